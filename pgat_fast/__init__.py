@@ -1,0 +1,31 @@
+"""pgat_fast: a spatio-temporal graph-attention forecaster, and the way to train it fast.
+
+The names below load on first use, so that importing the package costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pgat_fast.config import Config, load_config
+    from pgat_fast.model import build_model
+
+_HOME = {
+    "Config": "pgat_fast.config",
+    "load_config": "pgat_fast.config",
+    "build_model": "pgat_fast.model",
+}
+
+__all__ = ["Config", "__version__", "build_model", "load_config"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

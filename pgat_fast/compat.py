@@ -1,0 +1,146 @@
+"""Drop-in use: existing checkpoints, existing settings, the existing way to call the model.
+
+    from pgat_fast.compat import Model
+
+replaces the import of the existing model; see `examples` in the README.
+"""
+
+import logging
+import zlib
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgat_fast.config import Config, load_config
+from pgat_fast.errors import CheckpointError
+from pgat_fast.model import build_model
+from pgat_fast.original_layout import Source, original_shapes, sources
+
+logger = logging.getLogger(__name__)
+
+State = Mapping[str, Tensor]
+
+
+class TranslatedState(dict[str, Tensor]):
+    """A state dict in our layout that remembers what only the original layout has.
+
+    Attributes:
+        unused: original name -> tensor, for the parameters that the forward pass never reads, and for the packed
+            attention weights of which only the value rows are used.
+    """
+
+    unused: dict[str, Tensor]
+
+
+def _our_shapes(config: Config) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        model = build_model(config, backend="reference")
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def _resolve(config: Config | Mapping[str, Any]) -> Config:
+    return config if isinstance(config, Config) else load_config(config)
+
+
+def _check(state: State, expected: Mapping[str, tuple[int, ...]], what: str, config: Config) -> None:
+    """Raise one CheckpointError that lists every missing, unknown and misshapen name."""
+    missing = [name for name in expected if name not in state]
+    unknown = [name for name in state if name not in expected]
+    misshapen = [
+        f"{name} is {list(state[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != tuple(shape)
+    ]
+    if not (missing or unknown or misshapen):
+        return
+    lines = [f"the state dict does not fit {what}:"]
+    for title, names in (("missing", missing), ("unknown", unknown), ("wrong shape", misshapen)):
+        lines += [f"  {title} ({len(names)}): {'; '.join(names)}"] if names else []
+    if any(name.startswith("module.") or name.startswith("_orig_mod.") for name in unknown):
+        lines.append("  names begin with 'module.' or '_orig_mod.': remove the wrapper's prefix first")
+    ours, other = ("batched", "hierarchical") if config.model.combiner == "batched" else ("hierarchical", "batched")
+    marker = "celestial_combiner.edge_projection.weight" if other == "batched" else "celestial_combiner.edge_attention"
+    if any(name.startswith(marker) for name in unknown):
+        lines.append(f"  it was trained with combiner: {other}, the configuration says combiner: {ours}")
+    raise CheckpointError("\n".join(lines))
+
+
+def _take(tensor: Tensor, source: Source) -> Tensor:
+    if source.part == "value":
+        return tensor[2 * (tensor.shape[0] // 3) :]
+    return tensor[0] if source.part == "first" else tensor
+
+
+def from_original_layout(state: State, config: Config | Mapping[str, Any]) -> TranslatedState:
+    """Translate a state dict of the original layout into ours.
+
+    Every value is a rename or a slice (a view) of the given tensors, so gradients flow back to the original names.
+
+    Args:
+        state: original name -> tensor, every name of the layout that `config` implies, on any device, any dtype.
+        config: the configuration of the model that is to load it.
+
+    Returns:
+        A dict that `build_model(config).load_state_dict` takes strictly. What never enters the computation is in
+        its `unused` attribute; `to_original_layout` puts it back.
+
+    Raises:
+        CheckpointError: lists all unknown, missing and misshapen names at once.
+    """
+    config = _resolve(config)
+    _check(state, original_shapes(config.model), "the original layout", config)
+    places = sources(_our_shapes(config))
+    translated = TranslatedState({ours: _take(state[source.name], source) for ours, source in places.items()})
+    whole = {source.name for source in places.values() if source.part != "value"}
+    translated.unused = {name: tensor for name, tensor in state.items() if name not in whole}
+    return translated
+
+
+def to_original_layout(
+    state: State, config: Config | Mapping[str, Any], unused: State | None = None
+) -> dict[str, Tensor]:
+    """Translate a state dict in our layout into the original one, complete and in the original order.
+
+    Args:
+        state: our name -> tensor, as `model.state_dict()` or `from_original_layout` gives it.
+        config: the configuration of the model.
+        unused: values of what only the original layout has (see `TranslatedState`). By default those that
+            `from_original_layout` left in `state`, and initial values where there are none.
+
+    Returns:
+        Original name -> tensor. Gradients flow back to `state`.
+
+    Raises:
+        CheckpointError: lists all unknown, missing and misshapen names at once.
+    """
+    config = _resolve(config)
+    shapes = _our_shapes(config)
+    _check(state, shapes, "this model", config)
+    original = original_shapes(config.model)
+    carried = dict(unused if unused is not None else getattr(state, "unused", {}))
+    example = next(iter(state.values()))
+    translated: dict[str, Tensor] = {}
+    for ours, source in sources(shapes).items():
+        tensor = state[ours]
+        if source.part == "value":
+            packed = carried.get(source.name)
+            if packed is None:
+                packed = _initial_value(source.name, original[source.name]).to(tensor)
+            tensor = torch.cat((packed[: 2 * (packed.shape[0] // 3)].to(tensor), tensor))
+        translated[source.name] = tensor.unsqueeze(0) if source.part == "first" else tensor
+    for name, shape in original.items():
+        if name not in translated:
+            translated[name] = carried[name] if name in carried else _initial_value(name, shape).to(example)
+    return {name: translated[name] for name in original}
+
+
+def _initial_value(name: str, shape: tuple[int, ...]) -> Tensor:
+    """The value of a parameter that nothing reads: as section 13 of the architecture draws it."""
+    tensor = torch.empty(shape)
+    if len(shape) >= 2:
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        return nn.init.xavier_uniform_(tensor, generator=generator)
+    return nn.init.zeros_(tensor) if "bias" in name.rpartition(".")[2] else nn.init.ones_(tensor)

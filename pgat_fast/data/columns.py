@@ -1,0 +1,69 @@
+"""The names and the order of the 118 input columns, and which of them describe which body.
+
+One table, used by the builder, the checker and the model. Importing it costs nothing (no torch, no numpy).
+"""
+
+TARGETS = ("log_Open", "log_High", "log_Low", "log_Close")
+
+PLANETS = ("Sun", "Moon", "Mars", "Mercury", "Jupiter", "Venus", "Saturn", "Uranus", "Neptune", "Pluto")
+"""The ten bodies with an ephemeris, in the order of the file's columns."""
+
+NODES = ("Mean Rahu", "Mean Ketu")
+"""The mean lunar nodes, ascending and descending, by the names that the columns carry."""
+
+SHADBALA = ("Sun", "Moon", "Mars", "Mercury", "Jupiter", "Venus", "Saturn")
+"""The seven bodies with a strength column."""
+
+ASCENDANT = "Ascendant"
+
+_ANGLES = ("sin", "cos", "speed", "sign_sin", "sign_cos")
+
+COLUMNS: tuple[str, ...] = (
+    *TARGETS,
+    "time_delta",
+    *(f"dyn_{body}_{what}" for body in PLANETS for what in (*_ANGLES, "distance", "lat")),
+    *(f"dyn_{body}_{what}" for body in NODES for what in _ANGLES),
+    *(f"dyn_{body}_shadbala" for body in SHADBALA),
+    *(f"{body}_{what}" for body in (*PLANETS, *NODES, ASCENDANT) for what in ("sin", "cos")),
+)
+"""The numeric columns of the data file, after `date`."""
+
+BODIES = (
+    "sun", "moon", "mercury", "venus", "mars", "jupiter", "saturn",
+    "uranus", "neptune", "pluto", "north_node", "south_node", "chiron",
+)  # fmt: skip
+"""The 13 nodes of the graph, in the order used everywhere in the model."""
+
+_IN_FILE = {"north_node": "Mean Rahu", "south_node": "Mean Ketu", "chiron": ASCENDANT}
+_POSITIONAL_ORDER = (
+    "sun", "moon", "mars", "mercury", "jupiter", "venus", "saturn",
+    "uranus", "neptune", "pluto", "north_node", "south_node",
+)  # fmt: skip
+
+
+def is_angle_pair(column: str) -> bool:
+    """Whether `column` is the sine or cosine of an angle, which scaling must leave alone."""
+    return column.endswith(("_sin", "_cos"))
+
+
+def named_features(body: str) -> dict[str, int]:
+    """Map what is known of `body` to its index among `COLUMNS`, read from the column names.
+
+    Keys, where the body has them, in this order: `sin`, `cos` (sidereal longitude), `speed`, `sign_sin`,
+    `sign_cos`, `distance`, `lat`, `shadbala`, `ecliptic_sin`, `ecliptic_cos` (tropical longitude). Chiron has
+    no column of its own and reads the Ascendant's pair.
+    """
+    name = _IN_FILE.get(body, body.capitalize())
+    columns = {what: f"dyn_{name}_{what}" for what in (*_ANGLES, "distance", "lat", "shadbala")}
+    columns |= {f"ecliptic_{what}": f"{name}_{what}" for what in ("sin", "cos")}
+    return {what: COLUMNS.index(column) for what, column in columns.items() if column in COLUMNS}
+
+
+def positional_features(body: str) -> dict[str, int]:
+    """Map the features of `body` to column indices as the existing checkpoints were trained.
+
+    Nine columns a body from column 5 on, whatever they hold (from the tenth body on they are the wrong ones);
+    chiron has columns 113 to 115. The keys are plain numbers: no meaning is claimed.
+    """
+    first, count = (113, 3) if body == "chiron" else (5 + 9 * _POSITIONAL_ORDER.index(body), 9)
+    return {str(offset): first + offset for offset in range(count)}

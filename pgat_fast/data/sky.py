@@ -1,0 +1,237 @@
+"""The celestial columns of the data file: positions of the ten bodies, the lunar nodes and the Ascendant.
+
+One row a day, for 14:30 UTC (before 1972, when UTC had no leap seconds and followed the Earth, 14:30 UT1) and
+the New York Stock Exchange, 40.7069 N 74.0113 W. The place matters to the Ascendant only: everything else is
+geocentric. Needs `skyfield` and `skyfield-data`, whose wheel carries the JPL ephemeris DE421; no network.
+
+Values depend on the versions of these two packages (the difference between TT and UT1 is a measured quantity
+and is predicted for future days) and in the last digits on numpy's, but not on the number of threads: nothing
+here calls BLAS, which divides its sums among threads.
+"""
+
+from datetime import date
+from importlib.resources import as_file, files
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pgat_fast.data.astronomy import (
+    ARCSECOND,
+    FloatArray,
+    ascendant,
+    julian_centuries,
+    lahiri_ayanamsa,
+    mean_node,
+    mean_obliquity,
+    uccha_bala,
+    wrap180,
+)
+from pgat_fast.data.columns import ASCENDANT, COLUMNS, NODES, PLANETS, SHADBALA
+from pgat_fast.errors import DataError
+
+LATITUDE, LONGITUDE = 40.7069, -74.0113
+"""The place, in degrees north and east."""
+
+FIRST_DATE, LAST_DATE = date(1899, 7, 29), date(2053, 10, 8)
+"""The days whose 14:30 UTC lies in DE421 (1899-07-29 0 h to 2053-10-09 0 h TDB)."""
+
+CELESTIAL = COLUMNS[5:]
+"""The names and the order of the columns of `sky_table`."""
+
+_HOUR = 1 / 24
+_SUN_RADIUS = 959.63 * ARCSECOND  # seen from 1 au (Auwers)
+
+# The number of each body in the ephemeris; the giants and Pluto stand for their systems' barycentres.
+_KERNEL_IDS = {
+    "Sun": 10, "Moon": 301, "Mars": 499, "Mercury": 199, "Jupiter": 5, "Venus": 299, "Saturn": 6, "Uranus": 7,
+    "Neptune": 8, "Pluto": 9,
+}  # fmt: skip
+
+# Sine and cosine of 0, 30, ... 330 degrees, exact where they are zero: np.sin(np.pi) is 1.2e-16.
+_SIGN_SIN = np.array([0, 0.5, 0.75**0.5, 1, 0.75**0.5, 0.5, 0, -0.5, -(0.75**0.5), -1, -(0.75**0.5), -0.5])
+_SIGN_COS = np.roll(_SIGN_SIN, -3)
+
+
+class EclipticPosition(NamedTuple):
+    """Apparent geocentric position; each array is float64 of shape (n,)."""
+
+    longitude: FloatArray
+    """Degrees from the MEAN equinox of date; add the nutation in longitude for the true one."""
+    latitude: FloatArray
+    """Degrees north of the ecliptic of date."""
+    distance: FloatArray
+    """Astronomical units, at the time when the light left."""
+
+
+def sky_table(dates: pd.DatetimeIndex) -> pd.DataFrame:
+    """The 113 celestial columns (`CELESTIAL`), float64, one row for each of `dates`, which are the index.
+
+    - `dyn_{B}_sin`, `_cos`: of the sidereal (Lahiri) longitude; `{B}_sin`, `_cos`: of the tropical longitude
+      (true equinox of date).
+    - `speed`: of the sidereal longitude, degrees a day: central difference over one hour either side
+      (skyfield's own rates leave out the change of aberration: up to 0.0014 degrees a day).
+    - `sign_sin`, `sign_cos`: of the start of the sidereal sign, 30 * floor(longitude / 30) degrees.
+    - `distance`: astronomical units. `lat`: ecliptic latitude, degrees. `shadbala`: see `uccha_bala`.
+
+    Raises `DataError` for a date outside DE421 (`FIRST_DATE` to `LAST_DATE`), a missing date, a date with a
+    time zone, and when skyfield or skyfield-data is not installed.
+    """
+    _check_dates(dates)
+    _check_installed()
+    jd_tt = instants(dates)
+    nutation_in_longitude, nutation_in_obliquity = nutation(jd_tt)
+    obliquity = mean_obliquity(jd_tt) + nutation_in_obliquity
+    ayanamsa = lahiri_ayanamsa(jd_tt)
+    positions = apparent_positions(jd_tt)
+    speeds = _sidereal_speeds(jd_tt)
+
+    columns: dict[str, FloatArray] = {}
+    for body, longitude in _with_nodes(positions, jd_tt).items():
+        sidereal = (longitude - ayanamsa) % 360
+        sign = np.floor(sidereal / 30).astype(np.intp) % 12
+        columns |= _angle_pair(f"dyn_{body}", sidereal) | _angle_pair(body, longitude + nutation_in_longitude)
+        columns |= {f"dyn_{body}_sign_sin": _SIGN_SIN[sign], f"dyn_{body}_sign_cos": _SIGN_COS[sign]}
+        columns[f"dyn_{body}_speed"] = speeds[body]
+        if body in positions:
+            columns[f"dyn_{body}_distance"] = positions[body].distance
+            columns[f"dyn_{body}_lat"] = positions[body].latitude
+        if body in SHADBALA:
+            columns[f"dyn_{body}_shadbala"] = uccha_bala(body, sidereal)
+    # Equation of the equinoxes as in Meeus chapter 12; later terms stay below 0.003 arcseconds.
+    sidereal_time = greenwich_mean_sidereal_time(jd_tt) + LONGITUDE
+    sidereal_time += nutation_in_longitude * np.cos(np.radians(obliquity))
+    columns |= _angle_pair(ASCENDANT, ascendant(sidereal_time, obliquity, LATITUDE))
+    return pd.DataFrame({name: columns[name] for name in CELESTIAL}, index=dates)
+
+
+def instants(dates: pd.DatetimeIndex) -> FloatArray:
+    """The Julian Date, in TT, of 14:30 UTC (before 1972: UT1) of each day; shape (n,)."""
+    from skyfield.api import load
+
+    timescale = load.timescale(builtin=True)
+    year, month, day = (np.asarray(part) for part in (dates.year, dates.month, dates.day))
+    universal = timescale.ut1(year, month, day, 14, 30)
+    coordinated = timescale.utc(year, month, day, 14, 30)
+    return np.where(year < 1972, universal.tt, coordinated.tt)
+
+
+def apparent_positions(jd_tt: FloatArray) -> dict[str, EclipticPosition]:
+    """Apparent geocentric positions of `PLANETS` at instants of shape (n,), JD in TT inside DE421.
+
+    Light time, aberration and the Sun's deflection of light (skyfield, after NOVAS), then precession (IAU
+    2006). Within the Sun's disc the deflection, which grows as 1/angle, is made to fall linearly to zero:
+    nobody sees the body there, and the bare formula throws it off by up to 10 arcseconds and its speed by
+    half. The deflection by Jupiter and Saturn is below 0.02 arcseconds and left out.
+    """
+    from skyfield.api import load, load_file
+    from skyfield.framelib import mean_equator_and_equinox_of_date
+
+    time = load.timescale(builtin=True).tt_jd(jd_tt)
+    obliquity = np.radians(mean_obliquity(jd_tt))
+    positions = {}
+    with as_file(files("skyfield_data") / "data" / "de421.bsp") as path:
+        kernel = load_file(str(path))
+        try:
+            earth = kernel["earth"].at(time)
+            sun = _straight_line(earth.observe(kernel["sun"]))
+            for body in PLANETS:
+                observed = earth.observe(kernel[_KERNEL_IDS[body]])
+                straight = _straight_line(observed)
+                bent = observed.apparent(deflectors=(10,))
+                inside = straight.separation_from(sun).degrees * sun.distance().au / _SUN_RADIUS
+                x, y, z = straight.frame_xyz(mean_equator_and_equinox_of_date).au
+                shift = bent.frame_xyz(mean_equator_and_equinox_of_date).au - (x, y, z)
+                x, y, z = (x, y, z) + shift * np.minimum(1, inside**2)
+                positions[body] = _to_ecliptic(x, y, z, obliquity)
+        finally:
+            kernel.close()
+    return positions
+
+
+def nutation(jd_tt: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Nutation in longitude and in obliquity, degrees, each of shape (n,).
+
+    IAU 2000B (McCarthy and Luzum 2003, Celest. Mech. 85, 37): within 0.001 arcseconds of the full IAU 2000A
+    from 1995 to 2050. Summed here, over skyfield's tables, term by term: skyfield's own sum is a product of
+    matrices in BLAS, whose rounding may change with the number of threads.
+    """
+    from skyfield import nutationlib as tables
+
+    T = julian_centuries(jd_tt)
+    fundamental_arguments = tables.fundamental_arguments(T, 2)
+    # In units of 0.1 microarcseconds; the constants stand for the planetary terms.
+    longitude, obliquity = np.full_like(T, -0.000135e7), np.full_like(T, 0.000388e7)
+    for multipliers, (sine, sine_T, cosine), (cosine_e, cosine_T_e, sine_e) in zip(
+        tables.nals_t[:77],
+        tables.lunisolar_longitude_coefficients[:77],
+        tables.lunisolar_obliquity_coefficients[:77],
+        strict=True,
+    ):
+        argument = sum(k * angle for k, angle in zip(multipliers, fundamental_arguments, strict=True))
+        sin, cos = np.sin(argument), np.cos(argument)
+        longitude += (sine + sine_T * T) * sin + cosine * cos
+        obliquity += (cosine_e + cosine_T_e * T) * cos + sine_e * sin
+    return longitude * (1e-7 * ARCSECOND), obliquity * (1e-7 * ARCSECOND)
+
+
+def greenwich_mean_sidereal_time(jd_tt: FloatArray) -> FloatArray:
+    """Greenwich mean sidereal time, degrees, shape (n,), from the Earth Rotation Angle (IAU 2006)."""
+    from skyfield.api import load
+
+    degrees: FloatArray = load.timescale(builtin=True).tt_jd(jd_tt).gmst * 15
+    return degrees
+
+
+def _sidereal_speeds(jd_tt: FloatArray) -> dict[str, FloatArray]:
+    """Degrees a day of the sidereal longitude of `PLANETS` and `NODES`, by central difference."""
+    early, late = jd_tt - _HOUR, jd_tt + _HOUR
+    start, end = (_with_nodes(apparent_positions(jd), jd) for jd in (early, late))
+    precession = lahiri_ayanamsa(late) - lahiri_ayanamsa(early)
+    # Dividing by the step that is really there: a JD in float64 is good to 40 microseconds only.
+    return {body: (wrap180(end[body] - start[body]) - precession) / (late - early) for body in start}
+
+
+def _with_nodes(positions: dict[str, EclipticPosition], jd_tt: FloatArray) -> dict[str, FloatArray]:
+    """Longitudes from the mean equinox of date of `PLANETS` and `NODES`."""
+    rahu, ketu = NODES
+    longitudes = {body: position.longitude for body, position in positions.items()}
+    return longitudes | {rahu: mean_node(jd_tt), ketu: mean_node(jd_tt) + 180}
+
+
+def _straight_line(observed: Any) -> Any:
+    """The apparent position with light time and aberration but no deflection."""
+    return observed.apparent(deflectors=())
+
+
+def _to_ecliptic(x: FloatArray, y: FloatArray, z: FloatArray, obliquity: FloatArray) -> EclipticPosition:
+    """From equatorial rectangular coordinates, au, with the obliquity in radians (Meeus chapter 13)."""
+    y, z = y * np.cos(obliquity) + z * np.sin(obliquity), z * np.cos(obliquity) - y * np.sin(obliquity)
+    longitude = np.degrees(np.arctan2(y, x)) % 360
+    latitude = np.degrees(np.arctan2(z, np.hypot(x, y)))
+    return EclipticPosition(longitude, latitude, np.sqrt(x * x + y * y + z * z))
+
+
+def _angle_pair(name: str, degrees: npt.NDArray[np.float64]) -> dict[str, FloatArray]:
+    return {f"{name}_sin": np.sin(np.radians(degrees)), f"{name}_cos": np.cos(np.radians(degrees))}
+
+
+def _check_dates(dates: pd.DatetimeIndex) -> None:
+    if dates.tz is not None:
+        raise DataError(f"the dates carry the time zone {dates.tz}: the sky needs plain calendar days")
+    if dates.hasnans:
+        raise DataError(f"date {int(np.argmax(dates.isna())) + 1} of {len(dates)} is missing")
+    outside = (dates < pd.Timestamp(FIRST_DATE)) | (dates >= pd.Timestamp(LAST_DATE) + pd.Timedelta(days=1))
+    if outside.any():
+        raise DataError(
+            f"{dates[outside][0]:%Y-%m-%d} lies outside the ephemeris DE421, which serves {FIRST_DATE} to "
+            f"{LAST_DATE} ({int(outside.sum())} of {len(dates)} dates are outside): leave those rows out"
+        )
+
+
+def _check_installed() -> None:
+    missing = [name for name in ("skyfield", "skyfield_data") if find_spec(name) is None]
+    if missing:
+        raise DataError(f'the sky needs {" and ".join(missing)}: pip install "pgat-fast[data]"')

@@ -1,0 +1,21 @@
+"""The errors that bad input raises. Each message names the file, key, row or shape and what to do."""
+
+
+class PgatError(Exception):
+    """Base of every error that a user can cause and repair."""
+
+
+class ConfigError(PgatError, ValueError):
+    """A configuration file, key or `--set` override is wrong."""
+
+
+class DataError(PgatError, ValueError):
+    """A CSV file does not hold what the requested windows need."""
+
+
+class CheckpointError(PgatError, ValueError):
+    """A state dict or checkpoint does not fit the configured model."""
+
+
+class BackendError(PgatError, RuntimeError):
+    """The requested backend cannot run here."""

@@ -1,0 +1,57 @@
+"""The model: one architecture, several backends that compute the same function of the same parameters."""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pgat_fast.config import Config, load_config
+from pgat_fast.errors import BackendError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "reference", "torch", "triton")
+
+
+def resolve_backend(backend: str) -> str:
+    """Turn `auto` into the backend that will run; raise BackendError where the one asked for cannot."""
+    if backend not in BACKENDS:
+        raise BackendError(f"backend is {backend!r}, not one of {', '.join(BACKENDS)}")
+    if backend in ("torch", "triton"):
+        raise BackendError(f"backend {backend!r} is not part of this version; use 'reference' or 'auto'")
+    return "reference"
+
+
+def build_model(config: Config | Mapping[str, Any], backend: str | None = None) -> "nn.Module":
+    """Build the forecaster with freshly drawn parameters (torch's global generator), on the CPU, in training mode.
+
+    Args:
+        config: a resolved configuration, or a mapping as `load_config` takes it.
+        backend: `reference`, `torch`, `triton` or `auto`; `config.run.backend` by default.
+
+    Returns:
+        A module called as `model(x_enc, x_mark_enc, x_dec, x_mark_dec) -> (forecast, diagnostics)`; see
+        `pgat_fast.model.reference.pgat.PGAT.forward`. Parameter names do not depend on the backend.
+
+    Raises:
+        BackendError: the backend cannot run here, with the reason.
+        ConfigError: the mapping is not a valid configuration.
+    """
+    if not isinstance(config, Config):
+        config = load_config(config)
+    asked = backend or config.run.backend
+    chosen = resolve_backend(asked)
+    from pgat_fast.model.reference.pgat import PGAT
+
+    model = config.model
+    if model.embed_dim != model.d_model:
+        step = math.lcm(model.nodes, model.n_heads)
+        logger.info(
+            "d_model %d raised to %d, the next multiple of %d = lcm(%d nodes, %d heads)",
+            model.d_model, model.embed_dim, step, model.nodes, model.n_heads,
+        )  # fmt: skip
+    logger.info("backend %s%s", chosen, f" (asked for: {asked})" if asked != chosen else "")
+    return PGAT(model)

@@ -1,0 +1,57 @@
+"""What a model returns, and the loss of a mixture. Shared by every backend."""
+
+import math
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+
+class Mixture(NamedTuple):
+    """A mixture of K normal distributions for every forecast day.
+
+    Attributes:
+        means: [B, P, c_out, K].
+        log_stds: [B, P, c_out, K], logarithms of standard deviations, within [-10, 2].
+        log_weights: [B, P, K], unnormalised logarithms of the weights.
+    """
+
+    means: Tensor
+    log_stds: Tensor
+    log_weights: Tensor
+
+    def point(self) -> Tensor:
+        """The weighted mean of the means, [B, P, c_out]."""
+        weights = torch.softmax(self.log_weights.float(), dim=-1).to(self.means.dtype)
+        return (self.means * weights[:, :, None]).sum(dim=-1)
+
+
+Forecast: TypeAlias = Tensor | Mixture
+"""Scaled targets [B, P, c_out], or their mixture."""
+
+Diagnostics: TypeAlias = dict[str, Tensor]
+"""Named intermediate results; see the model's `forward`."""
+
+
+def point_forecast(forecast: Forecast) -> Tensor:
+    """The forecast as numbers, [B, P, c_out]."""
+    return forecast.point() if isinstance(forecast, Mixture) else forecast
+
+
+def mixture_nll(mixture: Mixture, target: Tensor, mode: str) -> Tensor:
+    """Mean negative log-likelihood of `target` [B, P, c_out] in nats a forecast day: a float32 (float64) scalar.
+
+    mode `joint`: the targets of a day share the component, -log sum_k w_k prod_c N(y_c; mean_ck, std_ck).
+    mode `independent`: every target draws its own, -sum_c log sum_k w_k N(y_c; mean_ck, std_ck).
+    Reference: Bishop, Mixture Density Networks, 1994.
+    """
+    dtype = torch.promote_types(target.dtype, torch.float32)
+    means, log_stds, log_weights = (part.to(dtype) for part in mixture)
+    z = (target.to(dtype).unsqueeze(-1) - means) * torch.exp(-log_stds)
+    log_density = -0.5 * z.square() - log_stds - 0.5 * math.log(2 * math.pi)  # [B, P, c_out, K]
+    log_weights = torch.log_softmax(log_weights, dim=-1)  # [B, P, K]
+    if mode == "joint":
+        return -torch.logsumexp(log_weights + log_density.sum(dim=2), dim=-1).mean()
+    if mode == "independent":
+        return -torch.logsumexp(log_weights[:, :, None] + log_density, dim=-1).sum(dim=-1).mean()
+    raise ValueError(f"mode is {mode!r}, not 'joint' or 'independent'")

@@ -1,0 +1,44 @@
+"""Section 10 of the architecture: the mixture decoder, which forecasts a mixture of normal distributions."""
+
+from torch import Tensor, nn
+
+from pgat_fast.model.forecast import Mixture
+from pgat_fast.model.reference.embedding import MAX_STEPS, sinusoidal_positions
+
+LOG_STD_RANGE = (-10.0, 2.0)
+
+
+class MixtureDecoder(nn.Module):
+    """Two pre-norm transformer decoder blocks over the forecast days, then one linear head a parameter."""
+
+    positions: Tensor
+
+    def __init__(self, width: int, n_heads: int, targets: int, components: int, dropout: float) -> None:
+        super().__init__()
+        self.targets, self.components = targets, components
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(
+                width, n_heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.means = nn.Linear(width, targets * components)
+        self.log_stds = nn.Linear(width, targets * components)
+        self.log_weights = nn.Linear(width, components)
+        self.register_buffer("positions", sinusoidal_positions(MAX_STEPS, width), persistent=False)
+
+    def forward(self, d: Tensor, graph: Tensor) -> Mixture:
+        """Decoder states of the forecast days [B, P, D], graph features [B, S, D] -> mixture."""
+        steps = d.shape[1]
+        causal = nn.Transformer.generate_square_subsequent_mask(steps, device=d.device, dtype=d.dtype)
+        d = d + self.positions[:steps]
+        for layer in self.layers:
+            d = layer(d, graph, tgt_mask=causal, tgt_is_causal=True)
+        d = self.norm(d)
+        shape = (self.targets, self.components)
+        return Mixture(
+            means=self.means(d).unflatten(-1, shape),
+            log_stds=self.log_stds(d).unflatten(-1, shape).clamp(*LOG_STD_RANGE),
+            log_weights=self.log_weights(d),
+        )

@@ -1,0 +1,152 @@
+"""The whole reference model, in the order of the architecture's sections."""
+
+import torch
+from torch import Tensor, nn
+
+from pgat_fast.config.schema import ModelConfig
+from pgat_fast.model.forecast import Diagnostics, Forecast
+from pgat_fast.model.reference.adjacency import AdjacencyLearner, AdjacencyMixer, StochasticAdjacencyLearner
+from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes, astrological_adjacency
+from pgat_fast.model.reference.combiner_batched import BatchedCombiner
+from pgat_fast.model.reference.combiner_hierarchical import HierarchicalCombiner
+from pgat_fast.model.reference.decoder import DecoderBlock
+from pgat_fast.model.reference.embedding import Embedding, MarketContext
+from pgat_fast.model.reference.encoder import SpatioTemporalEncoder
+from pgat_fast.model.reference.graph_processing import GraphAttention, PartitionedProcessing
+from pgat_fast.model.reference.hierarchical_mapping import HierarchicalMapping
+from pgat_fast.model.reference.initialization import initialize
+from pgat_fast.model.reference.mixture import MixtureDecoder
+from pgat_fast.model.reference.phase import CHANNELS, PhaseAwareProcessor
+from pgat_fast.model.shapes import check_inputs
+
+
+class CelestialGraph(nn.Module):
+    """Sections 1 to 6: from the input columns to market states and one adjacency a timestep."""
+
+    astrological: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, heads, dropout = config.embed_dim, config.n_heads, config.dropout
+        assert config.feature_map is not None and config.phase_edges is not None
+        self.phase = PhaseAwareProcessor(heads, config.feature_map, config.phase_edges)
+        self.embedding = Embedding(
+            config.nodes * CHANNELS, width, config.freq, config.calendar_marks == "integer", dropout
+        )
+        self.market_context = MarketContext(width)
+        self.body_nodes = BodyNodes(width)
+        self.body_fusion = BodyFusion(width, heads, dropout)
+        self.mixer = AdjacencyMixer(width)
+        self.learner = _learner(config)
+        self.combiner: nn.Module
+        if config.combiner == "batched":
+            self.combiner = BatchedCombiner(width, heads, config.fusion_layers, dropout)
+        else:
+            self.combiner = HierarchicalCombiner(width, heads, config.celestial_fusion_layers, dropout)
+        self.register_buffer("astrological", astrological_adjacency(), persistent=False)
+
+    def forward(self, x: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Diagnostics]:
+        """Inputs [B, S, F], marks [B, S, columns] -> states [B, S, D], adjacency [B, S, N, N], diagnostics."""
+        features, phase = self.phase(x)
+        e = self.embedding(features, marks)
+        context = self.market_context(e)
+        dynamic, bodies = self.body_nodes(e)
+        e = self.body_fusion(e, bodies)
+        static = self.mixer(context[:, None], (phase[:, None], self.astrological.to(e.dtype), dynamic))
+        learned, kl = self.learner(e)
+        adjacency = self.combiner((static.to(e.dtype), learned.to(e.dtype), dynamic), e)
+        diagnostics = {"phase_adjacency": phase, "dynamic_adjacency": dynamic, "learned_adjacency": learned}
+        return e, adjacency, diagnostics if kl is None else diagnostics | {"kl_divergence": kl}
+
+
+class InputGraph(nn.Module):
+    """What stands in for sections 1 to 6 without a celestial graph: every input is a node."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.embedding = Embedding(
+            config.enc_in, width, config.freq, config.calendar_marks == "integer", config.dropout
+        )
+        self.learner = _learner(config)
+        self.mixer = AdjacencyMixer(width)
+
+    def forward(self, x: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Diagnostics]:
+        """Inputs [B, S, F], marks [B, S, columns] -> states [B, S, D], adjacency [B, S, N, N], diagnostics."""
+        e = self.embedding(x, marks)
+        learned, kl = self.learner(e)
+        own = torch.eye(learned.shape[-1], dtype=learned.dtype, device=learned.device)
+        adjacency = self.mixer(e, (learned, learned, own))
+        diagnostics = {"learned_adjacency": learned}
+        return e, adjacency, diagnostics if kl is None else diagnostics | {"kl_divergence": kl}
+
+
+def _learner(config: ModelConfig) -> nn.Module:
+    learner = StochasticAdjacencyLearner if config.use_stochastic_learner else AdjacencyLearner
+    return learner(config.embed_dim, config.nodes)
+
+
+class PGAT(nn.Module):
+    """The forecaster: `model(x_enc, x_mark_enc, x_dec, x_mark_dec) -> (forecast, diagnostics)`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, heads, nodes, dropout = config.embed_dim, config.n_heads, config.nodes, config.dropout
+        self.graph = CelestialGraph(config) if config.use_celestial_graph else InputGraph(config)
+        self.mapping = HierarchicalMapping(width, heads, nodes) if config.use_hierarchical_mapping else None
+        self.encoder = SpatioTemporalEncoder(width, heads, nodes, config.seq_len, dropout)
+        self.processing: nn.Module
+        if config.graph_processing == "partitioned":
+            self.processing = PartitionedProcessing(width, nodes, config.c_out)
+        else:
+            self.processing = GraphAttention(
+                width, heads, config.e_layers, dropout, config.adjacency_threshold, config.adjacency_bias
+            )
+        self.readout = nn.Linear(nodes * width, width)
+        self.decoder_embedding = Embedding(
+            config.dec_in, width, config.freq, config.calendar_marks == "integer", dropout
+        )
+        self.decoder = nn.ModuleList(DecoderBlock(width, heads, dropout) for _ in range(config.d_layers))
+        self.head: nn.Module
+        if config.use_mixture_decoder:
+            self.head = MixtureDecoder(width, heads, config.c_out, config.mdn_components, dropout)
+        else:
+            self.head = nn.Linear(width, config.c_out)
+        initialize(self)
+
+    def forward(
+        self, x_enc: Tensor, x_mark_enc: Tensor, x_dec: Tensor, x_mark_dec: Tensor
+    ) -> tuple[Forecast, Diagnostics]:
+        """Forecast the last P steps of the decoder input.
+
+        Args:
+            x_enc: history, [B, S, enc_in], float, scaled as the model was trained.
+            x_mark_enc: its calendar marks, [B, S, columns], fractions in [0, 1) of month, day, weekday, hour.
+            x_dec: decoder input, [B, L + P, dec_in].
+            x_mark_dec: its calendar marks, [B, L + P, columns].
+
+        Returns:
+            The scaled forecast [B, P, c_out] (a `Mixture` with `use_mixture_decoder`), and diagnostics:
+            `adjacency` [B, S, N, N], `learned_adjacency` [B, S, N, N], with the celestial graph
+            `phase_adjacency` [B, N, N] and `dynamic_adjacency` [B, S, N, N], with the stochastic learner the scalar
+            `kl_divergence`, which training adds to the loss.
+
+        Raises:
+            ValueError: a shape that does not fit the configuration.
+        """
+        check_inputs(self.config, x_enc, x_mark_enc, x_dec, x_mark_dec)
+        e, adjacency, diagnostics = self.graph(x_enc, x_mark_enc)
+        if self.mapping is not None:
+            e = self.mapping(e)
+        nodes = self.encoder(e, adjacency)
+        if isinstance(self.processing, GraphAttention):
+            graph = self.readout(self.processing(nodes, adjacency).flatten(2))
+        else:
+            graph = self.processing(self.readout(nodes.flatten(2)), adjacency)
+        d = self.decoder_embedding(x_dec, x_mark_dec)
+        for layer in self.decoder:
+            d = layer(d, graph)
+        d = d[:, -self.config.pred_len :]
+        forecast = self.head(d, graph) if isinstance(self.head, MixtureDecoder) else self.head(d)
+        return forecast, diagnostics | {"adjacency": adjacency}

@@ -1,0 +1,24 @@
+"""Activation checkpointing of a block: its backward pass computes the forward pass again."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute_in_backward(block: nn.Module, *inputs: Tensor) -> Tensor:
+    """Call `block(*inputs)` and keep nothing but the inputs for the backward pass.
+
+    The parameters that the block has NOW are handed on: under `torch.func.functional_call` the block holds other
+    ones by the time the backward pass runs, and would silently compute another function.
+    """
+    if not torch.is_grad_enabled():
+        return block(*inputs)  # type: ignore[no-any-return]
+    tensors = dict(block.named_parameters()) | dict(block.named_buffers())
+
+    def call(*args: Tensor) -> Any:
+        return functional_call(block, tensors, args)
+
+    return checkpoint(call, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
