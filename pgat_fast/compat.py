@@ -2,21 +2,24 @@
 
     from pgat_fast.compat import Model
 
-replaces the import of the existing model; see `examples` in the README.
+replaces the import of the existing model; `examples/swap_one_import.py` shows it.
 """
 
 import logging
 import zlib
 from argparse import Namespace
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from pgat_fast.config import Config, load_config
+from pgat_fast.config import Config, ModelConfig, load_config
+from pgat_fast.config.legacy import OLD_NAMES
 from pgat_fast.errors import CheckpointError
 from pgat_fast.model import build_model
+from pgat_fast.model.forecast import Diagnostics, Forecast
 from pgat_fast.original_layout import Source, original_shapes, sources
 
 logger = logging.getLogger(__name__)
@@ -144,3 +147,79 @@ def _initial_value(name: str, shape: tuple[int, ...]) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         return nn.init.xavier_uniform_(tensor, generator=generator)
     return nn.init.zeros_(tensor) if "bias" in name.rpartition(".")[2] else nn.init.ones_(tensor)
+
+
+class Model(nn.Module):
+    """The existing model's interface over this project's backends.
+
+    Its parameters ARE those of the original layout: the same names, shapes, order and count, the never-used ones
+    included. So existing checkpoints load strictly, `state_dict()` is again in that layout, and an optimizer over
+    `parameters()` (with its saved state) sees what it saw before. A forward pass hands views of them to the backend.
+
+    `compatibility: original` is the default here and nowhere else: swapping an import must not change a number.
+
+    Args:
+        args: the existing settings, a namespace or a dict. Settings of the model and `backend` are read, under
+            their existing names; whatever else a script keeps there is left alone. Existing settings do not say
+            which combiner was used: set `combiner` to `hierarchical` (the default, the 12,310,208-parameter layout)
+            or `batched`.
+
+    Raises:
+        ConfigError: a setting of the model is wrong.
+        BackendError: the backend cannot run here.
+    """
+
+    def __init__(self, args: Namespace | Mapping[str, Any]) -> None:
+        super().__init__()
+        self.settings = load_config(_model_settings(args))
+        forecaster = build_model(self.settings)
+        initial = to_original_layout(forecaster.state_dict(), self.settings)
+        for name, tensor in initial.items():
+            *path, leaf = name.split(".")
+            home: nn.Module = self
+            for part in path:
+                if part not in home._modules:
+                    home.add_module(part, nn.Module())
+                home = home.get_submodule(part)
+            home.register_parameter(leaf, nn.Parameter(tensor.detach().clone()))
+        for module in forecaster.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.to("meta")))
+        # In a tuple, so that it is not a submodule: its parameters are placeholders.
+        self._forecaster = (forecaster,)
+        self._places = sources(name for name, _ in forecaster.named_parameters())
+
+    def forward(
+        self, x_enc: Tensor, x_mark_enc: Tensor, x_dec: Tensor, x_mark_dec: Tensor
+    ) -> tuple[Forecast, Diagnostics]:
+        """The forecast [B, P, c_out], or the triple (means, log-stds, log-weights); and named intermediate results.
+
+        Shapes as in `pgat_fast.model.reference.pgat.PGAT.forward`.
+        """
+        own = dict(self.named_parameters())
+        tensors = {ours: _take(own[source.name], source) for ours, source in self._places.items()}
+        result: tuple[Forecast, Diagnostics]
+        result = functional_call(self._forecaster[0], tensors, (x_enc, x_mark_enc, x_dec, x_mark_dec))
+        return result
+
+    def train(self, mode: bool = True) -> Self:
+        self._forecaster[0].train(mode)
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `.to(device)`, `.double()`, ...: the forecaster's buffers must follow; its parameters are placeholders.
+        for module in self._forecaster[0].modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, fn(buffer))
+        return super()._apply(fn, recurse)
+
+
+def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the script's settings that decide what the model is, under the names they have there."""
+    given = dict(args) if isinstance(args, Mapping) else vars(args)
+    read = set(ModelConfig.model_fields) | {"backend"}
+    read |= {name for name, old in OLD_NAMES.items() if getattr(old, "setting", "").startswith("model.")}
+    left = sorted(name for name in given if name not in read)
+    if left:
+        logger.info("settings that do not concern the model, left alone: %s", ", ".join(left))
+    return {"compatibility": "original"} | {name: given[name] for name in given if name in read}

@@ -1,7 +1,6 @@
 """The model: one architecture, several backends that compute the same function of the same parameters."""
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +45,5 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
     chosen = resolve_backend(asked)
     from pgat_fast.model.reference.pgat import PGAT
 
-    model = config.model
-    if model.embed_dim != model.d_model:
-        step = math.lcm(model.nodes, model.n_heads)
-        logger.info(
-            "d_model %d raised to %d, the next multiple of %d = lcm(%d nodes, %d heads)",
-            model.d_model, model.embed_dim, step, model.nodes, model.n_heads,
-        )  # fmt: skip
     logger.info("backend %s%s", chosen, f" (asked for: {asked})" if asked != chosen else "")
-    return PGAT(model)
+    return PGAT(config.model)

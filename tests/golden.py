@@ -1,0 +1,128 @@
+"""Parity cases: values that the existing model computed in float64 for weights and inputs made from names alone.
+
+`data/golden/<case>.json` holds the settings, the original layout and, for every parameter, the L2 norm of its gradient
+and the product of the gradient with a known direction; `<case>.npz` holds outputs and intermediate results.
+"""
+
+import json
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgat_fast import Config, load_config
+
+FOLDER = Path(__file__).parent / "data" / "golden"
+CASES = {
+    "batched_small": "batched",
+    "hierarchical_small": "hierarchical",
+    "everything_small": "batched",
+    "no_celestial_small": "hierarchical",  # it has no combiner
+}
+"""Case -> the combiner that it was computed with, which the settings of the existing model do not say."""
+
+
+def rng(name: str, salt: int) -> np.random.Generator:
+    """The generator whose draws belong to `name`."""
+    return np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + 7919 * salt))
+
+
+def weight(name: str, shape: tuple[int, ...], salt: int) -> NDArray[np.float32]:
+    """The value of the parameter `name` of the original layout."""
+    draw = rng(name, salt).standard_normal(shape)
+    if len(shape) > 1:
+        draw /= np.sqrt(np.prod(shape[1:]))
+    else:
+        draw = 0.1 * draw + (1.0 if name.endswith("weight") else 0.0)
+    return draw.astype(np.float32)
+
+
+class Case(NamedTuple):
+    name: str
+    config: Config
+    salt: int
+    shapes: dict[str, tuple[int, ...]]
+    gradients: dict[str, tuple[float, float]]
+    without_gradient: set[str]
+    outputs: list[NDArray[np.float32]]
+    intermediates: dict[str, NDArray[np.float32]]
+    settings: dict[str, Any]
+
+    def state(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The weights in the original layout, requiring gradients."""
+        return {
+            name: torch.tensor(weight(name, shape, self.salt), dtype=dtype, requires_grad=True)
+            for name, shape in self.shapes.items()
+        }
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x_enc, x_mark_enc, x_dec, x_mark_dec."""
+        model, batch = self.config.model, self.outputs[0].shape[0]
+        steps = {"enc": model.seq_len, "dec": model.label_len + model.pred_len}
+        width = {"enc": model.enc_in, "dec": model.dec_in}
+        values = [
+            draw
+            for side in ("enc", "dec")
+            for draw in (
+                rng(f"x_{side}", self.salt).standard_normal((batch, steps[side], width[side])),
+                rng(f"x_mark_{side}", self.salt).random((batch, steps[side], 4)),
+            )
+        ]
+        first, second, third, fourth = (torch.tensor(v.astype(np.float32), dtype=dtype) for v in values)
+        return first, second, third, fourth
+
+    def probed(self, outputs: list[Tensor]) -> Tensor:
+        """The scalar whose gradients are recorded: every output times a known direction, summed."""
+        names = ["probe"] if len(outputs) == 1 else [f"probe/{i}" for i in range(len(outputs))]
+        total = outputs[0].new_zeros(())
+        for name, output in zip(names, outputs, strict=True):
+            probe = rng(name, self.salt).standard_normal(tuple(output.shape))
+            if len(outputs) == 1:
+                probe = probe.astype(np.float32)
+            total = total + (output * torch.tensor(probe, dtype=output.dtype)).sum()
+        return total
+
+    def check_gradients(self, gradients: dict[str, Tensor | None], tolerance: float) -> None:
+        """Every recorded norm and projection within `tolerance`, relative to the norm.
+
+        Where the recorded gradient is rounding noise about a mathematical zero (a key bias under a softmax), it
+        must be as near to zero as float32 resolves beside the largest gradient.
+        """
+        largest = max(norm for norm, _ in self.gradients.values())
+        wrong = []
+        for name, (norm, projection) in self.gradients.items():
+            gradient = gradients[name]
+            if gradient is None:
+                wrong.append(f"{name} received no gradient")
+                continue
+            values = gradient.double().numpy()
+            direction = rng("grad/" + name, self.salt).standard_normal(values.shape)
+            scale = 1e-6 * largest if norm < 1e-12 * largest else tolerance * norm
+            found = float(np.linalg.norm(values)), float((values * direction).sum())
+            if abs(found[0] - norm) > scale or abs(found[1] - projection) > scale:
+                wrong.append(f"{name}: found {found}, expected {(norm, projection)}")
+        assert not wrong, "\n".join(wrong)
+        assert {name for name in gradients if gradients[name] is not None} == set(self.gradients)
+
+
+@cache
+def load(name: str) -> Case:
+    record = json.loads((FOLDER / f"{name}.json").read_text())
+    arrays = np.load(FOLDER / f"{name}.npz")
+    settings = record["config"] | {"combiner": CASES[name], "compatibility": "original"}
+    return Case(
+        name=name,
+        config=load_config(settings),
+        salt=record["salt"],
+        shapes={key: tuple(shape) for key, shape in record["shapes"].items()},
+        gradients={key: (norm, projection) for key, (norm, projection) in record["gradients"].items()},
+        without_gradient=set(record["without_gradient"]),
+        outputs=[arrays[key] for key in sorted(arrays.files) if key.startswith("output")],
+        intermediates={key.removeprefix("mid/"): arrays[key] for key in arrays.files if key.startswith("mid/")},
+        settings=settings,
+    )
