@@ -19,3 +19,7 @@ class CheckpointError(PgatError, ValueError):
 
 class BackendError(PgatError, RuntimeError):
     """The requested backend cannot run here."""
+
+
+class TrainingError(PgatError, RuntimeError):
+    """Training cannot go on, because a loss or a gradient is not finite."""

@@ -8,13 +8,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from pgat_fast.config.schema import ModelConfig
+from pgat_fast.config.schema import BODY_CHANNELS, ModelConfig
 from pgat_fast.data.columns import BODIES, named_features, positional_features
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
-CHANNELS = 32
 CALENDAR_ROWS = {"hour": 25, "weekday": 8, "day": 32, "month": 13}
 INTERACTIONS = ("astro_learned", "astro_attention", "learned_attention")
 EDGE_KINDS = ("astronomical", "learned", "attention")
@@ -67,7 +66,7 @@ def _feed_forward(width: int, hidden: int) -> Shapes:
 
 def _phase(config: ModelConfig) -> Iterator[Shapes]:
     features = named_features if config.feature_map == "named" else positional_features
-    c = CHANNELS
+    c = BODY_CHANNELS
     for body in BODIES:
         n = len(features(body))
         yield _under(
@@ -200,8 +199,8 @@ def _all(config: ModelConfig) -> Iterator[Shapes]:
     if celestial:
         yield _under("phase_aware_processor", *_phase(config))
         yield _under("wave_aggregator", *_wave_aggregator())
-        yield _under("rich_feature_to_celestial", _linear(n, n * CHANNELS))
-    yield _under("enc_embedding", _embedding(n * CHANNELS if celestial else config.enc_in, d, config.freq))
+        yield _under("rich_feature_to_celestial", _linear(n, n * BODY_CHANNELS))
+    yield _under("enc_embedding", _embedding(n * BODY_CHANNELS if celestial else config.enc_in, d, config.freq))
     yield _under("dec_embedding", _embedding(config.dec_in, d, config.freq))
     if celestial:
         yield from _celestial(config)

@@ -1,8 +1,9 @@
-"""A strict reader of the YAML that configuration files need: mappings, lists and scalars, nothing that refers or runs.
+"""A strict reader of the YAML that configuration files need: mappings, lists and scalars.
 
-Built on PyYAML's event stream, before any Python object is made. Scalars follow the YAML 1.2 core schema
-(https://yaml.org/spec/1.2.2/#103-core-schema): `1e-6` is a number, `yes`, `no`, `on` and `off` are text. Refused, each
-with its line: duplicate keys, anchors, aliases, merge keys, tags, several documents, keys that are not text.
+Built on PyYAML's event stream, before any Python object is made, so that nothing in a file can run. Scalars
+follow the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema): `1e-6` is a number; `yes`,
+`no`, `on` and `off` are text. Refused, each with its line: duplicate keys, anchors, aliases, merge keys,
+tags, several documents, keys that are not text.
 """
 
 import re
@@ -38,11 +39,11 @@ _NOT_FINITE: Final = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 class Document:
     """What a text holds.
 
-    `value`: the root as plain Python. `lines`: for each mapping key, by its path from the root, its 1-based line.
+    `value`: the root as plain Python. `lines`: the 1-based line of each key, by its path from the root.
     `faults`: (line, what is wrong and what to do).
     """
 
-    value: Any = None
+    value: Any = REFUSED
     lines: dict[tuple[str, ...], int] = field(default_factory=dict)
     faults: list[tuple[int, str]] = field(default_factory=list)
 
@@ -56,28 +57,29 @@ class _UnreadableError(Exception):
 
 
 def read(text: str) -> Document:
-    """Read the one document in `text`. Never raises: what is wrong stands in `faults`."""
+    """Read the one document in `text`. Never raises: what is wrong stands in `faults`.
+
+    A text without a document (empty, or only comments) has the value None; one that cannot be read to its end
+    has the value REFUSED.
+    """
     document = Document()
     scanner: yaml.SafeLoader | None = None
     try:
         scanner = yaml.SafeLoader(text)
         events = iter(scanner.get_event, None)
         starts = (event for event in events if isinstance(event, yaml.DocumentStartEvent))
-        if next(starts, None) is not None:
-            document.value = _build(next(events), events, (), document)
-            if (second := next(starts, None)) is not None:
-                raise _UnreadableError(
-                    _line(second), "a second document starts here: write one, without `---`"
-                )
+        value = None if next(starts, None) is None else _build(next(events), events, (), document)
+        if (second := next(starts, None)) is not None:
+            raise _UnreadableError(_line(second), "a second document starts here: write one, without `---`")
+        document.value = value
     except _UnreadableError as error:
         document.faults.append((error.line, str(error)))
     except yaml.MarkedYAMLError as error:
         document.faults.append(_syntax(error))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        document.faults.append(
-            (line, f"the character U+{ord(text[error.position]):04X} is not allowed in YAML")
-        )
+        code = ord(text[error.position])
+        document.faults.append((line, f"not valid YAML: the character U+{code:04X} is not allowed"))
     except (ValueError, OverflowError):  # PyYAML passes an escape such as "\UFFFFFFFF" to chr() unchecked
         line = scanner.line + 1 if scanner else 1
         document.faults.append((line, "not valid YAML: an escape or a directive holds a number out of range"))
@@ -161,9 +163,9 @@ def _key(
 
 def _refusal(event: yaml.Event) -> str | None:
     if isinstance(event, yaml.AliasEvent):
-        return f"aliases (*{event.anchor}) are not accepted: write the value out, or quote text that starts with *"
+        return "aliases (*name) are not accepted: write the value out, or quote text that starts with *"
     if getattr(event, "anchor", None) is not None:
-        return f"anchors (&{event.anchor}) are not accepted: remove it, or quote text that starts with &"
+        return "anchors (&name) are not accepted: remove it, or quote text that starts with &"
     tag = getattr(event, "tag", None)
     if tag is not None:
         name = tag.replace("tag:yaml.org,2002:", "!!", 1)
@@ -172,16 +174,20 @@ def _refusal(event: yaml.Event) -> str | None:
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> tuple[int, str]:
-    mark = error.problem_mark or error.context_mark
+    unfinished_key = error.context == "while scanning a simple key"  # the problem lies where the key starts
+    mark = error.context_mark if unfinished_key else error.problem_mark or error.context_mark
+    line = 1 if mark is None else int(mark.line) + 1
     problem = " ".join(part for part in (error.context, error.problem) if part)
     advice = ""
     if "'\\t'" in problem:
         advice = ": indent with spaces, not with tabs"
     elif "mapping values are not allowed" in problem:
         advice = ": check the indentation, and quote a value that holds `: `"
+    elif unfinished_key:
+        advice = ": write `name: value`"
     elif "cannot start any token" in problem:
         advice = ": quote a value that starts with this character"
-    return (mark.line + 1 if mark else 1), f"not valid YAML: {problem}{advice}"
+    return line, f"not valid YAML: {problem}{advice}"
 
 
 def _at(path: tuple[str, ...], message: str) -> str:
@@ -196,4 +202,4 @@ def shown_key(key: str) -> str:
 
 
 def _line(event: yaml.Event) -> int:
-    return int(event.start_mark.line) + 1
+    return 1 if event.start_mark is None else int(event.start_mark.line) + 1

@@ -34,19 +34,20 @@ def mean_obliquity(jd_tt: FloatArray) -> FloatArray:
 
 
 def mean_node(jd_tt: FloatArray) -> FloatArray:
-    """Longitude of the Moon's mean ascending node (Rahu) from the mean equinox of date.
+    """Longitude, in [0, 360), of the Moon's mean ascending node (Rahu) from the mean equinox of date.
 
-    Meeus 47.7, after Chapront; not reduced to one turn.
+    Meeus 47.7, after Chapront.
     """
     T = julian_centuries(jd_tt)
-    return _polynomial(T, (125.0445479, -1934.1362891, 0.0020754, 1 / 467441, -1 / 60616000))
+    return _polynomial(T, (125.0445479, -1934.1362891, 0.0020754, 1 / 467441, -1 / 60616000)) % 360
 
 
 def lahiri_ayanamsa(jd_tt: FloatArray) -> FloatArray:
     """What to subtract from a longitude of the MEAN equinox of date to have the sidereal (Lahiri) one.
 
-    The Indian Calendar Reform Committee's zero point (23 deg 15' 00.658" from the true equinox at 0 h on
-    1956-03-21), carried on by the general precession in longitude of Capitaine et al. 2003 (A&A 412, 567).
+    The Indian Calendar Reform Committee's zero point (23 deg 15' 00.658" from the true equinox on 1956-03-21)
+    carried to J2000.0 by the IAU 1976 precession of its definition (as in the Swiss Ephemeris) and from there
+    by the general precession in longitude of Capitaine et al. 2003 (A&A 412, 567).
     For a longitude of the true equinox add the nutation in longitude: the sidereal longitude has none.
     """
     T = julian_centuries(jd_tt)

@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from pgat_fast.data.astronomy import (
@@ -63,7 +62,7 @@ class EclipticPosition(NamedTuple):
     latitude: FloatArray
     """Degrees north of the ecliptic of date."""
     distance: FloatArray
-    """Astronomical units, at the time when the light left."""
+    """Astronomical units, from the Earth now to the body when the light left it."""
 
 
 def sky_table(dates: pd.DatetimeIndex) -> pd.DataFrame:
@@ -77,7 +76,7 @@ def sky_table(dates: pd.DatetimeIndex) -> pd.DataFrame:
     - `distance`: astronomical units. `lat`: ecliptic latitude, degrees. `shadbala`: see `uccha_bala`.
 
     Raises `DataError` for a date outside DE421 (`FIRST_DATE` to `LAST_DATE`), a missing date, a date with a
-    time zone, and when skyfield or skyfield-data is not installed.
+    time zone, no dates at all, and when skyfield or skyfield-data is not installed.
     """
     _check_dates(dates)
     _check_installed()
@@ -100,10 +99,8 @@ def sky_table(dates: pd.DatetimeIndex) -> pd.DataFrame:
             columns[f"dyn_{body}_lat"] = positions[body].latitude
         if body in SHADBALA:
             columns[f"dyn_{body}_shadbala"] = uccha_bala(body, sidereal)
-    # Equation of the equinoxes as in Meeus chapter 12; later terms stay below 0.003 arcseconds.
-    sidereal_time = greenwich_mean_sidereal_time(jd_tt) + LONGITUDE
-    sidereal_time += nutation_in_longitude * np.cos(np.radians(obliquity))
-    columns |= _angle_pair(ASCENDANT, ascendant(sidereal_time, obliquity, LATITUDE))
+    local_sidereal_time = greenwich_sidereal_time(jd_tt, nutation_in_longitude, obliquity) + LONGITUDE
+    columns |= _angle_pair(ASCENDANT, ascendant(local_sidereal_time, obliquity, LATITUDE))
     return pd.DataFrame({name: columns[name] for name in CELESTIAL}, index=dates)
 
 
@@ -115,7 +112,8 @@ def instants(dates: pd.DatetimeIndex) -> FloatArray:
     year, month, day = (np.asarray(part) for part in (dates.year, dates.month, dates.day))
     universal = timescale.ut1(year, month, day, 14, 30)
     coordinated = timescale.utc(year, month, day, 14, 30)
-    return np.where(year < 1972, universal.tt, coordinated.tt)
+    jd_tt: FloatArray = np.where(year < 1972, universal.tt, coordinated.tt)
+    return jd_tt
 
 
 def apparent_positions(jd_tt: FloatArray) -> dict[str, EclipticPosition]:
@@ -123,8 +121,8 @@ def apparent_positions(jd_tt: FloatArray) -> dict[str, EclipticPosition]:
 
     Light time, aberration and the Sun's deflection of light (skyfield, after NOVAS), then precession (IAU
     2006). Within the Sun's disc the deflection, which grows as 1/angle, is made to fall linearly to zero:
-    nobody sees the body there, and the bare formula throws it off by up to 10 arcseconds and its speed by
-    half. The deflection by Jupiter and Saturn is below 0.02 arcseconds and left out.
+    nobody sees the body there, and the bare formula throws it off by up to 10 arcseconds and its speed by a
+    quarter. The deflection by Jupiter and Saturn is below 0.02 arcseconds and left out.
     """
     from skyfield.api import load, load_file
     from skyfield.framelib import mean_equator_and_equinox_of_date
@@ -142,10 +140,12 @@ def apparent_positions(jd_tt: FloatArray) -> dict[str, EclipticPosition]:
                 straight = _straight_line(observed)
                 bent = observed.apparent(deflectors=(10,))
                 inside = straight.separation_from(sun).degrees * sun.distance().au / _SUN_RADIUS
-                x, y, z = straight.frame_xyz(mean_equator_and_equinox_of_date).au
-                shift = bent.frame_xyz(mean_equator_and_equinox_of_date).au - (x, y, z)
-                x, y, z = (x, y, z) + shift * np.minimum(1, inside**2)
-                positions[body] = _to_ecliptic(x, y, z, obliquity)
+                towards = straight.frame_xyz(mean_equator_and_equinox_of_date).au
+                shift = bent.frame_xyz(mean_equator_and_equinox_of_date).au - towards
+                direction = towards + shift * np.minimum(1, inside**2)
+                positions[body] = EclipticPosition(
+                    *_to_ecliptic(direction, obliquity), observed.distance().au
+                )
         finally:
             kernel.close()
     return positions
@@ -154,9 +154,9 @@ def apparent_positions(jd_tt: FloatArray) -> dict[str, EclipticPosition]:
 def nutation(jd_tt: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Nutation in longitude and in obliquity, degrees, each of shape (n,).
 
-    IAU 2000B (McCarthy and Luzum 2003, Celest. Mech. 85, 37): within 0.001 arcseconds of the full IAU 2000A
-    from 1995 to 2050. Summed here, over skyfield's tables, term by term: skyfield's own sum is a product of
-    matrices in BLAS, whose rounding may change with the number of threads.
+    IAU 2000B (McCarthy and Luzum 2003, Celest. Mech. 85, 37): within 0.003 arcseconds of the full IAU 2000A
+    over the whole of DE421. Summed here, over skyfield's tables, term by term: skyfield's own sum is a
+    product of matrices in BLAS, whose rounding may change with the number of threads.
     """
     from skyfield import nutationlib as tables
 
@@ -177,12 +177,19 @@ def nutation(jd_tt: FloatArray) -> tuple[FloatArray, FloatArray]:
     return longitude * (1e-7 * ARCSECOND), obliquity * (1e-7 * ARCSECOND)
 
 
-def greenwich_mean_sidereal_time(jd_tt: FloatArray) -> FloatArray:
-    """Greenwich mean sidereal time, degrees, shape (n,), from the Earth Rotation Angle (IAU 2006)."""
+def greenwich_sidereal_time(
+    jd_tt: FloatArray, nutation_in_longitude: FloatArray, obliquity: FloatArray
+) -> FloatArray:
+    """Greenwich apparent sidereal time, degrees, shape (n,); mean sidereal time where the nutation is zero.
+
+    From the Earth Rotation Angle (IAU 2006) and the equation of the equinoxes as in Meeus chapter 12: its
+    later terms, below 0.003 arcseconds, are left out.
+    """
     from skyfield.api import load
 
-    degrees: FloatArray = load.timescale(builtin=True).tt_jd(jd_tt).gmst * 15
-    return degrees
+    mean = load.timescale(builtin=True).tt_jd(jd_tt).gmst * 15
+    apparent: FloatArray = mean + nutation_in_longitude * np.cos(np.radians(obliquity))
+    return apparent
 
 
 def _sidereal_speeds(jd_tt: FloatArray) -> dict[str, FloatArray]:
@@ -206,19 +213,20 @@ def _straight_line(observed: Any) -> Any:
     return observed.apparent(deflectors=())
 
 
-def _to_ecliptic(x: FloatArray, y: FloatArray, z: FloatArray, obliquity: FloatArray) -> EclipticPosition:
-    """From equatorial rectangular coordinates, au, with the obliquity in radians (Meeus chapter 13)."""
+def _to_ecliptic(equatorial: FloatArray, obliquity: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Longitude and latitude in degrees of directions (3, n); `obliquity` in radians (Meeus chapter 13)."""
+    x, y, z = equatorial
     y, z = y * np.cos(obliquity) + z * np.sin(obliquity), z * np.cos(obliquity) - y * np.sin(obliquity)
-    longitude = np.degrees(np.arctan2(y, x)) % 360
-    latitude = np.degrees(np.arctan2(z, np.hypot(x, y)))
-    return EclipticPosition(longitude, latitude, np.sqrt(x * x + y * y + z * z))
+    return np.degrees(np.arctan2(y, x)) % 360, np.degrees(np.arctan2(z, np.hypot(x, y)))
 
 
-def _angle_pair(name: str, degrees: npt.NDArray[np.float64]) -> dict[str, FloatArray]:
+def _angle_pair(name: str, degrees: FloatArray) -> dict[str, FloatArray]:
     return {f"{name}_sin": np.sin(np.radians(degrees)), f"{name}_cos": np.cos(np.radians(degrees))}
 
 
 def _check_dates(dates: pd.DatetimeIndex) -> None:
+    if dates.empty:
+        raise DataError("no dates to compute the sky for")
     if dates.tz is not None:
         raise DataError(f"the dates carry the time zone {dates.tz}: the sky needs plain calendar days")
     if dates.hasnans:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.config.schema import ModelConfig
+from pgat_fast.config.schema import BODY_CHANNELS, ModelConfig
 from pgat_fast.model.forecast import Diagnostics, Forecast
 from pgat_fast.model.reference.adjacency import AdjacencyLearner, AdjacencyMixer, StochasticAdjacencyLearner
 from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes, astrological_adjacency
@@ -16,7 +16,7 @@ from pgat_fast.model.reference.graph_processing import GraphAttention, Partition
 from pgat_fast.model.reference.hierarchical_mapping import HierarchicalMapping
 from pgat_fast.model.reference.initialization import initialize
 from pgat_fast.model.reference.mixture import MixtureDecoder
-from pgat_fast.model.reference.phase import CHANNELS, PhaseAwareProcessor
+from pgat_fast.model.reference.phase import PhaseAwareProcessor
 from pgat_fast.model.shapes import check_inputs
 
 
@@ -31,7 +31,7 @@ class CelestialGraph(nn.Module):
         assert config.feature_map is not None and config.phase_edges is not None
         self.phase = PhaseAwareProcessor(heads, config.feature_map, config.phase_edges)
         self.embedding = Embedding(
-            config.nodes * CHANNELS, width, config.freq, config.calendar_marks == "integer", dropout
+            config.nodes * BODY_CHANNELS, width, config.freq, config.calendar_marks == "integer", dropout
         )
         self.market_context = MarketContext(width)
         self.body_nodes = BodyNodes(width)

@@ -4,11 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pgat_fast.config.schema import BODY_CHANNELS as C
 from pgat_fast.data.columns import BODIES, named_features, positional_features
 from pgat_fast.model.reference.attention import SingleKeyAttention
-
-CHANNELS = 32
-"""C, features per body."""
 
 PAIRS = torch.triu_indices(len(BODIES), len(BODIES), offset=1)
 """The 78 pairs i < j, [2, 78]."""
@@ -20,10 +18,10 @@ class BodyProcessor(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.attention = SingleKeyAttention(features)
-        self.expand = nn.Linear(features, 2 * CHANNELS)
-        self.project = nn.Linear(2 * CHANNELS, CHANNELS)
-        self.norm = nn.LayerNorm(CHANNELS)
-        self.gru = nn.GRU(CHANNELS, CHANNELS, batch_first=True)
+        self.expand = nn.Linear(features, 2 * C)
+        self.project = nn.Linear(2 * C, C)
+        self.norm = nn.LayerNorm(C)
+        self.gru = nn.GRU(C, C, batch_first=True)
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,11 +74,11 @@ class PhaseEdges(nn.Module):
         super().__init__()
         self.quantities = PhaseQuantities() if computed else None
         self.predictor = nn.Sequential(
-            nn.Linear(2 * CHANNELS + 6, CHANNELS),
+            nn.Linear(2 * C + 6, C),
             nn.GELU(),
-            nn.Linear(CHANNELS, CHANNELS // 2),
+            nn.Linear(C, C // 2),
             nn.GELU(),
-            nn.Linear(CHANNELS // 2, 1),
+            nn.Linear(C // 2, 1),
         )
         self.weights = nn.Parameter(torch.ones(6))
 
@@ -116,7 +114,7 @@ class PhaseAwareProcessor(nn.Module):
         self.columns = {body: list(features(body).values()) for body in BODIES}
         self.bodies = nn.ModuleDict({body: BodyProcessor(len(self.columns[body])) for body in BODIES})
         self.edges = PhaseEdges(computed=phase_edges == "computed")
-        self.attention = nn.MultiheadAttention(CHANNELS, n_heads, batch_first=True)
+        self.attention = nn.MultiheadAttention(C, n_heads, batch_first=True)
         self.scaler = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

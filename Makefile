@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make train` and `make test`. Everything they need is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := data/prepared_financial_data.csv
+
+.PHONY: help train test check bench clean
+
+help:
+	@echo "make train   build the data, train the quickstart on the CPU, print and write the results"
+	@echo "make test    run the tests"
+	@echo "make check   run ruff and mypy"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove the environment and the built data (never the runs)"
+
+# The stamp is newer than what it was installed from, so a second call installs nothing.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,dev]'
+	touch $@
+
+$(DATA): | $(VENV)/installed
+	$(BIN)/pgat-fast data build --out $@
+
+train: $(VENV)/installed $(DATA)
+	$(BIN)/pgat-fast train --config configs/quickstart.yaml
+
+# One thread a worker: the tests are small, and two workers with all threads each would wait for each other.
+test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest bench --benchmark-only
+
+clean:
+	rm -rf $(VENV) $(DATA)

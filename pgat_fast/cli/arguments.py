@@ -1,0 +1,30 @@
+"""Arguments that several commands share. Importing this module loads neither torch nor the configuration."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgat_fast.config import Config
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config FILE` and `--set KEY=VALUE ...`, which `config_from` reads."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with settings (default: the defaults alone)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="settings that replace those of the file, such as training.epochs=5; may be given again",
+    )
+
+
+def config_from(args: argparse.Namespace) -> "Config":
+    """The configuration that the arguments of `add_config_arguments` describe. Raises ConfigError."""
+    from pgat_fast.config import load_config
+
+    return load_config(args.config, args.overrides)

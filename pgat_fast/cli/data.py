@@ -1,0 +1,61 @@
+"""`pgat-fast data build` and `pgat-fast data check`: write the data file, find the faults of one."""
+
+import argparse
+
+from pgat_fast.cli.arguments import add_config_arguments, config_from
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `data` to `subparsers`."""
+    parser = subparsers.add_parser("data", help="build a data file, or check one")
+    commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+
+    build = commands.add_parser("build", help="write the 118 columns from prices and an ephemeris, without network")
+    build.add_argument(
+        "--prices",
+        default="sp500",
+        metavar="sp500|FILE.csv",
+        help="daily prices: the S&P 500 from 1950 to 2015 (default), or a CSV with date, open, high, low and close",
+    )
+    build.add_argument(
+        "--targets",
+        choices=("returns", "levels"),
+        default="returns",
+        help="log(price / previous close) (default), or log(price)",
+    )
+    build.add_argument("--rows", type=int, metavar="N", help="keep the last N rows (default: all)")
+    build.add_argument("--out", default="data/prepared_financial_data.csv", metavar="FILE", help="default: %(default)s")
+    build.set_defaults(run=run_build)
+
+    check = commands.add_parser("check", help="say what is wrong with a data file, by column and row")
+    check.add_argument("file", metavar="FILE", help="the CSV file")
+    add_config_arguments(check)
+    check.set_defaults(run=run_check)
+
+
+def run_build(args: argparse.Namespace) -> int:
+    """Write the file and say what is in it; returns 0."""
+    from pathlib import Path
+
+    from pgat_fast.data.build import build_file
+
+    report = build_file(Path(args.out), args.prices, args.targets, args.rows)
+    print(
+        f"{report.path}: {report.rows:,} rows from {report.first_date} to {report.last_date}, "
+        f"{report.columns} columns, {report.seconds:.1f} s\nsha256 {report.sha256}"
+    )
+    return 0
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Print every problem on a line of its own; returns 1 if there are any, else 0."""
+    from pgat_fast.data.table import check_file
+
+    config = config_from(args)
+    model, data = config.model, config.data
+    problems = check_file(args.file, model.seq_len, model.pred_len, data.validation_length, data.test_length)
+    for problem in problems:
+        print(f"{args.file}: {problem}")
+    if not problems:
+        print(f"{args.file}: no problem found")
+    return 1 if problems else 0

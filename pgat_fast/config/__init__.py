@@ -1,0 +1,16 @@
+"""Settings: their schema, reading them from files, mappings and overrides, writing them down."""
+
+from pgat_fast.config.dump import config_to_dict, dump_config
+from pgat_fast.config.loader import load_config
+from pgat_fast.config.schema import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "config_to_dict",
+    "dump_config",
+    "load_config",
+]

@@ -1,0 +1,247 @@
+"""A CSV file as numbers, with the line of every row and the faults that spoil its rows.
+
+Strict where a lenient reader goes silently wrong: every row must have as many fields as the header, so that
+none is shifted or filled up, and a number is written in plain ASCII. Values are rounded correctly (Python's
+`float`).
+"""
+
+import csv
+import io
+import math
+import re
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+DATE = "date"
+"""The column that holds the day of a row."""
+
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of fault: where it first occurs and what is wrong.
+
+    `row` is the 1-based line number in the file, or None where the fault has no line; `column` a column name
+    or None.
+    """
+
+    row: int | None
+    column: str | None
+    message: str
+
+    def __str__(self) -> str:
+        row = "" if self.row is None else f"row {self.row}"
+        column = "" if self.column is None else f"column {self.column}"
+        where = ", ".join(part for part in (row, column) if part)
+        return f"{where}: {self.message}" if where else self.message
+
+
+@dataclass
+class TextCells:
+    """The cells of one column that hold no number: their rows (indices, not lines) and the first text."""
+
+    example: str
+    rows: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """What a CSV file holds: n rows with the right number of fields, C columns."""
+
+    header: list[str]
+    """C column names, as they are written."""
+    index: dict[str, int]
+    """Where each column is; the first where a name occurs twice."""
+    lines: IntArray
+    """[n], the 1-based line number of each row."""
+    dates: list[str]
+    """[n], the text of the first column called `date`; empty where there is none."""
+    values: FloatArray
+    """[n, C]; NaN where a cell is empty or holds no number, and in the date column."""
+    text: dict[int, TextCells]
+    """Columns with cells that hold neither a number nor nothing, by index."""
+    records: int
+    """Number of data rows, those of the wrong length included."""
+    problems: list[Problem]
+    """What is wrong with whole rows: they are left out of `lines`, `dates` and `values`."""
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """Quote `text` for a message, on one line and cut to `length` characters."""
+    return repr(text if len(text) <= length else text[:length] + "...")
+
+
+def name_rows(lines: Sequence[int] | IntArray, shown: int = 3) -> str:
+    """Name the first lines and count the rest: `row 3`, or `rows 3, 7, 9 and 12 more`."""
+    first = ", ".join(str(line) for line in lines[:shown])
+    rest = f" and {len(lines) - shown} more" if len(lines) > shown else ""
+    return f"row{'s' if len(lines) > 1 else ''} {first}{rest}"
+
+
+def parse_csv(path: str | Path) -> CsvFile | Problem:
+    """Read the file at `path`; a Problem where no row can be read at all."""
+    text = _read_text(Path(path))
+    if isinstance(text, Problem):
+        return text
+    # newline="" keeps the line ends, so that the reader's line numbers are those that an editor shows.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader)
+    except csv.Error as error:
+        return Problem(1, None, f"the header cannot be read: {error}; check its quotation marks")
+    rows = _Rows(header, plain=_is_plain(text))
+    before = reader.line_num
+    try:
+        for record in reader:
+            rows.add(record, before + 1, reader.line_num)
+            before = reader.line_num
+    except csv.Error as error:
+        message = f"cannot be read ({error}): check its quotation marks; nothing after it was read"
+        rows.problems.append(Problem(before + 1, None, message))
+    return rows.finish()
+
+
+def _read_text(path: Path) -> str | Problem:
+    if not path.exists():
+        return Problem(
+            None, None, "the file does not exist: build it with `pgat-fast data build` or check the path"
+        )
+    if path.is_dir():
+        return Problem(None, None, "this is a directory: name the CSV file in it")
+    if not path.is_file():
+        return Problem(None, None, "this is not a regular file: name a CSV file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return Problem(None, None, f"the file cannot be read: {error.strerror or error}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return Problem(
+            line, None, f"byte {error.start} of the file is not UTF-8 text: save the file as plain UTF-8 CSV"
+        )
+    if not text.strip():
+        return Problem(None, None, "the file is empty: build it again")
+    return text
+
+
+def _is_plain(text: str) -> bool:
+    """Whether `float` can be trusted with the cells: it also takes `1_000` and digits of other scripts."""
+    end_of_header = text.find("\n")
+    return end_of_header >= 0 and text.find("_", end_of_header) < 0 and text[end_of_header:].isascii()
+
+
+def _number(cell: str) -> float | None:
+    """The number in `cell`, NaN where the cell is empty, None where it is text."""
+    cell = cell.strip()
+    if not cell:
+        return math.nan
+    return float(cell) if _NUMBER.fullmatch(cell) else None
+
+
+class _Rows:
+    """Collects the rows of one file."""
+
+    def __init__(self, header: list[str], plain: bool) -> None:
+        self.header = header
+        self.plain = plain
+        self.date = header.index(DATE) if DATE in header else None
+        self.lines: list[int] = []
+        self.dates: list[str] = []
+        self.numbers = array("d")
+        self.text: dict[int, TextCells] = {}
+        self.blank: list[int] = []
+        self.long: list[tuple[int, int]] = []
+        self.short: list[tuple[int, int]] = []
+        self.records = 0
+        self.last = 0
+        self.problems: list[Problem] = []
+
+    def add(self, record: list[str], line: int, last_line: int) -> None:
+        """Add the record that begins at `line` and ends at `last_line`."""
+        if not record or (len(record) == 1 and not record[0].strip()):
+            self.blank.append(line)
+            return
+        self.records += 1
+        self.last = line
+        if last_line > line:
+            message = (
+                f"a quotation mark opens in this row and closes in row {last_line}: remove it"
+            )
+            self.problems.append(Problem(line, None, message))
+        elif len(record) != len(self.header):
+            (self.long if len(record) > len(self.header) else self.short).append((line, len(record)))
+        else:
+            self._add_cells(record, line)
+
+    def _add_cells(self, record: list[str], line: int) -> None:
+        if self.date is not None:
+            self.dates.append(record[self.date])
+            record[self.date] = "nan"
+        try:
+            if not self.plain:
+                raise ValueError
+            # A list first: a row that fails half way must leave nothing behind.
+            self.numbers.extend(list(map(float, record)))
+        except ValueError:
+            self._add_cells_one_by_one(record)
+        self.lines.append(line)
+
+    def _add_cells_one_by_one(self, record: list[str]) -> None:
+        for column, cell in enumerate(record):
+            number = _number(cell)
+            if number is None:
+                self.text.setdefault(column, TextCells(cell)).rows.append(len(self.lines))
+                number = math.nan
+            self.numbers.append(number)
+
+    def finish(self) -> CsvFile:
+        width = len(self.header)
+        return CsvFile(
+            header=self.header,
+            index={name: column for column, name in reversed(list(enumerate(self.header)))},
+            lines=np.array(self.lines, dtype=np.int64),
+            dates=self.dates,
+            values=np.array(self.numbers, dtype=np.float64).reshape(len(self.lines), width),
+            text=self.text,
+            records=self.records,
+            problems=[*self.problems, *self._length_problems()],
+        )
+
+    def _length_problems(self) -> list[Problem]:
+        width = len(self.header)
+        problems = []
+        if self.long:
+            line, fields = self.long[0]
+            rows = name_rows([line for line, _ in self.long])
+            what = (
+                f"{fields} fields where the header has {width} ({rows}): a field too many shifts all after it"
+            )
+            problems.append(Problem(line, None, what))
+        if self.short and self.short[-1][0] == self.last:
+            line, fields = self.short.pop()
+            what = f"the last row has only {fields} of {width} fields: the file is cut off; build it again"
+            problems.append(Problem(line, None, what))
+        if self.short:
+            line, fields = self.short[0]
+            rows = name_rows([line for line, _ in self.short])
+            problems.append(
+                Problem(line, None, f"only {fields} of {width} fields ({rows}): add what is missing")
+            )
+        # Empty lines at the end of the file do no harm.
+        inside = [line for line in self.blank if line < self.last]
+        if inside:
+            problems.append(
+                Problem(inside[0], None, f"an empty line between the rows ({name_rows(inside)}): delete it")
+            )
+        return problems

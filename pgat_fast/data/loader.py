@@ -1,0 +1,86 @@
+"""The same windows as a torch Dataset and DataLoader, for training loops that want these.
+
+Slower than `Windows.batch`: every window is cut on its own, collated, and copied to the device.
+"""
+
+import random
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pgat_fast.data.windows import Batch, Windows
+
+
+class WindowDataset(Dataset[Batch]):
+    """One window an item: the five tensors of `Batch` without the first axis, on the CPU."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.count = len(windows)
+        self.seq_len, self.label_len, self.pred_len = windows.seq_len, windows.label_len, windows.pred_len
+        self.values, self.marks, self.targets = (
+            windows.values.cpu(),
+            windows.marks.cpu(),
+            windows.targets.cpu(),
+        )
+        self.unknown_ahead = None if windows.unknown_ahead is None else windows.unknown_ahead.cpu()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Batch:
+        """The window `index`. Its tensors are copies where they differ from the table, else views of it."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"window {index} does not exist: there are {self.count}")
+        present = index + self.seq_len
+        past, end = present - self.label_len, present + self.pred_len
+        x_dec = self.values[past:end].clone()
+        x_dec[self.label_len :].masked_fill_(
+            torch.tensor(True) if self.unknown_ahead is None else self.unknown_ahead, 0.0
+        )
+        return Batch(
+            x_enc=self.values[index:present],
+            x_mark_enc=self.marks[index:present],
+            x_dec=x_dec,
+            x_mark_dec=self.marks[past:end],
+            y=self.targets[present:end],
+        )
+
+
+def make_loader(
+    dataset: WindowDataset,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int,
+    num_workers: int = 0,
+    prefetch_factor: int = 2,
+    drop_last: bool | None = None,
+) -> DataLoader[Batch]:
+    """A DataLoader of `Batch` in pinned memory, where there is a CUDA device.
+
+    `seed` fixes the order of all epochs and the generators of the workers. `drop_last` follows `shuffle` by
+    default: training drops the last part batch, validation and test keep it. Workers stay alive between
+    epochs; for a table of this size they cost more than they give, so that there are none by default.
+    """
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        drop_last=shuffle if drop_last is None else drop_last,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        prefetch_factor=prefetch_factor if num_workers > 0 else None,
+        worker_init_fn=seed_worker,
+        generator=generator,
+    )
+
+
+def seed_worker(worker: int) -> None:
+    """Seed Python's and numpy's generators as torch has seeded its own in this worker."""
+    seed = torch.initial_seed() % 2**32
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (the global generator is what this must seed)

@@ -1,0 +1,36 @@
+"""From forecast targets back to prices."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pgat_fast.data.columns import TARGETS
+from pgat_fast.data.csv_file import FloatArray
+from pgat_fast.errors import ConfigError
+
+_CLOSE = TARGETS.index("log_Close")
+
+
+def to_prices(values: FloatArray, kind: str, last_close: ArrayLike = 1.0) -> FloatArray:
+    """Turn unscaled targets [..., P, 4] (open, high, low, close) of P days in a row into prices, [..., P, 4].
+
+    `levels`: the targets are log(price), so the price is exp(value). `returns`: they are log(price / close of
+    the day before), so day h is exp(value) times the forecast close of day h - 1, and the first day
+    exp(value) times `last_close` ([...]). A file of returns holds no close: with 1, its default, prices are
+    relative to the last known.
+
+    Raises ConfigError for another kind, ValueError for another shape.
+    """
+    if kind not in ("returns", "levels"):
+        raise ConfigError(f"the kind of targets is {kind!r}: choose returns or levels")
+    if values.ndim < 2 or values.shape[-1] != len(TARGETS):
+        raise ValueError(f"values have shape {list(values.shape)}, expected [..., P, {len(TARGETS)}]")
+    values = np.asarray(values, dtype=np.float64)
+    if kind == "levels":
+        return np.exp(values)
+    closes = values[..., _CLOSE]
+    # The log of each day's base: what all the days before it add up to, 0 for the first.
+    base = np.cumsum(closes, axis=-1) - closes
+    prices: FloatArray = np.asarray(last_close, dtype=np.float64)[..., None, None] * np.exp(
+        values + base[..., None]
+    )
+    return prices

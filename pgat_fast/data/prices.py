@@ -1,0 +1,254 @@
+"""Daily prices: the S&P 500 history inside `great-tables`, or a CSV file of the user's own.
+
+Both come as a frame with the index `date` (calendar days without time zone, strictly increasing) and the
+float64 columns `open`, `high`, `low`, `close`. Nothing is repaired or guessed: what cannot be read for
+certain is refused, with the line it stands in. Prices carry the rights of their source.
+"""
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Sequence
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pgat_fast.errors import DataError
+
+PRICES = ("open", "high", "low", "close")
+
+_log = logging.getLogger(__name__)
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MONTH = (
+    r"(?P<m>jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?"
+    r"|nov(ember)?|dec(ember)?)\.?"
+)
+_TIME = r"([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s*(Z|UTC|[+-]\d{2}:?\d{2})?)?"
+_DATE_FORMS = [
+    re.compile(form, re.ASCII | re.IGNORECASE)
+    for form in (
+        r"(?P<y>\d{4})(?P<separator>[-/.])(?P<m>\d{1,2})(?P=separator)(?P<d>\d{1,2})" + _TIME,
+        r"(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})",
+        r"(?P<d>\d{1,2})[- ]" + _MONTH + r"[-, ]+(?P<y>\d{4})",
+        _MONTH + r"[- ](?P<d>\d{1,2})[-, ]+(?P<y>\d{4})",
+    )
+]
+_DAY_OR_MONTH_FIRST = re.compile(r"\d{1,2}[-/. ]\d{1,2}[-/. ]\d{2,4}.*", re.ASCII)
+
+
+class _Table(NamedTuple):
+    """A CSV file as text: the names of the columns, rows of as many fields, their 1-based line numbers."""
+
+    name: str
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+
+def sp500_prices() -> pd.DataFrame:
+    """The S&P 500 index on 16,607 trading days, 1950-01-03 to 2015-12-31.
+
+    Until 1961 the four prices of a day are equal, and on most days before 2006 the open equals the close of
+    the day before: the source has no true opening prices there.
+
+    Raises `DataError` when `great-tables`, whose data file this is, is not installed.
+    """
+    # Located, not imported: the import takes half a second and nothing of it is needed.
+    package = find_spec("great_tables")
+    folders = (package.submodule_search_locations if package else None) or ()
+    files = [file for folder in folders for file in Path(folder, "data").glob("*-sp500.csv")]
+    if len(files) != 1:
+        raise DataError(
+            'the S&P 500 history is a file of the package great-tables: pip install "pgat-fast[data]", '
+            "or name a CSV file of prices of your own"
+        )
+    return _to_prices(_read_table(files[0]), warn_backwards=False)
+
+
+def read_prices(path: str | Path) -> pd.DataFrame:
+    """Daily prices from the CSV file at `path`, every row checked.
+
+    The first line names the columns: `date`, `open`, `high`, `low`, `close` in any order and case; others
+    (`volume`, `adj close`) are ignored. Dates are ISO (`2015-12-31`; a time of day after it is dropped, the
+    day stays as written), another form with the year first (`2015/12/31`, `20151231`) or one with the month's
+    English name (`31-Dec-2015`, `Dec 31, 2015`). A form such as 01/02/2015 is refused: nothing in it tells
+    the day from the month. Rows may run backwards, as many vendors ship them: they are reversed and a warning
+    is logged.
+
+    Raises `DataError` for a file that cannot be read or is not CSV text; missing or repeated columns; a line
+    with more or fewer fields than the header; dates that are unreadable, repeated or out of order; prices
+    that are not numbers, not finite or not positive; a high or low that is not the highest or lowest price of
+    its day.
+    """
+    return _to_prices(_read_table(Path(path)), warn_backwards=True)
+
+
+def check_prices(prices: pd.DataFrame, name: str, lines: Sequence[int] | None = None) -> None:
+    """Raise `DataError` where `prices` is not such a frame as this module makes.
+
+    The message calls the frame `name`, and row i `line lines[i]`, or by its date where `lines` is None.
+    """
+    missing = [column for column in PRICES if column not in prices.columns]
+    if missing:
+        raise DataError(f"{name}: no column {', '.join(missing)}: pass what `read_prices` returns")
+    days = prices.index
+    if not isinstance(days, pd.DatetimeIndex) or days.tz is not None or not days.equals(days.normalize()):
+        raise DataError(f"{name}: the index does not hold calendar days: pass what `read_prices` returns")
+    if days.hasnans or not (days.is_monotonic_increasing and days.is_unique):
+        raise DataError(
+            f"{name}: the dates are not strictly increasing: sort the rows and drop repeated days"
+        )
+    bars = prices[list(PRICES)].to_numpy(np.float64)
+    high, low = bars[:, 1], bars[:, 2]
+
+    def refuse(wrong: npt.NDArray[np.bool_], column: str, what: str) -> None:
+        if not wrong.any():
+            return
+        first, others = int(np.argmax(wrong)), int(wrong.sum()) - 1
+        row = f"line {lines[first]}" if lines is not None else f"{days[first]:%Y-%m-%d}"
+        values = ", ".join(f"{key} {value:.10g}" for key, value in zip(PRICES, bars[first], strict=True))
+        more = f", and {others} more such row{'s' if others > 1 else ''}" if others else ""
+        raise DataError(f"{name}, {row}, column {column}: {what} ({values}){more}: correct or remove the row")
+
+    for column, values in zip(PRICES, bars.T, strict=True):
+        refuse(~np.isfinite(values), column, "the price is not a finite number")
+        refuse(values <= 0, column, "the price is not positive")
+    refuse(high < bars.max(axis=1), "high", "the high is below another price of the day")
+    refuse(low > bars.min(axis=1), "low", "the low is above another price of the day")
+
+
+def _to_prices(table: _Table, warn_backwards: bool) -> pd.DataFrame:
+    position = _find_columns(table)
+    days, bars = [], []
+    for row, line in zip(table.rows, table.lines, strict=True):
+        where = f"{table.name}, line {line}, column"
+        days.append(_parse_date(row[position["date"]].strip(), f"{where} date"))
+        bars.append([_parse_price(row[position[price]].strip(), f"{where} {price}") for price in PRICES])
+    backwards = _runs_backwards(days, table)
+    index = pd.DatetimeIndex(np.array(days, dtype="datetime64[D]").astype("datetime64[s]"), name="date")
+    prices, lines = pd.DataFrame(bars, index=index, columns=list(PRICES), dtype=np.float64), table.lines
+    if backwards:
+        prices, lines = prices[::-1], lines[::-1]
+        if warn_backwards:
+            _log.warning(
+                "%s runs from the newest day to the oldest: its rows are taken in reverse", table.name
+            )
+    check_prices(prices, table.name, lines)
+    return prices
+
+
+def _read_table(path: Path) -> _Table:
+    text = _read_text(path)
+    table = _Table(str(path), [], [], [])
+    # newline="" leaves the line ends to the reader, whose line numbers are then those of an editor.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    last = 0
+    try:
+        for row in reader:
+            line, last = last + 1, reader.line_num
+            where = f"{path}, line {line}"
+            if last > line:
+                raise DataError(f"{where}: a quotation mark opens here and closes on line {last}: remove it")
+            if len(row) <= 1 and not "".join(row).strip():
+                continue  # An empty line hides nothing.
+            if not table.header:
+                table.header.extend(row)
+            elif len(row) != len(table.header):
+                count = f"{len(row)} fields where the header has {len(table.header)}"
+                raise DataError(
+                    f"{where}: {count}, so a value may stand in the wrong column: correct the line"
+                )
+            else:
+                table.rows.append(row)
+                table.lines.append(line)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {last + 1}: cannot be read as CSV: {error}") from error
+    if not table.rows:
+        raise DataError(f"{path}: no rows of prices after the header: {table.header}")
+    return table
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        what = "this is not a regular file" if path.exists() else "there is no such file"
+        raise DataError(f"{path}: {what}: name a CSV file of prices")
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: not text in UTF-8: save the prices as plain CSV in UTF-8"
+        ) from error
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty: name a CSV file of prices")
+    if not text.endswith(("\n", "\r")):
+        _log.warning("%s does not end with a line break: if it was cut off, its last number is wrong", path)
+    return text
+
+
+def _find_columns(table: _Table) -> dict[str, int]:
+    """Position of `date` and of each of `PRICES` in the rows."""
+    names = [name.strip().casefold() for name in table.header]
+    found = f"the first line has {', '.join(repr(name) for name in table.header)}"
+    separator = next((mark for mark in (";", "\t", "|") if mark in table.header[0]), None)
+    if len(names) == 1 and separator:
+        raise DataError(
+            f"{table.name}, line 1: fields are separated by {separator!r}: save with commas ({found})"
+        )
+    wanted = ("date", *PRICES)
+    for problem, count in (("no", 0), ("more than one", 2)):
+        wrong = [name for name in wanted if min(names.count(name), 2) == count]
+        if wrong:
+            raise DataError(f"{table.name}: {problem} column {', '.join(wrong)}: {found}; rename the columns")
+    return {name: names.index(name) for name in wanted}
+
+
+def _parse_date(text: str, where: str) -> date:
+    match = next((match for form in _DATE_FORMS if (match := form.fullmatch(text))), None)
+    if match is None:
+        if _DAY_OR_MONTH_FIRST.fullmatch(text):
+            raise DataError(f"{where}: {text!r} does not tell day from month: write dates as YYYY-MM-DD")
+        raise DataError(f"{where}: {text!r} is not a date: write dates as YYYY-MM-DD")
+    month = match["m"].lower()
+    number = int(month) if month.isdigit() else _MONTHS.index(month[:3]) + 1
+    try:
+        return date(int(match["y"]), number, int(match["d"]))
+    except ValueError as error:
+        raise DataError(f"{where}: {text!r} is no day of the calendar ({error}): correct it") from error
+
+
+def _parse_price(text: str, where: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        what = f"{text!r} is not a number" if text else "the price is missing"
+        raise DataError(f"{where}: {what}: write plain numbers such as 1234.5, or remove the row")
+    return float(text)
+
+
+def _runs_backwards(days: list[date], table: _Table) -> bool:
+    """Whether the newest day comes first; raise where a day is repeated or out of order."""
+    first_line: dict[date, int] = {}
+    for day, line in zip(days, table.lines, strict=True):
+        if day in first_line:
+            where = f"{table.name}, line {line}, column date"
+            raise DataError(f"{where}: {day} is on line {first_line[day]} already: keep one of the two")
+        first_line[day] = line
+    backwards = len(days) > 1 and days[1] < days[0]
+    for i in range(1, len(days)):
+        if (days[i] < days[i - 1]) != backwards:
+            direction = "newest to oldest" if backwards else "oldest to newest"
+            where = f"{table.name}, line {table.lines[i]}, column date"
+            raise DataError(
+                f"{where}: {days[i]} follows {days[i - 1]}, but the rows begin {direction}: sort them by date"
+            )
+    return backwards

@@ -1,0 +1,57 @@
+"""Which rows of the table belong to training, validation and test. Arithmetic only."""
+
+from typing import NamedTuple
+
+from pgat_fast.errors import DataError
+
+
+class SplitRows(NamedTuple):
+    """The rows of each split, as ranges of row indices of the table.
+
+    Validation and test begin with `seq_len` rows of history that the split before also has; no row is
+    forecast in two splits.
+    """
+
+    train: range
+    validation: range
+    test: range
+
+
+def minimum_rows(seq_len: int, pred_len: int, validation_length: int, test_length: int) -> int:
+    """The fewest rows that leave a window in every split."""
+    return seq_len + pred_len + validation_length + test_length
+
+
+def count_windows(rows: int, seq_len: int, pred_len: int) -> int:
+    """Windows of seq_len + pred_len consecutive rows in `rows` rows."""
+    return max(0, rows - seq_len - pred_len + 1)
+
+
+def split_rows(n: int, seq_len: int, pred_len: int, validation_length: int, test_length: int) -> SplitRows:
+    """Split `n` rows: test forecasts the last `test_length`, validation the `validation_length` before.
+
+    Raises DataError where a split would hold no window, with the fewest rows that would do.
+    """
+    lengths = {"seq_len": seq_len, "pred_len": pred_len}
+    targets = {"validation_length": validation_length, "test_length": test_length}
+    for name, length in (lengths | targets).items():
+        if length < 1:
+            raise DataError(f"{name} is {length}: it must be at least 1")
+    for name, length in targets.items():
+        if length < pred_len:
+            raise DataError(
+                f"{name} {length} is shorter than pred_len {pred_len}, so that no window fits: "
+                f"raise {name} to {pred_len} or more, or lower pred_len"
+            )
+    least = minimum_rows(seq_len, pred_len, validation_length, test_length)
+    if n < least:
+        raise DataError(
+            f"{n} rows are too few: seq_len {seq_len}, pred_len {pred_len}, validation_length "
+            f"{validation_length} and test_length {test_length} need at least {least} rows; "
+            "add rows or lower one of the four"
+        )
+    return SplitRows(
+        train=range(0, n - test_length - validation_length),
+        validation=range(n - test_length - seq_len - validation_length, n - test_length),
+        test=range(n - seq_len - test_length, n),
+    )

@@ -1,0 +1,264 @@
+"""Batches of windows, cut on the training device out of a table that lies there as a whole.
+
+The production table is 3.3 MB and its windows, written out, 1.2 GB. So nothing but the table is kept: a
+strided view shows every window as one block of memory, and a batch is one gather of such blocks.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgat_fast.data.calendar import calendar_marks
+from pgat_fast.data.columns import COLUMNS, TARGETS
+from pgat_fast.data.csv_file import FloatArray
+from pgat_fast.data.scaling import Scaler
+from pgat_fast.data.splits import SplitRows, count_windows, split_rows
+from pgat_fast.data.table import Table
+from pgat_fast.errors import ConfigError, DataError
+
+__all__ = [
+    "Batch",
+    "SplitRows",
+    "Splits",
+    "Windows",
+    "batch_indices",
+    "prepare",
+    "sample_order",
+    "split_rows",
+]
+
+KNOWN_AHEAD = frozenset(COLUMNS) - frozenset(TARGETS)
+"""The columns whose future is known when a forecast is made: the sky and `time_delta`. No other one is."""
+
+
+class Batch(NamedTuple):
+    """B windows of S days of history, the last L for the decoder too, and P days to forecast; all float32."""
+
+    x_enc: Tensor
+    """[B, S, F], scaled inputs."""
+    x_mark_enc: Tensor
+    """[B, S, M], calendar fractions."""
+    x_dec: Tensor
+    """[B, L + P, F], the last L days of history, then what is known of the days to forecast."""
+    x_mark_dec: Tensor
+    """[B, L + P, M]"""
+    y: Tensor
+    """[B, P, c_out], scaled targets."""
+
+
+class Windows:
+    """The windows of a split: window i has inputs from rows [i, i + S), targets from [i + S, i + S + P)."""
+
+    def __init__(
+        self,
+        values: Tensor,
+        marks: Tensor,
+        targets: Tensor,
+        *,
+        seq_len: int,
+        label_len: int,
+        pred_len: int,
+        known_ahead: Tensor | None = None,
+        first_row: int = 0,
+    ) -> None:
+        """Keep the rows of one split: scaled `values` [n, F], `marks` [n, M], scaled `targets` [n, c_out].
+
+        `known_ahead` (bool, [F]) says which columns the decoder sees of the days to forecast; None is none.
+        The others are 0 there. `first_row` is the row of the whole table where the split begins.
+
+        Raises ValueError for lengths that do not fit each other or the rows.
+        """
+        rows = len(values)
+        self.count = count_windows(rows, seq_len, pred_len)
+        if not 0 <= label_len <= seq_len or pred_len < 1 or self.count < 1:
+            raise ValueError(
+                f"no windows of seq_len {seq_len}, label_len {label_len}, pred_len {pred_len} in {rows} "
+                "rows: they must be at least seq_len + pred_len, and label_len at most seq_len"
+            )
+        if len(marks) != rows or len(targets) != rows:
+            raise ValueError(f"{rows} rows of values, {len(marks)} of marks and {len(targets)} of targets")
+        self.seq_len, self.label_len, self.pred_len = seq_len, label_len, pred_len
+        self.first_row = first_row
+        self.values, self.marks, self.targets = values.contiguous(), marks.contiguous(), targets.contiguous()
+        self.unknown_ahead = None if known_ahead is None else ~known_ahead.to(values.device)
+        start, steps = seq_len - label_len, label_len + pred_len
+        self._x_enc = _blocks(self.values, 0, seq_len, self.count)
+        self._x_mark_enc = _blocks(self.marks, 0, seq_len, self.count)
+        self._x_dec = _blocks(self.values, start, steps, self.count)
+        self._x_mark_dec = _blocks(self.marks, start, steps, self.count)
+        self._y = _blocks(self.targets, seq_len, pred_len, self.count)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Gather the windows `indices` (int64, [B], on any device) into tensors that no later call writes to.
+
+        Raises IndexError for a window that does not exist if `indices` are on the CPU; on another device
+        looking would mean waiting for it, so that the device itself reports the fault.
+        """
+        # index_select refuses such indices too, without saying how many windows there are.
+        if indices.device.type == "cpu" and len(indices):
+            first, last = (int(bound) for bound in indices.aminmax())
+            if first < 0 or last >= self.count:
+                raise IndexError(
+                    f"window {first if first < 0 else last} does not exist: there are {self.count}"
+                )
+        # A copy to the device may overlap with its work; one from the device must not.
+        indices = indices.to(self.values.device, non_blocking=self.values.is_cuda)
+        x_dec = _gather(self._x_dec, indices, self.values.shape[1])
+        future = x_dec[:, self.label_len :]
+        if self.unknown_ahead is None:
+            future.zero_()
+        else:
+            future.masked_fill_(self.unknown_ahead, 0.0)
+        return Batch(
+            x_enc=_gather(self._x_enc, indices, self.values.shape[1]),
+            x_mark_enc=_gather(self._x_mark_enc, indices, self.marks.shape[1]),
+            x_dec=x_dec,
+            x_mark_dec=_gather(self._x_mark_dec, indices, self.marks.shape[1]),
+            y=_gather(self._y, indices, self.targets.shape[1]),
+        )
+
+
+def _blocks(table: Tensor, start: int, steps: int, count: int) -> Tensor:
+    """View [count, steps * width] of a table [rows, width]: line i is rows start + i to start + i + steps."""
+    width = table.shape[1]
+    return table[start:].as_strided((count, steps * width), (width, 1))
+
+
+def _gather(blocks: Tensor, indices: Tensor, width: int) -> Tensor:
+    return blocks.index_select(0, indices).view(len(indices), blocks.shape[1] // width, width)
+
+
+class Splits(NamedTuple):
+    """The windows of the three splits, and the scalers that were fitted on the training rows."""
+
+    train: Windows
+    validation: Windows
+    test: Windows
+    input_scaler: Scaler
+    target_scaler: Scaler
+
+
+def prepare(
+    table: Table,
+    *,
+    targets: Sequence[str],
+    inputs: Sequence[str] | None = None,
+    seq_len: int,
+    label_len: int,
+    pred_len: int,
+    validation_length: int,
+    test_length: int,
+    freq: str = "d",
+    decoder_future: str = "zeros",
+    enc_in: int | None = None,
+    dec_in: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Splits:
+    """Scale `table` by its training rows and put the windows of the three splits on `device`.
+
+    `inputs` are all columns by default. With `decoder_future` `known`, the decoder sees of the days to
+    forecast the columns of `KNOWN_AHEAD` that are no target; with `zeros`, nothing. `enc_in` and `dec_in`,
+    where given, must be the number of inputs.
+
+    Raises ConfigError for settings that contradict each other or the table, DataError for too few rows, for a
+    column that is not there and for values that float32 cannot hold once scaled.
+    """
+    inputs = table.columns if inputs is None else tuple(inputs)
+    for name, width in (("enc_in", enc_in), ("dec_in", dec_in)):
+        if width not in (None, len(inputs)):
+            raise ConfigError(
+                f"model.{name} is {width}, but {table.source} gives {len(inputs)} input columns: "
+                f"set model.{name} to {len(inputs)}, or name the columns in data.inputs"
+            )
+    if not 0 <= label_len <= seq_len:
+        raise ConfigError(f"model.label_len {label_len} must lie between 0 and model.seq_len {seq_len}")
+    if decoder_future not in ("zeros", "known"):
+        raise ConfigError(f"data.decoder_future is {decoder_future!r}: choose zeros or known")
+    try:
+        rows = split_rows(len(table.values), seq_len, pred_len, validation_length, test_length)
+    except DataError as error:
+        raise DataError(f"{table.source}: {error}") from error
+
+    known = torch.tensor([name in KNOWN_AHEAD and name not in targets for name in inputs])
+    marks = torch.from_numpy(calendar_marks(table.dates, freq)).to(device)
+    input_scaler, x = _scale(table, inputs, rows.train)
+    target_scaler, y = _scale(table, targets, rows.train)
+    x, y = x.to(device), y.to(device)
+
+    def windows(split: range) -> Windows:
+        part = slice(split.start, split.stop)
+        return Windows(
+            x[part],
+            marks[part],
+            y[part],
+            seq_len=seq_len,
+            label_len=label_len,
+            pred_len=pred_len,
+            known_ahead=known if decoder_future == "known" else None,
+            first_row=split.start,
+        )
+
+    return Splits(
+        windows(rows.train), windows(rows.validation), windows(rows.test), input_scaler, target_scaler
+    )
+
+
+def _scale(table: Table, columns: Sequence[str], training_rows: range) -> tuple[Scaler, Tensor]:
+    """Fit a scaler on the training rows of `columns`, and scale all rows: [n, len(columns)], float32."""
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise DataError(
+            f"{table.source}: column {missing[0]} is missing (and {len(missing) - 1} more columns)"
+        )
+    values: FloatArray = table.values[:, [table.columns.index(name) for name in columns]]
+    scaler = Scaler.fit(values[training_rows.start : training_rows.stop], columns)
+    with np.errstate(over="ignore"):
+        scaled = scaler.transform(values).astype(np.float32)
+    bad = np.argwhere(~np.isfinite(scaled))
+    if len(bad):
+        row, column = bad[0]
+        raise DataError(
+            f"{table.source}: {values[row, column]:g} in column {columns[column]} on {table.dates[row]} "
+            "is too large for float32 after scaling: repair the value"
+        )
+    return scaler, torch.from_numpy(scaled)
+
+
+def sample_order(n_windows: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of the windows, int64 [n_windows] on the CPU, that depends on `seed` and `epoch` alone.
+
+    The order of random 64-bit keys. They come from numpy's Philox generator, whose stream is the same on
+    every platform and in every version; those of the shuffling functions of numpy and torch are not promised.
+    """
+    keys = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n_windows)
+    return torch.from_numpy(np.argsort(keys, kind="stable").astype(np.int64))
+
+
+def batch_indices(
+    n_windows: int,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    epoch: int = 0,
+    drop_last: bool,
+    device: torch.device | str = "cpu",
+) -> Iterator[Tensor]:
+    """The indices of each batch, int64 [batch_size]; the last may be shorter, or `drop_last` leaves it out.
+
+    In the order of `sample_order`, or without `seed` in that of time. Raises DataError where no batch would
+    be left.
+    """
+    if drop_last and n_windows < batch_size:
+        raise DataError(
+            f"{n_windows} windows do not fill one batch of {batch_size}: lower training.batch_size to "
+            f"{n_windows} or less"
+        )
+    order = torch.arange(n_windows) if seed is None else sample_order(n_windows, seed, epoch)
+    used = n_windows - n_windows % batch_size if drop_last else n_windows
+    return iter(torch.split(order[:used].to(device), batch_size))

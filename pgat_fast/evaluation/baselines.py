@@ -1,0 +1,43 @@
+"""Naive forecasts. A model that does not beat them has learned nothing of use."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+BASELINES = ("last_value", "zero_return", "drift")
+
+
+def naive_forecasts(
+    values: Array, targets: Sequence[str], last_rows: NDArray[np.int64], pred_len: int, kind: str, training_rows: int
+) -> dict[str, Array]:
+    """The naive forecasts of `pred_len` rows after each of `last_rows`.
+
+    Args:
+        values: unscaled target columns of the whole table, [n, C].
+        targets: their names.
+        last_rows: index of the last known row of every window, [W].
+        kind: `returns` (values are log(price / previous close)) or `levels` (values are log(price)).
+        training_rows: the drift is estimated on the first so many rows.
+
+    Returns:
+        Name -> [W, P, C], unscaled. `last_value` repeats the last row. `zero_return`: the price stays at the last
+        close. `drift`: the price goes on with the mean daily change of the training rows (Hyndman & Athanasopoulos,
+        Forecasting: Principles and Practice, section 5.2).
+    """
+    last = values[last_rows][:, None]  # [W, 1, C]
+    shape = (len(last_rows), pred_len, values.shape[1])
+    training = values[:training_rows]
+    if kind == "returns":
+        zero_return, drift = np.zeros(shape), np.broadcast_to(training.mean(axis=0), shape)
+    elif kind == "levels":
+        close = [name.lower().removeprefix("log_") for name in targets]
+        zero_return = last[..., [close.index("close")]] if "close" in close else last
+        days = np.arange(1, pred_len + 1, dtype=np.float64)[:, None]
+        drift = last + days * np.diff(training, axis=0).mean(axis=0)
+    else:
+        raise ValueError(f"kind is {kind!r}, not 'returns' or 'levels'")
+    forecasts = {"last_value": last, "zero_return": zero_return, "drift": drift}
+    return {name: np.broadcast_to(forecast, shape).astype(np.float64) for name, forecast in forecasts.items()}

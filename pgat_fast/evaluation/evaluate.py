@@ -1,0 +1,83 @@
+"""Forecast every window of a split and compare with what happened."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pgat_fast.config import DataConfig
+from pgat_fast.data.columns import TARGETS
+from pgat_fast.data.price_units import to_prices
+from pgat_fast.data.table import Table
+from pgat_fast.data.windows import Splits, Windows, batch_indices
+from pgat_fast.evaluation.baselines import naive_forecasts
+from pgat_fast.evaluation.metrics import metrics_by_target, skill
+from pgat_fast.model.forecast import point_forecast
+from pgat_fast.training.loss import forecast_loss
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SplitForecast:
+    """Forecast and truth of W windows, scaled, [W, P, C] each, and the mean loss of a window."""
+
+    forecast: Array
+    truth: Array
+    loss: float
+
+
+@torch.no_grad()
+def evaluate_split(model: nn.Module, windows: Windows, batch_size: int, mixture_mode: str) -> SplitForecast:
+    """Forecast every window, the last part batch included, in evaluation mode.
+
+    The loss is a mean over windows: it does not depend on `batch_size` beyond rounding.
+    """
+    model.eval()
+    forecasts, truths, total = [], [], 0.0
+    for indices in batch_indices(len(windows), batch_size, drop_last=False):
+        batch = windows.batch(indices)
+        forecast, _ = model(*batch[:4])
+        total += len(indices) * forecast_loss(forecast, batch.y, mixture_mode).item()
+        forecasts.append(point_forecast(forecast).double().cpu().numpy())
+        truths.append(batch.y.double().cpu().numpy())
+    return SplitForecast(np.concatenate(forecasts), np.concatenate(truths), total / len(windows))
+
+
+def compare(result: SplitForecast, table: Table, splits: Splits, data: DataConfig) -> dict[str, Any]:
+    """Metrics of the test forecasts and of the naive baselines, scaled and in prices, and the skill against them.
+
+    Returns `{"scaled": {...}, "price": {...} or None}`; each holds, under `model` and the name of each baseline,
+    `metrics_by_target`, and under `skill` for each baseline 1 - MSE / MSE of the baseline. Prices come from the four
+    standard targets; other targets do not say what a price is.
+    """
+    scaler, test = splits.target_scaler, splits.test
+    targets, pred_len = scaler.columns, test.pred_len
+    values = table.values[:, [table.columns.index(name) for name in targets]]
+    last_rows = test.first_row + test.seq_len - 1 + np.arange(len(test))
+    naive = naive_forecasts(
+        values, targets, last_rows, pred_len, kind=data.target_kind, training_rows=len(splits.train.values)
+    )
+    scaled = {"model": result.forecast} | {name: scaler.transform(array) for name, array in naive.items()}
+    comparison: dict[str, Any] = {"scaled": _against(scaled, result.truth, targets), "price": None}
+    if targets == TARGETS:
+        closes = data.base_price * np.exp(np.cumsum(values[:, TARGETS.index("log_Close")]))  # of a file of returns
+        unscaled = {"model": scaler.inverse(result.forecast)} | naive
+        truth = values[last_rows[:, None] + np.arange(1, pred_len + 1)]
+        prices = {
+            name: to_prices(array, data.target_kind, closes[last_rows])
+            for name, array in (unscaled | {"truth": truth}).items()
+        }
+        comparison["price"] = _against(prices, prices.pop("truth"), targets)
+    return comparison
+
+
+def _against(forecasts: dict[str, Array], truth: Array, targets: tuple[str, ...]) -> dict[str, Any]:
+    tables = {name: metrics_by_target(forecast, truth, targets) for name, forecast in forecasts.items()}
+    model = tables["model"]["overall"]["mse"]
+    return tables | {
+        "skill": {name: skill(model, table["overall"]["mse"]) for name, table in tables.items() if name != "model"}
+    }

@@ -1,0 +1,236 @@
+"""Configuration files that users already have."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgat_fast import load_config
+from pgat_fast.config.legacy import IGNORED, OLD_NAMES
+from pgat_fast.config.schema import Config
+from pgat_fast.errors import ConfigError
+
+PRODUCTION = Path(__file__).parents[2] / "data" / "production.yaml"
+
+SMALL: dict[str, Any] = {
+    "seq_len": 16,
+    "label_len": 8,
+    "pred_len": 4,
+    "d_model": 130,
+    "n_heads": 8,
+    "e_layers": 4,
+    "d_layers": 2,
+    "d_ff": 512,
+    "dropout": 0.1,
+    "enc_in": 118,
+    "dec_in": 118,
+    "c_out": 4,
+    "celestial_fusion_layers": 4,
+    "num_input_waves": 118,
+    "use_efficient_covariate_interaction": True,
+}
+EVERYTHING = SMALL | {
+    "use_mixture_decoder": True,
+    "use_stochastic_learner": True,
+    "use_hierarchical_mapping": True,
+    "use_celestial_graph": True,
+    "aggregate_waves_to_celestial": True,
+}
+NO_CELESTIAL = SMALL | {
+    "d_model": 22,
+    "n_heads": 2,
+    "enc_in": 6,
+    "dec_in": 6,
+    "c_out": 2,
+    "num_input_waves": 6,
+    "use_mixture_decoder": False,
+    "use_stochastic_learner": False,
+    "use_hierarchical_mapping": False,
+    "use_celestial_graph": False,
+    "aggregate_waves_to_celestial": False,
+}
+
+
+def test_the_production_file_keeps_the_meaning_of_every_key() -> None:
+    meant: dict[str, dict[str, Any]] = {
+        "data": {
+            "path": "data/prepared_financial_data.csv",
+            "targets": ["log_Open", "log_High", "log_Low", "log_Close"],
+            "validation_length": 50,
+            "test_length": 50,
+        },
+        "model": {
+            "seq_len": 250,
+            "label_len": 125,
+            "pred_len": 10,
+            "enc_in": 118,
+            "dec_in": 118,
+            "c_out": 4,
+            "d_model": 130,
+            "n_heads": 8,
+            "e_layers": 4,
+            "d_layers": 2,
+            "dropout": 0.1,
+            "freq": "d",
+            "use_celestial_graph": True,
+            "celestial_fusion_layers": 4,
+            "graph_processing": "partitioned",
+            "use_mixture_decoder": False,
+            "mdn_multivariate_mode": "independent",
+            "use_stochastic_learner": False,
+            "use_hierarchical_mapping": False,
+        },
+        "training": {
+            "epochs": 50,
+            "batch_size": 16,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 0.001,
+            "weight_decay": 0.0001,
+            "clip_grad_norm": 1.0,
+            "lr_schedule": "warmup_cosine",
+            "warmup_epochs": 5,
+            "min_lr": 1e-6,
+            "patience": 999,
+            "kl_weight": 5e-5,
+        },
+        "run": {"name": "celestial_enhanced_pgat_production_overnight", "device": "auto", "log_interval": 10},
+    }
+    defaults = Config().model_dump()
+    assert load_config(PRODUCTION).model_dump() == {name: defaults[name] | meant[name] for name in defaults}
+
+
+def test_the_production_file_means_the_large_combiner() -> None:
+    """Existing files name no combiner; what they were trained with is the hierarchical one."""
+    assert load_config(PRODUCTION).model.combiner == "hierarchical"
+
+
+def test_the_production_file_warns_once_of_all_that_nothing_reads(caplog: pytest.LogCaptureFixture) -> None:
+    load_config(PRODUCTION)
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.name == "pgat_fast.config"
+    assert record.getMessage() == (
+        f"{PRODUCTION}: nothing here reads features, embed, d_ff, reg_loss_weight, save_checkpoints, "
+        "checkpoint_interval, mixed_precision, save_best_only: ignored"
+    )
+
+
+@pytest.mark.parametrize(
+    "old", [SMALL, EVERYTHING, NO_CELESTIAL], ids=["small", "everything", "no celestial"]
+)
+def test_the_mappings_of_the_parity_cases_load(old: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    model = load_config(old).model.model_dump()
+    assert {name: value for name, value in old.items() if name in model}.items() <= model.items()
+    assert model["graph_processing"] == "partitioned"
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == [
+        "configuration: nothing here reads d_ff: ignored"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "section", "name", "value"),
+    [
+        ({"train_epochs": 3}, "training", "epochs", 3),
+        ({"lradj": "warmup_cosine"}, "training", "lr_schedule", "warmup_cosine"),
+        ({"lradj": "constant"}, "training", "lr_schedule", "constant"),
+        ({"target": "a, b,c,d"}, "data", "targets", ["a", "b", "c", "d"]),
+        ({"target": "a", "c_out": 1}, "data", "targets", ["a"]),
+        ({"root_path": "./data", "data_path": "x.csv"}, "data", "path", "data/x.csv"),
+        ({"root_path": "/data/", "data_path": "x.csv"}, "data", "path", "/data/x.csv"),
+        ({"root_path": "./data", "data_path": "/else/x.csv"}, "data", "path", "/else/x.csv"),
+        ({"data_path": "x.csv"}, "data", "path", "x.csv"),
+        ({"use_gpu": True}, "run", "device", "auto"),
+        ({"use_gpu": False}, "run", "device", "cpu"),
+        ({"model_id": "my_run"}, "run", "name", "my_run"),
+        ({"use_efficient_covariate_interaction": True}, "model", "graph_processing", "partitioned"),
+        ({"use_efficient_covariate_interaction": False}, "model", "graph_processing", "attention"),
+        ({"aggregate_waves_to_celestial": True}, "model", "use_celestial_graph", True),
+    ],
+)
+def test_an_old_name_sets_the_present_setting(
+    old: dict[str, Any], section: str, name: str, value: Any
+) -> None:
+    assert getattr(getattr(load_config(old), section), name) == value
+
+
+@pytest.mark.parametrize("old", [{"model": "Celestial_Enhanced_PGAT"}, {"data": "custom"}])
+def test_names_where_a_section_could_stand_change_nothing(old: dict[str, Any]) -> None:
+    assert load_config(old) == Config()
+
+
+@pytest.mark.parametrize(
+    ("old", "said"),
+    [
+        (
+            {"lradj": "type1"},
+            "lradj (now training.lr_schedule): found 'type1', expected 'warmup_cosine' or 'constant'",
+        ),
+        (
+            {"lradj": "cosine"},
+            "found 'cosine', expected 'warmup_cosine' or 'constant': schedules of other trainers",
+        ),
+        ({"lradj": None}, "found null, expected 'warmup_cosine' or 'constant'"),
+        ({"use_gpu": "yes"}, "use_gpu (now run.device): found 'yes', expected true or false"),
+        ({"use_gpu": 1}, "use_gpu (now run.device): found 1, expected true or false"),
+        (
+            {"use_efficient_covariate_interaction": None},
+            "(now model.graph_processing): found null, expected true or",
+        ),
+        ({"model": "Autoformer"}, "model: found 'Autoformer', expected Celestial_Enhanced_PGAT"),
+        ({"data": "ETTh1"}, "data: found 'ETTh1', expected custom"),
+        ({"root_path": "./data"}, "root_path (now data.path): data_path is missing"),
+        ({"root_path": 5, "data_path": "x"}, "root_path (now data.path): found 5, expected text"),
+        ({"data_path": None}, "data_path (now data.path): found null, expected text"),
+        ({"model_id": "a/b"}, "model_id (now run.name): found 'a/b', expected a name of letters"),
+        ({"target": "a,b"}, "target (now data.targets): data.targets names 2 columns, but model.c_out is 4"),
+        (
+            {"aggregate_waves_to_celestial": False},
+            "aggregate_waves_to_celestial: found false, expected true, as model.use_celestial_graph says",
+        ),
+        (
+            NO_CELESTIAL | {"aggregate_waves_to_celestial": True},
+            "aggregate_waves_to_celestial: found true, expected false, as model.use_celestial_graph says",
+        ),
+        ({"num_input_waves": 100}, "num_input_waves: found 100, expected 118, as model.enc_in says"),
+        (
+            {"target_wave_indices": [0, 1]},
+            "target_wave_indices: found [0, 1], expected [0, 1, 2, 3], as model.c_out",
+        ),
+        (
+            {"target_wave_indices": [3, 2, 1, 0]},
+            "target_wave_indices: found [3, 2, 1, 0], expected [0, 1, 2, 3]",
+        ),
+    ],
+)
+def test_an_old_setting_that_is_not_supported_is_refused(old: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(old)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_ignored_name_changes_nothing_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    assert load_config(dict.fromkeys(sorted(IGNORED), "anything")) == Config()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning == f"configuration: nothing here reads {', '.join(sorted(IGNORED))}: ignored"
+
+
+def test_the_names_of_this_family_of_code_bases_are_known() -> None:
+    arguments = """
+        task_name is_training des itr features embed inverse seasonal_patterns checkpoints num_workers loss
+        factor activation output_attention gpu use_multi_gpu devices moving_avg distil use_amp d_ff top_k
+        num_kernels mask_rate anomaly_ratio expand d_conv mixed_precision save_best_only save_checkpoints
+        checkpoint_interval reg_loss_weight
+    """
+    assert set(arguments.split()) <= IGNORED
+
+
+def test_no_old_name_is_a_present_one() -> None:
+    settings = {name for section in Config().model_dump().values() for name in section}
+    assert not settings & (IGNORED | OLD_NAMES.keys())
+    assert not IGNORED & OLD_NAMES.keys()
+
+
+def test_ignored_overrides_are_warned_of_too(caplog: pytest.LogCaptureFixture) -> None:
+    load_config({"d_ff": 1}, ["itr=2", "d_ff=3"])
+    assert "configuration: nothing here reads d_ff, itr: ignored" in caplog.messages

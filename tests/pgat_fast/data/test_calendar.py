@@ -1,0 +1,69 @@
+"""Calendar fractions lead back to the calendar, in float32 and through the model's own embedding."""
+
+from datetime import datetime, timedelta
+
+import numpy as np
+import pytest
+import torch
+
+from pgat_fast.data.calendar import CELLS, calendar_marks
+from pgat_fast.errors import ConfigError, DataError
+from pgat_fast.model.reference.embedding import CALENDAR, CalendarEmbedding
+
+
+def cells_of(marks: np.ndarray) -> np.ndarray:
+    """What the model makes of the marks: clamp(floor(mark * cells), 0, cells - 1), in float32."""
+    counts = torch.tensor([CELLS[field] for field in list(CELLS)[: marks.shape[1]]])
+    index = (torch.from_numpy(marks) * counts.float()).floor().long()
+    return index.clamp(torch.zeros_like(counts), counts - 1).numpy()
+
+
+def test_every_day_of_a_hundred_years_leads_back_to_its_month_day_and_weekday() -> None:
+    days = np.arange(np.datetime64("1950-01-01"), np.datetime64("2050-01-01"))
+    expected = [[d.month - 1, d.day - 1, d.weekday(), 0] for d in days.tolist()]
+    marks = calendar_marks(days)
+    assert marks.dtype == np.float32
+    assert marks.shape == (len(days), 4)
+    assert marks.min() > 0
+    assert marks.max() < 1
+    assert np.array_equal(cells_of(marks), expected)
+
+
+def test_every_minute_of_a_day_leads_back_to_its_hour_and_minute() -> None:
+    times = [datetime(2024, 2, 29) + timedelta(minutes=minute) for minute in range(24 * 60)]
+    expected = [[1, 28, 3, time.hour, time.minute] for time in times]
+    assert np.array_equal(cells_of(calendar_marks(np.array(times, dtype="datetime64[s]"), "t")), expected)
+    hourly = calendar_marks(np.array(times, dtype="datetime64[s]"), "h")
+    assert np.array_equal(cells_of(hourly), np.array(expected)[:, :4])
+
+
+def test_the_middle_of_a_cell_survives_low_precision_and_the_edge_would_not() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for cells in CELLS.values():
+            values = torch.arange(cells)
+            assert torch.equal((((values + 0.5) / cells).to(dtype) * cells).floor().long(), values)
+    values = torch.arange(60)
+    assert not torch.equal(((values / 60).to(torch.bfloat16) * 60).floor().long(), values)
+
+
+def test_days_before_1970_are_counted_like_those_after() -> None:
+    assert cells_of(calendar_marks(np.array(["1969-12-31"], dtype="datetime64[D]"))).tolist() == [
+        [11, 30, 2, 0]
+    ]
+
+
+def test_the_marks_are_those_of_the_models_embedding() -> None:
+    assert list(CELLS.items()) == list(CALENDAR.items())
+    embedding = CalendarEmbedding(6, "d", integer_marks=False)
+    marks = torch.from_numpy(calendar_marks(np.array(["2024-12-31"], dtype="datetime64[D]")))
+    tables = [
+        table.weight[cell] for table, cell in zip(embedding.tables.values(), (11, 30, 1, 0), strict=True)
+    ]
+    assert torch.equal(embedding(marks[None])[0, 0], sum(tables[1:], tables[0]))
+
+
+def test_an_unknown_frequency_and_a_missing_date_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.freq is 'w'"):
+        calendar_marks(np.array(["2024-01-01"], dtype="datetime64[D]"), "w")
+    with pytest.raises(DataError, match="date 1 of 2"):
+        calendar_marks(np.array(["2024-01-01", "NaT"], dtype="datetime64[D]"))

@@ -1,0 +1,49 @@
+"""Forecast targets become prices."""
+
+import numpy as np
+import pytest
+
+from pgat_fast.data.price_units import to_prices
+from pgat_fast.errors import ConfigError
+
+
+def bars() -> np.ndarray:
+    """Two windows of five days of open, high, low, close."""
+    return np.random.default_rng(2).uniform(90, 110, size=(2, 5, 4))
+
+
+def returns_of(prices: np.ndarray, last_close: np.ndarray) -> np.ndarray:
+    previous = np.concatenate([last_close[:, None], prices[:, :-1, 3]], axis=1)
+    return np.log(prices / previous[..., None])
+
+
+def test_returns_are_chained_along_the_horizon_from_the_last_known_close() -> None:
+    last_close = np.array([100.0, 95.0])
+    values = returns_of(bars(), last_close)
+    # Five logs and one exponential: a few roundings.
+    np.testing.assert_allclose(to_prices(values, "returns", last_close), bars(), rtol=1e-14)
+
+
+def test_without_a_last_close_prices_are_relative_to_it() -> None:
+    values = returns_of(bars(), np.array([100.0, 95.0]))
+    relative = to_prices(values, "returns")
+    np.testing.assert_allclose(relative * np.array([100.0, 95.0])[:, None, None], bars(), rtol=1e-14)
+    np.testing.assert_allclose(relative[:, 0], np.exp(values[:, 0]), rtol=1e-15)
+
+
+def test_levels_are_logs_of_prices() -> None:
+    np.testing.assert_allclose(to_prices(np.log(bars()), "levels"), bars(), rtol=1e-14)
+
+
+def test_the_axes_before_the_days_are_free() -> None:
+    values = returns_of(bars(), np.array([100.0, 95.0]))
+    one = to_prices(values[0], "returns", 100.0)
+    assert np.array_equal(one, to_prices(values, "returns", [100.0, 95.0])[0])
+    assert to_prices(values[None], "returns").shape == (1, 2, 5, 4)
+
+
+def test_other_kinds_and_shapes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'log': choose returns or levels"):
+        to_prices(bars(), "log")
+    with pytest.raises(ValueError, match=r"expected \[..., P, 4\]"):
+        to_prices(bars()[..., :3], "returns")

@@ -1,0 +1,144 @@
+"""The building blocks of the architecture in numpy and loops, written from its text: what the model is tested against.
+
+Everything is float64 and takes one problem (no batch) unless said. Weights are read from the layer under test.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Array = NDArray[np.float64]
+
+EXACT = 1e-10
+"""Tolerance between two float64 computations of the same formula: sums of at most some hundred terms of order one."""
+
+
+def array(tensor: Tensor) -> Array:
+    """The numbers of `tensor`."""
+    values: Array = tensor.detach().double().numpy()
+    return values
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Make `module` float64, in evaluation mode, with every parameter drawn: no bias is 0, no norm is 1."""
+    generator = torch.Generator().manual_seed(seed)
+    module.double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(draw / max(1, parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else draw / 2)
+    return module
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    """Standard normal float64 numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniform(*shape: int, seed: int = 2) -> Tensor:
+    """Float64 numbers between -1 and 1, as adjacencies hold them."""
+    return 2 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
+
+
+def assert_equal(found: Tensor, expected: Array, tolerance: float = EXACT) -> None:
+    """Same shape, and the largest difference within `tolerance`."""
+    assert tuple(found.shape) == expected.shape
+    worst = float(np.abs(array(found) - expected).max())
+    assert worst <= tolerance, f"largest difference {worst}"
+
+
+def linear(layer: nn.Linear, x: Array) -> Array:
+    result: Array = x @ array(layer.weight).T
+    return result + array(layer.bias)
+
+
+def gelu(x: Array) -> Array:
+    """The exact one: x times the normal distribution function of x."""
+    result: Array = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return result
+
+
+def relu(x: Array) -> Array:
+    return np.maximum(x, 0)
+
+
+def sigmoid(x: Array) -> Array:
+    result: Array = 1 / (1 + np.exp(-x))
+    return result
+
+
+def softmax(x: Array) -> Array:
+    """Over the last axis."""
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    result: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return result
+
+
+def layer_norm(layer: nn.LayerNorm, x: Array) -> Array:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    result: Array = scaled * array(layer.weight) + array(layer.bias)
+    return result
+
+
+def mlp(layers: nn.Module, x: Array) -> Array:
+    """A sequence of linear layers, gelus, dropouts (which do nothing here) and norms."""
+    for layer in layers.children():
+        if isinstance(layer, nn.Linear):
+            x = linear(layer, x)
+        elif isinstance(layer, nn.LayerNorm):
+            x = layer_norm(layer, x)
+        elif isinstance(layer, nn.GELU):
+            x = gelu(x)
+        else:
+            assert isinstance(layer, nn.Dropout)
+    return x
+
+
+def attention(
+    layer: nn.MultiheadAttention, queries: Array, keys: Array, scores_plus: Array | None = None
+) -> Array:
+    """Scaled dot-product attention of [Q, D] to [K, D], head by head; `scores_plus` [Q, K] is added to the scores."""
+    assert layer.in_proj_weight is not None
+    weight, bias = array(layer.in_proj_weight), array(layer.in_proj_bias)
+    width = queries.shape[1]
+    q = queries @ weight[:width].T + bias[:width]
+    k = keys @ weight[width : 2 * width].T + bias[width : 2 * width]
+    v = keys @ weight[2 * width :].T + bias[2 * width :]
+    size = width // layer.num_heads
+    heads = []
+    for h in range(layer.num_heads):
+        own = slice(h * size, (h + 1) * size)
+        scores = q[:, own] @ k[:, own].T / math.sqrt(size)
+        heads.append(softmax(scores if scores_plus is None else scores + scores_plus) @ v[:, own])
+    return linear(layer.out_proj, np.concatenate(heads, axis=1))
+
+
+def convolution(layer: nn.Conv1d, series: Array) -> Array:
+    """Along the steps of [S, channels], with zeros before the first and after the last: [S, outputs]."""
+    weight = array(layer.weight)  # [outputs, channels, kernel]
+    steps, reach = len(series), weight.shape[2] // 2
+    result = np.zeros((steps, weight.shape[0]))
+    for s in range(steps):
+        for tap in range(weight.shape[2]):
+            if 0 <= s + tap - reach < steps:
+                result[s] += weight[:, :, tap] @ series[s + tap - reach]
+    return result if layer.bias is None else result + array(layer.bias)
+
+
+def gru(layer: nn.GRU, series: Array) -> Array:
+    """The hidden states of [S, C], from a zero state on (Cho et al. 2014, with the reset gate inside as in cuDNN)."""
+    size = layer.hidden_size
+    state, states = np.zeros(size), []
+    for x in series:
+        given = array(layer.weight_ih_l0) @ x + array(layer.bias_ih_l0)
+        kept = array(layer.weight_hh_l0) @ state + array(layer.bias_hh_l0)
+        reset = sigmoid(given[:size] + kept[:size])
+        update = sigmoid(given[size : 2 * size] + kept[size : 2 * size])
+        candidate = np.tanh(given[2 * size :] + reset * kept[2 * size :])
+        state = (1 - update) * candidate + update * state
+        states.append(state)
+    return np.array(states)

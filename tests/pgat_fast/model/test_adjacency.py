@@ -1,0 +1,140 @@
+"""Section 5: adjacencies are learned, normalised and mixed."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from pgat_fast.model.reference.adjacency import (
+    AdjacencyLearner,
+    AdjacencyMixer,
+    StochasticAdjacencyLearner,
+    normalize,
+)
+from tests.pgat_fast.model import by_hand
+from tests.pgat_fast.model.by_hand import Array, array, normal, randomize, uniform
+
+
+def normalized(adjacency: Array) -> Array:
+    """(A + I) / (row sum + 1e-8), entry by entry."""
+    size = len(adjacency)
+    result = np.zeros((size, size))
+    for i in range(size):
+        row = [adjacency[i, j] + (i == j) for j in range(size)]
+        result[i] = [value / (sum(row) + 1e-8) for value in row]
+    return result
+
+
+def test_rows_of_a_normalised_adjacency_are_divided_by_their_sum() -> None:
+    adjacency = 0.1 * uniform(2, 3, 5, 5)
+    found = normalize(adjacency)
+    for index in np.ndindex(2, 3):
+        by_hand.assert_equal(found[index], normalized(array(adjacency[index])))
+    assert torch.allclose(found.sum(dim=-1), torch.ones(2, 3, 5).double(), atol=1e-7)  # the 1e-8 under the sum
+
+
+def test_a_row_sum_of_zero_gives_finite_numbers() -> None:
+    adjacency = torch.tensor([[0.0, -0.5, -0.5], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert torch.isfinite(normalize(adjacency)).all()
+    by_hand.assert_equal(normalize(adjacency)[0], np.array([1e8, -5e7, -5e7]), 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_adjacencies_are_normalised_in_float32(dtype: torch.dtype) -> None:
+    adjacency = uniform(4, 13, 13).to(dtype)
+    assert normalize(adjacency).dtype == torch.float32
+    assert torch.equal(normalize(adjacency), normalize(adjacency.float()))
+
+
+@pytest.mark.parametrize("per_timestep", [False, True])
+def test_the_context_weighs_three_normalised_adjacencies(per_timestep: bool) -> None:
+    mixer = AdjacencyMixer(6)
+    randomize(mixer)
+    context = normal(2, 3 if per_timestep else 1, 6)
+    phase, static, dynamic = 0.1 * uniform(2, 1, 4, 4), 0.1 * uniform(4, 4), 0.1 * uniform(2, 3, 4, 4, seed=5)
+    found = mixer(context, (phase, static, dynamic))
+    assert found.shape == (2, 3, 4, 4)
+    for b, s in np.ndindex(2, 3):
+        own = array(context[b, s if per_timestep else 0])
+        w = by_hand.softmax(by_hand.linear(mixer.output, by_hand.relu(by_hand.linear(mixer.hidden, own))))
+        mixed = w[0] * normalized(array(phase[b, 0])) + w[1] * normalized(array(static))
+        by_hand.assert_equal(found[b, s], mixed + w[2] * normalized(array(dynamic[b, s])))
+
+
+def test_the_learned_adjacency_is_a_bounded_function_of_the_state() -> None:
+    learner = AdjacencyLearner(6, nodes=3)
+    randomize(learner)
+    e = normal(2, 4, 6)
+    found, kl = learner(e)
+    hidden = by_hand.gelu(by_hand.linear(learner.hidden, array(e)))
+    by_hand.assert_equal(found, np.tanh(by_hand.linear(learner.output, hidden)).reshape(2, 4, 3, 3))
+    assert kl is None
+
+
+def stochastic() -> StochasticAdjacencyLearner:
+    learner = StochasticAdjacencyLearner(6, nodes=3)
+    randomize(learner)
+    return learner
+
+
+def test_in_evaluation_the_stochastic_learner_gives_its_mean_unbounded() -> None:
+    learner, e = stochastic(), 5 * normal(2, 4, 6)
+    found = learner(e)[0]
+    by_hand.assert_equal(found, by_hand.linear(learner.mean, array(e)).reshape(2, 4, 3, 3))
+    assert found.abs().max() > 1
+
+
+def test_in_training_the_stochastic_learner_samples_its_distribution() -> None:
+    learner, draws = stochastic(), 20_000
+    learner.train()
+    e = normal(1, 1, 6)
+    torch.manual_seed(0)
+    sample = array(learner(e.expand(1, draws, 6))[0])[0].reshape(draws, 9)
+    mean = by_hand.linear(learner.mean, array(e))[0, 0]
+    deviation = np.exp(by_hand.linear(learner.log_variance, array(e))[0, 0] / 2)
+    z = (sample - mean) / deviation
+    # Five standard errors: of a mean 1, of a variance sqrt 2, of a correlation 1, over the root of the draws.
+    assert np.abs(z.mean(axis=0)).max() < 5 / math.sqrt(draws)
+    assert np.abs((z**2).mean(axis=0) - 1).max() < 5 * math.sqrt(2 / draws)
+    assert np.abs(np.corrcoef(z, rowvar=False) - np.eye(9)).max() < 5 / math.sqrt(draws)
+    # Fourth moment of a normal: 3, with standard error sqrt(96 / draws).
+    assert np.abs((z**4).mean(axis=0) - 3).max() < 5 * math.sqrt(96 / draws)
+
+
+def test_samples_repeat_under_a_seed_and_differ_without() -> None:
+    learner, e = stochastic(), normal(2, 4, 6)
+    learner.train()
+    torch.manual_seed(1)
+    first = learner(e)[0]
+    second = learner(e)[0]
+    torch.manual_seed(1)
+    assert torch.equal(first, learner(e)[0])
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_divergence_is_summed_over_entries_and_averaged_over_timesteps(training: bool) -> None:
+    learner, e = stochastic(), normal(2, 4, 6)
+    learner.train(training)
+    own = Normal(learner.mean(e), torch.exp(learner.log_variance(e) / 2))
+    expected = kl_divergence(own, Normal(0.0, 1.0)).sum(dim=2).mean()
+    assert torch.allclose(learner(e)[1], expected, rtol=1e-12)  # rounding of float64
+
+
+def test_the_divergence_of_a_standard_normal_is_zero() -> None:
+    learner = stochastic()
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.zero_()
+    assert learner(normal(2, 4, 6))[1].item() == 0
+
+
+def test_in_training_the_sample_alone_reaches_both_heads() -> None:
+    learner = stochastic()
+    learner.train()
+    learner(normal(2, 4, 6))[0].square().sum().backward()
+    for parameter in learner.parameters():
+        assert parameter.grad is not None
+        assert (parameter.grad != 0).all()

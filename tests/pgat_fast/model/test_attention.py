@@ -1,0 +1,75 @@
+"""Attention over one key, or over keys that are all the same, is what `torch.nn.MultiheadAttention` makes of them."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pgat_fast.model.reference.attention import IdenticalKeysAttention, SingleKeyAttention
+from tests.pgat_fast.model.by_hand import normal, randomize
+
+
+def packed(value: nn.Linear, output: nn.Linear, n_heads: int, dropout: float, seed: int) -> nn.MultiheadAttention:
+    """Torch's attention with the given value path and query and key weights of its own."""
+    width = value.in_features
+    attention = nn.MultiheadAttention(width, n_heads, dropout=dropout, batch_first=True)
+    randomize(attention, seed)
+    with torch.no_grad():
+        attention.in_proj_weight[2 * width :] = value.weight
+        attention.in_proj_bias[2 * width :] = value.bias
+        attention.out_proj.weight.copy_(output.weight)
+        attention.out_proj.bias.copy_(output.bias)
+    return attention
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 5, 10])
+def test_attention_over_one_key_does_not_depend_on_heads_queries_or_keys(n_heads: int) -> None:
+    ours = SingleKeyAttention(10)
+    randomize(ours)
+    theirs = packed(ours.value, ours.output, n_heads, 0.0, seed=n_heads)
+    x = normal(6, 1, 10)
+    assert torch.allclose(ours(x), theirs(x, x, x)[0], rtol=0, atol=1e-12)  # rounding of float64
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 4])
+def test_attention_over_identical_keys_does_not_depend_on_queries(n_heads: int) -> None:
+    ours = IdenticalKeysAttention(8, n_heads, dropout=0.5)
+    randomize(ours)
+    theirs = packed(ours.value, ours.output, n_heads, 0.5, seed=n_heads)
+    context, queries = normal(3, 8), normal(3, 5, 8, seed=4)
+    keys = context[:, None].expand(3, 7, 8)
+    expected = theirs(queries, keys, keys)[0]
+    assert torch.allclose(ours(context, queries=5, keys=7), expected, rtol=0, atol=1e-12)  # rounding of float64
+
+
+def dropped(attention: nn.Module, call: tuple[Tensor | int, ...], draws: int) -> Tensor:
+    """Results of `draws` calls in training mode."""
+    torch.manual_seed(5)
+    attention.train()
+    with torch.no_grad():
+        results = [attention(*call) for _ in range(draws)]
+    return torch.stack([result[0] if isinstance(result, tuple) else result for result in results])
+
+
+def test_dropout_over_identical_keys_has_the_distribution_of_torch() -> None:
+    draws, keys = 4000, 3
+    ours = IdenticalKeysAttention(4, 2, dropout=0.4)
+    randomize(ours)
+    context = normal(1, 4)
+    exact = ours(context, 2, keys)
+    theirs = packed(ours.value, ours.output, 2, 0.4, seed=3)
+    repeated = context[:, None].expand(1, keys, 4)
+    found = dropped(ours, (context, 2, keys), draws).flatten(1)
+    expected = dropped(theirs, (normal(1, 2, 4), repeated, repeated), draws).flatten(1)
+    # Five standard errors of a mean and of a covariance over the draws.
+    assert ((found.mean(dim=0) - exact.flatten()).abs() < 5 * found.std(dim=0) / draws**0.5).all()
+    spread = found.var(dim=0).max()
+    assert ((found.T.cov() - expected.T.cov()).abs() < 5 * 2 * spread / draws**0.5).all()
+    assert spread > 1e-3  # the covariances that are compared are not those of constants
+
+
+def test_dropout_over_identical_keys_acts_on_every_query_by_itself() -> None:
+    ours = IdenticalKeysAttention(4, 2, dropout=0.4)
+    randomize(ours).train()
+    torch.manual_seed(0)
+    first, second = ours(normal(1, 4), queries=2, keys=39)[0]
+    assert not torch.equal(first, second)

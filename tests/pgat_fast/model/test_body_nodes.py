@@ -1,0 +1,98 @@
+"""Sections 3 and 4: bodies, their aspects, and their fusion into the market state."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pgat_fast.data.columns import BODIES
+from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes, astrological_adjacency, fusion_width
+from tests.pgat_fast.model import by_hand
+from tests.pgat_fast.model.by_hand import array, normal, randomize
+
+STRENGTHS = """
+sun-jupiter .9, moon-venus .8, mercury-uranus .7, mars-saturn -.6, sun-pluto -.5, jupiter-neptune -.4,
+north_node-south_node -.8, sun-saturn -.7, venus-jupiter .9, mercury-mars .6, moon-mercury .5, venus-mars .4
+"""
+"""As the architecture lists them."""
+
+
+def test_the_static_adjacency_holds_the_listed_strengths_and_nothing_else() -> None:
+    expected = np.eye(13)
+    for entry in STRENGTHS.replace("\n", " ").split(","):
+        pair, strength = entry.split()
+        i, j = (BODIES.index(body) for body in pair.split("-"))
+        expected[i, j] = expected[j, i] = float(strength)
+    by_hand.assert_equal(astrological_adjacency(), expected, 1e-7)  # float32
+    assert np.count_nonzero(expected) == 13 + 2 * 12
+
+
+def test_aspects_and_body_features_follow_the_formulas() -> None:
+    nodes = BodyNodes(8)
+    randomize(nodes)
+    e = normal(2, 3, 8)
+    adjacency, features = nodes(e)
+    assert adjacency.shape == (2, 3, 13, 13)
+    embeddings = array(nodes.embeddings)
+    for b, s in np.ndindex(2, 3):
+        state = array(e[b, s])
+        u = embeddings + by_hand.mlp(nodes.market, state)
+        expected = np.eye(13)
+        for i in range(13):
+            for j in range(i + 1, 13):
+                strength = by_hand.sigmoid(by_hand.mlp(nodes.aspects, np.concatenate((u[i], u[j]))))[0]
+                expected[i, j] = expected[j, i] = strength
+        by_hand.assert_equal(adjacency[b, s], expected)
+        transforms = [nodes.transforms[body] for body in BODIES]
+        own = [by_hand.mlp(net, embeddings[k] + state) for k, net in enumerate(transforms)]
+        by_hand.assert_equal(features[b, s], np.stack(own))
+
+
+def test_aspects_are_symmetric_with_diagonal_one() -> None:
+    nodes = BodyNodes(8)
+    randomize(nodes)
+    adjacency = nodes(normal(2, 3, 8))[0]
+    assert torch.equal(adjacency, adjacency.transpose(2, 3))
+    assert (adjacency.diagonal(dim1=2, dim2=3) == 1).all()
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 8, 16, 20, 100])
+@pytest.mark.parametrize("width", [13, 26, 60, 64, 208])
+def test_the_fusion_width_is_the_least_multiple_of_the_heads_that_is_wide_enough(
+    width: int, n_heads: int
+) -> None:
+    wanted = max(n_heads, min(width, 64))
+    assert fusion_width(width, n_heads) == math.ceil(wanted / n_heads) * n_heads
+
+
+@pytest.mark.parametrize(("width", "n_heads"), [(6, 2), (6, 4), (70, 5)])
+def test_the_market_state_asks_the_bodies_behind_a_gate(width: int, n_heads: int) -> None:
+    fusion = BodyFusion(width, n_heads, dropout=0.0)
+    randomize(fusion)
+    assert fusion.query.out_features == {6: {2: 6, 4: 8}, 70: {5: 65}}[width][n_heads]
+    e, bodies = normal(2, 3, width), normal(2, 3, 13, width, seed=4)
+    found = fusion(e, bodies)
+    for b, s in np.ndindex(2, 3):
+        state, own = array(e[b, s]), array(bodies[b, s])
+        key, value = by_hand.linear(fusion.key, own), by_hand.linear(fusion.value, own)
+        query = by_hand.linear(fusion.query, state[None])
+        f = by_hand.linear(fusion.output, attention_to(fusion, query, key, value))[0]
+        g = by_hand.sigmoid(by_hand.mlp(fusion.gate, np.concatenate((state, f))))
+        by_hand.assert_equal(found[b, s], state + g * f)
+
+
+def attention_to(
+    fusion: BodyFusion, query: by_hand.Array, key: by_hand.Array, value: by_hand.Array
+) -> by_hand.Array:
+    """Attention whose values differ from its keys: one query at a time, one head at a time."""
+    weight, bias = array(fusion.attention.in_proj_weight), array(fusion.attention.in_proj_bias)
+    inner, heads = query.shape[1], fusion.attention.num_heads
+    q = weight[:inner] @ query[0] + bias[:inner]
+    k = key @ weight[inner : 2 * inner].T + bias[inner : 2 * inner]
+    v = value @ weight[2 * inner :].T + bias[2 * inner :]
+    seen = []
+    for own in np.split(np.arange(inner), heads):
+        weights = by_hand.softmax(k[:, own] @ q[own] / math.sqrt(inner // heads))
+        seen.append(weights @ v[:, own])
+    return by_hand.linear(fusion.attention.out_proj, np.concatenate(seen)[None])

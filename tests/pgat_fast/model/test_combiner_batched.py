@@ -1,0 +1,64 @@
+"""Section 6a: all edges of a timestep attend to each other; nothing else does."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pgat_fast.model.reference.combiner_batched import BatchedCombiner
+from tests.pgat_fast.model import by_hand
+from tests.pgat_fast.model.by_hand import array, normal, randomize, uniform
+
+NODES, WIDTH = 3, 8
+
+
+def combiner(n_heads: int = 2, layers: int = 2) -> BatchedCombiner:
+    model = BatchedCombiner(WIDTH, n_heads, layers, dropout=0.0)
+    randomize(model)
+    return model
+
+
+def inputs() -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    first, second, third = (uniform(2, 4, NODES, NODES, seed=seed) for seed in (1, 2, 3))
+    return (first, second, third), normal(2, 4, WIDTH)
+
+
+@pytest.mark.parametrize(("n_heads", "layers"), [(1, 1), (2, 2), (4, 3)])
+def test_the_combined_adjacency_follows_the_formulas(n_heads: int, layers: int) -> None:
+    model = combiner(n_heads, layers)
+    adjacencies, context = inputs()
+    found = model(adjacencies, context)
+    for b, s in np.ndindex(2, 4):
+        values = [array(a[b, s]) for a in adjacencies]
+        edges = [[a[i, j] for a in values] for i in range(NODES) for j in range(NODES)]
+        t = by_hand.linear(model.edge_projection, np.array(edges))
+        for layer in model.layers:
+            t = by_hand.layer_norm(layer.norm1, t + by_hand.attention(layer.attention, t, t))
+            t = by_hand.layer_norm(layer.norm2, t + by_hand.mlp(layer.feed_forward, t))
+        expected = np.tanh(by_hand.mlp(model.output, t)).reshape(NODES, NODES)
+        by_hand.assert_equal(found[b, s], expected)
+    assert found.abs().max() < 1
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_timestep_does_not_depend_on_any_other_timestep_or_sample(which: int) -> None:
+    model = combiner()
+    adjacencies, context = inputs()
+    before = model(adjacencies, context)
+    adjacencies[which][1, 2] += 0.3
+    changed = (model(adjacencies, context) - before).abs().amax(dim=(2, 3)) > 1e-12  # rounding of float64
+    assert changed.nonzero().tolist() == [[1, 2]]
+
+
+def test_every_edge_of_a_timestep_sees_every_other() -> None:
+    model = combiner()
+    adjacencies, context = inputs()
+    before = model(adjacencies, context)
+    adjacencies[0][0, 0, 1, 2] += 0.3
+    assert (model(adjacencies, context)[0, 0] != before[0, 0]).all()
+
+
+def test_the_context_is_not_read() -> None:
+    model = combiner()
+    adjacencies, context = inputs()
+    assert torch.equal(model(adjacencies, context), model(adjacencies, context + 1))

@@ -1,0 +1,109 @@
+"""Section 6b: a token for every edge and kind, attending to those of the same source body and timestep."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pgat_fast.model.reference.combiner_hierarchical import (
+    HierarchicalCombiner,
+    HierarchicalFusionBlock,
+    PairInteraction,
+)
+from tests.pgat_fast.model import by_hand
+from tests.pgat_fast.model.by_hand import Array, array, normal, randomize, uniform
+
+NODES, WIDTH = 3, 8
+KINDS = ("astronomical", "learned", "attention")
+PAIRS = {"astro_learned": (0, 1), "astro_attention": (0, 2), "learned_attention": (1, 2)}
+
+
+def combiner(n_heads: int = 2, layers: int = 2) -> HierarchicalCombiner:
+    model = HierarchicalCombiner(WIDTH, n_heads, layers, dropout=0.0)
+    randomize(model)
+    return model
+
+
+def inputs() -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    first, second, third = (uniform(2, 4, NODES, NODES, seed=seed) for seed in (1, 2, 3))
+    return (first, second, third), normal(2, 4, WIDTH)
+
+
+def block(layer: HierarchicalFusionBlock, t: Array, context: Array) -> Array:
+    """One group of tokens [3 N, D] with its context [D]."""
+    t = by_hand.layer_norm(layer.norm1, t + by_hand.attention(layer.attention, t, t))
+    shared = by_hand.linear(
+        layer.context_attention.output, by_hand.linear(layer.context_attention.value, context)
+    )
+    t = by_hand.layer_norm(layer.norm2, t + shared)
+    return by_hand.layer_norm(layer.norm3, t + by_hand.mlp(layer.feed_forward, t))
+
+
+def combined(model: HierarchicalCombiner, values: list[Array], context: Array) -> Array:
+    """One timestep: three adjacencies [N, N] and the context [D] to one adjacency, edge by edge."""
+    tokens = {}
+    for source in range(NODES):
+        edges = [(kind, target) for kind in range(3) for target in range(NODES)]
+        group = np.stack(
+            [by_hand.mlp(model.edge_transforms[KINDS[k]], values[k][source, [j]]) for k, j in edges]
+        )
+        for layer in model.layers:
+            group = block(layer, group, context)
+        tokens |= {(kind, source, target): group[n] for n, (kind, target) in enumerate(edges)}
+    result = np.zeros((NODES, NODES))
+    for i, j in np.ndindex(NODES, NODES):
+        own = np.stack([tokens[kind, i, j] for kind in range(3)])
+        y = by_hand.attention(model.edge_attention, context[None], own)[0]
+        for name, (first, second) in PAIRS.items():
+            interaction = model.interactions[name]
+            assert isinstance(interaction, PairInteraction)
+            said = by_hand.mlp(interaction.values, np.array([values[first][i, j], values[second][i, j]]))
+            y = y + said * by_hand.sigmoid(by_hand.linear(interaction.modulation, context))
+        y = y * by_hand.sigmoid(by_hand.mlp(model.calibration, np.concatenate((y, context))))
+        result[i, j] = np.tanh(by_hand.mlp(model.output, y))[0]
+    return result
+
+
+@pytest.mark.parametrize(("n_heads", "layers"), [(1, 1), (2, 2), (4, 1)])
+def test_the_combined_adjacency_follows_the_formulas(n_heads: int, layers: int) -> None:
+    model = combiner(n_heads, layers)
+    adjacencies, context = inputs()
+    found = model(adjacencies, context)
+    for b, s in np.ndindex(2, 4):
+        expected = combined(model, [array(a[b, s]) for a in adjacencies], array(context[b, s]))
+        by_hand.assert_equal(found[b, s], expected)
+    assert found.abs().max() < 1
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_timestep_does_not_depend_on_any_other_timestep_or_sample(which: int) -> None:
+    model = combiner()
+    adjacencies, context = inputs()
+    before = model(adjacencies, context)
+    (*adjacencies, context)[which][1, 2] += 0.3
+    changed = (model(adjacencies, context) - before).abs().amax(dim=(2, 3)) > 1e-12  # rounding of float64
+    assert changed.nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("source", range(NODES))
+@pytest.mark.parametrize("kind", range(3))
+def test_edges_see_exactly_the_edges_that_share_their_source(source: int, kind: int) -> None:
+    model = combiner()
+    adjacencies, context = inputs()
+    before = model(adjacencies, context)[0, 0]
+    adjacencies[kind][0, 0, source, 1] += 0.3
+    changed = (model(adjacencies, context)[0, 0] - before).abs() > 1e-12  # rounding of float64
+    expected = torch.zeros(NODES, NODES, dtype=torch.bool)
+    expected[source] = True
+    assert torch.equal(changed, expected)
+
+
+def test_tokens_of_a_group_do_not_see_other_groups_in_a_block() -> None:
+    layer = HierarchicalFusionBlock(WIDTH, 2, dropout=0.0)
+    randomize(layer)
+    t, context = normal(5, 3 * NODES, WIDTH), normal(5, WIDTH, seed=3)
+    before = layer(t, context)
+    t[3, 4] += 1
+    changed = (layer(t, context) - before).abs().amax(dim=2) > 1e-12  # rounding of float64
+    assert changed[3].all()
+    assert not changed[[0, 1, 2, 4]].any()

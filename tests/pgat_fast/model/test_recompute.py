@@ -1,0 +1,127 @@
+"""Recomputing a block in the backward pass changes memory, not numbers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+
+from pgat_fast.model.reference.combiner_batched import BatchedCombiner, BatchedFusionBlock
+from pgat_fast.model.reference.combiner_hierarchical import HierarchicalCombiner, HierarchicalFusionBlock
+from pgat_fast.model.reference.recompute import recompute_in_backward
+from tests.pgat_fast.model.by_hand import normal, randomize, uniform
+
+BLOCKS = {
+    "batched": lambda dropout: BatchedFusionBlock(8, 2, dropout),
+    "hierarchical": lambda dropout: HierarchicalFusionBlock(8, 2, dropout),
+}
+Call = Callable[..., Tensor]
+
+
+def plainly(block: nn.Module, *inputs: Tensor) -> Tensor:
+    result: Tensor = block(*inputs)
+    return result
+
+
+def block_and_inputs(kind: str, dropout: float) -> tuple[nn.Module, list[Tensor]]:
+    block = randomize(BLOCKS[kind](dropout)).train()
+    shapes = [(4, 9, 8)] if kind == "batched" else [(4, 9, 8), (4, 8)]
+    return block, [normal(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
+
+
+def results(call: Call, kind: str, dropout: float) -> list[Tensor]:
+    """Output, gradients of inputs and parameters, and the next random number."""
+    block, inputs = block_and_inputs(kind, dropout)
+    torch.manual_seed(11)
+    output = call(block, *inputs)
+    torch.rand(7)  # what runs between forward and backward must not disturb the recomputation
+    output.backward(normal(*output.shape, seed=5))
+    gradients = [tensor.grad for tensor in (*inputs, *block.parameters())]
+    return [output, *(gradient for gradient in gradients if gradient is not None), torch.rand(3)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_outputs_gradients_and_random_numbers_equal_those_of_the_block(kind: str, dropout: float) -> None:
+    expected = results(plainly, kind, dropout)
+    found = results(recompute_in_backward, kind, dropout)
+    block, inputs = block_and_inputs(kind, dropout)
+    assert len(expected) == len(found) == 2 + len(inputs) + len(list(block.parameters()))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_gradients_reach_replaced_parameters_after_their_call_has_ended(kind: str) -> None:
+    def gradients(call: Call) -> dict[str, Tensor]:
+        block, inputs = block_and_inputs(kind, 0.5)
+
+        class Calls(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.block = block
+
+            def forward(self, *values: Tensor) -> Tensor:
+                return call(self.block, *values)
+
+        replaced = {
+            f"block.{name}": (2 * parameter.detach()).requires_grad_()
+            for name, parameter in block.named_parameters()
+        }
+        torch.manual_seed(11)
+        output = functional_call(Calls(), replaced, tuple(inputs))
+        output.square().sum().backward()
+        assert all(parameter.grad is None for parameter in block.parameters())
+        return {name: tensor.grad for name, tensor in replaced.items() if tensor.grad is not None}
+
+    expected, found = gradients(plainly), gradients(recompute_in_backward)
+    assert len(found) == len(list(block_and_inputs(kind, 0.5)[0].parameters()))
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+
+
+def bytes_kept(run: Callable[[], Tensor]) -> int:
+    """What the forward pass keeps for the backward pass, each storage counted once."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        output = run()
+    assert output.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_nothing_but_inputs_and_parameters_is_kept(kind: str) -> None:
+    block, inputs = block_and_inputs(kind, 0.1)
+    own = sum(tensor.numel() * 8 for tensor in (*inputs, *block.parameters()))
+    assert bytes_kept(lambda: recompute_in_backward(block, *inputs)) <= own
+    assert bytes_kept(lambda: plainly(block, *inputs)) > 2 * own
+
+
+@pytest.mark.parametrize("model", [BatchedCombiner, HierarchicalCombiner])
+def test_combiners_keep_little_more_for_more_blocks(
+    model: type[BatchedCombiner] | type[HierarchicalCombiner],
+) -> None:
+    def kept(layers: int) -> int:
+        combiner = randomize(model(8, 2, layers, 0.1)).train()
+        adjacencies = tuple(uniform(2, 3, 13, 13, seed=seed).requires_grad_() for seed in range(3))
+        return bytes_kept(lambda: plainly(combiner, adjacencies, normal(2, 3, 8)))  # type: ignore[arg-type]
+
+    tokens = 2 * 3 * 13 * 13 * (1 if model is BatchedCombiner else 3)
+    per_block = (kept(5) - kept(1)) / 4
+    # The tokens that enter the block, and its parameters: 8 bytes a number; the random state on top.
+    parameters = sum(p.numel() for p in model(8, 2, 1, 0.1).layers.parameters())
+    assert per_block <= 8 * (tokens * 8 + parameters) + 10_000
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_without_gradients_the_block_is_simply_called(kind: str) -> None:
+    block, inputs = block_and_inputs(kind, 0.0)
+    with torch.no_grad():
+        assert torch.equal(recompute_in_backward(block, *inputs), block(*inputs))
