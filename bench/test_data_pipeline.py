@@ -1,6 +1,6 @@
 """How fast production batches come: the gather on the device, and the DataLoader view for comparison.
 
-Batch 16, history 250, label 125, horizon 10, 118 inputs, 4 targets, from a synthetic table of 7,109 rows; one thread.
+Batch 16, history 250, label 125, horizon 10, 118 inputs, 4 targets; one thread; 7,109 synthetic rows.
 """
 
 from collections.abc import Callable, Iterator

@@ -62,6 +62,8 @@ def build_table(
     if targets not in ("returns", "levels"):
         raise DataError(f"targets is {targets!r}: choose 'returns' or 'levels'")
     available = len(prices) - 1
+    if available < 1:
+        raise DataError("fewer than two days of prices give no row: the first day has no previous close")
     if rows is None:
         rows = available
     if not 1 <= rows <= available:
@@ -91,9 +93,9 @@ def build_file(
     Raises `DataError` as `read_prices` and `build_table` do, and where `out` cannot be written.
     """
     started = time.perf_counter()
+    source = sp500_prices() if prices == "sp500" else read_prices(prices)
     if prices != "sp500" and Path(out).exists() and Path(out).samefile(prices):
         raise DataError(f"{out}: this is the file of prices: give the data file another name")
-    source = sp500_prices() if prices == "sp500" else read_prices(prices)
     table = build_table(source, targets, rows)
     content = _to_csv(table).encode("ascii")
     _write_whole(Path(out), content)
@@ -115,7 +117,7 @@ def _to_csv(table: pd.DataFrame) -> str:
     """The table as CSV text. Formatted here, because pandas takes four times as long."""
     row = ",".join(["%s", *[f"%.{DIGITS}g"] * table.shape[1]])
     days = pd.DatetimeIndex(table.index).strftime("%Y-%m-%d")
-    # Adding zero turns the -0.0 of some logarithms and sines into 0.
+    # Adding zero turns -0.0, were there one, into 0.
     values = (table.to_numpy(np.float64) + 0.0).tolist()
     lines = [row % (day, *numbers) for day, numbers in zip(days, values, strict=True)]
     return "\n".join([",".join(["date", *table.columns]), *lines]) + "\n"

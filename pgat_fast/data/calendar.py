@@ -13,9 +13,9 @@ def calendar_marks(dates: NDArray[np.datetime64], freq: str = "d") -> NDArray[np
     """Month, day, weekday (Monday first), hour and, for freq t, minute: [n] -> float32 [n, 4 or 5] in (0, 1).
 
     A value k of `cells` possible ones becomes (k + 0.5) / cells, the middle of its cell, so that
-    clamp(floor(mark * cells), 0, cells - 1) is k for every k in float32, with room for half a cell of error: it
-    still is k in bfloat16. From the edge, k / cells, one rounding downwards would lead to k - 1. Dates without a
-    time of day have hour 0.
+    clamp(floor(mark * cells), 0, cells - 1) is k for every k in float32, with room for half a cell of error:
+    marks that were rounded to bfloat16 lead to k too. From the edge, k / cells, these lead to k - 1 for every
+    third minute. Dates without a time of day have hour 0.
 
     Raises DataError for a missing date, ConfigError for a freq other than d, h and t.
     """

@@ -131,9 +131,8 @@ def _order_of_dates(days: Dates, lines: IntArray) -> list[Problem]:
     _, first = np.unique(number, return_index=True)
     repeated = np.ones(len(number), dtype=bool)
     repeated[first] = False
-    latest = np.maximum.accumulate(number)
     unsorted = np.zeros(len(number), dtype=bool)
-    unsorted[1:] = number[1:] < latest[:-1]
+    unsorted[1:] = number[1:] < number[:-1]
     unsorted &= ~repeated
     if repeated.any():
         row = int(np.flatnonzero(repeated)[0])
@@ -144,7 +143,7 @@ def _order_of_dates(days: Dates, lines: IntArray) -> list[Problem]:
     if unsorted.any():
         row = int(np.flatnonzero(unsorted)[0])
         rows = name_rows(lines[unsorted])
-        what = f"{days[row]} comes after a later date ({rows}): sort the file by date, oldest first"
+        what = f"{days[row]} comes after {days[row - 1]} ({rows}): sort the file by date, oldest first"
         problems.append(Problem(int(lines[row]), DATE, what))
     return problems
 

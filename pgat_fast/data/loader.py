@@ -1,15 +1,16 @@
-"""The same windows as a torch Dataset and DataLoader, for training loops that want these.
+"""The same windows in the same order as a torch Dataset and DataLoader, for training loops that want these.
 
 Slower than `Windows.batch`: every window is cut on its own, collated, and copied to the device.
 """
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from pgat_fast.data.windows import Batch, Windows
+from pgat_fast.data.windows import Batch, Windows, sample_order
 
 
 class WindowDataset(Dataset[Batch]):
@@ -47,28 +48,49 @@ class WindowDataset(Dataset[Batch]):
         )
 
 
+class EpochSampler(Sampler[int]):
+    """Serves `sample_order` of one epoch after the other: each pass is the next epoch.
+
+    Torch's own RandomSampler draws from a generator that the loader draws from too, so that the order of the
+    second epoch depends on the number of workers.
+    """
+
+    def __init__(self, n_windows: int, seed: int, epoch: int = 0) -> None:
+        self.n_windows, self.seed, self.epoch = n_windows, seed, epoch
+
+    def __len__(self) -> int:
+        return self.n_windows
+
+    def __iter__(self) -> Iterator[int]:
+        order: list[int] = sample_order(self.n_windows, self.seed, self.epoch).tolist()
+        self.epoch += 1
+        return iter(order)
+
+
 def make_loader(
     dataset: WindowDataset,
     batch_size: int,
     *,
     shuffle: bool,
     seed: int,
+    epoch: int = 0,
     num_workers: int = 0,
     prefetch_factor: int = 2,
     drop_last: bool | None = None,
 ) -> DataLoader[Batch]:
-    """A DataLoader of `Batch` in pinned memory, where there is a CUDA device.
+    """A DataLoader of `Batch`, in pinned memory where there is a CUDA device.
 
-    `seed` fixes the order of all epochs and the generators of the workers. `drop_last` follows `shuffle` by
-    default: training drops the last part batch, validation and test keep it. Workers stay alive between
-    epochs; for a table of this size they cost more than they give, so that there are none by default.
+    Shuffled, pass k has the batches of `batch_indices(..., seed=seed, epoch=epoch + k)`, whatever the number
+    of workers; else those in the order of time. `drop_last` follows `shuffle` by default: training drops the
+    last part batch, validation and test keep it. Workers stay alive between epochs; for a table of this size
+    they cost more than they give, so that there are none by default.
     """
     generator = torch.Generator()
     generator.manual_seed(seed)
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        shuffle=shuffle,
+        sampler=EpochSampler(len(dataset), seed, epoch) if shuffle else SequentialSampler(dataset),
         drop_last=shuffle if drop_last is None else drop_last,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),

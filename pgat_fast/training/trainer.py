@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +181,10 @@ def load_splits(config: Config, device: torch.device) -> tuple[Table, Splits]:
     """Read the data file and put its three splits on `device`."""
     model, data = config.model, config.data
     table = read_table(data.path, data.inputs)
+    if data.rows is not None:
+        if data.rows > len(table.dates):
+            raise ConfigError(f"data.rows is {data.rows}, but {data.path} has {len(table.dates)} rows")
+        table = replace(table, dates=table.dates[-data.rows :], values=table.values[-data.rows :])
     splits = prepare(
         table,
         targets=data.targets or table.columns[: model.c_out],

@@ -21,7 +21,12 @@ from pgat_fast.data.prices import sp500_prices
 from pgat_fast.data.sky import sky_table
 from pgat_fast.errors import DataError
 
-PRICES_CSV = "date,open,high,low,close\n2020-01-02,10,12,9,11\n2020-01-03,11,13,10,12\n2020-01-06,12,14,11,13\n2020-01-07,13,15,12,14\n"
+PRICES_CSV = """date,open,high,low,close
+2020-01-02,10,12,9,11
+2020-01-03,11,13,10,12
+2020-01-06,12,14,11,13
+2020-01-07,13,15,12,14
+"""
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +81,7 @@ def test_returns_are_log_price_over_previous_close(table: pd.DataFrame) -> None:
     prices = sp500_prices()
     previous = prices["close"].shift()
     for target in TARGETS:
-        expected = np.log(prices[target.removeprefix("log_").lower()] / previous).iloc[1:]
+        expected = np.log((prices[target.removeprefix("log_").lower()] / previous).iloc[1:])
         # Half a unit of the last of the digits written.
         np.testing.assert_allclose(table[target], expected, rtol=0.5 * 10 ** (1 - DIGITS), atol=0)
 
@@ -104,10 +109,14 @@ def test_the_sky_is_that_of_each_row(table: pd.DataFrame) -> None:
 
 def test_the_digits_written_do_no_harm(table: pd.DataFrame) -> None:
     built = build_table(sp500_prices())
-    # 0.5e-9 relative: 119 times finer than the rounding to float32, 6e-8, that the model applies anyway.
+    # Half a unit of the last digit, 5e-10: a hundredth of the rounding to float32 that the model applies.
     np.testing.assert_allclose(table, built, rtol=0.5 * 10 ** (1 - DIGITS), atol=0)
-    worst = np.abs(table.to_numpy() - built.to_numpy()).max(axis=0) / built.std().to_numpy()
-    assert worst.max() < 1e-6  # As scaled for training: in standard deviations.
+    # In standard deviations, as scaled for training. The speeds of the mean nodes are a constant and a drift
+    # of 2e-8 degrees a day: of that drift the digits keep three.
+    worst = (table - built).abs().max() / built.std()
+    nodes = ["dyn_Mean Rahu_speed", "dyn_Mean Ketu_speed"]
+    assert worst[nodes].max() < 1e-3
+    assert worst.drop(nodes).max() < 1e-7
 
 
 @pytest.mark.parametrize("rows", [1, 7109])
@@ -193,13 +202,19 @@ def test_the_prices_are_not_overwritten(prices_csv: Path) -> None:
     with pytest.raises(DataError, match="this is the file of prices"):
         build_file(prices_csv, prices_csv)
     assert prices_csv.read_text() == PRICES_CSV
+    with pytest.raises(DataError, match="no such file"):
+        build_file(prices_csv, prices_csv.with_name("absent.csv"))
 
 
 def test_prices_before_the_ephemeris_are_refused_with_the_date() -> None:
-    prices = sp500_prices().iloc[:5]
-    prices.index = prices.index - pd.Timedelta(days=20000)
-    with pytest.raises(DataError, match="1895-.* lies outside the ephemeris"):
+    prices = sp500_prices().iloc[:5].shift(-20000, freq="D")
+    with pytest.raises(DataError, match=r"1895-04-\d\d lies outside the ephemeris"):
         build_table(prices)
+
+
+def test_one_day_of_prices_is_too_few() -> None:
+    with pytest.raises(DataError, match="fewer than two days"):
+        build_table(sp500_prices().iloc[:1])
 
 
 def test_unknown_targets_are_refused() -> None:

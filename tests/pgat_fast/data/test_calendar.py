@@ -37,13 +37,13 @@ def test_every_minute_of_a_day_leads_back_to_its_hour_and_minute() -> None:
     assert np.array_equal(cells_of(hourly), np.array(expected)[:, :4])
 
 
-def test_the_middle_of_a_cell_survives_low_precision_and_the_edge_would_not() -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        for cells in CELLS.values():
-            values = torch.arange(cells)
-            assert torch.equal((((values + 0.5) / cells).to(dtype) * cells).floor().long(), values)
-    values = torch.arange(60)
-    assert not torch.equal(((values / 60).to(torch.bfloat16) * 60).floor().long(), values)
+def test_marks_rounded_to_bfloat16_still_lead_back_where_the_edges_of_the_cells_would_not() -> None:
+    times = np.datetime64("2024-01-01T00:00") + np.arange(0, 366 * 24 * 60, 61)
+    marks = calendar_marks(times, "t")
+    rounded = torch.from_numpy(marks).bfloat16().float()
+    assert np.array_equal(cells_of(rounded.numpy()), cells_of(marks))
+    edges = torch.arange(60) / 60
+    assert ((edges.bfloat16().float() * 60).floor().long() != torch.arange(60)).sum() == 21
 
 
 def test_days_before_1970_are_counted_like_those_after() -> None:

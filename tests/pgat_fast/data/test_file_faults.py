@@ -88,6 +88,7 @@ FAULTS: dict[str, tuple[Callable[[Rows], object], int | None, str | None, str]] 
     "no header": (lambda rows: rows.pop(0), 1, None, "header line"),
     "date twice": (_set(9, "date", "2024-01-03"), 9, "date", "occurs again (row 9; first in row 4)"),
     "dates unsorted": (_unsorted, 9, "date", "sort the file by date"),
+    "date far ahead": (_set(7, "date", "2204-01-06"), 8, "date", "2024-01-07 comes after 2204-01-06 (row 8)"),
     "no date": (_set(5, "date", ""), 5, "date", "'' is not a date"),
     "date in another order": (_set(6, "date", "28/03/2024"), 6, "date", "'28/03/2024' is not a date"),
     "date that does not exist": (_set(6, "date", "2023-02-29"), 6, "date", "'2023-02-29' is not a date"),
@@ -151,7 +152,9 @@ def test_a_file_with_a_fault_is_not_read(file: Path, name: str) -> None:
         assert "row " in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["last number cut off", "misspelt column", "empty line inside"])
+@pytest.mark.parametrize(
+    "name", ["last number cut off", "misspelt column", "empty line inside", "date twice"]
+)
 def test_a_single_fault_gives_a_single_problem_or_its_two_halves(file: Path, name: str) -> None:
     rows = good_rows()
     FAULTS[name][0](rows)

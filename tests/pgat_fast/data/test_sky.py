@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from skyfield.api import load
 
-from pgat_fast.data.astronomy import FloatArray, lahiri_ayanamsa, mean_obliquity, wrap180
-from pgat_fast.data.columns import COLUMNS, PLANETS
+from pgat_fast.data.astronomy import FloatArray, lahiri_ayanamsa, mean_obliquity, uccha_bala, wrap180
+from pgat_fast.data.columns import COLUMNS, PLANETS, SHADBALA
 from pgat_fast.data.sky import LATITUDE, LONGITUDE, apparent_positions, instants, nutation, sky_table
 from pgat_fast.errors import DataError
 
@@ -52,12 +52,15 @@ def test_the_node_always_runs_backwards_with_ketu_opposite() -> None:
     np.testing.assert_allclose(opposite % 360, 180, rtol=0, atol=1e-9)
 
 
-def test_tropical_and_sidereal_longitudes_differ_by_the_ayanamsa() -> None:
-    table = sky_table(days("2000-01-01"))
+def test_tropical_and_sidereal_longitudes_differ_by_ayanamsa_and_nutation() -> None:
+    dates = days("2000-01-01", "1950-06-01", "2040-12-31")
+    jd, table = instants(dates), sky_table(dates)
+    expected = lahiri_ayanamsa(jd) + nutation(jd)[0]
+    # The ayanamsa at J2000.0, and at most 17.3" of nutation.
+    assert abs(expected[0] - 23.857092) * 3600 < 20
     for body in (*PLANETS, "Mean Rahu", "Mean Ketu"):
         difference = angle(table, body) - angle(table, f"dyn_{body}")
-        # The nutation, at most 17.3", is in the tropical longitude only.
-        assert abs(wrap180(difference - 23.857092)) * 3600 < 20
+        np.testing.assert_allclose(difference % 360, expected, rtol=0, atol=1e-12 * 360)
 
 
 def test_ascendant_is_on_the_eastern_horizon() -> None:
@@ -146,6 +149,12 @@ def test_sign_is_the_start_of_the_sidereal_sign(table: pd.DataFrame) -> None:
         within = (angle(table, f"dyn_{body}") - angle(table, f"dyn_{body}_sign")) % 360
         assert within.max() < 30
         assert len(np.unique(table[f"dyn_{body}_sign_sin"].to_numpy())) <= 7
+
+
+def test_strength_is_that_of_the_sidereal_longitude(table: pd.DataFrame) -> None:
+    for body in SHADBALA:
+        expected = uccha_bala(body, angle(table, f"dyn_{body}"))
+        np.testing.assert_allclose(table[f"dyn_{body}_shadbala"], expected, rtol=0, atol=1e-10)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:

@@ -1,0 +1,160 @@
+"""Section 8: what the combined adjacency does to the encoded history."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pgat_fast.model.reference.graph_processing import (
+    GraphAttention,
+    GraphAttentionBlock,
+    PartitionedProcessing,
+)
+from tests.pgat_fast.model import by_hand
+from tests.pgat_fast.model.by_hand import Array, array, normal, randomize, uniform
+
+# --- 8a: partitioned ---
+
+
+@pytest.mark.parametrize("targets", [1, 2, 4])
+def test_targets_read_covariates_through_the_blocks_of_the_adjacency(targets: int) -> None:
+    nodes, share = 5, 3
+    model = PartitionedProcessing(nodes * share, nodes, targets)
+    randomize(model)
+    encoded, adjacency = normal(2, 3, nodes * share), uniform(2, 3, nodes, nodes)
+    found = model(encoded, adjacency)
+    for b, s in np.ndindex(2, 3):
+        x, a = array(encoded[b, s]).reshape(nodes, share), array(adjacency[b, s])
+        covariates, last = range(nodes - targets), range(nodes - targets, nodes)
+        contexts = [
+            by_hand.linear(model.covariate_interaction, sum(a[i, j] * x[j] for j in covariates))
+            for i in covariates
+        ]
+        context = sum(contexts) / len(contexts)
+        expected = x.copy()
+        for t in last:
+            received = x[t] + sum(a[t, j] * x[j] for j in covariates) + sum(a[t, j] * x[j] for j in last)
+            expected[t] = by_hand.mlp(model.target_fusion, np.concatenate((received, context)))
+        by_hand.assert_equal(found[b, s], expected.reshape(-1))
+
+
+def test_covariates_pass_unchanged() -> None:
+    model = PartitionedProcessing(15, 5, 2)
+    randomize(model)
+    encoded = normal(2, 3, 15)
+    found = model(encoded, uniform(2, 3, 5, 5))
+    assert torch.equal(found[..., :9], encoded[..., :9])
+    assert (found[..., 9:] != encoded[..., 9:]).all()
+
+
+# --- 8b: attention ---
+
+NODES, WIDTH = 4, 8
+
+
+def block(threshold: float = 0.0, bias: bool = False, n_heads: int = 2) -> GraphAttentionBlock:
+    layer = GraphAttentionBlock(WIDTH, n_heads, 0.0, threshold, bias)
+    randomize(layer)
+    return layer
+
+
+def one_graph(layer: GraphAttentionBlock, x: Array, adjacency: Array) -> Array:
+    scores_plus = np.zeros((NODES, NODES))
+    for i, j in np.ndindex(NODES, NODES):
+        if layer.adjacency_scale is not None:
+            scores_plus[i, j] = array(layer.adjacency_scale)[0] * adjacency[i, j]
+        if i != j and abs(adjacency[i, j]) <= layer.threshold:
+            scores_plus[i, j] = -np.inf
+    x = by_hand.layer_norm(layer.norm1, x + by_hand.attention(layer.attention, x, x, scores_plus))
+    return by_hand.layer_norm(layer.norm2, x + by_hand.mlp(layer.feed_forward, x))
+
+
+def sparse(*shape: int) -> Tensor:
+    """An adjacency with about half of its entries 0, some of the diagonal too."""
+    adjacency = uniform(*shape)
+    return adjacency * (uniform(*shape, seed=8) > 0)
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 4])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+def test_nodes_attend_to_their_neighbours_in_the_graph(threshold: float, bias: bool, n_heads: int) -> None:
+    model = GraphAttention(WIDTH, n_heads, 2, 0.0, threshold, bias)
+    randomize(model)
+    nodes, adjacency = normal(2, 3, NODES, WIDTH), sparse(2, 3, NODES, NODES)
+    found = model(nodes, adjacency)
+    for b, s in np.ndindex(2, 3):
+        x = array(nodes[b, s])
+        for layer in model.layers:
+            assert isinstance(layer, GraphAttentionBlock)
+            x = one_graph(layer, x, array(adjacency[b, s]))
+        by_hand.assert_equal(found[b, s], x)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_hidden_node_has_no_influence(bias: bool) -> None:
+    layer = block(bias=bias)
+    x, adjacency = normal(1, NODES, WIDTH), uniform(1, NODES, NODES)
+    adjacency[0, 0, 2] = 0
+    before = layer(x, adjacency)
+    x[0, 2] += 1
+    after = layer(x, adjacency)
+    assert torch.equal(before[0, 0], after[0, 0])
+    assert ((before - after)[0, 1:].abs().amax(dim=1) > 1e-3).all()
+
+
+@pytest.mark.parametrize(("value", "hidden"), [(0.25, True), (-0.25, True), (0.2500001, False), (-0.3, False)])
+def test_edges_at_or_below_the_threshold_are_hidden_whatever_their_sign(value: float, hidden: bool) -> None:
+    layer = block(threshold=0.25)
+    x, adjacency = normal(1, NODES, WIDTH), torch.ones(1, NODES, NODES).double()
+    adjacency[0, 0, 2] = value
+    before = layer(x, adjacency)[0, 0]
+    x[0, 2] += 1
+    assert torch.equal(before, layer(x, adjacency)[0, 0]) == hidden
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_node_without_neighbours_attends_to_itself(bias: bool) -> None:
+    layer = block(bias=bias)
+    x = normal(3, NODES, WIDTH)
+    single = x.reshape(-1, 1, WIDTH)
+    alone = layer(single, torch.zeros(3 * NODES, 1, 1).double())
+    found = layer(x, torch.zeros(3, NODES, NODES).double())
+    assert torch.allclose(found.reshape(-1, 1, WIDTH), alone, rtol=0, atol=1e-12)  # rounding of float64
+    value = layer.attention.in_proj_weight[2 * WIDTH :], layer.attention.in_proj_bias[2 * WIDTH :]
+    attended = layer.attention.out_proj(torch.nn.functional.linear(x, *value))
+    expected = layer.norm1(x + attended)
+    expected = layer.norm2(expected + layer.feed_forward(expected))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)  # rounding of float64
+
+
+def test_the_bias_carries_gradients_to_the_visible_edges_and_the_scale() -> None:
+    layer = block(threshold=0.2, bias=True)
+    adjacency = uniform(2, NODES, NODES).requires_grad_()
+    layer(normal(2, NODES, WIDTH), adjacency).square().sum().backward()
+    assert adjacency.grad is not None
+    own = torch.eye(NODES, dtype=torch.bool)
+    visible = (adjacency.abs() > 0.2) | own
+    assert 0 < visible.sum() < visible.numel()
+    assert torch.equal(adjacency.grad != 0, visible)
+    assert layer.adjacency_scale is not None
+    assert layer.adjacency_scale.grad is not None
+    assert layer.adjacency_scale.grad.item() != 0
+
+
+def test_without_the_bias_only_the_pattern_of_the_adjacency_matters() -> None:
+    layer = block()
+    x, adjacency = normal(1, NODES, WIDTH), sparse(1, NODES, NODES)
+    assert torch.equal(layer(x, adjacency), layer(x, 0.1 * adjacency.sign()))
+    assert layer.adjacency_scale is None
+
+
+@pytest.mark.parametrize("what", ["nodes", "adjacency"])
+def test_a_timestep_does_not_depend_on_any_other_timestep_or_sample(what: str) -> None:
+    model = GraphAttention(WIDTH, 2, 2, 0.0, 0.0, bias=True)
+    randomize(model)
+    inputs = {"nodes": normal(2, 3, NODES, WIDTH), "adjacency": uniform(2, 3, NODES, NODES)}
+    before = model(**inputs)
+    inputs[what][1, 2, 0, 1] += 0.5
+    changed = (model(**inputs) - before).abs().amax(dim=(2, 3)) > 1e-12  # rounding of float64
+    assert changed.nonzero().tolist() == [[1, 2]]

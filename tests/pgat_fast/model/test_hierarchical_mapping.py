@@ -1,0 +1,72 @@
+"""Section 10, hierarchical mapping: a summary of the history is added to every state."""
+
+import math
+
+import numpy as np
+import pytest
+from torch import nn
+
+from pgat_fast.model.reference.hierarchical_mapping import HierarchicalMapping
+from tests.pgat_fast.model import by_hand
+from tests.pgat_fast.model.by_hand import Array, array, normal, randomize
+
+NODES, WIDTH = 4, 8
+
+
+def mapping() -> HierarchicalMapping:
+    model = HierarchicalMapping(WIDTH, 2, NODES)
+    randomize(model)
+    return model
+
+
+def pooled(x: Array) -> Array:
+    """[S, D] to [N, D]: means of N overlapping ranges, or points between the steps where there are too few."""
+    steps = len(x)
+    rows = []
+    for n in range(NODES):
+        if steps >= NODES:
+            rows.append(x[math.floor(n * steps / NODES) : math.ceil((n + 1) * steps / NODES)].mean(axis=0))
+        else:  # the middle of the n-th of N equal parts, in steps whose middles are 0, 1, ...
+            place = min(max((n + 0.5) * steps / NODES - 0.5, 0), steps - 1)
+            low = math.floor(place)
+            high = min(low + 1, steps - 1)
+            rows.append((low + 1 - place) * x[low] + (place - low) * x[high])
+    return np.stack(rows)
+
+
+def transformed(layer: nn.TransformerEncoderLayer, x: Array) -> Array:
+    x = by_hand.layer_norm(layer.norm1, x + by_hand.attention(layer.self_attn, x, x))
+    hidden = by_hand.relu(by_hand.linear(layer.linear1, x))
+    return by_hand.layer_norm(layer.norm2, x + by_hand.linear(layer.linear2, hidden))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 8])
+def test_the_summary_pools_long_histories_and_interpolates_short_ones(steps: int) -> None:
+    model = mapping()
+    e = normal(2, steps, WIDTH)
+    summary, found = model.map_nodes(e), model(e)
+    for b in range(2):
+        state = array(e[b])
+        x = by_hand.relu(by_hand.layer_norm(model.norm, by_hand.convolution(model.convolution, state) + state))
+        for layer in model.layers:
+            assert isinstance(layer, nn.TransformerEncoderLayer)
+            x = transformed(layer, x)
+        nodes = by_hand.linear(model.node_projection, pooled(x))
+        by_hand.assert_equal(summary[b], nodes)
+        by_hand.assert_equal(found[b], state + by_hand.linear(model.projection, nodes.reshape(-1)))
+
+
+def test_the_blocks_are_two_and_four_times_as_wide_inside() -> None:
+    layers = list(mapping().layers)
+    assert [layer.linear1.out_features for layer in layers] == [4 * WIDTH, 4 * WIDTH]
+
+
+def test_every_step_receives_the_same_vector_and_every_step_has_a_say_in_it() -> None:
+    model = mapping()
+    e = normal(1, 6, WIDTH)
+    added = array(model(e) - e)[0]
+    assert np.abs(added - added[0]).max() < 1e-14  # rounding of the sum
+    for step in range(6):
+        changed = e.clone()
+        changed[0, step, 0] += 1
+        assert np.abs(array(model(changed) - changed)[0, 0] - added[0]).max() > 1e-6

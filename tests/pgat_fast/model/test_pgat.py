@@ -1,0 +1,165 @@
+"""The whole model, over a cover of its settings."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pgat_fast import build_model, load_config
+from pgat_fast.errors import BackendError
+from pgat_fast.model.forecast import Mixture
+from tests.pgat_fast.model.variants import FEW, SMALL, VARIANTS, config_of, inputs_of, loss_of, tensors_of
+
+# In float64 every sum here is exact to 1e-13; the divisions of section 5 by small row sums cost some digits.
+CLOSE = {"rtol": 1e-8, "atol": 1e-8}
+
+
+def model_of(variant: str) -> nn.Module:
+    torch.manual_seed(1)
+    return build_model(config_of(variant))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_receives_a_gradient_in_training(variant: str) -> None:
+    config, model = config_of(variant), model_of(variant).double().train()
+    loss_of(config, model(*inputs_of(config, dtype=torch.float64))).backward()
+    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    assert set(norms) == {name for name, _ in model.named_parameters()}
+    # Below that it would be rounding noise about zero.
+    without = {name for name, norm in norms.items() if norm < 1e-12 * max(norms.values())}
+    # Its gradient is zero for a reason: one vector added to all keys moves no weight of a softmax.
+    assert without == ({"graph.body_fusion.key.bias"} if config.model.use_celestial_graph else set())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_samples_of_a_batch_do_not_see_each_other(variant: str) -> None:
+    config, model = config_of(variant), model_of(variant).double().eval()
+    inputs = inputs_of(config, batch=3, dtype=torch.float64)
+    forecast, diagnostics = model(*inputs)
+    for b in range(3):
+        alone, alone_diagnostics = model(*(x[b : b + 1] for x in inputs))
+        for ours, theirs in zip(tensors_of((forecast, {})), tensors_of((alone, {})), strict=True):
+            assert torch.allclose(ours[b : b + 1], theirs, **CLOSE)
+        for name, value in diagnostics.items():
+            if value.dim() > 0:
+                assert torch.allclose(value[b : b + 1], alone_diagnostics[name], **CLOSE)
+
+
+@pytest.mark.parametrize("variant", FEW)
+def test_the_model_runs_where_no_number_can_be_read(variant: str) -> None:
+    """On the meta device a branch on data raises: on an accelerator it would wait for the device."""
+    config = config_of(variant)
+    with torch.device("meta"):
+        model = build_model(config)
+    result = model(*(x.to("meta") for x in inputs_of(config)))
+    torch.stack([tensor.sum() for tensor in tensors_of(result)]).sum().backward()
+    assert all(p.grad is not None and p.grad.device.type == "meta" for p in model.parameters())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_evaluation_draws_no_random_numbers_and_prints_nothing(
+    variant: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, model = config_of(variant), model_of(variant).eval()
+    state = torch.get_rng_state()
+    first, second = (tensors_of(model(*inputs_of(config))) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    model.train()(*inputs_of(config))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_forecast_is_the_same_with_and_without_gradients(variant: str) -> None:
+    """Torch runs other code for attention in evaluation without gradients."""
+    config, model = config_of(variant), model_of(variant).double().eval()
+    inputs = inputs_of(config, dtype=torch.float64)
+    expected = tensors_of(model(*inputs))
+    with torch.no_grad():
+        found = tensors_of(model(*inputs))
+    assert all(torch.allclose(a, b, **CLOSE) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_autocast_runs_and_stays_finite(variant: str) -> None:
+    config, model = config_of(variant), model_of(variant)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        assert all(torch.isfinite(tensor).all() for tensor in tensors_of(model.eval()(*inputs_of(config))))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = model.train()(*inputs_of(config))
+    assert all(torch.isfinite(tensor).all() for tensor in (*tensors_of(result), *result[1].values()))
+    loss_of(config, result).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_forecast_and_diagnostics_have_the_documented_shapes(variant: str) -> None:
+    config = config_of(variant).model
+    B, S, N, P, C, K = 3, config.seq_len, config.nodes, config.pred_len, config.c_out, config.mdn_components
+    forecast, diagnostics = model_of(variant)(*inputs_of(config_of(variant), batch=B))
+    if config.use_mixture_decoder:
+        assert isinstance(forecast, Mixture)
+        assert [tuple(part.shape) for part in forecast] == [(B, P, C, K), (B, P, C, K), (B, P, K)]
+    else:
+        assert forecast.shape == (B, P, C)
+    shapes = {"adjacency": (B, S, N, N), "learned_adjacency": (B, S, N, N)}
+    if config.use_celestial_graph:
+        shapes |= {"phase_adjacency": (B, N, N), "dynamic_adjacency": (B, S, N, N)}
+    if config.use_stochastic_learner:
+        shapes["kl_divergence"] = ()
+    assert {name: tuple(value.shape) for name, value in diagnostics.items()} == shapes
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_state_dict_holds_the_parameters_and_nothing_else(variant: str) -> None:
+    model = model_of(variant)
+    assert list(model.state_dict()) == [name for name, _ in model.named_parameters()]
+    copied = copy.deepcopy(model).eval()
+    other = build_model(config_of(variant)).eval()
+    other.load_state_dict(model.state_dict())
+    inputs = inputs_of(config_of(variant))
+    results = [tensors_of(m(*inputs)) for m in (model.eval(), copied, other)]
+    for first, second, third in zip(*results, strict=True):
+        assert torch.equal(first, second)
+        assert torch.equal(first, third)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_model_forecasts_from_its_inputs(variant: str) -> None:
+    """Each input has a say: history and decoder values, marks where they are not cast to integers."""
+    config, model = config_of(variant), model_of(variant).double().eval()
+    inputs = inputs_of(config, dtype=torch.float64)
+    before = tensors_of(model(*inputs))
+    for index in range(4):
+        changed: list[Tensor] = list(inputs)
+        changed[index] = 1 - changed[index]
+        same = all(
+            torch.allclose(a, b, **CLOSE) for a, b in zip(tensors_of(model(*changed)), before, strict=True)
+        )
+        assert same == (index in (1, 3) and config.model.calendar_marks == "integer")
+
+
+def test_the_combined_adjacency_of_bodies_lies_between_minus_one_and_one() -> None:
+    for variant in ("batched", "hierarchical"):
+        adjacency = model_of(variant)(*inputs_of(config_of(variant)))[1]["adjacency"]
+        assert adjacency.abs().max() < 1
+        assert adjacency.std() > 1e-3
+
+
+@pytest.mark.parametrize(("d_model", "n_heads", "width"), [(130, 8, 208), (208, 8, 208), (1, 2, 26), (27, 2, 52)])
+def test_the_width_is_raised_to_a_multiple_of_bodies_and_heads_and_the_log_says_so(
+    d_model: int, n_heads: int, width: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        config = load_config(SMALL | {"d_model": d_model, "n_heads": n_heads})
+    assert config.model.embed_dim == width
+    assert (f"d_model {d_model} raised to {width}" in caplog.text) == (width != d_model)
+
+
+def test_backends_that_are_not_there_are_refused() -> None:
+    with pytest.raises(BackendError, match="'nonsense', not one of auto, reference"):
+        build_model(SMALL, backend="nonsense")

@@ -1,0 +1,266 @@
+"""`compat.Model` is the existing model to the scripts that use it."""
+
+import copy
+import io
+import logging
+import pickle
+from argparse import Namespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pgat_fast import build_model, load_config
+from pgat_fast.compat import Model, from_original_layout
+from pgat_fast.errors import BackendError, ConfigError
+from pgat_fast.model.forecast import Mixture
+from pgat_fast.original_layout import original_shapes, sources
+from tests.pgat_fast.model.variants import FEW, SMALL, VARIANTS, inputs_of, loss_of, tensors_of
+
+SETTINGS: dict[str, Any] = SMALL | {"combiner": "batched"}
+
+
+def model_of(settings: dict[str, Any] = SETTINGS, seed: int = 1) -> Model:
+    torch.manual_seed(seed)
+    return Model(settings)
+
+
+def forecast(model: nn.Module, seed: int = 0) -> Tensor:
+    config = load_config(SETTINGS)
+    dtype = next(model.parameters()).dtype
+    result: Tensor = model(*inputs_of(config, dtype=dtype))[0]
+    assert seed == 0 or torch.initial_seed() == seed
+    return result
+
+
+# --- parameters ---
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_are_those_of_the_original_layout(variant: str) -> None:
+    model = model_of(VARIANTS[variant])
+    expected = original_shapes(model.settings.model)
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == expected
+    assert list(model.state_dict()) == list(expected)
+    assert [id(p) for p in model.parameters()] == [id(p) for _, p in model.named_parameters()]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_forecast_is_that_of_the_translated_checkpoint(variant: str) -> None:
+    model = model_of(VARIANTS[variant]).double().eval()
+    translated = build_model(model.settings).double().eval()
+    translated.load_state_dict(from_original_layout(model.state_dict(), model.settings))
+    inputs = inputs_of(model.settings, dtype=torch.float64)
+    for ours, theirs in zip(tensors_of(model(*inputs)), tensors_of(translated(*inputs)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", FEW)
+def test_gradients_reach_exactly_what_is_read(variant: str) -> None:
+    model = model_of(VARIANTS[variant]).double().train()
+    loss_of(model.settings, model(*inputs_of(model.settings, dtype=torch.float64))).backward()
+    ours = build_model(model.settings)
+    read = {source.name for source in sources(name for name, _ in ours.named_parameters()).values()}
+    received = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert received == read
+    assert received < set(original_shapes(model.settings.model))
+
+
+def test_fresh_parameters_are_drawn_under_the_seed() -> None:
+    first, again, other = (model_of(seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["projection.weight"], other["projection.weight"])
+
+
+def test_frozen_parameters_stay_and_the_others_learn() -> None:
+    model = model_of().train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("decoder" in name)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    forecast(model).square().sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    # A bias of queries and keys moves little, all others move.
+    assert changed == {name for name in before if "decoder" in name}
+
+
+# --- settings ---
+
+
+def test_a_namespace_and_a_dict_with_other_settings_give_the_same_model(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    others = {"model": "Celestial_Enhanced_PGAT", "learning_rate": "fast", "gpu": object(), "d_ff": 512, "loss": None}
+    with caplog.at_level(logging.INFO):
+        models = [model_of(), model_of(SETTINGS | others)]
+    assert "left alone: d_ff, gpu, learning_rate, loss, model" in caplog.text
+    torch.manual_seed(1)
+    models.append(Model(Namespace(**SETTINGS, **others)))
+    first, second, third = (forecast(model.eval()) for model in models)
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+
+
+def test_settings_of_the_script_are_not_changed() -> None:
+    args = Namespace(**SETTINGS)
+    Model(args)
+    assert vars(args) == SETTINGS
+
+
+def test_the_defaults_are_those_of_existing_checkpoints() -> None:
+    settings = model_of(SMALL).settings.model
+    assert settings.compatibility == "original"
+    assert (settings.phase_edges, settings.feature_map, settings.calendar_marks) == ("zero", "positional", "integer")
+    assert settings.combiner == "hierarchical"
+
+
+def test_settings_under_their_old_names_are_read() -> None:
+    old = {"use_efficient_covariate_interaction": False, "num_input_waves": 118, "target_wave_indices": [0, 1, 2, 3]}
+    assert model_of(SETTINGS | old).settings.model.graph_processing == "attention"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_heads": "eight"}, "n_heads"),
+        ({"combiner": "flat"}, "combiner"),
+        ({"num_input_waves": 117}, "num_input_waves"),
+        ({"label_len": 99}, "label_len"),
+    ],
+)
+def test_wrong_settings_of_the_model_are_refused_by_name(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Model(SETTINGS | wrong)
+
+
+def test_a_backend_that_cannot_run_is_refused() -> None:
+    with pytest.raises((BackendError, ConfigError), match="abacus"):
+        Model(SETTINGS | {"backend": "abacus"})
+
+
+# --- what scripts do with a model ---
+
+
+def test_training_and_evaluation_mode_reach_the_computation() -> None:
+    parent = nn.ModuleDict({"model": model_of()})
+    model = parent["model"]
+    assert not torch.equal(forecast(model), forecast(model))
+    parent.eval()
+    exact = forecast(model)
+    assert torch.equal(exact, forecast(model))
+    parent.train()
+    assert not torch.equal(forecast(model), exact)
+    model.eval()
+    assert torch.equal(forecast(model), exact)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, SMALL | {"compatibility": "corrected"}])
+def test_casting_reaches_parameters_and_tables(settings: dict[str, Any]) -> None:
+    model = model_of(settings).eval()
+    inputs = inputs_of(model.settings, dtype=torch.float64)
+    single = model(*(x.float() for x in inputs))[0]
+    double = model.double()(*inputs)[0]
+    assert double.dtype == torch.float64
+    # Float32 behind the divisions of section 5; both are exact to this, and they are not the same computation.
+    assert torch.allclose(double.float(), single, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(double.float(), single)
+    assert torch.equal(model.float()(*(x.float() for x in inputs))[0], single)
+    assert torch.isfinite(model.to(torch.bfloat16)(*(x.bfloat16() for x in inputs))[0]).all()
+
+
+@pytest.mark.parametrize("after_training", [False, True])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies_are_equal_and_independent(how: str, after_training: bool) -> None:
+    model = model_of()
+    if after_training:
+        forecast(model).sum().backward()
+    if how == "deepcopy":
+        copied = copy.deepcopy(model)
+    elif how == "pickle":
+        copied = pickle.loads(pickle.dumps(model))
+    else:
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        copied = torch.load(buffer, weights_only=False)
+    exact = forecast(model.eval())
+    assert not torch.equal(forecast(copied), exact)  # still in training mode
+    assert torch.equal(forecast(copied.eval()), exact)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert torch.equal(forecast(model), exact)
+    assert not torch.equal(forecast(copied), exact)
+
+
+def test_two_models_share_nothing() -> None:
+    first, second = model_of(), model_of()
+    own = {p.untyped_storage().data_ptr() for p in first.parameters()}
+    assert not own & {p.untyped_storage().data_ptr() for p in second.parameters()}
+    assert len(own) == len(list(first.parameters()))
+    exact = forecast(second.eval())
+    first.double().train()
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.fill_(0.1)
+    assert torch.equal(forecast(second), exact)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_its_state_loads_strictly_into_another(assign: bool) -> None:
+    first, second = model_of(seed=1), model_of(seed=2)
+    state = copy.deepcopy(first.state_dict())
+    result = second.load_state_dict(state, assign=assign)
+    assert (result.missing_keys, result.unexpected_keys) == ([], [])
+    assert torch.equal(forecast(first.eval()), forecast(second.eval()))
+
+
+def test_a_state_with_a_missing_or_unknown_name_is_refused() -> None:
+    state = model_of().state_dict()
+    state["unknown"] = state.pop("projection.bias")
+    with pytest.raises(RuntimeError, match=r"projection\.bias(.|\n)*unknown"):
+        model_of().load_state_dict(state)
+
+
+def train(model: Model, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    losses = []
+    for step in range(steps):
+        torch.manual_seed(100 + step)
+        optimizer.zero_grad()
+        loss = loss_of(model.settings, model(*inputs_of(model.settings, dtype=torch.float64)))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, VARIANTS["no bodies, everything"]])
+def test_training_goes_on_bit_for_bit_after_saving_and_loading(settings: dict[str, Any]) -> None:
+    model = model_of(settings).double().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = train(model, optimizer, 10)
+    assert min(losses[5:]) < losses[0]
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    second = model_of(settings, seed=7).double().train()
+    second.load_state_dict(saved["model"])
+    resumed = torch.optim.Adam(second.parameters(), lr=1.0)
+    resumed.load_state_dict(saved["optimizer"])
+    assert train(model, optimizer, 2) == train(second, resumed, 2)
+    ours, theirs = model.state_dict(), second.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_mixture_unpacks_as_the_triple_that_scripts_expect() -> None:
+    model = model_of(SETTINGS | {"use_mixture_decoder": True}).eval()
+    result = model(*inputs_of(model.settings))[0]
+    assert isinstance(result, Mixture)
+    means, log_stds, log_weights = result
+    assert means.shape == log_stds.shape == (2, 2, 4, 3)
+    assert log_weights.shape == (2, 2, 3)
