@@ -211,7 +211,7 @@ class Model(nn.Module):
         for module in self._forecaster[0].modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, fn(buffer))
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
 
 
 def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:

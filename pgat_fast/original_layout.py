@@ -83,7 +83,7 @@ def _phase(config: ModelConfig) -> Iterator[Shapes]:
 
 
 def _wave_aggregator() -> Iterator[Shapes]:
-    lengths = {body: 9 for body in BODIES} | {"north_node": 12, "south_node": 8, "chiron": 3}
+    lengths = dict.fromkeys(BODIES, 9) | {"north_node": 12, "south_node": 8, "chiron": 3}
     yield {f"aggregation_weights.{body}": (lengths[body],) for body in sorted(BODIES)}
     for body in BODIES:
         net = _sequence(_0=_linear(32, 1), _2=_linear(64, 32), _4=_linear(32, 64), _6=_linear(1, 32))

@@ -9,9 +9,7 @@ if TYPE_CHECKING:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config FILE` and `--set KEY=VALUE ...`, which `config_from` reads."""
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with settings (default: the defaults alone)"
-    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings (default: the defaults alone)")
     parser.add_argument(
         "--set",
         dest="overrides",

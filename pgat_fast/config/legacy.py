@@ -49,12 +49,8 @@ class SameAs:
 OldName = Renamed | PathPart | Fixed | SameAs
 
 OLD_NAMES: Final[Mapping[str, OldName]] = {
-    "model": Fixed(
-        "Celestial_Enhanced_PGAT", "it is the only model here; a section `model:` holds its settings"
-    ),
-    "data": Fixed(
-        "custom", "a CSV of your own is the only kind of data; a section `data:` holds its settings"
-    ),
+    "model": Fixed("Celestial_Enhanced_PGAT", "it is the only model here; a section `model:` holds its settings"),
+    "data": Fixed("custom", "a CSV of your own is the only kind of data; a section `data:` holds its settings"),
     "model_id": Renamed("run.name"),
     "root_path": PathPart(),
     "data_path": PathPart(),
@@ -66,9 +62,7 @@ OLD_NAMES: Final[Mapping[str, OldName]] = {
         {"warmup_cosine": "warmup_cosine", "constant": "constant"},
         "schedules of other trainers (type1, type2, cosine, step, plateau) are not supported",
     ),
-    "use_efficient_covariate_interaction": Renamed(
-        "model.graph_processing", {True: "partitioned", False: "attention"}
-    ),
+    "use_efficient_covariate_interaction": Renamed("model.graph_processing", {True: "partitioned", False: "attention"}),
     "aggregate_waves_to_celestial": SameAs("model.use_celestial_graph", lambda m: m.use_celestial_graph),
     "num_input_waves": SameAs("model.enc_in", lambda m: m.enc_in),
     "target_wave_indices": SameAs("model.c_out", lambda m: list(range(m.c_out))),

@@ -39,9 +39,7 @@ class _Gathered:
     faults: list[Fault] = field(default_factory=list)
 
 
-def load_config(
-    source: str | Path | Mapping[str, Any] | Config | None = None, overrides: Sequence[str] = ()
-) -> Config:
+def load_config(source: str | Path | Mapping[str, Any] | Config | None = None, overrides: Sequence[str] = ()) -> Config:
     """Build the configuration that `source`, changed by `overrides`, describes; the rest has its default.
 
     `source`: the path of a YAML file (UTF-8, at most 64 KiB), a mapping, a `Config`, or None. Settings stand

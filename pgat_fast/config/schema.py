@@ -102,12 +102,8 @@ class DataConfig(Section):
     path: PathText = Field(
         default="data/prepared_financial_data.csv", description="the CSV that `pgat-fast data build` writes"
     )
-    inputs: Names | None = Field(
-        default=None, description="input columns; all numeric columns of the file by default"
-    )
-    targets: Names | None = Field(
-        default=None, description="target columns; the first c_out inputs by default"
-    )
+    inputs: Names | None = Field(default=None, description="input columns; all numeric columns of the file by default")
+    targets: Names | None = Field(default=None, description="target columns; the first c_out inputs by default")
     rows: Count | None = Field(default=None, description="use only the last so many rows of the file")
     target_kind: Literal["returns", "levels"] = Field(
         default="returns", description="targets are log(price / previous close), or log(price)"
@@ -127,9 +123,7 @@ class ModelConfig(Section):
     """The architecture: which function of the inputs is computed, with which parameters."""
 
     seq_len: Annotated[Int, Field(ge=1, le=5000)] = Field(default=250, description="S, input days")
-    label_len: Annotated[Int, Field(ge=0)] = Field(
-        default=125, description="L, days of history that the decoder sees"
-    )
+    label_len: Annotated[Int, Field(ge=0)] = Field(default=125, description="L, days of history that the decoder sees")
     pred_len: Count = Field(default=10, description="P, forecast days")
     enc_in: Columns = Field(default=118, description="F, input features")
     dec_in: Columns = Field(default=118, description="decoder input features")
@@ -155,29 +149,25 @@ class ModelConfig(Section):
     adjacency_bias: bool = Field(
         default=False, description="graph attention adds a learned multiple of A to its scores"
     )
-    use_mixture_decoder: bool = Field(
-        default=False, description="forecast a mixture of normals instead of a point"
-    )
+    use_mixture_decoder: bool = Field(default=False, description="forecast a mixture of normals instead of a point")
     mdn_components: Count = Field(default=3, description="K, components of the mixture")
     mdn_multivariate_mode: Literal["independent", "joint"] = Field(
         default="independent", description="mixture components drawn per target, or shared by the targets"
     )
-    use_stochastic_learner: bool = Field(
-        default=False, description="sample the learned adjacency in training"
-    )
+    use_stochastic_learner: bool = Field(default=False, description="sample the learned adjacency in training")
     use_hierarchical_mapping: bool = Field(default=False, description="add a learned summary of the history")
     compatibility: Literal["corrected", "original"] = Field(
         default="corrected",
         description="original: phase_edges zero, feature_map positional, calendar_marks integer",
     )
-    phase_edges: Literal["computed", "zero"] | None = Field(
-        default=None, description="angles, speeds and distances of bodies"
+    phase_edges: Literal["computed", "zero"] = Field(
+        default="computed", description="angles, speeds and distances of bodies"
     )
-    feature_map: Literal["named", "positional"] | None = Field(
-        default=None, description="which columns belong to which body"
+    feature_map: Literal["named", "positional"] = Field(
+        default="named", description="which columns belong to which body"
     )
-    calendar_marks: Literal["fraction", "integer"] | None = Field(
-        default=None,
+    calendar_marks: Literal["fraction", "integer"] = Field(
+        default="fraction",
         description="integer casts marks before scaling them, as existing checkpoints were trained",
     )
     max_attention_tokens: Count | None = Field(
@@ -190,9 +180,7 @@ class ModelConfig(Section):
         if not isinstance(values, dict):
             return values
         original = values.get("compatibility") == "original"
-        return values | {
-            key: pair[original] for key, pair in COMPATIBILITY.items() if values.get(key) is None
-        }
+        return values | {key: pair[original] for key, pair in COMPATIBILITY.items() if values.get(key) is None}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -255,9 +243,7 @@ class TrainingConfig(Section):
     max_steps: Count | None = Field(default=None, description="stop after this many optimizer steps")
     batch_size: Count = Field(default=16, description="windows a batch")
     gradient_accumulation_steps: Count = Field(default=1, description="batches an optimizer step")
-    learning_rate: Annotated[Float, Field(gt=0)] = Field(
-        default=1e-3, description="peak learning rate of Adam"
-    )
+    learning_rate: Annotated[Float, Field(gt=0)] = Field(default=1e-3, description="peak learning rate of Adam")
     weight_decay: Annotated[Float, Field(ge=0)] = Field(default=0.0, description="L2 penalty of Adam")
     clip_grad_norm: Annotated[Float, Field(gt=0)] | None = Field(
         default=1.0, description="largest global gradient norm"
@@ -266,16 +252,12 @@ class TrainingConfig(Section):
         default="warmup_cosine", description="learning rate by epoch"
     )
     warmup_epochs: Annotated[Int, Field(ge=0)] = Field(default=5, description="epochs of linear warm-up")
-    min_lr: Annotated[Float, Field(ge=0)] = Field(
-        default=1e-6, description="learning rate at the end of the cosine"
-    )
+    min_lr: Annotated[Float, Field(ge=0)] = Field(default=1e-6, description="learning rate at the end of the cosine")
     patience: Count = Field(default=999, description="epochs without improvement before stopping")
     kl_weight: Annotated[Float, Field(ge=0)] = Field(
         default=5e-5, description="weight of the stochastic learner's KL term"
     )
-    seed: Annotated[Int, Field(ge=0)] = Field(
-        default=2024, description="seed of weights, dropout and sample order"
-    )
+    seed: Annotated[Int, Field(ge=0)] = Field(default=2024, description="seed of weights, dropout and sample order")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -292,9 +274,7 @@ class RunConfig(Section):
         default="pgat",
         pattern=r"^\w[\w.-]*$",
         description="name of the run and of its folder",
-        json_schema_extra={
-            "expected": "a name of letters, digits, `_`, `.` and `-`, not starting with `.` or `-`"
-        },
+        json_schema_extra={"expected": "a name of letters, digits, `_`, `.` and `-`, not starting with `.` or `-`"},
     )
     output: PathText = Field(default="runs", description="folder that holds the runs")
     device: str = Field(

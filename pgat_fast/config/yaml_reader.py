@@ -142,9 +142,7 @@ def _mapping(events: Iterator[yaml.Event], path: tuple[str, ...], document: Docu
     return values
 
 
-def _key(
-    event: yaml.Event, events: Iterator[yaml.Event], path: tuple[str, ...], document: Document
-) -> str | None:
+def _key(event: yaml.Event, events: Iterator[yaml.Event], path: tuple[str, ...], document: Document) -> str | None:
     """The key that `event` starts, as text; None where it is refused."""
     if not isinstance(event, yaml.ScalarEvent):
         count = len(document.faults)

@@ -6,7 +6,6 @@ digits, lines end in a line feed, and neither the clock, the locale nor the numb
 
 import hashlib
 import logging
-import os
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -20,6 +19,7 @@ from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.prices import PRICES, check_prices, read_prices, sp500_prices
 from pgat_fast.data.sky import sky_table
 from pgat_fast.errors import DataError
+from pgat_fast.files import write_atomically
 
 DIGITS = 10
 """Significant digits of a number in the file: 400 times finer than the float32 that the model reads."""
@@ -98,7 +98,10 @@ def build_file(
         raise DataError(f"{out}: this is the file of prices: give the data file another name")
     table = build_table(source, targets, rows)
     content = _to_csv(table).encode("ascii")
-    _write_whole(Path(out), content)
+    try:
+        write_atomically(Path(out), content)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from error
     days = pd.DatetimeIndex(table.index)
     report = BuildReport(
         path=Path(out),
@@ -121,19 +124,3 @@ def _to_csv(table: pd.DataFrame) -> str:
     values = (table.to_numpy(np.float64) + 0.0).tolist()
     lines = [row % (day, *numbers) for day, numbers in zip(days, values, strict=True)]
     return "\n".join([",".join(["date", *table.columns]), *lines]) + "\n"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error

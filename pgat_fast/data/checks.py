@@ -33,13 +33,9 @@ def column_problems(header: Sequence[str], columns: Sequence[str], exact: bool =
     With `exact`, the header must hold these and no others, in this order; else it must hold them.
     """
     if len(header) == 1 and any(separator in header[0] for separator in ";\t|"):
-        return [
-            Problem(1, None, "the header has one field: separate the fields with commas, not ';', tab or '|'")
-        ]
+        return [Problem(1, None, "the header has one field: separate the fields with commas, not ';', tab or '|'")]
     if DATE not in header and header and _parse_date(header[0]) is not None:
-        return [
-            Problem(1, None, "the first line holds data: the file needs a header line with the column names")
-        ]
+        return [Problem(1, None, "the first line holds data: the file needs a header line with the column names")]
     wanted = dict.fromkeys([DATE, *columns])
     found = dict.fromkeys(header)
     missing = [name for name in wanted if name not in found]
@@ -47,9 +43,7 @@ def column_problems(header: Sequence[str], columns: Sequence[str], exact: bool =
     problems = [Problem(1, name, f"is missing{_meant(name, extra)}") for name in missing[:_SHOWN]]
     problems += _count_rest(missing, "are missing")
     if exact:
-        problems += [
-            Problem(1, name, f"is not expected{_meant(name, missing)}: remove it") for name in extra[:_SHOWN]
-        ]
+        problems += [Problem(1, name, f"is not expected{_meant(name, missing)}: remove it") for name in extra[:_SHOWN]]
         problems += _count_rest(extra, "are not expected")
     problems += duplicate_columns(header, header if exact else wanted)
     if exact:
@@ -89,9 +83,7 @@ def _count_rest(names: Sequence[str], what: str) -> list[Problem]:
 def _order_problems(found: Sequence[str], wanted: Sequence[str]) -> list[Problem]:
     for name, other in zip(found, wanted, strict=True):
         if name != other:
-            return [
-                Problem(1, name, f"the columns are in the wrong order: {other!r} belongs where {name!r} is")
-            ]
+            return [Problem(1, name, f"the columns are in the wrong order: {other!r} belongs where {name!r} is")]
     return []
 
 

@@ -112,9 +112,7 @@ def parse_csv(path: str | Path) -> CsvFile | Problem:
 
 def _read_text(path: Path) -> str | Problem:
     if not path.exists():
-        return Problem(
-            None, None, "the file does not exist: build it with `pgat-fast data build` or check the path"
-        )
+        return Problem(None, None, "the file does not exist: build it with `pgat-fast data build` or check the path")
     if path.is_dir():
         return Problem(None, None, "this is a directory: name the CSV file in it")
     if not path.is_file():
@@ -175,9 +173,7 @@ class _Rows:
         self.records += 1
         self.last = line
         if last_line > line:
-            message = (
-                f"a quotation mark opens in this row and closes in row {last_line}: remove it"
-            )
+            message = f"a quotation mark opens in this row and closes in row {last_line}: remove it"
             self.problems.append(Problem(line, None, message))
         elif len(record) != len(self.header):
             (self.long if len(record) > len(self.header) else self.short).append((line, len(record)))
@@ -224,9 +220,7 @@ class _Rows:
         if self.long:
             line, fields = self.long[0]
             rows = name_rows([line for line, _ in self.long])
-            what = (
-                f"{fields} fields where the header has {width} ({rows}): a field too many shifts all after it"
-            )
+            what = f"{fields} fields where the header has {width} ({rows}): a field too many shifts all after it"
             problems.append(Problem(line, None, what))
         if self.short and self.short[-1][0] == self.last:
             line, fields = self.short.pop()
@@ -235,9 +229,7 @@ class _Rows:
         if self.short:
             line, fields = self.short[0]
             rows = name_rows([line for line, _ in self.short])
-            problems.append(
-                Problem(line, None, f"only {fields} of {width} fields ({rows}): add what is missing")
-            )
+            problems.append(Problem(line, None, f"only {fields} of {width} fields ({rows}): add what is missing"))
         # Empty lines at the end of the file do no harm.
         inside = [line for line in self.blank if line < self.last]
         if inside:

@@ -30,7 +30,5 @@ def to_prices(values: FloatArray, kind: str, last_close: ArrayLike = 1.0) -> Flo
     closes = values[..., _CLOSE]
     # The log of each day's base: what all the days before it add up to, 0 for the first.
     base = np.cumsum(closes, axis=-1) - closes
-    prices: FloatArray = np.asarray(last_close, dtype=np.float64)[..., None, None] * np.exp(
-        values + base[..., None]
-    )
+    prices: FloatArray = np.asarray(last_close, dtype=np.float64)[..., None, None] * np.exp(values + base[..., None])
     return prices

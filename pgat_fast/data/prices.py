@@ -103,9 +103,7 @@ def check_prices(prices: pd.DataFrame, name: str, lines: Sequence[int] | None = 
     if not isinstance(days, pd.DatetimeIndex) or days.tz is not None or not days.equals(days.normalize()):
         raise DataError(f"{name}: the index does not hold calendar days: pass what `read_prices` returns")
     if days.hasnans or not (days.is_monotonic_increasing and days.is_unique):
-        raise DataError(
-            f"{name}: the dates are not strictly increasing: sort the rows and drop repeated days"
-        )
+        raise DataError(f"{name}: the dates are not strictly increasing: sort the rows and drop repeated days")
     bars = prices[list(PRICES)].to_numpy(np.float64)
     high, low = bars[:, 1], bars[:, 2]
 
@@ -138,9 +136,7 @@ def _to_prices(table: _Table, warn_backwards: bool) -> pd.DataFrame:
     if backwards:
         prices, lines = prices[::-1], lines[::-1]
         if warn_backwards:
-            _log.warning(
-                "%s runs from the newest day to the oldest: its rows are taken in reverse", table.name
-            )
+            _log.warning("%s runs from the newest day to the oldest: its rows are taken in reverse", table.name)
     check_prices(prices, table.name, lines)
     return prices
 
@@ -163,9 +159,7 @@ def _read_table(path: Path) -> _Table:
                 table.header.extend(row)
             elif len(row) != len(table.header):
                 count = f"{len(row)} fields where the header has {len(table.header)}"
-                raise DataError(
-                    f"{where}: {count}, so a value may stand in the wrong column: correct the line"
-                )
+                raise DataError(f"{where}: {count}, so a value may stand in the wrong column: correct the line")
             else:
                 table.rows.append(row)
                 table.lines.append(line)
@@ -187,9 +181,7 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: not text in UTF-8: save the prices as plain CSV in UTF-8"
-        ) from error
+        raise DataError(f"{path}, line {line}: not text in UTF-8: save the prices as plain CSV in UTF-8") from error
     if not text.strip():
         raise DataError(f"{path}: the file is empty: name a CSV file of prices")
     if not text.endswith(("\n", "\r")):
@@ -203,9 +195,7 @@ def _find_columns(table: _Table) -> dict[str, int]:
     found = f"the first line has {', '.join(repr(name) for name in table.header)}"
     separator = next((mark for mark in (";", "\t", "|") if mark in table.header[0]), None)
     if len(names) == 1 and separator:
-        raise DataError(
-            f"{table.name}, line 1: fields are separated by {separator!r}: save with commas ({found})"
-        )
+        raise DataError(f"{table.name}, line 1: fields are separated by {separator!r}: save with commas ({found})")
     wanted = ("date", *PRICES)
     for problem, count in (("no", 0), ("more than one", 2)):
         wrong = [name for name in wanted if min(names.count(name), 2) == count]

@@ -37,9 +37,7 @@ class Scaler:
         """
         columns = tuple(columns)
         if values.ndim != 2 or values.shape[1] != len(columns) or not len(values):
-            raise ValueError(
-                f"values have shape {list(values.shape)}, expected [n, {len(columns)}] with n above 0"
-            )
+            raise ValueError(f"values have shape {list(values.shape)}, expected [n, {len(columns)}] with n above 0")
         with np.errstate(over="ignore", invalid="ignore"):
             mean, std = values.mean(axis=0), values.std(axis=0)
         pairs = np.array([is_angle_pair(name) for name in columns])

@@ -143,9 +143,7 @@ def apparent_positions(jd_tt: FloatArray) -> dict[str, EclipticPosition]:
                 towards = straight.frame_xyz(mean_equator_and_equinox_of_date).au
                 shift = bent.frame_xyz(mean_equator_and_equinox_of_date).au - towards
                 direction = towards + shift * np.minimum(1, inside**2)
-                positions[body] = EclipticPosition(
-                    *_to_ecliptic(direction, obliquity), observed.distance().au
-                )
+                positions[body] = EclipticPosition(*_to_ecliptic(direction, obliquity), observed.distance().au)
         finally:
             kernel.close()
     return positions
@@ -177,9 +175,7 @@ def nutation(jd_tt: FloatArray) -> tuple[FloatArray, FloatArray]:
     return longitude * (1e-7 * ARCSECOND), obliquity * (1e-7 * ARCSECOND)
 
 
-def greenwich_sidereal_time(
-    jd_tt: FloatArray, nutation_in_longitude: FloatArray, obliquity: FloatArray
-) -> FloatArray:
+def greenwich_sidereal_time(jd_tt: FloatArray, nutation_in_longitude: FloatArray, obliquity: FloatArray) -> FloatArray:
     """Greenwich apparent sidereal time, degrees, shape (n,); mean sidereal time where the nutation is zero.
 
     From the Earth Rotation Angle (IAU 2006) and the equation of the equinoxes as in Meeus chapter 12: its

@@ -87,9 +87,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
         raise DataError(f"{path}: {file}")
     names = _numeric_columns(file, path) if columns is None else tuple(columns)
     problems = column_problems(file.header, names, exact=False)
-    problems += [
-        Problem(None, name, "is asked for twice") for name, count in Counter(names).items() if count > 1
-    ]
+    problems += [Problem(None, name, "is asked for twice") for name, count in Counter(names).items() if count > 1]
     if not names:
         problems.append(Problem(1, None, "no numeric column"))
     if not file.records:

@@ -104,9 +104,7 @@ class Windows:
         if indices.device.type == "cpu" and len(indices):
             first, last = (int(bound) for bound in indices.aminmax())
             if first < 0 or last >= self.count:
-                raise IndexError(
-                    f"window {first if first < 0 else last} does not exist: there are {self.count}"
-                )
+                raise IndexError(f"window {first if first < 0 else last} does not exist: there are {self.count}")
         # A copy to the device may overlap with its work; one from the device must not.
         indices = indices.to(self.values.device, non_blocking=self.values.is_cuda)
         x_dec = _gather(self._x_dec, indices, self.values.shape[1])
@@ -204,18 +202,14 @@ def prepare(
             first_row=split.start,
         )
 
-    return Splits(
-        windows(rows.train), windows(rows.validation), windows(rows.test), input_scaler, target_scaler
-    )
+    return Splits(windows(rows.train), windows(rows.validation), windows(rows.test), input_scaler, target_scaler)
 
 
 def _scale(table: Table, columns: Sequence[str], training_rows: range) -> tuple[Scaler, Tensor]:
     """Fit a scaler on the training rows of `columns`, and scale all rows: [n, len(columns)], float32."""
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise DataError(
-            f"{table.source}: column {missing[0]} is missing (and {len(missing) - 1} more columns)"
-        )
+        raise DataError(f"{table.source}: column {missing[0]} is missing (and {len(missing) - 1} more columns)")
     values: FloatArray = table.values[:, [table.columns.index(name) for name in columns]]
     scaler = Scaler.fit(values[training_rows.start : training_rows.stop], columns)
     with np.errstate(over="ignore"):

@@ -37,7 +37,9 @@ def build_results(
         "seconds": time.perf_counter() - started,
         "config": config_to_dict(config),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
         "versions": {
             "pgat_fast": __version__,
             "torch": torch.__version__,

@@ -3,9 +3,7 @@
 import math
 
 
-def learning_rate(
-    schedule: str, epoch: int, *, peak: float, minimum: float, warmup_epochs: int, epochs: int
-) -> float:
+def learning_rate(schedule: str, epoch: int, *, peak: float, minimum: float, warmup_epochs: int, epochs: int) -> float:
     """The learning rate to set BEFORE epoch number `epoch` (from 0) of `epochs`.
 
     `constant`: `peak`. `warmup_cosine`: linear from peak / warmup_epochs to `peak`, reached in the last warm-up epoch,

@@ -1,6 +1,7 @@
 """One training run, from the configuration to the results, readable from top to bottom."""
 
 import logging
+import math
 import random
 import time
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pgat_fast.config import Config, TrainingConfig, dump_config
+from pgat_fast.config import Config, dump_config
 from pgat_fast.data.table import Table, read_table
 from pgat_fast.data.windows import Splits, Windows, batch_indices, prepare
 from pgat_fast.device import resolve_device
@@ -59,13 +60,14 @@ def train(config: Config, folder: Path, *, progress: bool = True) -> Results:
     device = resolve_device(config.run.device)
     seed_everything(settings.seed)
     table, splits = load_splits(config, device)
-    check_batches(splits, settings)
+    # A split that does not fill one batch is refused here, before a model is built.
+    batch_indices(len(splits.train), settings.batch_size, drop_last=True)
     model = build_model(config).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     (folder / "config.yaml").write_text(dump_config(config))
 
     epochs: list[Epoch] = []
-    best = best_epoch = None
+    best, best_epoch = math.inf, 0
     steps_left = settings.max_steps
     for number in range(settings.epochs):
         epoch_started = time.perf_counter()
@@ -88,7 +90,7 @@ def train(config: Config, folder: Path, *, progress: bool = True) -> Results:
             "epoch %d of %d: learning rate %.2e, train loss %.5f, validation loss %.5f, %.1f s",
             number + 1, settings.epochs, rate, train_loss, validation_loss, epochs[-1].seconds,
         )  # fmt: skip
-        if best is None or validation_loss < best:
+        if validation_loss < best:
             best, best_epoch = validation_loss, number
             save_weights(folder / "best.safetensors", model, config, epoch=number, validation_loss=validation_loss)
         elif number - best_epoch >= settings.patience:
@@ -130,9 +132,7 @@ def train_epoch(
         for indices in cycle:
             batch = windows.batch(indices)
             forecast, diagnostics = model(*batch[:4])
-            loss = training_loss(
-                forecast, diagnostics, batch.y, config.model.mdn_multivariate_mode, settings.kl_weight
-            )
+            loss = training_loss(forecast, diagnostics, batch.y, config.model.mdn_multivariate_mode, settings.kl_weight)
             # The last cycle may be shorter: divide by what it holds, not by what is usual.
             (loss / len(cycle)).backward()
             total += loss.detach()
@@ -180,13 +180,15 @@ def chunk(items: list[Tensor], size: int) -> list[list[Tensor]]:
 def load_splits(config: Config, device: torch.device) -> tuple[Table, Splits]:
     """Read the data file and put its three splits on `device`."""
     model, data = config.model, config.data
-    table = read_table(data.path, data.inputs)
+    columns = None if data.inputs is None else list(dict.fromkeys([*data.inputs, *(data.targets or ())]))
+    table = read_table(data.path, columns)
     if data.rows is not None:
         if data.rows > len(table.dates):
             raise ConfigError(f"data.rows is {data.rows}, but {data.path} has {len(table.dates)} rows")
         table = replace(table, dates=table.dates[-data.rows :], values=table.values[-data.rows :])
     splits = prepare(
         table,
+        inputs=data.inputs,
         targets=data.targets or table.columns[: model.c_out],
         seq_len=model.seq_len,
         label_len=model.label_len,
@@ -210,12 +212,4 @@ def check_target_kind(table: Table, splits: Splits, kind: str) -> None:
         raise ConfigError(
             f"{table.source}: the targets average {typical:.3g}, too much for daily log returns: "
             "set data.target_kind to levels"
-        )
-
-
-def check_batches(splits: Splits, settings: TrainingConfig) -> None:
-    """Refuse a training split that does not fill one batch."""
-    if len(splits.train) < settings.batch_size:
-        raise ConfigError(
-            f"training.batch_size {settings.batch_size} is above the {len(splits.train)} training windows: lower it"
         )

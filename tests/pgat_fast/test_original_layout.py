@@ -23,8 +23,7 @@ def original_state(config: Config, dtype: torch.dtype = torch.float32) -> dict[s
     """A checkpoint of the original layout, every number drawn."""
     generator = torch.Generator().manual_seed(5)
     return {
-        name: torch.randn(shape, generator=generator).to(dtype)
-        for name, shape in original_shapes(config.model).items()
+        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in original_shapes(config.model).items()
     }
 
 
@@ -60,7 +59,9 @@ def test_parameters_without_a_place_in_ours_are_those_that_never_received_a_grad
     case = golden.load(name)
     model = build_model(case.config)
     read = {source.name for source in sources(key for key, _ in model.named_parameters()).values()}
-    assert set(case.shapes) - read == case.without_gradient
+    # Recorded in evaluation, where the variance of the stochastic learner has no say.
+    sampled = {f"stochastic_logvar.{part}" for part in ("weight", "bias")} & set(case.shapes)
+    assert set(case.shapes) - read == case.without_gradient - sampled
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -121,14 +122,15 @@ def test_gradients_flow_back_to_the_original_names() -> None:
     state = {name: tensor.requires_grad_() for name, tensor in original_state(HIERARCHICAL).items()}
     ours = from_original_layout(state, HIERARCHICAL)
     torch.stack([tensor.sum() for tensor in ours.values()]).sum().backward()
+    parts = {source.name: source.part for source in sources(ours).values()}
+    assert set(parts.values()) == {"whole", "first", "value"}
     for name, tensor in state.items():
-        packed = "feature_attention.in_proj" in name or "cross_attention.in_proj" in name
-        if name in ours.unused and not packed:
+        if name not in parts:
             assert tensor.grad is None, name
         else:
             assert tensor.grad is not None, name
             # of packed queries, keys and values only the last third, the values, is used
-            unread = 2 * (len(tensor) // 3) if name in ours.unused else 0
+            unread = 2 * (len(tensor) // 3) if parts[name] == "value" else 0
             assert (tensor.grad[:unread] == 0).all(), name
             assert (tensor.grad[unread:] == 1).all(), name
 
@@ -155,15 +157,12 @@ def test_one_error_lists_everything_that_is_missing_unknown_or_misshapen() -> No
         from_original_layout(state, BATCHED)
     message = str(caught.value)
     for part in (
-        "missing (2): market_context_encoder.0.weight; projection.bias",
-        "unknown (2)",
-        "projektion.bias",
-        "extra",
-        "wrong shape (2)",
+        "missing (2): projection.bias; market_context_encoder.0.weight",
+        "unknown (2): projektion.bias; extra",
+        "wrong shape (2): celestial_nodes.aspect_embeddings is [26, 5], expected [5, 26]; "
         "projection.weight is [4, 25], expected [4, 26]",
-        "celestial_nodes.aspect_embeddings is [26, 5], expected [5, 26]",
     ):
-        assert part in message.replace("projection.bias; market_context", "market_context"), part
+        assert part in message, part
 
 
 def test_one_error_lists_what_of_our_state_does_not_fit() -> None:

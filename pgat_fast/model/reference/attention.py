@@ -19,7 +19,7 @@ class SingleKeyAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.value(x))  # type: ignore[no-any-return]
+        return self.output(self.value(x))
 
 
 class IdenticalKeysAttention(nn.Module):
@@ -43,7 +43,7 @@ class IdenticalKeysAttention(nn.Module):
         value = self.value(context).view(groups, self.n_heads, 1, width // self.n_heads)
         weights = self.dropout(value.new_full((groups, self.n_heads, queries, keys), 1 / keys))
         attended = weights @ value.expand(-1, -1, keys, -1)  # [G, H, queries, d]
-        return self.output(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.output(attended.transpose(1, 2).flatten(2))
 
 
 def feed_forward(width: int, hidden: int, dropout: float) -> nn.Sequential:

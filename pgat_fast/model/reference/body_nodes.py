@@ -87,5 +87,3 @@ class BodyFusion(nn.Module):
         f = self.output(attended)
         g = torch.sigmoid(self.gate(torch.cat((e, f), dim=-1)))
         return e + g * f
-
-

@@ -20,7 +20,7 @@ class BatchedFusionBlock(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         t = self.norm1(t + self.dropout(self.attention(t, t, t)[0]))
-        return self.norm2(t + self.dropout(self.feed_forward(t)))  # type: ignore[no-any-return]
+        return self.norm2(t + self.dropout(self.feed_forward(t)))
 
 
 class BatchedCombiner(nn.Module):

@@ -31,7 +31,7 @@ class HierarchicalFusionBlock(nn.Module):
         tokens = t.shape[1]
         t = self.norm1(t + self.dropout(self.attention(t, t, t)[0]))
         t = self.norm2(t + self.dropout(self.context_attention(context, queries=tokens, keys=tokens)))
-        return self.norm3(t + self.dropout(self.feed_forward(t)))  # type: ignore[no-any-return]
+        return self.norm3(t + self.dropout(self.feed_forward(t)))
 
 
 class PairInteraction(nn.Module):
@@ -40,13 +40,17 @@ class PairInteraction(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.values = nn.Sequential(
-            nn.Linear(2, width // 4), nn.GELU(), nn.Linear(width // 4, width // 2), nn.GELU(), nn.Linear(width // 2, width)
+            nn.Linear(2, width // 4),
+            nn.GELU(),
+            nn.Linear(width // 4, width // 2),
+            nn.GELU(),
+            nn.Linear(width // 2, width),
         )
         self.modulation = nn.Linear(width, width)
 
     def forward(self, pair: Tensor, context: Tensor) -> Tensor:
         """Values [M, E, 2] and context [M, 1, D] -> [M, E, D]."""
-        return self.values(pair) * torch.sigmoid(self.modulation(context))  # type: ignore[no-any-return]
+        return self.values(pair) * torch.sigmoid(self.modulation(context))
 
 
 class HierarchicalCombiner(nn.Module):
@@ -89,7 +93,9 @@ class HierarchicalCombiner(nn.Module):
             t = recompute_in_backward(layer, t, group_context)
 
         edges = nodes * nodes
-        own = t.view(-1, nodes, len(KINDS), nodes, width).transpose(2, 3).reshape(-1, len(KINDS), width)  # [M * E, 3, D]
+        own = (
+            t.view(-1, nodes, len(KINDS), nodes, width).transpose(2, 3).reshape(-1, len(KINDS), width)
+        )  # [M * E, 3, D]
         query = context.repeat_interleave(edges, dim=0)[:, None]  # [M * E, 1, D]
         y = self.edge_attention(query, own, own)[0].view(-1, edges, width)
 

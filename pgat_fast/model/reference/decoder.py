@@ -22,4 +22,4 @@ class DecoderBlock(nn.Module):
         """Decoder states [B, T, D], graph features [B, S, D] -> decoder states [B, T, D]."""
         d = self.norm1(d + self.dropout(self.self_attention(d, d, d)[0]))
         d = self.norm2(d + self.dropout(self.cross_attention(d, graph, graph)[0]))
-        return self.norm3(d + self.dropout(self.feed_forward(d)))  # type: ignore[no-any-return]
+        return self.norm3(d + self.dropout(self.feed_forward(d)))

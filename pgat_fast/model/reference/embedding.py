@@ -62,7 +62,7 @@ class Embedding(nn.Module):
     def forward(self, x: Tensor, marks: Tensor) -> Tensor:
         """Values [B, S, F], marks [B, S, columns] -> [B, S, D]."""
         value = self.value(x.transpose(1, 2)).transpose(1, 2)
-        return self.dropout(value + self.calendar(marks) + self.positions[: x.shape[1]])  # type: ignore[no-any-return]
+        return self.dropout(value + self.calendar(marks) + self.positions[: x.shape[1]])
 
 
 class MarketContext(nn.Module):
@@ -75,4 +75,4 @@ class MarketContext(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, e: Tensor) -> Tensor:
-        return self.norm(self.output(F.gelu(self.hidden(e[:, -1]))))  # type: ignore[no-any-return]
+        return self.norm(self.output(F.gelu(self.hidden(e[:, -1]))))

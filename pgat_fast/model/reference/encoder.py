@@ -36,7 +36,7 @@ class SpatioTemporalEncoder(nn.Module):
         series = x.permute(0, 2, 3, 1).reshape(batch * nodes, width, steps)
         total = torch.stack([torch.relu(convolution(series)) for convolution in self.temporal_convolutions]).mean(dim=0)
         mixed = total.view(batch, nodes, width, steps).permute(0, 3, 1, 2)
-        return self.temporal_norm(mixed + x)  # type: ignore[no-any-return]
+        return self.temporal_norm(mixed + x)
 
     def spatial(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """Graph convolutions over one to three hops: [B, S, N, D], [B, S, N, N] -> [B, S, N, D]."""
@@ -48,7 +48,7 @@ class SpatioTemporalEncoder(nn.Module):
         for convolution in self.spatial_convolutions:
             reached = transition.to(x.dtype) @ reached
             hops.append(torch.relu(convolution(reached)))
-        return self.spatial_norm(torch.stack(hops).mean(dim=0) + x)  # type: ignore[no-any-return]
+        return self.spatial_norm(torch.stack(hops).mean(dim=0) + x)
 
     def forward(self, e: Tensor, adjacency: Tensor) -> Tensor:
         """Market states [B, S, D], adjacency [B, S, N, N] -> node features [B, S, N, D]."""
@@ -64,4 +64,4 @@ class SpatioTemporalEncoder(nn.Module):
         z = torch.sigmoid(self.interaction_gate(torch.cat((interaction, x0), dim=-1))) * interaction
         z = z + torch.sigmoid(self.attention_gate(torch.cat((attended, x0), dim=-1))) * attended
         g = torch.sigmoid(self.fusion_gate(torch.cat((z, x0), dim=-1)))
-        return self.output_norm(self.dropout(g * z + (1 - g) * x0))  # type: ignore[no-any-return]
+        return self.output_norm(self.dropout(g * z + (1 - g) * x0))

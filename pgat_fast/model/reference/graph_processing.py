@@ -46,7 +46,7 @@ class GraphAttentionBlock(nn.Module):
         """Nodes x [G, N, D], adjacency [G, N, N] -> [G, N, D]."""
         mask = self.mask(adjacency).to(x.dtype).repeat_interleave(self.n_heads, dim=0)
         x = self.norm1(x + self.dropout(self.attention(x, x, x, attn_mask=mask)[0]))
-        return self.norm2(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
+        return self.norm2(x + self.dropout(self.feed_forward(x)))
 
     def mask(self, adjacency: Tensor) -> Tensor:
         """What is added to the scores: -inf for hidden keys, never the diagonal, so no row is empty."""

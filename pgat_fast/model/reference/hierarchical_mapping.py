@@ -30,8 +30,8 @@ class HierarchicalMapping(nn.Module):
             pooled = F.interpolate(series, size=self.nodes, mode="linear", align_corners=False)
         else:
             pooled = F.adaptive_avg_pool1d(series, self.nodes)
-        return self.node_projection(pooled.transpose(1, 2))  # type: ignore[no-any-return]
+        return self.node_projection(pooled.transpose(1, 2))
 
     def forward(self, e: Tensor) -> Tensor:
         """Market states [B, S, D] -> market states [B, S, D]."""
-        return e + self.projection(self.map_nodes(e).flatten(1))[:, None]  # type: ignore[no-any-return]
+        return e + self.projection(self.map_nodes(e).flatten(1))[:, None]

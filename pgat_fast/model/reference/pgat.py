@@ -28,7 +28,6 @@ class CelestialGraph(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, heads, dropout = config.embed_dim, config.n_heads, config.dropout
-        assert config.feature_map is not None and config.phase_edges is not None
         self.phase = PhaseAwareProcessor(heads, config.feature_map, config.phase_edges)
         self.embedding = Embedding(
             config.nodes * BODY_CHANNELS, width, config.freq, config.calendar_marks == "integer", dropout

@@ -29,7 +29,7 @@ class BodyProcessor(nn.Module):
         z = self.attention(x)
         r = self.norm(self.project(self.dropout(F.gelu(self.expand(z)))))
         recurrent, _ = self.gru(r)
-        return r + recurrent  # type: ignore[no-any-return]
+        return r + recurrent
 
 
 class PhaseQuantities(nn.Module):
@@ -47,7 +47,10 @@ class PhaseQuantities(nn.Module):
         longitude = [("sin", "cos") if "sin" in k else ("ecliptic_sin", "ecliptic_cos") for k in known]
         angles = [longitude, [("sign_sin", "sign_cos")] * len(BODIES), [("ecliptic_sin", "ecliptic_cos")] * len(BODIES)]
         index = [
-            [[k.get(name, k[default]) for name, default in zip(pair, fallback, strict=True)] for k, pair, fallback in row]
+            [
+                [k.get(name, k[default]) for name, default in zip(pair, fallback, strict=True)]
+                for k, pair, fallback in row
+            ]
             for row in (zip(known, angle, longitude, strict=True) for angle in angles)
         ]
         self.register_buffer("index", torch.tensor(index), persistent=False)  # [3 angles, N, (sin, cos)]

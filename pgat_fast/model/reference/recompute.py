@@ -15,10 +15,10 @@ def recompute_in_backward(block: nn.Module, *inputs: Tensor) -> Tensor:
     ones by the time the backward pass runs, and would silently compute another function.
     """
     if not torch.is_grad_enabled():
-        return block(*inputs)  # type: ignore[no-any-return]
+        return block(*inputs)
     tensors = dict(block.named_parameters()) | dict(block.named_buffers())
 
     def call(*args: Tensor) -> Any:
         return functional_call(block, tensors, args)
 
-    return checkpoint(call, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+    return checkpoint(call, *inputs, use_reentrant=False)

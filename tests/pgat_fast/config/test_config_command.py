@@ -25,9 +25,7 @@ def call(*words: str) -> int:
 def test_it_prints_the_resolved_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("train_epochs: 3\n")
-    assert (
-        call("show", "--config", str(path), "--set", "seed=1", "lr_schedule=constant", "--set", "seed=2") == 0
-    )
+    assert call("show", "--config", str(path), "--set", "seed=1", "lr_schedule=constant", "--set", "seed=2") == 0
     expected = load_config({"epochs": 3, "seed": 2, "lr_schedule": "constant"})
     assert capsys.readouterr().out == dump_config(expected)
 

@@ -37,9 +37,7 @@ awkward = st.sampled_from(
         *("a:", "'", '"', "\\"),
     ]
 )
-names = st.lists(
-    (texts | awkward).filter(lambda name: bool(name.strip())), min_size=5, max_size=5, unique=True
-)
+names = st.lists((texts | awkward).filter(lambda name: bool(name.strip())), min_size=5, max_size=5, unique=True)
 
 
 @st.composite

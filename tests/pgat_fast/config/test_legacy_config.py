@@ -115,9 +115,7 @@ def test_the_production_file_warns_once_of_all_that_nothing_reads(caplog: pytest
     )
 
 
-@pytest.mark.parametrize(
-    "old", [SMALL, EVERYTHING, NO_CELESTIAL], ids=["small", "everything", "no celestial"]
-)
+@pytest.mark.parametrize("old", [SMALL, EVERYTHING, NO_CELESTIAL], ids=["small", "everything", "no celestial"])
 def test_the_mappings_of_the_parity_cases_load(old: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     model = load_config(old).model.model_dump()
     assert {name: value for name, value in old.items() if name in model}.items() <= model.items()
@@ -147,9 +145,7 @@ def test_the_mappings_of_the_parity_cases_load(old: dict[str, Any], caplog: pyte
         ({"aggregate_waves_to_celestial": True}, "model", "use_celestial_graph", True),
     ],
 )
-def test_an_old_name_sets_the_present_setting(
-    old: dict[str, Any], section: str, name: str, value: Any
-) -> None:
+def test_an_old_name_sets_the_present_setting(old: dict[str, Any], section: str, name: str, value: Any) -> None:
     assert getattr(getattr(load_config(old), section), name) == value
 
 

@@ -13,9 +13,7 @@ PRODUCTION = load_config(ROOT / "tests" / "data" / "production.yaml")
 
 
 def test_the_three_files_are_there() -> None:
-    assert {"celestial_enhanced_pgat_production", "production_batched", "quickstart"} <= {
-        f.stem for f in FILES
-    }
+    assert {"celestial_enhanced_pgat_production", "production_batched", "quickstart"} <= {f.stem for f in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -26,9 +24,7 @@ def test_it_loads_without_a_warning(path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_the_production_file_says_what_users_have() -> None:
-    config = load_config(
-        ROOT / "configs" / "celestial_enhanced_pgat_production.yaml", [f"name={PRODUCTION.run.name}"]
-    )
+    config = load_config(ROOT / "configs" / "celestial_enhanced_pgat_production.yaml", [f"name={PRODUCTION.run.name}"])
     assert config == PRODUCTION
 
 

@@ -128,9 +128,7 @@ def test_rows_keeps_the_last(full: BuildReport, tmp_path: Path, rows: int) -> No
 
 
 @pytest.mark.parametrize(("rows", "available"), [(0, 3), (-1, 3), (4, 3)])
-def test_rows_that_are_not_there_are_refused(
-    tmp_path: Path, prices_csv: Path, rows: int, available: int
-) -> None:
+def test_rows_that_are_not_there_are_refused(tmp_path: Path, prices_csv: Path, rows: int, available: int) -> None:
     with pytest.raises(DataError, match=f"{rows} rows asked for.* 1 to {available} rows"):
         build_file(tmp_path / "out.csv", prices_csv, rows=rows)
     assert os.listdir(tmp_path) == ["prices.csv"]
@@ -172,9 +170,7 @@ def test_the_build_is_logged(tmp_path: Path, prices_csv: Path, caplog: pytest.Lo
     assert "3 rows, 2020-01-03 to 2020-01-07" in caplog.text
 
 
-def test_a_write_that_fails_leaves_the_previous_file_and_nothing_else(
-    tmp_path: Path, prices_csv: Path
-) -> None:
+def test_a_write_that_fails_leaves_the_previous_file_and_nothing_else(tmp_path: Path, prices_csv: Path) -> None:
     out = tmp_path / "out.csv"
     out.write_text("previous")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

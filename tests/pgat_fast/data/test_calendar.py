@@ -47,18 +47,14 @@ def test_marks_rounded_to_bfloat16_still_lead_back_where_the_edges_of_the_cells_
 
 
 def test_days_before_1970_are_counted_like_those_after() -> None:
-    assert cells_of(calendar_marks(np.array(["1969-12-31"], dtype="datetime64[D]"))).tolist() == [
-        [11, 30, 2, 0]
-    ]
+    assert cells_of(calendar_marks(np.array(["1969-12-31"], dtype="datetime64[D]"))).tolist() == [[11, 30, 2, 0]]
 
 
 def test_the_marks_are_those_of_the_models_embedding() -> None:
     assert list(CELLS.items()) == list(CALENDAR.items())
     embedding = CalendarEmbedding(6, "d", integer_marks=False)
     marks = torch.from_numpy(calendar_marks(np.array(["2024-12-31"], dtype="datetime64[D]")))
-    tables = [
-        table.weight[cell] for table, cell in zip(embedding.tables.values(), (11, 30, 1, 0), strict=True)
-    ]
+    tables = [table.weight[cell] for table, cell in zip(embedding.tables.values(), (11, 30, 1, 0), strict=True)]
     assert torch.equal(embedding(marks[None])[0, 0], sum(tables[1:], tables[0]))
 
 

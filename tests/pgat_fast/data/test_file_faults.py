@@ -152,9 +152,7 @@ def test_a_file_with_a_fault_is_not_read(file: Path, name: str) -> None:
         assert "row " in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["last number cut off", "misspelt column", "empty line inside", "date twice"]
-)
+@pytest.mark.parametrize("name", ["last number cut off", "misspelt column", "empty line inside", "date twice"])
 def test_a_single_fault_gives_a_single_problem_or_its_two_halves(file: Path, name: str) -> None:
     rows = good_rows()
     FAULTS[name][0](rows)

@@ -103,9 +103,7 @@ def test_a_file_that_runs_backwards_is_reversed_with_a_warning(
     assert "prices.csv runs from the newest day to the oldest" in caplog.text
 
 
-def test_a_last_line_without_its_break_is_read_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_last_line_without_its_break_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(read_prices(write(tmp_path, GOOD.rstrip("\n")))) == 3
     assert "its last number is wrong" in caplog.text
 

@@ -46,9 +46,7 @@ def test_inverse_undoes_transform_for_any_leading_axes(shape: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e9 / 3, 1e-300])
-def test_a_constant_column_becomes_zero_and_is_named_in_the_log(
-    value: float, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_constant_column_becomes_zero_and_is_named_in_the_log(value: float, caplog: pytest.LogCaptureFixture) -> None:
     rows = training_rows()
     rows[:, 4] = value
     with caplog.at_level(logging.WARNING):

@@ -96,8 +96,7 @@ def test_speed_is_the_derivative_of_the_sidereal_longitude(body: str) -> None:
     dates = pd.date_range("1950-01-03", "2025-01-03", freq="211D")
     jd, hours3 = instants(dates), 1 / 8
     longitudes = [
-        apparent_positions(jd + k * hours3)[body].longitude - lahiri_ayanamsa(jd + k * hours3)
-        for k in (-2, -1, 1, 2)
+        apparent_positions(jd + k * hours3)[body].longitude - lahiri_ayanamsa(jd + k * hours3) for k in (-2, -1, 1, 2)
     ]
     far_before, before, after, far_after = longitudes
     # Five-point formula, error of order h^4; the two-point one's at one hour is 6e-5 for the Moon, and near
@@ -128,9 +127,7 @@ def test_columns_are_the_celestial_ones_in_order(table: pd.DataFrame) -> None:
 
 def test_values_keep_to_their_ranges(table: pd.DataFrame) -> None:
     for name in (column.removesuffix("_sin") for column in table.columns if column.endswith("_sin")):
-        np.testing.assert_allclose(
-            np.hypot(table[f"{name}_sin"], table[f"{name}_cos"]), 1, rtol=0, atol=1e-15
-        )
+        np.testing.assert_allclose(np.hypot(table[f"{name}_sin"], table[f"{name}_cos"]), 1, rtol=0, atol=1e-15)
     shadbala = table.filter(like="shadbala")
     assert shadbala.min().min() >= 0
     assert shadbala.max().max() <= 60

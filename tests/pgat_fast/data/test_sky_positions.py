@@ -42,9 +42,7 @@ def to_equatorial(longitude: FloatArray, latitude: FloatArray, obliquity: FloatA
     return np.degrees(right_ascension) % 360, np.degrees(declination)
 
 
-def to_ecliptic(
-    right_ascension: FloatArray, declination: FloatArray, obliquity: FloatArray
-) -> Sequence[FloatArray]:
+def to_ecliptic(right_ascension: FloatArray, declination: FloatArray, obliquity: FloatArray) -> Sequence[FloatArray]:
     """Longitude and latitude, degrees, from radians (Meeus 13.1 and 13.2)."""
     eps = np.radians(obliquity)
     y = np.sin(right_ascension) * np.cos(eps) + np.tan(declination) * np.sin(eps)

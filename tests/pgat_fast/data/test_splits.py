@@ -52,12 +52,8 @@ def test_one_row_less_than_the_minimum_is_refused_with_the_minimum(
         split_rows(least - 1, seq_len, pred_len, validation, test)
 
 
-@pytest.mark.parametrize(
-    ("validation", "test", "name"), [(9, 50, "validation_length"), (50, 9, "test_length")]
-)
-def test_a_split_shorter_than_the_forecast_is_refused_whatever_the_rows(
-    validation: int, test: int, name: str
-) -> None:
+@pytest.mark.parametrize(("validation", "test", "name"), [(9, 50, "validation_length"), (50, 9, "test_length")])
+def test_a_split_shorter_than_the_forecast_is_refused_whatever_the_rows(validation: int, test: int, name: str) -> None:
     with pytest.raises(DataError, match=f"{name} 9 is shorter than pred_len 10"):
         split_rows(10**6, 250, 10, validation, test)
 

@@ -74,9 +74,7 @@ def test_by_default_all_columns_with_numbers_are_read(file: Path, caplog: pytest
     assert "ticker" in caplog.text
 
 
-def test_prices_out_of_order_can_be_trained_on_with_a_warning(
-    file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_prices_out_of_order_can_be_trained_on_with_a_warning(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = good_rows()
     rows[3][2] = "-1"
     table = read_table(write(file, rows))

@@ -31,9 +31,7 @@ def make_splits(table: Table | None = None, **settings: object) -> Splits:
     return prepare(table or make_table(), targets=CHOSEN, **(LENGTHS | settings))  # type: ignore[arg-type]
 
 
-def expected_batch(
-    table: Table, splits: Splits, first_row: int, windows: list[int], known: list[int]
-) -> Batch:
+def expected_batch(table: Table, splits: Splits, first_row: int, windows: list[int], known: list[int]) -> Batch:
     """The batch by plain slices, one window after the other."""
     x = torch.from_numpy(splits.input_scaler.transform(table.values).astype(np.float32))
     targets = table.values[:, [table.columns.index(name) for name in splits.target_scaler.columns]]
@@ -46,9 +44,7 @@ def expected_batch(
         future[:, known] = x[start + S : start + S + P, known]
         x_dec = torch.cat([x[start + S - L : start + S], future])
         past, end = start + S - L, start + S + P
-        samples.append(
-            (x[start : start + S], marks[start : start + S], x_dec, marks[past:end], y[start + S : end])
-        )
+        samples.append((x[start : start + S], marks[start : start + S], x_dec, marks[past:end], y[start + S : end]))
     return Batch(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
 
 
@@ -60,9 +56,7 @@ def assert_equal(batch: Batch, expected: Batch) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("decoder_future", "known"), [("zeros", []), ("known", [2, 3, 4, 5])])
-def test_every_window_of_every_split_is_cut_as_specified(
-    device: str, decoder_future: str, known: list[int]
-) -> None:
+def test_every_window_of_every_split_is_cut_as_specified(device: str, decoder_future: str, known: list[int]) -> None:
     table = make_table()
     splits = make_splits(table, decoder_future=decoder_future, device=device)
     rows = split_rows(ROWS, S, P, 6, 8)
@@ -71,9 +65,7 @@ def test_every_window_of_every_split_is_cut_as_specified(
         assert len(windows) == len(part) - S - P + 1
         assert split.first_row == part.start
         order = windows[::-1] + windows[:1]
-        assert_equal(
-            split.batch(torch.tensor(order)), expected_batch(table, splits, part.start, order, known)
-        )
+        assert_equal(split.batch(torch.tensor(order)), expected_batch(table, splits, part.start, order, known))
 
 
 @pytest.mark.parametrize("label_len", [0, 1, S])
@@ -291,9 +283,7 @@ def test_without_a_seed_batches_follow_time() -> None:
 
 
 def test_training_without_a_full_batch_is_refused() -> None:
-    with pytest.raises(
-        DataError, match=r"15 windows do not fill one batch of 16: lower training.batch_size to 15"
-    ):
+    with pytest.raises(DataError, match=r"15 windows do not fill one batch of 16: lower training.batch_size to 15"):
         batch_indices(15, 16, seed=1, drop_last=True)
     assert len(next(batch_indices(15, 16, drop_last=False))) == 15
 

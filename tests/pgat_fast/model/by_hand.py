@@ -98,9 +98,7 @@ def mlp(layers: nn.Module, x: Array) -> Array:
     return x
 
 
-def attention(
-    layer: nn.MultiheadAttention, queries: Array, keys: Array, scores_plus: Array | None = None
-) -> Array:
+def attention(layer: nn.MultiheadAttention, queries: Array, keys: Array, scores_plus: Array | None = None) -> Array:
     """Scaled dot-product attention of [Q, D] to [K, D], head by head; `scores_plus` [Q, K] is added to the scores."""
     assert layer.in_proj_weight is not None
     weight, bias = array(layer.in_proj_weight), array(layer.in_proj_bias)
@@ -132,10 +130,11 @@ def convolution(layer: nn.Conv1d, series: Array) -> Array:
 def gru(layer: nn.GRU, series: Array) -> Array:
     """The hidden states of [S, C], from a zero state on (Cho et al. 2014, with the reset gate inside as in cuDNN)."""
     size = layer.hidden_size
+    weights = {name: array(parameter) for name, parameter in layer.named_parameters()}
     state, states = np.zeros(size), []
     for x in series:
-        given = array(layer.weight_ih_l0) @ x + array(layer.bias_ih_l0)
-        kept = array(layer.weight_hh_l0) @ state + array(layer.bias_hh_l0)
+        given: Array = weights["weight_ih_l0"] @ x + weights["bias_ih_l0"]
+        kept: Array = weights["weight_hh_l0"] @ state + weights["bias_hh_l0"]
         reset = sigmoid(given[:size] + kept[:size])
         update = sigmoid(given[size : 2 * size] + kept[size : 2 * size])
         candidate = np.tanh(given[2 * size :] + reset * kept[2 * size :])

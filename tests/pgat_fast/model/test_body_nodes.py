@@ -59,9 +59,7 @@ def test_aspects_are_symmetric_with_diagonal_one() -> None:
 
 @pytest.mark.parametrize("n_heads", [1, 2, 3, 8, 16, 20, 100])
 @pytest.mark.parametrize("width", [13, 26, 60, 64, 208])
-def test_the_fusion_width_is_the_least_multiple_of_the_heads_that_is_wide_enough(
-    width: int, n_heads: int
-) -> None:
+def test_the_fusion_width_is_the_least_multiple_of_the_heads_that_is_wide_enough(width: int, n_heads: int) -> None:
     wanted = max(n_heads, min(width, 64))
     assert fusion_width(width, n_heads) == math.ceil(wanted / n_heads) * n_heads
 
@@ -82,9 +80,7 @@ def test_the_market_state_asks_the_bodies_behind_a_gate(width: int, n_heads: int
         by_hand.assert_equal(found[b, s], state + g * f)
 
 
-def attention_to(
-    fusion: BodyFusion, query: by_hand.Array, key: by_hand.Array, value: by_hand.Array
-) -> by_hand.Array:
+def attention_to(fusion: BodyFusion, query: by_hand.Array, key: by_hand.Array, value: by_hand.Array) -> by_hand.Array:
     """Attention whose values differ from its keys: one query at a time, one head at a time."""
     weight, bias = array(fusion.attention.in_proj_weight), array(fusion.attention.in_proj_bias)
     inner, heads = query.shape[1], fusion.attention.num_heads

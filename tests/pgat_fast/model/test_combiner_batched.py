@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgat_fast.model.reference.combiner_batched import BatchedCombiner
+from pgat_fast.model.reference.combiner_batched import BatchedCombiner, BatchedFusionBlock
 from tests.pgat_fast.model import by_hand
 from tests.pgat_fast.model.by_hand import array, normal, randomize, uniform
 
@@ -33,6 +33,7 @@ def test_the_combined_adjacency_follows_the_formulas(n_heads: int, layers: int) 
         edges = [[a[i, j] for a in values] for i in range(NODES) for j in range(NODES)]
         t = by_hand.linear(model.edge_projection, np.array(edges))
         for layer in model.layers:
+            assert isinstance(layer, BatchedFusionBlock)
             t = by_hand.layer_norm(layer.norm1, t + by_hand.attention(layer.attention, t, t))
             t = by_hand.layer_norm(layer.norm2, t + by_hand.mlp(layer.feed_forward, t))
         expected = np.tanh(by_hand.mlp(model.output, t)).reshape(NODES, NODES)

@@ -32,22 +32,19 @@ def inputs() -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
 def block(layer: HierarchicalFusionBlock, t: Array, context: Array) -> Array:
     """One group of tokens [3 N, D] with its context [D]."""
     t = by_hand.layer_norm(layer.norm1, t + by_hand.attention(layer.attention, t, t))
-    shared = by_hand.linear(
-        layer.context_attention.output, by_hand.linear(layer.context_attention.value, context)
-    )
+    shared = by_hand.linear(layer.context_attention.output, by_hand.linear(layer.context_attention.value, context))
     t = by_hand.layer_norm(layer.norm2, t + shared)
     return by_hand.layer_norm(layer.norm3, t + by_hand.mlp(layer.feed_forward, t))
 
 
 def combined(model: HierarchicalCombiner, values: list[Array], context: Array) -> Array:
     """One timestep: three adjacencies [N, N] and the context [D] to one adjacency, edge by edge."""
-    tokens = {}
+    tokens: dict[tuple[int, int, int], Array] = {}
     for source in range(NODES):
         edges = [(kind, target) for kind in range(3) for target in range(NODES)]
-        group = np.stack(
-            [by_hand.mlp(model.edge_transforms[KINDS[k]], values[k][source, [j]]) for k, j in edges]
-        )
+        group = np.stack([by_hand.mlp(model.edge_transforms[KINDS[k]], values[k][source, [j]]) for k, j in edges])
         for layer in model.layers:
+            assert isinstance(layer, HierarchicalFusionBlock)
             group = block(layer, group, context)
         tokens |= {(kind, source, target): group[n] for n, (kind, target) in enumerate(edges)}
     result = np.zeros((NODES, NODES))

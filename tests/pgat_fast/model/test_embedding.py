@@ -51,7 +51,8 @@ def test_calendar_marks_choose_table_rows_and_absent_columns_add_nothing(
 
 
 def test_tables_have_one_row_more_than_values() -> None:
-    rows = {field: table.num_embeddings for field, table in CalendarEmbedding(4, "t", False).tables.items()}
+    layer = CalendarEmbedding(4, "t", False)
+    rows = {field: len(layer.get_parameter(f"tables.{field}.weight")) for field in FIELDS}
     assert rows == {"month": 13, "day": 32, "weekday": 8, "hour": 25, "minute": 61}
 
 
@@ -61,8 +62,9 @@ def test_marks_in_the_middle_of_a_value_choose_its_row_in_single_precision(field
     layer = CalendarEmbedding(1, "t", integer_marks=False)
     count = COUNTS[FIELDS[field]]
     with torch.no_grad():
-        for name, table in layer.tables.items():
-            table.weight.copy_(torch.arange(COUNTS[name] + 1)[:, None] * (name == FIELDS[field]))
+        for name in FIELDS:
+            rows = torch.arange(COUNTS[name] + 1)[:, None] * (name == FIELDS[field])
+            layer.get_parameter(f"tables.{name}.weight").copy_(rows)
     marks = torch.zeros(1, count, 5)
     marks[0, :, field] = (torch.arange(count) + 0.5) / count
     assert layer(marks)[0, :, 0].tolist() == list(range(count))

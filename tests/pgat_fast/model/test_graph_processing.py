@@ -27,8 +27,7 @@ def test_targets_read_covariates_through_the_blocks_of_the_adjacency(targets: in
         x, a = array(encoded[b, s]).reshape(nodes, share), array(adjacency[b, s])
         covariates, last = range(nodes - targets), range(nodes - targets, nodes)
         contexts = [
-            by_hand.linear(model.covariate_interaction, sum(a[i, j] * x[j] for j in covariates))
-            for i in covariates
+            by_hand.linear(model.covariate_interaction, sum(a[i, j] * x[j] for j in covariates)) for i in covariates
         ]
         context = sum(contexts) / len(contexts)
         expected = x.copy()

@@ -85,11 +85,13 @@ def phase_adjacency(edges: PhaseEdges, h: Array, x: Array, computed: bool) -> Ar
     return result
 
 
-def body_features(body: BodyProcessor, x: Array) -> Array:
+def body_features(body: nn.Module, x: Array) -> Array:
     """[S, n_b] -> [S, C]."""
+    assert isinstance(body, BodyProcessor)
     z = by_hand.linear(body.attention.output, by_hand.linear(body.attention.value, x))
     r = by_hand.layer_norm(body.norm, by_hand.linear(body.project, by_hand.gelu(by_hand.linear(body.expand, z))))
-    return r + by_hand.gru(body.gru, r)
+    result: Array = r + by_hand.gru(body.gru, r)
+    return result
 
 
 @pytest.mark.parametrize("phase_edges", ["computed", "zero"])

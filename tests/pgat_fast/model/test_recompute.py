@@ -13,10 +13,7 @@ from pgat_fast.model.reference.combiner_hierarchical import HierarchicalCombiner
 from pgat_fast.model.reference.recompute import recompute_in_backward
 from tests.pgat_fast.model.by_hand import normal, randomize, uniform
 
-BLOCKS = {
-    "batched": lambda dropout: BatchedFusionBlock(8, 2, dropout),
-    "hierarchical": lambda dropout: HierarchicalFusionBlock(8, 2, dropout),
-}
+BLOCKS = {"batched": BatchedFusionBlock, "hierarchical": HierarchicalFusionBlock}
 Call = Callable[..., Tensor]
 
 
@@ -26,7 +23,7 @@ def plainly(block: nn.Module, *inputs: Tensor) -> Tensor:
 
 
 def block_and_inputs(kind: str, dropout: float) -> tuple[nn.Module, list[Tensor]]:
-    block = randomize(BLOCKS[kind](dropout)).train()
+    block = randomize(BLOCKS[kind](8, 2, dropout)).train()
     shapes = [(4, 9, 8)] if kind == "batched" else [(4, 9, 8), (4, 8)]
     return block, [normal(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
 
@@ -67,8 +64,7 @@ def test_gradients_reach_replaced_parameters_after_their_call_has_ended(kind: st
                 return call(self.block, *values)
 
         replaced = {
-            f"block.{name}": (2 * parameter.detach()).requires_grad_()
-            for name, parameter in block.named_parameters()
+            f"block.{name}": (2 * parameter.detach()).requires_grad_() for name, parameter in block.named_parameters()
         }
         torch.manual_seed(11)
         output = functional_call(Calls(), replaced, tuple(inputs))
