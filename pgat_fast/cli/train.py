@@ -17,17 +17,14 @@ def run(args: argparse.Namespace) -> int:
     """Train and print the results; returns 0."""
     import logging
     import sys
-    from pathlib import Path
 
     config = config_from(args)
     from pgat_fast.training.results import summary
-    from pgat_fast.training.run_folder import new_folder
     from pgat_fast.training.trainer import train
 
     level = logging.WARNING if args.quiet else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
-    folder = new_folder(Path(config.run.output), config.run.name)
-    results = train(config, folder, progress=not args.quiet)
+    folder, results = train(config, progress=not args.quiet)
     print(summary(results))
     print(f"\nwritten to {folder}: results.json, best.safetensors, config.yaml")
     return 0

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pgat_fast.config import Config, dump_config
+from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.table import Table, read_table
 from pgat_fast.data.windows import Splits, Windows, batch_indices, prepare
 from pgat_fast.device import resolve_device
 from pgat_fast.errors import ConfigError, TrainingError
 from pgat_fast.evaluation.evaluate import evaluate_split
-from pgat_fast.files import write_json
+from pgat_fast.files import write_atomically, write_json
 from pgat_fast.model import build_model
 from pgat_fast.training.loss import training_loss
 from pgat_fast.training.results import Results, build_results
+from pgat_fast.training.run_folder import new_folder
 from pgat_fast.training.schedule import learning_rate
 from pgat_fast.training.weights import load_weights, save_weights
 
@@ -40,19 +42,18 @@ class Epoch:
     seconds: float
 
 
-def train(config: Config, folder: Path, *, progress: bool = True) -> Results:
-    """Train as `config` says and write the run to `folder`.
+def train(config: Config, *, progress: bool = True) -> tuple[Path, Results]:
+    """Train as `config` says; return the folder of the run, a new one in `run.output`, and the results.
 
-    Writes `config.yaml` (resolved), `best.safetensors` (the weights of the best validation loss) and, at the end,
-    `results.json`. The best weights are what the test metrics are computed with.
+    The folder holds `config.yaml` (resolved), `best.safetensors` (the weights of the best validation loss) and, at
+    the end, `results.json`. The best weights are what the test metrics are computed with.
 
     Args:
         config: the whole configuration.
-        folder: an existing, empty folder.
         progress: show a progress bar, where standard error is a terminal.
 
     Raises:
-        DataError, ConfigError: the data or settings do not allow this run; nothing has been trained.
+        DataError, ConfigError, BackendError: data, settings or machine do not allow this run; nothing was written.
         TrainingError: a loss or gradient became NaN or infinite; the weights are those before that step.
     """
     started = time.perf_counter()
@@ -64,7 +65,8 @@ def train(config: Config, folder: Path, *, progress: bool = True) -> Results:
     batch_indices(len(splits.train), settings.batch_size, drop_last=True)
     model = build_model(config).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    (folder / "config.yaml").write_text(dump_config(config))
+    folder = new_folder(Path(config.run.output), config.run.name)
+    write_atomically(folder / "config.yaml", dump_config(config).encode())
 
     epochs: list[Epoch] = []
     best, best_epoch = math.inf, 0
@@ -105,7 +107,7 @@ def train(config: Config, folder: Path, *, progress: bool = True) -> Results:
     load_weights(folder / "best.safetensors", model)
     results = build_results(config, table, splits, model, [asdict(epoch) for epoch in epochs], best_epoch, started)
     write_json(folder / "results.json", results)
-    return results
+    return folder, results
 
 
 def train_epoch(
@@ -208,7 +210,7 @@ def load_splits(config: Config, device: torch.device) -> tuple[Table, Splits]:
 def check_target_kind(table: Table, splits: Splits, kind: str) -> None:
     """Refuse targets that are plainly not of `kind`: daily log returns are small, logarithms of prices are not."""
     typical = float(np.median(np.abs(splits.target_scaler.mean)))
-    if kind == "returns" and typical > 0.5:
+    if kind == "returns" and splits.target_scaler.columns == TARGETS and typical > 0.5:
         raise ConfigError(
             f"{table.source}: the targets average {typical:.3g}, too much for daily log returns: "
             "set data.target_kind to levels"

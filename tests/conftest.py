@@ -1,0 +1,29 @@
+"""What many tests need."""
+
+from pathlib import Path
+
+import pytest
+
+from pgat_fast.data.build import build_file
+
+TINY = (
+    "model.seq_len=6", "model.label_len=3", "model.pred_len=2", "model.d_model=13", "model.n_heads=1",
+    "model.combiner=batched", "model.fusion_layers=1", "model.d_layers=1", "model.dropout=0.1",
+    "data.validation_length=6", "data.test_length=7",
+    "training.epochs=2", "training.batch_size=4", "training.warmup_epochs=1", "run.device=cpu",
+)  # fmt: skip
+"""Overrides for a model that trains in seconds on the table of `data_file`."""
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty real trading days: 40 - 6 - 7 training rows, 20 training windows, 5 and 6 of validation and test."""
+    path = tmp_path_factory.mktemp("data") / "prices_and_sky.csv"
+    build_file(path, rows=40)
+    return path
+
+
+@pytest.fixture
+def tiny(data_file: Path, tmp_path: Path) -> list[str]:
+    """`TINY` with the data file and an output folder of this test."""
+    return [*TINY, f"data.path={data_file}", f"run.output={tmp_path / 'runs'}"]

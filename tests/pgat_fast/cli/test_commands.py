@@ -1,0 +1,107 @@
+"""The commands, as a user calls them."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pgat_fast.cli import main
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_help_answers_within_a_third_of_a_second() -> None:
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        assert python("-c", "from pgat_fast.cli import main; main(['--help'])").returncode == 0
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("command", [["--help"], ["data", "build", "--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_no_heavy_package(command: list[str]) -> None:
+    script = (
+        "import sys\nfrom pgat_fast.cli import main\n"
+        f"try:\n    main({command!r})\nexcept SystemExit as exit:\n    assert exit.code == 0\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'pydantic', 'yaml', 'tqdm'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = python("-c", script)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_packages_import_without_loading_torch() -> None:
+    result = python("-c", "import sys, pgat_fast, pgat_kernels; assert 'torch' not in sys.modules")
+    assert result.returncode == 0, result.stderr
+
+
+def test_train_prints_the_results_beside_the_baselines_and_never_overwrites_a_run(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("pgat", "pgat-2"):
+        assert main(["train", "--quiet", "--set", *tiny, "training.max_steps=1"]) == 0
+        printed = capsys.readouterr().out
+        assert f"runs/{name}: results.json" in printed
+        for row in ("model", "last_value", "zero_return", "drift", "test, 6 windows, prices"):
+            assert row in printed
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["pgat", "pgat-2"]
+
+
+def test_a_failed_start_leaves_no_folder_behind(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--set", *tiny, "data.path=nowhere.csv"]) == 2
+    assert "error: nowhere.csv" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "pgat").exists()
+
+
+def test_data_build_says_what_it_wrote_and_data_check_finds_no_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "file.csv"
+    assert main(["data", "build", "--rows", "40", "--targets", "levels", "--out", str(out)]) == 0
+    assert f"{out}: 40 rows from 2015-11-04 to 2015-12-31, 118 columns" in capsys.readouterr().out
+    windows = ["--set", "seq_len=6", "label_len=3", "pred_len=2", "validation_length=6", "test_length=7"]
+    assert main(["data", "check", str(out), *windows]) == 0
+    assert "no problem found" in capsys.readouterr().out
+
+
+def test_data_check_lists_the_problems_and_exits_with_one(
+    data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = data_file.read_text().splitlines()
+    lines[5] = lines[5] + ",1"
+    cells = lines[9].split(",")
+    lines[9] = ",".join([cells[0], "nan", *cells[2:]])
+    broken = tmp_path / "broken.csv"
+    broken.write_text("\n".join(lines) + "\n")
+    assert main(["data", "check", str(broken)]) == 1
+    printed = capsys.readouterr().out
+    assert "row 6" in printed
+    assert "row 10, column log_Open" in printed
+    assert "at least 360 rows" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--set", "training.epoch=3"], "did you mean"),
+        (["config", "show", "--set", "model.d_model=wide"], "model.d_model"),
+        (["data", "build", "--prices", "nowhere.csv"], "nowhere.csv"),
+        (["data", "build", "--rows", "0"], "0 rows"),
+    ],
+)
+def test_wrong_input_is_one_line_on_stderr_and_exit_code_two(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert not captured.out

@@ -1,0 +1,51 @@
+"""Naive forecasts do what their names say."""
+
+import numpy as np
+import pytest
+
+from pgat_fast.evaluation.baselines import BASELINES, naive_forecasts
+
+LAST = np.array([2, 3])
+
+
+def test_for_returns() -> None:
+    values = np.array([[0.1, 0.3], [0.3, 0.1], [0.2, 0.5], [0.7, 0.4], [9.0, 9.0]])
+    found = naive_forecasts(values, ["log_Open", "log_Close"], LAST, 3, "returns", training_rows=2)
+    assert set(found) == set(BASELINES)
+    assert all(forecast.shape == (2, 3, 2) for forecast in found.values())
+    assert (found["last_value"][0] == [0.2, 0.5]).all()
+    assert (found["last_value"][1] == [0.7, 0.4]).all()
+    assert (found["zero_return"] == 0).all()
+    assert found["drift"] == pytest.approx(np.broadcast_to([0.2, 0.2], (2, 3, 2)))
+
+
+def test_for_levels() -> None:
+    values = np.array([[1.0, 1.5], [2.0, 2.0], [3.0, 4.5], [5.0, 6.0], [9.0, 9.0]])
+    found = naive_forecasts(values, ["log_Open", "log_Close"], LAST, 2, "levels", training_rows=3)
+    assert (found["last_value"][1] == [5.0, 6.0]).all()
+    assert (found["zero_return"][1] == [6.0, 6.0]).all(), "every price stays at the last close"
+    # mean daily change of the training rows: 1 and 1.5
+    assert found["drift"][1] == pytest.approx(np.array([[6.0, 7.5], [7.0, 9.0]]))
+
+
+def test_without_a_close_every_level_stays_where_it_is() -> None:
+    values = np.arange(10.0).reshape(5, 2)
+    found = naive_forecasts(values, ["a", "b"], LAST, 2, "levels", training_rows=3)
+    assert (found["zero_return"] == found["last_value"]).all()
+
+
+def test_the_forecast_sees_nothing_after_the_last_row() -> None:
+    values = np.random.default_rng(0).normal(size=(8, 2))
+    changed = values.copy()
+    changed[4:] = 99.0
+    for kind in ("returns", "levels"):
+        before, after = (
+            naive_forecasts(v, ["a", "log_Close"], LAST, 2, kind, training_rows=3) for v in (values, changed)
+        )
+        for name in BASELINES:
+            assert (before[name] == after[name]).all()
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="'prices'"):
+        naive_forecasts(np.zeros((5, 1)), ["a"], LAST, 1, "prices", training_rows=2)

@@ -1,0 +1,59 @@
+"""Every window counts once, whatever the batch size; prices follow from the forecast."""
+
+import numpy as np
+import pytest
+import torch
+
+from pgat_fast import build_model, load_config
+from pgat_fast.data.columns import TARGETS
+from pgat_fast.evaluation.evaluate import SplitForecast, compare, evaluate_split
+from pgat_fast.training.trainer import load_splits
+
+
+@pytest.mark.parametrize("mixture", [False, True])
+def test_the_loss_does_not_depend_on_the_batch_size(tiny: list[str], mixture: bool) -> None:
+    config = load_config(None, [*tiny, f"use_mixture_decoder={str(mixture).lower()}"])
+    _, splits = load_splits(config, torch.device("cpu"))
+    torch.manual_seed(0)
+    model = build_model(config)
+    whole, *others = [evaluate_split(model, splits.test, size, "independent") for size in (6, 1, 4)]
+    for other in others:
+        assert other.loss == pytest.approx(whole.loss, rel=1e-6)  # float32 sums in another order
+        assert np.abs(other.forecast - whole.forecast).max() < 1e-5
+        assert (other.truth == whole.truth).all()
+    assert whole.forecast.shape == (6, 2, 4)
+    if not mixture:
+        assert whole.loss == pytest.approx(float(((whole.forecast - whole.truth) ** 2).mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["returns", "levels"])
+def test_prices_of_a_perfect_forecast_are_the_prices(tiny: list[str], kind: str) -> None:
+    config = load_config(None, [*tiny, f"data.target_kind={kind}", "data.base_price=50"])
+    table, splits = load_splits(config, torch.device("cpu"))
+    values = table.values[:, :4]
+    last_rows = np.arange(40 - 7 - 1, 40 - 2)  # the last row of history of each test window
+    truth = splits.target_scaler.transform(np.stack([values[row + 1 : row + 3] for row in last_rows]))
+    comparison = compare(SplitForecast(truth, truth, 0.0), table, splits, config.data)
+    for units in ("scaled", "price"):
+        assert comparison[units]["model"]["overall"]["mae"] < 1e-12
+        assert comparison[units]["zero_return"]["overall"]["mae"] > 1e-4
+        assert all(skill == pytest.approx(1) for skill in comparison[units]["skill"].values())
+        assert set(comparison[units]["model"]) == {"overall", *TARGETS}
+
+
+def test_zero_return_in_prices_by_hand(tiny: list[str]) -> None:
+    config = load_config(None, [*tiny, "data.base_price=50"])
+    table, splits = load_splits(config, torch.device("cpu"))
+    closes = 50 * np.exp(np.cumsum(table.values[:, 3]))  # log_Close is the log return of the close
+    last_rows = np.arange(40 - 7 - 1, 40 - 2)
+    errors = [abs(closes[row + day] - closes[row]) for row in last_rows for day in (1, 2)]
+    model = SplitForecast(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)), 0.0)
+    found = compare(model, table, splits, config.data)["price"]["zero_return"]["log_Close"]["mae"]
+    assert found == pytest.approx(float(np.mean(errors)), rel=1e-9)
+
+
+def test_targets_without_prices_are_not_given_any(tiny: list[str]) -> None:
+    config = load_config(None, [*tiny, "data.targets=log_Close,time_delta", "model.c_out=2"])
+    table, splits = load_splits(config, torch.device("cpu"))
+    result = SplitForecast(np.zeros((6, 2, 2)), np.ones((6, 2, 2)), 0.0)
+    assert compare(result, table, splits, config.data)["price"] is None

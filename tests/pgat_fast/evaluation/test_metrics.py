@@ -1,0 +1,42 @@
+"""Metrics equal those of torchmetrics."""
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics import functional
+
+from pgat_fast.evaluation.metrics import metrics_by_target, point_metrics, skill
+
+
+def test_metrics_equal_torchmetrics() -> None:
+    rng = np.random.default_rng(0)
+    forecast, truth = rng.normal(size=(7, 5, 4)), rng.normal(size=(7, 5, 4))
+    truth[0, 0, 0] = 0.0  # percentage errors need their floor
+    found = point_metrics(forecast, truth)
+    predicted, actual = torch.tensor(forecast), torch.tensor(truth)
+    oracle = {
+        "mae": functional.mean_absolute_error(predicted, actual),
+        "mse": functional.mean_squared_error(predicted, actual),
+        "rmse": functional.mean_squared_error(predicted, actual, squared=False),
+        "mape": functional.mean_absolute_percentage_error(predicted, actual),
+    }
+    for name, value in oracle.items():
+        assert found[name] == pytest.approx(value.item(), rel=1e-6), name  # torchmetrics sums in float32
+    floor = np.maximum(np.abs(truth), 1.17e-6)
+    assert found["mspe"] == pytest.approx(float((((forecast - truth) / floor) ** 2).mean()), rel=1e-12)
+
+
+def test_every_target_has_its_own_metrics() -> None:
+    truth = np.ones((3, 2, 2))
+    table = metrics_by_target(truth + np.array([0.0, 2.0]), truth, ["open", "close"])
+    assert table["open"]["mae"] == 0
+    assert table["close"]["mae"] == 2
+    assert table["overall"]["mae"] == 1
+    assert table["overall"]["mse"] == 2
+
+
+def test_skill_is_one_without_error_and_zero_at_the_baseline() -> None:
+    assert skill(0.0, 2.0) == 1
+    assert skill(2.0, 2.0) == 0
+    assert skill(3.0, 2.0) == -0.5
+    assert skill(1.0, 0.0) is None
