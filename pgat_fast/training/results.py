@@ -23,6 +23,7 @@ def build_results(
     table: Table,
     splits: Splits,
     model: nn.Module,
+    initial_validation_loss: float,
     epochs: list[dict[str, Any]],
     best_epoch: int,
     started: float,
@@ -53,6 +54,7 @@ def build_results(
             "last_date": str(table.dates[-1]),
             "windows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         },
+        "initial_validation_loss": initial_validation_loss,
         "epochs": epochs,
         "best_epoch": best_epoch,
         "best_validation_loss": epochs[best_epoch]["validation_loss"],
@@ -67,7 +69,7 @@ def summary(results: Results) -> str:
         f"{results['name']}: {results['parameters']:,} parameters, {len(results['epochs'])} epochs, "
         f"{results['seconds']:.0f} s on {results['device']}",
         f"best validation loss {results['best_validation_loss']:.5f} in epoch {results['best_epoch'] + 1} "
-        f"(first epoch: {results['epochs'][0]['validation_loss']:.5f})",
+        f"(before training: {results['initial_validation_loss']:.5f})",
     ]
     for units, title in (("scaled", "scaled units"), ("price", "prices")):
         table = results["test"][units]

@@ -68,6 +68,14 @@ def train(config: Config, *, progress: bool = True) -> tuple[Path, Results]:
     folder = new_folder(Path(config.run.output), config.run.name)
     write_atomically(folder / "config.yaml", dump_config(config).encode())
 
+    def validate() -> float:
+        loss = evaluate_split(model, splits.validation, settings.batch_size, config.model.mdn_multivariate_mode).loss
+        if not math.isfinite(loss):
+            raise TrainingError(f"the validation loss is {loss}: lower training.learning_rate")
+        return loss
+
+    initial = validate()
+    logger.info("before training: validation loss %.5f", initial)
     epochs: list[Epoch] = []
     best, best_epoch = math.inf, 0
     steps_left = settings.max_steps
@@ -84,9 +92,7 @@ def train(config: Config, *, progress: bool = True) -> tuple[Path, Results]:
         for group in optimizer.param_groups:
             group["lr"] = rate
         train_loss, steps = train_epoch(config, model, optimizer, splits.train, number, steps_left, progress)
-        validation_loss = evaluate_split(
-            model, splits.validation, settings.batch_size, config.model.mdn_multivariate_mode
-        ).loss
+        validation_loss = validate()
         epochs.append(Epoch(number, rate, steps, train_loss, validation_loss, time.perf_counter() - epoch_started))
         logger.info(
             "epoch %d of %d: learning rate %.2e, train loss %.5f, validation loss %.5f, %.1f s",
@@ -105,7 +111,9 @@ def train(config: Config, *, progress: bool = True) -> tuple[Path, Results]:
                 break
 
     load_weights(folder / "best.safetensors", model)
-    results = build_results(config, table, splits, model, [asdict(epoch) for epoch in epochs], best_epoch, started)
+    results = build_results(
+        config, table, splits, model, initial, [asdict(epoch) for epoch in epochs], best_epoch, started
+    )
     write_json(folder / "results.json", results)
     return folder, results
 

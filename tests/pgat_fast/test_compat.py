@@ -169,12 +169,10 @@ def test_casting_reaches_parameters_and_tables(settings: dict[str, Any]) -> None
     assert torch.isfinite(model.to(torch.bfloat16)(*(x.bfloat16() for x in inputs))[0]).all()
 
 
-@pytest.mark.parametrize("after_training", [False, True])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-def test_copies_are_equal_and_independent(how: str, after_training: bool) -> None:
+def test_copies_are_equal_and_independent(how: str) -> None:
     model = model_of()
-    if after_training:
-        forecast(model).sum().backward()
+    forecast(model).sum().backward()  # a step of training must not leave anything that cannot be copied
     if how == "deepcopy":
         copied = copy.deepcopy(model)
     elif how == "pickle":

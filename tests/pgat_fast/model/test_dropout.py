@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pgat_fast import build_model
 from pgat_fast.data.columns import BODIES
-from tests.pgat_fast.model.variants import FEW, VARIANTS, config_of, inputs_of, tensors_of
+from tests.pgat_fast.model.variants import FEW, config_of, inputs_of, tensors_of
 
 RATE = 0.35
 
@@ -138,7 +138,7 @@ def silence(model: nn.Module) -> None:
         setattr(module, "dropout", 0.0)  # noqa: B010
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FEW)
 def test_without_dropout_training_computes_what_evaluation_computes(variant: str) -> None:
     model = model_of(variant, 0.0)
     silence(model)

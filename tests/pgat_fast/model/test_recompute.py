@@ -51,6 +51,22 @@ def test_outputs_gradients_and_random_numbers_equal_those_of_the_block(kind: str
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
+def test_the_recomputation_has_the_precision_of_the_forward_pass(kind: str) -> None:
+    def gradients(call: Call) -> list[Tensor | None]:
+        block, inputs = block_and_inputs(kind, 0.0)
+        block.float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = call(block, *(tensor.detach().float() for tensor in inputs))
+        output.float().square().sum().backward()
+        return [parameter.grad for parameter in block.parameters()]
+
+    for ours, theirs in zip(gradients(recompute_in_backward), gradients(plainly), strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
 def test_gradients_reach_replaced_parameters_after_their_call_has_ended(kind: str) -> None:
     def gradients(call: Call) -> dict[str, Tensor]:
         block, inputs = block_and_inputs(kind, 0.5)
