@@ -124,6 +124,9 @@ def to_original_layout(
     _check(state, shapes, "this model", config)
     original = original_shapes(config.model)
     carried = dict(unused if unused is not None else getattr(state, "unused", {}))
+    _check(
+        carried, {name: original.get(name, ()) for name in carried if name in original}, "the original layout", config
+    )
     example = next(iter(state.values()))
     translated: dict[str, Tensor] = {}
     for ours, source in sources(shapes).items():
@@ -141,7 +144,7 @@ def to_original_layout(
 
 
 def _initial_value(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The value of a parameter that nothing reads: as section 13 of the architecture draws it."""
+    """A value for a parameter that nothing reads, a function of its name alone."""
     tensor = torch.empty(shape)
     if len(shape) >= 2:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -163,6 +166,9 @@ class Model(nn.Module):
             their existing names; whatever else a script keeps there is left alone. Existing settings do not say
             which combiner was used: set `combiner` to `hierarchical` (the default, the 12,310,208-parameter layout)
             or `batched`.
+
+    Its dropout and other layers are not among `modules()`, which hold parameters alone. For several GPUs use
+    `DistributedDataParallel`, one process each; `nn.DataParallel` cannot copy it.
 
     Raises:
         ConfigError: a setting of the model is wrong.

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pgat_fast.config.schema import BODY_CHANNELS, ModelConfig
+from pgat_fast.data.calendar import CELLS
 from pgat_fast.data.columns import BODIES, named_features, positional_features
+from pgat_fast.model.reference.body_nodes import fusion_width
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
-CALENDAR_ROWS = {"hour": 25, "weekday": 8, "day": 32, "month": 13}
 INTERACTIONS = ("astro_learned", "astro_attention", "learned_attention")
 EDGE_KINDS = ("astronomical", "learned", "attention")
 
@@ -83,6 +84,7 @@ def _phase(config: ModelConfig) -> Iterator[Shapes]:
 
 
 def _wave_aggregator() -> Iterator[Shapes]:
+    # As many as the columns that each body once had; they are not the columns of section 12.
     lengths = dict.fromkeys(BODIES, 9) | {"north_node": 12, "south_node": 8, "chiron": 3}
     yield {f"aggregation_weights.{body}": (lengths[body],) for body in sorted(BODIES)}
     for body in BODIES:
@@ -91,8 +93,9 @@ def _wave_aggregator() -> Iterator[Shapes]:
 
 
 def _embedding(features: int, width: int, freq: str) -> Shapes:
-    rows = {"minute": 61, **CALENDAR_ROWS} if freq == "t" else CALENDAR_ROWS
-    tables = {f"temporal_embedding.{field}_embed.weight": (count, width) for field, count in rows.items()}
+    fields = ["minute"] if freq == "t" else []
+    fields += ["hour", "weekday", "day", "month"]
+    tables = {f"temporal_embedding.{field}_embed.weight": (CELLS[field] + 1, width) for field in fields}
     return {"value_embedding.tokenConv.weight": (width, features, 3), **tables}
 
 
@@ -137,7 +140,7 @@ def _hierarchical_combiner(d: int, layers: int) -> Iterator[Shapes]:
 
 def _celestial(config: ModelConfig) -> Iterator[Shapes]:
     d, h, n = config.embed_dim, config.n_heads, len(BODIES)
-    fusion = -(-max(h, min(d, 64)) // h) * h
+    fusion = fusion_width(d, h)
     yield _under("celestial_nodes", *_nodes(d))
     if config.combiner == "batched":
         yield _under("celestial_combiner", *_batched_combiner(d, config.fusion_layers))
@@ -252,10 +255,10 @@ class Source(NamedTuple):
 _BODY = r"graph\.phase\.bodies\.(\w+)\."
 _ORIGINAL_BODY = r"phase_aware_processor.celestial_processors.\1."
 
-_RULES: tuple[tuple[str, str], ...] = (
+_RULES: tuple[tuple[str, ...], ...] = (
     # 1. phase-aware processor
     (_BODY + r"attention\.output\.", _ORIGINAL_BODY + "feature_attention.out_proj."),
-    (_BODY + r"attention\.value\.", _ORIGINAL_BODY + "feature_attention.in_proj_"),
+    (_BODY + r"attention\.value\.", _ORIGINAL_BODY + "feature_attention.in_proj_", "value"),
     (_BODY + r"expand\.", _ORIGINAL_BODY + "feature_transformer.0."),
     (_BODY + r"project\.", _ORIGINAL_BODY + "feature_transformer.3."),
     (_BODY + r"norm\.", _ORIGINAL_BODY + "feature_transformer.4."),
@@ -291,6 +294,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     (
         r"graph\.combiner\.layers\.(\d+)\.context_attention\.value\.",
         r"celestial_combiner.fusion_layers_net.\1.cross_attention.in_proj_",
+        "value",
     ),
     (
         r"graph\.combiner\.layers\.(\d+)\.context_attention\.output\.",
@@ -310,8 +314,8 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"graph\.combiner\.", "celestial_combiner."),
     # 7. encoder
     (r"encoder\.node_projection\.", "dynamic_spatiotemporal_encoder.node_feature_projection."),
-    (r"encoder\.spatial_positions", "dynamic_spatiotemporal_encoder.spatial_pos_encoding"),
-    (r"encoder\.temporal_positions", "dynamic_spatiotemporal_encoder.temporal_pos_encoding"),
+    (r"encoder\.spatial_positions", "dynamic_spatiotemporal_encoder.spatial_pos_encoding", "first"),
+    (r"encoder\.temporal_positions", "dynamic_spatiotemporal_encoder.temporal_pos_encoding", "first"),
     (r"encoder\.(temporal|spatial)_convolutions\.", r"dynamic_spatiotemporal_encoder.\1_convs."),
     (r"encoder\.temporal_norm\.", "dynamic_spatiotemporal_encoder.layer_norm1."),
     (r"encoder\.spatial_norm\.", "dynamic_spatiotemporal_encoder.layer_norm2."),
@@ -340,21 +344,16 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"mapping\.node_projection\.", "hierarchical_mapper.spatial_projection."),
     (r"mapping\.projection\.", "hierarchical_projection."),
 )
-"""Beginnings of our parameter names and what stands there in the original layout; the first that matches counts."""
+"""Beginnings of our parameter names, what stands there in the original layout, and the part where not the whole is
+meant (see `Source`); the first that matches counts."""
 
 
 def _source(ours: str) -> Source:
-    for pattern, replacement in _RULES:
+    for pattern, replacement, *part in _RULES:
         name, matched = re.subn(rf"^{pattern}", replacement, ours)
         if matched:
-            break
-    else:
-        raise KeyError(f"parameter {ours} has no place in the original layout: add a rule to {__name__}")
-    if "_attention.in_proj_" in name and ".value." in ours:
-        return Source(name, "value")
-    if name.endswith("_pos_encoding"):
-        return Source(name, "first")
-    return Source(name)
+            return Source(name, *part)
+    raise KeyError(f"parameter {ours} has no place in the original layout: add a rule to {__name__}")
 
 
 def sources(ours: Iterable[str]) -> dict[str, Source]:

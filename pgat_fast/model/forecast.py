@@ -6,6 +6,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from pgat_fast.model.numerics import at_least_float32
+
 
 class Mixture(NamedTuple):
     """A mixture of K normal distributions for every forecast day.
@@ -22,7 +24,7 @@ class Mixture(NamedTuple):
 
     def point(self) -> Tensor:
         """The weighted mean of the means, [B, P, c_out]."""
-        weights = torch.softmax(self.log_weights.float(), dim=-1).to(self.means.dtype)
+        weights = torch.softmax(at_least_float32(self.log_weights), dim=-1).to(self.means.dtype)
         return (self.means * weights[:, :, None]).sum(dim=-1)
 
 
@@ -45,9 +47,8 @@ def mixture_nll(mixture: Mixture, target: Tensor, mode: str) -> Tensor:
     mode `independent`: every target draws its own, -sum_c log sum_k w_k N(y_c; mean_ck, std_ck).
     Reference: Bishop, Mixture Density Networks, 1994.
     """
-    dtype = torch.promote_types(target.dtype, torch.float32)
-    means, log_stds, log_weights = (part.to(dtype) for part in mixture)
-    z = (target.to(dtype).unsqueeze(-1) - means) * torch.exp(-log_stds)
+    means, log_stds, log_weights = map(at_least_float32, mixture)
+    z = (at_least_float32(target).unsqueeze(-1) - means) * torch.exp(-log_stds)
     log_density = -0.5 * z.square() - log_stds - 0.5 * math.log(2 * math.pi)  # [B, P, c_out, K]
     log_weights = torch.log_softmax(log_weights, dim=-1)  # [B, P, K]
     if mode == "joint":

@@ -4,29 +4,33 @@ from torch import Tensor
 
 from pgat_fast.config.schema import ModelConfig
 
+MAX_STEPS = 5000
+"""Length of the position table."""
+
 
 def check_inputs(config: ModelConfig, x_enc: Tensor, x_mark_enc: Tensor, x_dec: Tensor, x_mark_dec: Tensor) -> None:
     """Raise ValueError that names the input, its shape and the shape it should have.
 
-    The history may be shorter than `seq_len` (the position table ends there); the decoder input needs at least
-    `pred_len` steps.
+    The history may be shorter than `seq_len`, where the learned positions end; the decoder input has at least
+    `pred_len` steps and at most `MAX_STEPS`.
     """
-    marks = "1 to 5"
-    batch = x_enc.shape[0]
-    inputs = {
-        "x_enc": (x_enc, f"[B, 1 to {config.seq_len}, {config.enc_in}]"),
-        "x_mark_enc": (x_mark_enc, f"[B, same steps as x_enc, {marks}]"),
-        "x_dec": (x_dec, f"[B, {config.pred_len} or more, {config.dec_in}]"),
-        "x_mark_dec": (x_mark_dec, f"[B, same steps as x_dec, {marks}]"),
-    }
-    steps = {"x_enc": x_enc, "x_mark_enc": x_enc, "x_dec": x_dec, "x_mark_dec": x_dec}
-    for name, (tensor, expected) in inputs.items():
-        good = tensor.dim() == 3 and tensor.shape[0] == batch and tensor.shape[1] == steps[name].shape[1]
-        if good and name == "x_enc":
-            good = 1 <= tensor.shape[1] <= config.seq_len and tensor.shape[2] == config.enc_in
-        elif good and name == "x_dec":
-            good = tensor.shape[1] >= config.pred_len and tensor.shape[2] == config.dec_in
-        elif good:
-            good = 1 <= tensor.shape[2] <= 5
-        if not good:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {expected} with B {batch}")
+    _check("x_enc", x_enc, None, (1, config.seq_len), (config.enc_in, config.enc_in))
+    batch, steps, _ = x_enc.shape
+    _check("x_mark_enc", x_mark_enc, batch, (steps, steps), (1, 5))
+    _check("x_dec", x_dec, batch, (config.pred_len, MAX_STEPS), (config.dec_in, config.dec_in))
+    _check("x_mark_dec", x_mark_dec, batch, (x_dec.shape[1], x_dec.shape[1]), (1, 5))
+
+
+def _check(name: str, tensor: Tensor, batch: int | None, steps: tuple[int, int], width: tuple[int, int]) -> None:
+    """Three dimensions: `batch` samples (None: one or more), `steps` and `width` within (least, most)."""
+    bounds = ((1, None) if batch is None else (batch, batch), steps, width)
+    shape = tuple(tensor.shape)
+    if len(shape) == 3 and all(
+        least <= size and (most is None or size <= most) for size, (least, most) in zip(shape, bounds, strict=True)
+    ):
+        return
+    expected = [
+        str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+        for least, most in bounds
+    ]
+    raise ValueError(f"{name} has shape {list(shape)}, expected [{', '.join(expected)}]")

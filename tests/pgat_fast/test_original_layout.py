@@ -214,3 +214,14 @@ def test_translating_may_be_the_first_thing_that_a_process_does() -> None:
         [sys.executable, "-c", FIRST_THING], env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_values_of_unused_parameters_that_do_not_fit_are_refused() -> None:
+    state = build_model(BATCHED).state_dict()
+    for unused in (
+        {"no.such.parameter": torch.zeros(1)},
+        {"celestial_nodes.aspect_embeddings": torch.zeros(2)},
+        {"phase_aware_processor.celestial_processors.sun.feature_attention.in_proj_weight": torch.zeros(2, 2)},
+    ):
+        with pytest.raises(CheckpointError, match=next(iter(unused)).replace(".", r"\.")):
+            to_original_layout(state, BATCHED, unused=unused)

@@ -3,10 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Row sums near zero need float32 whatever the precision of the products (section 14)."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+from pgat_fast.model.numerics import at_least_float32
 
 
 def normalize(adjacency: Tensor) -> Tensor:

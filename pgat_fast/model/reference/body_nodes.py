@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast.data.columns import BODIES
-from pgat_fast.model.reference.phase import PAIRS
+from pgat_fast.model.numerics import gate
+from pgat_fast.model.reference.phase import body_pairs
 
 ASTROLOGICAL_STRENGTHS = {
     ("sun", "jupiter"): 0.9,
@@ -48,10 +49,10 @@ class BodyNodes(nn.Module):
         )
 
     def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Market state e [B, S, D] -> dynamic adjacency [B, S, N, N] in (0, 1), body features [B, S, N, D]."""
+        """Market state e [B, S, D] -> dynamic adjacency [B, S, N, N] with diagonal 1, body features [B, S, N, D]."""
         u = self.embeddings + self.market(e)[:, :, None]  # [B, S, N, D]
-        i, j = PAIRS.to(e.device)
-        strength = torch.sigmoid(self.aspects(torch.cat((u[:, :, i], u[:, :, j]), dim=-1))).squeeze(-1)
+        i, j = body_pairs(e.device)
+        strength = gate(self.aspects(torch.cat((u[:, :, i], u[:, :, j]), dim=-1))).squeeze(-1).to(e.dtype)
         upper = strength.new_zeros(*e.shape[:2], len(BODIES), len(BODIES))
         upper[:, :, i, j] = strength
         adjacency = upper + upper.transpose(2, 3) + torch.eye(len(BODIES), dtype=upper.dtype, device=e.device)
@@ -85,5 +86,5 @@ class BodyFusion(nn.Module):
         key, value = self.key(bodies).flatten(0, 1), self.value(bodies).flatten(0, 1)  # [B * S, N, Df]
         attended = self.attention(query, key, value)[0].view(*e.shape[:2], -1)
         f = self.output(attended)
-        g = torch.sigmoid(self.gate(torch.cat((e, f), dim=-1)))
-        return e + g * f
+        g = gate(self.gate(torch.cat((e, f), dim=-1)))
+        return e + (g * f).to(e.dtype)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pgat_fast.model.numerics import gate
 from pgat_fast.model.reference.attention import IdenticalKeysAttention, feed_forward
 from pgat_fast.model.reference.recompute import recompute_in_backward
 
@@ -50,7 +51,8 @@ class PairInteraction(nn.Module):
 
     def forward(self, pair: Tensor, context: Tensor) -> Tensor:
         """Values [M, E, 2] and context [M, 1, D] -> [M, E, D]."""
-        return self.values(pair) * torch.sigmoid(self.modulation(context))
+        values = self.values(pair)
+        return (values * gate(self.modulation(context))).to(values.dtype)
 
 
 class HierarchicalCombiner(nn.Module):
@@ -102,5 +104,5 @@ class HierarchicalCombiner(nn.Module):
         values, context = values.flatten(1, 2), context[:, None]  # [M, E, 3], [M, 1, D]
         for name, pair in INTERACTIONS.items():
             y = y + self.interactions[name](values[..., pair], context)
-        y = y * torch.sigmoid(self.calibration(torch.cat((y, context.expand_as(y)), dim=-1)))
+        y = (y * gate(self.calibration(torch.cat((y, context.expand_as(y)), dim=-1)))).to(y.dtype)
         return torch.tanh(self.output(y)).view(shape)

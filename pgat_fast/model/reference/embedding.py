@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MAX_STEPS = 5000
-
-CALENDAR = {"month": 12, "day": 31, "weekday": 7, "hour": 24, "minute": 60}
-"""Columns of the marks, in order, and the number of different values of each."""
+from pgat_fast.data.calendar import CELLS
+from pgat_fast.model.shapes import MAX_STEPS
 
 
 def sinusoidal_positions(steps: int, width: int) -> Tensor:
@@ -32,9 +30,9 @@ class CalendarEmbedding(nn.Module):
     def __init__(self, width: int, freq: str, integer_marks: bool) -> None:
         super().__init__()
         self.integer_marks = integer_marks
-        fields = list(CALENDAR) if freq == "t" else list(CALENDAR)[:4]
+        fields = list(CELLS) if freq == "t" else list(CELLS)[:4]
         # One row more than there are values, as existing checkpoints have.
-        self.tables = nn.ModuleDict({field: nn.Embedding(CALENDAR[field] + 1, width) for field in fields})
+        self.tables = nn.ModuleDict({field: nn.Embedding(CELLS[field] + 1, width) for field in fields})
 
     def forward(self, marks: Tensor) -> Tensor:
         """Fractions in [0, 1), [B, S, columns] -> [B, S, D]. Columns that are absent add nothing."""
@@ -42,7 +40,7 @@ class CalendarEmbedding(nn.Module):
             marks = marks.trunc()
         total = marks.new_zeros(())
         for column, (field, table) in zip(marks.unbind(-1), self.tables.items(), strict=False):
-            index = (column * CALENDAR[field]).floor().long().clamp(0, CALENDAR[field] - 1)
+            index = (column * CELLS[field]).floor().long().clamp(0, CELLS[field] - 1)
             total = total + table(index)
         return total
 

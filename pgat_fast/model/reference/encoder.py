@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.model.reference.adjacency import at_least_float32
+from pgat_fast.model.numerics import at_least_float32, gate
 
 KERNELS = (1, 3, 5, 7)
 HOPS = 3
@@ -61,7 +61,8 @@ class SpatioTemporalEncoder(nn.Module):
         query, key = temporal.flatten(1, 2), spatial.flatten(1, 2)  # [B, S * N, D]
         attended = self.attention(query, key, key)[0].view_as(x0)
 
-        z = torch.sigmoid(self.interaction_gate(torch.cat((interaction, x0), dim=-1))) * interaction
-        z = z + torch.sigmoid(self.attention_gate(torch.cat((attended, x0), dim=-1))) * attended
-        g = torch.sigmoid(self.fusion_gate(torch.cat((z, x0), dim=-1)))
-        return self.output_norm(self.dropout(g * z + (1 - g) * x0))
+        z = gate(self.interaction_gate(torch.cat((interaction, x0), dim=-1))) * interaction
+        z = (z + gate(self.attention_gate(torch.cat((attended, x0), dim=-1))) * attended).to(x0.dtype)
+        g = gate(self.fusion_gate(torch.cat((z, x0), dim=-1)))
+        fused = (g * z + (1 - g) * x0).to(x0.dtype)
+        return self.output_norm(self.dropout(fused))

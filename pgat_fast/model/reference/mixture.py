@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from pgat_fast.model.forecast import Mixture
-from pgat_fast.model.reference.embedding import MAX_STEPS, sinusoidal_positions
+from pgat_fast.model.reference.embedding import sinusoidal_positions
+from pgat_fast.model.shapes import MAX_STEPS
 
 LOG_STD_RANGE = (-10.0, 2.0)
 

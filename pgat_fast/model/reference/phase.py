@@ -6,10 +6,13 @@ from torch.nn import functional as F
 
 from pgat_fast.config.schema import BODY_CHANNELS as C
 from pgat_fast.data.columns import BODIES, named_features, positional_features
+from pgat_fast.model.numerics import at_least_float32, gate
 from pgat_fast.model.reference.attention import SingleKeyAttention
 
-PAIRS = torch.triu_indices(len(BODIES), len(BODIES), offset=1)
-"""The 78 pairs i < j, [2, 78]."""
+
+def body_pairs(device: torch.device) -> Tensor:
+    """The 78 pairs i < j of bodies, int64 [2, 78]."""
+    return torch.triu_indices(len(BODIES), len(BODIES), offset=1, device=device)
 
 
 class BodyProcessor(nn.Module):
@@ -32,6 +35,12 @@ class BodyProcessor(nn.Module):
         return r + recurrent
 
 
+def angle_columns(known: dict[str, int], prefix: str) -> tuple[int, int]:
+    """Sine and cosine column of an angle of a body, or of its longitude (sidereal, else tropical) where it lacks it."""
+    present = next(p for p in (prefix, "", "ecliptic_") if f"{p}sin" in known)
+    return known[f"{present}sin"], known[f"{present}cos"]
+
+
 class PhaseQuantities(nn.Module):
     """Angles, speeds and distances of every body, read from the input columns by name.
 
@@ -44,16 +53,8 @@ class PhaseQuantities(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         known = [named_features(body) for body in BODIES]
-        longitude = [("sin", "cos") if "sin" in k else ("ecliptic_sin", "ecliptic_cos") for k in known]
-        angles = [longitude, [("sign_sin", "sign_cos")] * len(BODIES), [("ecliptic_sin", "ecliptic_cos")] * len(BODIES)]
-        index = [
-            [
-                [k.get(name, k[default]) for name, default in zip(pair, fallback, strict=True)]
-                for k, pair, fallback in row
-            ]
-            for row in (zip(known, angle, longitude, strict=True) for angle in angles)
-        ]
-        self.register_buffer("index", torch.tensor(index), persistent=False)  # [3 angles, N, (sin, cos)]
+        angles = [[angle_columns(own, prefix) for own in known] for prefix in ("", "sign_", "ecliptic_")]
+        self.register_buffer("index", torch.tensor(angles), persistent=False)  # [3, N, (sin, cos)]
         for quantity in ("speed", "distance"):
             present = [i for i, k in enumerate(known) if quantity in k]
             self.register_buffer(f"{quantity}_bodies", torch.tensor(present), persistent=False)
@@ -92,7 +93,7 @@ class PhaseEdges(nn.Module):
             angles, speed, distance = h.new_zeros(batch, 3, nodes), h.new_zeros(batch, nodes), h.new_zeros(batch, nodes)
         else:
             angles, speed, distance = self.quantities(x)
-        i, j = PAIRS.to(h.device)
+        i, j = body_pairs(h.device)
         difference = angles[:, :, i] - angles[:, :, j]
         d_theta, d_phi, d_lon = torch.atan2(difference.sin(), difference.cos()).unbind(1)
         d_speed = speed[:, i] - speed[:, j]
@@ -100,9 +101,9 @@ class PhaseEdges(nn.Module):
         align = d_theta.cos() * d_phi.cos()
         phase = torch.stack((d_theta, d_phi, d_speed, ratio, d_lon, align), dim=-1)
 
-        e = torch.sigmoid(self.predictor(torch.cat((h[:, i], h[:, j], phase), dim=-1))).squeeze(-1)
+        e = gate(self.predictor(torch.cat((h[:, i], h[:, j], phase), dim=-1))).squeeze(-1)
         p = torch.stack((d_theta, d_phi, d_speed, ratio - 1, d_lon, align), dim=-1).abs()
-        g = torch.sigmoid(p @ self.weights)
+        g = gate(p @ self.weights)
         adjacency = h.new_zeros(batch, nodes, nodes)
         adjacency[:, i, j] = (e * g).to(h.dtype)
         return adjacency + adjacency.transpose(1, 2)
@@ -111,11 +112,17 @@ class PhaseEdges(nn.Module):
 class PhaseAwareProcessor(nn.Module):
     """Input columns to body features and phase adjacency."""
 
+    columns: Tensor
+
     def __init__(self, n_heads: int, feature_map: str, phase_edges: str) -> None:
         super().__init__()
         features = named_features if feature_map == "named" else positional_features
-        self.columns = {body: list(features(body).values()) for body in BODIES}
-        self.bodies = nn.ModuleDict({body: BodyProcessor(len(self.columns[body])) for body in BODIES})
+        columns = [list(features(body).values()) for body in BODIES]
+        self.widths = [len(own) for own in columns]
+        self.register_buffer("columns", torch.tensor([column for own in columns for column in own]), persistent=False)
+        self.bodies = nn.ModuleDict(
+            {body: BodyProcessor(width) for body, width in zip(BODIES, self.widths, strict=True)}
+        )
         self.edges = PhaseEdges(computed=phase_edges == "computed")
         self.attention = nn.MultiheadAttention(C, n_heads, batch_first=True)
         self.scaler = nn.Parameter(torch.ones(1))
@@ -123,10 +130,11 @@ class PhaseAwareProcessor(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs x [B, S, F] -> features [B, S, N * C], phase adjacency [B, N, N]."""
         batch, steps, _ = x.shape
-        h = torch.stack([self.bodies[body](x[:, :, columns]) for body, columns in self.columns.items()], dim=2)
+        own = x.index_select(2, self.columns).split(self.widths, dim=2)
+        h = torch.stack([body(inputs) for body, inputs in zip(self.bodies.values(), own, strict=True)], dim=2)
         adjacency = self.edges(h[:, -1], x[:, -1])
         tokens = h.flatten(0, 1)  # [B * S, N, C]
         o = self.attention(tokens, tokens, tokens)[0].view_as(h)
-        scale = 1 + (torch.log(adjacency + 1e-8) * self.scaler).mean(dim=-1)  # [B, N]
-        features = o * scale[:, None, :, None]
+        scale = 1 + (torch.log(at_least_float32(adjacency) + 1e-8) * self.scaler).mean(dim=-1)  # [B, N]
+        features = (o * scale[:, None, :, None]).to(o.dtype)
         return features.reshape(batch, steps, -1), adjacency

@@ -1,0 +1,45 @@
+"""Gates are computed in float32 whatever the precision of the products."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pgat_fast import build_model
+from pgat_fast.model.numerics import at_least_float32, gate
+from tests.pgat_fast.model import variants
+
+
+class SigmoidInputs(TorchFunctionMode):
+    """Records the dtype of everything that a sigmoid is taken of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.sigmoid, torch.Tensor.sigmoid):
+            self.dtypes.append(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["hierarchical", "batched"])
+def test_under_autocast_every_gate_is_computed_in_float32(name: str) -> None:
+    config = variants.config_of(name)
+    model, inputs = build_model(config), variants.inputs_of(config)
+    with torch.autocast("cpu", torch.bfloat16), SigmoidInputs() as seen:
+        model(*inputs)
+    # two in section 1, the aspects, body fusion, three of the encoder; the calibration and three interactions of 6b
+    assert len(seen.dtypes) == (11 if name == "hierarchical" else 7)
+    assert set(seen.dtypes) == {torch.float32}
+
+
+def test_double_precision_is_kept_and_half_precision_is_raised() -> None:
+    for given, found in (
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+    ):
+        assert at_least_float32(torch.ones(1, dtype=given)).dtype == found
+        assert gate(torch.ones(1, dtype=given)).dtype == found
