@@ -1,0 +1,49 @@
+"""The README is true: its Python runs, its commands exist, its figures are those of the committed results."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pgat_fast.cli import build_parser
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_python_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_commands_exist_with_these_options() -> None:
+    commands = [line.split() for block in blocks("sh") for line in block.splitlines() if line.startswith("pgat-fast")]
+    assert len(commands) == 4
+    for command in commands:
+        build_parser().parse_args(command[1:])
+
+
+def test_the_files_it_names_are_there() -> None:
+    for name in re.findall(r"`((?:configs|tests|examples|bench)/[\w./]+)`", README):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("step_cpu_*.json")), ids=lambda p: p.stem)
+def test_the_figures_of_training_steps_are_the_committed_ones(path: Path) -> None:
+    record = json.loads(path.read_text())
+    for result in record["results"]:
+        row = f"| {record['batch']} | {result['step_seconds']['median']:.2f} | {result['peak_memory_gib']:.2f} GiB |"
+        assert row in README
+
+
+def test_the_figures_of_the_data_pipeline_are_the_committed_ones() -> None:
+    record = json.loads((ROOT / "bench" / "results" / "data_pipeline_cpu.json").read_text())
+    rates = {entry["name"]: entry["extra_info"]["batches_per_second_median"] for entry in record["benchmarks"]}
+    assert f"{rates['test_windows_batch[zeros]']:,.0f} production batches a second" in README
+    assert f"{rates['test_loader_without_workers']:,.0f} without workers" in README
