@@ -20,6 +20,7 @@ from pgat_fast.config.legacy import OLD_NAMES
 from pgat_fast.errors import CheckpointError
 from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Diagnostics, Forecast
+from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.original_layout import Source, original_shapes, sources
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class TranslatedState(dict[str, Tensor]):
 
 def _our_shapes(config: Config) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        model = build_model(config, backend="reference")
+        model = PGAT(config.model)
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
@@ -68,6 +69,10 @@ def _check(state: State, expected: Mapping[str, tuple[int, ...]], what: str, con
     marker = "celestial_combiner.edge_projection.weight" if other == "batched" else "celestial_combiner.edge_attention"
     if any(name.startswith(marker) for name in unknown):
         lines.append(f"  it was trained with combiner: {other}, the configuration says combiner: {ours}")
+    if any("feature_attention" in fault for fault in misshapen) and config.model.feature_map == "named":
+        lines.append(
+            "  existing checkpoints were trained with compatibility: original; the configuration says corrected"
+        )
     raise CheckpointError("\n".join(lines))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from pgat_fast.config import DataConfig
 from pgat_fast.data.columns import TARGETS
@@ -15,8 +15,7 @@ from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits, Windows, batch_indices
 from pgat_fast.evaluation.baselines import naive_forecasts
 from pgat_fast.evaluation.metrics import metrics_by_target, skill
-from pgat_fast.model.forecast import point_forecast
-from pgat_fast.training.loss import forecast_loss
+from pgat_fast.model.forecast import forecast_loss, point_forecast
 
 Array = NDArray[np.float64]
 
@@ -37,14 +36,19 @@ def evaluate_split(model: nn.Module, windows: Windows, batch_size: int, mixture_
     The loss is a mean over windows: it does not depend on `batch_size` beyond rounding.
     """
     model.eval()
-    forecasts, truths, total = [], [], 0.0
-    for indices in batch_indices(len(windows), batch_size, drop_last=False):
+    device = windows.values.device
+    forecasts, truths, total = [], [], torch.zeros((), dtype=torch.float64, device=device)
+    for indices in batch_indices(len(windows), batch_size, drop_last=False, device=device):
         batch = windows.batch(indices)
         forecast, _ = model(*batch[:4])
-        total += len(indices) * forecast_loss(forecast, batch.y, mixture_mode).item()
-        forecasts.append(point_forecast(forecast).double().cpu().numpy())
-        truths.append(batch.y.double().cpu().numpy())
-    return SplitForecast(np.concatenate(forecasts), np.concatenate(truths), total / len(windows))
+        total += len(indices) * forecast_loss(forecast, batch.y, mixture_mode)
+        forecasts.append(point_forecast(forecast))
+        truths.append(batch.y)
+    return SplitForecast(_to_numpy(forecasts), _to_numpy(truths), total.item() / len(windows))
+
+
+def _to_numpy(parts: list[Tensor]) -> Array:
+    return torch.cat(parts).double().cpu().numpy()
 
 
 def compare(result: SplitForecast, table: Table, splits: Splits, data: DataConfig) -> dict[str, Any]:

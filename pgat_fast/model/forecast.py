@@ -1,4 +1,4 @@
-"""What a model returns, and the loss of a mixture. Shared by every backend."""
+"""What a model returns, and how far it is from the truth. Shared by every backend."""
 
 import math
 from typing import NamedTuple, TypeAlias
@@ -56,3 +56,13 @@ def mixture_nll(mixture: Mixture, target: Tensor, mode: str) -> Tensor:
     if mode == "independent":
         return -torch.logsumexp(log_weights[:, :, None] + log_density, dim=-1).sum(dim=-1).mean()
     raise ValueError(f"mode is {mode!r}, not 'joint' or 'independent'")
+
+
+def forecast_loss(forecast: Forecast, target: Tensor, mixture_mode: str) -> Tensor:
+    """Mean squared error of a point forecast, negative log-likelihood of a mixture: a scalar, at least float32.
+
+    `target`: scaled targets [B, P, c_out]. `mixture_mode`: see `mixture_nll`.
+    """
+    if isinstance(forecast, Mixture):
+        return mixture_nll(forecast, target, mixture_mode)
+    return (at_least_float32(forecast) - target).square().mean()

@@ -2,18 +2,7 @@
 
 from torch import Tensor
 
-from pgat_fast.model.forecast import Diagnostics, Forecast, Mixture, mixture_nll
-
-
-def forecast_loss(forecast: Forecast, target: Tensor, mixture_mode: str) -> Tensor:
-    """Mean squared error of a point forecast, negative log-likelihood of a mixture: a scalar, at least float32.
-
-    `target`: scaled targets [B, P, c_out]. `mixture_mode`: see `mixture_nll`.
-    """
-    if isinstance(forecast, Mixture):
-        return mixture_nll(forecast, target, mixture_mode)
-    difference = forecast - target  # promotes a forecast of half precision to the target's float32
-    return difference.square().mean()
+from pgat_fast.model.forecast import Diagnostics, Forecast, forecast_loss
 
 
 def training_loss(

@@ -133,9 +133,12 @@ def train_epoch(
     """
     settings = config.training
     model.train()
-    batches = list(batch_indices(len(windows), settings.batch_size, seed=settings.seed, epoch=epoch, drop_last=True))
-    cycles = list(chunk(batches, settings.gradient_accumulation_steps))[:max_steps]
-    total, seen = torch.zeros((), dtype=torch.float64, device=windows.values.device), 0
+    device = windows.values.device
+    order = batch_indices(
+        len(windows), settings.batch_size, seed=settings.seed, epoch=epoch, drop_last=True, device=device
+    )
+    cycles = list(chunk(list(order), settings.gradient_accumulation_steps))[:max_steps]
+    total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
     bar = tqdm(cycles, desc=f"epoch {epoch + 1}/{settings.epochs}", unit="step", disable=None if progress else True)
     for step, cycle in enumerate(bar):
         optimizer.zero_grad()

@@ -14,7 +14,7 @@ from pgat_fast.compat import from_original_layout, to_original_layout
 from pgat_fast.errors import CheckpointError
 from pgat_fast.original_layout import original_shapes, sources
 from tests import golden
-from tests.pgat_fast.model.variants import VARIANTS, config_of
+from tests.pgat_fast.model.variants import SMALL, VARIANTS, config_of
 
 BATCHED, HIERARCHICAL = config_of("batched"), config_of("hierarchical")
 
@@ -225,3 +225,10 @@ def test_values_of_unused_parameters_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(CheckpointError, match=next(iter(unused)).replace(".", r"\.")):
             to_original_layout(state, BATCHED, unused=unused)
+
+
+def test_a_checkpoint_of_the_original_behaviour_says_what_to_set() -> None:
+    model = SMALL | {"combiner": "batched", "compatibility": "original"}
+    state = to_original_layout(build_model(model).state_dict(), model)
+    with pytest.raises(CheckpointError, match=r"trained with compatibility: original"):
+        from_original_layout(state, model | {"compatibility": "corrected"})

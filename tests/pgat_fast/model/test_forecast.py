@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
 
-from pgat_fast.model.forecast import Mixture, mixture_nll, point_forecast
+from pgat_fast.model.forecast import Mixture, forecast_loss, mixture_nll, point_forecast
 from tests.pgat_fast.model.by_hand import normal
 
 
@@ -111,3 +111,20 @@ def test_the_point_forecast_is_the_mean_of_the_mixture() -> None:
 def test_numbers_are_their_own_point_forecast() -> None:
     numbers = normal(3, 4, 2)
     assert point_forecast(numbers) is numbers
+
+
+def test_a_point_forecast_is_judged_by_its_mean_squared_error() -> None:
+    loss = forecast_loss(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 4.0]]]), "joint")
+    assert loss.item() == 2.5
+
+
+def test_a_forecast_of_half_precision_is_judged_in_float32() -> None:
+    loss = forecast_loss(torch.full((1, 1, 1), 1.0, dtype=torch.bfloat16), torch.full((1, 1, 1), 1.001), "joint")
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() - 1e-6) < 1e-9  # in bfloat16 the difference would be 0
+
+
+def test_a_mixture_is_judged_by_its_likelihood() -> None:
+    mixture = Mixture(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4))
+    target = torch.randn(1, 2, 3)
+    assert forecast_loss(mixture, target, "joint") == mixture_nll(mixture, target, "joint")
