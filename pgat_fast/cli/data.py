@@ -42,7 +42,8 @@ def run_build(args: argparse.Namespace) -> int:
     report = build_file(Path(args.out), args.prices, args.targets, args.rows)
     print(
         f"{report.path}: {report.rows:,} rows from {report.first_date} to {report.last_date}, "
-        f"{report.columns} columns, {report.seconds:.1f} s\nsha256 {report.sha256}"
+        f"{report.columns} columns, {report.seconds:.1f} s\n"
+        f"close before the first row: {report.base_price:.10g} (data.base_price)\nsha256 {report.sha256}"
     )
     return 0
 

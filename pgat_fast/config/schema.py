@@ -109,7 +109,7 @@ class DataConfig(Section):
         default="returns", description="targets are log(price / previous close), or log(price)"
     )
     base_price: Annotated[Float, Field(gt=0)] = Field(
-        default=1.0, description="close before the first row used: the unit of prices made from returns"
+        default=1.0, description="close before the file's first row: the unit of prices made from returns"
     )
     validation_length: Count = Field(default=50, description="rows of the validation split")
     test_length: Count = Field(default=50, description="rows of the test split")

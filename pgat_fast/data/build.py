@@ -35,6 +35,8 @@ class BuildReport:
     rows: int
     first_date: date
     last_date: date
+    base_price: float
+    """The close before the first row: `data.base_price` for forecasts of returns in the unit of the prices."""
     columns: int
     """Number of columns after `date`."""
     sha256: str
@@ -108,6 +110,7 @@ def build_file(
         rows=len(table),
         first_date=days[0].date(),
         last_date=days[-1].date(),
+        base_price=float(source["close"].iloc[-len(table) - 1]),
         columns=table.shape[1],
         sha256=hashlib.sha256(content).hexdigest(),
         seconds=time.perf_counter() - started,

@@ -152,6 +152,7 @@ def prepare(
     pred_len: int,
     validation_length: int,
     test_length: int,
+    used_rows: int | None = None,
     freq: str = "d",
     decoder_future: str = "zeros",
     enc_in: int | None = None,
@@ -162,7 +163,7 @@ def prepare(
 
     `inputs` are all columns by default. With `decoder_future` `known`, the decoder sees of the days to
     forecast the columns of `KNOWN_AHEAD` that are no target; with `zeros`, nothing. `enc_in` and `dec_in`,
-    where given, must be the number of inputs.
+    where given, must be the number of inputs. Only the last `used_rows` rows belong to a split; None is all.
 
     Raises ConfigError for settings that contradict each other or the table, DataError for too few rows, for a
     column that is not there and for values that float32 cannot hold once scaled.
@@ -178,10 +179,15 @@ def prepare(
         raise ConfigError(f"model.label_len {label_len} must lie between 0 and model.seq_len {seq_len}")
     if decoder_future not in ("zeros", "known"):
         raise ConfigError(f"data.decoder_future is {decoder_future!r}: choose zeros or known")
+    used = len(table.values) if used_rows is None else used_rows
+    if used > len(table.values):
+        raise ConfigError(f"data.rows is {used}, but {table.source} has {len(table.values)} rows")
     try:
-        rows = split_rows(len(table.values), seq_len, pred_len, validation_length, test_length)
+        parts = split_rows(used, seq_len, pred_len, validation_length, test_length)
     except DataError as error:
         raise DataError(f"{table.source}: {error}") from error
+    skipped = len(table.values) - used
+    rows = SplitRows(*(range(part.start + skipped, part.stop + skipped) for part in parts))
 
     known = torch.tensor([name in KNOWN_AHEAD and name not in targets for name in inputs])
     marks = torch.from_numpy(calendar_marks(table.dates, freq)).to(device)

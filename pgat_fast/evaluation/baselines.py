@@ -11,7 +11,7 @@ BASELINES = ("last_value", "zero_return", "drift")
 
 
 def naive_forecasts(
-    values: Array, targets: Sequence[str], last_rows: NDArray[np.int64], pred_len: int, kind: str, training_rows: int
+    values: Array, targets: Sequence[str], last_rows: NDArray[np.int64], pred_len: int, kind: str, training_rows: range
 ) -> dict[str, Array]:
     """The naive forecasts of `pred_len` rows after each of `last_rows`.
 
@@ -20,7 +20,7 @@ def naive_forecasts(
         targets: their names.
         last_rows: index of the last known row of every window, [W].
         kind: `returns` (values are log(price / previous close)) or `levels` (values are log(price)).
-        training_rows: the drift is estimated on the first so many rows.
+        training_rows: the rows that the drift is estimated on.
 
     Returns:
         Name -> [W, P, C], unscaled. `last_value` repeats the last row. `zero_return`: the price stays at the last
@@ -29,7 +29,7 @@ def naive_forecasts(
     """
     last = values[last_rows][:, None]  # [W, 1, C]
     shape = (len(last_rows), pred_len, values.shape[1])
-    training = values[:training_rows]
+    training = values[training_rows.start : training_rows.stop]
     if kind == "returns":
         zero_return, drift = np.zeros(shape), np.broadcast_to(training.mean(axis=0), shape)
     elif kind == "levels":

@@ -62,9 +62,9 @@ def compare(result: SplitForecast, table: Table, splits: Splits, data: DataConfi
     targets, pred_len = scaler.columns, test.pred_len
     values = table.values[:, [table.columns.index(name) for name in targets]]
     last_rows = test.first_row + test.seq_len - 1 + np.arange(len(test))
-    naive = naive_forecasts(
-        values, targets, last_rows, pred_len, kind=data.target_kind, training_rows=len(splits.train.values)
-    )
+    first = splits.train.first_row
+    training_rows = range(first, first + len(splits.train.values))
+    naive = naive_forecasts(values, targets, last_rows, pred_len, data.target_kind, training_rows)
     scaled = {"model": result.forecast} | {name: scaler.transform(array) for name, array in naive.items()}
     comparison: dict[str, Any] = {"scaled": _against(scaled, result.truth, targets), "price": None}
     if targets == TARGETS:

@@ -49,8 +49,8 @@ def build_results(
         },
         "data": {
             "path": config.data.path,
-            "rows": len(table.dates),
-            "first_date": str(table.dates[0]),
+            "rows": len(table.dates) - splits.train.first_row,
+            "first_date": str(table.dates[splits.train.first_row]),
             "last_date": str(table.dates[-1]),
             "windows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         },

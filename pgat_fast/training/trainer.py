@@ -4,7 +4,7 @@ import logging
 import math
 import random
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -195,10 +195,6 @@ def load_splits(config: Config, device: torch.device) -> tuple[Table, Splits]:
     model, data = config.model, config.data
     columns = None if data.inputs is None else list(dict.fromkeys([*data.inputs, *(data.targets or ())]))
     table = read_table(data.path, columns)
-    if data.rows is not None:
-        if data.rows > len(table.dates):
-            raise ConfigError(f"data.rows is {data.rows}, but {data.path} has {len(table.dates)} rows")
-        table = replace(table, dates=table.dates[-data.rows :], values=table.values[-data.rows :])
     splits = prepare(
         table,
         inputs=data.inputs,
@@ -208,6 +204,7 @@ def load_splits(config: Config, device: torch.device) -> tuple[Table, Splits]:
         pred_len=model.pred_len,
         validation_length=data.validation_length,
         test_length=data.test_length,
+        used_rows=data.rows,
         freq=model.freq,
         decoder_future=data.decoder_future,
         enc_in=model.enc_in,

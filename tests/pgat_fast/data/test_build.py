@@ -217,3 +217,10 @@ def test_unknown_targets_are_refused() -> None:
     wrong: Literal["returns"] = "prices"  # type: ignore[assignment]
     with pytest.raises(DataError, match="'prices': choose 'returns' or 'levels'"):
         build_table(sp500_prices(), targets=wrong)
+
+
+def test_the_report_holds_the_close_before_the_first_row(tmp_path: Path) -> None:
+    prices = sp500_prices()
+    report = build_file(tmp_path / "short.csv", rows=30)
+    assert report.base_price == prices["close"].iloc[-31]
+    assert prices.index[-30].date() == report.first_date

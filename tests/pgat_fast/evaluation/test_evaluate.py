@@ -57,3 +57,15 @@ def test_targets_without_prices_are_not_given_any(tiny: list[str]) -> None:
     table, splits = load_splits(config, torch.device("cpu"))
     result = SplitForecast(np.zeros((6, 2, 2)), np.ones((6, 2, 2)), 0.0)
     assert compare(result, table, splits, config.data)["price"] is None
+
+
+def test_using_the_last_rows_of_a_file_changes_no_price(tiny: list[str]) -> None:
+    tables = []
+    for more in ([], ["data.rows=36"]):
+        config = load_config(None, [*tiny, *more, "data.base_price=50"])
+        table, splits = load_splits(config, torch.device("cpu"))
+        assert len(splits.train.values) == (23 if more else 27)
+        model = SplitForecast(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)), 0.0)
+        tables.append(compare(model, table, splits, config.data)["price"])
+    assert tables[0]["zero_return"] == tables[1]["zero_return"]
+    assert tables[0]["drift"] != tables[1]["drift"], "estimated on fewer training rows"
