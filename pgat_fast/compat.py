@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from pgat_fast.config import Config, ModelConfig, load_config
 from pgat_fast.config.legacy import OLD_NAMES
-from pgat_fast.errors import CheckpointError
+from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Diagnostics, Forecast
 from pgat_fast.model.reference.pgat import PGAT
@@ -227,6 +227,8 @@ class Model(nn.Module):
 
 def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:
     """Those of the script's settings that decide what the model is, under the names they have there."""
+    if not isinstance(args, Mapping) and not hasattr(args, "__dict__"):
+        raise ConfigError(f"args is a {type(args).__name__}: pass a namespace or a dict of settings")
     given = dict(args) if isinstance(args, Mapping) else vars(args)
     read = set(ModelConfig.model_fields) | {"backend"}
     read |= {name for name, old in OLD_NAMES.items() if getattr(old, "setting", "").startswith("model.")}

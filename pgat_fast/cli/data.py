@@ -49,12 +49,31 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Print every problem on a line of its own; returns 1 if there are any, else 0."""
+    """Print every problem on a line of its own; returns 1 if there are any, else 0.
+
+    With a configuration, a file without faults of its own is also prepared as training would prepare it.
+    """
+    from pathlib import Path
+
     from pgat_fast.data.table import check_file
+    from pgat_fast.errors import DataError, PgatError
 
     config = config_from(args)
-    model, data = config.model, config.data
-    problems = check_file(args.file, model.seq_len, model.pred_len, data.validation_length, data.test_length)
+    model, data = config.model, config.data.model_copy(update={"path": args.file})
+    if not Path(args.file).is_file():
+        raise DataError(f"{args.file}: there is no such file: name the CSV file to check")
+    problems: list[object] = list(
+        check_file(args.file, model.seq_len, model.pred_len, data.validation_length, data.test_length)
+    )
+    if not problems and (args.config or args.overrides):
+        import torch
+
+        from pgat_fast.data.load import load_splits
+
+        try:
+            load_splits(data, model, torch.device("cpu"))
+        except PgatError as error:
+            problems.append(str(error).removeprefix(f"{args.file}: "))
     for problem in problems:
         print(f"{args.file}: {problem}")
     if not problems:

@@ -47,6 +47,8 @@ def shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
         return "a mapping"
+    if value is REFUSED:
+        return "nothing that can be read"
     if isinstance(value, int) and abs(value) >= 10**60:  # Python refuses to print more than 4300 digits
         return "an integer of more than 60 digits"
     return _SHORT.repr(value)

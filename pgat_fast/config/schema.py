@@ -286,7 +286,7 @@ class RunConfig(Section):
     backend: Literal["auto", "reference", "torch", "triton"] = Field(
         default="auto", description="implementation of the model"
     )
-    log_interval: Count = Field(default=10, description="optimizer steps between log lines")
+    log_interval: Count = Field(default=10, description="optimizer steps between log lines (without a progress bar)")
 
 
 class Config(Section):

@@ -98,7 +98,10 @@ def build_file(
     source = sp500_prices() if prices == "sp500" else read_prices(prices)
     if prices != "sp500" and Path(out).exists() and Path(out).samefile(prices):
         raise DataError(f"{out}: this is the file of prices: give the data file another name")
-    table = build_table(source, targets, rows)
+    try:
+        table = build_table(source, targets, rows)
+    except DataError as error:
+        raise DataError(f"{prices}: {error}") from error
     content = _to_csv(table).encode("ascii")
     try:
         write_atomically(Path(out), content)

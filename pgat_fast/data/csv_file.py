@@ -71,6 +71,8 @@ class CsvFile:
     """Columns with cells that hold neither a number nor nothing, by index."""
     records: int
     """Number of data rows, those of the wrong length included."""
+    complete: bool
+    """Whether the last row ends with a line break: if not, its last number may have been cut off."""
     problems: list[Problem]
     """What is wrong with whole rows: they are left out of `lines`, `dates` and `values`."""
 
@@ -98,7 +100,7 @@ def parse_csv(path: str | Path) -> CsvFile | Problem:
         header = next(reader)
     except csv.Error as error:
         return Problem(1, None, f"the header cannot be read: {error}; check its quotation marks")
-    rows = _Rows(header, plain=_is_plain(text))
+    rows = _Rows(header, plain=_is_plain(text), complete=text.endswith(("\n", "\r")))
     before = reader.line_num
     try:
         for record in reader:
@@ -150,9 +152,10 @@ def _number(cell: str) -> float | None:
 class _Rows:
     """Collects the rows of one file."""
 
-    def __init__(self, header: list[str], plain: bool) -> None:
+    def __init__(self, header: list[str], plain: bool, complete: bool) -> None:
         self.header = header
         self.plain = plain
+        self.complete = complete
         self.date = header.index(DATE) if DATE in header else None
         self.lines: list[int] = []
         self.dates: list[str] = []
@@ -211,6 +214,7 @@ class _Rows:
             values=np.array(self.numbers, dtype=np.float64).reshape(len(self.lines), width),
             text=self.text,
             records=self.records,
+            complete=self.complete,
             problems=[*self.problems, *self._length_problems()],
         )
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from pgat_fast.data.windows import Batch, Windows, sample_order
+from pgat_fast.errors import ConfigError
 
 
 class WindowDataset(Dataset[Batch]):
@@ -84,14 +85,21 @@ def make_loader(
     of workers; else those in the order of time. `drop_last` follows `shuffle` by default: training drops the
     last part batch, validation and test keep it. Workers stay alive between epochs; for a table of this size
     they cost more than they give, so that there are none by default.
+
+    The way there: `read_table`, `prepare` (or `pgat_fast.data.load.load_splits`), `WindowDataset(splits.train)`.
     """
+    if not isinstance(dataset, WindowDataset):
+        raise TypeError(f"dataset is a {type(dataset).__name__}: pass WindowDataset(windows)")
+    drop_last = shuffle if drop_last is None else drop_last
+    if drop_last and len(dataset) < batch_size:
+        raise ConfigError(f"{len(dataset)} windows do not fill one batch of {batch_size}: lower batch_size")
     generator = torch.Generator()
     generator.manual_seed(seed)
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=EpochSampler(len(dataset), seed, epoch) if shuffle else SequentialSampler(dataset),
-        drop_last=shuffle if drop_last is None else drop_last,
+        drop_last=drop_last,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,

@@ -157,6 +157,7 @@ def _read_table(path: Path) -> _Table:
                 continue  # An empty line hides nothing.
             if not table.header:
                 table.header.extend(row)
+                _check_separator(table)
             elif len(row) != len(table.header):
                 count = f"{len(row)} fields where the header has {len(table.header)}"
                 raise DataError(f"{where}: {count}, so a value may stand in the wrong column: correct the line")
@@ -189,13 +190,20 @@ def _read_text(path: Path) -> str:
     return text
 
 
+def _check_separator(table: _Table) -> None:
+    """Refuse a header that other marks than commas separate, before its rows are found to be of the wrong length."""
+    separator = next((mark for mark in (";", "\t", "|") if mark in table.header[0]), None)
+    if len(table.header) == 1 and separator:
+        raise DataError(
+            f"{table.name}, line 1: fields are separated by {separator!r}: save with commas between fields and points "
+            f"in numbers (the first line is {table.header[0]!r})"
+        )
+
+
 def _find_columns(table: _Table) -> dict[str, int]:
     """Position of `date` and of each of `PRICES` in the rows."""
     names = [name.strip().casefold() for name in table.header]
     found = f"the first line has {', '.join(repr(name) for name in table.header)}"
-    separator = next((mark for mark in (";", "\t", "|") if mark in table.header[0]), None)
-    if len(names) == 1 and separator:
-        raise DataError(f"{table.name}, line 1: fields are separated by {separator!r}: save with commas ({found})")
     wanted = ("date", *PRICES)
     for problem, count in (("no", 0), ("more than one", 2)):
         wrong = [name for name in wanted if min(names.count(name), 2) == count]

@@ -23,6 +23,10 @@ __all__ = ["Problem", "Table", "check_file", "read_table"]
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5
+_CUT_OFF = (
+    "the file does not end with a line break: if it was cut off, its last number is wrong; build it again, or add the "
+    "line break"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,8 @@ def check_file(
         *pair_problems(values, present, file.lines),
         *bar_problems(values, present, file.lines),
     ]
+    if not file.complete:
+        problems.append(Problem(None, None, _CUT_OFF))
     try:
         split_rows(file.records, seq_len, pred_len, validation_length, test_length)
     except DataError as error:
@@ -99,6 +105,8 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
     problems += pair_problems(values, present, file.lines)
     if problems:
         raise DataError(_summarize(path, problems))
+    if not file.complete:
+        _log.warning("%s: %s", path, _CUT_OFF)
     for problem in bar_problems(values, present, file.lines):
         _log.warning("%s: %s", path, problem)
     return Table(days, values, tuple(names), source=str(path))

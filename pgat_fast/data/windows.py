@@ -181,7 +181,9 @@ def prepare(
         raise ConfigError(f"data.decoder_future is {decoder_future!r}: choose zeros or known")
     used = len(table.values) if used_rows is None else used_rows
     if used > len(table.values):
-        raise ConfigError(f"data.rows is {used}, but {table.source} has {len(table.values)} rows")
+        raise ConfigError(
+            f"data.rows is {used}, but {table.source} has {len(table.values)} rows: lower it, or set it to null for all"
+        )
     try:
         parts = split_rows(used, seq_len, pred_len, validation_length, test_length)
     except DataError as error:
@@ -215,7 +217,7 @@ def _scale(table: Table, columns: Sequence[str], training_rows: range) -> tuple[
     """Fit a scaler on the training rows of `columns`, and scale all rows: [n, len(columns)], float32."""
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise DataError(f"{table.source}: column {missing[0]} is missing (and {len(missing) - 1} more columns)")
+        raise DataError(f"{table.source}: no column {', '.join(missing)}: correct the name, or add the column")
     values: FloatArray = table.values[:, [table.columns.index(name) for name in columns]]
     scaler = Scaler.fit(values[training_rows.start : training_rows.stop], columns)
     with np.errstate(over="ignore"):

@@ -57,7 +57,7 @@ def build_results(
         "initial_validation_loss": initial_validation_loss,
         "epochs": epochs,
         "best_epoch": best_epoch,
-        "best_validation_loss": epochs[best_epoch]["validation_loss"],
+        "best_validation_loss": epochs[best_epoch - 1]["validation_loss"],
         "test_loss": test.loss,
         "test": compare(test, table, splits, config.data),
     }
@@ -66,9 +66,9 @@ def build_results(
 def summary(results: Results) -> str:
     """The results as a few lines of text: errors of the model beside those of the naive baselines."""
     lines = [
-        f"{results['name']}: {results['parameters']:,} parameters, {len(results['epochs'])} epochs, "
+        f"{results['name']}: {results['parameters']:,} parameters, epochs {len(results['epochs'])}, "
         f"{results['seconds']:.0f} s on {results['device']}",
-        f"best validation loss {results['best_validation_loss']:.5f} in epoch {results['best_epoch'] + 1} "
+        f"best validation loss {results['best_validation_loss']:.5f} in epoch {results['best_epoch']} "
         f"(before training: {results['initial_validation_loss']:.5f})",
     ]
     for units, title in (("scaled", "scaled units"), ("price", "prices")):

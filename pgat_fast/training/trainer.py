@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pgat_fast.config import Config, dump_config
-from pgat_fast.data.columns import TARGETS
-from pgat_fast.data.table import Table, read_table
-from pgat_fast.data.windows import Splits, Windows, batch_indices, prepare
+from pgat_fast.data.load import load_splits
+from pgat_fast.data.windows import Windows, batch_indices
 from pgat_fast.device import resolve_device
-from pgat_fast.errors import ConfigError, TrainingError
+from pgat_fast.errors import TrainingError
 from pgat_fast.evaluation.evaluate import evaluate_split
 from pgat_fast.files import write_atomically, write_json
 from pgat_fast.model import build_model
@@ -35,6 +34,7 @@ class Epoch:
     """What is known of one epoch when it is over. Losses are means over windows, in scaled units."""
 
     epoch: int
+    """From 1."""
     learning_rate: float
     optimizer_steps: int
     train_loss: float
@@ -60,7 +60,7 @@ def train(config: Config, *, progress: bool = True) -> tuple[Path, Results]:
     settings = config.training
     device = resolve_device(config.run.device)
     seed_everything(settings.seed)
-    table, splits = load_splits(config, device)
+    table, splits = load_splits(config.data, config.model, device)
     # A split that does not fill one batch is refused here, before a model is built.
     batch_indices(len(splits.train), settings.batch_size, drop_last=True)
     model = build_model(config).to(device)
@@ -78,6 +78,8 @@ def train(config: Config, *, progress: bool = True) -> tuple[Path, Results]:
     logger.info("before training: validation loss %.5f", initial)
     epochs: list[Epoch] = []
     best, best_epoch = math.inf, 0
+    if settings.lr_schedule == "warmup_cosine" and settings.warmup_epochs >= settings.epochs:
+        logger.warning("training.warmup_epochs %d: the run ends before warm-up does", settings.warmup_epochs)
     steps_left = settings.max_steps
     for number in range(settings.epochs):
         epoch_started = time.perf_counter()
@@ -93,15 +95,15 @@ def train(config: Config, *, progress: bool = True) -> tuple[Path, Results]:
             group["lr"] = rate
         train_loss, steps = train_epoch(config, model, optimizer, splits.train, number, steps_left, progress)
         validation_loss = validate()
-        epochs.append(Epoch(number, rate, steps, train_loss, validation_loss, time.perf_counter() - epoch_started))
+        epochs.append(Epoch(number + 1, rate, steps, train_loss, validation_loss, time.perf_counter() - epoch_started))
         logger.info(
             "epoch %d of %d: learning rate %.2e, train loss %.5f, validation loss %.5f, %.1f s",
             number + 1, settings.epochs, rate, train_loss, validation_loss, epochs[-1].seconds,
         )  # fmt: skip
         if validation_loss < best:
-            best, best_epoch = validation_loss, number
-            save_weights(folder / "best.safetensors", model, config, epoch=number, validation_loss=validation_loss)
-        elif number - best_epoch >= settings.patience:
+            best, best_epoch = validation_loss, number + 1
+            save_weights(folder / "best.safetensors", model, config, epoch=number + 1, validation_loss=validation_loss)
+        elif number + 1 - best_epoch >= settings.patience:
             logger.info("stopped: no better validation loss for %d epochs", settings.patience)
             break
         if steps_left is not None:
@@ -155,7 +157,8 @@ def train_epoch(
         if (step + 1) % config.run.log_interval == 0:
             mean = total.item() / seen
             bar.set_postfix(loss=f"{mean:.4f}")
-            logger.debug("epoch %d, step %d of %d: mean train loss %.5f", epoch + 1, step + 1, len(cycles), mean)
+            if bar.disable:
+                logger.info("epoch %d, step %d of %d: mean train loss %.5f", epoch + 1, step + 1, len(cycles), mean)
     return total.item() / seen, len(cycles)
 
 
@@ -188,38 +191,3 @@ def seed_everything(seed: int) -> None:
 def chunk(items: list[Tensor], size: int) -> list[list[Tensor]]:
     """Consecutive parts of `size`, the last one shorter where it does not come out even."""
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def load_splits(config: Config, device: torch.device) -> tuple[Table, Splits]:
-    """Read the data file and put its three splits on `device`."""
-    model, data = config.model, config.data
-    columns = None if data.inputs is None else list(dict.fromkeys([*data.inputs, *(data.targets or ())]))
-    table = read_table(data.path, columns)
-    splits = prepare(
-        table,
-        inputs=data.inputs,
-        targets=data.targets or table.columns[: model.c_out],
-        seq_len=model.seq_len,
-        label_len=model.label_len,
-        pred_len=model.pred_len,
-        validation_length=data.validation_length,
-        test_length=data.test_length,
-        used_rows=data.rows,
-        freq=model.freq,
-        decoder_future=data.decoder_future,
-        enc_in=model.enc_in,
-        dec_in=model.dec_in,
-        device=device,
-    )
-    check_target_kind(table, splits, data.target_kind)
-    return table, splits
-
-
-def check_target_kind(table: Table, splits: Splits, kind: str) -> None:
-    """Refuse targets that are plainly not of `kind`: daily log returns are small, logarithms of prices are not."""
-    typical = float(np.median(np.abs(splits.target_scaler.mean)))
-    if kind == "returns" and splits.target_scaler.columns == TARGETS and typical > 0.5:
-        raise ConfigError(
-            f"{table.source}: the targets average {typical:.3g}, too much for daily log returns: "
-            "set data.target_kind to levels"
-        )

@@ -67,7 +67,7 @@ def test_data_build_says_what_it_wrote_and_data_check_finds_no_problem(
     assert main(["data", "build", "--rows", "40", "--targets", "levels", "--out", str(out)]) == 0
     assert f"{out}: 40 rows from 2015-11-04 to 2015-12-31, 118 columns" in capsys.readouterr().out
     windows = ["--set", "seq_len=6", "label_len=3", "pred_len=2", "validation_length=6", "test_length=7"]
-    assert main(["data", "check", str(out), *windows]) == 0
+    assert main(["data", "check", str(out), *windows, "target_kind=levels"]) == 0
     assert "no problem found" in capsys.readouterr().out
 
 
@@ -105,3 +105,34 @@ def test_wrong_input_is_one_line_on_stderr_and_exit_code_two(
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert not captured.out
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.rows=41", "data.rows is 41"),
+        ("data.rows=10", "10 rows are too few"),
+        ("data.targets=log_Open,log_High,log_Low,log_Clse", "log_Clse"),
+        ("data.target_kind=levels", "set data.target_kind to returns"),
+        ("training.batch_size=4", "no problem found"),
+    ],
+)
+def test_data_check_with_settings_finds_what_training_would_refuse(
+    tiny: list[str], data_file: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    code = main(["data", "check", str(data_file), "--set", *tiny, setting])
+    assert message in capsys.readouterr().out
+    assert code == (0 if "no problem" in message else 1)
+
+
+def test_data_check_of_a_file_that_is_not_there_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", "nowhere.csv"]) == 2
+    assert "error: nowhere.csv: there is no such file" in capsys.readouterr().err
+
+
+def test_training_logs_that_the_width_is_raised_and_where_it_is(tiny: list[str]) -> None:
+    settings = [*tiny, "model.d_model=14", "training.max_steps=1", "run.log_interval=1"]
+    result = python("-m", "pgat_fast.cli", "train", "--set", *settings)
+    assert result.returncode == 0, result.stderr
+    assert "d_model 14 raised to 26, the next multiple of lcm(13 nodes, 1 heads)" in result.stderr
+    assert "epoch 1, step 1 of 1: mean train loss" in result.stderr

@@ -21,7 +21,13 @@ def test_a_file_as_specified_has_no_problem(file: Path) -> None:
     assert check(write(file, good_rows())) == []
 
 
-@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n\n", "\n  \n"])
+def test_a_file_without_a_line_break_at_its_end_may_be_cut_off(file: Path) -> None:
+    (problem,) = check(write(file, good_rows(), ""))
+    assert "does not end with a line break" in str(problem)
+    assert len(read_table(file).values) == ROWS
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n\n", "\n  \n"])
 def test_the_end_of_the_file_does_not_matter(file: Path, end: str) -> None:
     assert check(write(file, good_rows(), end)) == []
     assert len(read_table(file).values) == ROWS
@@ -29,7 +35,7 @@ def test_the_end_of_the_file_does_not_matter(file: Path, end: str) -> None:
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 def test_every_line_end_and_a_byte_order_mark_are_read(file: Path, line_end: str) -> None:
-    text = line_end.join(",".join(row) for row in good_rows())
+    text = line_end.join([*(",".join(row) for row in good_rows()), ""])
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert check(file) == []
 

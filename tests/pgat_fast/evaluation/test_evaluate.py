@@ -1,19 +1,23 @@
 """Every window counts once, whatever the batch size; prices follow from the forecast."""
 
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 
 from pgat_fast import build_model, load_config
+from pgat_fast.data.build import build_file
 from pgat_fast.data.columns import TARGETS
+from pgat_fast.data.load import load_splits
 from pgat_fast.evaluation.evaluate import SplitForecast, compare, evaluate_split
-from pgat_fast.training.trainer import load_splits
 
 
 @pytest.mark.parametrize("mixture", [False, True])
 def test_the_loss_does_not_depend_on_the_batch_size(tiny: list[str], mixture: bool) -> None:
     config = load_config(None, [*tiny, f"use_mixture_decoder={str(mixture).lower()}"])
-    _, splits = load_splits(config, torch.device("cpu"))
+    _, splits = load_splits(config.data, config.model, torch.device("cpu"))
     torch.manual_seed(0)
     model = build_model(config)
     whole, *others = [evaluate_split(model, splits.test, size, "independent") for size in (6, 1, 4)]
@@ -27,9 +31,13 @@ def test_the_loss_does_not_depend_on_the_batch_size(tiny: list[str], mixture: bo
 
 
 @pytest.mark.parametrize("kind", ["returns", "levels"])
-def test_prices_of_a_perfect_forecast_are_the_prices(tiny: list[str], kind: str) -> None:
-    config = load_config(None, [*tiny, f"data.target_kind={kind}", "data.base_price=50"])
-    table, splits = load_splits(config, torch.device("cpu"))
+def test_prices_of_a_perfect_forecast_are_the_prices(
+    tiny: list[str], tmp_path: Path, kind: Literal["returns", "levels"]
+) -> None:
+    build_file(tmp_path / "file.csv", targets=kind, rows=40)
+    kinds = [f"data.target_kind={kind}", f"data.path={tmp_path / 'file.csv'}"]
+    config = load_config(None, [*tiny, *kinds, "data.base_price=50"])
+    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     values = table.values[:, :4]
     last_rows = np.arange(40 - 7 - 1, 40 - 2)  # the last row of history of each test window
     truth = splits.target_scaler.transform(np.stack([values[row + 1 : row + 3] for row in last_rows]))
@@ -43,7 +51,7 @@ def test_prices_of_a_perfect_forecast_are_the_prices(tiny: list[str], kind: str)
 
 def test_zero_return_in_prices_by_hand(tiny: list[str]) -> None:
     config = load_config(None, [*tiny, "data.base_price=50"])
-    table, splits = load_splits(config, torch.device("cpu"))
+    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     closes = 50 * np.exp(np.cumsum(table.values[:, 3]))  # log_Close is the log return of the close
     last_rows = np.arange(40 - 7 - 1, 40 - 2)
     errors = [abs(closes[row + day] - closes[row]) for row in last_rows for day in (1, 2)]
@@ -54,7 +62,7 @@ def test_zero_return_in_prices_by_hand(tiny: list[str]) -> None:
 
 def test_targets_without_prices_are_not_given_any(tiny: list[str]) -> None:
     config = load_config(None, [*tiny, "data.targets=log_Close,time_delta", "model.c_out=2"])
-    table, splits = load_splits(config, torch.device("cpu"))
+    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     result = SplitForecast(np.zeros((6, 2, 2)), np.ones((6, 2, 2)), 0.0)
     assert compare(result, table, splits, config.data)["price"] is None
 
@@ -63,7 +71,7 @@ def test_using_the_last_rows_of_a_file_changes_no_price(tiny: list[str]) -> None
     tables = []
     for more in ([], ["data.rows=36"]):
         config = load_config(None, [*tiny, *more, "data.base_price=50"])
-        table, splits = load_splits(config, torch.device("cpu"))
+        table, splits = load_splits(config.data, config.model, torch.device("cpu"))
         assert len(splits.train.values) == (23 if more else 27)
         model = SplitForecast(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)), 0.0)
         tables.append(compare(model, table, splits, config.data)["price"])

@@ -1,0 +1,70 @@
+"""The model gets the columns that it knows by place, wherever they stand in the file."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pgat_fast import load_config
+from pgat_fast.data.columns import COLUMNS
+from pgat_fast.data.load import load_splits
+from pgat_fast.data.loader import WindowDataset, make_loader
+from pgat_fast.errors import ConfigError, DataError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def shuffled(data_file: Path, tmp_path: Path) -> Path:
+    """The data file with its columns in another order and one column more."""
+    frame = pd.read_csv(data_file, dtype=str)
+    order = np.random.default_rng(0).permutation(frame.columns[1:])
+    frame = frame[["date", *order]].assign(volume="5")
+    frame.to_csv(tmp_path / "shuffled.csv", index=False)
+    return tmp_path / "shuffled.csv"
+
+
+@pytest.mark.parametrize("settings", [[], ["feature_map=positional"], ["phase_edges=zero"]])
+def test_columns_are_found_by_name(tiny: list[str], shuffled: Path, settings: list[str]) -> None:
+    straight = load_config(None, [*tiny, *settings])
+    other = load_config(None, [*tiny, *settings, f"data.path={shuffled}"])
+    _, expected = load_splits(straight.data, straight.model, CPU)
+    _, found = load_splits(other.data, other.model, CPU)
+    assert torch.equal(found.train.values, expected.train.values)
+    assert torch.equal(found.test.targets, expected.test.targets)
+    assert found.input_scaler.columns == COLUMNS
+
+
+def test_a_missing_column_is_named_not_the_number_of_inputs(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(data_file, dtype=str).drop(columns="log_Close")
+    frame.to_csv(tmp_path / "short.csv", index=False)
+    config = load_config(None, [*tiny, f"data.path={tmp_path / 'short.csv'}"])
+    with pytest.raises(DataError, match=r"short\.csv.*log_Close"):
+        load_splits(config.data, config.model, CPU)
+
+
+def test_other_inputs_than_the_model_knows_by_place_are_refused(tiny: list[str]) -> None:
+    names = ",".join(reversed(COLUMNS))
+    config = load_config(None, [*tiny, f"data.inputs={names}"])
+    with pytest.raises(ConfigError, match=r"data\.inputs"):
+        load_splits(config.data, config.model, CPU)
+
+
+def test_a_file_without_a_line_break_at_its_end_is_read_with_a_warning(
+    tiny: list[str], data_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cut.csv").write_text(data_file.read_text().removesuffix("\n"))
+    config = load_config(None, [*tiny, f"data.path={tmp_path / 'cut.csv'}"])
+    load_splits(config.data, config.model, CPU)
+    assert "does not end with a line break" in caplog.text
+
+
+def test_a_loader_that_would_serve_nothing_is_refused(tiny: list[str]) -> None:
+    config = load_config(None, tiny)
+    _, splits = load_splits(config.data, config.model, CPU)
+    with pytest.raises(ConfigError, match=r"20 windows do not fill one batch of 21"):
+        make_loader(WindowDataset(splits.train), 21, shuffle=True, seed=0)
+    with pytest.raises(TypeError, match=r"WindowDataset\(windows\)"):
+        make_loader(splits.train, 4, shuffle=True, seed=0)  # type: ignore[arg-type]
