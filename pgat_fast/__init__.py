@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pgat_fast import compat
     from pgat_fast.config import Config, load_config
     from pgat_fast.model import build_model
 
@@ -18,12 +19,14 @@ _HOME = {
     "build_model": "pgat_fast.model",
 }
 
-__all__ = ["Config", "__version__", "build_model", "load_config"]
+__all__ = ["Config", "__version__", "build_model", "compat", "load_config"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name == "compat":
+        return import_module("pgat_fast.compat")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,6 +9,7 @@ import logging
 import zlib
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, Self
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pgat_fast.config import Config, ModelConfig, load_config
-from pgat_fast.config.legacy import OLD_NAMES
+from pgat_fast.config.legacy import IGNORED, OLD_NAMES
+from pgat_fast.config.messages import SECTION_OF
 from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Diagnostics, Forecast
@@ -49,8 +51,16 @@ def _resolve(config: Config | Mapping[str, Any]) -> Config:
     return config if isinstance(config, Config) else load_config(config)
 
 
-def _check(state: State, expected: Mapping[str, tuple[int, ...]], what: str, config: Config) -> None:
-    """Raise one CheckpointError that lists every missing, unknown and misshapen name."""
+def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, config: Config) -> None:
+    """Raise one CheckpointError that lists every missing, unknown and misshapen name, and what is no tensor."""
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"the state is a {type(state).__name__}: pass a dict of name -> tensor")
+    inner = [str(name) for name, value in state.items() if isinstance(value, Mapping)]
+    if inner:
+        raise CheckpointError(f"{inner[0]!r} holds a dict of its own: pass that one (state[{inner[0]!r}])")
+    wrong = [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise CheckpointError(f"not tensors: {_shorten(wrong)}")
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in expected]
     misshapen = [
@@ -62,7 +72,7 @@ def _check(state: State, expected: Mapping[str, tuple[int, ...]], what: str, con
         return
     lines = [f"the state dict does not fit {what}:"]
     for title, names in (("missing", missing), ("unknown", unknown), ("wrong shape", misshapen)):
-        lines += [f"  {title} ({len(names)}): {'; '.join(names)}"] if names else []
+        lines += [f"  {title} ({len(names)}): {_shorten(names)}"] if names else []
     if any(name.startswith("module.") or name.startswith("_orig_mod.") for name in unknown):
         lines.append("  names begin with 'module.' or '_orig_mod.': remove the wrapper's prefix first")
     ours, other = ("batched", "hierarchical") if config.model.combiner == "batched" else ("hierarchical", "batched")
@@ -74,6 +84,11 @@ def _check(state: State, expected: Mapping[str, tuple[int, ...]], what: str, con
             "  existing checkpoints were trained with compatibility: original; the configuration says corrected"
         )
     raise CheckpointError("\n".join(lines))
+
+
+def _shorten(names: list[str], shown: int = 40) -> str:
+    """The first names, and the number of the others: whole layouts have hundreds."""
+    return "; ".join(names[:shown]) + (f"; and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _take(tensor: Tensor, source: Source) -> Tensor:
@@ -173,7 +188,8 @@ class Model(nn.Module):
             or `batched`.
 
     Its dropout and other layers are not among `modules()`, which hold parameters alone. For several GPUs use
-    `DistributedDataParallel`, one process each; `nn.DataParallel` cannot copy it.
+    `DistributedDataParallel`, one process each, with `find_unused_parameters=True` as the never-used ones demand;
+    `nn.DataParallel` cannot copy it.
 
     Raises:
         ConfigError: a setting of the model is wrong.
@@ -235,4 +251,9 @@ def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:
     left = sorted(name for name in given if name not in read)
     if left:
         logger.info("settings that do not concern the model, left alone: %s", ", ".join(left))
-    return {"compatibility": "original"} | {name: given[name] for name in given if name in read}
+    for name in set(left) - IGNORED - set(OLD_NAMES) - set(SECTION_OF):
+        for meant in get_close_matches(name, read - set(given), n=1, cutoff=0.85):
+            logger.warning("setting %s is left alone: did you mean %s?", name, meant)
+    # Namespaces hold None for what was not given.
+    settings = {name: given[name] for name in given if name in read and given[name] is not None}
+    return {"compatibility": "original"} | settings

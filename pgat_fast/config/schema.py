@@ -84,6 +84,7 @@ COMPATIBILITY = {
 
 Int = Annotated[int, BeforeValidator(_number), AfterValidator(_in_64_bits)]
 Count = Annotated[Int, Field(ge=1)]
+Few = Annotated[Int, Field(ge=1, le=1000)]
 Columns = Annotated[Int, Field(ge=1, le=100_000)]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Names = Annotated[list[str], BeforeValidator(_names), Field(min_length=1), AfterValidator(_distinct)]
@@ -128,18 +129,20 @@ class ModelConfig(Section):
     enc_in: Columns = Field(default=118, description="F, input features")
     dec_in: Columns = Field(default=118, description="decoder input features")
     c_out: Columns = Field(default=4, description="number of targets")
-    d_model: Count = Field(default=130, description="width; raised to a multiple of lcm(nodes, n_heads)")
+    d_model: Annotated[Int, Field(ge=1, le=65_536)] = Field(
+        default=130, description="width; raised to a multiple of lcm(nodes, n_heads)"
+    )
     n_heads: Count = Field(default=8, description="H, attention heads")
-    e_layers: Count = Field(default=4, description="blocks of graph_processing: attention")
-    d_layers: Count = Field(default=2, description="decoder blocks")
+    e_layers: Few = Field(default=4, description="blocks of graph_processing: attention")
+    d_layers: Few = Field(default=2, description="decoder blocks")
     dropout: Annotated[Float, Field(ge=0, lt=1)] = Field(default=0.1, description="dropout rate")
     freq: Literal["d", "h", "t"] = Field(default="d", description="calendar frequency; t adds the minute")
     use_celestial_graph: bool = Field(default=True, description="13 body nodes; false: every input is a node")
     combiner: Literal["hierarchical", "batched"] = Field(
         default="hierarchical", description="how adjacencies are merged"
     )
-    fusion_layers: Count = Field(default=2, description="blocks of the batched combiner")
-    celestial_fusion_layers: Count = Field(default=4, description="blocks of the hierarchical combiner")
+    fusion_layers: Few = Field(default=2, description="blocks of the batched combiner")
+    celestial_fusion_layers: Few = Field(default=4, description="blocks of the hierarchical combiner")
     graph_processing: Literal["partitioned", "attention"] = Field(
         default="partitioned", description="how the graph is used"
     )
@@ -150,7 +153,7 @@ class ModelConfig(Section):
         default=False, description="graph attention adds a learned multiple of A to its scores"
     )
     use_mixture_decoder: bool = Field(default=False, description="forecast a mixture of normals instead of a point")
-    mdn_components: Count = Field(default=3, description="K, components of the mixture")
+    mdn_components: Few = Field(default=3, description="K, components of the mixture")
     mdn_multivariate_mode: Literal["independent", "joint"] = Field(
         default="independent", description="mixture components drawn per target, or shared by the targets"
     )

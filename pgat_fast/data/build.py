@@ -95,6 +95,8 @@ def build_file(
     Raises `DataError` as `read_prices` and `build_table` do, and where `out` cannot be written.
     """
     started = time.perf_counter()
+    if not Path(out).name:
+        raise DataError(f"{str(out)!r}: this names no file to write to")
     source = sp500_prices() if prices == "sp500" else read_prices(prices)
     if prices != "sp500" and Path(out).exists() and Path(out).samefile(prices):
         raise DataError(f"{out}: this is the file of prices: give the data file another name")

@@ -113,13 +113,14 @@ def parse_csv(path: str | Path) -> CsvFile | Problem:
 
 
 def _read_text(path: Path) -> str | Problem:
-    if not path.exists():
-        return Problem(None, None, "the file does not exist: build it with `pgat-fast data build` or check the path")
-    if path.is_dir():
-        return Problem(None, None, "this is a directory: name the CSV file in it")
-    if not path.is_file():
-        return Problem(None, None, "this is not a regular file: name a CSV file")
     try:
+        if not path.exists():
+            advice = "build it with `pgat-fast data build` or check the path"
+            return Problem(None, None, f"the file does not exist: {advice}")
+        if path.is_dir():
+            return Problem(None, None, "this is a directory: name the CSV file in it")
+        if not path.is_file():
+            return Problem(None, None, "this is not a regular file: name a CSV file")
         data = path.read_bytes()
     except OSError as error:
         return Problem(None, None, f"the file cannot be read: {error.strerror or error}")

@@ -42,11 +42,10 @@ def load_splits(data: DataConfig, model: ModelConfig, device: torch.device) -> t
 def input_columns(data: DataConfig, model: ModelConfig) -> list[str] | None:
     """The columns to read, in the order of the model's inputs; None is all numeric ones, in the file's order.
 
-    Where the model knows columns by their place (`feature_map: named`, `phase_edges: computed`), these are
-    `COLUMNS`, wherever they stand in the file.
+    The celestial graph knows columns by their place: they are `COLUMNS`, wherever they stand in the file (but where
+    `feature_map: positional` is used with another number of inputs, whose order only the file can tell).
     """
-    by_name = model.use_celestial_graph and (model.feature_map == "named" or model.phase_edges == "computed")
-    if not by_name:
+    if not model.use_celestial_graph or model.enc_in != len(COLUMNS):
         return data.inputs
     if data.inputs is not None and tuple(data.inputs) != COLUMNS:
         raise ConfigError(
@@ -69,10 +68,10 @@ def check_target_kind(table: Table, splits: Splits, kind: str) -> None:
     values = values[:, [table.columns.index(name) for name in TARGETS]]
     size = float(np.median(np.abs(splits.target_scaler.mean)))
     roughness = float(np.median(np.diff(values, axis=0).std(axis=0) / splits.target_scaler.std))
-    if kind == "returns" and size > 0.5:
+    if kind == "returns" and (size > 0.5 or roughness < 0.6):
         raise ConfigError(
-            f"{table.source}: the targets average {size:.3g}, too much for daily log returns: "
-            "set data.target_kind to levels"
+            f"{table.source}: the targets do not look like daily log returns (they average {size:.3g}, and change from "
+            f"day to day by {roughness:.2g} of what they vary): set data.target_kind to levels"
         )
     if kind == "levels" and size < 0.5 and roughness > 1.2:
         raise ConfigError(

@@ -172,10 +172,10 @@ def _read_table(path: Path) -> _Table:
 
 
 def _read_text(path: Path) -> str:
-    if not path.is_file():
-        what = "this is not a regular file" if path.exists() else "there is no such file"
-        raise DataError(f"{path}: {what}: name a CSV file of prices")
     try:
+        if not path.is_file():
+            what = "this is not a regular file" if path.exists() else "there is no such file"
+            raise DataError(f"{path}: {what}: name a CSV file of prices")
         data = path.read_bytes()
         text = data.decode("utf-8-sig")
     except OSError as error:
@@ -203,12 +203,17 @@ def _check_separator(table: _Table) -> None:
 def _find_columns(table: _Table) -> dict[str, int]:
     """Position of `date` and of each of `PRICES` in the rows."""
     names = [name.strip().casefold() for name in table.header]
-    found = f"the first line has {', '.join(repr(name) for name in table.header)}"
+    rest = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    found = f"the first line has {', '.join(repr(name) for name in table.header[:10])}{rest}"
     wanted = ("date", *PRICES)
     for problem, count in (("no", 0), ("more than one", 2)):
         wrong = [name for name in wanted if min(names.count(name), 2) == count]
+        if wrong and "log_close" in names:
+            raise DataError(f"{table.name}: this is a data file that was built already: name the file of prices")
         if wrong:
-            raise DataError(f"{table.name}: {problem} column {', '.join(wrong)}: {found}; rename the columns")
+            raise DataError(
+                f"{table.name}: {problem} column {', '.join(wrong)}: {found}; name the columns {', '.join(wanted)}"
+            )
     return {name: names.index(name) for name in wanted}
 
 

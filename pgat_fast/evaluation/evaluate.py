@@ -71,10 +71,11 @@ def compare(result: SplitForecast, table: Table, splits: Splits, data: DataConfi
         closes = data.base_price * np.exp(np.cumsum(values[:, TARGETS.index("log_Close")]))  # of a file of returns
         unscaled = {"model": scaler.inverse(result.forecast)} | naive
         truth = values[last_rows[:, None] + np.arange(1, pred_len + 1)]
-        prices = {
-            name: to_prices(array, data.target_kind, closes[last_rows])
-            for name, array in (unscaled | {"truth": truth}).items()
-        }
+        with np.errstate(over="ignore"):
+            prices = {
+                name: to_prices(array, data.target_kind, closes[last_rows])
+                for name, array in (unscaled | {"truth": truth}).items()
+            }
         comparison["price"] = _against(prices, prices.pop("truth"), targets)
     return comparison
 

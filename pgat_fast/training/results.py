@@ -63,6 +63,10 @@ def build_results(
     }
 
 
+def _number(value: float | None) -> str:
+    return f"{'overflow':>12}" if value is None else f"{value:>12.5f}"
+
+
 def summary(results: Results) -> str:
     """The results as a few lines of text: errors of the model beside those of the naive baselines."""
     lines = [
@@ -80,7 +84,7 @@ def summary(results: Results) -> str:
         lines += ["", f"test, {windows} windows, {title}:"]
         lines.append(f"  {'':<12}" + "".join(f"{name.upper():>12}" for name in measures) + f"{'model skill':>14}")
         for name in ("model", *table["skill"]):
-            row = "".join(f"{table[name]['overall'][measure]:>12.5f}" for measure in measures)
+            row = "".join(_number(table[name]["overall"][measure]) for measure in measures)
             against = table["skill"].get(name)
             lines.append(f"  {name:<12}" + row + ("" if against is None else f"{against:>+14.4f}"))
     lines += ["", "skill: 1 - MSE / MSE of the baseline; above 0 the model is better than the baseline."]

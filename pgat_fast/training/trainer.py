@@ -172,9 +172,12 @@ def clip_gradients(model: nn.Module, limit: float | None, *, where: str, loss: T
             for name, parameter in model.named_parameters()
             if parameter.grad is not None and not parameter.grad.isfinite().all()
         ]
+        which = (
+            f"{len(broken)} parameters are concerned, first {', '.join(broken[:3])}" if broken else "its norm overflows"
+        )
         raise TrainingError(
-            f"{where}: the gradient is not finite (last loss {loss.item()}); the weights are as before this step. "
-            f"{len(broken)} parameters are concerned, first {', '.join(broken[:3])}. Lower training.learning_rate or "
+            f"{where}: the gradient is not finite (last loss {loss.item()}); the weights are as before this step; "
+            f"{which}. Lower training.learning_rate or "
             "training.clip_grad_norm, or check the data with `pgat-fast data check`"
         )
     if limit is not None:

@@ -260,3 +260,20 @@ def test_a_mixture_unpacks_as_the_triple_that_scripts_expect() -> None:
     means, log_stds, log_weights = result
     assert means.shape == log_stds.shape == (2, 2, 4, 3)
     assert log_weights.shape == (2, 2, 3)
+
+
+def test_a_setting_that_is_nearly_one_of_the_model_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        model_of(SETTINGS | {"use_mixure_decoder": True, "num_workers": 2, "batch_size": 4})
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "pgat_fast.compat"]
+    assert warning == "setting use_mixure_decoder is left alone: did you mean use_mixture_decoder?"
+
+
+def test_a_setting_that_is_none_was_not_given() -> None:
+    assert model_of(SETTINGS | {"mdn_components": None}).settings.model.mdn_components == 3
+
+
+@pytest.mark.parametrize("args", [None, [1]])
+def test_arguments_that_hold_no_settings_are_refused(args: object) -> None:
+    with pytest.raises(ConfigError, match="namespace or a dict"):
+        Model(args)  # type: ignore[arg-type]

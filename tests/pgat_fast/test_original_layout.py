@@ -232,3 +232,13 @@ def test_a_checkpoint_of_the_original_behaviour_says_what_to_set() -> None:
     state = to_original_layout(build_model(model).state_dict(), model)
     with pytest.raises(CheckpointError, match=r"trained with compatibility: original"):
         from_original_layout(state, model | {"compatibility": "corrected"})
+
+
+def test_what_is_no_state_dict_is_refused_with_a_hint() -> None:
+    state = to_original_layout(build_model(BATCHED).state_dict(), BATCHED)
+    with pytest.raises(CheckpointError, match=r"'model' holds a dict of its own"):
+        from_original_layout({"model": state, "epoch": 3}, BATCHED)  # type: ignore[dict-item]
+    with pytest.raises(CheckpointError, match=r"not tensors: projection\.bias \(NoneType\)"):
+        from_original_layout(state | {"projection.bias": None}, BATCHED)  # type: ignore[dict-item]
+    with pytest.raises(CheckpointError, match="pass a dict"):
+        from_original_layout([1], BATCHED)  # type: ignore[arg-type]

@@ -40,6 +40,11 @@ def test_the_packages_import_without_loading_torch() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_compat_is_there_after_a_plain_import() -> None:
+    result = python("-c", "import pgat_fast; pgat_fast.compat.from_original_layout, pgat_fast.compat.Model")
+    assert result.returncode == 0, result.stderr
+
+
 def test_train_prints_the_results_beside_the_baselines_and_never_overwrites_a_run(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +100,10 @@ def test_data_check_lists_the_problems_and_exits_with_one(
         (["config", "show", "--set", "model.d_model=wide"], "model.d_model"),
         (["data", "build", "--prices", "nowhere.csv"], "nowhere.csv"),
         (["data", "build", "--rows", "0"], "0 rows"),
+        (["data", "build", "--out", "."], "names no file"),
+        (["data", "build", "--prices", "a" * 300], "too long"),
+        (["data", "build", "--rows", "5", "--out", "a" * 300], "too long"),
+        (["train", "--set", "data.path=" + "a" * 300], "too long"),
     ],
 )
 def test_wrong_input_is_one_line_on_stderr_and_exit_code_two(
@@ -123,6 +132,23 @@ def test_data_check_with_settings_finds_what_training_would_refuse(
     code = main(["data", "check", str(data_file), "--set", *tiny, setting])
     assert message in capsys.readouterr().out
     assert code == (0 if "no problem" in message else 1)
+
+
+def test_data_check_takes_any_columns_where_the_model_does(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"2024-01-{day:02d},{day % 3},{day % 7}" for day in range(1, 31)]
+    (tmp_path / "own.csv").write_text("\n".join(["date,a,b", *rows, ""]))
+    sizes = ["use_celestial_graph=false", "enc_in=2", "dec_in=2", "c_out=1"]
+    assert main(["data", "check", str(tmp_path / "own.csv"), "--set", *tiny, *sizes]) == 0
+    assert "no problem found" in capsys.readouterr().out
+
+
+def test_training_that_cannot_go_on_has_an_exit_code_of_its_own(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--quiet", "--set", *tiny, "learning_rate=1e30", "lr_schedule=constant"]) == 3
+    assert "error: epoch 1, step 2: the gradient is not finite" in capsys.readouterr().err
 
 
 def test_data_check_of_a_file_that_is_not_there_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:

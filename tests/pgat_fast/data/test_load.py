@@ -26,7 +26,7 @@ def shuffled(data_file: Path, tmp_path: Path) -> Path:
     return tmp_path / "shuffled.csv"
 
 
-@pytest.mark.parametrize("settings", [[], ["feature_map=positional"], ["phase_edges=zero"]])
+@pytest.mark.parametrize("settings", [[], ["compatibility=original"], ["phase_edges=zero"]])
 def test_columns_are_found_by_name(tiny: list[str], shuffled: Path, settings: list[str]) -> None:
     straight = load_config(None, [*tiny, *settings])
     other = load_config(None, [*tiny, *settings, f"data.path={shuffled}"])

@@ -77,3 +77,13 @@ def test_using_the_last_rows_of_a_file_changes_no_price(tiny: list[str]) -> None
         tables.append(compare(model, table, splits, config.data)["price"])
     assert tables[0]["zero_return"] == tables[1]["zero_return"]
     assert tables[0]["drift"] != tables[1]["drift"], "estimated on fewer training rows"
+
+
+def test_prices_that_overflow_are_reported_as_unknown(tiny: list[str]) -> None:
+    config = load_config(None, tiny)
+    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    wild = SplitForecast(np.full((6, 2, 4), 1e6), np.zeros((6, 2, 4)), 0.0)
+    found = compare(wild, table, splits, config.data)["price"]
+    assert found["model"]["overall"]["mae"] is None
+    assert found["skill"] == {"last_value": None, "zero_return": None, "drift": None}
+    assert found["drift"]["overall"]["mae"] is not None

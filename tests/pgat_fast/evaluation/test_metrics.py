@@ -40,3 +40,12 @@ def test_skill_is_one_without_error_and_zero_at_the_baseline() -> None:
     assert skill(2.0, 2.0) == 0
     assert skill(3.0, 2.0) == -0.5
     assert skill(1.0, 0.0) is None
+
+
+def test_a_measure_that_overflows_is_unknown_not_infinite() -> None:
+    truth = np.ones((1, 1, 1))
+    assert point_metrics(truth * 1e200, truth)["mse"] is None
+    assert point_metrics(truth * 1e200, truth)["mae"] == pytest.approx(1e200)
+    assert set(point_metrics(truth * np.inf, truth).values()) == {None}
+    assert skill(None, 1.0) is None
+    assert skill(1.0, None) is None
