@@ -72,7 +72,10 @@ class PhaseQuantities(nn.Module):
 
 
 class PhaseEdges(nn.Module):
-    """Phase adjacency of the last timestep from body features and phase differences."""
+    """Phase adjacency of the last timestep from body features and phase differences.
+
+    Speeds and distances come as the model's inputs hold them, standardised: a ratio of two distances has outliers.
+    """
 
     def __init__(self, computed: bool) -> None:
         super().__init__()
