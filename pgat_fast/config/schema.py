@@ -103,7 +103,10 @@ class DataConfig(Section):
     path: PathText = Field(
         default="data/prepared_financial_data.csv", description="the CSV that `pgat-fast data build` writes"
     )
-    inputs: Names | None = Field(default=None, description="input columns; all numeric columns of the file by default")
+    inputs: Names | None = Field(
+        default=None,
+        description="input columns; the 118 by default, all numeric ones without the celestial graph",
+    )
     targets: Names | None = Field(default=None, description="target columns; the first c_out inputs by default")
     rows: Count | None = Field(default=None, description="use only the last so many rows of the file")
     target_kind: Literal["returns", "levels"] = Field(
