@@ -60,7 +60,7 @@ def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, confi
         raise CheckpointError(f"{inner[0]!r} holds a dict of its own: pass that one (state[{inner[0]!r}])")
     wrong = [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
     if wrong:
-        raise CheckpointError(f"not tensors: {_shorten(wrong)}")
+        raise CheckpointError(f"not tensors: {'; '.join(wrong)}")
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in expected]
     misshapen = [
@@ -72,7 +72,7 @@ def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, confi
         return
     lines = [f"the state dict does not fit {what}:"]
     for title, names in (("missing", missing), ("unknown", unknown), ("wrong shape", misshapen)):
-        lines += [f"  {title} ({len(names)}): {_shorten(names)}"] if names else []
+        lines += [f"  {title} ({len(names)}): {'; '.join(names)}"] if names else []
     if any(name.startswith("module.") or name.startswith("_orig_mod.") for name in unknown):
         lines.append("  names begin with 'module.' or '_orig_mod.': remove the wrapper's prefix first")
     ours, other = ("batched", "hierarchical") if config.model.combiner == "batched" else ("hierarchical", "batched")
@@ -84,11 +84,6 @@ def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, confi
             "  existing checkpoints were trained with compatibility: original; the configuration says corrected"
         )
     raise CheckpointError("\n".join(lines))
-
-
-def _shorten(names: list[str], shown: int = 40) -> str:
-    """The first names, and the number of the others: whole layouts have hundreds."""
-    return "; ".join(names[:shown]) + (f"; and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _take(tensor: Tensor, source: Source) -> Tensor:
@@ -144,9 +139,8 @@ def to_original_layout(
     _check(state, shapes, "this model", config)
     original = original_shapes(config.model)
     carried = dict(unused if unused is not None else getattr(state, "unused", {}))
-    _check(
-        carried, {name: original.get(name, ()) for name in carried if name in original}, "the original layout", config
-    )
+    held = {name: shape for name, shape in original.items() if name in carried}
+    _check(carried, held, "the original layout", config)
     example = next(iter(state.values()))
     translated: dict[str, Tensor] = {}
     for ours, source in sources(shapes).items():

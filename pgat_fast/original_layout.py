@@ -10,14 +10,12 @@ from typing import NamedTuple
 
 from pgat_fast.config.schema import BODY_CHANNELS, ModelConfig
 from pgat_fast.data.calendar import CELLS
-from pgat_fast.data.columns import BODIES, named_features, positional_features
+from pgat_fast.data.columns import BODIES, feature_columns
 from pgat_fast.model.reference.body_nodes import fusion_width
+from pgat_fast.model.reference.combiner_hierarchical import INTERACTIONS, KINDS
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
-
-INTERACTIONS = ("astro_learned", "astro_attention", "learned_attention")
-EDGE_KINDS = ("astronomical", "learned", "attention")
 
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
@@ -66,10 +64,9 @@ def _feed_forward(width: int, hidden: int) -> Shapes:
 
 
 def _phase(config: ModelConfig) -> Iterator[Shapes]:
-    features = named_features if config.feature_map == "named" else positional_features
     c = BODY_CHANNELS
     for body in BODIES:
-        n = len(features(body))
+        n = len(feature_columns(body, config.feature_map))
         yield _under(
             f"celestial_processors.{body}",
             _under("feature_attention", _attention(n)),
@@ -119,7 +116,7 @@ def _batched_combiner(d: int, layers: int) -> Iterator[Shapes]:
 def _hierarchical_combiner(d: int, layers: int) -> Iterator[Shapes]:
     yield {"edge_type_embeddings": (3, d), "combination_weights": (3,)}
     ladder = _sequence(_0=_linear(d // 4, 1), _2=_linear(d // 2, d // 4), _4=_linear(d, d // 2))
-    for kind in EDGE_KINDS:
+    for kind in KINDS:
         yield _under(f"edge_transforms.{kind}", ladder, _sequence(_5=_norm(d)))
     yield _under("edge_attention", _attention(d))
     for layer in range(layers):

@@ -67,3 +67,8 @@ def positional_features(body: str) -> dict[str, int]:
     """
     first, count = (113, 3) if body == "chiron" else (5 + 9 * _POSITIONAL_ORDER.index(body), 9)
     return {str(offset): first + offset for offset in range(count)}
+
+
+def feature_columns(body: str, feature_map: str) -> list[int]:
+    """Indices of the columns that the network of `body` reads with `feature_map` named or positional."""
+    return list((named_features if feature_map == "named" else positional_features)(body).values())

@@ -19,17 +19,6 @@ from pgat_fast.data.splits import SplitRows, count_windows, split_rows
 from pgat_fast.data.table import Table
 from pgat_fast.errors import ConfigError, DataError
 
-__all__ = [
-    "Batch",
-    "SplitRows",
-    "Splits",
-    "Windows",
-    "batch_indices",
-    "prepare",
-    "sample_order",
-    "split_rows",
-]
-
 KNOWN_AHEAD = frozenset(COLUMNS) - frozenset(TARGETS)
 """The columns whose future is known when a forecast is made: the sky and `time_delta`. No other one is."""
 

@@ -68,15 +68,18 @@ def compare(result: SplitForecast, table: Table, splits: Splits, data: DataConfi
     scaled = {"model": result.forecast} | {name: scaler.transform(array) for name, array in naive.items()}
     comparison: dict[str, Any] = {"scaled": _against(scaled, result.truth, targets), "price": None}
     if targets == TARGETS:
-        closes = data.base_price * np.exp(np.cumsum(values[:, TARGETS.index("log_Close")]))  # of a file of returns
+        last_close = np.ones(len(test))  # levels need none
+        if data.target_kind == "returns":
+            last_close = data.base_price * np.exp(np.cumsum(values[:, TARGETS.index("log_Close")]))[last_rows]
         unscaled = {"model": scaler.inverse(result.forecast)} | naive
         truth = values[last_rows[:, None] + np.arange(1, pred_len + 1)]
         with np.errstate(over="ignore"):
             prices = {
-                name: to_prices(array, data.target_kind, closes[last_rows])
+                name: to_prices(array, data.target_kind, last_close)
                 for name, array in (unscaled | {"truth": truth}).items()
             }
-        comparison["price"] = _against(prices, prices.pop("truth"), targets)
+        true_prices = prices.pop("truth")
+        comparison["price"] = _against(prices, true_prices, targets)
     return comparison
 
 

@@ -242,3 +242,11 @@ def test_what_is_no_state_dict_is_refused_with_a_hint() -> None:
         from_original_layout(state | {"projection.bias": None}, BATCHED)  # type: ignore[dict-item]
     with pytest.raises(CheckpointError, match="pass a dict"):
         from_original_layout([1], BATCHED)  # type: ignore[arg-type]
+
+
+def test_every_missing_name_is_listed_however_many_there_are() -> None:
+    state = to_original_layout(build_model(BATCHED).state_dict(), BATCHED)
+    names = list(state)[:200]
+    with pytest.raises(CheckpointError) as caught:
+        from_original_layout({name: state[name] for name in state if name not in names}, BATCHED)
+    assert all(name in str(caught.value) for name in names)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgat_fast.config.schema import BODY_CHANNELS as C
-from pgat_fast.data.columns import BODIES, named_features, positional_features
+from pgat_fast.data.columns import BODIES, feature_columns, named_features
 from pgat_fast.model.numerics import at_least_float32, gate
 from pgat_fast.model.reference.attention import SingleKeyAttention
 
@@ -119,8 +119,7 @@ class PhaseAwareProcessor(nn.Module):
 
     def __init__(self, n_heads: int, feature_map: str, phase_edges: str) -> None:
         super().__init__()
-        features = named_features if feature_map == "named" else positional_features
-        columns = [list(features(body).values()) for body in BODIES]
+        columns = [feature_columns(body, feature_map) for body in BODIES]
         self.widths = [len(own) for own in columns]
         self.register_buffer("columns", torch.tensor([column for own in columns for column in own]), persistent=False)
         self.bodies = nn.ModuleDict(

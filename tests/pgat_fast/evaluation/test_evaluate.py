@@ -1,5 +1,6 @@
 """Every window counts once, whatever the batch size; prices follow from the forecast."""
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -87,3 +88,14 @@ def test_prices_that_overflow_are_reported_as_unknown(tiny: list[str]) -> None:
     assert found["model"]["overall"]["mae"] is None
     assert found["skill"] == {"last_value": None, "zero_return": None, "drift": None}
     assert found["drift"]["overall"]["mae"] is not None
+
+
+def test_a_long_file_of_levels_overflows_nothing(tiny: list[str], tmp_path: Path) -> None:
+    build_file(tmp_path / "levels.csv", targets="levels", rows=120)  # the logarithms add up to more than 709
+    config = load_config(None, [*tiny, f"data.path={tmp_path / 'levels.csv'}", "data.target_kind=levels"])
+    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    result = SplitForecast(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)), 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = compare(result, table, splits, config.data)["price"]
+    assert found["zero_return"]["overall"]["mape"] < 0.05
