@@ -59,9 +59,13 @@ OLD_NAMES: Final[Mapping[str, OldName]] = {
     "train_epochs": Renamed("training.epochs"),
     "lradj": Renamed(
         "training.lr_schedule",
-        {"warmup_cosine": "warmup_cosine", "constant": "constant"},
-        "schedules of other trainers (type1, type2, cosine, step, plateau) are not supported",
+        {name: name for name in ("warmup_cosine", "cosine", "step", "plateau", "constant")},
+        "the numbered schedules of other trainers (type1, type2) are not supported",
     ),
+    "use_amp": Renamed("training.mixed_precision", {True: "auto", False: "off"}),
+    "checkpoints": Renamed("run.output"),
+    "checkpoint_interval": Renamed("run.checkpoint_epochs"),
+    "save_best_only": Renamed("run.keep_checkpoints", {True: 1, False: 3}),
     "use_efficient_covariate_interaction": Renamed("model.graph_processing", {True: "partitioned", False: "attention"}),
     "aggregate_waves_to_celestial": SameAs("model.use_celestial_graph", lambda m: m.use_celestial_graph),
     "num_input_waves": SameAs("model.enc_in", lambda m: m.enc_in),
@@ -83,9 +87,9 @@ IGNORED: Final = frozenset(
             "percent",
             "augmentation_ratio",
         ),
-        # Where and how often files are written: checkpoints are always written, the best one is always kept.
-        *("checkpoints", "save_checkpoints", "checkpoint_interval", "save_best_only"),
-        # Which machine, how many processes, which precision: decided when a run starts.
+        # Whether checkpoints are written: they always are.
+        "save_checkpoints",
+        # Which machine, how many processes: decided when a run starts.
         *(
             "gpu",
             "gpu_type",
@@ -93,8 +97,6 @@ IGNORED: Final = frozenset(
             "devices",
             "device_ids",
             "num_workers",
-            "use_amp",
-            "mixed_precision",
         ),
         # Losses: the model decides which one it needs.
         *("loss", "reg_loss_weight", "use_dtw"),

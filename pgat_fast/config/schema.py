@@ -27,6 +27,11 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _switch(value: Any) -> Any:
+    """Accept a truth value where `auto` or `off` is wanted: existing files say `mixed_precision: true`."""
+    return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _in_64_bits(value: int) -> int:
     if abs(value) >= 2**63:
         raise ValueError("it does not fit into 64 bits")
@@ -87,7 +92,9 @@ Count = Annotated[Int, Field(ge=1)]
 Few = Annotated[Int, Field(ge=1, le=1000)]
 Columns = Annotated[Int, Field(ge=1, le=100_000)]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Positive = Annotated[Float, Field(gt=0)]
 Names = Annotated[list[str], BeforeValidator(_names), Field(min_length=1), AfterValidator(_distinct)]
+LogLevel = Literal["debug", "info", "warning", "off"]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_file_name)]
 
 
@@ -112,8 +119,12 @@ class DataConfig(Section):
     target_kind: Literal["returns", "levels"] = Field(
         default="returns", description="targets are log(price / previous close), or log(price)"
     )
-    base_price: Annotated[Float, Field(gt=0)] = Field(
-        default=1.0, description="close before the file's first row: the unit of prices made from returns"
+    base_price: Positive | None = Field(
+        default=None,
+        description="close before the file's first row; null: as `data build` noted beside the file, else 1",
+    )
+    trading_days: Literal["auto", "nyse", "weekdays", "daily"] = Field(
+        default="auto", description="days that a forecast of the future is for; auto: as the dates of the file suggest"
     )
     validation_length: Count = Field(default=50, description="rows of the validation split")
     test_length: Count = Field(default=50, description="rows of the test split")
@@ -247,18 +258,35 @@ class TrainingConfig(Section):
 
     epochs: Count = Field(default=50, description="passes over the training windows")
     max_steps: Count | None = Field(default=None, description="stop after this many optimizer steps")
+    max_minutes: Positive | None = Field(
+        default=None, description="stop training after this many minutes of one process, then evaluate"
+    )
     batch_size: Count = Field(default=16, description="windows a batch")
     gradient_accumulation_steps: Count = Field(default=1, description="batches an optimizer step")
-    learning_rate: Annotated[Float, Field(gt=0)] = Field(default=1e-3, description="peak learning rate of Adam")
+    learning_rate: Positive = Field(default=1e-3, description="peak learning rate of Adam")
     weight_decay: Annotated[Float, Field(ge=0)] = Field(default=0.0, description="L2 penalty of Adam")
-    clip_grad_norm: Annotated[Float, Field(gt=0)] | None = Field(
-        default=1.0, description="largest global gradient norm"
+    clip_grad_norm: Positive | None = Field(default=1.0, description="largest global gradient norm")
+    mixed_precision: Annotated[Literal["off", "auto", "bf16", "fp16"], BeforeValidator(_switch)] = Field(
+        default="off",
+        description="16-bit products, float32 parameters; auto: on a GPU bf16 where it can, else fp16; on a CPU off",
     )
-    lr_schedule: Literal["warmup_cosine", "constant"] = Field(
+    nonfinite_steps: Annotated[Int, Field(ge=0)] = Field(
+        default=0, description="steps with a NaN or infinite gradient to leave out before training stops"
+    )
+    lr_schedule: Literal["warmup_cosine", "cosine", "step", "plateau", "constant"] = Field(
         default="warmup_cosine", description="learning rate by epoch"
     )
-    warmup_epochs: Annotated[Int, Field(ge=0)] = Field(default=5, description="epochs of linear warm-up")
-    min_lr: Annotated[Float, Field(ge=0)] = Field(default=1e-6, description="learning rate at the end of the cosine")
+    warmup_epochs: Annotated[Int, Field(ge=0)] = Field(
+        default=5, description="epochs of linear warm-up (warmup_cosine)"
+    )
+    min_lr: Annotated[Float, Field(ge=0)] = Field(default=1e-6, description="lowest learning rate of any schedule")
+    lr_gamma: Annotated[Float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="factor by which step and plateau lower the learning rate"
+    )
+    lr_step_epochs: Count = Field(default=10, description="epochs between two steps of the schedule step")
+    lr_patience: Count = Field(
+        default=5, description="epochs without a better validation loss before plateau lowers the rate"
+    )
     patience: Count = Field(default=999, description="epochs without improvement before stopping")
     kl_weight: Annotated[Float, Field(ge=0)] = Field(
         default=5e-5, description="weight of the stochastic learner's KL term"
@@ -292,7 +320,24 @@ class RunConfig(Section):
     backend: Literal["auto", "reference", "torch", "triton"] = Field(
         default="auto", description="implementation of the model"
     )
+    deterministic: bool = Field(default=True, description="on a GPU choose repeatable algorithms, even slower ones")
     log_interval: Count = Field(default=10, description="optimizer steps between log lines (without a progress bar)")
+    monitor_interval: Count = Field(default=25, description="optimizer steps between readings of memory and speed")
+    metrics_level: LogLevel = Field(default="info", description="lowest level written to metrics.jsonl")
+    memory_level: LogLevel = Field(default="info", description="lowest level written to memory.jsonl")
+    tensorboard: bool = Field(default=False, description="write metrics and memory for TensorBoard too")
+    memory_limit_gb: Positive | None = Field(
+        default=None, description="GiB of process memory: a warning at 90 %, a checkpoint and a stop at 100 %"
+    )
+    device_memory_limit_gb: Positive | None = Field(
+        default=None, description="GiB of GPU memory: a warning at 90 %, a checkpoint and a stop at 100 %"
+    )
+    checkpoint_epochs: Count | None = Field(
+        default=1, description="epochs between checkpoints; null: only by minutes, the best and the last"
+    )
+    checkpoint_minutes: Positive | None = Field(default=15.0, description="minutes between checkpoints; null: none")
+    keep_checkpoints: Count = Field(default=3, description="newest checkpoints to keep, beside the best one")
+    plots: bool = Field(default=True, description="draw plots at the end, where matplotlib is installed")
 
 
 class Config(Section):

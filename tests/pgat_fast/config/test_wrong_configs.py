@@ -204,7 +204,7 @@ def test_all_broken_rules_are_listed() -> None:
         ("train_epochs=0", "train_epochs (now training.epochs): found 0, expected an integer, at least 1"),
         (
             "lradj=type2",
-            "lradj (now training.lr_schedule): found 'type2', expected 'warmup_cosine' or 'constant'",
+            "lradj (now training.lr_schedule): found 'type2', expected 'warmup_cosine' or 'cosine' or 'step'",
         ),
         ("training.epochs={a: 1}", "training.epochs: expected one value or a list [a, b], found a mapping"),
         ("name=a: b", "name: expected one value or a list [a, b], found a mapping: quote text"),
