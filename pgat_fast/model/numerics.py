@@ -1,5 +1,7 @@
 """What stays in float32 whatever the precision of the products (section 14 of the architecture)."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -12,3 +14,14 @@ def at_least_float32(x: Tensor) -> Tensor:
 def gate(logits: Tensor) -> Tensor:
     """Sigmoid of `logits`, at least float32."""
     return torch.sigmoid(at_least_float32(logits))
+
+
+def beyond_float16(x: Tensor) -> AbstractContextManager[None]:
+    """Where products of numbers above 65,504 are taken, on the device of `x`: mixed precision in float16 pauses here.
+
+    bfloat16 reaches as far as float32 and goes on.
+    """
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.model.numerics import at_least_float32, gate
+from pgat_fast.model.numerics import at_least_float32, beyond_float16, gate
 
 KERNELS = (1, 3, 5, 7)
 HOPS = 3
@@ -45,10 +45,11 @@ class SpatioTemporalEncoder(nn.Module):
         degree = connected.sum(dim=-1, keepdim=True)
         transition = connected / torch.where(degree == 0, torch.ones_like(degree), degree)
         hops, reached = [], x
-        for convolution in self.spatial_convolutions:
-            reached = transition.to(x.dtype) @ reached
-            hops.append(torch.relu(convolution(reached)))
-        return self.spatial_norm(torch.stack(hops).mean(dim=0) + x)
+        with beyond_float16(x):  # a degree near zero makes a transition of a million
+            for convolution in self.spatial_convolutions:
+                reached = transition.to(x.dtype) @ reached
+                hops.append(torch.relu(convolution(reached)))
+            return self.spatial_norm(torch.stack(hops).mean(dim=0) + x)
 
     def forward(self, e: Tensor, adjacency: Tensor) -> Tensor:
         """Market states [B, S, D], adjacency [B, S, N, N] -> node features [B, S, N, D]."""

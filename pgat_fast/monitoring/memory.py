@@ -1,0 +1,200 @@
+"""Memory of this process, the system and a GPU, and the limits that a run sets itself. All in GiB, 2^30 bytes."""
+
+import ctypes
+import gc
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import psutil
+import torch
+
+logger = logging.getLogger("pgat_fast.monitoring")
+
+GIB = 2**30
+NEAR = 0.9
+"""The share of a limit at which a run warns."""
+MEMORY_LIMIT, DEVICE_MEMORY_LIMIT = "run.memory_limit_gb", "run.device_memory_limit_gb"
+"""The settings that hold the limits."""
+
+_LOWER = (
+    "lower training.batch_size (and raise training.gradient_accumulation_steps, for the same optimizer step) "
+    "or model.seq_len, or raise the limit"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryReading:
+    """Memory at one moment, in GiB; None where the system does not tell. A line of memory.jsonl holds these fields."""
+
+    process_gib: float | None = None
+    """Resident memory of this process."""
+    process_peak_gib: float | None = None
+    """The highest it has been."""
+    system_available_gib: float | None = None
+    """What the machine could still give without swapping; a container's own limit does not show here."""
+    system_used_percent: float | None = None
+    device_allocated_gib: float | None = None
+    """GPU memory in tensors."""
+    device_reserved_gib: float | None = None
+    """GPU memory that torch holds, caches included."""
+    device_peak_allocated_gib: float | None = None
+    device_peak_reserved_gib: float | None = None
+    device_total_gib: float | None = None
+    device_percent: float | None = None
+    """Share of the GPU's memory that is in use, by all processes."""
+    allocation_retries: int | None = None
+    """How often torch had to empty its cache to find memory."""
+    out_of_memory_count: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name; those of a GPU only where there is one."""
+        fields = asdict(self)
+        if self.device_allocated_gib is not None:
+            return fields
+        return {name: value for name, value in fields.items() if name.startswith(("process", "system"))}
+
+
+def read_memory(device: torch.device, *, baseline_gib: float = 0.0, system: bool = True) -> MemoryReading:
+    """Read the memory of this process and, if it is a CUDA device, of `device`, without waiting for the device.
+
+    Never raises for a figure that cannot be had: that field is None.
+
+    Args:
+        device: where the model computes.
+        baseline_gib: a peak of the process that is not to count: it was reached before what is watched began. Until
+            the process rises above it, `process_peak_gib` is what the process holds now.
+        system: read also what `check_limits` does not need, at several times the cost.
+    """
+    fields: dict[str, Any] = {}
+    try:
+        held, peak = process_memory()
+        fields |= {"process_gib": held, "process_peak_gib": peak if peak > baseline_gib else held}
+        if system:
+            machine = psutil.virtual_memory()
+            fields |= {"system_available_gib": machine.available / GIB, "system_used_percent": machine.percent}
+    except (OSError, psutil.Error) as error:
+        logger.debug("the memory of the process cannot be read: %s", error)
+    if device.type == "cuda":
+        try:
+            fields |= _device_fields(device, system)
+        except (RuntimeError, AssertionError) as error:  # after an error of the device, or without a driver
+            logger.debug("the memory of %s cannot be read: %s", device, error)
+    return MemoryReading(**fields)
+
+
+def process_memory() -> tuple[float, float]:
+    """Resident memory of this process in GiB: now, and at its highest. Raises OSError or psutil.Error.
+
+    On Linux both come from /proc/self/status. `ru_maxrss` would not do there: a program inherits the peak of the one
+    that started it, so that a run started from a large notebook would seem as large.
+    """
+    if sys.platform == "linux":
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            marks = re.findall(rb"^Vm(?:HWM|RSS):\s*(\d+) kB", file.read(), re.MULTILINE)
+        if len(marks) == 2:
+            peak, held = (int(mark) * 1024 / GIB for mark in marks)
+            return held, max(held, peak)
+    info = psutil.Process().memory_info()
+    if sys.platform == "win32":
+        peak = info.peak_wset
+    else:
+        import resource  # Windows has none
+
+        in_bytes = sys.platform == "darwin"
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if in_bytes else 1024)
+    return info.rss / GIB, max(info.rss, peak) / GIB
+
+
+def _device_fields(device: torch.device, system: bool) -> dict[str, Any]:
+    """What the allocator of torch counts, on the host, and with `system` what the driver says of the whole device."""
+    stats = torch.cuda.memory_stats_as_nested_dict(device)
+
+    def gib(name: str, moment: str) -> float:
+        amount: int = stats.get(name, {}).get("all", {}).get(moment, 0)
+        return amount / GIB
+
+    fields: dict[str, Any] = {
+        "device_allocated_gib": gib("allocated_bytes", "current"),
+        "device_reserved_gib": gib("reserved_bytes", "current"),
+        "device_peak_allocated_gib": gib("allocated_bytes", "peak"),
+        "device_peak_reserved_gib": gib("reserved_bytes", "peak"),
+        "allocation_retries": stats.get("num_alloc_retries", 0),
+        "out_of_memory_count": stats.get("num_ooms", 0),
+    }
+    if system:
+        try:
+            free, total = torch.cuda.mem_get_info(device)
+        except RuntimeError as error:
+            logger.debug("the driver does not tell how full %s is: %s", device, error)
+        else:
+            fields |= {"device_total_gib": total / GIB, "device_percent": 100 * (total - free) / total}
+    return fields
+
+
+LimitLevel = Literal["ok", "near", "over"]
+
+
+@dataclass(frozen=True)
+class LimitState:
+    """How close a run is to the limits it has."""
+
+    levels: Mapping[str, LimitLevel] = field(default_factory=dict)
+    """Setting -> level, of the limits that are set."""
+    message: str = ""
+    """A sentence for every limit that is near or over."""
+
+    @property
+    def level(self) -> LimitLevel:
+        """The worst of `levels`; `ok` where no limit is set."""
+        return "over" if self.over else "near" if self.near else "ok"
+
+    @property
+    def near(self) -> bool:
+        """Whether 90 % of a limit is reached, or more."""
+        return any(level != "ok" for level in self.levels.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether all of a limit is reached."""
+        return "over" in self.levels.values()
+
+
+def check_limits(
+    reading: MemoryReading, memory_limit_gb: float | None, device_memory_limit_gb: float | None
+) -> LimitState:
+    """Compare the peaks of `reading` with the limits, in GiB; None is no limit.
+
+    The peaks, because a step frees most of what it used before it ends. A peak that could not be read is not compared.
+    """
+    levels: dict[str, LimitLevel] = {}
+    sentences = []
+    process, device = reading.process_peak_gib, reading.device_peak_allocated_gib
+    for setting, limit, peak, holder in (
+        (MEMORY_LIMIT, memory_limit_gb, process, "the process has held"),
+        (DEVICE_MEMORY_LIMIT, device_memory_limit_gb, device, "tensors on the device have held"),
+    ):
+        if limit is None or peak is None:
+            continue
+        share = peak / limit
+        levels[setting] = "over" if share >= 1 else "near" if share >= NEAR else "ok"
+        if share >= NEAR:
+            sentences.append(f"{holder} {peak:.3f} GiB, {100 * share:.1f} % of {setting} ({limit:g} GiB): {_LOWER}")
+    return LimitState(levels, "; ".join(sentences))
+
+
+def release_caches() -> None:
+    """Give back what nothing uses: Python's cycles, torch's cached GPU memory, free pages of the C library."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.empty_cache()
+        except RuntimeError as error:  # after an error of the device every call fails
+            logger.warning("the cached GPU memory cannot be released: %s", error)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # only glibc has it; Windows has no library None
+        logger.debug("this C library has no malloc_trim")

@@ -1,0 +1,179 @@
+"""Memory is read truly, limits are judged by peaks, caches are released."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from pgat_fast.monitoring.memory import (
+    GIB,
+    MemoryReading,
+    check_limits,
+    process_memory,
+    read_memory,
+    release_caches,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_the_resident_memory_is_what_the_system_says_of_this_process() -> None:
+    reading = read_memory(CPU)
+    assert reading.process_gib is not None
+    # 5 %: the process goes on working between the two readings.
+    assert reading.process_gib == pytest.approx(psutil.Process().memory_info().rss / GIB, rel=0.05)
+    assert reading.system_available_gib is not None
+    assert 0 < reading.system_available_gib < psutil.virtual_memory().total / GIB
+
+
+def test_memory_that_is_filled_and_freed_again_stays_in_the_peak() -> None:
+    before, highest = process_memory()
+    size = int((highest - before) * GIB) + 100 * 2**20
+    block = np.ones(size, dtype=np.uint8)
+    held, _ = process_memory()
+    del block
+    after, peak = process_memory()
+    # 20 MiB: what else the process allocates or frees meanwhile.
+    assert held - before == pytest.approx(size / GIB, abs=20 / 1024)
+    assert after == pytest.approx(before, abs=20 / 1024)
+    assert peak >= held - 20 / 1024
+
+
+def test_a_peak_from_before_the_watch_does_not_count() -> None:
+    held, peak = process_memory()
+    reading = read_memory(CPU, baseline_gib=peak + 1)
+    # 1 %: the process goes on working between the two readings.
+    assert reading.process_peak_gib == pytest.approx(held, rel=0.01)
+    assert read_memory(CPU, baseline_gib=0).process_peak_gib == pytest.approx(peak, rel=0.01)
+
+
+def test_a_run_started_by_a_large_process_does_not_inherit_its_peak() -> None:
+    child = "from pgat_fast.monitoring.memory import process_memory; print(*process_memory())"
+    parent = (
+        "import subprocess, sys; block = b'x' * (1500 * 2**20);"
+        f"print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, check=True, text=True).stdout)"
+    )
+    root = str(Path(__file__).parents[3])
+    told = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, check=True, text=True, env={"PYTHONPATH": root}
+    )
+    held, peak = map(float, told.stdout.split())
+    assert held <= peak < 1.0
+
+
+def test_without_a_gpu_there_are_no_fields_of_one() -> None:
+    fields = read_memory(CPU).to_dict()
+    assert list(fields) == ["process_gib", "process_peak_gib", "system_available_gib", "system_used_percent"]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of 8 GiB that is 75 % full, as torch and the driver would describe it."""
+    stats: dict[str, Any] = {
+        "allocated_bytes": {"all": {"current": 1 * GIB, "peak": 3 * GIB}},
+        "reserved_bytes": {"all": {"current": 4 * GIB, "peak": 5 * GIB}},
+        "num_alloc_retries": 6,
+        "num_ooms": 7,
+    }
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: stats)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * GIB, 8 * GIB))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_fields_of_a_gpu_are_gib_and_percent() -> None:
+    fields = read_memory(CUDA).to_dict()
+    assert {name: fields[name] for name in list(fields)[4:]} == {
+        "device_allocated_gib": 1, "device_reserved_gib": 4, "device_peak_allocated_gib": 3,
+        "device_peak_reserved_gib": 5, "device_total_gib": 8, "device_percent": 75, "allocation_retries": 6,
+        "out_of_memory_count": 7,
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_reading_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(device: Any = None) -> None:
+        pytest.fail("the device was waited for")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    assert read_memory(CUDA).device_allocated_gib == 1
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_driver_that_fails_leaves_its_fields_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: torch.device) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
+    fields = read_memory(CUDA).to_dict()
+    assert fields["device_total_gib"] is None
+    assert fields["device_percent"] is None
+    assert fields["device_allocated_gib"] == 1
+
+
+def test_memory_that_cannot_be_read_is_none_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied() -> tuple[float, float]:
+        raise psutil.AccessDenied(1)
+
+    monkeypatch.setattr("pgat_fast.monitoring.memory.process_memory", denied)
+    assert read_memory(CPU).process_gib is None
+
+
+@pytest.mark.parametrize(
+    ("peak", "level"), [(5.39, "ok"), (5.4, "near"), (5.99, "near"), (6.0, "over"), (600.0, "over")]
+)
+def test_the_process_limit_is_near_from_90_percent_and_over_from_100(peak: float, level: str) -> None:
+    state = check_limits(MemoryReading(process_gib=0.1, process_peak_gib=peak), 6.0, None)
+    assert state.level == level
+    assert (state.near, state.over) == (level != "ok", level == "over")
+
+
+def test_the_message_names_the_setting_the_figures_and_what_to_lower() -> None:
+    state = check_limits(MemoryReading(process_peak_gib=5.7), 6.0, None)
+    assert state.message == (
+        "the process has held 5.700 GiB, 95.0 % of run.memory_limit_gb (6 GiB): lower training.batch_size "
+        "(and raise training.gradient_accumulation_steps, for the same optimizer step) or model.seq_len, "
+        "or raise the limit"
+    )
+
+
+def test_both_limits_are_judged_and_the_worse_one_counts() -> None:
+    state = check_limits(MemoryReading(process_peak_gib=9.5, device_peak_allocated_gib=41.0), 10.0, 40.0)
+    assert state.levels == {"run.memory_limit_gb": "near", "run.device_memory_limit_gb": "over"}
+    assert state.over
+    assert "run.memory_limit_gb (10 GiB)" in state.message
+    assert "run.device_memory_limit_gb (40 GiB)" in state.message
+
+
+def test_without_a_limit_or_a_reading_nothing_is_near() -> None:
+    assert check_limits(MemoryReading(process_peak_gib=1e6), None, None).level == "ok"
+    assert check_limits(MemoryReading(), 1.0, 1.0).levels == {}
+
+
+def test_released_caches_give_pages_back_to_the_system() -> None:
+    # Small blocks come from the heap, which glibc keeps; a last one on top of them pins it.
+    blocks = [bytes(1000) for _ in range(200_000)]
+    pin = bytes(1000)
+    cycle: list[Any] = [blocks]
+    cycle.append(cycle)
+    del blocks, cycle
+    held, _ = process_memory()
+    release_caches()
+    after, _ = process_memory()
+    # 200 MB were held; 100 MiB less leaves room for what other blocks on the same pages keep.
+    assert held - after > 100 / 1024
+    assert len(pin) == 1000
+
+
+def test_caches_of_a_broken_gpu_end_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", broken)
+    release_caches()
+    assert "illegal memory access" in caplog.text

@@ -1,0 +1,88 @@
+"""TensorBoard gets the numbers of training; without it, or without space for it, there is a clear word and no end."""
+
+import builtins
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pgat_fast.errors import ConfigError
+from pgat_fast.monitoring.monitor import Monitor
+from pgat_fast.monitoring.tensorboard import TensorBoard
+
+CPU = torch.device("cpu")
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
+    }
+
+
+def train(folder: Path, steps: range) -> None:
+    with Monitor(folder, CPU, seq_len=4, interval=2, tensorboard=True, metrics_level="off") as monitor:
+        monitor.record("start", epoch=1, step=0, memory=True)
+        for step in steps:
+            monitor.step(1, step, [2, 4, 3], 2, lambda step=step: {"loss": step / 2})  # type: ignore[misc]
+        monitor.record(
+            "validation", epoch=1, step=steps[-1], validation_loss=0.25, train_loss=float("nan"), improved=True
+        )
+
+
+def test_numbers_of_training_validation_and_memory_are_there_by_step(tmp_path: Path) -> None:
+    train(tmp_path, range(1, 5))
+    found = events(tmp_path / "tensorboard")
+    assert found["train/loss"] == [(2, 1.0), (4, 2.0)]
+    assert found["validation/validation_loss"] == [(4, 0.25)]
+    assert [step for step, _ in found["memory/process_gib"]] == [2, 4]
+    assert "validation/train_loss" not in found
+    assert "validation/improved" not in found
+
+
+def test_a_resumed_run_hides_the_steps_that_it_does_again(tmp_path: Path) -> None:
+    train(tmp_path, range(1, 9))
+    train(tmp_path, range(5, 9))
+    assert events(tmp_path / "tensorboard")["train/loss"] == [(2, 1.0), (4, 2.0), (6, 3.0), (8, 4.0)]
+
+
+def test_without_the_package_a_run_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = builtins.__import__
+
+    def missing(name: str, *rest: Any) -> Any:
+        if name.startswith(("tensorboard", "torch.utils.tensorboard")):
+            raise ModuleNotFoundError("No module named 'tensorboard'")
+        return load(name, *rest)
+
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(ConfigError, match=r'pip install "pgat-fast\[tensorboard\]"'):
+        Monitor(tmp_path, CPU, seq_len=4, tensorboard=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "write", "close"])
+def test_an_error_while_writing_ends_tensorboard_and_not_the_run(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    board = TensorBoard(tmp_path / "tensorboard")
+    if kind == "folder":
+        (tmp_path / "tensorboard").write_text("a file")
+    else:
+        board.add("train", 1, {"loss": 1.0})
+        monkeypatch.setattr(board._writer, {"write": "add_scalar", "close": "close"}[kind], full)
+    for step in range(2, 5):
+        board.add("train", step, {"loss": 1.0})
+    board.close()
+    board.close()
+    warned = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warned) == 1
+    assert "the run goes on without TensorBoard" in warned[0]
