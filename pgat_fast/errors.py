@@ -14,7 +14,7 @@ class DataError(PgatError, ValueError):
 
 
 class CheckpointError(PgatError, ValueError):
-    """A state dict or checkpoint does not fit the configured model."""
+    """A state dict or checkpoint does not fit the configured model, is damaged, or cannot be written."""
 
 
 class BackendError(PgatError, RuntimeError):
@@ -23,3 +23,18 @@ class BackendError(PgatError, RuntimeError):
 
 class TrainingError(PgatError, RuntimeError):
     """Training cannot go on, because a loss or a gradient is not finite."""
+
+
+class OutOfMemoryError(PgatError, MemoryError):
+    """The machine has no memory left for the run."""
+
+
+class MemoryLimitError(PgatError, MemoryError):
+    """The run came to `run.memory_limit_gb` or `run.device_memory_limit_gb`."""
+
+
+class StopRequested(BaseException):
+    """Somebody asked the run to stop; the text says who, such as SIGTERM.
+
+    No error, like KeyboardInterrupt: `except Exception` lets it pass.
+    """

@@ -1,9 +1,22 @@
-"""The folder of a run."""
+"""The folder of a run: made, found again, locked, its state written down."""
 
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from pgat_fast.errors import ConfigError
+from pgat_fast.files import write_json
+
+CHECKPOINTS = "checkpoints"
 
 
 def new_folder(output: Path, name: str) -> Path:
@@ -20,3 +33,94 @@ def new_folder(output: Path, name: str) -> Path:
     except OSError as error:
         raise ConfigError(f"run.output {output}: cannot make a folder there: {error.strerror}") from error
     raise AssertionError("unreachable")
+
+
+def newest_folder(output: Path, name: str) -> Path | None:
+    """The folder that `new_folder` made last for `name`, if it holds checkpoints."""
+    numbered = {name: 1}
+    if output.is_dir():
+        for path in output.iterdir():
+            stem, dash, number = path.name.rpartition("-")
+            if dash and stem == name and number.isdecimal():
+                numbered[path.name] = int(number)
+    found = [path for path in numbered if (output / path / CHECKPOINTS).is_dir()]
+    return output / max(found, key=numbered.__getitem__) if found else None
+
+
+def checkpoint_of(path: Path) -> tuple[Path, str | None]:
+    """The run folder of `path`, and the name of the checkpoint where `path` is one: what `--resume PATH` means."""
+    if (path / CHECKPOINTS).is_dir():
+        return path, None
+    if path.parent.name == CHECKPOINTS and path.is_dir():
+        return path.parent.parent, path.name
+    if path.name == CHECKPOINTS and path.is_dir():
+        return path.parent, None
+    raise ConfigError(f"{path}: neither the folder of a run (it has no {CHECKPOINTS}/) nor a checkpoint of one")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process. The operating system lets go of it when the process ends, however it ends.
+
+    Raises ConfigError at once where another process holds it.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        owner = read_status(folder)
+        who = f" (process {owner['pid']} on {owner['host']})" if "pid" in owner else ""
+        raise ConfigError(
+            f"{folder}: another process{who} is at work in this folder; wait for it, or choose another run.name"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that may fail, on a full disk say, without ending a run or filling the screen with tracebacks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is that of logging
+        pass
+
+
+@contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Append what the loggers of `pgat_fast` say, from INFO on, to `train.log` in `folder`."""
+    ours = logging.getLogger("pgat_fast")
+    handler = _LogFile(folder / "train.log", encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setLevel(logging.INFO)
+    level = ours.level
+    if ours.getEffectiveLevel() > logging.INFO:
+        ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(level)
+        handler.close()
+
+
+def write_status(folder: Path, state: str, **more: Any) -> None:
+    """Write `status.json`: `state` is running, stopped, failed or finished; `more` says why and where."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    content = {"state": state, "reason": "", "exit_code": None}
+    process = {"time": now, "pid": os.getpid(), "host": platform.node()}
+    write_json(folder / "status.json", content | more | process)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What `write_status` wrote; empty where there is nothing that can be read."""
+    try:
+        content = json.loads((folder / "status.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,20 +1,41 @@
-"""The learning rate of an epoch."""
+"""The learning rate of an epoch, as a function of the settings and of what has been measured."""
 
 import math
+from collections.abc import Sequence
+
+from pgat_fast.config.schema import TrainingConfig
 
 
-def learning_rate(schedule: str, epoch: int, *, peak: float, minimum: float, warmup_epochs: int, epochs: int) -> float:
-    """The learning rate to set BEFORE epoch number `epoch` (from 0) of `epochs`.
+def learning_rate(settings: TrainingConfig, epoch: int, validation_losses: Sequence[float] = ()) -> float:
+    """The learning rate to set BEFORE epoch number `epoch` (from 0), after the validation losses of those before.
 
-    `constant`: `peak`. `warmup_cosine`: linear from peak / warmup_epochs to `peak`, reached in the last warm-up epoch,
-    then half a cosine from `peak` towards `minimum`, which it would reach in epoch number `epochs`
-    (Loshchilov & Hutter, SGDR, 2017, without restarts).
+    `constant`: `learning_rate`. `warmup_cosine`: linear from learning_rate / warmup_epochs to `learning_rate`, reached
+    in the last warm-up epoch, then half a cosine towards `min_lr`, which it would reach in epoch number `epochs`
+    (Loshchilov & Hutter, SGDR, 2017, without restarts). `cosine`: the same without warm-up. `step`: times `lr_gamma`
+    every `lr_step_epochs` epochs. `plateau`: times `lr_gamma` whenever `lr_patience` epochs brought no better
+    validation loss. No schedule goes below `min_lr`.
     """
-    if schedule == "constant":
-        return peak
-    if schedule != "warmup_cosine":
-        raise ValueError(f"schedule is {schedule!r}, not 'constant' or 'warmup_cosine'")
-    if epoch < warmup_epochs:
-        return peak * (epoch + 1) / warmup_epochs
-    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
-    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+    peak, lowest = settings.learning_rate, settings.min_lr
+    match settings.lr_schedule:
+        case "constant":
+            return peak
+        case "step":
+            return max(lowest, peak * settings.lr_gamma ** (epoch // settings.lr_step_epochs))
+        case "plateau":
+            return max(lowest, peak * settings.lr_gamma ** plateaus(validation_losses, settings.lr_patience))
+        case "warmup_cosine" if epoch < settings.warmup_epochs:
+            return peak * (epoch + 1) / settings.warmup_epochs
+    warmup = settings.warmup_epochs if settings.lr_schedule == "warmup_cosine" else 0
+    progress = (epoch - warmup) / (settings.epochs - warmup)
+    return lowest + (peak - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def plateaus(losses: Sequence[float], patience: int) -> int:
+    """How often `patience` epochs in a row brought no loss below the best one; after each the count begins again."""
+    best, waited, found = math.inf, 0, 0
+    for loss in losses:
+        waited = 0 if loss < best else waited + 1
+        best = min(best, loss)
+        if waited == patience:
+            found, waited = found + 1, 0
+    return found

@@ -1,0 +1,311 @@
+"""Checkpoints: folders that are there whole or not at all, and that are never read unverified.
+
+`checkpoints/epoch-0001-step-00000180/` holds `model.safetensors` (weights), `training.pt` (all else that a run needs to
+go on) and `manifest.json` (what it is about, and the sha256 of everything). A new one is written under a temporary
+name, synced to disk and renamed. Other names that occur beside them: `.NAME.PID.tmp` (being written, or left by a
+killed process), `NAME.previous` (a good one while another is put in its place), `NAME.damaged-1` (set aside).
+"""
+
+import logging
+import os
+import re
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from pgat_fast.errors import CheckpointError
+from pgat_fast.files import is_orphan, sync_directory, temporary_name
+from pgat_fast.training.checkpoint_files import (
+    check_space,
+    dump_weights,
+    exists,
+    make_root,
+    read_manifest,
+    read_training,
+    read_weights,
+    remove_or_warn,
+    write_file,
+)
+from pgat_fast.training.manifest import MANIFEST, NAME, TRAINING, WEIGHTS, decode_manifest, encode_manifest
+from pgat_fast.training.plain import dump_plain, plain_tree
+from pgat_fast.training.run_folder import CHECKPOINTS
+
+logger = logging.getLogger(__name__)
+
+_PREVIOUS: Final = ".previous"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        weights: parameter name of ours -> tensor, on the CPU.
+        training: nested dicts, lists and tuples of tensors and plain Python values; empty where training starts from
+            these weights (an imported checkpoint), and where it was not asked for.
+        about: plain JSON: config, epoch, step, best, validation_loss, input_scaler, target_scaler, data, versions,
+            backend. `best` is the name of the checkpoint with the best validation loss so far, or None.
+    """
+
+    weights: dict[str, Tensor]
+    training: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(root: Path, name: str, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint` to `root / name`, where it appears whole and synced to disk; returns that path.
+
+    A good checkpoint that is there already is replaced, or left where it is the same; until the new one is in place
+    it can be read. A damaged one is set aside as `NAME.damaged-N`.
+
+    Raises CheckpointError, which names the file or the key, where something cannot be stored or written; then nothing
+    of it is left, and all other checkpoints are as they were.
+    """
+    target = root / name
+    if not NAME.fullmatch(name):
+        raise CheckpointError(f"{target}: no name for a checkpoint: it must end with step-NUMBER")
+    try:
+        contents = {
+            WEIGHTS: dump_weights(checkpoint.weights),
+            TRAINING: dump_plain(plain_tree(checkpoint.training, "training")),
+        }
+        contents[MANIFEST] = encode_manifest(checkpoint.about, contents)
+    except MemoryError:
+        raise
+    except Exception as error:  # besides our own, those of torch and safetensors for kinds of tensors they cannot write
+        raise CheckpointError(f"{target}: cannot be stored: {error}") from error
+    temporary = temporary_name(target)
+    try:
+        make_root(root)
+        good = exists(target) and not _faults(target)
+        if not (good and read_manifest(target).same_content(decode_manifest(contents[MANIFEST]))):
+            check_space(root, sum(map(len, contents.values())))
+            remove_or_warn(temporary)
+            os.mkdir(temporary)
+            for file, content in contents.items():
+                write_file(temporary / file, content)
+            sync_directory(temporary)
+            _put_in_place(temporary, target, good)
+    except OSError as error:
+        where = error.filename or target
+        raise CheckpointError(
+            f"{where}: cannot be written: {error.strerror or error}; {target} was not saved, other checkpoints are as "
+            "they were: make room or mend the folder's permissions, or choose another run.output"
+        ) from error
+    finally:
+        remove_or_warn(temporary)
+    remove_or_warn(target.with_name(name + _PREVIOUS))
+    return target
+
+
+def _put_in_place(temporary: Path, target: Path, good: bool) -> None:
+    """Rename `temporary` to `target`. `good`: a checkpoint that is whole is there, and stays until that is done."""
+    previous = target.with_name(target.name + _PREVIOUS)
+    done: list[tuple[Path, Path]] = []
+
+    def rename(source: Path, destination: Path) -> None:
+        os.rename(source, destination)
+        done.append((source, destination))
+
+    if good:
+        remove_or_warn(previous)
+    elif exists(target):
+        _set_aside(target)
+    try:
+        if good:
+            rename(target, previous)
+        rename(temporary, target)
+        sync_directory(target.parent)
+    except BaseException:
+        for source, destination in reversed(done):
+            os.rename(destination, source)
+        raise
+
+
+def _set_aside(damaged: Path) -> Path:
+    for number in count(1):
+        aside = damaged.with_name(f"{damaged.name}.damaged-{number}")
+        if not exists(aside):
+            break
+    os.rename(damaged, aside)
+    logger.warning("%s: damaged: set aside as %s", damaged, aside)
+    return aside
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: Path, *, training: bool = True) -> Checkpoint:
+    """Read the checkpoint in the folder `path`, every file verified before it is parsed.
+
+    Without `training`, `training.pt` is neither read nor verified, and the checkpoint's `training` is empty.
+
+    Raises CheckpointError, which names the file, where it is missing, damaged, of a newer version or hostile.
+    """
+    path = _present(path)
+    try:
+        manifest = read_manifest(path)
+        weights = read_weights(path, manifest)
+        return Checkpoint(weights, read_training(path, manifest) if training else {}, manifest.about)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Use another checkpoint: `pgat-fast checkpoint verify {path.parent}` says which are good"
+        ) from error
+
+
+def verify_checkpoint(path: Path) -> list[str]:
+    """The faults of the checkpoint in the folder `path`, each with the file that has it; empty where it is good."""
+    return _faults(_present(path))
+
+
+def _faults(path: Path) -> list[str]:
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        return [str(error)]
+    faults = []
+    for check in (read_weights, read_training):
+        try:
+            check(path, manifest)
+        except CheckpointError as error:
+            faults.append(str(error))
+    return faults
+
+
+def load_weights(model: nn.Module, path: Path) -> Checkpoint:
+    """Put the weights of the checkpoint in the folder `path` into `model`; returns it without its training state.
+
+    Raises CheckpointError where it cannot be read, or does not fit the model.
+    """
+    checkpoint = read_checkpoint(path, training=False)
+    fit_weights(model, path, checkpoint)
+    return checkpoint
+
+
+def fit_weights(model: nn.Module, path: Path, checkpoint: Checkpoint) -> None:
+    """Put the weights of `checkpoint`, read from `path`, into `model`. Raises CheckpointError where they do not fit."""
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path / WEIGHTS}: does not fit the configured model; use the configuration of its run: {error}"
+        ) from error
+
+
+def _present(path: Path) -> Path:
+    """`path`, or its predecessor where a process was killed while it put another in its place."""
+    previous = path.with_name(path.name + _PREVIOUS)
+    return previous if not os.path.lexists(path) and os.path.lexists(previous) else path
+
+
+# --- the checkpoints of a run -----------------------------------------------------------------------------------------
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """The folders in `root` that have all files of a checkpoint, oldest first; their content is not looked at."""
+    return [
+        path
+        for path in find_checkpoints(root)
+        if all((path / name).is_file() for name in (MANIFEST, WEIGHTS, TRAINING))
+    ]
+
+
+def find_checkpoints(root: Path) -> list[Path]:
+    """Everything in `root` that has the name of a checkpoint, whatever its state, oldest first."""
+    names = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    found = [name for name in names if NAME.fullmatch(name)]
+    stems = {name.removesuffix(_PREVIOUS) for name in names if name.endswith(_PREVIOUS)}
+    found += [stem + _PREVIOUS for stem in stems - names if NAME.fullmatch(stem)]
+    return [root / name for name in sorted(found, key=_age)]
+
+
+def _age(name: str) -> tuple[list[int], str]:
+    return [int(number) for number in reversed(re.findall(r"\d+", name))], name
+
+
+def newest_good(root: Path, *, training: bool = True) -> tuple[Path, Checkpoint] | None:
+    """The newest checkpoint in `root` that can be read, and what it holds; None where there is none.
+
+    Every damaged one before it is named in a warning. `training` as for `read_checkpoint`.
+    """
+    for path in reversed(find_checkpoints(root)):
+        try:
+            return path, read_checkpoint(path, training=training)
+        except CheckpointError as error:
+            logger.warning("%s; trying the one before it", error)
+    return None
+
+
+def prune(root: Path, keep: int) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints and those that one of these names as the best; returns the removed.
+
+    A checkpoint whose manifest cannot be read or whose files have other sizes is left alone, and does not count.
+    What cannot be removed is named in a warning.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}: at least 1 checkpoint must stay")
+    abouts = {path: about for path in list_checkpoints(root) if (about := _quick_look(path)) is not None}
+    newest = list(abouts)[-keep:]
+    best = {abouts[path].get("best") for path in newest}
+    removed = []
+    for path in abouts:
+        if path in newest or path.name.removesuffix(_PREVIOUS) in best:
+            continue
+        # Renamed first: a kill on the way must not leave half a checkpoint under its name.
+        temporary = temporary_name(path)
+        try:
+            os.rename(path, temporary)
+        except OSError as error:
+            logger.warning("%s: cannot be removed: %s", path, error.strerror or error)
+            continue
+        remove_or_warn(temporary)
+        removed.append(path)
+    return removed
+
+
+def _quick_look(path: Path) -> dict[str, Any] | None:
+    """What the checkpoint is about; None where its manifest or the size of a file is wrong."""
+    try:
+        manifest = read_manifest(path)
+        sizes_fit = all((path / name).lstat().st_size == file.bytes for name, file in manifest.files.items())
+    except (CheckpointError, OSError):
+        return None
+    return manifest.about if sizes_fit else None
+
+
+def sweep(root: Path) -> list[Path]:
+    """Remove what killed processes of this machine left in `root` and, where it is `checkpoints`, in its run folder.
+
+    That is `.NAME.PID.tmp`, files and folders, where the process PID has ended or began after they were written. A
+    good checkpoint that was being replaced gets its name back. Returns what was removed; what cannot be removed is
+    named in a warning.
+    """
+    removed = []
+    for folder in (root, root.parent) if root.name == CHECKPOINTS else (root,):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if is_orphan(path) and remove_or_warn(path):
+                removed.append(path)
+    for path in sorted(root.glob(f"*{_PREVIOUS}")):
+        target = path.with_name(path.name.removesuffix(_PREVIOUS))
+        if not NAME.fullmatch(target.name):
+            continue
+        if not _faults(target):
+            removed += [path] if remove_or_warn(path) else []
+            continue
+        if _faults(path):
+            continue
+        try:
+            if exists(target):
+                _set_aside(target)
+            os.rename(path, target)
+        except OSError as error:
+            logger.warning("%s: cannot be renamed to %s: %s", path, target.name, error.strerror or error)
+        else:
+            logger.warning("%s: back in its place: a process was killed while it was being replaced", target)
+    return removed

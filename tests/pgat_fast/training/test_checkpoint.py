@@ -1,0 +1,393 @@
+"""A checkpoint gives back what was saved; a run keeps the ones it needs."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from pgat_fast.errors import CheckpointError
+from pgat_fast.training.checkpoint import (
+    Checkpoint,
+    find_checkpoints,
+    list_checkpoints,
+    load_weights,
+    newest_good,
+    prune,
+    read_checkpoint,
+    save_checkpoint,
+    sweep,
+    verify_checkpoint,
+)
+from tests.pgat_fast.training.checkpoints import FILES, checkpoint_of, flip_bit, name_of, names_in, same
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "checkpoints"
+
+
+def save(root: Path, *steps: int, best: str | None = None) -> list[Path]:
+    return [save_checkpoint(root, name_of(step), checkpoint_of(step, best)) for step in steps]
+
+
+# --- what is saved and read ---
+
+
+def test_everything_comes_back_bit_for_bit(root: Path) -> None:
+    saved = checkpoint_of(7)
+    path = save_checkpoint(root, name_of(7), saved)
+    assert path == root / name_of(7)
+    assert verify_checkpoint(path) == []
+    assert same(read_checkpoint(path), saved)
+    assert names_in(root) == [path.name]
+    assert names_in(path) == sorted(FILES)
+
+
+def test_without_the_training_state_only_weights_and_about_are_read(root: Path) -> None:
+    (path,) = save(root, 7)
+    (path / "training.pt").write_bytes(b"")
+    read = read_checkpoint(path, training=False)
+    assert same(read, Checkpoint(checkpoint_of(7).weights, {}, checkpoint_of(7).about))
+    with pytest.raises(CheckpointError, match=r"training\.pt"):
+        read_checkpoint(path)
+
+
+def test_other_tools_can_read_the_files(root: Path) -> None:
+    (path,) = save(root, 7)
+    saved = checkpoint_of(7)
+    assert same(Checkpoint(load_file(path / "model.safetensors")), Checkpoint(saved.weights))
+    assert same(torch.load(path / "training.pt", weights_only=True), saved.training)
+    assert json.loads((path / "manifest.json").read_text())["about"] == saved.about
+
+
+def test_a_part_of_a_large_tensor_is_stored_alone_and_tied_weights_both(root: Path) -> None:
+    large = torch.arange(100_000.0)
+    saved = Checkpoint({"a": large[:10], "b": large[:10], "c": large.view(2, -1).T[:3]}, {"part": large[5:7]})
+    path = save_checkpoint(root, name_of(1), saved)
+    assert sum(file.stat().st_size for file in path.iterdir()) < 10_000
+    assert same(read_checkpoint(path).training["part"], large[5:7])
+    assert same(read_checkpoint(path).weights["c"], large.view(2, -1).T[:3].contiguous())
+
+
+def test_shared_parts_of_the_state_are_stored_once(root: Path) -> None:
+    shared: Any = [torch.ones(1)]
+    for _ in range(40):  # 2^40 parts, were they copied
+        shared = [shared, shared]
+    path = save_checkpoint(root, name_of(1), Checkpoint({}, {"shared": shared}))
+    assert (path / "training.pt").stat().st_size < 10_000
+    assert verify_checkpoint(path) == []
+
+
+Pair = namedtuple("Pair", "first second")
+
+
+@pytest.mark.parametrize(
+    ("training", "key"),
+    [
+        ({"a": {"b": [1, np.ones(2)]}}, r"training\.a\.b\[1\] is a numpy\.ndarray"),
+        ({"loss": np.float64(1.0)}, r"training\.loss is a numpy\.float64"),
+        ({"file": Path("x")}, r"training\.file is a pathlib\.\w+Path"),
+        ({"now": datetime(2024, 1, 1)}, r"training\.now is a datetime\.datetime"),
+        ({"pair": Pair(1, 2)}, r"training\.pair is a .*Pair"),
+        ({"raw": b"x"}, r"training\.raw is a builtins\.bytes"),
+        ({"set": {1}}, r"training\.set is a builtins\.set"),
+        ({"weight": nn.Parameter(torch.ones(1))}, r"training\.weight is a torch.*Parameter"),
+        ({"sparse": torch.eye(2).to_sparse()}, r"training\.sparse is a torch\.sparse_coo tensor"),
+        ({"meta": torch.ones(1, device="meta")}, r"training\.meta is a .* tensor on meta"),
+        ({"wide": torch.ones(1).expand(10)}, r"training\.wide shows 40 bytes out of 4"),
+        ({"call": print}, r"training\.call is a builtins\.builtin_function"),
+        ({"huge": 1 << 3000}, r"training\.huge is an integer of 3001 bits"),
+        ({"key": {(1, 2): 3}}, r"training\.key: the key '\(1, 2\)'"),
+    ],
+)
+def test_a_state_that_would_not_load_safely_is_refused_by_its_key(root: Path, training: Any, key: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: {key}"):
+        save_checkpoint(root, name_of(1), Checkpoint({}, training))
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("weight", [torch.eye(2).to_sparse(), torch.ones(2, device="meta"), np.ones(2), None])
+def test_weights_that_are_no_dense_tensors_are_refused_by_their_name(root: Path, weight: Any) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: weights\.layer"):
+        save_checkpoint(root, name_of(1), Checkpoint({"layer": weight}))
+    assert not root.exists()
+
+
+def test_tensors_that_the_format_does_not_know_are_refused(root: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: .*torch\.bits8"):
+        save_checkpoint(root, name_of(1), Checkpoint({"layer": torch.empty(2, dtype=torch.bits8)}))
+
+
+@pytest.mark.parametrize(
+    ("about", "key"),
+    [
+        ({"validation_loss": float("nan")}, r"about\.validation_loss is nan"),
+        ({"data": {"rows": [1, float("inf")]}}, r"about\.data\.rows\[1\] is inf"),
+        ({"data": {"rows": np.int64(3)}}, r"about\.data\.rows is a numpy\.int64"),
+        ({"data": {"span": (1, 2)}}, r"about\.data\.span is a builtins\.tuple"),
+        ({"data": {1: 2}}, r"about\.data: the key 1 is no text"),
+        ({"epoch": "three"}, r"about\.epoch is 'three', expected int"),
+        ({"step": True}, r"about\.step is True, expected int"),
+        ({"step": -1}, r"about\.step is -1"),
+        ({"best": "../../etc"}, r"about\.best is '\.\./\.\./etc'"),
+        ({"config": None}, r"about\.config is None, expected dict"),
+        ({"notes": "x" * 5_000_000}, r"about: 5,\d+,\d+ bytes"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_by_its_key(root: Path, about: Any, key: str) -> None:
+    with pytest.raises(CheckpointError, match=key):
+        save_checkpoint(root, name_of(1), Checkpoint({}, {}, about))
+    assert not root.exists()
+
+
+def test_states_without_end_are_refused(root: Path) -> None:
+    for key in ("training", "about"):
+        loop: dict[str, Any] = {}
+        loop["again"] = loop
+        with pytest.raises(CheckpointError, match="nested too deeply"):
+            save_checkpoint(root, name_of(1), Checkpoint({}, **{key: loop}))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "best", "../step-1", "a/step-1", ".step-1", "step-", "step-1\n", "step-1.damaged-1"]
+)
+def test_names_are_those_of_a_step(root: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="no name for a checkpoint"):
+        save_checkpoint(root, name, checkpoint_of(1))
+
+
+def test_weights_that_do_not_fit_the_model_are_refused_with_the_file(root: Path) -> None:
+    (path,) = save(root, 1)
+    model = nn.Linear(3, 2)
+    assert load_weights(model, path).about["step"] == 1
+    assert torch.equal(model.weight, checkpoint_of(1).weights["weight"])
+    with pytest.raises(CheckpointError, match=rf"{name_of(1)}/model\.safetensors: does not fit"):
+        load_weights(nn.Linear(2, 2), path)
+
+
+def test_everything_is_on_the_disk_before_the_one_rename_and_the_name_after_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(root, 1)
+    steps = []
+    fsync, rename = os.fsync, os.rename
+
+    def watch_fsync(descriptor: int) -> None:
+        steps.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def watch_rename(source: Path, target: Path) -> None:
+        steps.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", watch_fsync)
+    monkeypatch.setattr(os, "rename", watch_rename)
+    save(root, 2)
+    assert steps == [*FILES, f".{name_of(2)}.{os.getpid()}.tmp", "rename", "checkpoints"]
+
+
+# --- a checkpoint of that name is there already ---
+
+
+def test_the_same_checkpoint_again_changes_nothing(root: Path) -> None:
+    (path,) = save(root, 1)
+    before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in path.iterdir()}
+    assert save(root, 1) == [path]
+    assert {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in path.iterdir()} == before
+
+
+def test_another_one_of_that_name_takes_its_place(root: Path) -> None:
+    save(root, 1)
+    save(root, 1, best=name_of(1))
+    assert same(read_checkpoint(root / name_of(1)), checkpoint_of(1, best=name_of(1)))
+    assert names_in(root) == [name_of(1)]
+
+
+def test_while_it_is_replaced_a_good_one_can_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = save(root, 1)
+    seen = []
+    rename = os.rename
+
+    def watch(*args: Any, **options: Any) -> None:
+        rename(*args, **options)
+        found = newest_good(root)
+        assert found is not None
+        seen.append((found[0].name, same(read_checkpoint(path), found[1])))
+
+    monkeypatch.setattr(os, "rename", watch)
+    save(root, 1, best=name_of(1))
+    assert seen == [(f"{name_of(1)}.previous", True), (name_of(1), True)]
+
+
+def test_a_damaged_one_of_that_name_is_set_aside(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (1, 2):
+        (path,) = save(root, 1)
+        flip_bit(path / "training.pt", 8000)
+        with caplog.at_level(logging.WARNING):
+            save(root, 1)
+        assert f"set aside as {path}.damaged-{number}" in caplog.text
+        assert verify_checkpoint(path) == []
+        assert verify_checkpoint(root / f"{path.name}.damaged-{number}") != []
+    assert list_checkpoints(root) == [path]
+
+
+# --- the checkpoints of a run ---
+
+
+def test_checkpoints_are_listed_by_step_and_nothing_else_is(root: Path) -> None:
+    assert list_checkpoints(root) == []
+    names = [
+        "epoch-0002-step-00000009",
+        "epoch-0003-step-00000009",
+        "epoch-0003-step-00000010",
+        "epoch-10000-step-100000000",
+    ]
+    for name in reversed(names):
+        save_checkpoint(root, name, checkpoint_of(1))
+    for other in ("superseded", ".step-00000011.1.tmp", f"{names[0]}.damaged-1", "notes"):
+        (root / other).mkdir()
+    (root / "readme.txt").touch()
+    (root / "step-00000012").mkdir()  # without its files: found, not listed
+    assert [path.name for path in list_checkpoints(root)] == names
+    assert [path.name for path in find_checkpoints(root)] == [*names[:3], "step-00000012", names[3]]
+
+
+def test_the_newest_good_one_is_found_past_damaged_ones(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert newest_good(root) is None
+    save(root, 1, 2, 3, 4)
+    flip_bit(root / name_of(4) / "model.safetensors", 800)
+    (root / name_of(3) / "manifest.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        found = newest_good(root)
+    assert found is not None
+    assert found[0] == root / name_of(2)
+    assert same(found[1], checkpoint_of(2))
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert f"{name_of(4)}/model.safetensors: damaged" in caplog.text
+    assert f"{name_of(3)}/manifest.json: cannot be read" in caplog.text
+
+
+def test_no_good_one_at_all(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (path,) = save(root, 1)
+    flip_bit(path / "manifest.json", 5)
+    assert newest_good(root) is None
+    assert name_of(1) in caplog.text
+
+
+def test_pruning_keeps_the_newest_and_the_best_that_they_name(root: Path) -> None:
+    save(root, 1, 2, best=name_of(1))
+    save(root, 3, 4, 5, best=name_of(3))
+    save(root, 6, best=name_of(3))
+    assert prune(root, 2) == [root / name_of(step) for step in (1, 2, 4)]
+    assert names_in(root) == [name_of(step) for step in (3, 5, 6)]
+    assert prune(root, 2) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        prune(root, 0)
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_good_one(root: Path) -> None:
+    save(root, 1, 2, 3, 4)
+    (root / name_of(4) / "manifest.json").write_text("{}")
+    (root / name_of(3) / "training.pt").write_bytes(b"short")
+    assert prune(root, 1) == [root / name_of(1)]
+    assert names_in(root) == [name_of(step) for step in (2, 3, 4)]
+
+
+def test_what_cannot_be_removed_is_warned_of(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(root, 1, 2)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    assert prune(root, 1) == []
+    assert f"{name_of(1)}: cannot be removed: Permission denied" in caplog.text
+    assert len(list_checkpoints(root)) == 2
+
+
+# --- what killed processes leave ---
+
+
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_orphans_of_ended_processes_are_swept_and_nothing_else(root: Path) -> None:
+    save(root, 1)
+    run, dead = root.parent, ended_process()
+    orphans = [root / f".step-00000002.{dead}.tmp", run / f".status.json.{dead}.tmp", root / f".a b.{dead}.tmp"]
+    orphans[0].mkdir()
+    (orphans[0] / "model.safetensors").write_bytes(b"half")
+    orphans[1].touch()
+    orphans[2].touch()
+    with subprocess.Popen(["sleep", "60"]) as alive:
+        kept = [
+            root / f".step-00000003.{alive.pid}.tmp",
+            run / f".config.yaml.{os.getpid()}.tmp",
+            run / f"notes.{dead}.tmp",
+            run / f".notes.{dead}.txt",
+            run / ".notes.tmp",
+            run.parent / f".other.{dead}.tmp",
+        ]
+        for path in kept:
+            path.touch()
+        assert sorted(sweep(root)) == sorted(orphans)
+        alive.kill()
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in orphans)
+    assert verify_checkpoint(root / name_of(1)) == []
+    assert sweep(root) == [kept[0]]
+    assert sweep(run / "nowhere") == []
+
+
+def test_the_number_of_an_ended_process_may_belong_to_another_now(root: Path) -> None:
+    root.mkdir(parents=True)
+    orphan = root / f".step-00000002.{os.getpid()}.tmp"
+    orphan.touch()
+    os.utime(orphan, (0, 0))
+    assert sweep(root) == [orphan]
+
+
+def test_sweeping_the_run_folder_leaves_the_folder_of_all_runs_alone(root: Path) -> None:
+    root.mkdir(parents=True)
+    other = root.parent.parent / f".other.{ended_process()}.tmp"
+    other.touch()
+    assert sweep(root.parent) == []
+    assert other.exists()
+
+
+@pytest.mark.parametrize("new_one", ["missing", "damaged"])
+def test_an_interrupted_replacement_is_undone(root: Path, new_one: str) -> None:
+    (path,) = save(root, 1)
+    path.rename(f"{path}.previous")
+    if new_one == "damaged":
+        flip_bit(save(root, 2)[0].rename(path) / "training.pt", 800)
+    else:
+        assert list_checkpoints(root) == [Path(f"{path}.previous")]
+        assert same(read_checkpoint(path), checkpoint_of(1))
+    sweep(root)
+    assert same(read_checkpoint(path), checkpoint_of(1))
+    assert not Path(f"{path}.previous").exists()
+
+
+def test_a_finished_replacement_is_tidied_up(root: Path) -> None:
+    (path,) = save(root, 1)
+    path.rename(f"{path}.previous")
+    save(root, 2)[0].rename(path)
+    assert sweep(root) == [Path(f"{path}.previous")]
+    assert same(read_checkpoint(path), checkpoint_of(2))

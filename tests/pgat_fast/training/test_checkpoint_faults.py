@@ -1,0 +1,321 @@
+"""Bar R2: whatever happens to the files of a checkpoint, or while one is saved, is noticed and costs no older one."""
+
+import errno
+import logging
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgat_fast.errors import CheckpointError
+from pgat_fast.training.checkpoint import (
+    Checkpoint,
+    newest_good,
+    read_checkpoint,
+    save_checkpoint,
+    sweep,
+    verify_checkpoint,
+)
+from tests.pgat_fast.training.checkpoints import FILES, checkpoint_of, flip_bit, name_of, names_in, same
+
+SYSTEM_CALLS = (
+    "close", "fstat", "fsync", "listdir", "lstat", "mkdir", "open", "rename", "rmdir", "scandir", "stat", "statvfs",
+    "unlink", "write",
+)  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """With a good checkpoint of step 1."""
+    root = tmp_path / "run" / "checkpoints"
+    save_checkpoint(root, name_of(1), checkpoint_of(1))
+    return root
+
+
+@pytest.fixture
+def newest(root: Path) -> Path:
+    """A second one, to be damaged."""
+    return save_checkpoint(root, name_of(2), checkpoint_of(2))
+
+
+def assert_found(newest: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The fault is named with its file, by all who look, and the checkpoint before it is used."""
+    caplog.clear()
+    faults = verify_checkpoint(newest)
+    assert len(faults) == 1
+    assert str(newest / file) in faults[0] or faults[0].startswith(f"{newest}:")
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(newest)
+    assert faults[0] in str(error.value)
+    assert "Use another checkpoint" in str(error.value)
+    with caplog.at_level(logging.WARNING):
+        found = newest_good(newest.parent)
+    assert found is not None
+    assert found[0] == newest.parent / name_of(1)
+    assert same(found[1], checkpoint_of(1))
+    assert str(newest) in caplog.text
+
+
+# --- damaged files ---
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_flipped_bit_is_found(newest: Path, file: str) -> None:
+    path = newest / file
+    bits = path.stat().st_size * 8
+    chosen = random.Random(0).sample(range(bits), min(bits, 400))
+    for bit in chosen:
+        flip_bit(path, bit)
+        assert len(verify_checkpoint(newest)) == 1, f"bit {bit}"
+        flip_bit(path, bit)
+    assert verify_checkpoint(newest) == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_flipped_bit_means_the_checkpoint_before(newest: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
+    flip_bit(newest / file, 8 * 100)
+    assert_found(newest, file, caplog)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_truncation_is_found(newest: Path, file: str) -> None:
+    path = newest / file
+    content = path.read_bytes()
+    for length in {0, 1, 7, 8, 9, len(content) - 1, *random.Random(0).sample(range(len(content)), 100)}:
+        path.write_bytes(content[:length])
+        assert len(verify_checkpoint(newest)) == 1, f"{length} bytes"
+    path.write_bytes(content + b"\n")
+    assert len(verify_checkpoint(newest)) == 1
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def make_link(path: Path) -> None:
+    path.rename(path.parent.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent.parent / "elsewhere")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, empty, make_folder, make_pipe, make_link])
+@pytest.mark.parametrize("file", FILES)
+def test_what_is_no_plain_whole_file_is_found(
+    newest: Path, file: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(newest / file)
+    assert_found(newest, file, caplog)
+
+
+def test_files_of_another_checkpoint_are_found(newest: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copy(newest.parent / name_of(1) / "model.safetensors", newest / "model.safetensors")
+    assert_found(newest, "model.safetensors", caplog)
+
+
+def test_a_checkpoint_that_is_a_link_or_a_file_is_not_read(newest: Path, caplog: pytest.LogCaptureFixture) -> None:
+    newest.rename(newest.parent.parent / "elsewhere")
+    newest.symlink_to(newest.parent.parent / "elsewhere")
+    assert_found(newest, "", caplog)
+    newest.unlink()
+    newest.touch()
+    assert_found(newest, "", caplog)
+
+
+def test_all_faults_are_told_at_once(newest: Path) -> None:
+    flip_bit(newest / "model.safetensors", 800)
+    (newest / "training.pt").unlink()
+    faults = verify_checkpoint(newest)
+    assert [fault.split(": ")[0] for fault in faults] == [
+        str(newest / "model.safetensors"),
+        str(newest / "training.pt"),
+    ]
+    assert verify_checkpoint(newest.parent / name_of(9)) == [
+        f"{newest.parent / name_of(9)}: cannot be read: No such file or directory"
+    ]
+
+
+# --- faults while saving ---
+
+
+class Faults:
+    """Makes calls of the operating system fail: the `at`-th one, or all from there on; counts them otherwise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.at: int | None = None
+        self.number = errno.EIO
+        self.lasting = False
+        for name in SYSTEM_CALLS:
+            monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name)))
+
+    def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            self.calls.append(name)
+            index = len(self.calls) - 1
+            if self.at is not None and (index == self.at or (self.lasting and index > self.at)):
+                if name == "close":
+                    call(*args)
+                raise OSError(self.number, os.strerror(self.number))
+            return call(*args, **options)
+
+        return wrapped
+
+    def start(self, at: int | None, number: int = errno.EIO, lasting: bool = False) -> None:
+        self.calls, self.at, self.number, self.lasting = [], at, number, lasting
+
+    def stop(self) -> None:
+        self.at = None
+
+
+@pytest.fixture
+def faults() -> Iterator[Faults]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield Faults(monkeypatch)
+
+
+def nothing(path: Path) -> None:
+    """There is no checkpoint of that name."""
+
+
+def good(path: Path) -> None:
+    """There is a good one of that name."""
+    save_checkpoint(path.parent, path.name, checkpoint_of(3))
+
+
+def damaged(path: Path) -> None:
+    """There is a damaged one of that name."""
+    good(path)
+    flip_bit(path / "training.pt", 800)
+
+
+def error_of_saving(root: Path, name: str, checkpoint: Checkpoint) -> str | None:
+    try:
+        save_checkpoint(root, name, checkpoint)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("before", [nothing, good, damaged])
+def test_any_call_may_fail(root: Path, faults: Faults, before: Callable[[Path], None], number: int) -> None:
+    old, new, path = checkpoint_of(3), checkpoint_of(2), root / name_of(2)
+    before(path)
+    faults.start(None)
+    save_checkpoint(root, path.name, new)
+    calls = list(faults.calls)
+    assert set(calls) >= {"mkdir", "open", "write", "fsync", "close", "rename", "statvfs"}
+    failed = 0
+    for index, call in enumerate(calls):
+        shutil.rmtree(root)
+        save_checkpoint(root, name_of(1), checkpoint_of(1))
+        before(path)
+        was_there = names_in(root)
+        faults.start(index, number)
+        error = error_of_saving(root, path.name, new)
+        faults.stop()
+        assert verify_checkpoint(root / name_of(1)) == [], call
+        if error is None:  # a call without which it can be done, as one that removes what is no longer needed
+            assert same(read_checkpoint(path), new), call
+            continue
+        failed += 1
+        assert str(root) in error, call
+        assert os.strerror(number) in error, call
+        assert not [name for name in names_in(root) if name.endswith(".tmp")], call
+        if before is good:
+            assert same(read_checkpoint(path), old), call
+        if before is not damaged:  # a damaged one may have been set aside by then
+            assert names_in(root) == was_there, call
+    assert failed >= len([call for call in calls if call in ("mkdir", "write", "fsync", "rename")])
+
+
+@pytest.mark.parametrize("before", [nothing, good])
+def test_the_disk_may_be_gone_from_any_call_on(root: Path, faults: Faults, before: Callable[[Path], None]) -> None:
+    path = root / name_of(2)
+    before(path)
+    faults.start(None)
+    save_checkpoint(root, path.name, checkpoint_of(2))
+    for index in range(len(faults.calls)):
+        faults.stop()
+        shutil.rmtree(root)
+        save_checkpoint(root, name_of(1), checkpoint_of(1))
+        before(path)
+        faults.start(index, lasting=True)
+        error_of_saving(root, path.name, checkpoint_of(2))
+        faults.stop()
+        assert verify_checkpoint(root / name_of(1)) == []
+        found = newest_good(root)
+        assert found is not None
+        if before is good:
+            assert found[0].name.removesuffix(".previous") == name_of(2)
+        save_checkpoint(root, path.name, checkpoint_of(2))
+        sweep(root)
+        assert names_in(root) == [name_of(1), name_of(2)]
+
+
+def test_a_disk_without_room_is_found_before_anything_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1234))
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints: cannot be written: [\d,]+ bytes are needed, 1,234 are free"
+    ):
+        save_checkpoint(root, name_of(2), checkpoint_of(2))
+    assert names_in(root) == [name_of(1)]
+
+
+def test_a_disk_that_is_really_full(root: Path) -> None:
+    """In a process of its own, whose files the system keeps from growing beyond 1,000 bytes."""
+    code = f"""
+import resource
+from pathlib import Path
+from pgat_fast.errors import CheckpointError
+from pgat_fast.training.checkpoint import save_checkpoint
+from tests.pgat_fast.training.checkpoints import checkpoint_of, name_of
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    save_checkpoint(Path({str(root)!r}), name_of(2), checkpoint_of(2))
+except CheckpointError as error:
+    print(error)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert "training.pt: cannot be written: File too large" in result.stdout
+    assert names_in(root) == [name_of(1)]
+    assert verify_checkpoint(root / name_of(1)) == []
+
+
+def test_a_folder_where_nothing_may_be_written(root: Path) -> None:
+    """In a process without the rights of an administrator, whom no permission stops."""
+    checkpoint = checkpoint_of(2)
+    root.chmod(0o555)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.chdir(root.parent)  # the way there may be closed to others
+            if os.getuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            error = error_of_saving(Path(root.name), name_of(2), checkpoint)
+            code = 0 if error is not None and "cannot be written: Permission denied" in error else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    root.chmod(0o755)
+    assert names_in(root) == [name_of(1)]
+    assert verify_checkpoint(root / name_of(1)) == []

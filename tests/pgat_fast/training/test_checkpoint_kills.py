@@ -1,0 +1,75 @@
+"""Bar R1: a process that is killed while it saves costs at most what it was about to save."""
+
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pgat_fast.training.checkpoint import Checkpoint, newest_good, prune, save_checkpoint, sweep, verify_checkpoint
+from tests.pgat_fast.training.checkpoints import name_of, names_in
+
+KILLS = 200
+LONGEST = 0.12
+"""Seconds until a kill: a few times what a save of this size takes, so that kills land in every part of one."""
+
+
+def run(root: Path, last: int, large: Checkpoint, done: int) -> None:
+    """What a run does all night: save, save the same step again with something else, remove old ones, tell."""
+    for step in range(last + 1, last + 1000):
+        stored = replace(large, training=large.training | {"step": step}, about={"step": step})
+        save_checkpoint(root, name_of(step), stored)
+        os.write(done, step.to_bytes(4, "big"))
+        save_checkpoint(root, name_of(step), replace(stored, about=stored.about | {"best": name_of(step)}))
+        prune(root, 2)
+
+
+def kill_while_saving(root: Path, last: int, large: Checkpoint, after: float) -> int:
+    """Run in a child, kill it `after` seconds later; returns the last step that was saved, as far as it could tell."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            run(root, last, large, writer)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    time.sleep(after)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it ended by itself"
+    told = last
+    while said := os.read(reader, 4):
+        told = int.from_bytes(said, "big")
+    os.close(reader)
+    return told
+
+
+def test_200_of_200_kills_leave_a_newest_checkpoint_at_most_one_save_old(tmp_path: Path) -> None:
+    root = tmp_path / "run" / "checkpoints"
+    large = Checkpoint({"weight": torch.zeros(500_000)}, {"moments": [torch.ones(500_000)]})
+    save_checkpoint(root, name_of(0), replace(large, training=large.training | {"step": 0}, about={"step": 0}))
+    draw = random.Random(0)
+    orphans = unfinished = 0
+    last = 0
+    for _ in range(KILLS):
+        told = kill_while_saving(root, last, large, draw.uniform(0, LONGEST))
+        found = newest_good(root)
+        assert found is not None
+        step = found[1].training["step"]
+        assert told <= step <= told + 1
+        assert found[1].about["step"] == step
+        orphans += any(name.endswith(".tmp") for name in names_in(root))
+        unfinished += any(name.endswith(".previous") for name in names_in(root))
+        sweep(root)
+        left = names_in(root)
+        assert all(name.startswith("epoch-") and "." not in name for name in left)
+        assert verify_checkpoint(root / left[-1]) == []
+        prune(root, 2)
+        last = step
+    # The kills must have landed where it matters: in the middle of a save.
+    assert orphans >= KILLS // 4
+    print(f"{KILLS} kills, {orphans} left an orphan, {unfinished} a replacement to undo or to tidy up, {last} steps")

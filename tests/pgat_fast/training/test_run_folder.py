@@ -1,0 +1,109 @@
+"""The folder of a run: never overwritten, found again, held by one process."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pgat_fast.errors import ConfigError
+from pgat_fast.training.run_folder import (
+    CHECKPOINTS,
+    checkpoint_of,
+    locked,
+    log_file,
+    new_folder,
+    newest_folder,
+    read_status,
+    write_status,
+)
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pgat_fast.training.run_folder import locked, write_status
+with locked(Path(sys.argv[1])):
+    write_status(Path(sys.argv[1]), "running")
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_no_folder_is_given_twice(tmp_path: Path) -> None:
+    names = [new_folder(tmp_path / "runs", "mine").name for _ in range(3)]
+    assert names == ["mine", "mine-2", "mine-3"]
+
+
+def test_a_place_where_no_folder_can_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run\.output .*file"):
+        new_folder(tmp_path / "file", "mine")
+
+
+def test_the_newest_folder_with_checkpoints_is_found_by_its_number(tmp_path: Path) -> None:
+    assert newest_folder(tmp_path, "mine") is None
+    for name in ("mine", "mine-2", "mine-10", "mine-11", "mine-x", "other-12", "mine-1-99"):
+        (tmp_path / name / ("" if name == "mine-11" else CHECKPOINTS)).mkdir(parents=True)
+    assert newest_folder(tmp_path, "mine") == tmp_path / "mine-10"
+    assert newest_folder(tmp_path / "nowhere", "mine") is None
+
+
+def test_a_run_and_its_checkpoints_are_told_apart(tmp_path: Path) -> None:
+    inside = tmp_path / "run" / CHECKPOINTS / "epoch-0001-step-00000005"
+    inside.mkdir(parents=True)
+    assert checkpoint_of(tmp_path / "run") == (tmp_path / "run", None)
+    assert checkpoint_of(tmp_path / "run" / CHECKPOINTS) == (tmp_path / "run", None)
+    assert checkpoint_of(inside) == (tmp_path / "run", inside.name)
+    for wrong in (tmp_path, tmp_path / "nowhere", inside.with_name("nowhere")):
+        with pytest.raises(ConfigError, match="neither the folder of a run"):
+            checkpoint_of(wrong)
+
+
+def test_a_second_process_is_refused_within_a_second_and_told_who_is_there(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        started = time.monotonic()
+        with pytest.raises(ConfigError, match=rf"another process \(process {holder.pid} "), locked(tmp_path):
+            pass
+        assert time.monotonic() - started < 1.0
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with locked(tmp_path):  # a killed process holds nothing
+        pass
+
+
+def test_status_says_what_happened_and_nonsense_is_no_status(tmp_path: Path) -> None:
+    assert read_status(tmp_path) == {}
+    write_status(tmp_path, "stopped", reason="SIGTERM", exit_code=143, epoch=3)
+    status = read_status(tmp_path)
+    assert (status["state"], status["reason"], status["exit_code"], status["epoch"]) == ("stopped", "SIGTERM", 143, 3)
+    (tmp_path / "status.json").write_text("[1")
+    assert read_status(tmp_path) == {}
+    (tmp_path / "status.json").write_text(json.dumps([1]))
+    assert read_status(tmp_path) == {}
+
+
+def test_the_log_of_a_run_is_appended_and_closed(tmp_path: Path) -> None:
+    ours = logging.getLogger("pgat_fast.somewhere")
+    handlers = list(logging.getLogger("pgat_fast").handlers)
+    for word in ("one", "two"):
+        with log_file(tmp_path):
+            ours.info("line %s", word)
+    ours.warning("after the run")
+    text = (tmp_path / "train.log").read_text()
+    assert [line.split(" INFO ")[1] for line in text.splitlines()] == ["line one", "line two"]
+    assert logging.getLogger("pgat_fast").handlers == handlers
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.log").mkdir()
+    with log_file(tmp_path):
+        logging.getLogger("pgat_fast").info("a line")
+    assert "Traceback" not in capsys.readouterr().err

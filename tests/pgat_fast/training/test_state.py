@@ -1,0 +1,85 @@
+"""Where a run stands, and the generators: what is stored comes back."""
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pgat_fast.config.schema import TrainingConfig
+from pgat_fast.training.generators import generator_states, restore_generators, seed_everything
+from pgat_fast.training.state import Epoch, Progress, end_of_training
+
+
+def epoch(number: int, loss: float) -> Epoch:
+    return Epoch(number, 1e-3, 5, 0, 1.0, loss, 2.0)
+
+
+def after(*losses: float) -> Progress:
+    progress = Progress()
+    for number, loss in enumerate(losses):
+        progress = replace(progress, cycle=5, step=progress.step + 5).after_epoch(epoch(number + 1, loss))
+    return progress
+
+
+def test_progress_goes_through_json_and_comes_back_equal() -> None:
+    progress = replace(after(3.0, 2.0, 2.5), cycle=3, peaks={"peak_process_gib": 1.5})
+    assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
+
+
+def test_names_of_checkpoints_sort_as_the_run_goes() -> None:
+    places = [Progress(), replace(Progress(), cycle=5, step=5), after(1.0), after(1.0, 1.0), after(*[1.0] * 11)]
+    names = [place.name for place in places]
+    assert names == sorted(names)
+    assert len(set(names)) == len(names), "before and after the validation of an epoch are two places"
+
+
+def test_the_best_epoch_is_the_first_of_the_lowest_loss() -> None:
+    progress = after(3.0, 2.0, 2.5, 2.0)
+    assert (progress.best_epoch, progress.best_loss) == (2, 2.0)
+    assert progress.best == "epoch-0002-step-00000010"
+    assert progress.cycle == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "losses", "why"),
+    [
+        ({"epochs": 3}, [3.0, 2.0], None),
+        ({"epochs": 2}, [3.0, 2.0], "all 2 epochs are done"),
+        ({"epochs": 9, "patience": 2}, [3.0, 2.0, 2.0, 2.1], "no better validation loss for 2 epochs"),
+        ({"epochs": 9, "patience": 3}, [3.0, 2.0, 2.0, 2.1], None),
+        ({"epochs": 9, "max_steps": 10}, [3.0, 2.0], "training.max_steps 10 reached"),
+        ({"epochs": 9, "max_steps": 11}, [3.0, 2.0], None),
+    ],
+)
+def test_training_ends_for_one_of_three_reasons(settings: dict[str, int], losses: list[float], why: str | None) -> None:
+    found = end_of_training(after(*losses), TrainingConfig.model_validate(settings))
+    assert found is None if why is None else why in str(found)
+
+
+def draw() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), torch.rand(1).item()  # noqa: NPY002
+
+
+def test_generators_go_on_where_they_were_stored() -> None:
+    seed_everything(5)
+    draw()
+    torch.randn(1)  # an odd number of normals: the generators keep a spare one
+    np.random.randn()  # noqa: NPY002
+    random.gauss(0, 1)
+    states = generator_states()
+    expected = draw(), random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist()  # noqa: NPY002
+    seed_everything(6)
+    restore_generators(states)
+    assert (draw(), random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist()) == expected  # noqa: NPY002
+
+
+def test_the_same_seed_gives_the_same_numbers_everywhere() -> None:
+    seed_everything(2024)
+    first = draw()
+    seed_everything(2024)
+    assert draw() == first
+    seed_everything(2025)
+    assert all(one != other for one, other in zip(draw(), first, strict=True))
