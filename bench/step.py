@@ -19,10 +19,11 @@ import torch
 
 from bench.machine import GIB, describe
 from pgat_fast import build_model, load_config
+from pgat_fast.data.windows import Batch
 from pgat_fast.device import resolve_device
 from pgat_fast.files import write_json
-from pgat_fast.training.loss import training_loss
-from pgat_fast.training.trainer import clip_gradients
+from pgat_fast.training.precision import resolve_precision
+from pgat_fast.training.step import OptimizerStep, make_optimizer
 
 
 def measure(config_path: str, overrides: list[str], backend: str, batch: int, steps: int) -> dict[str, Any]:
@@ -33,27 +34,26 @@ def measure(config_path: str, overrides: list[str], backend: str, batch: int, st
     torch.manual_seed(config.training.seed)
     baseline = peak_memory(device)
     model = build_model(config, backend=backend).to(device).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+    settings = config.training.model_copy(update={"learning_rate": 1e-5})
+    precision = resolve_precision(settings.mixed_precision, device)
+    step = OptimizerStep(model, make_optimizer(model, settings), model_config, settings, precision, device)
     decoder_steps = model_config.label_len + model_config.pred_len
-    inputs = [
+    inputs = Batch(
         torch.randn(batch, model_config.seq_len, model_config.enc_in, device=device),
         torch.rand(batch, model_config.seq_len, 4, device=device),
         torch.randn(batch, decoder_steps, model_config.dec_in, device=device),
         torch.rand(batch, decoder_steps, 4, device=device),
-    ]
-    target = torch.randn(batch, model_config.pred_len, model_config.c_out, device=device)
+        torch.randn(batch, model_config.pred_len, model_config.c_out, device=device),
+    )
     seconds = []
     for _ in range(1 + steps):
         synchronize(device)
         started = time.perf_counter()
-        optimizer.zero_grad()
-        forecast, diagnostics = model(*inputs)
-        loss = training_loss(forecast, diagnostics, target, model_config.mdn_multivariate_mode, 0.0)
-        loss.backward()
-        clip_gradients(model, config.training.clip_grad_norm, where="benchmark", loss=loss)
-        optimizer.step()
+        step.apply(step.accumulate([lambda: inputs]), 1)
         synchronize(device)
         seconds.append(time.perf_counter() - started)
+    if step.flags.raised(wait=True):
+        raise SystemExit("a step was not finite and thus left out: the timings mean nothing")
     counted = sorted(seconds[1:])
     quartiles = statistics.quantiles(counted, n=4, method="inclusive") if len(counted) > 1 else counted * 3
     return {

@@ -10,7 +10,7 @@ TINY = (
     "model.seq_len=6", "model.label_len=3", "model.pred_len=2", "model.d_model=13", "model.n_heads=1",
     "model.combiner=batched", "model.fusion_layers=1", "model.d_layers=1", "model.dropout=0.1",
     "data.validation_length=6", "data.test_length=7",
-    "training.epochs=2", "training.batch_size=4", "training.warmup_epochs=1", "run.device=cpu",
+    "training.epochs=2", "training.batch_size=4", "training.warmup_epochs=1", "run.device=cpu", "run.plots=false",
 )  # fmt: skip
 """Overrides for a model that trains in seconds on the table of `data_file`."""
 
@@ -23,7 +23,21 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def long_data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four hundred real trading days."""
+    path = tmp_path_factory.mktemp("data") / "prices_and_sky.csv"
+    build_file(path, rows=400)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(data_file: Path) -> list[str]:
+    """`TINY` with the data file, for fixtures that live longer than a test."""
+    return [*TINY, f"data.path={data_file}"]
+
+
 @pytest.fixture
-def tiny(data_file: Path, tmp_path: Path) -> list[str]:
-    """`TINY` with the data file and an output folder of this test."""
-    return [*TINY, f"data.path={data_file}", f"run.output={tmp_path / 'runs'}"]
+def tiny(tiny_settings: list[str], tmp_path: Path) -> list[str]:
+    """`tiny_settings` with an output folder of this test."""
+    return [*tiny_settings, f"run.output={tmp_path / 'runs'}"]

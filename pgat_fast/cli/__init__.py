@@ -4,49 +4,55 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pgat_fast import __version__
-from pgat_fast.cli import config, data, train
-from pgat_fast.errors import PgatError, TrainingError
+from pgat_fast import __version__, exit_codes
+from pgat_fast.cli import checkpoint, config, data, evaluate, info, plan, predict, report, train
+from pgat_fast.errors import MemoryLimitError, OutOfMemoryError, PgatError, StopRequested, TrainingError
 
-USER_ERROR = 2
-"""Exit code for what the user can repair; the message on stderr says how."""
-
-TRAINING_STOPPED = 3
-"""Exit code of a training run that could not go on, because a loss or gradient was not finite."""
+_EPILOG = """\
+exit codes: 0 success, 1 a check found faults, 2 wrong input, 3 a loss or gradient was not finite, 4 out of memory,
+5 memory limit reached, 128 + N stopped by signal N (130 is Ctrl-C).
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pgat-fast",
-        description="Spatio-temporal graph-attention forecaster: build the data, train, look at settings.",
+        description="Spatio-temporal graph-attention forecaster: build the data, train, evaluate, predict, report.",
+        epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"pgat-fast {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (data, config, train):
+    for command in (data, config, plan, train, evaluate, predict, report, checkpoint, info):
         command.add_parser(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Returns its exit code: 0 success, 1 a check found faults, 2 wrong input, 3 training stopped, 130 interrupted.
-    """
+    """Run one command; returns its exit code, one of `exit_codes`."""
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return TRAINING_STOPPED
     except PgatError as error:
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        match error:
+            case TrainingError():
+                return exit_codes.NOT_FINITE
+            case OutOfMemoryError():
+                return exit_codes.OUT_OF_MEMORY
+            case MemoryLimitError():
+                return exit_codes.MEMORY_LIMIT
+        return exit_codes.WRONG_INPUT
+    except StopRequested as stopped:
+        from pgat_fast.training.stop import exit_code
+
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return exit_code(str(stopped))
     except BrokenPipeError:  # the reader of our output went away, as with `| head`
         sys.stderr.close()
-        return 0
+        return exit_codes.SUCCESS
     except OSError as error:  # a full disk, a path that the system refuses
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return exit_codes.WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED

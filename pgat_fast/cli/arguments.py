@@ -1,4 +1,4 @@
-"""Arguments that several commands share. Importing this module loads neither torch nor the configuration."""
+"""What several commands share. Importing this module loads neither torch nor the configuration."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -10,6 +10,11 @@ if TYPE_CHECKING:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config FILE` and `--set KEY=VALUE ...`, which `config_from` reads."""
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings (default: the defaults alone)")
+    add_overrides_argument(parser)
+
+
+def add_overrides_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--set KEY=VALUE ...` alone, for commands that have the configuration from elsewhere."""
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -26,3 +31,14 @@ def config_from(args: argparse.Namespace) -> "Config":
     from pgat_fast.config import load_config
 
     return load_config(args.config, args.overrides)
+
+
+def start_logging(*, quiet: bool) -> None:
+    """Write log lines to standard error: warnings only if `quiet`."""
+    import logging
+    import sys
+
+    # The level is the handler's, not the logger's: a run's own log file gets every line.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(asctime)s %(levelname)s %(message)s")

@@ -38,13 +38,14 @@ def run_build(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from pgat_fast.data.build import build_file
+    from pgat_fast.data.note import note_path
 
-    returns = args.targets == "returns"
     report = build_file(Path(args.out), args.prices, args.targets, args.rows)
+    close = f"close before the first row: {report.base_price:.10g}, noted in {note_path(report.path)}\n"
     print(
         f"{report.path}: {report.rows:,} rows from {report.first_date} to {report.last_date}, "
         f"{report.columns} columns, {report.seconds:.1f} s\n"
-        + (f"close before the first row: {report.base_price:.10g} (data.base_price)\n" if returns else "")
+        + (close if args.targets == "returns" else "")
         + f"sha256 {report.sha256}"
     )
     return 0

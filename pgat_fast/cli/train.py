@@ -1,30 +1,90 @@
-"""`pgat-fast train`: one training run."""
+"""`pgat-fast train`: one training run, or the rest of one."""
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pgat_fast.cli.arguments import add_config_arguments, config_from
+from pgat_fast.cli.arguments import add_config_arguments, config_from, start_logging
+
+if TYPE_CHECKING:
+    from pgat_fast.config import Config
+
+_EPILOG = """\
+A run that is stopped by SIGINT (Ctrl-C), SIGTERM, SIGUSR1 or SIGHUP saves a checkpoint and ends with exit code 128 plus
+the number of the signal (130, 143, 138, 129); a second signal ends it at once. --resume goes on exactly where it stood.
+"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command `train` to `subparsers`."""
-    parser = subparsers.add_parser("train", help="train a model, test it beside naive baselines")
+    parser = subparsers.add_parser("train", help="train a model, test it beside naive baselines", epilog=_EPILOG)
     add_config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|DIR",
+        help="go on with the newest run of this name (auto, the default; a new run if there is none), with the run in "
+        "the folder DIR, or from the checkpoint DIR; DIR brings its own configuration",
+    )
+    parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N optimizer steps, then evaluate")
+    parser.add_argument(
+        "--max-minutes", type=float, metavar="M", help="stop training M minutes after the start, then evaluate"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no log lines but warnings")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train and print the results; returns 0."""
-    import logging
-    import sys
+    from pgat_fast.training.stop import StopSignals
 
-    from pgat_fast.training.results import summary
-    from pgat_fast.training.trainer import train
+    # First of all: what follows loads torch, which takes seconds, and a signal may come at any time.
+    with StopSignals() as stop:
+        start_logging(quiet=args.quiet)
+        for name in ("max_steps", "max_minutes"):
+            value = getattr(args, name)
+            args.overrides += [] if value is None else [f"training.{name}={value}"]
+        config, resume = _what_to_train(args)
+        if resume is not None:
+            _refuse_if_busy(resume)
 
-    level = logging.WARNING if args.quiet else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
-    config = config_from(args)
-    folder, results = train(config, progress=not args.quiet)
+        from pgat_fast.training.results import summary
+        from pgat_fast.training.trainer import train
+
+        folder, results = train(config, resume=resume, stop=stop, progress=not args.quiet)
     print(summary(results))
-    print(f"\nwritten to {folder}: results.json, best.safetensors, config.yaml")
+    print(f"\nwritten to {folder}: " + ", ".join(sorted(path.name for path in folder.iterdir() if path.name[0] != ".")))
     return 0
+
+
+def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
+    """The configuration, and the run folder or checkpoint to go on with."""
+    import logging
+
+    from pgat_fast.errors import ConfigError
+    from pgat_fast.training.run_folder import checkpoint_of, newest_folder
+
+    if args.resume is None or args.resume == "auto":
+        config = config_from(args)
+        resume = newest_folder(Path(config.run.output), config.run.name) if args.resume else None
+        if args.resume and resume is None:
+            logging.getLogger("pgat_fast").info(
+                "no run %s in %s to go on with: a new one", config.run.name, config.run.output
+            )
+        return config, resume
+    resume = Path(args.resume)
+    folder, _ = checkpoint_of(resume)
+    if args.config is None:
+        if not (folder / "config.yaml").is_file():
+            raise ConfigError(f"{folder}/config.yaml: missing: name the configuration of the run with --config")
+        args.config = str(folder / "config.yaml")
+    return config_from(args), resume
+
+
+def _refuse_if_busy(resume: Path) -> None:
+    """Say at once, before torch is loaded, that another process is at work there."""
+    from pgat_fast.training.run_folder import checkpoint_of, locked
+
+    with locked(checkpoint_of(resume)[0]):
+        pass

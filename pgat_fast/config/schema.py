@@ -116,6 +116,9 @@ class DataConfig(Section):
     )
     targets: Names | None = Field(default=None, description="target columns; the first c_out inputs by default")
     rows: Count | None = Field(default=None, description="use only the last so many rows of the file")
+    skip_last: Annotated[Int, Field(ge=0)] = Field(
+        default=0, description="leave out so many rows at the end of the file, as a backtest does"
+    )
     target_kind: Literal["returns", "levels"] = Field(
         default="returns", description="targets are log(price / previous close), or log(price)"
     )

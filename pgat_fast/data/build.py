@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 
 from pgat_fast.data.columns import COLUMNS, TARGETS
+from pgat_fast.data.csv_file import FloatArray
+from pgat_fast.data.note import Note, note_path, write_note
 from pgat_fast.data.prices import PRICES, check_prices, read_prices, sp500_prices
 from pgat_fast.data.sky import sky_table
 from pgat_fast.errors import DataError
@@ -36,7 +38,7 @@ class BuildReport:
     first_date: date
     last_date: date
     base_price: float
-    """The close before the first row: `data.base_price` for forecasts of returns in the unit of the prices."""
+    """The close before the first row, which the note tells those who turn returns into prices."""
     columns: int
     """Number of columns after `date`."""
     sha256: str
@@ -86,20 +88,22 @@ def build_file(
     targets: Literal["returns", "levels"] = "returns",
     rows: int | None = None,
 ) -> BuildReport:
-    """Build the data file and write it to `out`; its folder is made if missing.
+    """Build the data file and write it to `out`, with a note beside it (`note.Note`); a missing folder is made.
 
     `prices` is "sp500" or the path of a CSV file (see `read_prices`); `targets` and `rows` are those of
     `build_table`. What stood at `out` stays until the file is complete: it is written under another name in
-    the same folder, flushed to the disk and renamed.
+    the same folder, flushed to the disk and renamed. So is the note, after it: one that was left from
+    another file is about another hash, and thus ignored.
 
-    Raises `DataError` as `read_prices` and `build_table` do, and where `out` cannot be written.
+    Raises `DataError` as `read_prices` and `build_table` do, and where `out` or the note cannot be written.
     """
     started = time.perf_counter()
     if not Path(out).name:
         raise DataError(f"{str(out)!r}: this names no file to write to")
     source = sp500_prices() if prices == "sp500" else read_prices(prices)
-    if prices != "sp500" and Path(out).exists() and Path(out).samefile(prices):
-        raise DataError(f"{out}: this is the file of prices: give the data file another name")
+    for path in (Path(out), note_path(Path(out))):
+        if prices != "sp500" and path.exists() and path.samefile(prices):
+            raise DataError(f"{path}: this is the file of prices: give the data file another name")
     try:
         table = build_table(source, targets, rows)
     except DataError as error:
@@ -120,8 +124,31 @@ def build_file(
         sha256=hashlib.sha256(content).hexdigest(),
         seconds=time.perf_counter() - started,
     )
+    note = Note(
+        sha256=report.sha256,
+        source="sp500" if prices == "sp500" else Path(prices).name,
+        targets=targets,
+        base_price=report.base_price,
+        first_date=str(report.first_date),
+        last_date=str(report.last_date),
+        rows=report.rows,
+    )
+    try:
+        write_note(report.path, note)
+    except OSError as error:
+        raise DataError(
+            f"{note_path(report.path)}: cannot be written: {error.strerror or error}; {out} itself is complete: "
+            f"with it set data.base_price to {report.base_price!r}"
+        ) from error
     _log.info("wrote %s: %d rows, %s to %s", report.path, report.rows, report.first_date, report.last_date)
     return report
+
+
+def as_written(values: FloatArray) -> FloatArray:
+    """`values` of any shape with the `DIGITS` significant digits that the file gives them."""
+    # Adding zero turns -0.0, were there one, into 0.
+    text = (f"{value:.{DIGITS}g}" for value in (values + 0.0).ravel().tolist())
+    return np.array([float(number) for number in text], dtype=np.float64).reshape(values.shape)
 
 
 def _to_csv(table: pd.DataFrame) -> str:

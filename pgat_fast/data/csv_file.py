@@ -6,6 +6,7 @@ none is shifted or filled up, and a number is written in plain ASCII. Values are
 """
 
 import csv
+import hashlib
 import io
 import math
 import re
@@ -75,6 +76,8 @@ class CsvFile:
     """Whether the last row ends with a line break: if not, its last number may have been cut off."""
     problems: list[Problem]
     """What is wrong with whole rows: they are left out of `lines`, `dates` and `values`."""
+    sha256: str
+    """Of the bytes that were read, hexadecimal."""
 
 
 def shorten(text: str, length: int = 40) -> str:
@@ -91,7 +94,10 @@ def name_rows(lines: Sequence[int] | IntArray, shown: int = 3) -> str:
 
 def parse_csv(path: str | Path) -> CsvFile | Problem:
     """Read the file at `path`; a Problem where no row can be read at all."""
-    text = _read_text(Path(path))
+    data = _read_bytes(Path(path))
+    if isinstance(data, Problem):
+        return data
+    text = _decode(data)
     if isinstance(text, Problem):
         return text
     # newline="" keeps the line ends, so that the reader's line numbers are those that an editor shows.
@@ -109,10 +115,10 @@ def parse_csv(path: str | Path) -> CsvFile | Problem:
     except csv.Error as error:
         message = f"cannot be read ({error}): check its quotation marks; nothing after it was read"
         rows.problems.append(Problem(before + 1, None, message))
-    return rows.finish()
+    return rows.finish(hashlib.sha256(data).hexdigest())
 
 
-def _read_text(path: Path) -> str | Problem:
+def _read_bytes(path: Path) -> bytes | Problem:
     try:
         if not path.exists():
             advice = "build it with `pgat-fast data build` or check the path"
@@ -121,9 +127,12 @@ def _read_text(path: Path) -> str | Problem:
             return Problem(None, None, "this is a directory: name the CSV file in it")
         if not path.is_file():
             return Problem(None, None, "this is not a regular file: name a CSV file")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         return Problem(None, None, f"the file cannot be read: {error.strerror or error}")
+
+
+def _decode(data: bytes) -> str | Problem:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -205,7 +214,7 @@ class _Rows:
                 number = math.nan
             self.numbers.append(number)
 
-    def finish(self) -> CsvFile:
+    def finish(self, sha256: str) -> CsvFile:
         width = len(self.header)
         return CsvFile(
             header=self.header,
@@ -217,6 +226,7 @@ class _Rows:
             records=self.records,
             complete=self.complete,
             problems=[*self.problems, *self._length_problems()],
+            sha256=sha256,
         )
 
     def _length_problems(self) -> list[Problem]:

@@ -1,11 +1,14 @@
 """From the data file to the splits that a configuration asks for."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from pgat_fast.config.schema import DataConfig, ModelConfig
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.csv_file import FloatArray
+from pgat_fast.data.note import Note, read_note, resolve_base_price
 from pgat_fast.data.table import Table, read_table
 from pgat_fast.data.windows import Splits, prepare
 from pgat_fast.errors import ConfigError
@@ -14,11 +17,15 @@ from pgat_fast.errors import ConfigError
 def load_splits(data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Table, Splits]:
     """Read the data file and put its three splits on `device`.
 
+    The table carries the hash of the file and the base price, see `resolve_base_price`.
+
     Raises DataError for faults of the file, ConfigError for settings that do not fit it.
     """
     inputs = input_columns(data, model)
     columns = None if inputs is None else list(dict.fromkeys([*inputs, *(data.targets or ())]))
     table = read_table(data.path, columns)
+    note = read_note(table)
+    table = _without_last(table, data.skip_last)
     splits = prepare(
         table,
         inputs=inputs,
@@ -35,8 +42,17 @@ def load_splits(data: DataConfig, model: ModelConfig, device: torch.device) -> t
         dec_in=model.dec_in,
         device=device,
     )
-    check_target_kind(table, splits, data.target_kind)
-    return table, splits
+    _check_target_kind(table, splits, data.target_kind, note)
+    return replace(table, base_price=resolve_base_price(data.base_price, note, data.target_kind)), splits
+
+
+def _without_last(table: Table, rows: int) -> Table:
+    """`table` without its last `rows` rows, for `data.skip_last`."""
+    if rows >= len(table.dates):
+        raise ConfigError(f"data.skip_last is {rows}, but {table.source} has {len(table.dates)} rows: lower it")
+    if not rows:
+        return table
+    return replace(table, dates=table.dates[:-rows], values=table.values[:-rows])
 
 
 def input_columns(data: DataConfig, model: ModelConfig) -> list[str] | None:
@@ -55,26 +71,36 @@ def input_columns(data: DataConfig, model: ModelConfig) -> list[str] | None:
     return list(COLUMNS)
 
 
-def check_target_kind(table: Table, splits: Splits, kind: str) -> None:
-    """Refuse targets that are plainly not of `kind`.
+def fault_of_kind(values: FloatArray, kind: str, note: Note | None) -> str | None:
+    """Why the unscaled standard targets `values` [n, 4] are not of `kind`, in words; None where they may be.
 
-    Logarithms of prices change little from day to day, and most are far from 0. Returns are small, and change from
-    day to day by more than they vary.
+    A note of `data build` knows it. Else: logarithms of prices change little from day to day, and most are far from 0.
+    Returns are small, and change from day to day by more than they vary.
     """
+    if note is not None:
+        return (
+            None if note.targets == kind else f"the targets are {note.targets}, as `data build` noted beside the file"
+        )
+    deviation = values.std(axis=0)
+    deviation[deviation == 0] = 1.0
+    size = float(np.median(np.abs(values.mean(axis=0))))
+    roughness = float(np.median(np.diff(values, axis=0).std(axis=0) / deviation)) if len(values) > 1 else 1.0
+    if kind == "returns" and (size > 0.5 or roughness < 0.6):
+        return (
+            f"the targets do not look like daily log returns (they average {size:.3g}, and change from day to day by "
+            f"{roughness:.2g} of what they vary)"
+        )
+    if kind == "levels" and size < 0.5 and roughness > 1.2:
+        return "the targets jump from day to day as returns do, not as logarithms of prices"
+    return None
+
+
+def _check_target_kind(table: Table, splits: Splits, kind: str, note: Note | None) -> None:
     if splits.target_scaler.columns != TARGETS:
         return
     first = splits.train.first_row
-    values: FloatArray = table.values[first : first + len(splits.train.values)]
-    values = values[:, [table.columns.index(name) for name in TARGETS]]
-    size = float(np.median(np.abs(splits.target_scaler.mean)))
-    roughness = float(np.median(np.diff(values, axis=0).std(axis=0) / splits.target_scaler.std))
-    if kind == "returns" and (size > 0.5 or roughness < 0.6):
-        raise ConfigError(
-            f"{table.source}: the targets do not look like daily log returns (they average {size:.3g}, and change from "
-            f"day to day by {roughness:.2g} of what they vary): set data.target_kind to levels"
-        )
-    if kind == "levels" and size < 0.5 and roughness > 1.2:
-        raise ConfigError(
-            f"{table.source}: the targets jump from day to day as returns do, not as logarithms of prices: "
-            "set data.target_kind to returns"
-        )
+    training = table.select(TARGETS)[first : first + len(splits.train.values)]
+    fault = fault_of_kind(training, kind, note)
+    if fault:
+        other = "levels" if kind == "returns" else "returns"
+        raise ConfigError(f"{table.source}: {fault}: set data.target_kind to {other}")

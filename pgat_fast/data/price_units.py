@@ -20,15 +20,28 @@ def to_prices(values: FloatArray, kind: str, last_close: ArrayLike = 1.0) -> Flo
 
     Raises ConfigError for another kind, ValueError for another shape.
     """
+    logs = log_prices(values, kind)
+    if kind == "levels":
+        return np.exp(logs)
+    prices: FloatArray = np.asarray(last_close, dtype=np.float64)[..., None, None] * np.exp(logs)
+    return prices
+
+
+def log_prices(values: FloatArray, kind: str) -> FloatArray:
+    """Logarithms of the prices that `to_prices` makes of unscaled targets [..., P, 4] with a last close of 1.
+
+    They are finite where a price would overflow, and the last close drops out of the difference of two of them.
+
+    Raises ConfigError for a kind that is neither `returns` nor `levels`, ValueError for another shape.
+    """
     if kind not in ("returns", "levels"):
         raise ConfigError(f"the kind of targets is {kind!r}: choose returns or levels")
     if values.ndim < 2 or values.shape[-1] != len(TARGETS):
         raise ValueError(f"values have shape {list(values.shape)}, expected [..., P, {len(TARGETS)}]")
     values = np.asarray(values, dtype=np.float64)
     if kind == "levels":
-        return np.exp(values)
+        return values
     closes = values[..., _CLOSE]
     # The log of each day's base: what all the days before it add up to, 0 for the first.
     base = np.cumsum(closes, axis=-1) - closes
-    prices: FloatArray = np.asarray(last_close, dtype=np.float64)[..., None, None] * np.exp(values + base[..., None])
-    return prices
+    return values + base[..., None]

@@ -41,6 +41,19 @@ class Table:
     """F names."""
     source: str = "the table"
     """Where it comes from, for messages."""
+    sha256: str = ""
+    """Of the file's bytes, hexadecimal; empty where no file was read."""
+    base_price: float = 1.0
+    """Close before the first row, what returns are chained from (`note.resolve_base_price`); 1 where it is unknown."""
+
+    def select(self, columns: Sequence[str]) -> FloatArray:
+        """The values of `columns`, [n, len(columns)], in their order. Raises DataError where one is not there."""
+        missing = [name for name in columns if name not in self.columns]
+        if missing:
+            rest = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            names = ", ".join(missing[:_SHOWN])
+            raise DataError(f"{self.source}: no column {names}{rest}: correct the name, or add the column")
+        return self.values[:, [self.columns.index(name) for name in columns]]
 
 
 def check_file(
@@ -109,7 +122,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
         _log.warning("%s: %s", path, _CUT_OFF)
     for problem in bar_problems(values, present, file.lines):
         _log.warning("%s: %s", path, problem)
-    return Table(days, values, tuple(names), source=str(path))
+    return Table(days, values, tuple(names), source=str(path), sha256=file.sha256)
 
 
 def _numeric_columns(file: CsvFile, path: str | Path) -> tuple[str, ...]:

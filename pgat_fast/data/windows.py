@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pgat_fast.data.calendar import calendar_marks
 from pgat_fast.data.columns import COLUMNS, TARGETS
-from pgat_fast.data.csv_file import FloatArray
 from pgat_fast.data.scaling import Scaler
 from pgat_fast.data.splits import SplitRows, count_windows, split_rows
 from pgat_fast.data.table import Table
@@ -180,7 +179,7 @@ def prepare(
     skipped = len(table.values) - used
     rows = SplitRows(*(range(part.start + skipped, part.stop + skipped) for part in parts))
 
-    known = torch.tensor([name in KNOWN_AHEAD and name not in targets for name in inputs])
+    known = known_ahead(inputs, targets) if decoder_future == "known" else None
     marks = torch.from_numpy(calendar_marks(table.dates, freq)).to(device)
     input_scaler, x = _scale(table, inputs, rows.train)
     target_scaler, y = _scale(table, targets, rows.train)
@@ -195,30 +194,82 @@ def prepare(
             seq_len=seq_len,
             label_len=label_len,
             pred_len=pred_len,
-            known_ahead=known if decoder_future == "known" else None,
+            known_ahead=known,
             first_row=split.start,
         )
 
     return Splits(windows(rows.train), windows(rows.validation), windows(rows.test), input_scaler, target_scaler)
 
 
+def window_ahead(
+    table: Table,
+    future: Table,
+    *,
+    scaler: Scaler,
+    targets: Sequence[str],
+    seq_len: int,
+    label_len: int,
+    freq: str = "d",
+    decoder_future: str = "zeros",
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """The window behind the last row of `table`, for a forecast of the days of `future`: a batch of one.
+
+    It is the window that `prepare` would cut if these days were rows, but its `y` is zero. `scaler` is that of the
+    inputs. The columns of `future` are those that are known ahead of time; with `decoder_future` `known` it must hold
+    all of `known_ahead(scaler.columns, targets)`, with `zeros` it needs none.
+
+    Raises DataError for fewer than `seq_len` rows, a column that is not there, values that float32 cannot hold.
+    """
+    if len(table.values) < seq_len:
+        raise DataError(
+            f"{table.source}: {len(table.values)} rows are too few: the model reads the last {seq_len} (model.seq_len)"
+        )
+    known = known_ahead(scaler.columns, targets) if decoder_future == "known" else None
+    # What is not known ahead is hidden from the decoder: the mean stands in, which is zero once scaled.
+    ahead = np.tile(scaler.mean, (len(future.dates), 1))
+    for column, name in enumerate(scaler.columns):
+        if known is not None and known[column]:
+            ahead[:, column] = future.select([name])[:, 0]
+    history = table.select(scaler.columns)[-seq_len:]
+    dates = np.concatenate([table.dates[-seq_len:], future.dates])
+    rows = Table(dates, np.concatenate([history, ahead]), scaler.columns, source=table.source)
+    windows = Windows(
+        _to_scaled(rows, scaler).to(device),
+        torch.from_numpy(calendar_marks(dates, freq)).to(device),
+        torch.zeros(len(dates), len(targets), device=device),
+        seq_len=seq_len,
+        label_len=label_len,
+        pred_len=len(future.dates),
+        known_ahead=known,
+    )
+    return windows.batch(torch.zeros(1, dtype=torch.int64))
+
+
+def known_ahead(inputs: Sequence[str], targets: Sequence[str]) -> Tensor:
+    """Which of `inputs` are known of the days to forecast: those of `KNOWN_AHEAD` that are no target; bool, [F]."""
+    return torch.tensor([name in KNOWN_AHEAD and name not in targets for name in inputs])
+
+
 def _scale(table: Table, columns: Sequence[str], training_rows: range) -> tuple[Scaler, Tensor]:
     """Fit a scaler on the training rows of `columns`, and scale all rows: [n, len(columns)], float32."""
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise DataError(f"{table.source}: no column {', '.join(missing)}: correct the name, or add the column")
-    values: FloatArray = table.values[:, [table.columns.index(name) for name in columns]]
-    scaler = Scaler.fit(values[training_rows.start : training_rows.stop], columns)
+    scaler = Scaler.fit(table.select(columns)[training_rows.start : training_rows.stop], columns)
+    return scaler, _to_scaled(table, scaler)
+
+
+def _to_scaled(table: Table, scaler: Scaler) -> Tensor:
+    """The columns of `scaler`, scaled by it: [n, F], float32."""
+    values = table.select(scaler.columns)
     with np.errstate(over="ignore"):
         scaled = scaler.transform(values).astype(np.float32)
     bad = np.argwhere(~np.isfinite(scaled))
     if len(bad):
         row, column = bad[0]
         raise DataError(
-            f"{table.source}: {values[row, column]:g} in column {columns[column]} on {table.dates[row]} "
+            f"{table.source}: {values[row, column]:g} in column {scaler.columns[column]} on {table.dates[row]} "
             "is too large for float32 after scaling: repair the value"
         )
-    return scaler, torch.from_numpy(scaled)
+    return torch.from_numpy(scaled)
 
 
 def sample_order(n_windows: int, seed: int, epoch: int) -> Tensor:

@@ -1,85 +1,195 @@
 """Forecast every window of a split and compare with what happened."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pgat_fast.config import DataConfig
 from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits, Windows, batch_indices
 from pgat_fast.evaluation.baselines import naive_forecasts
-from pgat_fast.evaluation.metrics import metrics_by_target, skill
-from pgat_fast.model.forecast import forecast_loss, point_forecast
+from pgat_fast.evaluation.metrics import metrics_by_target, rmse_by_horizon, skill
+from pgat_fast.model.forecast import Forecast, Mixture, forecast_loss, point_forecast
+from pgat_fast.model.numerics import at_least_float32
 
 Array = NDArray[np.float64]
+
+EVALUATION_BATCH = 4
+"""Windows at a time wherever metrics are computed. Not `training.batch_size`: float32 products differ in the last
+digits from batch size to batch size, and divisions by row sums near zero make more of it; metrics must not depend on
+it. Small, because it must fit wherever training with one window does."""
+
+
+class MixtureArrays(NamedTuple):
+    """A mixture of K normal distributions for every window and forecast day, in scaled units."""
+
+    means: Array
+    """[W, P, C, K]"""
+    stds: Array
+    """[W, P, C, K]"""
+    weights: Array
+    """[W, P, K], each day's add up to 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitForecast:
-    """Forecast and truth of W windows, scaled, [W, P, C] each, and the mean loss of a window."""
+    """What a model makes of W windows: forecasts and truth, scaled."""
 
     forecast: Array
+    """[W, P, C]"""
     truth: Array
+    """[W, P, C]"""
     loss: float
+    """Mean loss of a window."""
+    mixture: MixtureArrays | None
+    """None with a point forecast."""
+    adjacency: Array
+    """[N, N], the mean over windows and days."""
 
 
 @torch.no_grad()
-def evaluate_split(model: nn.Module, windows: Windows, batch_size: int, mixture_mode: str) -> SplitForecast:
+def evaluate_split(
+    model: nn.Module,
+    windows: Windows,
+    batch_size: int,
+    mixture_mode: str,
+    *,
+    on_batch: Callable[[], None] | None = None,
+    change: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> SplitForecast:
     """Forecast every window, the last part batch included, in evaluation mode.
 
-    The loss is a mean over windows: it does not depend on `batch_size` beyond rounding.
+    The loss is a mean over windows: nothing here depends on `batch_size` beyond rounding. Metrics that are reported
+    are computed with `EVALUATION_BATCH`, and do not depend on any setting at all.
+
+    Args:
+        model: the forecaster, on the device of `windows`.
+        windows: what to forecast.
+        batch_size: windows at a time.
+        mixture_mode: `model.mdn_multivariate_mode`.
+        on_batch: called before every batch; what it raises ends the evaluation.
+        change: makes another history out of x_enc [B, S, F] and the indices of the windows [B]. The decoder's history
+            becomes the last days of it; what it knows of the future and the calendar stay.
     """
     model.eval()
     device = windows.values.device
-    forecasts, truths, total = [], [], torch.zeros((), dtype=torch.float64, device=device)
+    outputs, truths = [], []
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    adjacency = torch.zeros((), dtype=torch.float64, device=device)
     for indices in batch_indices(len(windows), batch_size, drop_last=False, device=device):
+        if on_batch is not None:
+            on_batch()
         batch = windows.batch(indices)
-        forecast, _ = model(*batch[:4])
+        if change is not None:
+            x_enc, x_dec = change(batch.x_enc, indices), batch.x_dec
+            x_dec[:, : windows.label_len] = x_enc[:, windows.seq_len - windows.label_len :]
+            batch = batch._replace(x_enc=x_enc)
+        forecast, diagnostics = model(*batch[:4])
         total += len(indices) * forecast_loss(forecast, batch.y, mixture_mode)
-        forecasts.append(point_forecast(forecast))
+        # Summed in float64 without a float64 copy of [B, S, N, N], which may be the largest tensor of all.
+        adjacency = adjacency + diagnostics["adjacency"].sum(dim=(0, 1), dtype=torch.float64)
+        outputs.append(forecast)
         truths.append(batch.y)
-    return SplitForecast(_to_numpy(forecasts), _to_numpy(truths), total.item() / len(windows))
+    return SplitForecast(
+        forecast=_to_numpy([point_forecast(forecast) for forecast in outputs]),
+        truth=_to_numpy(truths),
+        loss=total.item() / len(windows),
+        mixture=mixture_arrays(outputs),
+        adjacency=(adjacency / (len(windows) * windows.seq_len)).cpu().numpy(),
+    )
+
+
+def mixture_arrays(forecasts: list[Forecast]) -> MixtureArrays | None:
+    """The mixtures of several batches as one; None where they are point forecasts."""
+    mixtures = [forecast for forecast in forecasts if isinstance(forecast, Mixture)]
+    if not mixtures:
+        return None
+    return MixtureArrays(
+        means=_to_numpy([mixture.means for mixture in mixtures]),
+        stds=_to_numpy([at_least_float32(mixture.log_stds).double().exp() for mixture in mixtures]),
+        weights=_to_numpy([mixture.log_weights.double().softmax(dim=-1) for mixture in mixtures]),
+    )
 
 
 def _to_numpy(parts: list[Tensor]) -> Array:
     return torch.cat(parts).double().cpu().numpy()
 
 
-def compare(result: SplitForecast, table: Table, splits: Splits, data: DataConfig) -> dict[str, Any]:
+# --- in the units of the targets and in prices ------------------------------------------------------------------------
+
+
+def target_values(table: Table, targets: tuple[str, ...]) -> Array:
+    """The unscaled targets of all rows, [n, C]."""
+    return table.values[:, [table.columns.index(name) for name in targets]]
+
+
+def last_rows(windows: Windows) -> NDArray[np.int64]:
+    """The row of the table that is the last known day of each window, [W]."""
+    return windows.first_row + windows.seq_len - 1 + np.arange(len(windows))
+
+
+def price_base(table: Table, windows: Windows, kind: str) -> Array:
+    """The last known close of each window, [W]: what returns (`kind`) are chained from. Levels need none: 1."""
+    if kind == "levels":
+        return np.ones(len(windows))
+    closes = table.values[:, table.columns.index("log_Close")]
+    base: Array = table.base_price * np.exp(np.cumsum(closes)[last_rows(windows)])
+    return base
+
+
+def true_values(table: Table, windows: Windows, targets: tuple[str, ...]) -> Array:
+    """The unscaled targets of the forecast days, [W, P, C]."""
+    days = last_rows(windows)[:, None] + np.arange(1, windows.pred_len + 1)
+    values: Array = target_values(table, targets)[days]
+    return values
+
+
+def compare(result: SplitForecast, table: Table, splits: Splits, kind: str) -> dict[str, Any]:
     """Metrics of the test forecasts and of the naive baselines, scaled and in prices, and the skill against them.
 
-    Returns `{"scaled": {...}, "price": {...} or None}`; each holds, under `model` and the name of each baseline,
-    `metrics_by_target`, and under `skill` for each baseline 1 - MSE / MSE of the baseline. Prices come from the four
-    standard targets; other targets do not say what a price is.
+    Args:
+        result: of the test windows.
+        table: the whole table, with the base price.
+        splits: the windows and the scalers.
+        kind: of the targets, `returns` or `levels`.
+
+    Returns:
+        `{"scaled": {...}, "price": {...} or None, "by_horizon": {"scaled": ..., "price": ... or None}}`. The first two
+        hold, under `model` and the name of each baseline, `metrics_by_target`, and under `skill` for each baseline
+        1 - MSE / MSE of the baseline; `by_horizon` the RMSE of each forecast day. Prices come from the four standard
+        targets; other targets do not say what a price is.
     """
     scaler, test = splits.target_scaler, splits.test
-    targets, pred_len = scaler.columns, test.pred_len
-    values = table.values[:, [table.columns.index(name) for name in targets]]
-    last_rows = test.first_row + test.seq_len - 1 + np.arange(len(test))
+    targets = scaler.columns
     first = splits.train.first_row
-    training_rows = range(first, first + len(splits.train.values))
-    naive = naive_forecasts(values, targets, last_rows, pred_len, data.target_kind, training_rows)
+    naive = naive_forecasts(
+        target_values(table, targets),
+        targets,
+        last_rows(test),
+        test.pred_len,
+        kind,
+        range(first, first + len(splits.train.values)),
+    )
     scaled = {"model": result.forecast} | {name: scaler.transform(array) for name, array in naive.items()}
-    comparison: dict[str, Any] = {"scaled": _against(scaled, result.truth, targets), "price": None}
+    comparison: dict[str, Any] = {
+        "scaled": _against(scaled, result.truth, targets),
+        "price": None,
+        "by_horizon": {"scaled": _by_horizon(scaled, result.truth), "price": None},
+    }
     if targets == TARGETS:
-        last_close = np.ones(len(test))  # levels need none
-        if data.target_kind == "returns":
-            last_close = data.base_price * np.exp(np.cumsum(values[:, TARGETS.index("log_Close")]))[last_rows]
+        base = price_base(table, test, kind)
         unscaled = {"model": scaler.inverse(result.forecast)} | naive
-        truth = values[last_rows[:, None] + np.arange(1, pred_len + 1)]
         with np.errstate(over="ignore"):
-            prices = {
-                name: to_prices(array, data.target_kind, last_close)
-                for name, array in (unscaled | {"truth": truth}).items()
-            }
-        true_prices = prices.pop("truth")
-        comparison["price"] = _against(prices, true_prices, targets)
+            prices = {name: to_prices(array, kind, base) for name, array in unscaled.items()}
+            truth = to_prices(true_values(table, test, targets), kind, base)
+        comparison["price"] = _against(prices, truth, targets)
+        comparison["by_horizon"]["price"] = _by_horizon(prices, truth)
     return comparison
 
 
@@ -89,3 +199,7 @@ def _against(forecasts: dict[str, Array], truth: Array, targets: tuple[str, ...]
     return tables | {
         "skill": {name: skill(model, table["overall"]["mse"]) for name, table in tables.items() if name != "model"}
     }
+
+
+def _by_horizon(forecasts: dict[str, Array], truth: Array) -> dict[str, list[float | None]]:
+    return {name: rmse_by_horizon(forecast, truth) for name, forecast in forecasts.items()}

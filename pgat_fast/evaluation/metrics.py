@@ -47,3 +47,8 @@ def skill(error: float | None, baseline_error: float | None) -> float | None:
     None where an error is unknown or the baseline has none.
     """
     return None if error is None or not baseline_error else 1 - error / baseline_error
+
+
+def rmse_by_horizon(forecast: Array, truth: Array) -> list[float | None]:
+    """RMSE of each forecast day over windows and targets; arrays are [windows, P, targets]. None where it overflows."""
+    return [point_metrics(forecast[:, day], truth[:, day])["rmse"] for day in range(truth.shape[1])]

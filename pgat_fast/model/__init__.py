@@ -14,14 +14,24 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "torch", "triton")
 
+_NOT_HERE = "not part of this version"
+
+
+def backend_reasons() -> dict[str, str | None]:
+    """Backend -> why it cannot run here, in words; None where it can. `auto` takes the last one that can."""
+    return {"reference": None, "torch": _NOT_HERE, "triton": _NOT_HERE}
+
 
 def resolve_backend(backend: str) -> str:
     """Turn `auto` into the backend that will run; raise BackendError where the one asked for cannot."""
     if backend not in BACKENDS:
         raise BackendError(f"backend is {backend!r}, not one of {', '.join(BACKENDS)}")
-    if backend in ("torch", "triton"):
-        raise BackendError(f"backend {backend!r} is not part of this version; use 'reference' or 'auto'")
-    return "reference"
+    reasons = backend_reasons()
+    if backend == "auto":
+        return [name for name, reason in reasons.items() if reason is None][-1]
+    if reasons[backend] is not None:
+        raise BackendError(f"backend {backend!r} is {reasons[backend]}; use 'reference' or 'auto'")
+    return backend
 
 
 def build_model(config: Config | Mapping[str, Any], backend: str | None = None) -> "nn.Module":

@@ -1,8 +1,12 @@
-"""What is reported of a finished run."""
+"""What is reported of a finished run: files for people and programs, a summary for the screen."""
 
+import logging
 import platform
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,75 +17,172 @@ from pgat_fast import __version__
 from pgat_fast.config import Config, config_to_dict
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
-from pgat_fast.evaluation.evaluate import compare, evaluate_split
+from pgat_fast.evaluation.assess import Assessment, assess, write_assessment
+from pgat_fast.files import write_json
+from pgat_fast.model import resolve_backend
+from pgat_fast.training.checklist import checklist, checklist_text
+from pgat_fast.training.checkpoint import list_checkpoints, verify_checkpoint
+from pgat_fast.training.precision import resolve_precision
+from pgat_fast.training.results_schema import checked
+from pgat_fast.training.run_folder import CHECKPOINTS
+from pgat_fast.training.state import Epoch, Progress
+
+logger = logging.getLogger(__name__)
 
 Results: TypeAlias = dict[str, Any]
 
 
-def build_results(
+def finish_run(
     config: Config,
+    folder: Path,
     table: Table,
     splits: Splits,
     model: nn.Module,
-    initial_validation_loss: float,
-    epochs: list[dict[str, Any]],
-    best_epoch: int,
-    started: float,
+    *,
+    progress: Progress,
+    epochs: list[Epoch],
+    best: tuple[str, int, float],
+    why: str,
+    peaks: Callable[[], dict[str, float | None]],
+    on_batch: Callable[[], None],
 ) -> Results:
-    """Test the best weights, which `model` holds, and put together all that is known of the run: plain types only."""
-    settings = config.training
-    test = evaluate_split(model, splits.test, settings.batch_size, config.model.mdn_multivariate_mode)
+    """Test the best weights, which `model` holds, and write everything that is known of the run into `folder`.
+
+    Writes `forecasts.csv`, `adjacency.csv`, `intervals.json`, `results.json` and, where wanted and possible, `plots/`.
+    """
+    started = time.perf_counter()
+    assessment = assess(model, config, table, splits, on_batch=on_batch)
+    write_assessment(folder, assessment)
+    results = build_results(config, folder, table, splits, model, progress, epochs, best, why, assessment)
+    results["memory"] = peaks()
+    results["evaluation_seconds"] = time.perf_counter() - started
+    results["checklist"] = checklist(results)
+    results = checked(results)
+    write_json(folder / "results.json", results)
+    if config.run.plots:
+        draw(folder)
+    return results
+
+
+def build_results(
+    config: Config,
+    folder: Path,
+    table: Table,
+    splits: Splits,
+    model: nn.Module,
+    progress: Progress,
+    epochs: list[Epoch],
+    best: tuple[str, int, float],
+    why: str,
+    assessment: Assessment,
+) -> Results:
+    """What `results.json` holds, but for memory, checklist and the time of the evaluation: plain types only."""
     device = splits.test.values.device
+    root = folder / CHECKPOINTS
+    kept = list_checkpoints(root)
+    faults = [f"{path.name}: {fault}" for path in kept for fault in verify_checkpoint(path)]
+    records = [epoch.to_dict() for epoch in epochs]
+    precision = resolve_precision(config.training.mixed_precision, device, quiet=True)
     return {
         "name": config.run.name,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": time.perf_counter() - started,
+        "task": f"daily forecast, {config.model.seq_len} days to the next {config.model.pred_len}",
+        "status": "complete" if epochs[-1].complete and len(epochs) == config.training.epochs else "ended early",
         "config": config_to_dict(config),
+        "seq_len": config.model.seq_len,
+        "pred_len": config.model.pred_len,
+        "targets": list(splits.target_scaler.columns),
+        "target_count": len(splits.target_scaler.columns),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-        "versions": {
-            "pgat_fast": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "started": progress.started,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "training_seconds": progress.seconds,
+        "resumes": progress.resumes,
+        "device": describe_device(device),
+        "backend": resolve_backend(config.run.backend),
+        "precision": str(precision or torch.float32).removeprefix("torch."),
+        "versions": versions(),
         "data": {
             "path": config.data.path,
+            "sha256": table.sha256,
             "rows": len(table.dates) - splits.train.first_row,
             "first_date": str(table.dates[splits.train.first_row]),
             "last_date": str(table.dates[-1]),
+            "base_price": table.base_price,
             "windows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         },
-        "initial_validation_loss": initial_validation_loss,
-        "epochs": epochs,
-        "best_epoch": best_epoch,
-        "best_validation_loss": epochs[best_epoch - 1]["validation_loss"],
-        "test_loss": test.loss,
-        "test": compare(test, table, splits, config.data),
+        "training_ended": why,
+        "initial_validation_loss": progress.initial_validation_loss,
+        "epochs": records,
+        "train_losses": [epoch.train_loss for epoch in epochs],
+        "validation_losses": [epoch.validation_loss for epoch in epochs],
+        "best_epoch": best[1],
+        "best_validation_loss": best[2],
+        "test": assessment.test,
+        "adversarial": assessment.adversarial,
+        "checkpoints": {
+            "best": best[0],
+            "latest": kept[-1].name,
+            "kept": [path.name for path in kept],
+            "verified": not faults,
+            "faults": faults,
+        },
     }
 
 
-def _number(value: float | None) -> str:
-    return f"{'overflow':>12}" if value is None else f"{value:>12.5f}"
+def versions() -> dict[str, str]:
+    """What the results depend on."""
+    return {
+        "pgat_fast": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    """The GPU by name, or the CPU with the number of threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def draw(folder: Path) -> None:
+    """Draw the plots of the run. What goes wrong is logged: a picture is no reason to lose a night's run."""
+    if find_spec("matplotlib") is None:
+        logger.info('no plots: matplotlib is not installed (pip install "pgat-fast[plots]")')
+        return
+    from pgat_fast.report.plots import write_plots
+
+    try:
+        write_plots(folder)
+    except Exception:
+        logger.exception("the plots could not be drawn; everything else is written")
 
 
 def summary(results: Results) -> str:
-    """The results as a few lines of text: errors of the model beside those of the naive baselines."""
+    """The results as text: losses, errors beside those of the naive baselines, the checklist."""
     lines = [
         f"{results['name']}: {results['parameters']:,} parameters, epochs {len(results['epochs'])}, "
-        f"{results['seconds']:.0f} s on {results['device']}",
+        f"{results['training_seconds']:.0f} s on {results['device']}",
         f"best validation loss {results['best_validation_loss']:.5f} in epoch {results['best_epoch']} "
         f"(before training: {results['initial_validation_loss']:.5f})",
+        test_summary(results["test"]),
+        "",
+        "checklist:",
+        checklist_text(results["checklist"]),
     ]
+    return "\n".join(lines)
+
+
+def test_summary(test: dict[str, Any]) -> str:
+    """Errors on the test windows, of the model and of the naive baselines, and the skill."""
+    lines = []
     for units, title in (("scaled", "scaled units"), ("price", "prices")):
-        table = results["test"][units]
+        table = test[units]
         if table is None:
             continue
         measures = ("mae", "rmse", "mape") if units == "price" else ("mae", "rmse")
-        windows = results["data"]["windows"]["test"]
-        lines += ["", f"test, {windows} windows, {title}:"]
+        lines += ["", f"test, {test['windows']} windows, {title}:"]
         lines.append(f"  {'':<12}" + "".join(f"{name.upper():>12}" for name in measures) + f"{'model skill':>14}")
         for name in ("model", *table["skill"]):
             row = "".join(_number(table[name]["overall"][measure]) for measure in measures)
@@ -89,3 +190,7 @@ def summary(results: Results) -> str:
             lines.append(f"  {name:<12}" + row + ("" if against is None else f"{against:>+14.4f}"))
     lines += ["", "skill: 1 - MSE / MSE of the baseline; above 0 the model is better than the baseline."]
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return f"{'overflow':>12}" if value is None else f"{value:>12.5f}"

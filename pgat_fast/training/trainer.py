@@ -2,193 +2,616 @@
 
 import logging
 import math
-import random
+import threading
 import time
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from pgat_fast.config import Config, dump_config
+from pgat_fast import exit_codes
+from pgat_fast.config import Config, config_to_dict, dump_config
 from pgat_fast.data.load import load_splits
-from pgat_fast.data.windows import Windows, batch_indices
+from pgat_fast.data.windows import Batch, batch_indices
 from pgat_fast.device import resolve_device
-from pgat_fast.errors import TrainingError
-from pgat_fast.evaluation.evaluate import evaluate_split
-from pgat_fast.files import write_atomically, write_json
+from pgat_fast.errors import (
+    CheckpointError,
+    MemoryLimitError,
+    OutOfMemoryError,
+    PgatError,
+    StopRequested,
+    TrainingError,
+)
+from pgat_fast.evaluation.evaluate import EVALUATION_BATCH, evaluate_split
+from pgat_fast.files import write_atomically
 from pgat_fast.model import build_model
-from pgat_fast.training.loss import training_loss
-from pgat_fast.training.results import Results, build_results
-from pgat_fast.training.run_folder import new_folder
+from pgat_fast.monitoring.memory import release_caches
+from pgat_fast.monitoring.monitor import Monitor
+from pgat_fast.monitoring.tensorboard import writer_class
+from pgat_fast.training.checkpoint import Checkpoint, fit_weights, load_weights, prune, save_checkpoint, sweep
+from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
+from pgat_fast.training.generators import generator_states, restore_generators, seed_everything
+from pgat_fast.training.precision import resolve_precision
+from pgat_fast.training.results import Results, finish_run, versions
+from pgat_fast.training.resume import check_same_data, check_same_run, open_checkpoint
+from pgat_fast.training.run_folder import CHECKPOINTS, checkpoint_of, locked, log_file, new_folder, write_status
 from pgat_fast.training.schedule import learning_rate
-from pgat_fast.training.weights import load_weights, save_weights
+from pgat_fast.training.state import Epoch, Progress, end_of_training
+from pgat_fast.training.step import SMALLEST_SCALE, OptimizerStep, make_optimizer
+from pgat_fast.training.stop import PATIENCE, Stop, exit_code
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What is known of one epoch when it is over. Losses are means over windows, in scaled units."""
+def train(
+    config: Config, *, resume: Path | None = None, stop: Stop | None = None, progress: bool = True
+) -> tuple[Path, Results]:
+    """Train as `config` says; return the folder of the run and the results.
 
-    epoch: int
-    """From 1."""
-    learning_rate: float
-    optimizer_steps: int
-    train_loss: float
-    validation_loss: float
-    seconds: float
-
-
-def train(config: Config, *, progress: bool = True) -> tuple[Path, Results]:
-    """Train as `config` says; return the folder of the run, a new one in `run.output`, and the results.
-
-    The folder holds `config.yaml` (resolved), `best.safetensors` (the weights of the best validation loss) and, at
-    the end, `results.json`. The best weights are what the test metrics are computed with.
+    A new run gets a new folder in `run.output`. It holds, from the beginning, `config.yaml` (resolved), `status.json`,
+    `train.log`, `metrics.jsonl`, `memory.jsonl` and `checkpoints/`, and at the end `results.json`, `forecasts.csv`,
+    `adjacency.csv`, `intervals.json` and `plots/`. The test metrics are those of the weights with the best validation
+    loss. However the run ends, the newest checkpoint is where it can be resumed.
 
     Args:
         config: the whole configuration.
+        resume: folder of a run, or one of its checkpoints, to go on with exactly as if it had never stopped; its
+            configuration must be `config` up to the limits of training.
+        stop: asked before every batch whether to stop; `StopSignals` turns signals into such requests.
         progress: show a progress bar, where standard error is a terminal.
 
     Raises:
-        DataError, ConfigError, BackendError: data, settings or machine do not allow this run; nothing was written.
+        DataError, ConfigError, BackendError, CheckpointError: data, settings, machine or checkpoint do not allow this
+            run; nothing was written.
         TrainingError: a loss or gradient became NaN or infinite; the weights are those before that step.
+        OutOfMemoryError, MemoryLimitError: what the names say; a checkpoint has been written.
+        StopRequested: somebody asked the run to stop; a checkpoint has been written.
     """
-    started = time.perf_counter()
-    settings = config.training
-    device = resolve_device(config.run.device)
-    seed_everything(settings.seed)
-    table, splits = load_splits(config.data, config.model, device)
-    # A split that does not fill one batch is refused here, before a model is built.
-    batch_indices(len(splits.train), settings.batch_size, drop_last=True)
-    model = build_model(config).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    folder = new_folder(Path(config.run.output), config.run.name)
-    write_atomically(folder / "config.yaml", dump_config(config).encode())
+    stop = stop or Stop()
+    with ExitStack() as held:
+        found = None
+        if resume is not None:
+            folder, name = checkpoint_of(resume)
+            held.enter_context(locked(folder))
+            for orphan in sweep(folder / CHECKPOINTS):
+                logger.warning("%s: left by a process that was killed: removed", orphan)
+            found = open_checkpoint(folder, name)
+        trainer = Trainer(config, found, stop, progress)
+        if found is None:
+            folder = new_folder(Path(config.run.output), config.run.name)
+            held.enter_context(locked(folder))
+        held.enter_context(log_file(folder))
+        return folder, trainer.run(folder)
 
-    def validate() -> float:
-        loss = evaluate_split(model, splits.validation, settings.batch_size, config.model.mdn_multivariate_mode).loss
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A place between two optimizer steps that the run can go on from, with the weights and the optimizer as they are.
+
+    Both change only while a step is applied. So until the next one is, this is the state of the run, however far the
+    computation of its gradients has come.
+    """
+
+    progress: Progress
+    totals: Tensor
+    """What the epoch has added up so far, on the device."""
+    generators: dict[str, Any]
+
+
+class Trainer:
+    """A training run. Making one checks everything that can be checked and writes nothing; `run` does the rest."""
+
+    def __init__(self, config: Config, found: tuple[Path, Checkpoint] | None, stop: Stop, progress: bool) -> None:
+        self.config, self.settings, self.stop, self.show_progress = config, config.training, stop, progress
+        self.found = found
+        if found is not None:
+            path, checkpoint = found
+            place = checkpoint.training.get("progress", {})
+            check_same_run(path, checkpoint.about.get("config", {}), config, mid_epoch=bool(place.get("cycle")))
+        self.device = resolve_device(config.run.device)
+        seed_everything(self.settings.seed, deterministic=config.run.deterministic)
+        self.table, self.splits = load_splits(config.data, config.model, self.device)
+        if found is not None:
+            check_same_data(found[0], found[1].about.get("data", {}), self.table.sha256, self.table.source)
+        # A split that does not fill one batch is refused here, before a model is built.
+        batch_indices(len(self.splits.train), self.settings.batch_size, drop_last=True)
+        if config.run.tensorboard:
+            writer_class()
+        precision = resolve_precision(self.settings.mixed_precision, self.device)
+        self.model = build_model(config).to(self.device)
+        if self.settings.lr_schedule == "warmup_cosine" and self.settings.warmup_epochs >= self.settings.epochs:
+            logger.warning("training.warmup_epochs %d: the run ends before warm-up does", self.settings.warmup_epochs)
+        self.step = OptimizerStep(
+            self.model, make_optimizer(self.model, self.settings), config.model, self.settings, precision, self.device
+        )
+        self.progress = Progress(started=datetime.now(UTC).isoformat(timespec="seconds"))
+        self.applying = threading.Lock()
+        """Held while the weights, or the snapshot, change, and while they are saved."""
+        self.snapshot: Snapshot | None = None
+        self.saved: tuple[str, str | None] | None = None
+        """Name of the last checkpoint that was written, and of the best one at that time."""
+        self.stage = "start"
+
+    # --- the whole run --------------------------------------------------------------------------------------------
+
+    def run(self, folder: Path) -> Results:
+        """Train into `folder`, which this process has locked, and evaluate."""
+        run = self.config.run
+        self.folder, self.checkpoints = folder, folder / CHECKPOINTS
+        self.process_started = self.clock = self.last_save = time.monotonic()
+        self.stop.last_resort = self.last_resort
+        self.write_status("running")
+        write_atomically(folder / "config.yaml", dump_config(self.config).encode())
+        with Monitor(
+            folder,
+            self.device,
+            seq_len=self.config.model.seq_len,
+            interval=run.monitor_interval,
+            metrics_level=run.metrics_level,
+            memory_level=run.memory_level,
+            tensorboard=run.tensorboard,
+            memory_limit_gb=run.memory_limit_gb,
+            device_memory_limit_gb=run.device_memory_limit_gb,
+        ) as self.monitor:
+            try:
+                self.begin()
+                why = self.fit()
+                results = self.finish(why)
+            except BaseException as error:
+                self.fail(error)
+            self.record("end")
+        self.write_status("finished", reason=why, exit_code=0)
+        return results
+
+    def begin(self) -> None:
+        """Restore the checkpoint to go on from; a new run is validated once and saved before its first step."""
+        self.record("start", memory=True)
+        if self.found is not None:
+            self.restore(*self.found)
+        self.stop.check()
+        if self.progress.initial_validation_loss is None:
+            self.stage = "validation"
+            initial = self.validate()
+            logger.info("before training: validation loss %.5f", initial)
+            self.progress = replace(self.progress, initial_validation_loss=initial)
+        self.take_snapshot()
+        self.stop.patience = PATIENCE
+        if not (self.checkpoints / self.progress.name).exists():
+            self.save(required=True)
+
+    def fit(self) -> str:
+        """Train epoch after epoch; returns why it is over."""
+        while True:
+            why = end_of_training(self.progress, self.settings)
+            if why is None and not self.train_epoch():
+                why = end_of_training(self.progress, self.settings) or (
+                    f"training.max_minutes {self.settings.max_minutes:g} are over"
+                )
+            if why is not None:
+                logger.info("training ends: %s", why)
+                return why
+            self.end_epoch()
+
+    def train_epoch(self) -> bool:
+        """The optimizer steps of one epoch, from where it stands; returns whether it came to its end."""
+        settings, number = self.settings, self.progress.epoch
+        rate = self.learning_rate()
+        for group in self.step.optimizer.param_groups:
+            group["lr"] = rate
+        self.stage = "train"
+        self.model.train()
+        order = batch_indices(
+            len(self.splits.train),
+            settings.batch_size,
+            seed=settings.seed,
+            epoch=number,
+            drop_last=True,
+            device=self.device,
+        )
+        cycles = chunk(list(order), settings.gradient_accumulation_steps)
+        with tqdm(
+            total=len(cycles),
+            initial=self.progress.cycle,
+            desc=f"epoch {number + 1}/{settings.epochs}",
+            unit="step",
+            disable=None if self.show_progress else True,
+        ) as bar:
+            self.monitor.resume_clock()
+            for cycle in cycles[self.progress.cycle :]:
+                if self.limit_reached():
+                    return False
+                self.train_step(cycle)
+                bar.update()
+                if self.progress.cycle % self.config.run.log_interval == 0:
+                    mean = self.mean_loss()
+                    bar.set_postfix(loss=f"{mean:.4f}")
+                    if bar.disable:
+                        logger.info(
+                            "epoch %d, step %d of %d: mean train loss %.5f",
+                            number + 1, self.progress.cycle, len(cycles), mean,
+                        )  # fmt: skip
+                minutes = self.config.run.checkpoint_minutes
+                if minutes is not None and time.monotonic() - self.last_save >= 60 * minutes:
+                    self.save()
+        return True
+
+    def train_step(self, cycle: list[Tensor]) -> None:
+        """One optimizer step over the batches of `cycle`, and the snapshot behind it."""
+        before, windows = self.snapshot, self.splits.train
+
+        def load(indices: Tensor) -> Batch:
+            self.stop.check()
+            return windows.batch(indices)
+
+        losses = self.step.accumulate([partial(load, indices) for indices in cycle])
+        with self.applying:
+            self.step.apply(losses, len(cycle), (before, cycle))
+            self.read_flags()
+            self.tick()
+            self.progress = replace(self.progress, cycle=self.progress.cycle + 1, step=self.progress.step + 1)
+            self.take_snapshot()
+        state = self.monitor.step(
+            self.progress.epoch + 1,
+            self.progress.step,
+            self.batch_shape,
+            sum(len(indices) for indices in cycle),
+            lambda: {
+                "loss": self.mean_loss(),
+                "learning_rate": self.step.optimizer.param_groups[0]["lr"],
+                "gradient_norm": self.step.norm.item(),
+            },
+        )
+        if state.over:
+            raise MemoryLimitError(state.message)
+
+    def end_epoch(self) -> None:
+        """Validate, note the epoch, save what is due."""
+        epoch = self.validated_epoch(complete=True)
+        after = self.progress.after_epoch(epoch)
+        improved = after.best == after.name
+        with self.applying:
+            before, self.progress = self.progress, after
+            self.step.totals.reset()
+            self.take_snapshot()
+        every = self.config.run.checkpoint_epochs
+        due = every is not None and after.epoch % every == 0
+        if (improved or due or end_of_training(after, self.settings)) and not self.save() and improved:
+            logger.error("the best weights, of epoch %d, could not be saved: the ones before count", epoch.epoch)
+            lost = replace(after, best=before.best, best_epoch=before.best_epoch, best_loss=before.best_loss)
+            with self.applying:
+                self.progress = lost
+                self.take_snapshot()
+
+    def finish(self, why: str) -> Results:
+        """Save the last state, evaluate the best weights on the test windows, write the results."""
+        epochs, best, best_loss, best_epoch = self.epochs_and_best()
+        if self.saved != (self.progress.name, best):
+            self.save(best=best, required=True)
+        if best is None or best_loss is None:
+            raise TrainingError("no epoch and no part of one was validated: nothing to evaluate; raise the limits")
+        # From here on the model holds other weights than the snapshot: there is nothing left to save.
+        self.stage, self.snapshot, self.stop.patience = "evaluation", None, 0.0
+        self.stop.check()
+        load_weights(self.model, self.checkpoints / best)
+        self.record("evaluation", memory=True)
+        return finish_run(
+            self.config,
+            self.folder,
+            self.table,
+            self.splits,
+            self.model,
+            progress=self.progress,
+            epochs=epochs,
+            best=(best, best_epoch, best_loss),
+            why=why,
+            peaks=self.peaks,
+            on_batch=self.stop.check,
+        )
+
+    # --- parts of it ----------------------------------------------------------------------------------------------
+
+    def learning_rate(self) -> float:
+        """Of the epoch under way."""
+        return learning_rate(self.settings, self.progress.epoch, [e.validation_loss for e in self.progress.epochs])
+
+    def limit_reached(self) -> bool:
+        """Whether `max_steps` or `max_minutes` ends training here."""
+        steps, minutes = self.settings.max_steps, self.settings.max_minutes
+        if steps is not None and self.progress.step >= steps:
+            return True
+        return minutes is not None and time.monotonic() - self.process_started >= 60 * minutes
+
+    def validate(self) -> float:
+        """The validation loss, a mean over windows."""
+        loss = evaluate_split(
+            self.model,
+            self.splits.validation,
+            EVALUATION_BATCH,
+            self.config.model.mdn_multivariate_mode,
+            on_batch=self.stop.check,
+        ).loss
         if not math.isfinite(loss):
             raise TrainingError(f"the validation loss is {loss}: lower training.learning_rate")
         return loss
 
-    initial = validate()
-    logger.info("before training: validation loss %.5f", initial)
-    epochs: list[Epoch] = []
-    best, best_epoch = math.inf, 0
-    if settings.lr_schedule == "warmup_cosine" and settings.warmup_epochs >= settings.epochs:
-        logger.warning("training.warmup_epochs %d: the run ends before warm-up does", settings.warmup_epochs)
-    steps_left = settings.max_steps
-    for number in range(settings.epochs):
-        epoch_started = time.perf_counter()
-        rate = learning_rate(
-            settings.lr_schedule,
-            number,
-            peak=settings.learning_rate,
-            minimum=settings.min_lr,
-            warmup_epochs=settings.warmup_epochs,
-            epochs=settings.epochs,
+    def validated_epoch(self, *, complete: bool) -> Epoch:
+        """Validate the weights as they are, and put together what is known of the epoch under way."""
+        self.read_flags(wait=True)
+        self.stage = "validation"
+        loss = self.validate()
+        self.tick()
+        progress, skipped = self.progress, int(self.step.totals.values[2].item())
+        mean = self.mean_loss()
+        epoch = Epoch(
+            epoch=progress.epoch + 1,
+            learning_rate=self.step.optimizer.param_groups[0]["lr"],
+            optimizer_steps=progress.cycle,
+            skipped_steps=skipped,
+            train_loss=mean if math.isfinite(mean) else None,
+            validation_loss=loss,
+            seconds=progress.epoch_seconds,
+            complete=complete,
         )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        train_loss, steps = train_epoch(config, model, optimizer, splits.train, number, steps_left, progress)
-        validation_loss = validate()
-        epochs.append(Epoch(number + 1, rate, steps, train_loss, validation_loss, time.perf_counter() - epoch_started))
+        improved = progress.best_loss is None or loss < progress.best_loss
         logger.info(
             "epoch %d of %d: learning rate %.2e, train loss %.5f, validation loss %.5f, %.1f s",
-            number + 1, settings.epochs, rate, train_loss, validation_loss, epochs[-1].seconds,
+            epoch.epoch, self.settings.epochs, epoch.learning_rate, mean, loss, epoch.seconds,
         )  # fmt: skip
-        if validation_loss < best:
-            best, best_epoch = validation_loss, number + 1
-            save_weights(folder / "best.safetensors", model, config, epoch=number + 1, validation_loss=validation_loss)
-        elif number + 1 - best_epoch >= settings.patience:
-            logger.info("stopped: no better validation loss for %d epochs", settings.patience)
-            break
-        if steps_left is not None:
-            steps_left -= steps
-            if steps_left == 0:
-                logger.info("stopped: max_steps %d reached", settings.max_steps)
-                break
+        self.record(
+            "validation", memory=True, train_loss=mean, validation_loss=loss, learning_rate=epoch.learning_rate,
+            improved=improved, epoch_seconds=epoch.seconds,
+        )  # fmt: skip
+        return epoch
 
-    load_weights(folder / "best.safetensors", model)
-    results = build_results(
-        config, table, splits, model, initial, [asdict(epoch) for epoch in epochs], best_epoch, started
-    )
-    write_json(folder / "results.json", results)
-    return folder, results
+    def epochs_and_best(self) -> tuple[list[Epoch], str | None, float | None, int]:
+        """All epochs and the best checkpoint; a part of an epoch, where a limit ended training, counts as one here.
 
+        It does not count for the run: resumed with higher limits, it goes on within that epoch.
+        """
+        progress = self.progress
+        best, best_loss, best_epoch = progress.best, progress.best_loss, progress.best_epoch
+        if progress.cycle == 0:
+            return list(progress.epochs), best, best_loss, best_epoch
+        part = self.validated_epoch(complete=False)
+        if best_loss is None or part.validation_loss < best_loss:
+            best, best_loss, best_epoch = self.progress.name, part.validation_loss, part.epoch
+        return [*self.progress.epochs, part], best, best_loss, best_epoch
 
-def train_epoch(
-    config: Config,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    windows: Windows,
-    epoch: int,
-    max_steps: int | None,
-    progress: bool,
-) -> tuple[float, int]:
-    """One pass over the training windows, or `max_steps` optimizer steps of it.
+    def mean_loss(self) -> float:
+        """Mean loss of the batches of this epoch so far; NaN before the first. Waits for the device."""
+        total, batches, _ = self.step.totals.values.tolist()
+        return total / batches if batches else math.nan
 
-    Returns the mean loss of the batches and the number of optimizer steps.
-    """
-    settings = config.training
-    model.train()
-    device = windows.values.device
-    order = batch_indices(
-        len(windows), settings.batch_size, seed=settings.seed, epoch=epoch, drop_last=True, device=device
-    )
-    cycles = list(chunk(list(order), settings.gradient_accumulation_steps))[:max_steps]
-    total, seen = torch.zeros((), dtype=torch.float64, device=device), 0
-    bar = tqdm(cycles, desc=f"epoch {epoch + 1}/{settings.epochs}", unit="step", disable=None if progress else True)
-    for step, cycle in enumerate(bar):
-        optimizer.zero_grad()
-        for indices in cycle:
-            batch = windows.batch(indices)
-            forecast, diagnostics = model(*batch[:4])
-            loss = training_loss(forecast, diagnostics, batch.y, config.model.mdn_multivariate_mode, settings.kl_weight)
-            # The last cycle may be shorter: divide by what it holds, not by what is usual.
-            (loss / len(cycle)).backward()
-            total += loss.detach()
-        seen += len(cycle)
-        clip_gradients(model, settings.clip_grad_norm, where=f"epoch {epoch + 1}, step {step + 1}", loss=loss)
-        optimizer.step()
-        if (step + 1) % config.run.log_interval == 0:
-            mean = total.item() / seen
-            bar.set_postfix(loss=f"{mean:.4f}")
-            if bar.disable:
-                logger.info("epoch %d, step %d of %d: mean train loss %.5f", epoch + 1, step + 1, len(cycles), mean)
-    return total.item() / seen, len(cycles)
+    def read_flags(self, wait: bool = False) -> None:
+        """React to steps whose gradient was not finite, as far as the device has told of them."""
+        for before, cycle in self.step.flags.raised(wait):
+            scaler = self.step.scaler
+            if scaler.is_enabled() and (scale := scaler.get_scale()) > SMALLEST_SCALE:
+                logger.info("a float16 gradient overflowed: the step is left out, the loss scale is now %g", scale)
+                continue
+            self.nonfinite(before, cycle)
 
-
-def clip_gradients(model: nn.Module, limit: float | None, *, where: str, loss: Tensor) -> None:
-    """Scale the gradients to a global L2 norm of at most `limit`; refuse one that is NaN or infinite."""
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if not torch.isfinite(norm):
-        broken = [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
-        ]
-        which = (
-            f"{len(broken)} parameters are concerned, first {', '.join(broken[:3])}" if broken else "its norm overflows"
-        )
+    def nonfinite(self, before: Snapshot, cycle: list[Tensor]) -> None:
+        """Write down where the value that is not finite came from; stop, unless such steps are to be left out."""
+        place = before.progress
+        where = f"epoch {place.epoch + 1}, step {place.cycle + 1}"
+        report = find_nonfinite(self.step, self.splits.train, cycle, self.table.dates, before.generators)
+        report = {"epoch": place.epoch + 1, "step": place.step + 1} | report
+        path = write_report(self.folder, f"nonfinite-step-{place.step + 1:08d}.json", report)
+        left_out = int(before.totals[2].item()) + sum(epoch.skipped_steps for epoch in place.epochs)
+        losses = ", ".join(f"{batch['loss']}" for batch in report["batches"])
+        message = f"{where}: the gradient is not finite (losses {losses}); diagnosis in {path}"
+        self.record("error", level="error", error=message, report=path.name)
+        if left_out < self.settings.nonfinite_steps:
+            logger.warning("%s; the step is left out (training.nonfinite_steps)", message)
+            return
+        self.snapshot = before
         raise TrainingError(
-            f"{where}: the gradient is not finite (last loss {loss.item()}); the weights are as before this step; "
-            f"{which}. Lower training.learning_rate or "
+            f"{message}; the weights are as before this step. Lower training.learning_rate or "
             "training.clip_grad_norm, or check the data with `pgat-fast data check`"
         )
-    if limit is not None:
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+    # --- saving and restoring -------------------------------------------------------------------------------------
+
+    def take_snapshot(self) -> None:
+        self.snapshot = Snapshot(self.progress, self.step.totals.values, generator_states())
+
+    def tick(self) -> None:
+        """Add the time since the last call to that of the run."""
+        now = time.monotonic()
+        passed, self.clock = now - self.clock, now
+        progress = self.progress
+        self.progress = replace(
+            progress, seconds=progress.seconds + passed, epoch_seconds=progress.epoch_seconds + passed
+        )
+
+    def save(self, *, best: str | None = None, required: bool = False) -> bool:
+        """Write a checkpoint of the snapshot and remove old ones; returns whether it could be written.
+
+        A checkpoint that cannot be written (a full disk) does not end the run, unless `required`: the next one may.
+        """
+        self.read_flags(wait=True)
+        started = time.monotonic()
+        with self.applying:
+            assert self.snapshot is not None
+            name = self.snapshot.progress.name
+            try:
+                save_checkpoint(self.checkpoints, name, self.checkpoint(self.snapshot, best))
+                prune(self.checkpoints, self.config.run.keep_checkpoints)
+                self.saved = name, best or self.snapshot.progress.best
+            except CheckpointError as error:
+                self.record("checkpoint", level="error", name=name, error=str(error))
+                if required:
+                    raise
+                logger.error("%s; the run goes on, older checkpoints are whole", error)
+                return False
+            finally:
+                self.last_save = time.monotonic()
+        self.record("checkpoint", name=name, ok=True, seconds=self.last_save - started)
+        self.write_status("running")
+        self.monitor.resume_clock()
+        return True
+
+    def checkpoint(self, snapshot: Snapshot, best: str | None = None) -> Checkpoint:
+        """Everything that the run needs to go on from `snapshot`."""
+        progress = snapshot.progress
+        return Checkpoint(
+            weights=to_cpu(self.model.state_dict()),
+            training={
+                "progress": replace(progress, peaks=self.peaks()).to_dict(),
+                "totals": snapshot.totals.tolist(),
+                "generators": snapshot.generators,
+                "optimizer": to_cpu(self.step.optimizer.state_dict()),
+                "scaler": self.step.scaler.state_dict(),
+            },
+            about={
+                "config": config_to_dict(self.config),
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "best": best or progress.best,
+                "validation_loss": progress.epochs[-1].validation_loss if progress.epochs else None,
+                "input_scaler": self.splits.input_scaler.to_dict(),
+                "target_scaler": self.splits.target_scaler.to_dict(),
+                "data": {
+                    "path": self.config.data.path,
+                    "rows": len(self.table.dates),
+                    "first_date": str(self.table.dates[0]),
+                    "last_date": str(self.table.dates[-1]),
+                    "base_price": self.table.base_price,
+                    "sha256": self.table.sha256,
+                },
+                "versions": versions(),
+                "backend": self.config.run.backend,
+            },
+        )
+
+    def restore(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`. One that was imported holds weights only: training begins with them."""
+        fit_weights(self.model, path, checkpoint)
+        training = checkpoint.training
+        if not training:
+            logger.info("%s holds weights only: training begins with them, with a fresh optimizer", path)
+            return
+        self.step.optimizer.load_state_dict(training["optimizer"])
+        self.step.scaler.load_state_dict(training["scaler"])
+        self.step.totals.reset(training["totals"])
+        progress = Progress.from_dict(training["progress"])
+        self.progress = replace(progress, resumes=progress.resumes + 1)
+        restore_generators(training["generators"])
+        logger.info(
+            "resumed from %s: epoch %d, %d steps of it done, %d in all",
+            path, progress.epoch + 1, progress.cycle, progress.step,
+        )  # fmt: skip
+        if checkpoint.about.get("versions") != versions():
+            logger.warning("%s was written by other versions: results may differ in the last digits", path)
+        self.record("resume", checkpoint=path.name)
+
+    # --- when it does not go well ---------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Save what there is, write down what happened, and raise the error that names it."""
+        code, state, reason = exit_codes.FAILED, "failed", f"{type(error).__name__}: {error}"
+        if isinstance(error, StopRequested | KeyboardInterrupt):
+            reason = str(error) or "interrupted"
+            code, state = exit_code(reason), "stopped"
+        elif isinstance(error, MemoryLimitError):
+            code, state = exit_codes.MEMORY_LIMIT, "stopped"
+        elif isinstance(error, TrainingError):
+            code = exit_codes.NOT_FINITE
+        elif isinstance(error, PgatError):
+            code = exit_codes.WRONG_INPUT
+        elif is_out_of_memory(error):
+            code = exit_codes.OUT_OF_MEMORY
+            error = self.out_of_memory(error)
+            reason = str(error)
+        self.record("stop" if state == "stopped" else "error", level="error", memory=True, reason=reason)
+        if self.snapshot is not None:
+            try:
+                self.step.optimizer.zero_grad()
+                release_caches()
+                with self.applying:
+                    save_checkpoint(self.checkpoints, self.snapshot.progress.name, self.checkpoint(self.snapshot))
+                logger.info("saved %s: go on with --resume %s", self.snapshot.progress.name, self.folder)
+            except Exception as failure:
+                logger.error("no checkpoint could be written: %s; older ones are whole", failure)
+        self.write_status(state, reason=reason, exit_code=code)
+        raise error
+
+    def out_of_memory(self, error: BaseException) -> OutOfMemoryError:
+        """Release what the failed step held, and say in a file and a message what happened."""
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        error.__traceback__ = None  # its frames hold the tensors of the failed step
+        report = memory_report(self.device, self.monitor.reading(), text)
+        self.step.optimizer.zero_grad()
+        release_caches()
+        path = write_report(self.folder, f"out-of-memory-step-{self.progress.step:08d}.json", report)
+        settings = self.settings
+        return OutOfMemoryError(
+            f"out of memory in {self.stage}, epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: {text}; "
+            f"report in {path}. Lower training.batch_size from {settings.batch_size} (and raise "
+            f"training.gradient_accumulation_steps from {settings.gradient_accumulation_steps}, for the same optimizer "
+            "step), or model.seq_len; `pgat-fast plan` predicts what fits"
+        )
+
+    def last_resort(self, reason: str) -> None:
+        """Called by the thread that watches signals, when this one is too deep in a computation to answer in time."""
+        note = "nothing was to be saved"
+        if not self.applying.acquire(timeout=8.0):
+            note = "no checkpoint was written: the one under way may not end; older ones are whole"
+        elif self.snapshot is not None:
+            # The lock is never released: this process is about to end.
+            name = self.snapshot.progress.name
+            if not (self.checkpoints / name).exists():
+                save_checkpoint(self.checkpoints, name, self.checkpoint(self.snapshot))
+            note = f"saved {name}"
+        self.write_status("stopped", reason=f"{reason} ({note})", exit_code=exit_code(reason))
+
+    # --- telling --------------------------------------------------------------------------------------------------
+
+    def peaks(self) -> dict[str, float | None]:
+        """The highest memory use of all processes of the run, in GiB."""
+        peaks = dict(self.monitor.peaks())
+        for key in ("peak_process_gib", "peak_device_gib"):
+            known = [value for value in (peaks.get(key), self.progress.peaks.get(key)) if value is not None]
+            peaks[key] = max(known, default=None)
+        return peaks
+
+    @property
+    def batch_shape(self) -> list[int]:
+        """[B, S, F]"""
+        return [self.settings.batch_size, self.config.model.seq_len, self.config.model.enc_in]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 1; the last one when all are over."""
+        return min(self.progress.epoch + 1, self.settings.epochs)
+
+    def record(self, stage: str, **values: Any) -> None:
+        step = self.progress.step
+        self.monitor.record(stage, epoch=self.epoch, step=step, batch_shape=self.batch_shape, **values)
+
+    def write_status(self, state: str, **more: Any) -> None:
+        place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step}
+        try:
+            write_status(self.folder, state, **place, **more)
+        except OSError as error:
+            logger.error("%s/status.json cannot be written: %s", self.folder, error)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries that a user brings draw from the global generator
-    torch.manual_seed(seed)
+def to_cpu(tree: Any) -> Any:
+    """A copy of nested dicts and lists with every tensor on the CPU; tensors that are there already are not copied."""
+    if isinstance(tree, Tensor):
+        return tree.detach().cpu()
+    if isinstance(tree, dict):
+        return {key: to_cpu(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(map(to_cpu, tree))
+    return tree
 
 
 def chunk(items: list[Tensor], size: int) -> list[list[Tensor]]:

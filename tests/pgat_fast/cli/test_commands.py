@@ -76,6 +76,14 @@ def test_data_build_says_what_it_wrote_and_data_check_finds_no_problem(
     assert "no problem found" in capsys.readouterr().out
 
 
+def test_data_build_names_the_close_that_returns_are_chained_from_and_where_it_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "file.csv"
+    assert main(["data", "build", "--rows", "40", "--out", str(out)]) == 0
+    assert f"close before the first row: 2109.79, noted in {out}.note.json" in capsys.readouterr().out
+
+
 def test_data_check_lists_the_problems_and_exits_with_one(
     data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pgat_fast.data.build import DIGITS, BuildReport, build_file, build_table
+from pgat_fast.data.build import DIGITS, BuildReport, as_written, build_file, build_table
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.prices import sp500_prices
 from pgat_fast.data.sky import sky_table
@@ -206,6 +206,27 @@ def test_prices_before_the_ephemeris_are_refused_with_the_date() -> None:
     prices = sp500_prices().iloc[:5].shift(-20000, freq="D")
     with pytest.raises(DataError, match=r"1895-04-\d\d lies outside the ephemeris"):
         build_table(prices)
+
+
+def test_a_note_that_cannot_be_written_says_what_to_set_instead(tmp_path: Path, prices_csv: Path) -> None:
+    (tmp_path / "out.csv.note.json").mkdir()
+    with pytest.raises(DataError, match=r"out\.csv\.note\.json: cannot be written.*set data\.base_price to 11\.0"):
+        build_file(tmp_path / "out.csv", prices_csv)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
+
+
+def test_prices_in_the_place_of_the_note_are_not_overwritten(tmp_path: Path) -> None:
+    prices = tmp_path / "out.csv.note.json"
+    prices.write_text(PRICES_CSV)
+    with pytest.raises(DataError, match="this is the file of prices"):
+        build_file(tmp_path / "out.csv", prices)
+    assert os.listdir(tmp_path) == ["out.csv.note.json"]
+
+
+def test_rounding_gives_the_numbers_that_a_reader_of_the_file_finds(full: BuildReport, table: pd.DataFrame) -> None:
+    built = build_table(sp500_prices(), rows=50)
+    assert np.array_equal(as_written(built.to_numpy()), table.iloc[-50:].to_numpy(np.float64))
+    assert not np.signbit(as_written(np.array([-0.0]))).any()
 
 
 def test_one_day_of_prices_is_too_few() -> None:

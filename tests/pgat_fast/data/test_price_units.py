@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pgat_fast.data.price_units import to_prices
+from pgat_fast.data.price_units import log_prices, to_prices
 from pgat_fast.errors import ConfigError
 
 
@@ -47,3 +47,30 @@ def test_other_kinds_and_shapes_are_refused() -> None:
         to_prices(bars(), "log")
     with pytest.raises(ValueError, match=r"expected \[..., P, 4\]"):
         to_prices(bars()[..., :3], "returns")
+
+
+@pytest.mark.parametrize("kind", ["returns", "levels"])
+def test_logarithms_of_prices_are_those_of_the_prices_after_a_close_of_one(kind: str) -> None:
+    values = returns_of(bars(), np.array([100.0, 95.0]))
+    np.testing.assert_allclose(log_prices(values, kind), np.log(to_prices(values, kind)), atol=1e-14)
+
+
+def test_the_last_close_drops_out_of_the_difference_of_logarithms() -> None:
+    one, other = returns_of(bars(), np.array([100.0, 95.0])), returns_of(bars() + 1, np.array([100.0, 95.0]))
+    logs = np.log(to_prices(one, "returns", [7.0, 9.0]) / to_prices(other, "returns", [7.0, 9.0]))
+    np.testing.assert_allclose(log_prices(one, "returns") - log_prices(other, "returns"), logs, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["returns", "levels"])
+def test_logarithms_are_finite_where_prices_overflow(kind: str) -> None:
+    values = np.full((3, 4), 1e5)
+    with np.errstate(over="ignore"):
+        assert (to_prices(values, kind) == np.inf).all()
+    assert log_prices(values, kind)[2, 0] == (3e5 if kind == "returns" else 1e5)
+
+
+def test_logarithms_are_refused_like_prices() -> None:
+    with pytest.raises(ConfigError, match="'log': choose returns or levels"):
+        log_prices(bars(), "log")
+    with pytest.raises(ValueError, match=r"expected \[..., P, 4\]"):
+        log_prices(bars()[0, 0], "returns")

@@ -12,7 +12,7 @@ from pgat_fast.data.calendar import calendar_marks
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.splits import split_rows
 from pgat_fast.data.table import Table
-from pgat_fast.data.windows import Batch, Splits, Windows, batch_indices, prepare, sample_order
+from pgat_fast.data.windows import Batch, Splits, Windows, batch_indices, prepare, sample_order, window_ahead
 from pgat_fast.errors import ConfigError, DataError
 
 S, L, P, ROWS = 12, 5, 3, 60
@@ -74,6 +74,43 @@ def test_the_decoder_sees_any_part_of_the_history(label_len: int) -> None:
     assert batch.x_dec.shape == (2, label_len + P, len(INPUTS))
     assert torch.equal(batch.x_dec[:, :label_len], batch.x_enc[:, S - label_len :])
     assert torch.equal(batch.x_mark_dec[:, :label_len], batch.x_mark_enc[:, S - label_len :])
+
+
+def rows_of(table: Table, rows: slice, columns: tuple[str, ...] | None = None) -> Table:
+    kept = [table.columns.index(name) for name in columns or table.columns]
+    return Table(table.dates[rows], table.values[rows][:, kept], columns or table.columns)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("decoder_future", ["zeros", "known"])
+@pytest.mark.parametrize("label_len", [0, L])
+def test_the_window_ahead_of_the_last_row_is_the_one_cut_when_the_future_is_there(
+    device: str, decoder_future: str, label_len: int
+) -> None:
+    table = make_table()
+    splits = make_splits(table, decoder_future=decoder_future, label_len=label_len, device=device)
+    last = len(splits.test) - 1
+    expected = splits.test.batch(torch.tensor([last]))
+    sky = ("Moon_cos", "Moon_sin", "dyn_Moon_speed", "time_delta")
+    found = window_ahead(
+        rows_of(table, slice(0, ROWS - P)),
+        rows_of(table, slice(ROWS - P, ROWS), sky if decoder_future == "known" else ()),
+        scaler=splits.input_scaler, targets=CHOSEN, seq_len=S, label_len=label_len, decoder_future=decoder_future,
+        device=device,
+    )  # fmt: skip
+    assert_equal(found, Batch(*(tensor.cpu() for tensor in expected._replace(y=torch.zeros(1, P, 1)))))
+
+
+def test_a_window_ahead_says_which_rows_and_columns_it_lacks() -> None:
+    table = make_table()
+    scaler, future = make_splits(table).input_scaler, rows_of(table, slice(0, P), ("time_delta",))
+    lengths = {"seq_len": S, "label_len": L, "scaler": scaler, "targets": CHOSEN}
+    with pytest.raises(DataError, match=f"{S - 1} rows are too few: the model reads the last {S}"):
+        window_ahead(rows_of(table, slice(0, S - 1)), future, **lengths)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no column volume"):
+        window_ahead(rows_of(table, slice(0, S), ("log_Close",)), future, **lengths)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no column dyn_Moon_speed"):
+        window_ahead(table, future, decoder_future="known", **lengths)  # type: ignore[arg-type]
 
 
 def test_production_windows_have_the_specified_counts_and_shapes() -> None:

@@ -12,7 +12,7 @@ from pgat_fast import build_model, load_config
 from pgat_fast.data.build import build_file
 from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.load import load_splits
-from pgat_fast.evaluation.evaluate import SplitForecast, compare, evaluate_split
+from pgat_fast.evaluation.evaluate import SplitForecast, compare, evaluate_split, last_rows, price_base, true_values
 
 
 @pytest.mark.parametrize("mixture", [False, True])
@@ -26,9 +26,17 @@ def test_the_loss_does_not_depend_on_the_batch_size(tiny: list[str], mixture: bo
         assert other.loss == pytest.approx(whole.loss, rel=1e-6)  # float32 sums in another order
         assert np.abs(other.forecast - whole.forecast).max() < 1e-5
         assert (other.truth == whole.truth).all()
+        # Means over the same numbers: the adjacency's rows add up to about 1.
+        assert np.abs(other.adjacency - whole.adjacency).max() < 1e-6
+        assert (other.mixture is None) != mixture
     assert whole.forecast.shape == (6, 2, 4)
     if not mixture:
         assert whole.loss == pytest.approx(float(((whole.forecast - whole.truth) ** 2).mean()), rel=1e-6)
+
+
+def of(forecast: np.ndarray, truth: np.ndarray) -> SplitForecast:
+    """Forecasts and truth, and nothing else of interest."""
+    return SplitForecast(forecast, truth, 0.0, None, np.zeros((13, 13)))
 
 
 @pytest.mark.parametrize("kind", ["returns", "levels"])
@@ -42,7 +50,7 @@ def test_prices_of_a_perfect_forecast_are_the_prices(
     values = table.values[:, :4]
     last_rows = np.arange(40 - 7 - 1, 40 - 2)  # the last row of history of each test window
     truth = splits.target_scaler.transform(np.stack([values[row + 1 : row + 3] for row in last_rows]))
-    comparison = compare(SplitForecast(truth, truth, 0.0), table, splits, config.data)
+    comparison = compare(of(truth, truth), table, splits, config.data.target_kind)
     for units in ("scaled", "price"):
         assert comparison[units]["model"]["overall"]["mae"] < 1e-12
         assert comparison[units]["zero_return"]["overall"]["mae"] > 1e-4
@@ -56,16 +64,16 @@ def test_zero_return_in_prices_by_hand(tiny: list[str]) -> None:
     closes = 50 * np.exp(np.cumsum(table.values[:, 3]))  # log_Close is the log return of the close
     last_rows = np.arange(40 - 7 - 1, 40 - 2)
     errors = [abs(closes[row + day] - closes[row]) for row in last_rows for day in (1, 2)]
-    model = SplitForecast(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)), 0.0)
-    found = compare(model, table, splits, config.data)["price"]["zero_return"]["log_Close"]["mae"]
+    model = of(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)))
+    found = compare(model, table, splits, config.data.target_kind)["price"]["zero_return"]["log_Close"]["mae"]
     assert found == pytest.approx(float(np.mean(errors)), rel=1e-9)
 
 
 def test_targets_without_prices_are_not_given_any(tiny: list[str]) -> None:
     config = load_config(None, [*tiny, "data.targets=log_Close,time_delta", "model.c_out=2"])
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
-    result = SplitForecast(np.zeros((6, 2, 2)), np.ones((6, 2, 2)), 0.0)
-    assert compare(result, table, splits, config.data)["price"] is None
+    result = of(np.zeros((6, 2, 2)), np.ones((6, 2, 2)))
+    assert compare(result, table, splits, config.data.target_kind)["price"] is None
 
 
 def test_using_the_last_rows_of_a_file_changes_no_price(tiny: list[str]) -> None:
@@ -74,8 +82,8 @@ def test_using_the_last_rows_of_a_file_changes_no_price(tiny: list[str]) -> None
         config = load_config(None, [*tiny, *more, "data.base_price=50"])
         table, splits = load_splits(config.data, config.model, torch.device("cpu"))
         assert len(splits.train.values) == (23 if more else 27)
-        model = SplitForecast(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)), 0.0)
-        tables.append(compare(model, table, splits, config.data)["price"])
+        model = of(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)))
+        tables.append(compare(model, table, splits, config.data.target_kind)["price"])
     assert tables[0]["zero_return"] == tables[1]["zero_return"]
     assert tables[0]["drift"] != tables[1]["drift"], "estimated on fewer training rows"
 
@@ -83,8 +91,8 @@ def test_using_the_last_rows_of_a_file_changes_no_price(tiny: list[str]) -> None
 def test_prices_that_overflow_are_reported_as_unknown(tiny: list[str]) -> None:
     config = load_config(None, tiny)
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
-    wild = SplitForecast(np.full((6, 2, 4), 1e6), np.zeros((6, 2, 4)), 0.0)
-    found = compare(wild, table, splits, config.data)["price"]
+    wild = of(np.full((6, 2, 4), 1e6), np.zeros((6, 2, 4)))
+    found = compare(wild, table, splits, config.data.target_kind)["price"]
     assert found["model"]["overall"]["mae"] is None
     assert found["skill"] == {"last_value": None, "zero_return": None, "drift": None}
     assert found["drift"]["overall"]["mae"] is not None
@@ -94,8 +102,60 @@ def test_a_long_file_of_levels_overflows_nothing(tiny: list[str], tmp_path: Path
     build_file(tmp_path / "levels.csv", targets="levels", rows=120)  # the logarithms add up to more than 709
     config = load_config(None, [*tiny, f"data.path={tmp_path / 'levels.csv'}", "data.target_kind=levels"])
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
-    result = SplitForecast(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)), 0.0)
+    result = of(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = compare(result, table, splits, config.data)["price"]
+        found = compare(result, table, splits, config.data.target_kind)["price"]
     assert found["zero_return"]["overall"]["mape"] < 0.05
+
+
+def test_the_mixture_is_kept_with_standard_deviations_and_weights(tiny: list[str]) -> None:
+    config = load_config(None, [*tiny, "use_mixture_decoder=true"])
+    _, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    model = build_model(config).eval()
+    result = evaluate_split(model, splits.test, 4, "independent")
+    with torch.no_grad():
+        forecast, _ = model(*splits.test.batch(torch.arange(6))[:4])
+    assert result.mixture is not None
+    means, stds, weights = result.mixture
+    assert means.shape == stds.shape == (6, 2, 4, 3)
+    # float32 products of other batch sizes.
+    np.testing.assert_allclose(means, forecast.means, atol=1e-5)
+    np.testing.assert_allclose(stds, forecast.log_stds.exp(), rtol=1e-5)
+    np.testing.assert_allclose(weights, forecast.log_weights.softmax(dim=-1), atol=1e-6)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-12)
+    np.testing.assert_allclose((means * weights[:, :, None]).sum(axis=-1), result.forecast, atol=1e-5)
+
+
+def test_errors_by_horizon_by_hand(tiny: list[str]) -> None:
+    config = load_config(None, tiny)
+    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    truth = splits.target_scaler.transform(true_values(table, splits.test, TARGETS))
+    errors = np.zeros_like(truth)
+    errors[:, 0, 0], errors[:3, 1, :] = 2.0, 1.0
+    by_horizon = compare(of(truth + errors, truth), table, splits, "returns")["by_horizon"]
+    assert by_horizon["scaled"]["model"] == pytest.approx([1.0, 0.5**0.5])
+    assert by_horizon["scaled"]["zero_return"][1] == pytest.approx(
+        float(np.sqrt(np.mean((splits.target_scaler.transform(np.zeros(4)) - truth[:, 1]) ** 2)))
+    )
+    assert set(by_horizon["price"]) == {"model", "last_value", "zero_return", "drift"}
+    assert all(len(days) == 2 for days in by_horizon["price"].values())
+
+
+def test_prices_start_from_the_last_known_close(tiny: list[str]) -> None:
+    config = load_config(None, [*tiny, "data.base_price=50"])
+    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    assert last_rows(splits.test).tolist() == list(range(32, 38))
+    base = price_base(table, splits.test, "returns")
+    growth = [table.select(["log_Close"])[: row + 1].sum() for row in range(32, 38)]
+    np.testing.assert_allclose(base, 50 * np.exp(growth), rtol=1e-12)
+    assert price_base(table, splits.test, "levels").tolist() == [1.0] * 6
+
+
+def test_true_values_are_the_rows_behind_each_window(tiny: list[str]) -> None:
+    config = load_config(None, tiny)
+    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    values = true_values(table, splits.test, TARGETS)
+    assert np.array_equal(values[2, 1], table.select(TARGETS)[34 + 2])
+    truth = splits.test.batch(torch.arange(6)).y
+    np.testing.assert_allclose(splits.target_scaler.transform(values), truth, atol=1e-6)  # float32

@@ -7,24 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from pydantic import ValidationError
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pgat_fast import build_model, load_config
 from pgat_fast.data.load import load_splits
-from pgat_fast.errors import BackendError, CheckpointError, ConfigError, DataError, TrainingError
+from pgat_fast.errors import BackendError, ConfigError, DataError
 from pgat_fast.evaluation.evaluate import evaluate_split
+from pgat_fast.training.checkpoint import load_weights, newest_good
 from pgat_fast.training.results import summary
-from pgat_fast.training.trainer import clip_gradients, train
-from pgat_fast.training.weights import load_weights
-
-
-def run(overrides: list[str], folder: Path) -> dict[str, Any]:
-    """Train into `folder`, which must not exist yet."""
-    config = load_config(None, [*overrides, f"run.output={folder.parent}", f"run.name={folder.name}"])
-    written, results = train(config, progress=False)
-    assert written == folder
-    return results
+from pgat_fast.training.results_schema import SCHEMA_FILE, checked, schema
+from tests.pgat_fast.training.runs import run
 
 
 @pytest.fixture
@@ -37,30 +30,59 @@ def learning_rates() -> Iterator[list[float]]:
 
 
 def test_a_run_writes_its_results_its_settings_and_its_best_weights(tiny: list[str], tmp_path: Path) -> None:
-    results = run(tiny, tmp_path / "run")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"results.json", "best.safetensors", "config.yaml"}
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
-    config = load_config(tmp_path / "run" / "config.yaml")
+    folder = tmp_path / "run"
+    results = run(tiny, folder)
+    files = {"config.yaml", "status.json", "train.log", "metrics.jsonl", "memory.jsonl", "checkpoints"}
+    files |= {"results.json", "forecasts.csv", "adjacency.csv", "intervals.json"}
+    assert {path.name for path in folder.iterdir() if path.name != ".lock"} == files
+    assert json.loads((folder / "results.json").read_text()) == results
+    config = load_config(folder / "config.yaml")
     assert config == load_config(None, [*tiny, f"run.output={tmp_path}", "run.name=run"])
     assert results["data"]["windows"] == {"train": 20, "validation": 5, "test": 6}
     assert [epoch["optimizer_steps"] for epoch in results["epochs"]] == [5, 5]
     assert set(results["test"]["price"]["skill"]) == {"last_value", "zero_return", "drift"}
 
     model = build_model(config)
-    load_weights(tmp_path / "run" / "best.safetensors", model)
+    load_weights(model, folder / "checkpoints" / results["checkpoints"]["best"])
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
-    again = evaluate_split(model, splits.validation, 3, "independent").loss
-    assert again == pytest.approx(results["best_validation_loss"], rel=1e-6)  # float32 sums in another order
-    assert results["best_validation_loss"] == min(epoch["validation_loss"] for epoch in results["epochs"])
-    for line in ("zero_return", "drift", "last_value", "model skill"):
+    assert evaluate_split(model, splits.validation, 4, "independent").loss == results["best_validation_loss"]
+    assert results["best_validation_loss"] == min(results["validation_losses"])
+    for line in ("zero_return", "drift", "last_value", "model skill", "checklist", "yes  every epoch finished: 2 of 2"):
         assert line in summary(results)
+
+
+def test_the_schema_of_the_results_is_the_committed_one_and_holds(tiny: list[str], tmp_path: Path) -> None:
+    assert SCHEMA_FILE.read_text() == schema(), "write it anew: python -m pgat_fast.training.results_schema"
+    results = run([*tiny, "training.max_steps=2"], tmp_path / "run")
+    assert checked(results) == results
+    with pytest.raises(ValidationError, match="best_epoch"):
+        checked({key: value for key, value in results.items() if key != "best_epoch"})
+    with pytest.raises(ValidationError, match="finite"):
+        checked(results | {"best_validation_loss": float("nan")})
+
+
+def test_the_checklist_says_no_where_a_run_fell_short(tiny: list[str], tmp_path: Path) -> None:
+    results = run([*tiny, "training.epochs=3", "training.max_steps=2"], tmp_path / "run")
+    lines = {line["check"]: line for line in results["checklist"]}
+    assert len(lines) == 10
+    assert lines["every epoch finished"] == {
+        "check": "every epoch finished", "passed": False, "figure": "0 of 3: training.max_steps 2 reached",
+    }  # fmt: skip
+    assert lines["every target predicted"]["passed"]
+    assert lines["all adversarial scenarios ran and stayed finite"]["figure"] == "5 of 5"
+    assert lines["checkpoints verified"]["passed"]
+    rmse = results["test"]["scaled"]["model"]["overall"]["rmse"]
+    assert lines["scaled test RMSE under 1.0"]["passed"] is (rmse < 1.0)
+    for name, skill in results["test"]["scaled"]["skill"].items():
+        assert lines[f"skill against {name} above 0"]["passed"] is (skill > 0)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another(tiny: list[str], tmp_path: Path) -> None:
     def weights_and_losses(name: str, *more: str) -> tuple[bytes, list[float]]:
         results = run([*tiny, *more], tmp_path / name)
-        # The configuration beside the tensors holds the name of the run: compare the tensors alone.
-        tensors = load_file(tmp_path / name / "best.safetensors")
+        found = newest_good(tmp_path / name / "checkpoints")
+        assert found is not None
+        tensors = found[1].weights
         content = b"".join(tensors[key].numpy().tobytes() for key in sorted(tensors))
         return content, [epoch["train_loss"] for epoch in results["epochs"]]
 
@@ -140,34 +162,6 @@ def test_any_five_columns_train_without_the_celestial_graph(tiny: list[str], tmp
     assert results["test"]["price"] is not None
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_step(tiny: list[str], tmp_path: Path) -> None:
-    before: list[torch.Tensor] = []
-    settings = ["training.learning_rate=1e30", "training.lr_schedule=constant"]
-
-    def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        before[:] = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
-
-    hook = register_optimizer_step_post_hook(keep)
-    try:
-        with pytest.raises(TrainingError, match=r"epoch 1, step 2: the gradient is not finite .*learning_rate"):
-            run([*tiny, *settings], tmp_path / "run")
-    finally:
-        hook.remove()
-    assert before, "the first step was taken"
-    assert all(parameter.isfinite().all() for parameter in before)
-    assert not (tmp_path / "run" / "results.json").exists()
-
-
-def test_clipping_scales_all_gradients_by_one_factor() -> None:
-    layer = torch.nn.Linear(2, 1)
-    layer.weight.grad, layer.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
-    clip_gradients(layer, 1.0, where="here", loss=torch.tensor(0.0))
-    assert torch.allclose(layer.weight.grad, torch.tensor([[0.6, 0.0]]))
-    assert torch.allclose(layer.bias.grad, torch.tensor([0.8]))
-    clip_gradients(layer, 5.0, where="here", loss=torch.tensor(0.0))
-    assert torch.allclose(layer.bias.grad, torch.tensor([0.8])), "a norm below the limit is left alone"
-
-
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
@@ -197,19 +191,3 @@ def test_levels_that_are_called_returns_are_refused(tmp_path: Path, tiny: list[s
         run(levels, tmp_path / "wrong")
     results = run([*levels, "data.target_kind=levels", "training.max_steps=1"], tmp_path / "right")
     assert results["test"]["price"]["zero_return"]["overall"]["mape"] < 0.05
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut", "no weights", "another model"])
-def test_weights_that_cannot_be_loaded_are_named(tiny: list[str], tmp_path: Path, damage: str) -> None:
-    run([*tiny, "training.max_steps=1"], tmp_path / "run")
-    path = tmp_path / "run" / "best.safetensors"
-    model = build_model(load_config(None, [*tiny, *(["model.d_model=26"] if damage == "another model" else [])]))
-    match damage:
-        case "missing":
-            path.unlink()
-        case "cut":
-            path.write_bytes(path.read_bytes()[:-1])
-        case "no weights":
-            path.write_text("these are not weights")
-    with pytest.raises(CheckpointError, match=r"best\.safetensors"):
-        load_weights(path, model)

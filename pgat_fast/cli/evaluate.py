@@ -1,0 +1,86 @@
+"""`pgat-fast evaluate`: test a run again, or from several points in time."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgat_fast.cli.arguments import add_overrides_argument
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `evaluate` to `subparsers`."""
+    parser = subparsers.add_parser(
+        "evaluate", help="test the weights of a run beside naive baselines, or backtest its configuration"
+    )
+    parser.add_argument("folder", metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="best|latest|NAME", help="which weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--origins",
+        type=int,
+        metavar="N",
+        help="rolling-origin backtest: train anew from N points in time, one test split apart, into RUN/backtest",
+    )
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: RUN/evaluation-CHECKPOINT)")
+    add_overrides_argument(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no log lines but warnings")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print; returns 0."""
+    from pgat_fast.cli.arguments import start_logging
+    from pgat_fast.training.stop import StopSignals
+
+    with StopSignals() as stop:
+        start_logging(quiet=args.quiet)
+        if args.origins is not None:
+            from pgat_fast.config import load_config
+            from pgat_fast.training.backtest import backtest, summarize
+
+            folder = Path(args.folder)
+            config = load_config(folder / "config.yaml", args.overrides)
+            out = Path(args.out) if args.out else folder / "backtest"
+            table = backtest(config, out, args.origins, stop=stop, progress=not args.quiet)
+            print(_backtest_text(table, summarize(table)))
+            print(f"\nwritten to {out}: backtest.json, and a folder for each origin")
+            return 0
+
+        from pgat_fast.evaluation.assess import write_assessment
+        from pgat_fast.files import write_json
+        from pgat_fast.forecasting.evaluation import evaluate
+        from pgat_fast.forecasting.run import load_run
+        from pgat_fast.training.results import test_summary
+
+        loaded = load_run(args.folder, args.checkpoint, overrides=args.overrides)
+        assessment = evaluate(loaded, on_batch=stop.check)
+    out = Path(args.out) if args.out else loaded.folder / f"evaluation-{loaded.checkpoint.name}"
+    write_assessment(out, assessment)
+    found = {"checkpoint": loaded.checkpoint.name, "test": assessment.test, "adversarial": assessment.adversarial}
+    write_json(out / "evaluation.json", found)
+    print(f"{loaded.folder}, checkpoint {loaded.checkpoint.name}")
+    print(test_summary(assessment.test))
+    print(f"\nwritten to {out}: evaluation.json, forecasts.csv, adjacency.csv, intervals.json")
+    return 0
+
+
+def _backtest_text(table: "pd.DataFrame", summary: dict[str, dict[str, float | None]]) -> str:
+    shown = table.copy()
+    for column in shown.columns:
+        if column.startswith("mse_"):
+            shown[column] = shown[column].map("{:.5f}".format)
+        elif column.startswith("skill_"):
+            shown[column] = shown[column].map("{:+.4f}".format)
+    lines = [shown.to_string(), "", "skill over all origins (1 - MSE / MSE of the baseline, scaled units):"]
+    for name, values in summary.items():
+        error = values["standard_error"]
+        spread = "" if error is None else f" +- {error:.4f} (standard error)"
+        lines.append(
+            f"  {name:<12} pooled {values['pooled']:+.4f}, mean {values['mean']:+.4f}{spread}, "
+            f"above 0 in {values['positive']} of {values['origins']}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,21 @@
+"""`pgat-fast info`: versions, the machine, and which backends can run here."""
+
+import argparse
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `info` to `subparsers`."""
+    parser = subparsers.add_parser("info", help="versions, devices, and which backends can run here and why not")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it; returns 0."""
+    import json
+
+    from pgat_fast.info import as_text, collect
+
+    info = collect()
+    print(json.dumps(info, indent=2) if args.json else as_text(info))
+    return 0

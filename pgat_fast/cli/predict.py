@@ -1,0 +1,144 @@
+"""`pgat-fast predict`: the days after the last row of a file."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pgat_fast.cli.arguments import add_overrides_argument
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN_LEVEL = 80
+"""Percent of the interval that is printed; the file has all."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `predict` to `subparsers`."""
+    parser = subparsers.add_parser("predict", help="forecast the days after the last row of a file")
+    parser.add_argument("folder", metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="FILE.csv",
+        required=True,
+        help="a data file, or daily prices: date, open, high, low and close",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE.csv", required=True, help="where to write the table; - is standard output"
+    )
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="best|latest|NAME", help="which weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--last-close", type=float, metavar="X", help="close of the last day, where a data file does not tell it"
+    )
+    parser.add_argument(
+        "--trading-days",
+        choices=("auto", "nyse", "weekdays", "daily"),
+        help="which days to forecast (default: data.trading_days of the run)",
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
+    )
+    add_overrides_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the table and show it; returns 0."""
+    from pathlib import Path
+
+    from pgat_fast.cli.arguments import start_logging
+    from pgat_fast.errors import DataError
+    from pgat_fast.files import write_atomically
+    from pgat_fast.forecasting.predict import predict
+    from pgat_fast.forecasting.run import load_run
+
+    start_logging(quiet=True)
+    to_stdout = args.out == "-"
+    out = Path(args.out)
+    if not to_stdout and (not out.name or out.is_dir()):
+        raise DataError(f"{args.out}: this names no file to write to")
+    if not to_stdout and out.exists() and Path(args.source).exists() and out.samefile(args.source):
+        raise DataError(f"{args.out}: this is the file that is read: give the forecast another name")
+    loaded = load_run(args.folder, args.checkpoint, args.device, args.overrides)
+    forecast = predict(loaded, args.source, last_close=args.last_close, trading_days=args.trading_days)
+    content = forecast.to_csv(index=False, float_format="%.10g", date_format="%Y-%m-%d", lineterminator="\n")
+    if to_stdout:
+        print(content, end="")
+    else:
+        try:
+            write_atomically(out, content.encode())
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written: {error.strerror or error}") from error
+    # The reader of standard output wants the table alone.
+    stream = sys.stderr if to_stdout else sys.stdout
+    if not to_stdout:
+        print(_as_text(forecast) + "\n", file=stream)
+    print("\n".join(_remarks(forecast.attrs, loaded.results)), file=stream)
+    if not to_stdout:
+        print(f"written to {out}: {len(forecast)} days, {forecast.shape[1]} columns")
+    return 0
+
+
+def _as_text(forecast: "pd.DataFrame") -> str:
+    """The table without most of its intervals, rounded to six digits of its largest number, aligned."""
+    import numpy as np
+
+    points = [name for name in forecast.columns[2:] if "_lower_" not in name and "_upper_" not in name]
+    last = points[-1]
+    names = [
+        *points,
+        *(name for name in forecast if name in (f"{last}_lower_{SHOWN_LEVEL}", f"{last}_upper_{SHOWN_LEVEL}")),
+    ]
+    largest = max(float(np.abs(forecast[points].to_numpy()).max()), 1e-12)
+    digits = min(max(5 - int(np.floor(np.log10(largest))), 0), 12)
+    shown = forecast[["date", "horizon", *names]].assign(date=forecast["date"].dt.strftime("%a %Y-%m-%d"))
+    return str(shown.to_string(index=False, float_format=f"{{:.{digits}f}}".format))
+
+
+def _remarks(attrs: Mapping[Any, Any], results: Mapping[str, Any]) -> list[str]:
+    """What was assumed, and how much to believe of it: a line each. What else is to be said, warnings say."""
+    lines = [f"{attrs['run']}, checkpoint {attrs['checkpoint']}; last known day {attrs['last_date']}"]
+    lines.append(f"days: calendar {attrs['calendar']}")
+    if attrs["last_close"] is not None:
+        unit = "RELATIVE prices" if attrs["relative"] else "prices"
+        lines.append(f"{unit}: last close {attrs['last_close']:.7g}, {attrs['last_close_from']}")
+    tested = (results.get("checkpoints") or {}).get("best", attrs["checkpoint"])
+    if attrs["intervals"] is not None:
+        # Those of other weights held another share.
+        lines.append(f"intervals: {_intervals(attrs['intervals'], results if tested == attrs['checkpoint'] else {})}")
+    lines.append(f"Daily prices are nearly unpredictable. {_skill(results, tested)}")
+    return lines
+
+
+def _intervals(intervals: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """How they were made, and how many truths of the test windows lay in them."""
+    made = "of the mixture itself"
+    if intervals["method"] == "conformal":
+        made = f"conformal, from the errors on {intervals['calibration_windows']} validation windows"
+    test = (results.get("test") or {}).get("intervals") or {}
+    measured = [
+        f"{100 * part['nominal']:g} % held {100 * part['coverage']['overall']:.0f} %"
+        for part in test.get("price") or test.get("scaled") or ()
+        if part["nominal"] in intervals["levels"] and part["coverage"]["overall"] is not None
+    ]
+    return f"{made}; on the test windows {', '.join(measured)}" if measured else made
+
+
+def _skill(results: Mapping[str, Any], checkpoint: str) -> str:
+    """How good the run was on its test windows, with the weights of `checkpoint`."""
+    test = results.get("test") or {}
+    for units in ("price", "scaled"):
+        skill = (test.get(units) or {}).get("skill")
+        if skill:
+            figures = ", ".join(
+                f"{name} {value:+.4f}" if value is not None else f"{name} unknown" for name, value in skill.items()
+            )
+            return (
+                f"Skill of {checkpoint} on {test.get('windows', 'its')} test windows, {units} units: {figures} "
+                "(1 - MSE / MSE of the naive forecast; at or below 0 it was no better)."
+            )
+    return "This run has not been tested against naive forecasts yet."

@@ -1,0 +1,27 @@
+"""`pgat-fast report`: one HTML page on a run."""
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `report` to `subparsers`."""
+    parser = subparsers.add_parser(
+        "report",
+        help="write one HTML page on a run, finished or not",
+        description="Write one self-contained HTML page on a run: forecasts beside naive baselines, losses, memory, "
+        "configuration. Of a run that is not finished it shows what there is.",
+    )
+    parser.add_argument("folder", metavar="RUN", help="folder of a run, such as runs/quickstart")
+    parser.add_argument("--out", metavar="FILE", help="file to write (default: RUN/report.html)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page and print its path; returns 0."""
+    from pgat_fast.cli.arguments import start_logging
+    from pgat_fast.report.html import write_report
+
+    start_logging(quiet=True)
+    print(write_report(Path(args.folder), None if args.out is None else Path(args.out)))
+    return 0

@@ -1,0 +1,122 @@
+"""What the forecasts do when the inputs are not what they should be: five scenarios, each against the clean inputs."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pgat_fast.data.windows import Windows
+from pgat_fast.evaluation.evaluate import SplitForecast, evaluate_split
+from pgat_fast.evaluation.metrics import Metrics, metrics_by_target
+
+logger = logging.getLogger(__name__)
+
+NOISE = 0.05
+SCALE = 1.25
+DROPOUT = 0.1
+
+
+class Draws:
+    """Random numbers for the windows of a batch that depend on the seed, the scenario and the window alone.
+
+    So they are the same for every batch size, and no generator of the process is advanced.
+    """
+
+    def __init__(self, seed: int, scenario: int, windows: Tensor) -> None:
+        self.windows, self.device = windows.tolist(), windows.device
+        self.seed, self.scenario = seed, scenario
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal, float32 [B, *shape]."""
+        return self._stack(lambda generator: generator.standard_normal(shape))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform on [0, 1), float32 [B, *shape]."""
+        return self._stack(lambda generator: generator.random(shape))
+
+    def _stack(self, draw: Callable[[np.random.Generator], Any]) -> Tensor:
+        drawn = [draw(np.random.default_rng([self.seed, self.scenario, window])) for window in self.windows]
+        return torch.from_numpy(np.stack(drawn).astype(np.float32)).to(self.device)
+
+
+Scenario = tuple[str, Callable[[Tensor, Draws], Tensor]]
+"""What it is, and the history that it makes of x_enc [B, S, F], scaled."""
+
+SCENARIOS: dict[str, Scenario] = {
+    "gaussian_noise": (
+        f"normal noise of standard deviation {NOISE} on every scaled input",
+        lambda x, draws: x + NOISE * draws.normal(*x.shape[1:]),
+    ),
+    "zero_input": ("every scaled input is 0", lambda x, draws: torch.zeros_like(x)),
+    "scale": (f"all scaled inputs times {SCALE}", lambda x, draws: SCALE * x),
+    "time_reversal": ("the days of the history in reverse order", lambda x, draws: x.flip(1)),
+    "feature_dropout": (
+        f"each scaled input of a window is 0 on all days with probability {DROPOUT}",
+        lambda x, draws: x * (draws.uniform(1, x.shape[2]) >= DROPOUT),
+    ),
+}
+
+
+def run_adversarial(
+    model: nn.Module,
+    windows: Windows,
+    batch_size: int,
+    mixture_mode: str,
+    targets: Sequence[str],
+    *,
+    seed: int,
+    clean: SplitForecast,
+    on_batch: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Forecast `windows` in every scenario and compare with `clean`, the forecasts of the unchanged inputs.
+
+    What changes is the history, for the encoder and the decoder alike; the calendar and what is known of the days to
+    forecast stay. Changed inputs are compared with the same truth.
+
+    Returns:
+        `{"seed": ..., "scenarios": {name: {...}}}`. Each scenario has a `status`, `ok` or `failed`, its `metrics`
+        (scaled, overall and by target), `change` (its MAE, MSE and RMSE minus the clean ones, and `ratio`, of the RMSE)
+        and `shift`, the RMSE between its forecasts and the clean ones. One that raises an error, or whose forecasts are
+        not finite, is `failed` and says why in `error`; the others run all the same.
+    """
+    reference = metrics_by_target(clean.forecast, clean.truth, targets)["overall"]
+    scenarios: dict[str, Any] = {}
+    for number, (name, (description, change)) in enumerate(SCENARIOS.items()):
+        entry: dict[str, Any] = {
+            "status": "failed", "description": description, "metrics": None, "change": None, "shift": None,
+            "finite": False, "error": None,
+        }  # fmt: skip
+
+        def changed(x: Tensor, indices: Tensor, number: int = number, change: Any = change) -> Tensor:
+            result: Tensor = change(x, Draws(seed, number, indices))
+            return result
+
+        try:
+            found = evaluate_split(model, windows, batch_size, mixture_mode, on_batch=on_batch, change=changed)
+        except Exception as error:  # it is reported, and a diagnosis is no reason to lose the run
+            entry["error"] = f"{type(error).__name__}: {error}"
+        else:
+            metrics = metrics_by_target(found.forecast, found.truth, targets)
+            entry["finite"] = bool(np.isfinite(found.forecast).all()) and metrics["overall"]["rmse"] is not None
+            if entry["finite"]:
+                entry |= {"status": "ok", "metrics": metrics, "change": _change(metrics["overall"], reference)}
+                entry["shift"] = float(np.sqrt(np.mean((found.forecast - clean.forecast) ** 2)))
+            else:
+                entry["error"] = "the forecasts are not finite"
+        if entry["error"] is not None:
+            logger.warning("adversarial scenario %s failed: %s", name, entry["error"])
+        scenarios[name] = entry
+    return {"seed": seed, "scenarios": scenarios}
+
+
+def _change(changed: Metrics, clean: Metrics) -> dict[str, float | None]:
+    """MAE, MSE and RMSE minus the clean ones; `ratio`: of the RMSE, None where the clean one is 0 or unknown."""
+    change: dict[str, float | None] = {}
+    for measure in ("mae", "mse", "rmse"):
+        now, before = changed[measure], clean[measure]
+        change[measure] = None if now is None or before is None else now - before
+    rmse, before = changed["rmse"], clean["rmse"]
+    return change | {"ratio": rmse / before if rmse is not None and before else None}

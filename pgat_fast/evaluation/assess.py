@@ -1,0 +1,107 @@
+"""All that is said of a model on the test windows: errors, baselines, intervals, diagnostics, tables."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from pgat_fast.config import Config
+from pgat_fast.data.columns import BODIES, TARGETS
+from pgat_fast.data.price_units import to_prices
+from pgat_fast.data.table import Table
+from pgat_fast.data.windows import Splits
+from pgat_fast.evaluation.adversarial import run_adversarial
+from pgat_fast.evaluation.evaluate import EVALUATION_BATCH, compare, evaluate_split, last_rows, price_base, true_values
+from pgat_fast.evaluation.forecast_table import adjacency_table, forecast_table
+from pgat_fast.evaluation.intervals import Intervals, calibrate, interval_report, price_bounds, scaled_bounds
+from pgat_fast.evaluation.probabilistic import mixture_report
+from pgat_fast.files import write_atomically, write_json
+
+
+@dataclass(frozen=True, eq=False)
+class Assessment:
+    """What `assess` found."""
+
+    test: dict[str, Any]
+    """The part `test` of `results.json`, see `training.results_schema.TestRecord`."""
+    adversarial: dict[str, Any]
+    """See `run_adversarial`."""
+    intervals: Intervals
+    forecasts: pd.DataFrame
+    """See `forecast_table`."""
+    adjacency: pd.DataFrame
+    """See `adjacency_table`."""
+
+    def metrics(self) -> pd.DataFrame:
+        """Errors as a table: a row for each unit (scaled, price), forecaster and target; `skill` is the model's."""
+        rows = []
+        for units in ("scaled", "price"):
+            part = self.test[units]
+            for name in () if part is None else ("model", *part["skill"]):
+                for target, measures in part[name].items():
+                    better = part["skill"].get(name) if target == "overall" else None
+                    rows.append({"units": units, "forecaster": name, "target": target, **measures, "skill": better})
+        return pd.DataFrame(rows)
+
+
+def assess(
+    model: nn.Module,
+    config: Config,
+    table: Table,
+    splits: Splits,
+    *,
+    on_batch: Callable[[], None] | None = None,
+) -> Assessment:
+    """Judge `model`, on the device of `splits`: intervals are calibrated on the validation windows, all else is test.
+
+    `on_batch` is called before every batch; what it raises ends the assessment.
+    """
+    scaler, test = splits.target_scaler, splits.test
+    targets, kind = scaler.columns, config.data.target_kind
+    mode, seed = config.model.mdn_multivariate_mode, config.training.seed
+    validation = evaluate_split(model, splits.validation, EVALUATION_BATCH, mode, on_batch=on_batch)
+    result = evaluate_split(model, test, EVALUATION_BATCH, mode, on_batch=on_batch)
+    in_prices = targets == TARGETS
+    intervals = calibrate(validation, scaler, kind=kind if in_prices else None, mixture_mode=mode, seed=seed)
+
+    forecast, truth = scaler.inverse(result.forecast), true_values(table, test, targets)
+    prices, price_coverage = None, None
+    if in_prices:
+        base = price_base(table, test, kind)
+        with np.errstate(over="ignore"):
+            price_forecast, price_truth = to_prices(forecast, kind, base), to_prices(truth, kind, base)
+            bounds = price_bounds(intervals, price_forecast, result.mixture, scaler=scaler, kind=kind, last_close=base)
+        prices, price_coverage = (price_forecast, price_truth, bounds), (bounds, price_truth)
+    scaled_coverage = (scaled_bounds(intervals, result.forecast, result.mixture), result.truth)
+    mixture = None
+    if result.mixture is not None:
+        mixture = mixture_report(result.mixture, result.truth, mode, targets, intervals.levels)
+    return Assessment(
+        test={
+            "loss": result.loss if math.isfinite(result.loss) else None,
+            "windows": len(test),
+            **compare(result, table, splits, kind),
+            "intervals": interval_report(intervals, scaled_coverage, price_coverage, targets),
+            "mixture": mixture,
+        },
+        adversarial=run_adversarial(
+            model, test, EVALUATION_BATCH, mode, targets, seed=seed, clean=result, on_batch=on_batch
+        ),
+        intervals=intervals,
+        forecasts=forecast_table(table.dates, last_rows(test), targets, forecast, truth, prices, intervals.levels),
+        adjacency=adjacency_table(
+            result.adjacency, BODIES if config.model.use_celestial_graph else splits.input_scaler.columns
+        ),
+    )
+
+
+def write_assessment(folder: Path, assessment: Assessment) -> None:
+    """Write `forecasts.csv`, `adjacency.csv` and `intervals.json` into `folder`."""
+    write_atomically(folder / "forecasts.csv", assessment.forecasts.to_csv(index=False, lineterminator="\n").encode())
+    write_atomically(folder / "adjacency.csv", assessment.adjacency.to_csv(lineterminator="\n").encode())
+    write_json(folder / "intervals.json", assessment.intervals.to_dict())

@@ -1,0 +1,307 @@
+"""Forecast intervals, in scaled units and in prices: calibrated once, applied to any forecast of the same weights.
+
+A point forecast has conformal intervals (`conformal`). A mixture has its own quantiles, in prices those of simulated
+paths.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgat_fast.data.price_units import log_prices
+from pgat_fast.data.scaling import Scaler
+from pgat_fast.errors import DataError
+from pgat_fast.evaluation.conformal import half_widths, windows_needed
+from pgat_fast.evaluation.evaluate import MixtureArrays, SplitForecast
+from pgat_fast.evaluation.probabilistic import mixture_quantile
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[np.float64]
+Bounds = tuple[Array, Array]
+"""Lower and upper ends, [levels, ...]; NaN where a level has no finite interval."""
+
+LEVELS = (0.5, 0.8, 0.95)
+"""Shares of truths that the intervals are meant to hold."""
+
+DRAWS = 2000
+"""Simulated paths a window: the 2.5 % quantile of so many is off by 0.35 % of probability (one standard error)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Intervals:
+    """What turns a forecast into intervals."""
+
+    method: str
+    """`conformal` (point forecasts) or `mixture`."""
+    levels: tuple[float, ...]
+    windows: int
+    """Calibrated on so many windows of the validation split; 0 for a mixture, which needs none."""
+    scaled: tuple[Array | None, ...] = ()
+    """Conformal: half widths in scaled units, one [P, C] a level; None where a level is infinite."""
+    log_price: tuple[Array | None, ...] | None = None
+    """Conformal: half widths of the logarithm of the price; None where the targets are no prices."""
+    mixture_mode: str = "independent"
+    """Mixture: the targets of a day draw their components on their own (`independent`) or share one (`joint`)."""
+    seed: int = 0
+    """Mixture: of the simulated paths."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; `from_dict` gives back the same bits."""
+        return {
+            "method": self.method,
+            "levels": list(self.levels),
+            "windows": self.windows,
+            "scaled": _to_lists(self.scaled),
+            "log_price": None if self.log_price is None else _to_lists(self.log_price),
+            "mixture_mode": self.mixture_mode,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Raises DataError where `content` is not what `to_dict` gives."""
+        try:
+            found = cls(
+                method=content["method"],
+                levels=tuple(float(level) for level in content["levels"]),
+                windows=int(content["windows"]),
+                scaled=_to_arrays(content["scaled"]),
+                log_price=None if content["log_price"] is None else _to_arrays(content["log_price"]),
+                mixture_mode=content["mixture_mode"],
+                seed=int(content["seed"]),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"these are no stored intervals: {type(error).__name__}: {error}") from error
+        if fault := _fault(found):
+            raise DataError(f"these are no stored intervals: {fault}")
+        return found
+
+    def select(self, levels: Sequence[float]) -> Self:
+        """The same for some of the levels only. Raises DataError for a level that conformal intervals do not have."""
+        absent = [level for level in levels if not 0 < level < 1 or (self.scaled and level not in self.levels)]
+        if absent:
+            raise DataError(f"no interval of level {absent[0]:g}: choose among {', '.join(map(str, self.levels))}")
+        places = [self.levels.index(level) for level in levels] if self.scaled else []
+        return type(self)(
+            self.method,
+            tuple(levels),
+            self.windows,
+            tuple(self.scaled[place] for place in places),
+            None if self.log_price is None else tuple(self.log_price[place] for place in places),
+            self.mixture_mode,
+            self.seed,
+        )
+
+
+def calibrate(
+    validation: SplitForecast,
+    scaler: Scaler,
+    *,
+    kind: str | None,
+    mixture_mode: str,
+    seed: int,
+    levels: Sequence[float] = LEVELS,
+) -> Intervals:
+    """Intervals from the forecasts of the validation windows.
+
+    `kind`: `returns` or `levels` for the four standard targets, None for others, which are no prices. The log tells of
+    a level that so few windows cannot give.
+    """
+    if validation.mixture is not None:
+        return Intervals("mixture", tuple(levels), 0, mixture_mode=mixture_mode, seed=seed)
+    log_price = None
+    if kind is not None:
+        # The last close drops out of the difference of two logarithms.
+        forecast, truth = (
+            log_prices(scaler.inverse(values), kind) for values in (validation.forecast, validation.truth)
+        )
+        log_price = half_widths(forecast - truth, levels)
+    scaled = half_widths(validation.forecast - validation.truth, levels)
+    windows = len(validation.truth)
+    for level, width in zip(levels, scaled, strict=True):
+        if width is None:
+            logger.warning(
+                "no finite interval of level %g: it takes %d validation windows with finite forecasts, there are %d; "
+                "raise data.validation_length", level, windows_needed(level), windows,
+            )  # fmt: skip
+    return Intervals("conformal", tuple(levels), windows, scaled, log_price)
+
+
+def scaled_bounds(intervals: Intervals, forecast: Array, mixture: MixtureArrays | None) -> Bounds:
+    """The intervals of forecasts [W, P, C] in scaled units: lower and upper ends, [levels, W, P, C].
+
+    Raises DataError for intervals of another kind of forecast, or of other days or targets.
+    """
+    _check_method(intervals, mixture)
+    if mixture is None:
+        widths = _stack(intervals.scaled, forecast.shape[1:])[:, None]
+        return forecast - widths, forecast + widths
+    weights = np.broadcast_to(mixture.weights[:, :, None], mixture.means.shape)
+    ends = [
+        [mixture_quantile(0.5 + sign * level / 2, mixture.means, mixture.stds, weights) for level in intervals.levels]
+        for sign in (-1, 1)
+    ]
+    return np.stack(ends[0]), np.stack(ends[1])
+
+
+def price_bounds(
+    intervals: Intervals,
+    prices: Array,
+    mixture: MixtureArrays | None,
+    *,
+    scaler: Scaler,
+    kind: str,
+    last_close: Array,
+    draws: int = DRAWS,
+) -> Bounds:
+    """The intervals of forecast prices [W, P, 4]: lower and upper ends, [levels, W, P, 4].
+
+    Conformal: price * exp(-+ half width). Mixture: quantiles of `draws` simulated paths, see `simulate_log_prices`.
+
+    Args:
+        intervals: with `log_price` half widths, or of a mixture.
+        prices: the forecast prices.
+        mixture: what the model forecast, where it is a mixture.
+        scaler: of the targets.
+        kind: `returns` or `levels`.
+        last_close: [W], what returns are chained from.
+        draws: paths a window.
+
+    Raises DataError for intervals of another kind of forecast, of other days, or of targets that are no prices.
+    """
+    _check_method(intervals, mixture)
+    if mixture is None:
+        if intervals.log_price is None:
+            raise DataError("these intervals are for targets that are no prices")
+        with np.errstate(over="ignore"):
+            widths = np.exp(_stack(intervals.log_price, prices.shape[1:])[:, None])
+            return prices / widths, prices * widths
+    ends = [0.5 + sign * level / 2 for sign in (-1, 1) for level in intervals.levels]
+    # One window at a time: the paths of all would take much memory.
+    logs = np.stack(
+        [
+            np.quantile(simulate_log_prices(mixture, window, intervals, scaler, kind, draws), ends, axis=0)
+            for window in range(len(prices))
+        ],
+        axis=1,
+    )
+    with np.errstate(over="ignore"):
+        found = np.exp(logs) * (last_close[:, None, None] if kind == "returns" else 1.0)
+    count = len(intervals.levels)
+    return found[:count], found[count:]
+
+
+def simulate_log_prices(
+    mixture: MixtureArrays, window: int, intervals: Intervals, scaler: Scaler, kind: str, draws: int
+) -> Array:
+    """Logarithms of the prices of `draws` paths of one window, [draws, P, 4], drawn from the mixture; see `log_prices`.
+
+    The model says nothing of how the days hang together, so they are drawn independently of each other. Within a day,
+    the four targets share the component with `mixture_mode` `joint`, and are independent with `independent`. The draws
+    depend on the seed of `intervals` and on `window` alone.
+    """
+    means, stds, weights = (part[window] for part in mixture)  # [P, C, K], [P, C, K], [P, K]
+    days, targets, _ = means.shape
+    generator = np.random.default_rng([intervals.seed, window])
+    chances = generator.random((draws, days, 1 if intervals.mixture_mode == "joint" else targets, 1))
+    component = (chances > np.cumsum(weights, axis=-1)[None, :, None, :-1]).sum(axis=-1)  # [draws, P, 1 or C]
+    component = np.broadcast_to(component, (draws, days, targets))
+    day, target = np.arange(days)[:, None], np.arange(targets)
+    values = means[day, target, component] + stds[day, target, component] * generator.standard_normal(component.shape)
+    return log_prices(scaler.inverse(values), kind)
+
+
+def interval_report(
+    intervals: Intervals,
+    scaled: tuple[Bounds, Array],
+    price: tuple[Bounds, Array] | None,
+    targets: Sequence[str],
+) -> dict[str, Any]:
+    """What the intervals cover: for each level its nominal share, the share of truths inside, the mean width.
+
+    `scaled` and `price`: the bounds and the truth [W, P, C] in these units. Shares and widths of a level without a
+    finite interval are None.
+    """
+    return {
+        "method": intervals.method,
+        "calibration_windows": intervals.windows,
+        "scaled": _coverage(intervals.levels, *scaled, targets),
+        "price": None if price is None else _coverage(intervals.levels, *price, targets),
+    }
+
+
+def _coverage(levels: Sequence[float], bounds: Bounds, truth: Array, targets: Sequence[str]) -> list[dict[str, Any]]:
+    report = []
+    for level, lower, upper in zip(levels, *bounds, strict=True):
+        inside = np.where(np.isnan(lower), np.nan, (lower <= truth) & (truth <= upper))
+        report.append(
+            {
+                "nominal": level,
+                "coverage": {
+                    "overall": _finite(inside.mean()),
+                    "by_target": {name: _finite(inside[..., index].mean()) for index, name in enumerate(targets)},
+                    "by_horizon": [_finite(share) for share in inside.mean(axis=(0, 2))],
+                },
+                "mean_width": _mean_width(lower, upper),
+            }
+        )
+    return report
+
+
+def _check_method(intervals: Intervals, mixture: MixtureArrays | None) -> None:
+    if (intervals.method == "mixture") != (mixture is not None):
+        forecast = "a point" if mixture is None else "a mixture"
+        raise DataError(f"these intervals are of the method {intervals.method}, but the model forecasts {forecast}")
+
+
+def _mean_width(lower: Array, upper: Array) -> float | None:
+    with np.errstate(over="ignore", invalid="ignore"):  # prices may overflow
+        return _finite((upper - lower).mean())
+
+
+def _stack(widths: Sequence[Array | None], shape: tuple[int, ...]) -> Array:
+    """[levels, *shape], NaN where there is no width. Raises DataError for widths of another shape."""
+    for width in widths:
+        if width is not None and width.shape != shape:
+            raise DataError(f"these intervals are for days and targets {list(width.shape)}, not {list(shape)}")
+    return np.stack([np.full(shape, np.nan) if width is None else width for width in widths])
+
+
+def _fault(found: Intervals) -> str | None:
+    """What is wrong with stored intervals, in words."""
+    levels = found.levels
+    if found.method not in ("conformal", "mixture"):
+        return f"the method is {found.method!r}, not conformal or mixture"
+    if not levels or not all(0 < level < 1 for level in levels) or len(set(levels)) < len(levels):
+        return f"the levels are {list(levels)}, not different numbers between 0 and 1"
+    if found.method == "mixture":
+        known = found.mixture_mode in ("independent", "joint") and found.seed >= 0
+        return None if known else f"the mixture mode is {found.mixture_mode!r} and the seed {found.seed}"
+    for name, widths in (("scaled", found.scaled), ("log_price", found.log_price)):
+        if widths is not None and len(widths) != len(levels):
+            return f"{len(levels)} levels, but {len(widths)} tables of widths in {name}"
+    every = [width for widths in (found.scaled, found.log_price) for width in widths or () if width is not None]
+    if len({width.shape for width in every}) > 1:
+        return "the tables of widths have different shapes"
+    return None
+
+
+def _to_lists(widths: Sequence[Array | None]) -> list[Any]:
+    return [None if width is None else width.tolist() for width in widths]
+
+
+def _to_arrays(widths: Sequence[Any]) -> tuple[Array | None, ...]:
+    arrays = tuple(None if width is None else np.array(width, dtype=np.float64) for width in widths)
+    for array in arrays:
+        if array is not None and (array.ndim != 2 or not (np.isfinite(array) & (array >= 0)).all()):
+            raise ValueError("a width is no table of finite numbers from 0 on")
+    return arrays
+
+
+def _finite(value: np.floating[Any]) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,35 @@
+"""Test a trained run again."""
+
+from collections.abc import Callable
+
+from pgat_fast.data.load import load_splits
+from pgat_fast.errors import CheckpointError
+from pgat_fast.evaluation.assess import Assessment, assess
+from pgat_fast.forecasting.run import Run
+
+
+def evaluate(run: Run, *, on_batch: Callable[[], None] | None = None) -> Assessment:
+    """Judge the weights of `run` on the test windows of its configuration, `data.path` included.
+
+    The returned `Assessment` holds pandas tables: `metrics()`, `forecasts`, `adjacency`. With the checkpoint and the
+    data of the training it says the same as `results.json`, to the bit on the same machine.
+
+    Args:
+        run: what `load_run` opened.
+        on_batch: called before every batch; what it raises ends the evaluation.
+
+    Raises:
+        DataError, ConfigError: the data file cannot be read, or does not fit.
+        CheckpointError: the training rows of the data file give other scalers than the run was trained with.
+    """
+    table, splits = load_splits(run.config.data, run.config.model, run.device)
+    for name, stored, found in (
+        ("inputs", run.input_scaler, splits.input_scaler),
+        ("targets", run.target_scaler, splits.target_scaler),
+    ):
+        if stored.to_dict() != found.to_dict():
+            raise CheckpointError(
+                f"{run.config.data.path}: its training rows give the {name} another scale than the run was trained "
+                "with: use the data file of the training, or train anew"
+            )
+    return assess(run.model, run.config, table, splits, on_batch=on_batch)

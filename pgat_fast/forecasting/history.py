@@ -1,0 +1,153 @@
+"""What a forecast starts from: the last rows of a data file, or of plain prices."""
+
+import csv
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from pgat_fast.config import DataConfig
+from pgat_fast.data.build import as_written, build_table
+from pgat_fast.data.columns import COLUMNS, TARGETS
+from pgat_fast.data.load import fault_of_kind
+from pgat_fast.data.note import read_note
+from pgat_fast.data.prices import PRICES, check_prices, read_prices
+from pgat_fast.data.table import Table, read_table
+from pgat_fast.data.trading_days import Days
+from pgat_fast.errors import DataError
+
+Source: TypeAlias = str | Path | Table | pd.DataFrame
+"""A CSV file (a data file, or plain prices), a table of a data file, or a frame as `read_prices` returns it."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """The known days that a forecast follows on."""
+
+    table: Table
+    """The columns that the model needs, the last row being the last known day."""
+    dates: Days
+    """[n], of all rows of the source: they show its calendar."""
+    last_close: float | None
+    """Close of the last day, in the unit of the prices; None where the forecast is of no prices."""
+    last_close_from: str
+    """How it is known, in words."""
+    relative: bool = False
+    """Whether no price is known, so that `last_close` is in units of the close before the first row."""
+
+
+def read_history(
+    source: Source,
+    *,
+    inputs: tuple[str, ...],
+    targets: tuple[str, ...],
+    seq_len: int,
+    data: DataConfig,
+    trained_on: str,
+    last_close: float | None = None,
+) -> History:
+    """Read the rows before a forecast of `targets` from `inputs` and the `seq_len` last days.
+
+    A file with the columns that the run reads is taken as a data file; one that has not, but the columns of
+    `read_prices`, is taken as prices and built in memory. `trained_on` is the hash of the data file of the training:
+    `data.base_price` is about that file and no other. `last_close` goes before what the source says.
+
+    Raises DataError for a source that cannot be read, has too few rows, or holds other targets than the run was
+    trained on.
+    """
+    if last_close is not None and not (np.isfinite(last_close) and last_close > 0):
+        raise DataError(f"the last close is {last_close:g}: give a positive price")
+    columns = tuple(dict.fromkeys([*inputs, *targets]))
+    close: float | None
+    if isinstance(source, pd.DataFrame) or (isinstance(source, str | Path) and _holds_prices(Path(source), columns)):
+        table, dates, close, known_from = _from_prices(source, columns, seq_len, data.target_kind)
+    else:
+        table = source if isinstance(source, Table) else read_table(source, columns)
+        dates = table.dates
+        _check_rows(table, seq_len)
+        close, known_from = _last_close(table, targets, data, trained_on)
+    if targets != TARGETS or data.target_kind == "levels":
+        if last_close is not None:
+            _log.warning("the last close is not used: the forecast is of %s", "levels" if close else "no prices")
+        return History(table, dates, close if targets == TARGETS else None, known_from)
+    if last_close is not None:
+        return History(table, dates, last_close, "as given")
+    if close is not None:
+        return History(table, dates, close, known_from)
+    _log.warning(
+        "%s: nothing tells the price that its returns are chained from: forecasts are relative to the close before its "
+        "first row; give the last close to have prices",
+        table.source,
+    )
+    close = float(np.exp(table.select(["log_Close"]).sum()))
+    return History(table, dates, close, "unknown: the close before the first row is 1", relative=True)
+
+
+def _holds_prices(path: Path, columns: tuple[str, ...]) -> bool:
+    """Whether the header of the file names prices, if not all, and not `columns`. Faults are left to the readers."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            header = next(csv.reader([file.readline(1_000_000)]), [])
+    except (OSError, csv.Error):
+        return False
+    names = {name.strip().casefold() for name in header}
+    return not set(columns) <= set(header) and len(names & {"date", *PRICES}) >= 3
+
+
+def _from_prices(
+    source: str | Path | pd.DataFrame, columns: tuple[str, ...], seq_len: int, kind: Literal["returns", "levels"]
+) -> tuple[Table, Days, float, str]:
+    """The table of the last `seq_len` days, all days, the last close and where it is from."""
+    if isinstance(source, pd.DataFrame):
+        prices, name = source, "the prices"
+        check_prices(prices, name)
+    else:
+        prices, name = read_prices(source), str(source)
+    foreign = [column for column in columns if column not in COLUMNS]
+    if foreign:
+        raise DataError(f"{name}: column {foreign[0]} cannot be built from prices: pass a data file that holds it")
+    if len(prices) < seq_len + 1:
+        raise DataError(
+            f"{name}: {len(prices)} days of prices are too few: the model reads the last {seq_len} (model.seq_len) and "
+            f"the close before them: pass at least {seq_len + 1}"
+        )
+    built = build_table(prices, kind, rows=seq_len)
+    dates = pd.DatetimeIndex(prices.index).to_numpy().astype("datetime64[D]")
+    # Rounded as in the file that the model was trained on, so that both ways lead to one forecast.
+    table = Table(dates[-seq_len:], as_written(built.to_numpy(np.float64)), COLUMNS, source=name)
+    return table, dates, float(prices["close"].iloc[-1]), f"the last close of {name}"
+
+
+def _check_rows(table: Table, seq_len: int) -> None:
+    if len(table.dates) < seq_len:
+        raise DataError(
+            f"{table.source}: {len(table.dates)} rows are too few: the model reads the last {seq_len} (model.seq_len): "
+            f"pass at least {seq_len}"
+        )
+
+
+def _last_close(table: Table, targets: tuple[str, ...], data: DataConfig, trained_on: str) -> tuple[float | None, str]:
+    """The close of the last row and how it is known; None where nothing tells it."""
+    if targets != TARGETS:
+        return None, "not needed"
+    values = table.select(TARGETS)
+    note = read_note(table)
+    fault = fault_of_kind(values, data.target_kind, note)
+    if fault:
+        raise DataError(f"{table.source}: {fault}, but the run was trained on {data.target_kind}")
+    closes = values[:, TARGETS.index("log_Close")]
+    if data.target_kind == "levels":
+        return float(np.exp(closes[-1])), f"the last row of {table.source}"
+    base = note.base_price if note is not None else None
+    if data.base_price is not None and table.sha256 == trained_on:
+        base = data.base_price
+    if table.base_price != 1.0:  # set by `load_splits`, or by the caller
+        base = table.base_price
+    if base is None:
+        return None, ""
+    return float(base * np.exp(closes.sum())), f"the returns of {table.source} from the close {base:g} before its rows"

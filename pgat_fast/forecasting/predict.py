@@ -1,0 +1,194 @@
+"""Forecast the days after the last row of a file."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pgat_fast.data.build import as_written
+from pgat_fast.data.columns import TARGETS
+from pgat_fast.data.csv_file import FloatArray
+from pgat_fast.data.price_units import to_prices
+from pgat_fast.data.prices import PRICES
+from pgat_fast.data.sky import CELESTIAL, sky_table
+from pgat_fast.data.table import Table
+from pgat_fast.data.trading_days import Days, calendar_of, future_trading_days
+from pgat_fast.data.windows import known_ahead, window_ahead
+from pgat_fast.errors import CheckpointError
+from pgat_fast.evaluation.evaluate import MixtureArrays, mixture_arrays
+from pgat_fast.evaluation.intervals import LEVELS, Bounds, Intervals, price_bounds, scaled_bounds
+from pgat_fast.forecasting.history import History, Source, read_history
+from pgat_fast.forecasting.run import Run
+from pgat_fast.model.forecast import Forecast, Mixture, point_forecast
+
+_log = logging.getLogger(__name__)
+
+
+def predict(
+    run: Run,
+    source: Source,
+    *,
+    last_close: float | None = None,
+    trading_days: str | None = None,
+    levels: Sequence[float] = LEVELS,
+) -> pd.DataFrame:
+    """Forecast the `pred_len` trading days after the last row of `source`.
+
+    Args:
+        run: what `load_run` opened.
+        source: a CSV file, either a data file or plain prices (see `read_prices`); or a table of a data file, or a
+            frame of prices.
+        last_close: close of the last known day, where a data file of returns does not tell it.
+        trading_days: `nyse`, `weekdays`, `daily` or `auto`; `data.trading_days` of the run by default.
+        levels: of the intervals, each the share of days that it is meant to hold.
+
+    Returns:
+        A row a day: `date`, `horizon` (from 1), and for the four standard targets the prices `open`, `high`, `low`,
+        `close`, else the targets in their own units; then each with `close_lower_80`, `close_upper_80` and so on,
+        where the run has intervals (NaN: too few windows were there to calibrate the level). `attrs` says what was
+        assumed: calendar, last close and where it is from, checkpoint, method of the intervals; and names the days
+        whose forecast is no possible bar.
+
+    Raises:
+        DataError: the source cannot be read or has too few rows; a level that the intervals do not have.
+        ConfigError: an unknown calendar.
+        CheckpointError: the model forecasts what is not finite.
+    """
+    data, model = run.config.data, run.config.model
+    targets = run.target_scaler.columns
+    history = read_history(
+        source,
+        inputs=run.input_scaler.columns,
+        targets=targets,
+        seq_len=model.seq_len,
+        data=data,
+        trained_on=str(run.about.get("data", {}).get("sha256", "")),
+        last_close=last_close,
+    )
+    calendar = trading_days or data.trading_days
+    if calendar == "auto":
+        calendar = calendar_of(history.dates)
+    days = future_trading_days(history.dates, model.pred_len, calendar)
+    output = _forecast(run, history, days)
+    scaled = point_forecast(output).double().cpu().numpy()
+    values = run.target_scaler.inverse(scaled)
+    in_prices = targets == TARGETS
+    if in_prices:
+        with np.errstate(over="ignore"):
+            values = to_prices(values, data.target_kind, np.array([history.last_close]))
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{run.checkpoint}: forecasts that are not finite: use another checkpoint")
+    names = PRICES if in_prices else targets
+    columns = {"date": days.astype("datetime64[s]"), "horizon": np.arange(1, len(days) + 1)}
+    columns |= {name: values[0, :, place] for place, name in enumerate(names)}
+    intervals = _intervals_of(run, output, levels)
+    if intervals is not None:
+        lower, upper = _bounds(run, intervals, scaled, values, mixture_arrays([output]), history.last_close)
+        for place, name in enumerate(names):
+            for level, low, high in zip(intervals.levels, lower, upper, strict=True):
+                columns[f"{name}_lower_{100 * level:g}"] = low[0, :, place]
+                columns[f"{name}_upper_{100 * level:g}"] = high[0, :, place]
+    frame = pd.DataFrame(columns)
+    frame.attrs = {
+        "run": str(run.folder),
+        "checkpoint": run.checkpoint.name,
+        "last_date": str(history.dates[-1]),
+        "calendar": calendar,
+        "last_close": history.last_close,
+        "last_close_from": history.last_close_from,
+        "relative": history.relative,
+        "intervals": None
+        if intervals is None
+        else {"method": intervals.method, "levels": list(intervals.levels), "calibration_windows": intervals.windows},
+        "impossible_bars": _impossible_bars(frame) if in_prices else [],
+    }
+    _log.info("%s", frame.attrs)
+    return frame
+
+
+@torch.no_grad()
+def _forecast(run: Run, history: History, days: Days) -> Forecast:
+    """What the model forecasts of `days`, scaled; a batch of one."""
+    data, model = run.config.data, run.config.model
+    inputs, targets = run.input_scaler.columns, run.target_scaler.columns
+    known: list[str] = []
+    if data.decoder_future == "known":
+        mask = known_ahead(inputs, targets).tolist()
+        known = [name for name, is_known in zip(inputs, mask, strict=True) if is_known]
+    batch = window_ahead(
+        history.table,
+        known_future(days, history.dates[-1], known),
+        scaler=run.input_scaler,
+        targets=targets,
+        seq_len=model.seq_len,
+        label_len=model.label_len,
+        freq=model.freq,
+        decoder_future=data.decoder_future,
+        device=run.device,
+    )
+    run.model.eval()
+    forecast: Forecast = run.model(*batch[:4])[0]
+    return forecast
+
+
+def _intervals_of(run: Run, output: Forecast, levels: Sequence[float]) -> Intervals | None:
+    """The intervals of the run for `levels`; None, with a warning, where none are known."""
+    intervals = run.intervals
+    if intervals is None and isinstance(output, Mixture):
+        # A mixture says itself how sure it is: nothing was calibrated.
+        mode = run.config.model.mdn_multivariate_mode
+        intervals = Intervals("mixture", tuple(levels), 0, mixture_mode=mode, seed=run.config.training.seed)
+    if intervals is None:
+        _log.warning(
+            "no intervals: none were calibrated for checkpoint %s; `pgat-fast evaluate %s` does that",
+            run.checkpoint.name, run.folder,
+        )  # fmt: skip
+        return None
+    return intervals.select(levels)
+
+
+def _bounds(
+    run: Run,
+    intervals: Intervals,
+    scaled: FloatArray,
+    values: FloatArray,
+    mixture: MixtureArrays | None,
+    last_close: float | None,
+) -> Bounds:
+    """Lower and upper ends of the intervals of the forecasts `values` [1, P, C], [levels, 1, P, C]; NaN: infinite."""
+    scaler = run.target_scaler
+    if scaler.columns != TARGETS:
+        lower, upper = scaled_bounds(intervals, scaled, mixture)
+        return scaler.inverse(lower), scaler.inverse(upper)
+    close = np.array([1.0 if last_close is None else last_close])
+    kind = run.config.data.target_kind
+    return price_bounds(intervals, values, mixture, scaler=scaler, kind=kind, last_close=close)
+
+
+def known_future(days: Days, last: np.datetime64, columns: Sequence[str]) -> Table:
+    """`columns` (the sky, `time_delta`) of the future `days` after the day `last`, as the data file would hold them.
+
+    Raises DataError where the sky cannot be computed: skyfield is not installed, or a day lies outside the ephemeris.
+    """
+    values: dict[str, FloatArray] = {"time_delta": np.diff(days, prepend=last).astype(np.float64)}
+    if not set(columns).isdisjoint(CELESTIAL):
+        sky = sky_table(pd.DatetimeIndex(days.astype("datetime64[s]")))
+        values |= {name: as_written(sky[name].to_numpy(np.float64)) for name in columns if name in CELESTIAL}
+    table = np.stack([values[name] for name in columns], axis=1) if columns else np.empty((len(days), 0))
+    return Table(days, table, tuple(columns), source="the forecast days")
+
+
+def _impossible_bars(frame: pd.DataFrame) -> list[str]:
+    """The days whose forecast high is below the open or close, or whose low is above. Logged, not repaired."""
+    low = frame["low"] > frame[["open", "close"]].min(axis=1)
+    high = frame["high"] < frame[["open", "close"]].max(axis=1)
+    days = [str(day.date()) for day in frame.loc[low | high, "date"]]
+    if days:
+        _log.warning(
+            "%d of %d forecast days are no possible bar (a high below, or a low above, the open or close): the four "
+            "targets are forecast on their own, and nothing is repaired: %s",
+            len(days), len(frame), ", ".join(days),
+        )  # fmt: skip
+    return days

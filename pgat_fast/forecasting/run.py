@@ -1,0 +1,185 @@
+"""A trained run, opened to forecast with."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pgat_fast.config import Config, ModelConfig, config_to_dict, load_config
+from pgat_fast.data.columns import TARGETS
+from pgat_fast.data.scaling import Scaler
+from pgat_fast.device import resolve_device
+from pgat_fast.errors import BackendError, CheckpointError, ConfigError, DataError
+from pgat_fast.evaluation.intervals import Intervals
+from pgat_fast.model import build_model
+from pgat_fast.training.checkpoint import Checkpoint, fit_weights, newest_good, read_checkpoint
+from pgat_fast.training.run_folder import CHECKPOINTS
+
+OVERRIDABLE = frozenset(
+    {"data.path", "data.base_price", "data.trading_days", "training.batch_size", "run.device", "run.backend"}
+)
+"""Settings that may differ from those of the training: they change nothing of what was learned."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained model with all that a forecast needs."""
+
+    folder: Path
+    checkpoint: Path
+    """The folder of the checkpoint that the weights are from."""
+    config: Config
+    model: nn.Module
+    """In evaluation mode, on `device`."""
+    device: torch.device
+    input_scaler: Scaler
+    target_scaler: Scaler
+    intervals: Intervals | None
+    """None where none are known of this checkpoint."""
+    about: dict[str, Any]
+    """What the checkpoint says of itself."""
+    results: dict[str, Any]
+    """`results.json`; empty where the run is not finished."""
+
+
+def load_run(folder: str | Path, checkpoint: str = "best", device: str = "auto", overrides: Sequence[str] = ()) -> Run:
+    """Open the run in `folder`, finished or not.
+
+    Args:
+        folder: `runs/NAME`.
+        checkpoint: `best` (lowest validation loss so far), `latest`, the name of one in `checkpoints/`, or a path.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        overrides: settings `KEY=VALUE`, of those in `OVERRIDABLE`.
+
+    Raises:
+        CheckpointError: a part of the run is missing or damaged; the message names it.
+        ConfigError: an override that would make another model of it.
+        BackendError: the device is not there.
+    """
+    folder = Path(folder)
+    config = _read_config(folder, overrides)
+    target = resolve_device(device if device != "auto" or not _names_device(overrides) else config.run.device)
+    path, stored = _find_checkpoint(folder, checkpoint)
+    results = _read_json(folder / "results.json") or {}
+    target_scaler = _read_scaler(path, stored.about, "target_scaler", config.model.c_out)
+    return Run(
+        folder=folder,
+        checkpoint=path,
+        config=config,
+        model=_load_model(config, path, stored).to(target).eval(),
+        device=target,
+        input_scaler=_read_scaler(path, stored.about, "input_scaler", config.model.enc_in),
+        target_scaler=target_scaler,
+        intervals=_read_intervals(folder, path.name, results, config.model, target_scaler.columns),
+        about=stored.about,
+        results=results,
+    )
+
+
+def _read_config(folder: Path, overrides: Sequence[str]) -> Config:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        what = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
+        raise CheckpointError(f"{folder}: {what}: name the folder of a run, such as runs/quickstart")
+    trained = config_to_dict(load_config(path))
+    config = load_config(path, overrides)
+    for section, settings in config_to_dict(config).items():
+        for key, value in settings.items():
+            if value != trained[section][key] and f"{section}.{key}" not in OVERRIDABLE:
+                raise ConfigError(
+                    f"{section}.{key}={value}: the run was trained with {trained[section][key]}; only "
+                    f"{', '.join(sorted(OVERRIDABLE))} may differ"
+                )
+    return config
+
+
+def _names_device(overrides: Sequence[str]) -> bool:
+    return any(item.partition("=")[0].strip() in ("run.device", "device") for item in overrides)
+
+
+def _find_checkpoint(folder: Path, which: str) -> tuple[Path, Checkpoint]:
+    root = folder / CHECKPOINTS
+    if which not in ("best", "latest"):
+        path = Path(which) if Path(which).name != which else root / which
+        return path, read_checkpoint(path, training=False)
+    found = newest_good(root, training=False)
+    if found is None:
+        raise CheckpointError(f"{root}: no checkpoint there can be read: train first, or go on with `train --resume`")
+    if which == "latest":
+        return found
+    best = found[1].about.get("best")
+    if best is None:
+        _log.warning("%s: no epoch has been validated yet: the newest checkpoint stands in for the best", folder)
+        return found
+    if best == found[0].name:
+        return found
+    return root / best, read_checkpoint(root / best, training=False)
+
+
+def _load_model(config: Config, path: Path, stored: Checkpoint) -> nn.Module:
+    # Drawing the parameters must not advance the generators of the caller.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = build_model(config)
+        except BackendError as error:
+            _log.warning("%s; the model is computed by another backend, which agrees up to rounding", error)
+            model = build_model(config, backend="auto")
+    fit_weights(model, path, stored)
+    return model
+
+
+def _read_scaler(path: Path, about: dict[str, Any], name: str, columns: int) -> Scaler:
+    try:
+        scaler = Scaler.from_dict(about[name])
+    except KeyError as error:
+        raise CheckpointError(f"{path}: holds no {name}: use another checkpoint") from error
+    except DataError as error:
+        raise CheckpointError(f"{path}: {name}: {error}: use another checkpoint") from error
+    if len(scaler.columns) != columns:
+        raise CheckpointError(f"{path}: {name} is for {len(scaler.columns)} columns, but the model has {columns}")
+    return scaler
+
+
+def _read_intervals(
+    folder: Path, checkpoint: str, results: dict[str, Any], model: ModelConfig, targets: tuple[str, ...]
+) -> Intervals | None:
+    """The intervals that were calibrated with the weights of `checkpoint`, if any were.
+
+    Those of `intervals.json` are of the best checkpoint of the finished run; `pgat-fast evaluate` writes others.
+    """
+    finished, evaluated = folder / "intervals.json", folder / f"evaluation-{checkpoint}" / "intervals.json"
+    calibrated = (results.get("checkpoints") or {}).get("best", checkpoint)
+    path = finished if finished.exists() and calibrated == checkpoint else evaluated
+    content = _read_json(path)
+    if content is None:
+        return None
+    try:
+        intervals = Intervals.from_dict(content)
+    except DataError as error:
+        raise CheckpointError(f"{path}: {error}: delete it, then `pgat-fast evaluate {folder}`") from error
+    method = "mixture" if model.use_mixture_decoder else "conformal"
+    widths = [width for width in (*intervals.scaled, *(intervals.log_price or ())) if width is not None]
+    fits = intervals.method == method and all(width.shape == (model.pred_len, model.c_out) for width in widths)
+    if not fits or (method == "conformal" and (intervals.log_price is not None) != (targets == TARGETS)):
+        raise CheckpointError(f"{path}: not of this model: delete it, then `pgat-fast evaluate {folder}`")
+    return intervals
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What is in the file; None where there is no file. Raises CheckpointError where it is no JSON object."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}: delete it, then `pgat-fast evaluate` again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no JSON object: delete it, then `pgat-fast evaluate` again")
+    return content

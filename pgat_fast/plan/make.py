@@ -1,0 +1,210 @@
+"""The plan of a run, put together."""
+
+import shutil
+import time
+from dataclasses import replace
+from functools import cache
+from math import ceil, prod
+from pathlib import Path
+
+import psutil
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pgat_fast.config import Config
+from pgat_fast.data.columns import BODIES
+from pgat_fast.data.load import load_splits
+from pgat_fast.data.windows import batch_indices
+from pgat_fast.device import resolve_device
+from pgat_fast.info import container_memory_limit
+from pgat_fast.model import resolve_backend
+from pgat_fast.model.reference.pgat import PGAT
+from pgat_fast.original_layout import original_shapes
+from pgat_fast.plan.figures import Computation, Disk, Limit, Needed, Parameters, Plan, Work
+from pgat_fast.plan.memory import ADAM_TENSORS, GIB, largest_batch, process_bytes, tensor_bytes
+from pgat_fast.plan.trace import trace_flops, trace_memory
+from pgat_fast.training.precision import resolve_precision
+
+FLOAT32 = 4
+_NEAR = 0.9
+"""The share of a limit from which a run warns, too."""
+_WEIGHTS_EXTRA, _TRAINING_EXTRA, _CHECKPOINT_EXTRA = 107, 820, 30_000
+"""Bytes of a checkpoint beside its numbers: of each parameter in model.safetensors, of each in training.pt, and of all
+the rest (configuration, scalers, generators). Measured."""
+
+
+def make_plan(config: Config, backend: str | None = None) -> Plan:
+    """Plan the run that `config` describes, for the reference's operators, without computing it. Takes some seconds.
+
+    A GPU that is configured but not here is planned for, with a warning. The generators of random numbers are left as
+    they are.
+
+    Raises:
+        BackendError: `backend` (default: that of the configuration) is unknown or cannot run here.
+        DataError, ConfigError: the data file is there, but has faults, does not fit or has too few windows for a batch.
+    """
+    started = time.perf_counter()
+    chosen = resolve_backend(backend or config.run.backend)
+    device, present = _device(config.run.device)
+    precision = _precision(config.training.mixed_precision, device, present)
+    settings = config.training
+
+    parameters, tensors = count_parameters(config)
+    work = count_work(config)
+    flops = trace_flops(config, settings.batch_size)
+    step = flops.step * settings.gradient_accumulation_steps
+    batches = None if work is None else work.steps / work.steps_per_epoch * work.batches_per_epoch
+    memory = _memory(config, device, present, precision, parameters, work)
+    disk = _disk(config, parameters.count, tensors)
+    plan = Plan(
+        backend=chosen,
+        device=str(device),
+        device_present=present,
+        precision=str(precision or torch.float32).removeprefix("torch."),
+        batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        parameters=parameters,
+        work=work,
+        data=config.data.path,
+        computation=Computation(
+            flops.forward, flops.step, step, None if batches is None else round(flops.step * batches)
+        ),
+        memory=memory,
+        disk=disk,
+        warnings=(),
+        seconds=0.0,
+    )
+    return replace(plan, warnings=tuple(_warnings(plan)), seconds=time.perf_counter() - started)
+
+
+def count_parameters(config: Config) -> tuple[Parameters, int]:
+    """The parameters of the model, and the number of their tensors."""
+    with FakeTensorMode():
+        model = PGAT(config.model)
+        sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    original = sum(prod(shape) for shape in original_shapes(config.model).values())
+    held = FLOAT32 * sum(sizes)
+    return Parameters(sum(sizes), original, held, held, ADAM_TENSORS * held), len(sizes)
+
+
+def count_work(config: Config) -> Work | None:
+    """Windows, batches and steps of the run; None where the data file does not exist. Raises as `make_plan`."""
+    if not Path(config.data.path).exists():
+        return None
+    _, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    settings = config.training
+    batches = len(list(batch_indices(len(splits.train), settings.batch_size, drop_last=True)))
+    steps = ceil(batches / settings.gradient_accumulation_steps)
+    total = settings.epochs * steps
+    return Work(
+        train_windows=len(splits.train),
+        validation_windows=len(splits.validation),
+        test_windows=len(splits.test),
+        batches_per_epoch=batches,
+        steps_per_epoch=steps,
+        steps=total if settings.max_steps is None else min(total, settings.max_steps),
+    )
+
+
+def _device(asked: str) -> tuple[torch.device, bool]:
+    """The device of the run, and whether it is here."""
+    if asked.startswith("cuda"):
+        device = torch.device(asked)
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return device, (device.index or 0) < count
+    return resolve_device(asked), True
+
+
+def _precision(asked: str, device: torch.device, present: bool) -> torch.dtype | None:
+    if asked == "auto" and not present:
+        return torch.bfloat16  # what every GPU of the last years takes
+    return resolve_precision(asked, device)
+
+
+def _memory(
+    config: Config,
+    device: torch.device,
+    present: bool,
+    precision: torch.dtype | None,
+    parameters: Parameters,
+    work: Work | None,
+) -> Needed:
+    file = Path(config.data.path)
+    file_bytes = file.stat().st_size if work is not None else 0
+    recurrences = len(BODIES) * config.model.seq_len if config.model.use_celestial_graph else 0
+    on_cpu = device.type == "cpu"
+    count = cache(lambda batch: trace_memory(config, batch, precision, device.type))
+
+    def need(batch: int) -> int:
+        if on_cpu:
+            return process_bytes(count(batch), parameters.trainable_bytes, recurrences, file_bytes)
+        return tensor_bytes(count(batch), parameters.trainable_bytes)
+
+    size = config.training.batch_size
+    predicted = need(size)
+    bounds = _bounds(config, device, present)
+    most = 2**20 if work is None else work.train_windows
+    return Needed(
+        kept=count(size).kept,
+        tensors=tensor_bytes(count(size), parameters.trainable_bytes),
+        process=predicted if on_cpu else None,
+        limits=tuple(Limit(name, limit, predicted) for name, limit in bounds.items()),
+        largest_batch=largest_batch(need, min(bounds.values()), size, most) if bounds else None,
+    )
+
+
+def _bounds(config: Config, device: torch.device, present: bool) -> dict[str, int]:
+    """Name -> bytes of everything that bounds the memory where the model computes."""
+    if device.type == "cpu":
+        limit, setting = config.run.memory_limit_gb, "run.memory_limit_gb"
+        bounds = {"memory available on this machine": psutil.virtual_memory().available}
+        container = container_memory_limit()
+        if container is not None:
+            bounds["memory limit of this container"] = container
+    else:
+        limit, setting = config.run.device_memory_limit_gb, "run.device_memory_limit_gb"
+        bounds = {f"free memory of {device}": torch.cuda.mem_get_info(device)[0]} if present else {}
+    return bounds if limit is None else bounds | {setting: int(limit * GIB)}
+
+
+def _disk(config: Config, count: int, tensors: int) -> Disk:
+    weights = FLOAT32 * count + _WEIGHTS_EXTRA * tensors
+    training = ADAM_TENSORS * FLOAT32 * count + _TRAINING_EXTRA * tensors
+    checkpoint = weights + training + _CHECKPOINT_EXTRA
+    place = Path(config.run.output).absolute()
+    while not place.exists():
+        place = place.parent
+    return Disk(checkpoint, (config.run.keep_checkpoints + 2) * checkpoint, shutil.disk_usage(place).free)
+
+
+def _warnings(plan: Plan) -> list[str]:
+    found = []
+    if not plan.device_present:
+        found.append(f"{plan.device} is not on this machine: planned for, but its memory is not known")
+    if plan.work is None:
+        found.append(f"{plan.data} does not exist: windows and steps are not known; `pgat-fast data build` makes it")
+    for limit in plan.memory.limits:
+        if limit.share >= _NEAR:
+            verb = "will not fit into" if limit.share >= 1 else "come close to"
+            found.append(
+                f"the {limit.predicted / GIB:.2f} GiB that are predicted {verb} {limit.name}, {limit.limit / GIB:.2f} "
+                f"GiB: {_advice(plan)}"
+            )
+    if plan.disk.kept > plan.disk.free:
+        found.append(
+            f"checkpoints will take {plan.disk.kept / GIB:.2f} GiB, but {plan.disk.free / GIB:.2f} GiB are free: make "
+            "room, lower run.keep_checkpoints or choose another run.output"
+        )
+    return found
+
+
+def _advice(plan: Plan) -> str:
+    fit = plan.memory.largest_batch
+    if fit is None or fit.batch == 0:
+        return "lower model.seq_len, since not even a batch of 1 fits"
+    if fit.batch >= plan.batch_size:
+        return "leave more room, since it is a prediction"
+    return (
+        f"lower training.batch_size from {plan.batch_size} to {fit.batch} or less (and raise "
+        f"training.gradient_accumulation_steps from {plan.gradient_accumulation_steps}, for the same optimizer step)"
+    )

@@ -1,0 +1,182 @@
+"""What one training step computes and holds, counted without computing it.
+
+The model and its inputs are fake tensors: they have shapes, types and storages, but no data. A step runs on them,
+backward pass and recomputation included, and every storage is followed from its birth to its death.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from pgat_fast.config.schema import Config, ModelConfig
+from pgat_fast.data.calendar import CELLS
+from pgat_fast.data.windows import Batch
+from pgat_fast.model.reference.pgat import PGAT
+from pgat_fast.plan.stand_ins import cuda_operators, replace_recurrences
+from pgat_fast.training.loss import training_loss
+from pgat_fast.training.precision import products_in
+
+LARGE = 32 * 2**20
+"""Bytes from which the C library of Linux (glibc) maps a block on its own, and gives it back when it is freed. Its
+threshold grows to this as blocks are freed (`M_MMAP_THRESHOLD` in mallopt(3))."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the storages of the tensors that operators return: views of one storage count once, until it dies.
+
+    Attributes:
+        live, peak: bytes that live now, and at most.
+        peak_large: the most bytes that lived at once in storages of at least `LARGE` bytes; peak_small: in others.
+    """
+
+    def __init__(self, ignored: Iterable[Tensor] = (), device: str = "cpu") -> None:
+        """Follow all but `ignored`, which must outlive this, with the temporaries that operators have on `device`."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._on_cpu = device == "cpu"
+        self.live = self.peak = self.peak_small = self.peak_large = 0
+        self._small = 0
+        self._sizes: dict[int, int] = {}
+        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
+
+    def add(self, *tensors: Tensor) -> None:
+        """Count the storages of `tensors` that are not counted yet."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self._sizes or key in self._ignored:
+                continue
+            self._sizes[key] = storage.nbytes()
+            self._change(storage.nbytes(), 1)
+            weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key: int) -> None:
+        self._change(self._sizes.pop(key), -1)
+
+    def _touch(self, size: int) -> None:
+        """Count what an operator holds only while it runs."""
+        self._change(size, 1)
+        self._change(size, -1)
+
+    def _change(self, size: int, sign: int) -> None:
+        self.live += sign * size
+        self._small += sign * size if size < LARGE else 0
+        self.peak = max(self.peak, self.live)
+        self.peak_small = max(self.peak_small, self._small)
+        self.peak_large = max(self.peak_large, self.live - self._small)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # On a CPU it converts the whole of a 16-bit tensor first: seen in the peak of the process.
+        if func is torch.ops.aten.mean.dim and args[0].dtype.itemsize == 2 and self._on_cpu:
+            self._touch(4 * args[0].numel())
+        self.add(*(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)))
+        return result
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one micro-batch (forward pass, loss, backward pass), beside parameters and optimizer state."""
+
+    batch: int
+    kept: int
+    """What lives between the forward and the backward pass: inputs, activations."""
+    peak: int
+    """The most that lives at once: inputs, activations, gradients, temporaries."""
+    peak_small: int
+    peak_large: int
+    """The same, of storages below `LARGE` bytes, and of the others; each at its own moment."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of the matrix products and convolutions of one micro-batch; a multiplication and an addition are 2."""
+
+    forward: int
+    step: int
+    """Forward pass, recomputation and backward pass."""
+
+
+def trace_memory(config: Config, batch: int, precision: torch.dtype | None = None, device: str = "cpu") -> Memory:
+    """Count the bytes of one micro-batch of `batch` windows; takes a second or two, whatever the sizes.
+
+    Args:
+        config: the run; with `gradient_accumulation_steps` above 1 the gradients live from the beginning of the step.
+        batch: B.
+        precision: the type of products, None for float32, as `resolve_precision` gives it.
+        device: `cpu` or `cuda`: whose operators to count (`stand_ins.cuda_operators`). No GPU is used.
+    """
+    with _without_data(config, device) as model:
+        return memory_of_step(model, example(config.model, batch), config, precision, device)
+
+
+def trace_flops(config: Config, batch: int) -> Flops:
+    """Count the FLOPs of one micro-batch of `batch` windows, with torch's own formulas for each operator."""
+    with _without_data(config) as model:
+        return flops_of_step(model, example(config.model, batch), config)
+
+
+@contextmanager
+def _without_data(config: Config, device: str = "cpu") -> Iterator[nn.Module]:
+    """Within it tensors have no data; yields the model."""
+    with FakeTensorMode(), cuda_operators() if device == "cuda" else nullcontext():
+        model = PGAT(config.model).train()
+        replace_recurrences(model)
+        yield model
+
+
+def memory_of_step(
+    model: nn.Module, batch: Batch, config: Config, precision: torch.dtype | None = None, device: str = "cpu"
+) -> Memory:
+    """Count the bytes of a step of `model` on `batch`. With real tensors on the CPU it computes the step, too."""
+    parameters = list(model.parameters())
+    if config.training.gradient_accumulation_steps > 1:
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+    live = LiveBytes(parameters, device)
+    live.add(*batch, *(parameter.grad for parameter in parameters if parameter.grad is not None))
+    with live:
+        loss = _loss(model, batch, config, precision)
+        kept = live.live
+        loss.backward()
+    return Memory(len(batch.y), kept=kept, peak=live.peak, peak_small=live.peak_small, peak_large=live.peak_large)
+
+
+def flops_of_step(model: nn.Module, batch: Batch, config: Config) -> Flops:
+    """Count the FLOPs of a step of `model` on `batch`, real tensors or not."""
+    # A pass of its own: the counter keeps tensors alive that a step frees.
+    with FlopCounterMode(display=False) as counter:
+        loss = _loss(model, batch, config, None)
+        forward = counter.get_total_flops()
+        loss.backward()
+    return Flops(forward, counter.get_total_flops())
+
+
+def _loss(model: nn.Module, batch: Batch, config: Config, precision: torch.dtype | None) -> Tensor:
+    with products_in(precision, torch.device("cpu")):
+        forecast, diagnostics = model(*batch[:4])
+    mode = config.model.mdn_multivariate_mode
+    return training_loss(forecast, diagnostics, batch.y, mode, config.training.kl_weight)
+
+
+def example(model: ModelConfig, batch: int) -> Batch:
+    """`batch` windows of random numbers with the shapes that `model` wants."""
+    history, steps = model.seq_len, model.label_len + model.pred_len
+    marks = len(CELLS) if model.freq == "t" else len(CELLS) - 1
+    return Batch(
+        x_enc=torch.randn(batch, history, model.enc_in),
+        x_mark_enc=torch.rand(batch, history, marks),
+        x_dec=torch.randn(batch, steps, model.dec_in),
+        x_mark_dec=torch.rand(batch, steps, marks),
+        y=torch.randn(batch, model.pred_len, model.c_out),
+    )

@@ -1,0 +1,138 @@
+"""Rolling-origin backtest: the same run from several points in time, each trained on what was known then.
+
+The windows of one test split overlap and come from one stretch of the market, so they say little. Here the test split
+moves back in time, block by block, and a new model is trained before each (Tashman, Out-of-sample tests of forecasting
+accuracy, 2000; Hyndman & Athanasopoulos, Forecasting: Principles and Practice, section 5.10).
+"""
+
+import json
+import logging
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pgat_fast.config import Config, load_config
+from pgat_fast.errors import ConfigError, DataError
+from pgat_fast.files import write_json
+from pgat_fast.training.run_folder import CHECKPOINTS, read_status
+from pgat_fast.training.stop import Stop
+from pgat_fast.training.trainer import train
+
+logger = logging.getLogger(__name__)
+
+
+def backtest(
+    config: Config, folder: Path, origins: int, *, stop: Stop | None = None, progress: bool = True
+) -> pd.DataFrame:
+    """Train and test from `origins` points in time; the newest has the test split of `config`.
+
+    The test splits lie one behind the other, `data.test_length` rows each, without overlap. Each training is a whole
+    run in `folder` (`origin-01` is the newest). One that is there already is not done again, one that was stopped is
+    gone on with: call again after an interruption. What `summarize` makes of it is written to `backtest.json` there.
+
+    Returns:
+        A row for each origin: its test days and, in units of the scaled targets, the mean squared error of the model
+        and of each naive baseline, and the skill.
+
+    Raises:
+        DataError: the file is too short for so many origins; nothing was trained.
+        ConfigError: another backtest is in `folder`.
+    """
+    if origins < 1:
+        raise ConfigError(f"{origins} origins: choose 1 or more")
+    runs = [origin_config(config, folder, number) for number in range(origins)]
+    _check_rows(config, origins)
+    rows = []
+    for number, run in enumerate(runs):
+        logger.info("backtest: origin %d of %d", number + 1, origins)
+        results = _finished(run) or _train(run, stop, progress)
+        rows.append(_row(number + 1, results))
+    table = pd.DataFrame(rows).set_index("origin")
+    write_json(folder / "backtest.json", {"origins": rows, "summary": summarize(table)})
+    return table
+
+
+def origin_config(config: Config, folder: Path, number: int) -> Config:
+    """The configuration of the run from origin `number` (from 0, the newest)."""
+    skip = config.data.skip_last + number * config.data.test_length
+    return load_config(
+        config,
+        [
+            f"data.skip_last={skip}",
+            f"run.output={json.dumps(str(folder))}",
+            f"run.name=origin-{number + 1:02d}",
+            "run.plots=false",
+        ],
+    )
+
+
+def summarize(table: pd.DataFrame) -> dict[str, Any]:
+    """Skill against each baseline over all origins.
+
+    `pooled` is 1 - sum of the model's MSE / sum of the baseline's. `mean` and `standard_error` are those of the
+    origins' own skills, None where there are too few; `positive` counts the origins where the model was better.
+    """
+    summary: dict[str, Any] = {}
+    for column in table.columns:
+        name = str(column).removeprefix("mse_")
+        if name == column or name == "model":
+            continue
+        skills = [float(value) for value in table[f"skill_{name}"]]
+        pooled = float(table["mse_model"].sum()) / float(table[column].sum())
+        error = statistics.stdev(skills) / math.sqrt(len(skills)) if len(skills) > 1 else None
+        summary[name] = {
+            "pooled": 1 - pooled,
+            "mean": statistics.fmean(skills),
+            "standard_error": error,
+            "positive": sum(skill > 0 for skill in skills),
+            "origins": len(skills),
+        }
+    return summary
+
+
+def _check_rows(config: Config, origins: int) -> None:
+    """Find out before any training that the oldest origin has rows enough."""
+    import torch
+
+    from pgat_fast.data.load import load_splits
+
+    for number in range(origins):
+        data = config.data.model_copy(update={"skip_last": config.data.skip_last + number * config.data.test_length})
+        try:
+            load_splits(data, config.model, torch.device("cpu"))
+        except (ConfigError, DataError) as error:
+            raise DataError(f"origin {number + 1} of {origins}: {error}; ask for fewer origins") from error
+
+
+def _finished(run: Config) -> dict[str, Any] | None:
+    folder = Path(run.run.output) / run.run.name
+    if read_status(folder).get("state") != "finished":
+        return None
+    before = load_config(folder / "config.yaml")
+    if before != run:
+        raise ConfigError(f"{folder}: a backtest with other settings is there; move it away, or restore its settings")
+    results: dict[str, Any] = json.loads((folder / "results.json").read_bytes())
+    return results
+
+
+def _train(run: Config, stop: Stop | None, progress: bool) -> dict[str, Any]:
+    folder = Path(run.run.output) / run.run.name
+    resume = folder if (folder / CHECKPOINTS).is_dir() else None
+    _, results = train(run, resume=resume, stop=stop, progress=progress)
+    return results
+
+
+def _row(origin: int, results: dict[str, Any]) -> dict[str, Any]:
+    scaled = results["test"]["scaled"]
+    row: dict[str, Any] = {
+        "origin": origin,
+        "last_date": results["data"]["last_date"],
+        "windows": results["test"]["windows"],
+        "best_epoch": results["best_epoch"],
+        "mse_model": scaled["model"]["overall"]["mse"],
+    }
+    row |= {f"mse_{name}": scaled[name]["overall"]["mse"] for name in scaled["skill"]}
+    return row | {f"skill_{name}": skill for name, skill in scaled["skill"].items()}

@@ -1,0 +1,72 @@
+"""The checklist of success: what a run has to show before anybody should believe in it."""
+
+import math
+from typing import Any
+
+MEMORY_BAR_GIB = 6.0
+"""Where the configuration sets no limit: what production may use."""
+
+RMSE_BAR = 1.0
+"""Scaled targets have standard deviation 1 over the training rows: forecasting their mean costs about as much."""
+
+
+def checklist(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """`{check, passed, figure}` for each thing that a finished run should be able to say yes to.
+
+    `results`: what `results.json` will hold, but for its own checklist.
+    """
+    epochs, asked = results["epochs"], results["config"]["training"]["epochs"]
+    complete = sum(epoch["complete"] for epoch in epochs)
+    losses = [results["initial_validation_loss"], *results["validation_losses"]]
+    scaled, targets = results["test"]["scaled"], results["targets"]
+    rmse = scaled["model"]["overall"]["rmse"]
+    missing = [name for name in targets if scaled["model"].get(name, {}).get("rmse") is None]
+    scenarios = results["adversarial"]["scenarios"]
+    failed = [name for name, scenario in scenarios.items() if scenario["status"] != "ok"]
+    memory, checkpoints = results["memory"], results["checkpoints"]
+    peak, bar = _memory(memory)
+    return [
+        _line("every epoch finished", complete == asked, f"{complete} of {asked}: {results['training_ended']}"),
+        _line("validation loss fell", min(losses[1:]) < losses[0], f"{losses[0]:.5f} to {min(losses[1:]):.5f}"),
+        _line(f"scaled test RMSE under {RMSE_BAR}", rmse is not None and rmse < RMSE_BAR, _number(rmse)),
+        _line(
+            "every target predicted",
+            not missing,
+            f"{len(targets) - len(missing)} of {len(targets)}" + (f", not {', '.join(missing)}" if missing else ""),
+        ),
+        *(
+            _line(f"skill against {name} above 0", skill is not None and skill > 0, _number(skill, "+.4f"))
+            for name, skill in scaled["skill"].items()
+        ),
+        _line(
+            "all adversarial scenarios ran and stayed finite",
+            not failed,
+            f"{len(scenarios) - len(failed)} of {len(scenarios)}" + (f", not {', '.join(failed)}" if failed else ""),
+        ),
+        _line("memory under its limit", peak < bar, f"peak {peak:.2f} GiB, limit {bar:g} GiB"),
+        _line(
+            "checkpoints verified",
+            checkpoints["verified"],
+            f"{len(checkpoints['kept'])} kept" + "".join(f"; {fault}" for fault in checkpoints["faults"]),
+        ),
+    ]
+
+
+def checklist_text(lines: list[dict[str, Any]]) -> str:
+    """The checklist as a few lines of text."""
+    return "\n".join(f"  {'yes' if line['passed'] else 'NO ':<4} {line['check']}: {line['figure']}" for line in lines)
+
+
+def _memory(memory: dict[str, float | None]) -> tuple[float, float]:
+    """The peak that counts and its limit, in GiB: that of the device where there is one, else of the process."""
+    kind = "device" if memory.get("peak_device_gib") is not None else "process"
+    limit = memory.get("device_limit_gib" if kind == "device" else "limit_gib")
+    return memory.get(f"peak_{kind}_gib") or math.nan, limit or MEMORY_BAR_GIB
+
+
+def _line(check: str, passed: bool, figure: str) -> dict[str, Any]:
+    return {"check": check, "passed": bool(passed), "figure": figure}
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    return "not finite" if value is None else format(value, form)

@@ -1,0 +1,126 @@
+"""What stands in `results.json`, as pydantic models; `results.schema.json` beside it is their JSON Schema."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Metrics = dict[str, float | None]
+MetricsByTarget = dict[str, Metrics]
+
+SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class EpochRecord(_Part):
+    """One epoch; the last one may be a part of one, where a limit ended training."""
+
+    epoch: int = Field(ge=1)
+    learning_rate: float
+    optimizer_steps: int
+    skipped_steps: int
+    train_loss: float | None
+    validation_loss: float
+    seconds: float
+    complete: bool
+
+
+class Check(_Part):
+    """A line of the checklist of success."""
+
+    check: str
+    passed: bool
+    figure: str
+
+
+class DataRecord(_Part):
+    """The data that the run saw."""
+
+    path: str
+    sha256: str
+    rows: int
+    first_date: str
+    last_date: str
+    base_price: float
+    windows: dict[str, int]
+
+
+class TestRecord(_Part):
+    """Errors on the test windows: of the model, of the naive baselines, and the skill of the one against the others.
+
+    `scaled` and `price` hold, under `model` and each baseline, metrics overall and by target, and `skill`: 1 - MSE /
+    MSE of the baseline. `by_horizon` holds the RMSE of each forecast day.
+    """
+
+    loss: float
+    windows: int
+    scaled: dict[str, Any]
+    price: dict[str, Any] | None
+    by_horizon: dict[str, dict[str, list[float | None]] | None]
+    intervals: dict[str, Any] | None
+    mixture: dict[str, Any] | None
+
+
+class CheckpointsRecord(_Part):
+    """Names in the folder `checkpoints` of the run."""
+
+    best: str
+    latest: str
+    kept: list[str]
+    verified: bool
+    faults: list[str]
+
+
+class ResultsRecord(_Part):
+    """The whole file."""
+
+    schema_version: int = 1
+    name: str
+    task: str
+    status: str
+    config: dict[str, dict[str, Any]]
+    seq_len: int
+    pred_len: int
+    targets: list[str]
+    target_count: int
+    parameters: int
+    started: str
+    finished: str
+    training_seconds: float
+    evaluation_seconds: float
+    resumes: int
+    device: str
+    backend: str
+    precision: str
+    versions: dict[str, str]
+    data: DataRecord
+    training_ended: str
+    initial_validation_loss: float
+    epochs: list[EpochRecord] = Field(min_length=1)
+    train_losses: list[float | None]
+    validation_losses: list[float]
+    best_epoch: int
+    best_validation_loss: float
+    test: TestRecord
+    adversarial: dict[str, Any]
+    memory: dict[str, float | None]
+    checkpoints: CheckpointsRecord
+    checklist: list[Check]
+
+
+def checked(results: dict[str, Any]) -> dict[str, Any]:
+    """`results` as it will be written. Raises ValidationError where it is not what the schema says."""
+    return ResultsRecord.model_validate(results).model_dump()
+
+
+def schema() -> str:
+    """The JSON Schema of `results.json`."""
+    return json.dumps(ResultsRecord.model_json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(schema())

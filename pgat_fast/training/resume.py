@@ -1,0 +1,95 @@
+"""Going on with a run: which checkpoint, and whether the configuration still asks for the same run."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pgat_fast.config import Config, config_to_dict
+from pgat_fast.errors import CheckpointError, ConfigError
+from pgat_fast.training.checkpoint import Checkpoint, list_checkpoints, newest_good, read_checkpoint
+from pgat_fast.training.run_folder import CHECKPOINTS
+
+logger = logging.getLogger(__name__)
+
+LIMITS = frozenset({"epochs", "max_steps", "max_minutes", "patience", "nonfinite_steps"})
+"""Settings of `training` that may change between two processes of one run: they say how far it goes."""
+
+CYCLE = frozenset({"batch_size", "gradient_accumulation_steps", "seed"})
+"""Settings of `training` that say which windows an optimizer step sees."""
+
+MOVABLE = frozenset({"path", "trading_days"})
+"""Settings of `data` that do not change what is trained on; the content of the file is compared."""
+
+
+def open_checkpoint(folder: Path, name: str | None) -> tuple[Path, Checkpoint]:
+    """The checkpoint to go on from: `name`, or the newest one in `folder` that is whole.
+
+    With `name`, newer checkpoints are set aside, into `checkpoints/superseded`: the run takes another way from there.
+
+    Raises CheckpointError where there is none, or the one named is damaged.
+    """
+    root = folder / CHECKPOINTS
+    if name is None:
+        found = newest_good(root)
+        if found is None:
+            raise CheckpointError(f"{root}: no checkpoint there can be read: start a new run, without --resume")
+        return found
+    checkpoint = read_checkpoint(root / name)
+    for newer in list_checkpoints(root):
+        if newer.name > name:
+            aside = root / "superseded"
+            aside.mkdir(exist_ok=True)
+            target = aside / newer.name
+            number = 2
+            while target.exists():
+                target, number = aside / f"{newer.name}-{number}", number + 1
+            newer.rename(target)
+            logger.warning("%s: set aside as %s: the run goes on from %s", newer, target, name)
+    return root / name, checkpoint
+
+
+def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch: bool) -> None:
+    """Compare the configuration stored in the checkpoint at `path` with `config`.
+
+    Other limits are logged. Other settings of training are warned of: the run goes on with them, but is no longer what
+    either configuration describes. Raises ConfigError where another model, other data or (within an epoch) other
+    batches are asked for.
+    """
+    asked = config_to_dict(config)
+    changed = {
+        section: {
+            key: (saved.get(section, {}).get(key), value)
+            for key, value in asked[section].items()
+            if key in saved.get(section, {}) and saved[section][key] != value
+        }
+        for section in asked
+    }
+    refused = [f"model.{key}" for key in changed["model"]]
+    refused += [f"data.{key}" for key in changed["data"] if key not in MOVABLE]
+    refused += [f"training.{key}" for key in changed["training"] if mid_epoch and key in CYCLE]
+    if refused:
+        values = "; ".join(
+            f"{name} was {changed[section][key][0]!r}, now {changed[section][key][1]!r}"
+            for name in refused
+            for section, key in [name.split(".")]
+        )
+        raise ConfigError(f"{path}: cannot go on with other settings: {values}. Restore them, or start a new run")
+    for key, (before, now) in changed["training"].items():
+        if key in LIMITS:
+            logger.info("training.%s: %s, was %s", key, now, before)
+        else:
+            logger.warning("training.%s is %s, was %s: the run goes on, but not as it would have", key, now, before)
+    for key in ("device", "backend"):
+        if key in changed["run"]:
+            before, now = changed["run"][key]
+            logger.warning("run.%s is %s, was %s: results agree up to rounding only", key, now, before)
+
+
+def check_same_data(path: Path, saved: dict[str, Any], sha256: str, source: str) -> None:
+    """Raise ConfigError where the data file is not the one that the checkpoint at `path` was trained on."""
+    before = saved.get("sha256")
+    if before is not None and before != sha256:
+        raise ConfigError(
+            f"{path}: the run was trained on another content of the data file than {source} has now (sha256 {before}, "
+            f"now {sha256}): restore the file, name it in data.path, or start a new run"
+        )

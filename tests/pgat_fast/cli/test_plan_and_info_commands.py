@@ -1,0 +1,80 @@
+"""`pgat-fast plan` and `pgat-fast info`, as a user calls them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pgat_fast.cli import main
+
+
+def test_plan_prints_a_table(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", "configs/production_batched.yaml", "--set", *tiny]) == 0
+    printed = capsys.readouterr().out
+    for row in (
+        "parameters",
+        "forward pass of a batch",
+        "process at its peak",
+        "largest batch that fits",
+        "a checkpoint",
+    ):
+        assert row in printed
+
+
+def test_plan_prints_json(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--json", "--backend", "reference", "--set", *tiny]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["backend"] == "reference"
+    assert plan["work"]["train_windows"] == 20
+    assert plan["memory"]["process"] > plan["memory"]["tensors"] > plan["memory"]["kept"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--set", "model.seq_len=-1"], "model.seq_len"),
+        (["--backend", "fast"], "backend is 'fast', not one of auto, reference"),
+        (["--backend", "torch"], "not part of this version"),
+    ],
+)
+def test_plan_refuses_what_is_wrong(
+    arguments: list[str], message: str, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert not printed.out
+
+
+def test_info_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["torch"] in text
+    assert found["cpu"]["model"] in text
+    assert found["backends"]["available"]["triton"] == {"runs": False, "reason": "not part of this version"}
+
+
+@pytest.mark.parametrize("command", ["plan", "info"])
+def test_their_help_loads_neither_torch_nor_pydantic(command: str) -> None:
+    script = (
+        "import argparse, sys\nfrom importlib import import_module\n"
+        f"module = import_module('pgat_fast.cli.{command}')\n"
+        "parser = argparse.ArgumentParser()\nmodule.add_parser(parser.add_subparsers())\n"
+        f"try:\n    parser.parse_args(['{command}', '--help'])\nexcept SystemExit as exit:\n    assert exit.code == 0\n"
+        "assert not {'torch', 'numpy', 'pydantic', 'psutil'} & set(sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "--json" in result.stdout
+
+
+def test_both_are_registered_with_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert "plan" in printed
+    assert "info" in printed

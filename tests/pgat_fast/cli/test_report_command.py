@@ -1,0 +1,48 @@
+"""`pgat-fast report`, as a user calls it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pgat_fast import exit_codes
+from pgat_fast.cli import main
+from tests.pgat_fast.report.example_run import write_unfinished_run
+
+
+def test_report_prints_the_path_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_unfinished_run(tmp_path / "run", "stopped", epochs=1)
+    assert main(["report", str(tmp_path / "run")]) == exit_codes.SUCCESS
+    assert capsys.readouterr().out == f"{tmp_path / 'run' / 'report.html'}\n"
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == exit_codes.SUCCESS
+    assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
+    assert (tmp_path / "page.html").read_bytes() == (tmp_path / "run" / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("run", "out", "message"),
+    [
+        ("nowhere", None, "nowhere: there is no such folder: name the folder of a run"),
+        (".", None, "it has none of status.json, config.yaml, results.json: name the folder of a run"),
+        ("run", ".", "is a folder: name the file to write"),
+    ],
+)
+def test_what_cannot_be_reported_on_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, out: str | None, message: str
+) -> None:
+    write_unfinished_run(tmp_path / "run", "stopped", epochs=1)
+    more = [] if out is None else ["--out", str(tmp_path / out)]
+    assert main(["report", str(tmp_path / run), *more]) == exit_codes.WRONG_INPUT
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_report_needs_no_torch(tmp_path: Path) -> None:
+    write_unfinished_run(tmp_path / "run", "stopped", epochs=1)
+    script = (
+        "import sys\nfrom pgat_fast.cli import main\n"
+        f"assert main(['report', {str(tmp_path / 'run')!r}]) == 0\nassert 'torch' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,220 @@
+"""Every scenario changes the history as it says, and none of them can end the run."""
+
+import json
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pgat_fast import build_model, load_config
+from pgat_fast.data.load import load_splits
+from pgat_fast.data.windows import Windows
+from pgat_fast.errors import StopRequested
+from pgat_fast.evaluation.adversarial import SCENARIOS, run_adversarial
+from pgat_fast.evaluation.evaluate import SplitForecast, evaluate_split
+
+NAMES = ["gaussian_noise", "zero_input", "scale", "time_reversal", "feature_dropout"]
+S, L, P, F, COUNT = 8, 3, 2, 40, 30
+
+
+def make_windows() -> Windows:
+    """Thirty windows of forty inputs, of which the decoder knows the first ten ahead; two targets."""
+    generator = torch.Generator().manual_seed(1)
+    rows = S + P + COUNT - 1
+    return Windows(
+        torch.randn(rows, F, generator=generator),
+        torch.randn(rows, 3, generator=generator),
+        torch.randn(rows, 2, generator=generator),
+        seq_len=S,
+        label_len=L,
+        pred_len=P,
+        known_ahead=torch.arange(F) < 10,
+    )
+
+
+class Recorder(nn.Module):
+    """Forecasts the first two inputs of the last day, and keeps what it was given."""
+
+    def __init__(self, forecast: Callable[[Tensor], Tensor] = lambda x: x[:, -1:, :2].expand(-1, P, -1)) -> None:
+        super().__init__()
+        self.forecast, self.given = forecast, []  # type: ignore[var-annotated]
+
+    def forward(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.given.append([part.clone() for part in batch])
+        return self.forecast(batch[0]), {"adjacency": torch.zeros(len(batch[0]), S, 4, 4)}
+
+    def take(self) -> list[Tensor]:
+        """What it was given since the last call, of all batches."""
+        parts = [torch.cat(part) for part in zip(*self.given, strict=True)]
+        self.given.clear()
+        return parts
+
+
+def clean_of(windows: Windows) -> SplitForecast:
+    return evaluate_split(Recorder(), windows, 8, "independent")
+
+
+def inputs_of(windows: Windows, batch_size: int = 7, seed: int = 5) -> dict[str, list[Tensor]]:
+    """What the model is given in each scenario."""
+    model, clean = Recorder(), clean_of(windows)
+    run_adversarial(model, windows, batch_size, "independent", ["a", "b"], seed=seed, clean=clean)
+    batches = -(-COUNT // batch_size)
+    assert len(model.given) == batches * len(SCENARIOS)
+    given, found = model.given, {}
+    for number, name in enumerate(SCENARIOS):
+        model.given = given[number * batches : (number + 1) * batches]
+        found[name] = model.take()
+    return found
+
+
+def test_the_histories_are_changed_as_the_names_say() -> None:
+    windows = make_windows()
+    clean = windows.batch(torch.arange(COUNT))
+    found = inputs_of(windows)
+    assert list(found) == NAMES
+    x = clean.x_enc
+    noise = found["gaussian_noise"][0] - x
+    # 9,600 draws: standard errors of 0.0005 and 0.0004.
+    assert noise.mean().item() == pytest.approx(0, abs=0.002)
+    assert noise.std().item() == pytest.approx(0.05, abs=0.0016)
+    assert len({noise[window, 0, 0].item() for window in range(COUNT)}) == COUNT, "every window has its own"
+    assert not found["zero_input"][0].any()
+    assert torch.equal(found["scale"][0], 1.25 * x)
+    for day in range(S):
+        assert torch.equal(found["time_reversal"][0][:, day], x[:, S - 1 - day])
+    kept = found["feature_dropout"][0] == x
+    dropped = found["feature_dropout"][0] == 0
+    assert (kept | dropped).all()
+    assert torch.equal(dropped.all(dim=1), dropped.any(dim=1)), "a feature is dropped on all days of a window or none"
+    # 1,200 draws: a standard error of 0.0087.
+    assert dropped[:, 0].float().mean().item() == pytest.approx(0.1, abs=0.035)
+
+
+def test_the_decoder_sees_the_changed_history_the_known_future_and_the_calendar() -> None:
+    windows = make_windows()
+    clean = windows.batch(torch.arange(COUNT))
+    assert clean.x_dec[:, L:, :10].all()
+    for x_enc, x_mark_enc, x_dec, x_mark_dec in inputs_of(windows).values():
+        assert torch.equal(x_dec[:, :L], x_enc[:, S - L :])
+        assert torch.equal(x_dec[:, L:], clean.x_dec[:, L:])
+        assert torch.equal(x_mark_enc, clean.x_mark_enc)
+        assert torch.equal(x_mark_dec, clean.x_mark_dec)
+    assert torch.equal(windows.batch(torch.arange(COUNT)).x_enc, clean.x_enc), "the windows themselves do not change"
+
+
+def test_what_is_drawn_depends_on_the_seed_and_the_window_and_not_on_the_batch_size() -> None:
+    windows = make_windows()
+    seven, one, other = inputs_of(windows), inputs_of(windows, batch_size=1), inputs_of(windows, seed=6)
+    for name in NAMES:
+        assert torch.equal(seven[name][0], one[name][0])
+        assert torch.equal(seven[name][0], other[name][0]) == (name not in ("gaussian_noise", "feature_dropout"))
+
+
+def test_no_generator_of_the_process_is_advanced(tiny: list[str]) -> None:
+    config = load_config(None, tiny)
+    _, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    model = build_model(config)
+    clean = evaluate_split(model, splits.test, 4, "independent")
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    found = run_adversarial(model, splits.test, 4, "independent", "abcd", seed=1, clean=clean)
+    assert [scenario["status"] for scenario in found["scenarios"].values()] == ["ok"] * 5
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]  # noqa: NPY002
+
+
+def test_errors_stand_beside_those_of_the_clean_history() -> None:
+    windows = make_windows()
+    clean = clean_of(windows)
+    found = run_adversarial(Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=clean)
+    assert found["seed"] == 5
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    before = np.sqrt(np.mean((clean.forecast - clean.truth) ** 2))
+    for name, forecast in (("zero_input", 0 * clean.forecast), ("scale", 1.25 * clean.forecast)):
+        scenario = found["scenarios"][name]
+        error = forecast - clean.truth
+        rmse = np.sqrt(np.mean(error**2))
+        assert scenario["status"] == "ok"
+        assert scenario["finite"]
+        assert scenario["error"] is None
+        # The model computes in float32.
+        assert scenario["metrics"]["overall"]["rmse"] == pytest.approx(rmse, rel=1e-6)
+        assert scenario["metrics"]["b"]["mae"] == pytest.approx(np.abs(error[..., 1]).mean(), rel=1e-6)
+        assert scenario["change"]["rmse"] == pytest.approx(rmse - before, rel=1e-5)
+        assert scenario["change"]["ratio"] == pytest.approx(rmse / before, rel=1e-6)
+        mae = np.abs(error).mean() - np.abs(clean.forecast - clean.truth).mean()
+        assert scenario["change"]["mae"] == pytest.approx(mae, rel=1e-5)
+        assert scenario["change"]["mse"] == pytest.approx(rmse**2 - before**2, rel=1e-5)
+        assert scenario["shift"] == pytest.approx(np.sqrt(np.mean((forecast - clean.forecast) ** 2)), rel=1e-6)
+
+
+def test_without_a_clean_error_there_is_no_ratio() -> None:
+    windows = make_windows()
+    clean = clean_of(windows)
+    perfect = SplitForecast(clean.truth, clean.truth, 0.0, None, clean.adjacency)
+    found = run_adversarial(Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=perfect)
+    assert found["scenarios"]["scale"]["change"]["ratio"] is None
+    assert found["scenarios"]["scale"]["change"]["mae"] > 0
+
+
+def fails_on_zeros(failure: Callable[[Tensor], Tensor]) -> Recorder:
+    """A model that fails on an input of zeros only."""
+
+    def forecast(x: Tensor) -> Tensor:
+        y = x[:, -1:, :2].expand(-1, P, -1)
+        return y if x.any() else failure(y)
+
+    return Recorder(forecast)
+
+
+def out_of_memory(y: Tensor) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def no_memory(y: Tensor) -> Tensor:
+    raise MemoryError
+
+
+def nothing_fits(y: Tensor) -> Tensor:
+    raise ValueError("row 3")
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (lambda y: y / 0, "the forecasts are not finite"),
+        (lambda y: y + math.inf, "the forecasts are not finite"),
+        (nothing_fits, "ValueError: row 3"),
+        (out_of_memory, "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"),
+        (no_memory, "MemoryError: "),
+    ],
+)
+def test_a_scenario_that_fails_says_why_and_the_others_run(
+    failure: Callable[[Tensor], Tensor], error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    windows = make_windows()
+    found = run_adversarial(
+        fails_on_zeros(failure), windows, 8, "independent", ["a", "b"], seed=5, clean=clean_of(windows)
+    )["scenarios"]
+    assert list(found) == NAMES
+    failed = found.pop("zero_input")
+    assert failed == {
+        "status": "failed", "description": SCENARIOS["zero_input"][0], "metrics": None, "change": None, "shift": None,
+        "finite": False, "error": error,
+    }  # fmt: skip
+    assert all(scenario["status"] == "ok" for scenario in found.values())
+    assert f"adversarial scenario zero_input failed: {error}" in caplog.text
+
+
+def test_a_request_to_stop_is_no_failure() -> None:
+    windows = make_windows()
+
+    def stop() -> None:
+        raise StopRequested("SIGTERM")
+
+    with pytest.raises(StopRequested, match="SIGTERM"):
+        run_adversarial(
+            Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=clean_of(windows), on_batch=stop
+        )

@@ -1,0 +1,217 @@
+"""One call says all that is said of a model: it fits together, and into the files of a run."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from pgat_fast import build_model, load_config
+from pgat_fast.config import Config
+from pgat_fast.data.columns import BODIES, TARGETS
+from pgat_fast.data.load import load_splits
+from pgat_fast.data.table import Table
+from pgat_fast.data.windows import Splits
+from pgat_fast.errors import StopRequested
+from pgat_fast.evaluation.assess import assess, write_assessment
+from pgat_fast.evaluation.evaluate import compare, evaluate_split
+from pgat_fast.evaluation.intervals import LEVELS, Intervals, calibrate, interval_report, scaled_bounds
+from pgat_fast.evaluation.probabilistic import mixture_report
+
+# Nine validation windows: enough for 80 %, too few for 95 %.
+SETTINGS = ["data.validation_length=10", "data.base_price=50"]
+
+
+def prepared(tiny: list[str], *more: str) -> tuple[nn.Module, Config, Table, Splits]:
+    config = load_config(None, [*tiny, *SETTINGS, *more])
+    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    torch.manual_seed(0)
+    return build_model(config), config, table, splits
+
+
+def prices(forecasts: pd.DataFrame) -> pd.DataFrame:
+    return forecasts.filter(regex="^price")
+
+
+@pytest.mark.parametrize("mixture", ["false", "true"])
+def test_the_parts_fit_together_and_hold_no_nan(tiny: list[str], mixture: str) -> None:
+    model, config, table, splits = prepared(tiny, f"use_mixture_decoder={mixture}")
+    found = assess(model, config, table, splits)
+    for part in (found.test, found.adversarial, found.intervals.to_dict()):
+        assert json.loads(json.dumps(part, allow_nan=False)) == part
+    assert set(found.test) == {"loss", "windows", "scaled", "price", "by_horizon", "intervals", "mixture"}
+    assert found.test["windows"] == 6
+    assert (
+        found.intervals.method == found.test["intervals"]["method"] == ("mixture" if mixture == "true" else "conformal")
+    )
+    assert (found.test["mixture"] is not None) == (mixture == "true")
+    assert [level["nominal"] for level in found.test["intervals"]["price"]] == list(LEVELS)
+    known = 3 if mixture == "true" else 2
+    for units in ("scaled", "price"):
+        shares = [level["coverage"]["overall"] for level in found.test["intervals"][units]]
+        assert shares[:known] == sorted(shares[:known])
+        assert shares[known:] == [None] * (3 - known)
+
+    rows = found.forecasts
+    assert len(rows) == 6 * 2 * 4
+    assert prices(rows).notna().all().tolist() == [True] * (2 + 2 * known) + [False] * (6 - 2 * known)
+    assert (rows["price_lower_80"] < rows["price_lower_50"]).all()
+    assert (rows["price_lower_50"] < rows["price_upper_50"]).all()
+    assert (rows["price_upper_50"] < rows["price_upper_80"]).all()
+    error = (rows["price_forecast"] - rows["price_truth"]).abs().mean()
+    assert error == pytest.approx(found.test["price"]["model"]["overall"]["mae"], rel=1e-9)
+    inside = (rows["price_lower_80"] <= rows["price_truth"]) & (rows["price_truth"] <= rows["price_upper_80"])
+    assert inside.mean() == pytest.approx(found.test["intervals"]["price"][1]["coverage"]["overall"], rel=1e-12)
+    for day in (1, 2):
+        squares = (rows["price_forecast"] - rows["price_truth"])[rows["horizon"] == day] ** 2
+        assert np.sqrt(squares.mean()) == pytest.approx(found.test["by_horizon"]["price"]["model"][day - 1], rel=1e-9)
+
+
+def test_true_prices_and_dates_are_those_of_the_file(tiny: list[str]) -> None:
+    model, config, table, splits = prepared(tiny)
+    rows = assess(model, config, table, splits).forecasts
+    returns = dict(zip(map(str, table.dates), table.select(["log_Close"])[:, 0].tolist(), strict=True))
+    closes = dict(zip(returns, (50 * np.exp(np.cumsum(list(returns.values())))).tolist(), strict=True))
+    of_close = rows[rows["target"] == "log_Close"]
+    first = of_close[of_close["horizon"] == 1]
+    days = of_close["date"].dt.strftime("%Y-%m-%d")
+    np.testing.assert_allclose(of_close["price_truth"], days.map(closes), rtol=1e-12)
+    assert of_close["truth"].tolist() == days.map(returns).tolist()
+    origins = first["origin"].dt.strftime("%Y-%m-%d")
+    np.testing.assert_allclose(first["price_forecast"], origins.map(closes) * np.exp(first["forecast"]), rtol=1e-12)
+    assert days.iloc[-1] == str(table.dates[-1]), "the last window ends with the file"
+
+
+@pytest.mark.parametrize("mixture", ["false", "true"])
+def test_skill_coverage_and_scores_do_not_depend_on_the_batch_size(tiny: list[str], mixture: str) -> None:
+    model, _, table, splits = prepared(tiny, f"use_mixture_decoder={mixture}")
+    reports: list[Any] = []
+    for size in (6, 1, 4):
+        validation = evaluate_split(model, splits.validation, size, "independent")
+        test = evaluate_split(model, splits.test, size, "independent")
+        intervals = calibrate(validation, splits.target_scaler, kind="returns", mixture_mode="independent", seed=1)
+        bounds = scaled_bounds(intervals, test.forecast, test.mixture)
+        report: list[Any] = [
+            compare(test, table, splits, "returns"),
+            interval_report(intervals, (bounds, test.truth), None, TARGETS),
+        ]
+        if test.mixture is not None:
+            report.append(mixture_report(test.mixture, test.truth, "independent", TARGETS, LEVELS))
+        reports.append(list(numbers(report)))
+    assert len(reports[0]) > 200
+    for other in reports[1:]:
+        # Forecasts of size 1 in float32, added up in another order; prices of size 50 are the exponentials of them.
+        assert other == pytest.approx(reports[0], rel=1e-5, abs=1e-6)
+
+
+def numbers(tree: Any) -> Any:
+    """All numbers of nested dicts and lists; -1 for an unknown one."""
+    if isinstance(tree, dict | list):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from numbers(value)
+    elif not isinstance(tree, str):
+        yield -1.0 if tree is None else float(tree)
+
+
+def test_the_adjacency_is_the_mean_over_windows_and_days(tiny: list[str]) -> None:
+    model, config, table, splits = prepared(tiny)
+    found = assess(model, config, table, splits).adjacency
+    with torch.no_grad():
+        _, diagnostics = model(*splits.test.batch(torch.arange(6))[:4])
+    # float32 products of other batch sizes.
+    np.testing.assert_allclose(found, diagnostics["adjacency"].double().mean(dim=(0, 1)), atol=1e-6)
+    assert found.index.tolist() == found.columns.tolist() == list(BODIES)
+
+
+def test_other_targets_have_no_prices_and_other_nodes_other_names(tiny: list[str]) -> None:
+    inputs = ["log_Open", "log_High", "log_Low", "log_Close", "time_delta"]
+    sizes = ["enc_in=5", "dec_in=5", "c_out=2", "use_celestial_graph=false", "graph_processing=attention"]
+    model, config, table, splits = prepared(
+        tiny, *sizes, f"data.inputs={','.join(inputs)}", "data.targets=log_Close,time_delta"
+    )
+    found = assess(model, config, table, splits)
+    assert found.test["price"] is found.test["by_horizon"]["price"] is found.test["intervals"]["price"] is None
+    assert prices(found.forecasts).isna().all().all()
+    assert found.adjacency.columns.tolist() == inputs
+    assert found.intervals.log_price is None
+
+
+def test_levels_have_prices_too(tiny: list[str], tmp_path: Path) -> None:
+    from pgat_fast.data.build import build_file
+
+    build_file(tmp_path / "levels.csv", targets="levels", rows=40)
+    more = [f"data.path={tmp_path / 'levels.csv'}", "data.target_kind=levels"]
+    for mixture in ("false", "true"):
+        model, config, table, splits = prepared(tiny, *more, f"use_mixture_decoder={mixture}")
+        rows = assess(model, config, table, splits).forecasts
+        np.testing.assert_allclose(rows["price_truth"], np.exp(rows["truth"]))
+        np.testing.assert_allclose(rows["price_forecast"], np.exp(rows["forecast"]))
+        assert (rows["price_lower_50"] < rows["price_upper_50"]).all()
+
+
+def test_the_files_of_a_run_are_written_whole(tiny: list[str], tmp_path: Path) -> None:
+    model, config, table, splits = prepared(tiny)
+    found = assess(model, config, table, splits)
+    write_assessment(tmp_path / "out", found)
+    names = {"forecasts.csv", "adjacency.csv", "intervals.json"}
+    assert names <= {path.name for path in (tmp_path / "out").iterdir()}
+    with (tmp_path / "out" / "forecasts.csv").open(newline="") as file:
+        written = [float(row["price_forecast"]) for row in csv.DictReader(file)]
+    assert written == found.forecasts["price_forecast"].tolist()
+    with (tmp_path / "out" / "adjacency.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["", *BODIES]
+    assert [row[0] for row in rows] == list(BODIES)
+    stored = Intervals.from_dict(json.loads((tmp_path / "out" / "intervals.json").read_text()))
+    assert stored.to_dict() == found.intervals.to_dict()
+
+
+def test_the_same_model_is_assessed_the_same(tiny: list[str], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_assessment(tmp_path / name, assess(*prepared(tiny, "use_mixture_decoder=true")))
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_errors_as_a_table(tiny: list[str]) -> None:
+    found = assess(*prepared(tiny))
+    table = found.metrics().set_index(["units", "forecaster", "target"])
+    assert len(table) == 2 * 4 * 5
+    assert table.loc[("price", "drift", "overall"), "skill"] == found.test["price"]["skill"]["drift"]
+    assert table.loc[("scaled", "model", "log_High"), "mae"] == found.test["scaled"]["model"]["log_High"]["mae"]
+
+
+def test_a_model_gone_wrong_is_told_of_and_not_crashed_on(tiny: list[str]) -> None:
+    model, config, table, splits = prepared(tiny)
+    for parameter in model.parameters():
+        parameter.data.fill_(float("nan"))
+    found = assess(model, config, table, splits)
+    json.dumps([found.test, found.adversarial, found.intervals.to_dict()], allow_nan=False)
+    assert found.test["loss"] is None
+    assert found.test["scaled"]["skill"] == {"last_value": None, "zero_return": None, "drift": None}
+    assert {scenario["status"] for scenario in found.adversarial["scenarios"].values()} == {"failed"}
+    assert found.intervals.scaled == (None, None, None)
+
+
+def test_a_request_to_stop_is_heard_before_every_batch(tiny: list[str]) -> None:
+    model, config, table, splits = prepared(tiny)
+    asked = 0
+
+    def count() -> None:
+        nonlocal asked
+        asked += 1
+
+    assess(model, config, table, splits, on_batch=count)
+    # Batches of four windows: nine of validation, six of the test, and these in five scenarios.
+    assert asked == 3 + 2 + 5 * 2
+
+    def stop() -> None:
+        raise StopRequested("SIGTERM")
+
+    with pytest.raises(StopRequested):
+        assess(model, config, table, splits, on_batch=stop)

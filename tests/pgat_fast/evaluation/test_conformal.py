@@ -1,0 +1,59 @@
+"""Conformal intervals are as wide as an order statistic of the errors."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgat_fast.evaluation.conformal import half_widths, rank, windows_needed
+
+LEVELS = (0.5, 0.8, 0.95)
+
+
+def test_the_width_is_the_error_of_its_rank_for_each_day_and_target() -> None:
+    errors = np.random.default_rng(0).permuted(np.arange(1.0, 20.0))  # nineteen windows
+    signs = np.where(np.arange(19) % 2, 1.0, -1.0)
+    both = np.stack([errors * signs, 10 * errors[::-1] * signs], axis=1)[:, None]  # [19, 1, 2]
+    widths = half_widths(both, LEVELS)
+    # ceil(20 * level): the 10th, 16th and 19th of 19.
+    for width, place in zip(widths, (10, 16, 19), strict=True):
+        assert width is not None
+        assert width.tolist() == [[place, 10 * place]]
+
+
+def test_a_level_that_so_few_windows_cannot_give_has_no_width() -> None:
+    known = [width is not None for width in half_widths(np.ones((18, 2, 1)), LEVELS)]
+    assert known == [True, True, False]
+
+
+def test_errors_that_are_not_finite_give_no_width() -> None:
+    errors = np.ones((9, 1, 2))
+    errors[:3, 0, 1] = np.nan
+    half, most, _ = half_widths(errors, LEVELS)
+    assert half is not None
+    assert half.tolist() == [[1, 1]], "the 5th of 9 errors is known"
+    assert most is None, "the 8th is not"
+
+
+@pytest.mark.parametrize(("count", "level", "place"), [(19, 0.95, 19), (4, 0.8, 4), (41, 0.95, 40), (1, 0.5, 1)])
+def test_ranks_by_hand(count: int, level: float, place: int) -> None:
+    assert rank(count, level) == place
+
+
+@given(st.integers(1, 999))
+def test_windows_needed_is_the_fewest_with_a_rank_among_them(thousandths: int) -> None:
+    level = thousandths / 1000
+    needed = windows_needed(level)
+    assert needed >= 1
+    assert rank(needed, level) <= needed
+    assert rank(needed - 1, level) > needed - 1
+
+
+def test_of_exchangeable_errors_the_promised_share_is_covered() -> None:
+    errors = np.random.default_rng(5).standard_t(3, size=(40, 5000, 1))  # 5,000 times: 39 windows, and one more
+    for level in LEVELS:
+        (width,) = half_widths(errors[:39], [level])
+        assert width is not None
+        share = float(np.mean(np.abs(errors[39]) <= width))
+        # Exactly ceil(40 * level) / 40 = level in expectation; four standard errors of 5,000.
+        assert share == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 5000))

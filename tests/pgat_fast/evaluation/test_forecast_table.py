@@ -1,0 +1,61 @@
+"""Forecasts and adjacency as tables that a spreadsheet, or pandas, reads."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from pgat_fast.evaluation.forecast_table import adjacency_table, forecast_table
+
+DATES = np.array(["2024-05-02", "2024-05-03", "2024-05-06", "2024-05-07"], dtype="datetime64[D]")
+ROWS = np.array([0, 1])
+TARGETS = ("log_Open", "log_Close")
+LEVELS = (0.5, 0.95)
+FORECAST = np.arange(8.0).reshape(2, 2, 2)
+COLUMNS = ["origin", "date", "horizon", "target", "forecast", "truth", "price_forecast", "price_truth"]
+COLUMNS += ["price_lower_50", "price_upper_50", "price_lower_95", "price_upper_95"]
+
+
+def test_a_row_for_each_window_day_and_target() -> None:
+    prices = 100 + FORECAST
+    lower, upper = (np.stack([prices + sign, prices + 2 * sign]) for sign in (-1, 1))
+    bounds = forecast_table(DATES, ROWS, TARGETS, FORECAST, -FORECAST, (prices, prices + 0.5, (lower, upper)), LEVELS)
+    assert bounds.columns.tolist() == COLUMNS
+    text = bounds.to_csv(index=False).splitlines()
+    assert text[1] == "2024-05-02,2024-05-03,1,log_Open,0.0,-0.0,100.0,100.5,99.0,101.0,98.0,102.0"
+    assert text[4] == "2024-05-02,2024-05-06,2,log_Close,3.0,-3.0,103.0,103.5,102.0,104.0,101.0,105.0"
+    assert text[8] == "2024-05-03,2024-05-07,2,log_Close,7.0,-7.0,107.0,107.5,106.0,108.0,105.0,109.0"
+    assert len(text) == 9
+
+
+def test_cells_without_a_price_are_empty() -> None:
+    table = forecast_table(DATES, ROWS, TARGETS, FORECAST, FORECAST, None, LEVELS)
+    assert table.columns.tolist() == COLUMNS
+    assert table.to_csv(index=False).splitlines()[1] == "2024-05-02,2024-05-03,1,log_Open,0.0,0.0,,,,,,"
+
+
+def test_an_interval_that_is_not_known_is_empty() -> None:
+    unknown = np.full((2, 2, 2, 2), np.nan)
+    unknown[0] = 1.0
+    table = forecast_table(DATES, ROWS, TARGETS, FORECAST, FORECAST, (FORECAST, FORECAST, (unknown, unknown)), LEVELS)
+    assert table.to_csv(index=False).splitlines()[1].endswith(",0.0,0.0,1.0,1.0,,")
+
+
+def test_the_adjacency_has_the_names_of_the_nodes_on_both_sides() -> None:
+    weights = np.array([[0.5, 0.25], [0.125, 1.0]])
+    rows = list(csv.reader(io.StringIO(adjacency_table(weights, ["sun", "moon"]).to_csv())))
+    assert rows == [["", "sun", "moon"], ["sun", "0.5", "0.25"], ["moon", "0.125", "1.0"]]
+    assert adjacency_table(weights, ("sun", "moon")).loc["sun", "moon"] == 0.25
+
+
+def test_as_many_names_as_nodes_are_needed() -> None:
+    with pytest.raises(ValueError, match="3"):
+        adjacency_table(np.eye(2), ["sun", "moon", "mars"])
+
+
+def test_numbers_come_back_from_the_file_to_the_bit() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 2, 2))
+    table = forecast_table(DATES, ROWS, TARGETS, values, values, None, LEVELS)
+    rows = csv.DictReader(io.StringIO(table.to_csv(index=False)))
+    assert [float(row["forecast"]) for row in rows] == values.ravel().tolist()

@@ -1,0 +1,354 @@
+"""Intervals of point forecasts and of mixtures, in scaled units and in prices, kept as JSON."""
+
+import json
+import warnings
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pgat_fast.data.columns import TARGETS
+from pgat_fast.data.price_units import to_prices
+from pgat_fast.data.scaling import Scaler
+from pgat_fast.errors import DataError
+from pgat_fast.evaluation.evaluate import MixtureArrays, SplitForecast
+from pgat_fast.evaluation.intervals import (
+    LEVELS,
+    Intervals,
+    calibrate,
+    interval_report,
+    price_bounds,
+    scaled_bounds,
+    simulate_log_prices,
+)
+from pgat_fast.evaluation.probabilistic import interval_coverage
+
+SCALER = Scaler(np.array([0.001, 0.004, -0.004, 0.0005]), np.array([0.012, 0.008, 0.009, 0.01]), TARGETS)
+KINDS = ("returns", "levels")
+Z = {level: NormalDist().inv_cdf(0.5 + level / 2) for level in LEVELS}
+
+
+def split(windows: int = 41, days: int = 3, seed: int = 0) -> SplitForecast:
+    """Point forecasts whose errors grow from day to day; multiples of 2 ** -30, so that sums of them are exact."""
+    rng = np.random.default_rng(seed)
+    truth, error = np.round(rng.normal(size=(2, windows, days, 4)) * 2**30) / 2**30
+    forecast = truth + error * np.arange(1, days + 1)[:, None]
+    return SplitForecast(forecast, truth, 1.0, None, np.zeros((2, 2)))
+
+
+def with_mixture(mixture: MixtureArrays) -> SplitForecast:
+    forecast = (mixture.means * mixture.weights[:, :, None]).sum(axis=-1)
+    return SplitForecast(forecast, np.zeros_like(forecast), 1.0, mixture, np.zeros((2, 2)))
+
+
+def normals(windows: int = 3, days: int = 2) -> MixtureArrays:
+    """Mixtures of one component."""
+    rng = np.random.default_rng(2)
+    shape = windows, days, 4, 1
+    return MixtureArrays(rng.normal(size=shape), rng.uniform(0.2, 2, size=shape), np.ones((windows, days, 1)))
+
+
+def calibrated(result: SplitForecast, kind: str | None = "returns", mode: str = "independent") -> Intervals:
+    return calibrate(result, SCALER, kind=kind, mixture_mode=mode, seed=7)
+
+
+def mixture_intervals(mode: str = "independent", seed: int = 7) -> Intervals:
+    return Intervals("mixture", LEVELS, 0, mixture_mode=mode, seed=seed)
+
+
+# --- point forecasts --------------------------------------------------------------------------------------------------
+
+
+def test_of_the_windows_that_calibrate_the_intervals_as_many_are_inside_as_the_rank_says() -> None:
+    result = split()
+    intervals = calibrated(result)
+    assert (intervals.method, intervals.windows) == ("conformal", 41)
+    report = interval_report(intervals, (scaled_bounds(intervals, result.forecast, None), result.truth), None, TARGETS)
+    for level, place in zip(report["scaled"], (21, 34, 40), strict=True):  # ceil(42 * level)
+        coverage = level["coverage"]
+        assert [coverage["overall"], *coverage["by_target"].values(), *coverage["by_horizon"]] == pytest.approx(
+            [place / 41] * 8, abs=1e-12
+        )
+    assert report["price"] is None
+    assert report["calibration_windows"] == 41
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_price_intervals_hold_as_many_true_prices_whatever_the_last_close_was(kind: str) -> None:
+    result, last_close = split(), np.linspace(10, 5000, 41)
+    intervals = calibrated(result, kind)
+    forecast, truth = (to_prices(SCALER.inverse(v), kind, last_close) for v in (result.forecast, result.truth))
+    bounds = price_bounds(intervals, forecast, None, scaler=SCALER, kind=kind, last_close=last_close)
+    for lower, upper, place in zip(*bounds, (21, 34, 40), strict=True):
+        # The truth that made the width lies on an end, up to the rounding of logarithms.
+        inside = (lower <= truth * (1 + 1e-12)) & (truth <= upper * (1 + 1e-12))
+        assert (inside.sum(axis=0) == place).all()
+        np.testing.assert_allclose(lower * upper, forecast**2, rtol=1e-12)
+
+
+def test_widths_in_prices_are_those_of_chained_returns() -> None:
+    # Returns of the close that are 0.01 too high on both days: prices are 1 % too high, then 2 %.
+    truth = np.zeros((19, 2, 4))
+    result = SplitForecast(truth + np.array([0, 0, 0, 1.0]), truth, 1.0, None, np.zeros((2, 2)))
+    intervals = calibrated(result)
+    assert intervals.log_price is not None
+    for width in intervals.log_price:
+        assert width is not None
+        np.testing.assert_allclose(width, [[0, 0, 0, 0.01], [0.01, 0.01, 0.01, 0.02]], atol=1e-15)
+    lower, upper = price_bounds(
+        intervals, np.full((1, 2, 4), 100.0), None, scaler=SCALER, kind="returns", last_close=np.ones(1)
+    )
+    np.testing.assert_allclose(upper[0, 0, 1], 100 * np.exp([0.01, 0.01, 0.01, 0.02]))
+    np.testing.assert_allclose(lower[0, 0, 1], 100 * np.exp([-0.01, -0.01, -0.01, -0.02]))
+
+
+def test_a_level_that_could_not_be_calibrated_has_no_ends_and_no_coverage(caplog: pytest.LogCaptureFixture) -> None:
+    result = split(windows=6)
+    intervals = calibrated(result)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no finite interval of level 0.95: it takes 19 validation windows with finite forecasts, there are 6; "
+        "raise data.validation_length"
+    ]
+    forecast = to_prices(SCALER.inverse(result.forecast), "returns")
+    scaled = scaled_bounds(intervals, result.forecast, None)
+    price = price_bounds(intervals, forecast, None, scaler=SCALER, kind="returns", last_close=np.ones(6))
+    for lower, upper in (scaled, price):
+        assert np.isfinite(lower[:2]).all()
+        assert np.isnan(lower[2]).all()
+        assert np.isnan(upper[2]).all()
+    report = interval_report(intervals, (scaled, result.truth), (price, forecast), TARGETS)
+    for units in ("scaled", "price"):
+        last = report[units][2]
+        assert last["nominal"] == 0.95
+        assert last["mean_width"] is None
+        assert last["coverage"] == {
+            "overall": None, "by_target": dict.fromkeys(TARGETS), "by_horizon": [None] * 3,
+        }  # fmt: skip
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_the_mean_width_is_twice_the_mean_half_width() -> None:
+    result = split()
+    intervals = calibrated(result, kind=None)
+    assert intervals.log_price is None
+    report = interval_report(intervals, (scaled_bounds(intervals, result.forecast, None), result.truth), None, TARGETS)
+    for level, width in zip(report["scaled"], intervals.scaled, strict=True):
+        assert width is not None
+        assert level["mean_width"] == pytest.approx(2 * width.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4), (1, 3, 3), (1, 1, 4)])
+def test_forecasts_of_other_days_or_targets_are_refused(shape: tuple[int, int, int]) -> None:
+    intervals = calibrated(split())
+    with pytest.raises(DataError, match=r"days and targets \[3, 4\], not"):
+        scaled_bounds(intervals, np.zeros(shape), None)
+    with pytest.raises(DataError, match=r"days and targets \[3, 4\], not"):
+        price_bounds(intervals, np.ones(shape), None, scaler=SCALER, kind="returns", last_close=np.ones(1))
+
+
+def test_intervals_of_other_targets_are_none_of_prices() -> None:
+    intervals = calibrated(split(), kind=None)
+    with pytest.raises(DataError, match="targets that are no prices"):
+        price_bounds(intervals, np.ones((1, 3, 4)), None, scaler=SCALER, kind="returns", last_close=np.ones(1))
+
+
+def test_prices_that_overflow_leave_the_calibration_finite() -> None:
+    wild = split(windows=19)
+    wild.forecast[0] = 1e6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        intervals = calibrated(wild)
+    assert json.loads(json.dumps(intervals.to_dict(), allow_nan=False)) == intervals.to_dict()
+    assert intervals.log_price is not None
+    assert intervals.log_price[2] is not None
+    assert intervals.log_price[2].max() > 1e4
+
+
+# --- mixtures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_has_its_own_quantiles() -> None:
+    mixture = normals()
+    result = with_mixture(mixture)
+    intervals = calibrated(result)
+    assert (intervals.method, intervals.windows) == ("mixture", 0)
+    lower, upper = scaled_bounds(intervals, result.forecast, mixture)
+    for level, low, high in zip(LEVELS, lower, upper, strict=True):
+        # Bisection goes to the rounding of numbers of size 10.
+        np.testing.assert_allclose(low, (mixture.means - Z[level] * mixture.stds)[..., 0], atol=1e-12)
+        np.testing.assert_allclose(high, (mixture.means + Z[level] * mixture.stds)[..., 0], atol=1e-12)
+
+
+def test_the_report_of_a_mixture_counts_as_its_distribution_function_does() -> None:
+    rng = np.random.default_rng(4)
+    shape = 30, 2, 4, 3
+    mixture = MixtureArrays(
+        rng.normal(size=shape), rng.uniform(0.1, 2, size=shape), rng.dirichlet(np.ones(3), size=shape[:2])
+    )
+    truth = rng.normal(scale=2, size=shape[:3])
+    intervals = mixture_intervals()
+    report = interval_report(intervals, (scaled_bounds(intervals, truth, mixture), truth), None, TARGETS)
+    shares = [level["coverage"]["overall"] for level in report["scaled"]]
+    assert shares == pytest.approx(interval_coverage(mixture, truth, LEVELS), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_price_intervals_of_normal_returns_are_those_of_their_sums(kind: str) -> None:
+    mixture, last_close = normals(windows=2, days=3), np.array([100.0, 2000.0])
+    lower, upper = price_bounds(
+        mixture_intervals(), np.ones((2, 3, 4)), mixture, scaler=SCALER, kind=kind, last_close=last_close, draws=40_000
+    )
+    means = SCALER.inverse(mixture.means[..., 0])
+    variances = (mixture.stds[..., 0] * SCALER.std) ** 2
+    if kind == "returns":  # the close of every day before is added
+        for part in (means, variances):
+            closes = part[..., 3:]
+            part += np.cumsum(closes, axis=1) - closes
+        means += np.log(last_close)[:, None, None]
+    for level, low, high in zip(LEVELS, lower, upper, strict=True):
+        # Standard error of a quantile: sqrt(p (1 - p) / draws) / density, below 0.014 standard deviations here; 5 of
+        # them, for 48 quantiles.
+        for end, sign in ((low, -1), (high, 1)):
+            error = (np.log(end) - means) / np.sqrt(variances) - sign * Z[level]
+            assert np.abs(error).max() < 0.07
+
+
+def test_targets_share_the_component_of_a_day_in_mode_joint_only() -> None:
+    means = np.stack([np.full((1, 2, 4), -50.0), np.full((1, 2, 4), 50.0)], axis=-1)
+    mixture = MixtureArrays(means, np.ones_like(means), np.full((1, 2, 2), 0.5))
+    same = {}
+    for mode in ("independent", "joint"):
+        logs = simulate_log_prices(mixture, 0, mixture_intervals(mode), SCALER, "levels", 4000)
+        above = logs > SCALER.mean
+        same[mode] = np.mean(above[:, 0, 0] == above[:, 0, 3])
+        # Days are drawn on their own in both modes. Four standard errors of a share of 4,000.
+        assert np.mean(above[:, 0, 0] == above[:, 1, 0]) == pytest.approx(0.5, abs=0.032)
+    assert same["joint"] == 1
+    assert same["independent"] == pytest.approx(0.5, abs=0.032)
+
+
+def test_components_are_drawn_as_often_as_their_weights_say() -> None:
+    means = np.broadcast_to(np.array([-100.0, 0.0, 100.0]), (1, 1, 4, 3))
+    mixture = MixtureArrays(means, np.full((1, 1, 4, 3), 0.01), np.array([[[0.1, 0.0, 0.9]]]))
+    for mode in ("independent", "joint"):
+        logs = simulate_log_prices(mixture, 0, mixture_intervals(mode), SCALER, "levels", 4000)
+        scaled = SCALER.transform(logs)
+        assert not (np.abs(scaled) < 50).any(), "a component of weight 0"
+        # Four standard errors of a share of 4,000.
+        assert np.mean(scaled[:, 0, 1] > 50) == pytest.approx(0.9, abs=0.019)
+
+
+def test_simulated_intervals_are_the_same_whenever_they_are_asked_for() -> None:
+    mixture = normals()
+    first = MixtureArrays(*(part[:1] for part in mixture))
+
+    def bounds(seed: int, parts: MixtureArrays) -> np.ndarray:
+        windows = len(parts.means)
+        return np.stack(
+            price_bounds(mixture_intervals(seed=seed), np.ones((windows, 2, 4)), parts, scaler=SCALER, kind="returns",
+                         last_close=np.ones(windows), draws=200)
+        )  # fmt: skip
+
+    state = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    whole = bounds(7, mixture)
+    assert np.array_equal(whole, bounds(7, mixture))
+    assert np.array_equal(whole[:, :, :1], bounds(7, first)), "a window does not depend on the others"
+    assert not np.array_equal(whole, bounds(8, mixture))
+    assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[index]  # noqa: NPY002
+
+
+def test_simulated_prices_that_overflow_are_infinite_and_their_width_unknown() -> None:
+    mixture = MixtureArrays(np.full((1, 2, 4, 1), 1e6), np.ones((1, 2, 4, 1)), np.ones((1, 2, 1)))
+    intervals = mixture_intervals()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bounds = price_bounds(
+            intervals, np.full((1, 2, 4), np.inf), mixture, scaler=SCALER, kind="returns", last_close=np.ones(1)
+        )
+        report = interval_report(intervals, (bounds, np.ones((1, 2, 4))), (bounds, np.ones((1, 2, 4))), TARGETS)
+    assert (bounds[0] == np.inf).all()
+    assert report["price"][0]["mean_width"] is None
+    assert report["price"][0]["coverage"]["overall"] == 0
+
+
+def test_intervals_of_one_kind_of_forecast_are_not_used_for_the_other() -> None:
+    point, mixture = split(), normals()
+    prices = {"scaler": SCALER, "kind": "returns", "last_close": np.ones(1)}
+    with pytest.raises(DataError, match="method mixture, but the model forecasts a point"):
+        scaled_bounds(mixture_intervals(), point.forecast, None)
+    with pytest.raises(DataError, match="method mixture, but the model forecasts a point"):
+        price_bounds(mixture_intervals(), point.forecast, None, **prices)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="method conformal, but the model forecasts a mixture"):
+        scaled_bounds(calibrated(point), point.forecast, mixture)
+    with pytest.raises(DataError, match="method conformal, but the model forecasts a mixture"):
+        price_bounds(calibrated(point), point.forecast, mixture, **prices)  # type: ignore[arg-type]
+
+
+# --- kept -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("windows", [41, 6])
+@pytest.mark.parametrize("kind", ["returns", None])
+def test_stored_intervals_come_back_to_the_bit(windows: int, kind: str | None) -> None:
+    for result in (split(windows), with_mixture(normals())):
+        intervals = calibrated(result, kind, mode="joint")
+        content = json.loads(json.dumps(intervals.to_dict(), allow_nan=False))
+        again = Intervals.from_dict(content)
+        assert again.to_dict() == intervals.to_dict()
+        assert np.array_equal(
+            scaled_bounds(again, result.forecast, result.mixture),
+            scaled_bounds(intervals, result.forecast, result.mixture),
+            equal_nan=True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": None}, "the method is None"),
+        ({"method": ["conformal"]}, "the method is"),
+        ({"levels": []}, "the levels are"),
+        ({"levels": [0.5, 0.5, 0.95]}, "the levels are"),
+        ({"levels": [0.5, 0.8, 1.0]}, "the levels are"),
+        ({"levels": [0.5, 0.8, float("nan")]}, "the levels are"),
+        ({"levels": [0.5, 0.8]}, "2 levels, but 3 tables of widths in scaled"),
+        ({"levels": 0.5}, "TypeError"),
+        ({"windows": "many"}, "ValueError"),
+        ({"windows": float("inf")}, "OverflowError"),
+        ({"scaled": [[[1.0]], [[1.0]], [[1.0, 2.0]]], "log_price": None}, "different shapes"),
+        ({"scaled": [[[1.0], [1.0, 2.0]], None, None]}, "ValueError"),
+        ({"scaled": [[[-1.0]], None, None]}, "no table of finite numbers from 0 on"),
+        ({"scaled": [[[float("inf")]], None, None]}, "no table of finite numbers from 0 on"),
+        ({"scaled": [1.0, None, None]}, "no table of finite numbers from 0 on"),
+        ({"scaled": [], "log_price": None}, "3 levels, but 0 tables"),
+        ({"log_price": [None]}, "3 levels, but 1 tables of widths in log_price"),
+        ({"method": "mixture", "mixture_mode": "shared"}, "the mixture mode is 'shared'"),
+        ({"method": "mixture", "seed": -1}, "the seed -1"),
+        ({"seed": None}, "TypeError"),
+    ],
+)
+def test_damaged_intervals_are_refused(change: dict[str, Any], message: str) -> None:
+    content = calibrated(split()).to_dict()
+    with pytest.raises(DataError, match=f"no stored intervals: .*{message}"):
+        Intervals.from_dict(content | change)
+    for key in content:
+        with pytest.raises(DataError, match=f"KeyError: '{key}'"):
+            Intervals.from_dict({name: value for name, value in content.items() if name != key})
+
+
+def test_some_of_the_levels_can_be_selected() -> None:
+    result = split()
+    intervals = calibrated(result)
+    some = intervals.select([0.95, 0.5])
+    assert some.levels == (0.95, 0.5)
+    every, selected = (np.stack(scaled_bounds(which, result.forecast, None)) for which in (intervals, some))
+    assert np.array_equal(selected, every[:, [2, 0]])
+    with pytest.raises(DataError, match=r"no interval of level 0\.9: choose among 0\.5, 0\.8, 0\.95"):
+        intervals.select([0.9])
+
+
+def test_a_mixture_has_intervals_of_any_level() -> None:
+    assert mixture_intervals().select([0.9]).levels == (0.9,)
+    with pytest.raises(DataError, match="no interval of level 1"):
+        mixture_intervals().select([1.0])

@@ -1,0 +1,184 @@
+"""Distribution functions, quantiles and scores of mixtures equal independent ones."""
+
+import json
+import math
+import warnings
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgat_fast.evaluation.evaluate import MixtureArrays, mixture_arrays
+from pgat_fast.evaluation.probabilistic import (
+    day_nll,
+    interval_coverage,
+    marginal_nll,
+    mixture_cdf,
+    mixture_crps,
+    mixture_quantile,
+    mixture_report,
+)
+from pgat_fast.model.forecast import Mixture, mixture_nll
+
+LEVELS = (0.5, 0.8, 0.95)
+STANDARD = NormalDist()
+
+
+def one(mean: float, std: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A normal distribution as a mixture."""
+    return np.array([mean]), np.array([std]), np.array([1.0])
+
+
+def three() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three components with gaps between them."""
+    return np.array([-4.0, 0.5, 3.0]), np.array([0.3, 1.2, 0.05]), np.array([0.2, 0.5, 0.3])
+
+
+def random_mixture(windows: int = 5, days: int = 3, targets: int = 2, components: int = 3) -> Mixture:
+    torch.manual_seed(3)
+    shape = windows, days, targets, components
+    return Mixture(
+        means=torch.randn(shape, dtype=torch.float64),
+        log_stds=0.5 * torch.randn(shape, dtype=torch.float64),
+        log_weights=torch.randn(windows, days, components, dtype=torch.float64),
+    )
+
+
+def arrays(mixture: Mixture) -> MixtureArrays:
+    found = mixture_arrays([mixture])
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("y", [-3.0, 0.0, 0.7, 5.0])
+def test_of_one_component_all_is_as_for_a_normal_distribution(y: float) -> None:
+    mean, std = 0.4, 1.5
+    normal, parts = NormalDist(mean, std), one(mean, std)
+    z = (y - mean) / std
+    # Gneiting & Raftery, Strictly proper scoring rules, 2007, equation 5.
+    crps = std * (z * (2 * STANDARD.cdf(z) - 1) + 2 * STANDARD.pdf(z) - 1 / math.sqrt(math.pi))
+    assert mixture_cdf(np.array(y), *parts) == pytest.approx(normal.cdf(y), rel=1e-12)
+    assert mixture_crps(np.array(y), *parts) == pytest.approx(crps, rel=1e-12)
+    for probability in (0.025, 0.5, 0.9):
+        assert mixture_quantile(probability, *parts) == pytest.approx(normal.inv_cdf(probability), abs=1e-12)
+
+
+@pytest.mark.parametrize("y", [-5.0, -1.0, 2.9, 3.0, 8.0])
+def test_crps_is_the_integral_of_the_squared_distance_of_distribution_functions(y: float) -> None:
+    parts = three()
+    below, above = np.linspace(-20, y, 400_001), np.linspace(y, 20, 400_001)
+    integral = np.trapezoid(mixture_cdf(below, *parts) ** 2, below)
+    integral += np.trapezoid((1 - mixture_cdf(above, *parts)) ** 2, above)
+    # The trapezoidal rule with steps of 1e-4 of a curve whose narrowest part is 0.05 wide.
+    assert mixture_crps(np.array(y), *parts) == pytest.approx(integral, rel=1e-6)
+
+
+def test_crps_of_almost_a_point_is_the_absolute_error() -> None:
+    # The rest is of the size of the standard deviation.
+    assert mixture_crps(np.array(2.0), *one(-1.0, 1e-9)) == pytest.approx(3.0, abs=1e-8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(-10, 10), st.floats(0.01, 5), st.floats(0.01, 1)),
+        min_size=1, max_size=5,
+    ),
+    st.floats(0.001, 0.999),
+)  # fmt: skip
+def test_the_quantile_inverts_the_distribution_function(
+    components: list[tuple[float, float, float]], probability: float
+) -> None:
+    means, stds, weights = (np.array(values) for values in zip(*components, strict=True))
+    weights = weights / weights.sum()
+    quantile = mixture_quantile(probability, means, stds, weights)
+    # A density of up to 40, times the rounding of numbers up to 30.
+    assert mixture_cdf(quantile, means, stds, weights) == pytest.approx(probability, abs=1e-12)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0, -0.1, math.nan])
+def test_a_quantile_of_no_probability_is_refused(probability: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        mixture_quantile(probability, *three())
+
+
+@pytest.mark.parametrize("mode", ["independent", "joint"])
+def test_the_likelihood_is_that_of_the_loss(mode: str) -> None:
+    mixture, truth = random_mixture(), torch.randn(5, 3, 2, dtype=torch.float64)
+    found = day_nll(arrays(mixture), truth.numpy(), mode)
+    assert found.shape == (5, 3)
+    # The same sums in float64, in another order.
+    assert found.mean() == pytest.approx(mixture_nll(mixture, truth, mode).item(), rel=1e-12)
+
+
+def test_with_independent_targets_the_likelihood_of_a_day_is_that_of_its_targets() -> None:
+    mixture, truth = arrays(random_mixture()), np.random.default_rng(0).normal(size=(5, 3, 2))
+    np.testing.assert_allclose(marginal_nll(mixture, truth).sum(axis=-1), day_nll(mixture, truth, "independent"))
+    assert np.abs(day_nll(mixture, truth, "joint") - day_nll(mixture, truth, "independent")).max() > 0.01
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="'shared'"):
+        day_nll(arrays(random_mixture()), np.zeros((5, 3, 2)), "shared")
+
+
+def test_coverage_by_hand() -> None:
+    # Standard normals: the central intervals end at 0.674, 1.282 and 1.960.
+    truth = np.array([0.0, 0.67, -0.68, 1.28, -1.29, 1.95, 1.97, -9.0]).reshape(8, 1, 1)
+    mixture = MixtureArrays(np.zeros((8, 1, 1, 1)), np.ones((8, 1, 1, 1)), np.ones((8, 1, 1)))
+    assert interval_coverage(mixture, truth, LEVELS) == [2 / 8, 4 / 8, 6 / 8]
+
+
+def test_truths_drawn_from_the_mixture_are_covered_as_often_as_the_levels_say() -> None:
+    means, stds, weights = three()
+    rng = np.random.default_rng(1)
+    component = rng.choice(3, size=20_000, p=weights)
+    truth = rng.normal(means[component], stds[component]).reshape(-1, 1, 1)
+    shape = (len(truth), 1, 1, 3)
+    mixture = MixtureArrays(
+        np.broadcast_to(means, shape), np.broadcast_to(stds, shape), np.broadcast_to(weights, (len(truth), 1, 3))
+    )
+    # Four standard errors of a share of 20,000.
+    for level, share in zip(LEVELS, interval_coverage(mixture, truth, LEVELS), strict=True):
+        assert share == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / 20_000))
+
+
+def test_the_report_is_overall_by_target_and_by_horizon() -> None:
+    mixture, truth = arrays(random_mixture()), np.random.default_rng(0).normal(size=(5, 3, 2))
+    report = mixture_report(mixture, truth, "joint", ["a", "b"], LEVELS)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert set(report["coverage"]) == {"50", "80", "95"}
+    for score in ("nll", "crps"):
+        assert np.mean(report[score]["by_horizon"]) == pytest.approx(report[score]["overall"], rel=1e-12)
+    assert np.mean(list(report["crps"]["by_target"].values())) == pytest.approx(report["crps"]["overall"], rel=1e-12)
+    weights = mixture.weights[:, :, None, :]
+    crps = mixture_crps(truth[..., 1:], mixture.means[:, :, 1:], mixture.stds[:, :, 1:], weights)
+    assert report["crps"]["by_target"]["b"] == pytest.approx(crps.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("far", [1e6, 3e38])
+def test_truths_at_the_limits_of_float32_overflow_nothing(far: float) -> None:
+    # The narrowest component that a model gives, and a weight that became 0.
+    mixture = MixtureArrays(
+        np.array([[[[0.0, -far]]]]), np.array([[[[math.exp(-10), math.exp(2)]]]]), np.array([[[1.0, 0.0]]])
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = mixture_report(mixture, np.array([[[far]]]), "joint", ["a"], LEVELS)
+    assert report["crps"]["overall"] == pytest.approx(far)
+    assert report["nll"]["overall"] == pytest.approx(0.5 * (far * math.exp(10)) ** 2)
+    assert report["coverage"] == {"50": 0.0, "80": 0.0, "95": 0.0}
+
+
+def test_what_is_not_finite_is_unknown() -> None:
+    mixture = arrays(random_mixture())
+    mixture.means[0, 0, 0, 0] = math.nan
+    report = mixture_report(mixture, np.zeros((5, 3, 2)), "independent", ["a", "b"], LEVELS)
+    assert report["nll"]["overall"] is None
+    assert report["crps"]["by_target"]["a"] is None
+    assert report["crps"]["by_target"]["b"] is not None
+    assert report["crps"]["by_horizon"][0] is None
+    assert set(report["coverage"].values()) == {None}

@@ -1,0 +1,307 @@
+"""A forecast of the days to come is the one that the evaluation would have made, with dates and in prices."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pgat_fast.data.build import build_file, build_table
+from pgat_fast.data.columns import COLUMNS, TARGETS
+from pgat_fast.data.note import note_path
+from pgat_fast.data.price_units import to_prices
+from pgat_fast.data.prices import PRICES, sp500_prices
+from pgat_fast.data.table import read_table
+from pgat_fast.errors import CheckpointError, ConfigError, DataError
+from pgat_fast.evaluation.evaluate import evaluate_split
+from pgat_fast.forecasting.predict import known_future, predict
+from pgat_fast.forecasting.run import Run, load_run
+from tests.pgat_fast.forecasting.small_run import make_run
+
+KINDS = ("returns", "levels")
+
+
+@pytest.fixture(scope="session")
+def level_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_file(tmp_path_factory.mktemp("levels") / "levels.csv", targets="levels", rows=40).path
+
+
+@pytest.fixture
+def run(tiny: list[str], tmp_path: Path) -> Run:
+    make_run(tmp_path / "run", tiny)
+    return load_run(tmp_path / "run", device="cpu")
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> Path:
+    """A year of prices as a vendor ships them: other names, another order, newest first."""
+    frame = sp500_prices().iloc[-250:][["close", "open", "low", "high"]].rename(columns=str.title)[::-1]
+    frame.to_csv(tmp_path / "prices.csv", index_label="Date")
+    return tmp_path / "prices.csv"
+
+
+def cut(source: Path, rows: int, to: Path) -> Path:
+    """The first `rows` rows of a data file."""
+    to.write_text("\n".join(source.read_text().splitlines()[: rows + 1]) + "\n")
+    return to
+
+
+@pytest.mark.parametrize("decoder_future", ["zeros", "known"])
+@pytest.mark.parametrize("combiner", ["hierarchical", "batched"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forecast_from_the_rows_before_a_test_window_is_that_of_the_evaluation(
+    tiny: list[str], data_file: Path, level_file: Path, tmp_path: Path, kind: str, combiner: str, decoder_future: str
+) -> None:
+    path = {"returns": data_file, "levels": level_file}[kind]
+    settings = [f"data.path={path}", f"target_kind={kind}", f"combiner={combiner}", f"decoder_future={decoder_future}"]
+    config, model, table, splits = make_run(tmp_path / "run", [*tiny, *settings])
+    run = load_run(tmp_path / "run", device="cpu")
+    closes = sp500_prices()["close"].iloc[-40:].to_numpy()
+    one, four = (splits.target_scaler.inverse(evaluate_split(model, splits.test, size, "").forecast) for size in (1, 4))
+    for window in (0, 2, len(splits.test) - 1):
+        rows = splits.test.first_row + window + config.model.seq_len
+        last_close = closes[rows - 1] if kind == "returns" else None
+        found = predict(run, cut(path, rows, tmp_path / "cut.csv"), last_close=last_close, trading_days="nyse")
+        # Thanksgiving and Christmas lie in these weeks: the marks and the sky of the decoder depend on the days.
+        assert np.array_equal(found["date"].to_numpy().astype("datetime64[D]"), table.dates[rows : rows + 2])
+        in_prices = found[list(PRICES)].to_numpy()
+        # A batch of one is computed the same way, so that float32 rounds alike: what is left are float64 roundings.
+        np.testing.assert_allclose(in_prices, to_prices(one[window], kind, closes[rows - 1]), rtol=1e-12)
+        # Another batch size adds up in another order; float32 has 1e-7, and scaled values are of size 1.
+        np.testing.assert_allclose(in_prices, to_prices(four[window], kind, closes[rows - 1]), rtol=1e-6)
+
+
+def test_the_table_has_dates_horizons_and_prices_and_says_what_was_assumed(run: Run, data_file: Path) -> None:
+    table = predict(run, data_file)
+    assert table.columns[:6].tolist() == ["date", "horizon", "open", "high", "low", "close"]
+    assert table["horizon"].tolist() == [1, 2]
+    # Forty rows are too few to recognise an exchange by.
+    assert table["date"].dt.strftime("%Y-%m-%d").tolist() == ["2016-01-01", "2016-01-04"]
+    assert table.attrs["calendar"] == "weekdays"
+    assert table.attrs["last_date"] == "2015-12-31"
+    assert table.attrs["checkpoint"] == "step-00000000"
+    assert not table.attrs["relative"]
+    # Forty returns of ten digits, chained from the noted close.
+    assert table.attrs["last_close"] == pytest.approx(sp500_prices()["close"].iloc[-1], rel=1e-9)
+    assert "from the close 2109.79 before its rows" in table.attrs["last_close_from"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("decoder_future", ["zeros", "known"])
+def test_prices_and_the_data_file_built_from_them_lead_to_one_forecast(
+    tiny: list[str], level_file: Path, data_file: Path, prices: Path, tmp_path: Path, kind: str, decoder_future: str
+) -> None:
+    trained = {"returns": data_file, "levels": level_file}[kind]
+    make_run(
+        tmp_path / "run", [*tiny, f"data.path={trained}", f"target_kind={kind}", f"decoder_future={decoder_future}"]
+    )
+    run = load_run(tmp_path / "run", device="cpu")
+    built = build_file(tmp_path / "built.csv", prices, kind).path  # type: ignore[arg-type]
+    plain, from_file = predict(run, prices), predict(run, built)
+    # The last close is exact in one and the sum of 249 returns of ten digits in the other.
+    pd.testing.assert_frame_equal(plain, from_file, rtol=1e-8)
+    assert plain.attrs["calendar"] == from_file.attrs["calendar"] == "nyse"
+    assert plain.attrs["last_close"] == sp500_prices()["close"].iloc[-1]
+    assert plain["date"].dt.strftime("%Y-%m-%d").tolist() == ["2016-01-04", "2016-01-05"]
+
+
+def test_a_frame_of_prices_and_a_table_are_taken_like_their_files(run: Run, prices: Path, data_file: Path) -> None:
+    pd.testing.assert_frame_equal(predict(run, sp500_prices().iloc[-250:]), predict(run, prices))
+    table = replace(read_table(data_file), base_price=2109.79)
+    pd.testing.assert_frame_equal(predict(run, table), predict(run, data_file))
+
+
+def test_the_model_reads_the_last_days_only(run: Run, prices: Path) -> None:
+    few, many = (predict(run, sp500_prices().iloc[-days:], trading_days="nyse") for days in (7, 200))
+    pd.testing.assert_frame_equal(few, many)
+
+
+def test_sky_and_time_of_forecast_days_are_those_that_the_file_will_hold(data_file: Path) -> None:
+    table = read_table(data_file)
+    known = [name for name in COLUMNS if name not in TARGETS]
+    found = known_future(table.dates[-12:], table.dates[-13], known)
+    assert found.columns == tuple(known)
+    assert np.array_equal(found.values, table.select(known)[-12:])
+
+
+@pytest.mark.parametrize(("rows", "message"), [(5, "5 rows are too few"), (1, "1 rows are too few")])
+def test_too_few_rows_are_refused_with_the_number_needed(
+    run: Run, data_file: Path, tmp_path: Path, rows: int, message: str
+) -> None:
+    with pytest.raises(DataError, match=rf"cut\.csv: {message}.*at least 6"):
+        predict(run, cut(data_file, rows, tmp_path / "cut.csv"))
+
+
+def test_too_few_days_of_prices_are_refused_with_the_number_needed(run: Run) -> None:
+    with pytest.raises(DataError, match=r"6 days of prices are too few.*at least 7"):
+        predict(run, sp500_prices().iloc[-6:])
+
+
+def test_returns_without_a_known_price_give_relative_prices_and_a_warning(
+    run: Run, data_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = cut(data_file, 30, tmp_path / "cut.csv")
+    table = predict(run, other)
+    assert table.attrs["relative"]
+    assert table.attrs["last_close"] == pytest.approx(1, abs=0.1)
+    assert "cut.csv: nothing tells the price" in caplog.text
+    given = predict(run, other, last_close=2000)
+    assert not given.attrs["relative"]
+    assert given.attrs["last_close_from"] == "as given"
+    ratio = 2000 / table.attrs["last_close"]
+    np.testing.assert_allclose(given[list(PRICES)], table[list(PRICES)] * ratio, rtol=1e-12)
+
+
+def test_the_base_price_of_the_run_is_about_its_data_file_and_no_other(
+    tiny: list[str], data_file: Path, tmp_path: Path
+) -> None:
+    own = cut(data_file, 40, tmp_path / "own.csv")
+    make_run(tmp_path / "run", [*tiny, f"data.path={own}", "data.base_price=50"])
+    run = load_run(tmp_path / "run", device="cpu")
+    growth = np.exp(read_table(own).select(["log_Close"]).sum())
+    assert predict(run, own).attrs["last_close"] == pytest.approx(50 * growth, rel=1e-12)
+    assert predict(run, cut(own, 39, tmp_path / "cut.csv")).attrs["relative"]
+    # The note beside another file is about that file.
+    assert note_path(data_file).exists()
+    other = build_file(tmp_path / "other.csv", rows=20).path
+    assert predict(run, other).attrs["last_close"] == pytest.approx(sp500_prices()["close"].iloc[-1], rel=1e-9)
+
+
+@pytest.mark.parametrize("last_close", [0, -3, float("nan"), float("inf")])
+def test_an_impossible_last_close_is_refused(run: Run, data_file: Path, last_close: float) -> None:
+    with pytest.raises(DataError, match="give a positive price"):
+        predict(run, data_file, last_close=last_close)
+
+
+def test_a_last_close_that_is_not_needed_is_not_used_and_the_log_says_so(
+    tiny: list[str], level_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_run(tmp_path / "run", [*tiny, f"data.path={level_file}", "target_kind=levels"])
+    run = load_run(tmp_path / "run", device="cpu")
+    pd.testing.assert_frame_equal(predict(run, level_file, last_close=5), predict(run, level_file))
+    assert "the last close is not used" in caplog.text
+
+
+def test_returns_are_refused_by_a_run_on_levels(
+    tiny: list[str], level_file: Path, data_file: Path, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "run", [*tiny, f"data.path={level_file}", "target_kind=levels"])
+    run = load_run(tmp_path / "run", device="cpu")
+    with pytest.raises(DataError, match=r"targets are returns.*but the run was trained on levels"):
+        predict(run, data_file)
+    with pytest.raises(DataError, match=r"jump from day to day.*but the run was trained on levels"):
+        predict(run, cut(data_file, 40, tmp_path / "unnoted.csv"))
+
+
+def test_other_targets_are_forecast_in_their_own_units(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
+    settings = [*tiny, "data.targets=log_Close", "model.c_out=1"]
+    _, model, _, splits = make_run(tmp_path / "run", settings)
+    run = load_run(tmp_path / "run", device="cpu")
+    rows = len(splits.test) + splits.test.first_row + run.config.model.seq_len - 1
+    table = predict(run, cut(data_file, rows, tmp_path / "cut.csv"))
+    assert table.columns.tolist() == ["date", "horizon", "log_Close"]
+    assert table.attrs["last_close"] is None
+    expected = splits.target_scaler.inverse(evaluate_split(model, splits.test, 1, "").forecast)[-1, :, 0]
+    np.testing.assert_allclose(table["log_Close"], expected, rtol=1e-12)
+
+
+def test_columns_of_ones_own_need_no_sky(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"2024-01-{day:02d},{day % 3},{day % 7},{1 + day % 2}" for day in range(1, 31)]
+    (tmp_path / "own.csv").write_text("\n".join(["date,open,b,time_delta", *rows, ""]))
+    sizes = ["use_celestial_graph=false", "enc_in=3", "dec_in=3", "c_out=1", "decoder_future=known"]
+    make_run(tmp_path / "run", [*tiny, f"data.path={tmp_path / 'own.csv'}", *sizes])
+
+    def refuse(_: object) -> None:
+        raise AssertionError("the sky was asked for")
+
+    monkeypatch.setattr("pgat_fast.forecasting.predict.sky_table", refuse)
+    table = predict(load_run(tmp_path / "run", device="cpu"), tmp_path / "own.csv")
+    assert table["date"].dt.strftime("%Y-%m-%d").tolist() == ["2024-01-31", "2024-02-01"]
+    assert table.attrs["calendar"] == "daily"
+    assert np.isfinite(table["open"]).all()
+
+
+def test_prices_cannot_stand_in_for_columns_of_ones_own(tiny: list[str], tmp_path: Path, prices: Path) -> None:
+    rows = [f"2024-01-{day:02d},{day % 3},{day % 7}" for day in range(1, 31)]
+    (tmp_path / "own.csv").write_text("\n".join(["date,a,b", *rows, ""]))
+    sizes = ["use_celestial_graph=false", "enc_in=2", "dec_in=2", "c_out=1"]
+    make_run(tmp_path / "run", [*tiny, f"data.path={tmp_path / 'own.csv'}", *sizes])
+    with pytest.raises(DataError, match=r"prices\.csv: column a cannot be built from prices"):
+        predict(load_run(tmp_path / "run", device="cpu"), prices)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file|does not exist"),
+        (b"", "empty"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"date,open,high,low\n2020-01-01,1,1,1\n", "no column close"),
+        (b"date,value\n2020-01-01,1\n", "11 problems"),
+        (b"date,open,high,low,close\n2020-01-01,1,1,1,x\n", "line 2, column close"),
+        (b"date,open,high,low,close,close\n2020-01-01,1,1,1,1,1\n", "more than one column close"),
+        (b'"date\nopen', "header|quotation"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(run: Run, tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "odd.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"odd\.csv.*({message})"):
+        predict(run, tmp_path / "odd.csv")
+
+
+def test_an_unknown_calendar_is_refused(run: Run, data_file: Path) -> None:
+    with pytest.raises(ConfigError, match="'lse': choose auto"):
+        predict(run, data_file, trading_days="lse")
+
+
+class Fixed(nn.Module):
+    """Forecasts the same scaled values of every window."""
+
+    def __init__(self, forecast: Tensor) -> None:
+        super().__init__()
+        self.forecast = forecast
+
+    def forward(self, *_: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.forecast, {}
+
+
+def test_days_that_are_no_possible_bar_are_named_and_not_repaired(
+    run: Run, data_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [[0.0, 0.01, -0.01, 0.0], [0.0, 0.01, -0.01, 0.005]]
+    for bars, days in ((good, []), ([good[0], [0.0, 0.004, -0.01, 0.005]], ["2016-01-04"])):
+        scaled = run.target_scaler.transform(np.array([bars]))
+        table = predict(replace(run, model=Fixed(torch.from_numpy(scaled))), data_file)
+        assert table.attrs["impossible_bars"] == days
+        assert ("1 of 2 forecast days are no possible bar" in caplog.text) == bool(days)
+        expected = table.attrs["last_close"] * np.exp(np.array(bars))
+        np.testing.assert_allclose(table[list(PRICES)], expected, rtol=1e-12)
+
+
+def test_a_forecast_that_is_not_finite_is_refused_with_the_name_of_the_checkpoint(run: Run, data_file: Path) -> None:
+    broken = replace(run, model=Fixed(torch.full((1, 2, 4), float("nan"))))
+    with pytest.raises(CheckpointError, match="step-00000000: forecasts that are not finite"):
+        predict(broken, data_file)
+
+
+def test_two_calls_agree_and_leave_the_generators_alone(run: Run, data_file: Path) -> None:
+    run.model.train()  # a user may have; dropout would make the forecasts differ
+    state = torch.get_rng_state()
+    pd.testing.assert_frame_equal(predict(run, data_file), predict(run, data_file))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_was_assumed_is_logged(run: Run, data_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="pgat_fast.forecasting"):
+        predict(run, data_file)
+    assert "'calendar': 'weekdays'" in caplog.text
+    assert "2109.79" in caplog.text
+
+
+def test_built_tables_and_files_have_the_same_columns() -> None:
+    assert tuple(build_table(sp500_prices(), rows=1).columns) == COLUMNS

@@ -1,0 +1,187 @@
+"""Forecasts come with the intervals of the weights that they are made with, or with none and a warning."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from torch import nn
+
+from pgat_fast.config import Config, load_config
+from pgat_fast.data.columns import TARGETS
+from pgat_fast.data.price_units import to_prices
+from pgat_fast.data.prices import PRICES, sp500_prices
+from pgat_fast.data.windows import Splits
+from pgat_fast.errors import CheckpointError, DataError
+from pgat_fast.evaluation.evaluate import evaluate_split
+from pgat_fast.evaluation.intervals import Intervals, calibrate, price_bounds
+from pgat_fast.files import write_json
+from pgat_fast.forecasting.predict import predict
+from pgat_fast.forecasting.run import load_run
+from pgat_fast.training.trainer import train
+from tests.pgat_fast.forecasting.small_run import make_run
+
+CHECKPOINT = "step-00000000"
+MIXTURE = ("use_mixture_decoder=true", "mdn_components=2")
+
+
+def calibrated(config: Config, model: nn.Module, splits: Splits, kind: str | None = "returns") -> Intervals:
+    mode = config.model.mdn_multivariate_mode
+    validation = evaluate_split(model, splits.validation, 4, mode)
+    return calibrate(validation, splits.target_scaler, kind=kind, mixture_mode=mode, seed=config.training.seed)
+
+
+@pytest.fixture
+def folder(tiny: list[str], tmp_path: Path) -> Path:
+    """A run whose intervals are calibrated on its five validation windows."""
+    config, model, _, splits = make_run(tmp_path / "run", tiny)
+    write_json(tmp_path / "run" / "intervals.json", calibrated(config, model, splits).to_dict())
+    return tmp_path / "run"
+
+
+def widths(folder: Path, level: int) -> Any:
+    return np.array(json.loads((folder / "intervals.json").read_text())["log_price"][level])
+
+
+def test_prices_have_an_interval_for_each_level_as_wide_as_calibrated(folder: Path, data_file: Path) -> None:
+    table = predict(load_run(folder, device="cpu"), data_file)
+    assert table.columns.tolist() == [
+        "date", "horizon", *PRICES,
+        *(f"{name}_{end}_{level}" for name in PRICES for level in (50, 80, 95) for end in ("lower", "upper")),
+    ]  # fmt: skip
+    for place, name in enumerate(PRICES):
+        for number, level in enumerate((50, 80)):
+            factor = np.exp(widths(folder, number)[:, place])
+            np.testing.assert_allclose(table[f"{name}_upper_{level}"], table[name] * factor, rtol=1e-12)
+            np.testing.assert_allclose(table[f"{name}_lower_{level}"], table[name] / factor, rtol=1e-12)
+    # Five windows cannot tell what 95 % of the days hold: 19 can.
+    assert table.filter(like="_95").isna().all(axis=None)
+    assert table.attrs["intervals"] == {"method": "conformal", "levels": [0.5, 0.8, 0.95], "calibration_windows": 5}
+
+
+def test_levels_can_be_chosen_among_those_calibrated(folder: Path, data_file: Path) -> None:
+    run = load_run(folder, device="cpu")
+    every, one = predict(run, data_file), predict(run, data_file, levels=[0.8])
+    assert one.columns.tolist()[6:] == [f"{name}_{end}_80" for name in PRICES for end in ("lower", "upper")]
+    pd.testing.assert_frame_equal(one, every[one.columns])
+    with pytest.raises(DataError, match=r"level 0\.9: choose among 0\.5, 0\.8, 0\.95"):
+        predict(run, data_file, levels=[0.9])
+
+
+def test_other_targets_have_intervals_in_their_own_units(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
+    config, model, _, splits = make_run(tmp_path / "run", [*tiny, "data.targets=log_Close", "model.c_out=1"])
+    intervals = calibrated(config, model, splits, kind=None)
+    write_json(tmp_path / "run" / "intervals.json", intervals.to_dict())
+    table = predict(load_run(tmp_path / "run", device="cpu"), data_file)
+    assert intervals.scaled[1] is not None
+    half = intervals.scaled[1][:, 0] * splits.target_scaler.std[0]
+    np.testing.assert_allclose(table["log_Close_upper_80"], table["log_Close"] + half, rtol=1e-12)
+    np.testing.assert_allclose(table["log_Close_lower_80"], table["log_Close"] - half, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["independent", "joint"])
+def test_a_mixture_has_the_intervals_of_the_evaluation_without_any_calibration(
+    tiny: list[str], data_file: Path, tmp_path: Path, mode: str
+) -> None:
+    settings = [*tiny, *MIXTURE, f"mdn_multivariate_mode={mode}"]
+    config, model, _, splits = make_run(tmp_path / "run", settings)
+    rows = splits.test.first_row + config.model.seq_len
+    lines = data_file.read_text().splitlines()[: rows + 1]
+    (tmp_path / "cut.csv").write_text("\n".join(lines) + "\n")
+    closes = sp500_prices()["close"].iloc[-40:].to_numpy()
+    run = load_run(tmp_path / "run", device="cpu")
+    table = predict(run, tmp_path / "cut.csv", last_close=closes[rows - 1], trading_days="nyse")
+
+    result = evaluate_split(model, splits.test, 1, mode)
+    prices = to_prices(splits.target_scaler.inverse(result.forecast), "returns", closes[rows - 1 : -2])
+    lower, upper = price_bounds(
+        calibrated(config, model, splits), prices, result.mixture,
+        scaler=splits.target_scaler, kind="returns", last_close=closes[rows - 1 : -2],
+    )  # fmt: skip
+    for place, name in enumerate(PRICES):
+        for number, level in enumerate((50, 80, 95)):
+            # The same paths are drawn for the first window: what is left are roundings of float64.
+            np.testing.assert_allclose(table[f"{name}_lower_{level}"], lower[number, 0, :, place], rtol=1e-12)
+            np.testing.assert_allclose(table[f"{name}_upper_{level}"], upper[number, 0, :, place], rtol=1e-12)
+        assert (table[f"{name}_lower_95"] < table[f"{name}_lower_50"]).all()
+        assert (table[f"{name}_upper_95"] > table[f"{name}_upper_50"]).all()
+    assert table.attrs["intervals"]["method"] == "mixture"
+
+
+def test_a_run_without_intervals_forecasts_without_and_says_how_to_get_them(
+    folder: Path, data_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "intervals.json").unlink()
+    table = predict(load_run(folder, device="cpu"), data_file)
+    assert table.shape == (2, 6)
+    assert table.attrs["intervals"] is None
+    assert (
+        f"no intervals: none were calibrated for checkpoint {CHECKPOINT}; `pgat-fast evaluate {folder}`" in caplog.text
+    )
+
+
+def test_intervals_of_other_weights_are_not_used(folder: Path) -> None:
+    (folder / "results.json").write_text(json.dumps({"checkpoints": {"best": "step-00000005"}}))
+    assert load_run(folder, device="cpu").intervals is None
+    (folder / "results.json").write_text(json.dumps({"checkpoints": {"best": CHECKPOINT}}))
+    assert load_run(folder, device="cpu").intervals is not None
+
+
+def test_intervals_of_an_evaluation_of_these_weights_are_used(folder: Path) -> None:
+    for name in ("step-00000005", CHECKPOINT):
+        assert load_run(folder, device="cpu").intervals is not None
+        aside = folder / f"evaluation-{name}"
+        aside.mkdir()
+        (folder / "intervals.json").rename(aside / "intervals.json")
+        found = load_run(folder, device="cpu").intervals
+        assert (found is None) == (name != CHECKPOINT)
+        if found is None:
+            (aside / "intervals.json").rename(folder / "intervals.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"levels": None}, "no stored intervals"),
+        ({"method": "mixture"}, "not of this model"),
+        ({"log_price": None}, "not of this model"),
+        ({"scaled": [[[1.0]]] * 3, "log_price": [[[1.0]]] * 3}, "not of this model"),
+    ],
+)
+def test_intervals_that_do_not_fit_the_model_are_refused_with_their_file(
+    folder: Path, change: dict[str, Any], message: str
+) -> None:
+    path = folder / "intervals.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=rf"intervals\.json: .*{message}.*pgat-fast evaluate"):
+        load_run(folder, device="cpu")
+
+
+def test_a_trained_run_forecasts_what_its_own_table_of_test_forecasts_says(
+    tiny: list[str], data_file: Path, tmp_path: Path
+) -> None:
+    folder, _ = train(load_config(None, [*tiny, "training.max_steps=2"]), progress=False)
+    tested = pd.read_csv(folder / "forecasts.csv", parse_dates=["origin", "date"])
+    origin = tested["origin"].min()
+    lines = [line for line in data_file.read_text().splitlines() if line[:10] <= str(origin.date()) or line[:1] == "d"]
+    (tmp_path / "cut.csv").write_text("\n".join(lines) + "\n")
+    close = sp500_prices()["close"].loc[origin]
+    table = predict(load_run(folder, device="cpu"), tmp_path / "cut.csv", last_close=close, trading_days="nyse")
+    for place, name in enumerate(PRICES):
+        rows = tested[(tested["origin"] == origin) & (tested["target"] == TARGETS[place])]
+        assert table["date"].tolist() == rows["date"].tolist()
+        for column, ours in (
+            ("price_forecast", name),
+            *((f"price_{e}_80", f"{name}_{e}_80") for e in ("lower", "upper")),
+        ):
+            # Tested in batches of another size: sums in float32 are taken in another order.
+            np.testing.assert_allclose(table[ours], rows[column], rtol=1e-6)
+
+
+def test_intervals_scale_with_the_last_close(folder: Path, data_file: Path) -> None:
+    run = load_run(folder, device="cpu")
+    one, thousand = (predict(replace(run), data_file, last_close=close).iloc[:, 2:] for close in (1, 1000))
+    np.testing.assert_allclose(thousand, 1000 * one, rtol=1e-12)

@@ -1,0 +1,170 @@
+"""A run is opened with the weights asked for, finished or not, and what is missing is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgat_fast.errors import BackendError, CheckpointError, ConfigError
+from pgat_fast.forecasting.run import load_run
+from pgat_fast.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from tests.pgat_fast.forecasting.small_run import make_run, save
+
+FIRST, SECOND, THIRD = (f"step-{step:08d}" for step in (0, 5, 10))
+
+
+@pytest.fixture
+def folder(tiny: list[str], tmp_path: Path) -> Path:
+    """A run with three checkpoints, of which the second is the best; each weight of the k-th is k."""
+    folder = tmp_path / "run"
+    config, model, table, splits = make_run(folder, tiny)
+    for number, step in enumerate((0, 5, 10), start=1):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(number)
+        save(folder, config, model, splits, table, step, best=SECOND if step else FIRST)
+    return folder
+
+
+def weight(folder: Path, checkpoint: str) -> tuple[str, float]:
+    run = load_run(folder, checkpoint, device="cpu")
+    assert not run.model.training
+    return run.checkpoint.name, next(run.model.parameters()).flatten()[0].item()
+
+
+@pytest.mark.parametrize(("asked", "name", "value"), [("best", SECOND, 2), ("latest", THIRD, 3), (FIRST, FIRST, 1)])
+def test_the_checkpoint_asked_for_is_opened(folder: Path, asked: str, name: str, value: float) -> None:
+    assert weight(folder, asked) == (name, value)
+
+
+def test_a_checkpoint_is_opened_by_its_path_too(folder: Path) -> None:
+    assert weight(folder, str(folder / "checkpoints" / FIRST)) == (FIRST, 1)
+
+
+def test_a_run_that_has_not_been_validated_is_opened_with_its_newest_weights_and_a_warning(
+    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, model, table, splits = make_run(tmp_path / "run", tiny)
+    save(tmp_path / "run", config, model, splits, table, 3, best=None)
+    assert load_run(tmp_path / "run", device="cpu").checkpoint.name == "step-00000003"
+    assert "no epoch has been validated yet" in caplog.text
+
+
+def test_scalers_are_those_of_the_training(tiny: list[str], tmp_path: Path) -> None:
+    _, _, _, splits = make_run(tmp_path / "run", tiny)
+    run = load_run(tmp_path / "run", device="cpu")
+    assert run.input_scaler.to_dict() == splits.input_scaler.to_dict()
+    assert run.target_scaler.to_dict() == splits.target_scaler.to_dict()
+
+
+def test_opening_a_run_leaves_the_generators_alone(folder: Path) -> None:
+    state = torch.get_rng_state()
+    load_run(folder, device="cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_damage_to_the_best_checkpoint_is_not_passed_over(folder: Path) -> None:
+    spoil(folder / "checkpoints" / SECOND / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{SECOND}.*model.safetensors"):
+        load_run(folder, device="cpu")
+    assert weight(folder, "latest") == (THIRD, 3)
+
+
+def test_the_best_is_found_although_the_newest_is_damaged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spoil(folder / "checkpoints" / THIRD / "manifest.json")
+    assert weight(folder, "best") == (SECOND, 2)
+    assert THIRD in caplog.text
+
+
+def no_folder(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.yaml").unlink()
+
+
+def no_checkpoints(folder: Path) -> None:
+    (folder / "checkpoints").rename(folder / "aside")
+
+
+def other_model(folder: Path) -> None:
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("fusion_layers: 1\n", "fusion_layers: 2\n", 1))
+
+
+def no_json(folder: Path) -> None:
+    (folder / "intervals.json").write_text("{")
+
+
+def no_object(folder: Path) -> None:
+    (folder / "results.json").write_text("[]")
+
+
+def change_scaler(folder: Path, value: object) -> None:
+    path = folder / "checkpoints" / SECOND
+    stored = read_checkpoint(path)
+    save_checkpoint(path.parent, SECOND, Checkpoint(stored.weights, {}, stored.about | {"input_scaler": value}))
+
+
+def empty_scaler(folder: Path) -> None:
+    change_scaler(folder, {})
+
+
+def narrow_scaler(folder: Path) -> None:
+    change_scaler(folder, {"columns": ["a"], "mean": [0.0], "std": [1.0]})
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (no_folder, "run: there is no such folder"),
+        (no_config, r"run: it has no config\.yaml"),
+        (no_checkpoints, "checkpoints: no checkpoint there can be read"),
+        (other_model, rf"{SECOND}.*does not fit"),
+        (no_json, r"intervals\.json: cannot be read"),
+        (no_object, r"results\.json: holds no JSON object"),
+        (empty_scaler, rf"{SECOND}: input_scaler: this is no stored scaler"),
+        (narrow_scaler, rf"{SECOND}: input_scaler is for 1 columns, but the model has 118"),
+    ],
+)
+def test_a_missing_or_damaged_part_is_named(folder: Path, harm: Callable[[Path], None], message: str) -> None:
+    harm(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_run(folder, device="cpu")
+
+
+def test_a_checkpoint_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="step-00000099"):
+        load_run(folder, "step-00000099", device="cpu")
+
+
+def test_settings_that_change_nothing_learned_may_differ(folder: Path) -> None:
+    run = load_run(folder, overrides=["trading_days=daily", "run.device=cpu"])
+    assert run.config.data.trading_days == "daily"
+    assert run.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("override", ["model.dropout=0.5", "decoder_future=known", "target_kind=levels", "seed=1"])
+def test_settings_of_the_training_may_not_differ(folder: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0].split(".")[-1] + "=.*: the run was trained with"):
+        load_run(folder, device="cpu", overrides=[override])
+
+
+def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(BackendError, match="CUDA devices"):
+        load_run(folder, device="cuda:77")
+
+
+def test_the_results_of_a_finished_run_are_at_hand(folder: Path) -> None:
+    assert load_run(folder, device="cpu").results == {}
+    (folder / "results.json").write_text(json.dumps({"name": "run"}))
+    assert load_run(folder, device="cpu").results == {"name": "run"}

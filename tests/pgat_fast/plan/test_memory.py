@@ -1,0 +1,87 @@
+"""The memory of a process, against measured peaks; the search for the largest batch."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgat_fast import load_config
+from pgat_fast.plan.make import count_parameters
+from pgat_fast.plan.memory import GIB, largest_batch, process_bytes, tensor_bytes
+from pgat_fast.plan.trace import Memory, trace_memory
+
+MEASURED = [json.loads(path.read_text()) for path in sorted(Path("bench/results").glob("step_cpu_*.json"))]
+
+
+@pytest.mark.parametrize("record", MEASURED, ids=lambda record: record["command"].split("configs/")[1].split(" --b")[0])
+def test_the_prediction_for_a_process_is_near_its_measured_peak(record: dict[str, Any]) -> None:
+    path = record["command"].split("--config ")[1].split()[0]
+    # The benchmark does not accumulate.
+    config = load_config(path, ["training.gradient_accumulation_steps=1", "run.device=cpu"])
+    (measured,) = (result for result in record["results"] if result["backend"] == "reference")
+    parameters, _ = count_parameters(config)
+    memory = trace_memory(config, record["batch"])
+    peak = measured["peak_memory_gib"] + measured["baseline_memory_gib"]
+    predicted = process_bytes(memory, parameters.trainable_bytes, 13 * config.model.seq_len) / GIB
+    # HEAP is a rule of thumb that errs to the safe side; a run warns from 90 % of a limit.
+    assert -0.02 < predicted / peak - 1 < 0.08
+    # No process can hold less than its tensors.
+    assert tensor_bytes(memory, parameters.trainable_bytes) / GIB < peak
+
+
+def test_there_are_measurements_to_compare_with() -> None:
+    assert len(MEASURED) >= 3
+
+
+def test_a_process_takes_more_than_its_tensors() -> None:
+    memory = Memory(batch=1, kept=10, peak=40, peak_small=20, peak_large=30)
+    assert tensor_bytes(memory, 1000) == 3 * 1000 + 40
+    without = process_bytes(memory, 1000, 0)
+    assert without > tensor_bytes(memory, 1000)
+    assert process_bytes(memory, 1000, 0, data_file_bytes=7) == without + 21
+    assert process_bytes(memory, 1000, 2) == without + 2 * 14_768
+
+
+def line(batch: int) -> int:
+    return 1000 + 70 * batch
+
+
+def bent(batch: int) -> int:
+    return max(line(batch), 200 * batch - 500)
+
+
+@pytest.mark.parametrize("need", [line, bent])
+@pytest.mark.parametrize("room", [1070, 1139, 1140, 2000, 5000, 99_999])
+@pytest.mark.parametrize("start", [1, 2, 16, 900])
+def test_the_largest_batch_is_the_last_that_fits(need: Callable[[int], int], room: int, start: int) -> None:
+    asked: list[int] = []
+
+    def counted(batch: int) -> int:
+        asked.append(batch)
+        return need(batch)
+
+    fit = largest_batch(counted, room, start, most=10_000)
+    assert need(fit.batch) == fit.needed <= room < need(fit.batch + 1)
+    assert not fit.capped
+    # Each question takes a second.
+    assert len(asked) <= 12
+
+
+def test_it_is_bounded_by_the_number_of_windows() -> None:
+    fit = largest_batch(line, 10**9, start=4, most=20)
+    assert (fit.batch, fit.capped) == (20, True)
+    assert largest_batch(line, 10**9, start=64, most=20).batch == 20
+    assert largest_batch(line, 10**9, start=4, most=1).batch == 1
+
+
+def test_where_not_one_window_fits_it_says_what_one_needs() -> None:
+    fit = largest_batch(line, 1000, start=4, most=20)
+    assert (fit.batch, fit.needed, fit.capped) == (0, 1070, False)
+
+
+def test_counting_parameters_needs_no_memory_for_them() -> None:
+    config = load_config("configs/production_batched.yaml", ["model.d_model=20800"])
+    parameters, _ = count_parameters(config)
+    assert parameters.trainable_bytes > 200 * GIB

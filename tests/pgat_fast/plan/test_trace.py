@@ -1,0 +1,263 @@
+"""A step that is counted on tensors without data holds and computes what a real one does."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pgat_fast.config import Config
+from pgat_fast.data.windows import Batch
+from pgat_fast.model.reference.attention import feed_forward
+from pgat_fast.model.reference.pgat import PGAT
+from pgat_fast.plan import stand_ins
+from pgat_fast.plan.trace import (
+    LiveBytes,
+    Memory,
+    example,
+    flops_of_step,
+    memory_of_step,
+    trace_flops,
+    trace_memory,
+)
+from tests.pgat_fast.model.variants import FEW, config_of
+
+REAL = (*FEW, "stochastic")
+
+
+def real_model(config: Config, stand_ins_too: bool) -> nn.Module:
+    model = PGAT(config.model).train()
+    if stand_ins_too:
+        stand_ins.replace_recurrences(model)
+    return model
+
+
+def real_memory(config: Config, batch: int, stand_ins_too: bool = True, precision: torch.dtype | None = None) -> Memory:
+    model = real_model(config, stand_ins_too)
+    return memory_of_step(model, example(config.model, batch), config, precision)
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", REAL)
+def test_a_real_step_on_the_cpu_holds_the_same_bytes(variant: str) -> None:
+    config = config_of(variant)
+    assert trace_memory(config, 3) == real_memory(config, 3)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_a_real_step_in_16_bits_holds_nearly_the_same_bytes(precision: torch.dtype) -> None:
+    config = config_of("batched")
+    counted, real = trace_memory(config, 3, precision), real_memory(config, 3, precision=precision)
+    # A CPU keeps the mean and deviation that a layer norm finds in float32, the fake one in 16 bits: 1 in D numbers.
+    assert counted.kept == pytest.approx(real.kept, rel=1e-3)
+    assert counted.peak == pytest.approx(real.peak, rel=1e-3)
+
+
+def test_with_accumulation_the_gradients_live_from_the_beginning() -> None:
+    once, twice = config_of("batched"), config_of("batched", gradient_accumulation_steps=2)
+    parameters = 4 * sum(parameter.numel() for parameter in PGAT(once.model).parameters())
+    assert trace_memory(twice, 2).kept == trace_memory(once, 2).kept + parameters
+    assert trace_memory(twice, 2) == real_memory(twice, 2)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_with_its_real_recurrences_it_holds_the_same_bytes_too(batch: int) -> None:
+    config = config_of("batched", seq_len=20)
+    assert trace_memory(config, batch) == real_memory(config, batch, stand_ins_too=False)
+
+
+def test_memory_grows_in_a_straight_line_with_the_batch() -> None:
+    config = config_of("hierarchical")
+    two, four, six = (trace_memory(config, batch) for batch in (2, 4, 6))
+    assert six.kept - four.kept == four.kept - two.kept
+    # What does not grow: gradients, and the generator's state of each recomputed block. The peak may move between them.
+    assert six.peak - four.peak == pytest.approx(four.peak - two.peak, rel=0.02)
+
+
+def test_a_recomputed_block_keeps_its_input_alone() -> None:
+    one, three = (config_of("batched", fusion_layers=layers) for layers in (1, 3))
+    batch, model = 4, one.model
+    block_input = 4 * batch * model.seq_len * model.nodes**2 * model.embed_dim
+    generator_state = torch.get_rng_state().nbytes
+    grown = trace_memory(three, batch).kept - trace_memory(one, batch).kept
+    assert 2 * block_input <= grown <= 2 * (block_input + generator_state)
+
+
+def test_views_count_once_and_only_while_they_live() -> None:
+    live = LiveBytes()
+    with live:
+        x = torch.zeros(10, 10)
+        row, turned = x[3], x.t()
+        assert live.live == 400
+        del x, row
+        assert live.live == 400
+        y = turned + 1
+        assert (live.live, live.peak) == (800, 800)
+        del turned
+        assert (live.live, live.peak) == (400, 800)
+        y.add_(1)
+        assert (live.live, live.peak) == (400, 800)
+
+
+def test_large_and_small_storages_peak_each_at_its_own_moment() -> None:
+    live = LiveBytes()
+    with live:
+        small = torch.empty(2**20, dtype=torch.uint8)
+        del small
+        large = torch.empty(2**25, dtype=torch.uint8)
+    assert (live.peak_small, live.peak_large, live.peak) == (2**20, 2**25, large.nbytes)
+
+
+# --- a GPU's operators ------------------------------------------------------------------------------------------------
+
+
+def kept_by(operator: Callable[[Tensor], Tensor], device: str) -> int:
+    """Bytes that live after `operator` has been called on 1,000 numbers, its input aside."""
+    x = torch.randn(10, 100, requires_grad=True)
+    live = LiveBytes([x])
+    if device == "cuda":
+        with stand_ins.cuda_operators(), live:
+            y = operator(x)
+    else:
+        with live:
+            y = operator(x)
+    assert y.shape == x.shape
+    return live.live
+
+
+def test_dropout_keeps_a_byte_a_number_on_a_gpu_and_four_on_a_cpu() -> None:
+    dropout = nn.Dropout(0.1)
+    assert kept_by(dropout, "cpu") == 8000
+    assert kept_by(dropout, "cuda") == 5000
+    assert kept_by(dropout.eval(), "cuda") == 0
+
+
+def test_in_mixed_precision_softmax_and_layer_norm_give_float32_on_a_gpu() -> None:
+    x, norm = torch.randn(4, 8), nn.LayerNorm(8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = x @ torch.eye(8)
+        assert F.softmax(y, dim=-1).dtype == torch.bfloat16
+        with stand_ins.cuda_operators():
+            assert F.softmax(y, dim=-1).dtype == norm(y).dtype == torch.float32
+    with stand_ins.cuda_operators():
+        assert F.softmax(y, dim=-1).dtype == torch.bfloat16
+
+
+def test_the_operators_of_the_cpu_come_back_even_after_an_error() -> None:
+    before = (F.dropout, F.softmax, F.layer_norm)
+    with pytest.raises(KeyError), stand_ins.cuda_operators():
+        raise KeyError
+    assert before == (F.dropout, F.softmax, F.layer_norm)
+
+
+def test_a_gpu_needs_less_than_a_cpu_and_16_bits_less_than_32() -> None:
+    config = config_of("batched")
+    cpu, gpu = (trace_memory(config, 4, device=device).kept for device in ("cpu", "cuda"))
+    halves = trace_memory(config, 4, torch.bfloat16, "cuda").kept
+    assert halves < gpu < cpu
+
+
+# --- recurrences ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(1, 20), (2, 20), (4, 30)])
+def test_the_stand_in_for_a_gru_keeps_the_bytes_of_the_real_one(batch: int, steps: int) -> None:
+    real = nn.GRU(32, 32, batch_first=True)
+    kept = []
+    for module in (real, stand_ins.GRU(real)):
+        x = torch.randn(batch, steps, 32, requires_grad=True)
+        live = LiveBytes([x, *real.parameters()])
+        with live:
+            y = module(x)[0]
+        assert y.shape == (batch, steps, 32)
+        kept.append(live.live)
+    # The real one has a first state, [B, C], too, and a scalar or two.
+    assert 0 <= kept[0] - kept[1] <= 2 * batch * 32 * 4
+
+
+def test_only_a_gru_that_it_can_stand_in_for_is_replaced() -> None:
+    with pytest.raises(ValueError, match="not a GRU of one layer"):
+        stand_ins.replace_recurrences(nn.Sequential(nn.GRU(32, 16, batch_first=True)))
+
+
+# --- FLOPs ------------------------------------------------------------------------------------------------------------
+
+
+def test_flops_of_a_feed_forward_block_are_those_worked_out_by_hand() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows, width, hidden = 30, 8, 24
+    block, x = feed_forward(width, hidden, 0.1), torch.randn(rows, width, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        y = block(x)
+        forward = counter.get_total_flops()
+        y.sum().backward()
+    assert forward == 2 * 2 * rows * width * hidden
+    assert counter.get_total_flops() == 3 * forward  # a gradient of the input and one of the weight, each as much
+
+
+def products_by_hand(config: Config, batch: int) -> int:
+    """Multiplications in the forward pass of a model without bodies, graph processing partitioned."""
+    m = config.model
+    S, N, F_, D, C, H = m.seq_len, m.nodes, m.enc_in, m.embed_dim, m.c_out, m.n_heads
+    T, P, tokens, share, c = m.label_len + m.pred_len, m.pred_len, S * N, D // N, N - C
+    count = S * D * F_ * 3  # embedding: a convolution over 3 days
+    count += S * (D * D + D * N * N)  # learner
+    count += S * (D * (D // 2) + (D // 2) * 3)  # mixer
+    count += S * D * N * D  # encoder: node projection
+    count += tokens * D * D * (1 + 3 + 5 + 7)  # convolutions along time
+    count += 3 * (S * N * N * D + tokens * D * D)  # hops
+    count += tokens * D * (D // H)  # interaction
+    count += 4 * tokens * D * D + 2 * tokens * tokens * D  # attention
+    count += 3 * tokens * 2 * D * D  # gates
+    count += tokens * D * D  # readout
+    count += S * (c * c * share + c * share * share)  # partitioned: covariates
+    count += S * (C * c * share + C * C * share + C * 3 * share * share)  # and targets
+    count += T * D * m.dec_in * 3  # decoder embedding
+    count += m.d_layers * (4 * T * D * D + 2 * T * T * D)  # self-attention
+    count += m.d_layers * (2 * (T + S) * D * D + 2 * T * S * D)  # attention to the history
+    count += m.d_layers * 2 * T * D * 4 * D  # feed-forward
+    count += P * D * C  # head
+    return batch * count
+
+
+def test_flops_of_a_whole_model_are_those_worked_out_by_hand() -> None:
+    config = config_of("no bodies", d_layers=2)
+    assert trace_flops(config, 3).forward == 2 * products_by_hand(config, 3)
+
+
+def test_without_recomputation_a_step_takes_three_forward_passes() -> None:
+    flops = trace_flops(config_of("no bodies"), 2)
+    # A little less: nobody needs the gradient of the inputs.
+    assert 2.9 < flops.step / flops.forward < 3
+
+
+@pytest.mark.parametrize("variant", ["batched", "hierarchical"])
+def test_a_recomputed_combiner_takes_four_forward_passes(variant: str) -> None:
+    flops = trace_flops(config_of(variant), 2)
+    assert 3.4 < flops.step / flops.forward < 4
+
+
+def test_real_recurrences_compute_one_product_less_each() -> None:
+    config, batch, width = config_of("batched"), 3, 32
+    counted = trace_flops(config, batch)
+    real = flops_of_step(real_model(config, stand_ins_too=False), example(config.model, batch), config)
+    assert real.forward == counted.forward
+    assert counted.step - real.step == 13 * 2 * batch * 3 * width * width
+
+
+def test_flops_are_proportional_to_the_batch() -> None:
+    config = config_of("hierarchical everything, joint")
+    two, six = trace_flops(config, 2), trace_flops(config, 6)
+    assert (six.forward, six.step) == (3 * two.forward, 3 * two.step)
+
+
+def test_example_windows_are_what_the_model_takes() -> None:
+    config = config_of("no bodies, everything")
+    batch = example(config.model, 2)
+    assert isinstance(batch, Batch)
+    forecast, _ = PGAT(config.model)(*batch[:4])
+    assert forecast.means.shape[:3] == batch.y.shape

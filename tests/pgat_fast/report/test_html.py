@@ -1,0 +1,345 @@
+"""The page on a run: whole, safe, complete and honest."""
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgat_fast.errors import ConfigError, DataError
+from pgat_fast.report.html import write_report
+from pgat_fast.report.markup import DASH, aligned, duration, number, signed, text
+from pgat_fast.report.outcome import verdict
+from pgat_fast.training.run_folder import write_status
+from tests.pgat_fast.report.example_run import SCENARIOS, write_finished_run, write_unfinished_run
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
+HOSTILE = "<script>alert('1')</script>&\"' --> <img src=http://evil/x>"
+
+
+class Page(HTMLParser):
+    """Reads a page, refuses unbalanced tags, collects what a browser would show, load and run."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.identities: list[str] = []
+        self.references: list[str] = []
+        self.shown: list[str] = []
+        self.styles: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> has an attribute twice"
+        assert not [name for name in names if name.startswith("on")], f"<{tag}> runs a script"
+        self.identities += [value or "" for name, value in attrs if name == "id"]
+        self.references += [value or "" for name, value in attrs if name in LOADING]
+        self.styles += [value or "" for name, value in attrs if name == "style"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data: str) -> None:
+        (self.styles if "style" in self.open else self.shown).append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.shown).split())
+
+
+def page_of(run: Path) -> Page:
+    return Page(write_report(run))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Page]:
+    folder = tmp_path_factory.mktemp("runs") / "nightly"
+    results = write_finished_run(folder)
+    return results, page_of(folder)
+
+
+def test_the_page_is_balanced_and_every_link_in_it_leads_somewhere(finished: tuple[dict[str, Any], Page]) -> None:
+    _, page = finished
+    assert page.source.startswith("<!DOCTYPE html>\n<html lang=")
+    assert len(page.identities) == len(set(page.identities))
+    local = [reference for reference in page.references if reference.startswith("#")]
+    assert {reference[1:] for reference in local} <= set(page.identities)
+    assert page.tags.count("svg") == 8
+    assert "\N{REPLACEMENT CHARACTER}" not in page.source
+
+
+def test_the_page_loads_nothing_and_runs_nothing(finished: tuple[dict[str, Any], Page]) -> None:
+    _, page = finished
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video"} & set(page.tags)
+    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in page.references)
+    styles = " ".join(page.styles)
+    assert "@import" not in styles
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", styles))
+    assert "http:" not in page.source
+    assert "https:" not in page.source
+
+
+def test_the_page_has_a_dark_and_a_narrow_form(finished: tuple[dict[str, Any], Page]) -> None:
+    _, page = finished
+    styles = " ".join(page.styles)
+    assert "prefers-color-scheme: dark" in styles
+    assert "max-width: 40rem" in styles
+    assert '<meta name="viewport" content="width=device-width' in page.source
+    # Every colour of a figure is a variable that both forms define.
+    for variable in set(re.findall(r"var\((--[\w-]+)\)", page.source)):
+        assert styles.count(f"{variable}:") == 2, f"{variable} is not defined for light and dark"
+
+
+def test_the_headline_says_what_the_skills_say(finished: tuple[dict[str, Any], Page]) -> None:
+    results, page = finished
+    shown = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    for units, title in (("scaled", "scaled units"), ("price", "prices")):
+        sentence = shown.split(f"Squared error, {title}: ", 1)[1].split(").", 1)[0]
+        better, _, worse = sentence.partition("no better than")
+        for name, skill in results["test"][units]["skill"].items():
+            assert (name.replace("_", " ") in better) == (skill > 0)
+            assert (name.replace("_", " ") in worse) == (skill <= 0)
+
+
+@pytest.mark.parametrize(
+    ("skills", "words"),
+    [
+        ({"last_value": 0.3, "drift": -0.05}, "better than last value (30 % lower), no better than drift (5 % higher)"),
+        ({"last_value": 0.5, "drift": 0.25}, "better than last value (50 % lower) and drift (25 % lower)"),
+        ({"a": -0.5, "b": 0.0, "c": -1.0}, "no better than a (50 % higher), b (0 % higher) or c (100 % higher)"),
+        ({"drift": 0.002}, "better than drift (only 0.2 % lower)"),
+        ({"drift": None}, "no better than drift (error not finite)"),
+        ({}, "not compared with any baseline"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_honest(skills: dict[str, float | None], words: str) -> None:
+    assert verdict(skills).replace("\N{NO-BREAK SPACE}", " ") == words
+
+
+def test_the_checklist_is_shown_line_by_line(finished: tuple[dict[str, Any], Page]) -> None:
+    results, page = finished
+    for line in results["checklist"]:
+        assert f"{line['check']} {'yes' if line['passed'] else 'no'} {line['figure']}" in page.text
+    passed = sum(line["passed"] for line in results["checklist"])
+    assert f"Checklist: {passed} of {len(results['checklist'])}" in page.text
+
+
+def test_every_error_and_skill_is_shown(finished: tuple[dict[str, Any], Page]) -> None:
+    results, page = finished
+    figures = {float(f.replace(",", "")) for f in re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?", page.text)}
+    wanted = []
+    for units in ("scaled", "price"):
+        comparison = results["test"][units]
+        for name in ("model", "last_value", "zero_return", "drift"):
+            wanted += [comparison[name]["overall"][key] for key in ("mae", "mse", "rmse")]
+            wanted += [comparison[name][target]["rmse"] for target in results["targets"]]
+            wanted += results["test"]["by_horizon"][units][name]
+        wanted += [abs(value) for value in comparison["skill"].values()]
+    for epoch in results["epochs"]:
+        wanted += [epoch["train_loss"], epoch["validation_loss"], epoch["learning_rate"]]
+    for scenario in results["adversarial"]["scenarios"].values():
+        wanted += [scenario["metrics"]["overall"][key] for key in ("mae", "rmse")] if scenario["metrics"] else []
+    for value in wanted:
+        # Four digits are shown, a learning rate in scientific form.
+        shown = f"{value:.3e}" in page.text or min(abs(figure - value) for figure in figures) <= 5e-4 * value + 5e-5
+        assert shown, f"{value} is not on the page"
+
+
+def test_coverage_scenarios_checkpoints_data_configuration_and_versions_are_shown(
+    finished: tuple[dict[str, Any], Page],
+) -> None:
+    results, page = finished
+    for level in results["test"]["intervals"]["scaled"]:
+        assert f"{level['nominal']:.0%} {100 * level['coverage']['overall']:.1f} %" in page.text
+    for name, description in SCENARIOS.items():
+        assert name.replace("_", " ") in page.text
+        assert description in page.text
+    assert "the forecast is not finite" in page.text
+    for name in results["checkpoints"]["kept"]:
+        assert name in page.text
+    for words in (results["data"]["sha256"], "base_price".replace("_", " "), "970.4", "7,109", "2026-02-27"):
+        assert words in page.text
+    assert "learning_rate: 0.001" in page.text
+    for name, version in results["versions"].items():
+        assert f"{name} {version}" in page.text
+    for words in (
+        "1,234,567",
+        "peak process 2.35 GiB",
+        "windows a second 2.500",
+        "1 h 24 min",
+        "all 12 epochs are done",
+    ):
+        assert words in page.text
+
+
+def test_what_happened_in_the_night_is_told(finished: tuple[dict[str, Any], Page]) -> None:
+    _, page = finished
+    assert "resume 3 90 epoch-0002-step-00000090" in page.text
+
+
+@pytest.mark.parametrize("place", ["name", "config", "reason", "target"])
+def test_hostile_text_stays_text(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "run"
+    targets = (HOSTILE, "log_Close") if place == "target" else ("log_Open", "log_Close")
+    name = HOSTILE if place == "name" else "run"
+    write_finished_run(folder, name=name, targets=targets, epochs=1, windows=2, days=2)
+    if place == "config":
+        (folder / "config.yaml").write_text(f"# </pre></style>{HOSTILE}\n", encoding="utf-8")
+    if place == "reason":
+        write_status(folder, HOSTILE, reason=HOSTILE, stage=HOSTILE, epoch=HOSTILE, step=HOSTILE)
+    page = page_of(folder)
+    assert HOSTILE in " ".join(page.shown)
+    assert not {"script", "img"} & set(page.tags)
+    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in page.references)
+
+
+def test_half_a_character_and_control_characters_do_no_harm(tmp_path: Path) -> None:
+    write_finished_run(
+        tmp_path / "run", name="a\ud800b\x00c\x1b\u202e", targets=("x\x08", "y"), epochs=1, windows=2, days=1
+    )
+    page = page_of(tmp_path / "run")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e]", page.source)
+    assert "a" in page.text
+
+
+UNFINISHED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("stopped", {"reason": "SIGTERM", "exit_code": 143, "stage": "train", "epoch": 4, "step": 122},
+     ("Why: SIGTERM", "stage train, epoch 4, step 122", "Exit code 143.")),
+    ("failed", {"reason": "TrainingError: the gradient is not finite", "exit_code": 3},
+     ("the gradient is not finite",)),
+    ("running", {"stage": "train", "epoch": 4, "step": 122}, ("is not at work, the run was killed",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "status", "words"), UNFINISHED)
+def test_an_unfinished_run_says_where_it_stands_and_what_is_missing(
+    tmp_path: Path, state: str, status: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    write_unfinished_run(tmp_path / "night", state, **status)
+    page = page_of(tmp_path / "night")
+    assert page.text.startswith(f"night: {state}")
+    for part in (*words, "What is not there", f"this one is {state}", "best validation loss", "in epoch 3"):
+        assert part in page.text
+    assert page.tags.count("svg") == 3
+    assert "Checklist" not in page.text
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_run_that_has_hardly_begun_has_a_page(tmp_path: Path, epochs: int) -> None:
+    write_unfinished_run(tmp_path / "run", "running", epochs=epochs)
+    assert ("No epoch has been validated" in page_of(tmp_path / "run").text) == (epochs == 0)
+
+
+def test_a_run_of_which_nothing_is_left_but_its_status_has_a_page(tmp_path: Path) -> None:
+    write_status(tmp_path, "failed", reason="OSError: no space", exit_code=1)
+    page = page_of(tmp_path)
+    for words in ("OSError: no space", "There is no checkpoint to go on from.", "No checkpoint is there.", "No memory"):
+        assert words in page.text
+    assert "svg" not in page.tags
+
+
+def test_how_to_go_on_is_told_where_there_is_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "my run"
+    write_unfinished_run(folder, "stopped", reason="SIGTERM")
+    (folder / "checkpoints" / "epoch-0003-step-00000122").mkdir(parents=True)
+    (folder / "checkpoints" / "epoch-0003-step-00000122" / "manifest.json").write_text("{}")
+    assert f"To go on from epoch-0003-step-00000122: pgat-fast train --resume '{folder}'" in page_of(folder).text
+
+
+def test_a_run_without_prices_intervals_and_diagnostics_has_a_page(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    results = write_finished_run(folder, targets=("spread",), epochs=1, windows=1, days=1)
+    results["test"]["intervals"] = None
+    results["test"]["mixture"] = {
+        "nll": {"overall": 1.25, "by_target": {"spread": 1.5}, "by_horizon": [1.0, None]},
+        "crps": {"overall": 0.5, "by_target": {"spread": None}, "by_horizon": [0.75, 0.125]},
+    }
+    results["adversarial"] = {"scenarios": {}}
+    (folder / "results.json").write_text(json.dumps(results))
+    page = page_of(folder)
+    for words in (
+        "This run has no intervals.",
+        "all 1.2500 0.50000",
+        f"spread 1.5000 {DASH}",
+        f"2 {DASH} 0.12500",
+        "No scenario was run.",
+    ):
+        assert words in page.text
+    assert "Squared error, prices" not in page.text
+
+
+def test_intervals_that_are_told_in_another_form_are_shown_as_they_are(tmp_path: Path) -> None:
+    results = write_finished_run(tmp_path / "run", epochs=1, windows=2, days=1)
+    results["test"]["intervals"] = {"scaled": {"0.8": {"inside": 0.75}}, "widths": [1.5, 2.5]}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    page = page_of(tmp_path / "run")
+    assert "scaled 0.8 inside 0.7500 widths 1.500, 2.500" in page.text
+    assert page.tags.count("svg") == 7
+
+
+def test_without_matplotlib_the_page_has_no_figures_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_finished_run(tmp_path / "run", epochs=1, windows=2, days=1)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = page_of(tmp_path / "run")
+    assert 'This page has no figures: plots need matplotlib: pip install "pgat-fast[plots]"' in page.text
+    assert "the report has no figures" in caplog.text
+    assert "svg" not in page.tags
+    assert "Checklist" in page.text
+
+
+def test_the_page_goes_where_it_is_asked_to(tmp_path: Path) -> None:
+    write_unfinished_run(tmp_path / "run", "running")
+    out = tmp_path / "elsewhere" / "page.html"
+    assert write_report(tmp_path / "run", out) == out
+    assert out.is_file()
+    assert not (tmp_path / "run" / "report.html").exists()
+    with pytest.raises(ConfigError, match="is a folder: name the file to write"):
+        write_report(tmp_path / "run", tmp_path)
+
+
+def test_a_page_on_the_same_files_is_the_same(tmp_path: Path) -> None:
+    write_finished_run(tmp_path / "run", epochs=2, windows=3, days=2)
+    first = write_report(tmp_path / "run").read_bytes()
+    assert write_report(tmp_path / "run").read_bytes() == first
+
+
+def test_a_damaged_run_leaves_the_old_page_alone(tmp_path: Path) -> None:
+    write_unfinished_run(tmp_path / "run", "running")
+    page = write_report(tmp_path / "run").read_bytes()
+    (tmp_path / "run" / "results.json").write_text("{")
+    with pytest.raises(DataError, match=r"results\.json: damaged"):
+        write_report(tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").read_bytes() == page
+
+
+def test_figures_have_the_digits_that_a_reader_needs() -> None:
+    values = [None, True, 1234567, 0.0, 0.87654321, 12.3456, 12345.678, 1.5e-7, 2.5e12, float("inf"), "text"]
+    shown = [DASH, "yes", "1,234,567", "0", "0.8765", "12.35", "12,346", "1.500e-07", "2.500e+12", "inf", "text"]
+    assert [number(value) for value in values] == shown
+    assert aligned([0.5, 12.25, None]) == ["0.500", "12.250", DASH]
+    assert aligned([1e-7, None]) == ["1.0000e-07", DASH]
+    assert [signed(value) for value in (0.5, -0.25, None)] == ["+0.5000", "\N{MINUS SIGN}0.2500", DASH]
+    assert [duration(value) for value in (1.234, 90.0, 3599.0, 5025.0, None)] == [
+        "1.23 s", "1.5 min", "1 h 00 min", "1 h 24 min", DASH
+    ]  # fmt: skip
+
+
+def test_text_is_escaped_everywhere_it_matters() -> None:
+    assert text("<a href=\"x\" b='y'>&") == "&lt;a href=&quot;x&quot; b=&#x27;y&#x27;&gt;&amp;"

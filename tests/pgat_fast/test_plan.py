@@ -1,0 +1,194 @@
+"""A plan says what a run will take, and warns of what it will not get."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgat_fast import build_model, compat, load_config
+from pgat_fast.config import Config, config_to_dict
+from pgat_fast.errors import BackendError, DataError
+from pgat_fast.plan import Plan, make_plan
+from pgat_fast.plan.make import count_parameters, count_work
+from pgat_fast.plan.text import as_text, in_bytes, in_flops
+from pgat_fast.plan.trace import Flops, Memory, trace_flops, trace_memory
+from pgat_fast.training.checkpoint import Checkpoint, save_checkpoint
+from pgat_fast.training.generators import generator_states
+from pgat_fast.training.step import make_optimizer
+
+
+def config_with(tiny: list[str], *changes: str) -> Config:
+    return load_config("configs/production_batched.yaml", [*tiny, *changes])
+
+
+@pytest.fixture
+def quick_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts that cost no time, for what is done with them: 100 MiB a window, large tensors alone."""
+
+    def memory(config: Config, batch: int, precision: torch.dtype | None = None, device: str = "cpu") -> Memory:
+        size = 100 * 2**20 * batch
+        return Memory(batch, kept=size // 2, peak=size, peak_small=0, peak_large=size)
+
+    monkeypatch.setattr("pgat_fast.plan.make.trace_memory", memory)
+    monkeypatch.setattr("pgat_fast.plan.make.trace_flops", lambda config, batch: Flops(100 * batch, 350 * batch))
+
+
+@pytest.fixture(scope="module")
+def tiny_plan(tiny_settings: list[str]) -> Plan:
+    """The real thing."""
+    return make_plan(config_with(tiny_settings, "training.gradient_accumulation_steps=2"))
+
+
+def test_it_counts_the_parameters_of_both_layouts(tiny: list[str]) -> None:
+    config = config_with(tiny)
+    parameters, tensors = count_parameters(config)
+    ours = dict(build_model(config).named_parameters())
+    assert parameters.count == sum(parameter.numel() for parameter in ours.values())
+    assert tensors == len(ours)
+    original = compat.Model(config_to_dict(config)["model"])
+    assert parameters.original_count == sum(parameter.numel() for parameter in original.parameters())
+    assert parameters.trainable_bytes == parameters.gradient_bytes == 4 * parameters.count
+    assert parameters.optimizer_bytes == 8 * parameters.count
+
+
+@pytest.mark.parametrize(
+    ("changes", "batches", "steps_per_epoch", "steps"),
+    [
+        (["training.gradient_accumulation_steps=1"], 5, 5, 10),
+        (["training.gradient_accumulation_steps=2"], 5, 3, 6),
+        (["training.gradient_accumulation_steps=2", "training.max_steps=4"], 5, 3, 4),
+        (["training.batch_size=6", "training.gradient_accumulation_steps=4"], 3, 1, 2),
+    ],
+)
+def test_it_counts_the_steps_that_training_takes(
+    tiny: list[str], changes: list[str], batches: int, steps_per_epoch: int, steps: int
+) -> None:
+    work = count_work(config_with(tiny, *changes))
+    assert work is not None
+    assert (work.train_windows, work.validation_windows, work.test_windows) == (20, 5, 6)
+    assert (work.batches_per_epoch, work.steps_per_epoch, work.steps) == (batches, steps_per_epoch, steps)
+
+
+def test_it_adds_up_the_flops_of_a_run(tiny_plan: Plan) -> None:
+    flops = tiny_plan.computation
+    assert flops.micro_batch > 3 * flops.forward > 0
+    assert flops.optimizer_step == 2 * flops.micro_batch
+    assert flops.run == 2 * 5 * flops.micro_batch
+
+
+@pytest.mark.usefixtures("quick_traces")
+def test_a_checkpoint_takes_what_is_predicted(tiny: list[str], tmp_path: Path) -> None:
+    config = config_with(tiny, "run.keep_checkpoints=5")
+    model = build_model(config)
+    optimizer = make_optimizer(model, config.training)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    training = {"optimizer": optimizer.state_dict(), "generators": generator_states()}
+    about = {"config": config_to_dict(config)}
+    path = save_checkpoint(tmp_path, "step-00000001", Checkpoint(dict(model.state_dict()), training, about))
+    written = sum(file.stat().st_size for file in path.iterdir())
+    disk = make_plan(config).disk
+    # The columns and dates that a real run notes are part of the prediction.
+    assert written == pytest.approx(disk.checkpoint, rel=0.03)
+    assert disk.kept == 7 * disk.checkpoint
+
+
+@pytest.mark.usefixtures("quick_traces")
+def test_without_the_data_file_it_plans_the_rest_and_says_so(tiny: list[str]) -> None:
+    plan = make_plan(config_with(tiny, "data.path=nowhere.csv"))
+    assert plan.work is None
+    assert plan.computation.run is None
+    assert plan.computation.optimizer_step > 0
+    assert any("nowhere.csv does not exist" in warning for warning in plan.warnings)
+    assert "nowhere.csv" in as_text(plan)
+
+
+def test_a_batch_that_the_windows_do_not_fill_is_refused(tiny: list[str]) -> None:
+    with pytest.raises(DataError, match=r"lower training\.batch_size to 20"):
+        make_plan(config_with(tiny, "training.batch_size=21"))
+
+
+@pytest.mark.usefixtures("quick_traces")
+def test_what_will_not_fit_is_a_warning_with_the_batch_that_does(tiny: list[str]) -> None:
+    room = make_plan(config_with(tiny, "training.batch_size=4"))
+    assert not room.warnings
+    assert room.memory.largest_batch is not None
+    assert (room.memory.largest_batch.batch, room.memory.largest_batch.capped) == (20, True)
+    assert room.memory.process is not None
+    limit = room.memory.process / 2**30 + 0.15
+
+    tight = make_plan(config_with(tiny, "training.batch_size=16", f"run.memory_limit_gb={limit}"))
+    (warning,) = tight.warnings
+    assert "will not fit into run.memory_limit_gb" in warning
+    assert "lower training.batch_size from 16 to 5 or less" in warning
+    assert tight.memory.largest_batch is not None
+    assert tight.memory.largest_batch.batch == 5
+
+    close = make_plan(config_with(tiny, "training.batch_size=5", f"run.memory_limit_gb={limit}"))
+    assert "come close to run.memory_limit_gb" in close.warnings[0]
+    assert "leave more room" in close.warnings[0]
+
+    hopeless = make_plan(config_with(tiny, "run.memory_limit_gb=0.1"))
+    assert "not even a batch of 1 fits" in hopeless.warnings[0]
+    assert "none: one window needs" in as_text(hopeless)
+
+
+@pytest.mark.usefixtures("quick_traces")
+def test_a_gpu_that_is_not_here_is_planned_for(tiny: list[str]) -> None:
+    settings = ["run.device=cuda:99", "training.mixed_precision=auto"]
+    plan = make_plan(config_with(tiny, *settings, "run.device_memory_limit_gb=0.001"))
+    assert (plan.device, plan.device_present, plan.precision) == ("cuda:99", False, "bfloat16")
+    assert plan.memory.process is None
+    assert [limit.name for limit in plan.memory.limits] == ["run.device_memory_limit_gb"]
+    assert plan.memory.limits[0].predicted == plan.memory.tensors
+    assert any("cuda:99 is not on this machine" in warning for warning in plan.warnings)
+    unlimited = make_plan(config_with(tiny, *settings))
+    assert (unlimited.memory.limits, unlimited.memory.largest_batch) == ((), None)
+
+
+def test_a_backend_that_cannot_run_is_refused(tiny: list[str]) -> None:
+    with pytest.raises(BackendError, match="'triton' is not part of this version"):
+        make_plan(config_with(tiny), backend="triton")
+
+
+def test_counting_draws_no_random_numbers(tiny: list[str]) -> None:
+    config, before = config_with(tiny), torch.get_rng_state()
+    count_parameters(config)
+    trace_flops(config, 2)
+    trace_memory(config, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_production_model_is_planned_in_well_under_a_minute() -> None:
+    # Of this process: other work on the machine does not count.
+    started = time.process_time()
+    plan = make_plan(load_config("configs/celestial_enhanced_pgat_production.yaml", ["data.path=nowhere.csv"]))
+    assert time.process_time() - started < 40
+    assert (plan.parameters.count, plan.parameters.original_count) == (9_160_002, 12_310_600)
+
+
+def test_it_is_plain_json_and_a_table_that_names_everything(tiny_plan: Plan) -> None:
+    plan = tiny_plan
+    assert json.loads(json.dumps(asdict(plan), allow_nan=False))["memory"]["kept"] == plan.memory.kept
+    text = as_text(plan)
+    for title in ("run", "parameters", "work", "computation", "memory", "disk", "planned in"):
+        assert f"\n{title}" in f"\n{text}"
+    assert f"{plan.parameters.count:,}" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0 B"), (999, "999 B"), (1536, "1.5 KiB"), (1023 * 2**20, "0.999 GiB"), (5 * 2**50, "5,120 TiB")],
+)
+def test_bytes_are_shown_with_three_digits(count: int, shown: str) -> None:
+    assert in_bytes(count) == shown
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0 FLOP"), (355.17e9, "355 GFLOP"), (2.13e18, "2.13 EFLOP")])
+def test_flops_are_shown_with_three_digits(count: float, shown: str) -> None:
+    assert in_flops(count) == shown

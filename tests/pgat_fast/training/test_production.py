@@ -1,0 +1,46 @@
+"""The production configuration, cut down in size and nothing else: killed three times, it ends the same to the bit."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pgat_fast.training.runs import assert_same, outcome
+from tests.pgat_fast.training.test_signals import Process, processes
+
+__all__ = ["processes"]
+
+ROOT = Path(__file__).parents[3]
+
+SIZES = [
+    "model.seq_len=4", "model.label_len=2", "model.pred_len=2", "model.d_model=16",
+    "data.validation_length=4", "data.test_length=4", "data.rows=27",
+    "training.batch_size=3", "training.epochs=6", "run.checkpoint_minutes=0.02", "run.plots=false",
+]  # fmt: skip
+"""Smaller tensors, fewer rows and epochs. Combiner blocks, heads, layers, accumulation, schedule, clipping, dropout,
+checkpoints every five epochs are those of production; `d_model` 16 is raised to 104, half of what production has."""
+
+
+@pytest.mark.parametrize("config", ["celestial_enhanced_pgat_production", "production_batched"])
+def test_killed_three_times_production_ends_as_if_it_never_had_been(
+    tmp_path: Path, processes: list[Process], long_data_file: Path, config: str
+) -> None:
+    def start(name: str, *more: str) -> Process:
+        settings = [*SIZES, f"data.path={long_data_file}", f"run.output={tmp_path}", f"run.name={name}"]
+        arguments = ["--config", str(ROOT / "configs" / f"{config}.yaml"), "--set", *settings, "run.log_interval=1"]
+        processes.append(Process(*more, *arguments))
+        return processes[-1]
+
+    whole = start("whole")
+    killed = start("killed")
+    for pattern, delay in (("epoch 2, step 2 of", 0.05), ("epoch 4, step 1 of", 0.2), ("epoch 6 of 6", 0.02)):
+        killed.wait_for(pattern, seconds=300)
+        time.sleep(delay)
+        killed.stop(signal.SIGKILL)
+        assert killed.popen.returncode == -signal.SIGKILL, "".join(killed.lines)
+        killed = start("killed", "--resume")
+        killed.wait_for("resumed from", seconds=60)
+    assert killed.popen.wait(timeout=300) == 0, "".join(killed.lines)
+    assert whole.popen.wait(timeout=300) == 0, "".join(whole.lines)
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))

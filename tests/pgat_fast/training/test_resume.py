@@ -1,0 +1,230 @@
+"""A run that is interrupted ends as one that is not: every loss, weight, optimizer tensor, generator state, bitwise."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgat_fast import load_config
+from pgat_fast.errors import CheckpointError, ConfigError, StopRequested
+from pgat_fast.training.checkpoint import list_checkpoints
+from pgat_fast.training.run_folder import read_status
+from pgat_fast.training.trainer import train
+from tests.pgat_fast.training.runs import StopAt, assert_same, interrupted, newest, outcome, run
+
+ACCUMULATE = ["training.gradient_accumulation_steps=2"]
+"""Five batches an epoch: steps over two, two and one of them."""
+
+FIRST_VALIDATION = 3
+"""Questions until the first checkpoint: one at the start, one for each batch of the validation before training."""
+
+
+@pytest.fixture(scope="module")
+def places(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], int]:
+    """What an uninterrupted run comes to, and how often it asks whether to stop."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    stop = StopAt()
+    run([*tiny_settings, *ACCUMULATE], folder, stop=stop)
+    return outcome(folder), stop.asked
+
+
+def test_stopped_at_every_single_place_and_resumed(
+    tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]
+) -> None:
+    expected, questions = places
+    assert questions > 20, "before training, in every batch, in validation and evaluation"
+    for number in range(1, questions + 1):
+        folder = tmp_path / f"stopped-{number}"
+        if number <= FIRST_VALIDATION:  # nothing had been saved: there is nothing to go on with
+            with pytest.raises(StopRequested):
+                run([*tiny, *ACCUMULATE], folder, stop=StopAt(number))
+            assert not (folder / "checkpoints").exists()
+            continue
+        interrupted([*tiny, *ACCUMULATE], folder, [number])
+        assert_same(outcome(folder), expected)
+
+
+def test_three_interruptions_in_one_epoch(tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]) -> None:
+    # Questions of a resumed process: one at its beginning, then one a batch.
+    results = interrupted([*tiny, *ACCUMULATE], tmp_path / "run", [6, 4, 2, 4])
+    assert results["resumes"] == 4
+    assert_same(outcome(tmp_path / "run"), places[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training.mixed_precision=bf16"],
+        ["training.mixed_precision=fp16", "training.learning_rate=1e-5"],
+        ["training.lr_schedule=plateau", "training.lr_patience=1", "training.epochs=3"],
+        ["model.use_stochastic_learner=true", "model.use_mixture_decoder=true", "model.use_hierarchical_mapping=true"],
+        ["model.combiner=hierarchical", "model.celestial_fusion_layers=1", "data.decoder_future=known"],
+        ["training.patience=1", "training.epochs=5", "training.learning_rate=0.1", "training.lr_schedule=constant"],
+        ["training.max_steps=7", "training.epochs=9"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_every_kind_of_training_goes_on_exactly(tiny: list[str], tmp_path: Path, settings: list[str]) -> None:
+    run([*tiny, *ACCUMULATE, *settings], tmp_path / "whole")
+    interrupted([*tiny, *ACCUMULATE, *settings], tmp_path / "stopped", [6, 5])
+    assert_same(outcome(tmp_path / "stopped"), outcome(tmp_path / "whole"))
+
+
+def test_the_same_seed_twice_gives_the_same_to_the_bit(
+    tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]
+) -> None:
+    run([*tiny, *ACCUMULATE], tmp_path / "again")
+    assert_same(outcome(tmp_path / "again"), places[0])
+    other = run([*tiny, *ACCUMULATE, "training.seed=7"], tmp_path / "other")
+    assert other["train_losses"] != places[0]["results"]["train_losses"]
+
+
+def test_a_limit_within_an_epoch_costs_nothing(
+    tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]
+) -> None:
+    """A run that ends early is evaluated; with the limit raised it goes on as if it had never ended."""
+    first = run([*tiny, *ACCUMULATE, "training.max_steps=4"], tmp_path / "run")
+    assert [epoch["complete"] for epoch in first["epochs"]] == [True, False]
+    assert first["training_ended"] == "training.max_steps 4 reached"
+    assert (tmp_path / "run" / "checkpoints" / first["checkpoints"]["best"]).is_dir()
+    run([*tiny, *ACCUMULATE], tmp_path / "run", resume=tmp_path / "run")
+    assert_same(outcome(tmp_path / "run"), places[0])
+
+
+def test_minutes_end_training_and_the_run_is_evaluated(tiny: list[str], tmp_path: Path) -> None:
+    results = run([*tiny, "training.epochs=1000", "training.max_minutes=0.02"], tmp_path / "run")
+    assert results["training_ended"] == "training.max_minutes 0.02 are over"
+    assert 0 < len(results["epochs"]) < 1000
+    assert results["test"]["scaled"]["model"]["overall"]["rmse"] > 0
+
+
+def test_more_epochs_can_be_added(tiny: list[str], tmp_path: Path) -> None:
+    constant = ["training.lr_schedule=constant"]
+    run([*tiny, *constant, "training.epochs=1"], tmp_path / "run")
+    run([*tiny, *constant, "training.epochs=2"], tmp_path / "run", resume=tmp_path / "run")
+    run([*tiny, *constant, "training.epochs=2"], tmp_path / "whole")
+    one, two = outcome(tmp_path / "run"), outcome(tmp_path / "whole")
+    assert_same(one, two)
+
+
+def test_a_finished_run_resumed_is_the_same_run(tiny: list[str], tmp_path: Path) -> None:
+    run(tiny, tmp_path / "run")
+    before = outcome(tmp_path / "run")
+    run(tiny, tmp_path / "run", resume=tmp_path / "run")
+    assert_same(outcome(tmp_path / "run"), before)
+
+
+def test_an_older_checkpoint_can_be_chosen_and_nothing_is_lost(tiny: list[str], tmp_path: Path) -> None:
+    run([*tiny, "run.keep_checkpoints=9"], tmp_path / "run")
+    before = outcome(tmp_path / "run")
+    root = tmp_path / "run" / "checkpoints"
+    names = [path.name for path in list_checkpoints(root)]
+    assert names == ["epoch-0000-step-00000000", "epoch-0001-step-00000005", "epoch-0002-step-00000010"]
+    run([*tiny, "run.keep_checkpoints=9"], tmp_path / "run", resume=root / names[1])
+    assert_same(outcome(tmp_path / "run"), before)
+    assert (root / "superseded" / names[2]).is_dir()
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a missing file"])
+def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(
+    tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int], damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(StopRequested):
+        run([*tiny, *ACCUMULATE], tmp_path / "run", stop=StopAt(14))
+    newest_path = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    file = newest_path / "training.pt"
+    if damage == "a flipped bit":
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    run([*tiny, *ACCUMULATE], tmp_path / "run", resume=tmp_path / "run")
+    assert any(str(newest_path) in record.message for record in caplog.records if record.levelno >= logging.WARNING)
+    assert_same(outcome(tmp_path / "run"), places[0])
+
+
+def test_without_any_whole_checkpoint_the_message_says_so(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(StopRequested):
+        run(tiny, tmp_path / "run", stop=StopAt(8))
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no checkpoint there can be read: start a new run"):
+        run(tiny, tmp_path / "run", resume=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.dropout=0.2"], r"model\.dropout was 0\.1, now 0\.2"),
+        (["data.test_length=6"], r"data\.test_length was 7, now 6"),
+        (["training.batch_size=5"], r"training\.batch_size was 4, now 5"),
+        (["training.seed=1", "model.freq=h"], r"model\.freq was 'd', now 'h'; training\.seed was 2024, now 1"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(tiny: list[str], tmp_path: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(StopRequested):
+        run(tiny, tmp_path / "run", stop=StopAt(8))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=message):
+        run([*tiny, *settings], tmp_path / "run", resume=tmp_path / "run")
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert after.keys() == before.keys()
+    assert {path.name for path in after if after[path] != before[path]} <= {"train.log"}
+
+
+def test_other_data_are_not_gone_on_with_and_moved_data_are(tiny: list[str], tmp_path: Path, data_file: Path) -> None:
+    moved = tmp_path / "moved.csv"
+    moved.write_bytes(data_file.read_bytes())
+    with pytest.raises(StopRequested):
+        run(tiny, tmp_path / "run", stop=StopAt(8))
+    run([*tiny, f"data.path={moved}", "training.max_steps=2"], tmp_path / "run", resume=tmp_path / "run")
+    text = moved.read_text()
+    moved.write_text(text.replace("\n1", "\n2", 1) if "\n1" in text else text.replace("\n2", "\n1", 1))
+    moved.write_text("\n".join([*text.splitlines()[:-1], ""]))
+    with pytest.raises(ConfigError, match=r"another content of the data file"):
+        run([*tiny, f"data.path={moved}"], tmp_path / "run", resume=tmp_path / "run")
+
+
+def test_other_settings_of_training_are_warned_of(
+    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run([*tiny, "training.epochs=1"], tmp_path / "run")
+    run([*tiny, "training.learning_rate=0.01"], tmp_path / "run", resume=tmp_path / "run")
+    assert "training.learning_rate is 0.01, was 0.001: the run goes on, but not as it would have" in caplog.text
+
+
+def test_what_is_left_by_a_killed_process_is_removed(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(StopRequested):
+        run(tiny, tmp_path / "run", stop=StopAt(8))
+    root = tmp_path / "run" / "checkpoints"
+    orphans = [root / ".epoch-0001-step-00000009.4194304.tmp", tmp_path / "run" / ".results.json.4194304.tmp"]
+    orphans[0].mkdir()
+    (orphans[0] / "model.safetensors").write_bytes(b"half of it")
+    orphans[1].write_bytes(b"half of it")
+    run(tiny, tmp_path / "run", resume=tmp_path / "run")
+    assert not any(path.exists() for path in orphans)
+
+
+def test_the_state_of_a_run_is_told_when_it_is_stopped_and_when_it_is_finished(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(StopRequested):
+        run(tiny, tmp_path / "run", stop=StopAt(8))
+    stopped = read_status(tmp_path / "run")
+    assert (stopped["state"], stopped["stage"], stopped["epoch"]) == ("stopped", "train", 1)
+    assert stopped["reason"] == "stopped at question 8"
+    run(tiny, tmp_path / "run", resume=tmp_path / "run")
+    finished = read_status(tmp_path / "run")
+    assert (finished["state"], finished["exit_code"], finished["reason"]) == ("finished", 0, "all 2 epochs are done")
+    assert newest(tmp_path / "run").about["epoch"] == 2
+    assert json.loads((tmp_path / "run" / "results.json").read_bytes())["resumes"] == 1
+
+
+def test_the_run_folder_alone_is_enough_to_go_on(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(StopRequested):
+        run(tiny, tmp_path / "run", stop=StopAt(8))
+    config = load_config(tmp_path / "run" / "config.yaml")
+    folder, results = train(config, resume=tmp_path / "run", progress=False)
+    assert folder == tmp_path / "run"
+    assert len(results["epochs"]) == 2

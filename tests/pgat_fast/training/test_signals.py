@@ -1,0 +1,190 @@
+"""Signals in every phase of a real process: a checkpoint, an exit code, and a run that ends as if nothing had been."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pgat_fast import load_config
+from pgat_fast.training.checkpoint import newest_good
+from pgat_fast.training.run_folder import read_status
+from tests.pgat_fast.training.runs import assert_same, outcome, run
+
+ROOT = Path(__file__).parents[3]
+
+LONG = [
+    "data.validation_length=120", "data.test_length=120", "training.batch_size=1", "training.epochs=1",
+    "training.max_steps=40", "run.log_interval=1", "run.plots=false",
+]  # fmt: skip
+"""Batches of one window: every phase is long enough to be met in."""
+
+PHASES = {
+    "training": r"epoch 1, step 7 of",
+    "validation": r"epoch 1, step 40 of",
+    "evaluation": r"training ends: ",
+}
+"""The log line after which the phase begins, or is under way."""
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings: list[str], long_data_file: Path) -> list[str]:
+    return [*tiny_settings, *LONG, f"data.path={long_data_file}"]
+
+
+@pytest.fixture(scope="module")
+def whole(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(settings, folder)
+    return outcome(folder)
+
+
+class Process:
+    """`pgat-fast train` in a process of its own, its log read as it comes."""
+
+    def __init__(self, *arguments: str, code: str = "") -> None:
+        start = f"import sys; {code}from pgat_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", start, "train", *arguments],
+            cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stderr is not None
+        self.lines.extend(iter(self.popen.stderr.readline, ""))
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while not any(re.search(pattern, line) for line in self.lines):
+            assert self.popen.poll() is None, "".join(self.lines)
+            assert time.monotonic() < until, "".join(self.lines)
+            time.sleep(0.002)
+
+    def stop(self, number: int) -> float:
+        """Send a signal and wait for the end; returns the seconds that it took."""
+        started = time.monotonic()
+        self.popen.send_signal(number)
+        self.popen.wait(timeout=60)
+        self.reader.join()
+        return time.monotonic() - started
+
+
+@pytest.fixture
+def processes() -> Iterator[list[Process]]:
+    started: list[Process] = []
+    yield started
+    for process in started:
+        if process.popen.poll() is None:
+            process.popen.kill()
+            process.popen.wait()
+        process.reader.join()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_saves_a_checkpoint_and_ends_with_its_code_and_the_run_goes_on(
+    settings: list[str], tmp_path: Path, processes: list[Process], whole: dict[str, object], name: str, phase: str
+) -> None:
+    processes.append(process := Process("--set", *settings, f"run.output={tmp_path}", "run.name=run"))
+    process.wait_for(PHASES[phase])
+    seconds = process.stop(getattr(signal, name))
+    assert process.popen.returncode == 128 + getattr(signal, name), "".join(process.lines)
+    assert seconds < 25
+    status = read_status(tmp_path / "run")
+    assert (status["state"], status["exit_code"]) == ("stopped", 128 + getattr(signal, name))
+    assert status["reason"].startswith(name)
+    found = newest_good(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    assert found[1].about["step"] >= (7 if phase == "training" else 40)
+    assert "Traceback" not in "".join(process.lines)
+    run(settings, tmp_path / "run", resume=tmp_path / "run")
+    assert_same(outcome(tmp_path / "run"), whole)
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.0, 2.0])
+def test_a_signal_at_the_start_ends_the_process_with_its_code(
+    settings: list[str], tmp_path: Path, processes: list[Process], delay: float
+) -> None:
+    """Before there is anything to save: while python, torch, the data are being loaded."""
+    processes.append(process := Process("--set", *settings, f"run.output={tmp_path}", "run.name=run"))
+    time.sleep(delay)
+    assert process.stop(signal.SIGTERM) < 25
+    assert process.popen.returncode in (143, -signal.SIGTERM), "".join(process.lines)
+    if delay >= 1.0:  # by then the signals are ours, if the machine is not very busy
+        assert process.popen.returncode == 143 or not (tmp_path / "run").exists()
+
+
+def test_in_the_middle_of_one_long_step_the_state_before_it_is_saved(
+    tiny: list[str], tmp_path: Path, processes: list[Process]
+) -> None:
+    """One optimizer step takes longer than the main thread may be waited for (here: half a second)."""
+    slow = [
+        "model.seq_len=20", "model.d_model=208", "model.n_heads=8", "model.combiner=hierarchical",
+        "training.batch_size=6", "training.gradient_accumulation_steps=1", "training.epochs=4",
+    ]  # fmt: skip
+    code = "import pgat_fast.training.trainer as t; t.PATIENCE = 0.5; "
+    processes.append(process := Process("--set", *tiny, *slow, f"run.output={tmp_path}", "run.name=run", code=code))
+    process.wait_for("before training: validation loss")
+    time.sleep(0.3)
+    seconds = process.stop(signal.SIGTERM)
+    assert process.popen.returncode == 143, "".join(process.lines)
+    assert seconds < 25
+    status = read_status(tmp_path / "run")
+    assert (status["state"], status["exit_code"]) == ("stopped", 143)
+    found = newest_good(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    assert found[1].about["step"] == status["step"]
+
+
+def test_a_second_signal_ends_the_process_at_once(
+    settings: list[str], tmp_path: Path, processes: list[Process]
+) -> None:
+    processes.append(process := Process("--set", *settings, f"run.output={tmp_path}", "run.name=run"))
+    process.wait_for(PHASES["training"])
+    process.popen.send_signal(signal.SIGTERM)
+    seconds = process.stop(signal.SIGINT)
+    assert process.popen.returncode in (130, 143)
+    assert seconds < 5
+
+
+def test_a_second_process_is_refused_within_a_second(
+    settings: list[str], tmp_path: Path, processes: list[Process]
+) -> None:
+    processes.append(first := Process("--set", *settings, f"run.output={tmp_path}", "run.name=run"))
+    first.wait_for(PHASES["training"])
+    started = time.monotonic()
+    processes.append(second := Process("--resume", str(tmp_path / "run"), "--set", *settings))
+    assert second.popen.wait(timeout=30) == 2
+    seconds = time.monotonic() - started
+    second.reader.join()
+    assert "another process" in "".join(second.lines)
+    assert str(first.popen.pid) in "".join(second.lines)
+    # The start of python and the reading of the configuration are part of it; torch is not loaded.
+    assert seconds < 1.0, f"{seconds:.2f} s"
+    assert first.stop(signal.SIGTERM) < 25
+
+
+def test_resume_auto_goes_on_with_the_newest_run_or_begins_one(
+    settings: list[str], tmp_path: Path, processes: list[Process], whole: dict[str, object]
+) -> None:
+    arguments = ["--resume", "--set", *settings, f"run.output={tmp_path}", "run.name=run"]
+    processes.append(first := Process(*arguments))
+    first.wait_for(PHASES["training"])
+    first.stop(signal.SIGKILL)
+    assert any("a new one" in line for line in first.lines)
+    processes.append(second := Process(*arguments))
+    assert second.popen.wait(timeout=120) == 0, "".join(second.lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert_same(outcome(tmp_path / "run"), whole)
+    assert load_config(tmp_path / "run" / "config.yaml").run.name == "run"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines].count("resume") == 1
