@@ -46,8 +46,6 @@ def run(args: argparse.Namespace) -> int:
             value = getattr(args, name)
             args.overrides += [] if value is None else [f"training.{name}={value}"]
         config, resume = _what_to_train(args)
-        if resume is not None:
-            _refuse_if_busy(resume)
 
         from pgat_fast.training.results import summary
         from pgat_fast.training.trainer import train
@@ -63,7 +61,7 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
     import logging
 
     from pgat_fast.errors import ConfigError
-    from pgat_fast.training.run_folder import checkpoint_of, newest_folder
+    from pgat_fast.training.run_folder import checkpoint_of, locked, newest_folder
 
     if args.resume is None or args.resume == "auto":
         config = config_from(args)
@@ -75,16 +73,10 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
         return config, resume
     resume = Path(args.resume)
     folder, _ = checkpoint_of(resume)
+    with locked(folder):  # says at once, before anything else is loaded, that another process is at work there
+        pass
     if args.config is None:
         if not (folder / "config.yaml").is_file():
             raise ConfigError(f"{folder}/config.yaml: missing: name the configuration of the run with --config")
         args.config = str(folder / "config.yaml")
     return config_from(args), resume
-
-
-def _refuse_if_busy(resume: Path) -> None:
-    """Say at once, before torch is loaded, that another process is at work there."""
-    from pgat_fast.training.run_folder import checkpoint_of, locked
-
-    with locked(checkpoint_of(resume)[0]):
-        pass

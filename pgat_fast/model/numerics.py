@@ -22,6 +22,7 @@ def beyond_float16(x: Tensor) -> AbstractContextManager[None]:
     bfloat16 reaches as far as float32 and goes on.
     """
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+    available = torch.amp.is_autocast_available(kind)  # not on the meta device
+    if available and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
         return torch.autocast(kind, enabled=False)
     return nullcontext()

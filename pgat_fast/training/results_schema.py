@@ -56,7 +56,8 @@ class TestRecord(_Part):
     MSE of the baseline. `by_horizon` holds the RMSE of each forecast day.
     """
 
-    loss: float
+    loss: float | None
+    """None where it is not finite."""
     windows: int
     scaled: dict[str, Any]
     price: dict[str, Any] | None

@@ -51,7 +51,7 @@ def test_train_prints_the_results_beside_the_baselines_and_never_overwrites_a_ru
     for name in ("pgat", "pgat-2"):
         assert main(["train", "--quiet", "--set", *tiny, "training.max_steps=1"]) == 0
         printed = capsys.readouterr().out
-        assert f"runs/{name}: results.json" in printed
+        assert f"runs/{name}: adjacency.csv, checkpoints, config.yaml, forecasts.csv, intervals.json" in printed
         for row in ("model", "last_value", "zero_return", "drift", "test, 6 windows, prices"):
             assert row in printed
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["pgat", "pgat-2"]
@@ -169,4 +169,4 @@ def test_training_logs_that_the_width_is_raised_and_where_it_is(tiny: list[str])
     result = python("-m", "pgat_fast.cli", "train", "--set", *settings)
     assert result.returncode == 0, result.stderr
     assert "d_model 14 raised to 26, the next multiple of lcm(13 nodes, 1 heads)" in result.stderr
-    assert "epoch 1, step 1 of 1: mean train loss" in result.stderr
+    assert "epoch 1, step 1 of 5: mean train loss" in result.stderr

@@ -13,7 +13,7 @@ from pgat_fast import build_model, load_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.data.windows import Windows
 from pgat_fast.errors import StopRequested
-from pgat_fast.evaluation.adversarial import SCENARIOS, run_adversarial
+from pgat_fast.evaluation.adversarial import SCENARIOS, Draws, run_adversarial
 from pgat_fast.evaluation.evaluate import SplitForecast, evaluate_split
 
 NAMES = ["gaussian_noise", "zero_input", "scale", "time_reversal", "feature_dropout"]
@@ -111,6 +111,12 @@ def test_what_is_drawn_depends_on_the_seed_and_the_window_and_not_on_the_batch_s
     for name in NAMES:
         assert torch.equal(seven[name][0], one[name][0])
         assert torch.equal(seven[name][0], other[name][0]) == (name not in ("gaussian_noise", "feature_dropout"))
+
+
+def test_every_scenario_has_its_own_draws() -> None:
+    first, second = (Draws(5, scenario, torch.arange(2)) for scenario in (0, 1))
+    assert not torch.equal(first.normal(3), second.normal(3))
+    assert torch.equal(first.normal(3), first.normal(3)), "whatever was drawn before"
 
 
 def test_no_generator_of_the_process_is_advanced(tiny: list[str]) -> None:

@@ -228,6 +228,15 @@ def test_targets_share_the_component_of_a_day_in_mode_joint_only() -> None:
     assert same["independent"] == pytest.approx(0.5, abs=0.032)
 
 
+@pytest.mark.parametrize("mode", ["independent", "joint"])
+def test_within_a_component_targets_and_days_are_independent(mode: str) -> None:
+    mixture = MixtureArrays(np.zeros((1, 2, 4, 1)), np.ones((1, 2, 4, 1)), np.ones((1, 2, 1)))
+    scaled = SCALER.transform(simulate_log_prices(mixture, 0, mixture_intervals(mode), SCALER, "levels", 10_000))
+    correlation = np.corrcoef(scaled.reshape(10_000, 8), rowvar=False)
+    # Four standard errors of a correlation of 10,000 pairs.
+    np.testing.assert_allclose(correlation, np.eye(8), atol=0.04)
+
+
 def test_components_are_drawn_as_often_as_their_weights_say() -> None:
     means = np.broadcast_to(np.array([-100.0, 0.0, 100.0]), (1, 1, 4, 3))
     mixture = MixtureArrays(means, np.full((1, 1, 4, 3), 0.01), np.array([[[0.1, 0.0, 0.9]]]))
@@ -255,6 +264,9 @@ def test_simulated_intervals_are_the_same_whenever_they_are_asked_for() -> None:
     assert np.array_equal(whole, bounds(7, mixture))
     assert np.array_equal(whole[:, :, :1], bounds(7, first)), "a window does not depend on the others"
     assert not np.array_equal(whole, bounds(8, mixture))
+    alike = MixtureArrays(*(np.repeat(part[:1], 2, axis=0) for part in mixture))
+    one, two = np.moveaxis(bounds(7, alike), 2, 0)
+    assert not np.array_equal(one, two), "every window has its own draws"
     assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[index]  # noqa: NPY002
 
 

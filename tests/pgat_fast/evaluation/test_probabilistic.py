@@ -152,6 +152,7 @@ def test_the_report_is_overall_by_target_and_by_horizon() -> None:
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert set(report["coverage"]) == {"50", "80", "95"}
     for score in ("nll", "crps"):
+        assert len(report[score]["by_horizon"]) == 3
         assert np.mean(report[score]["by_horizon"]) == pytest.approx(report[score]["overall"], rel=1e-12)
     assert np.mean(list(report["crps"]["by_target"].values())) == pytest.approx(report["crps"]["overall"], rel=1e-12)
     weights = mixture.weights[:, :, None, :]
