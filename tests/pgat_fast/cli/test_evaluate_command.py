@@ -1,0 +1,78 @@
+"""`pgat-fast evaluate`: the same figures again, and from several points in time."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pgat_fast.cli import main
+from pgat_fast.forecasting.evaluation import evaluate
+from pgat_fast.forecasting.run import load_run
+from tests.pgat_fast.training.runs import run
+
+
+def test_evaluating_a_finished_run_gives_its_own_figures_to_the_bit(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = run(tiny, tmp_path / "run")
+    assert main(["evaluate", str(tmp_path / "run"), "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    best = results["checkpoints"]["best"]
+    folder = tmp_path / "run" / f"evaluation-{best}"
+    found = json.loads((folder / "evaluation.json").read_bytes())
+    assert found == {"checkpoint": best, "test": results["test"], "adversarial": results["adversarial"]}
+    for name in ("forecasts.csv", "adjacency.csv", "intervals.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    for line in (best, "zero_return", "model skill"):
+        assert line in printed
+
+
+def test_metrics_do_not_depend_on_the_batch_size(tiny: list[str], tmp_path: Path) -> None:
+    run(tiny, tmp_path / "run")
+    found = [
+        evaluate(load_run(tmp_path / "run", overrides=[f"training.batch_size={size}"])).test for size in (1, 3, 16)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_any_checkpoint_can_be_evaluated_and_is_told_apart(tiny: list[str], tmp_path: Path) -> None:
+    run(tiny, tmp_path / "run")
+    first = "epoch-0000-step-00000000"
+    assert main(["evaluate", str(tmp_path / "run"), "--checkpoint", first, "--quiet"]) == 0
+    assert (tmp_path / "run" / f"evaluation-{first}" / "evaluation.json").is_file()
+
+
+def test_the_tables_are_pandas(tiny: list[str], tmp_path: Path) -> None:
+    results = run(tiny, tmp_path / "run")
+    assessment = evaluate(load_run(tmp_path / "run"))
+    metrics = assessment.metrics().set_index(["units", "forecaster", "target"])
+    expected = results["test"]["price"]["drift"]["log_Close"]["rmse"]
+    assert metrics.loc[("price", "drift", "log_Close"), "rmse"] == expected
+    assert metrics.loc[("scaled", "drift", "overall"), "skill"] == results["test"]["scaled"]["skill"]["drift"]
+    assert isinstance(assessment.forecasts, pd.DataFrame)
+    assert len(assessment.forecasts) == 6 * 2 * 4
+
+
+def test_other_data_have_another_scale_and_are_refused(
+    tiny: list[str], tmp_path: Path, long_data_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny, tmp_path / "run")
+    assert main(["evaluate", str(tmp_path / "run"), "--quiet", "--set", f"data.path={long_data_file}"]) == 2
+    assert "another scale than the run was trained with" in capsys.readouterr().err
+
+
+def test_a_backtest_is_printed_and_written(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run([*tiny, "training.max_steps=2"], tmp_path / "run")
+    assert main(["evaluate", str(tmp_path / "run"), "--origins", "2", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "skill over all origins" in printed
+    assert "of 2" in printed
+    assert (tmp_path / "run" / "backtest" / "backtest.json").is_file()
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tmp_path / "nowhere")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "nowhere"), "--origins", "2"]) == 2
+    assert "nowhere" in capsys.readouterr().err
