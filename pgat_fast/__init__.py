@@ -11,15 +11,33 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pgat_fast import compat
     from pgat_fast.config import Config, load_config
+    from pgat_fast.forecasting.evaluation import evaluate
+    from pgat_fast.forecasting.predict import predict
+    from pgat_fast.forecasting.run import load_run
     from pgat_fast.model import build_model
+    from pgat_fast.training.trainer import train
 
 _HOME = {
     "Config": "pgat_fast.config",
     "load_config": "pgat_fast.config",
     "build_model": "pgat_fast.model",
+    "train": "pgat_fast.training.trainer",
+    "load_run": "pgat_fast.forecasting.run",
+    "predict": "pgat_fast.forecasting.predict",
+    "evaluate": "pgat_fast.forecasting.evaluation",
 }
 
-__all__ = ["Config", "__version__", "build_model", "compat", "load_config"]
+__all__ = [
+    "Config",
+    "__version__",
+    "build_model",
+    "compat",
+    "evaluate",
+    "load_config",
+    "load_run",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

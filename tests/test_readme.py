@@ -24,7 +24,7 @@ def test_the_python_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_commands_exist_with_these_options() -> None:
     commands = [line.split() for block in blocks("sh") for line in block.splitlines() if line.startswith("pgat-fast")]
-    assert len(commands) == 4
+    assert len(commands) == 9
     for command in commands:
         build_parser().parse_args(command[1:])
 
