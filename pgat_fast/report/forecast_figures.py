@@ -133,7 +133,7 @@ def adversarial_errors(clean: float | None, scenarios: Mapping[str, Any]) -> "Fi
     axes = figure.subplots()
     for place, (_, error, color) in enumerate(rows):
         axes.barh(place, error or 0.0, height=0.62, color=color)
-        axes.annotate("failed" if error is None else f"{error:.4g}", (error or 0.0, place), (4, 0),
+        axes.annotate("failed" if error is None else f"{error:.4g}", (max(error or 0.0, clean or 0.0), place), (4, 0),
                       textcoords="offset points", va="center", fontsize=8.5, color=INK)  # fmt: skip
     if clean is not None:
         axes.axvline(clean, color=BLUE, linewidth=1.0, linestyle="--")
