@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         from pgat_fast.training.results import test_summary
 
         loaded = load_run(args.folder, args.checkpoint, overrides=args.overrides)
-        assessment = evaluate(loaded, on_batch=stop.check)
+        assessment = evaluate(loaded, on_batch=stop.check, progress=not args.quiet)
     out = Path(args.out) if args.out else loaded.folder / f"evaluation-{loaded.checkpoint.name}"
     write_assessment(out, assessment)
     found = {"checkpoint": loaded.checkpoint.name, "test": assessment.test, "adversarial": assessment.adversarial}

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from torch import nn
+from tqdm import tqdm
 
 from pgat_fast.config import Config
 from pgat_fast.data.columns import BODIES, TARGETS
 from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
-from pgat_fast.evaluation.adversarial import run_adversarial
+from pgat_fast.evaluation.adversarial import SCENARIOS, run_adversarial
 from pgat_fast.evaluation.evaluate import EVALUATION_BATCH, compare, evaluate_split, last_rows, price_base, true_values
 from pgat_fast.evaluation.forecast_table import adjacency_table, forecast_table
 from pgat_fast.evaluation.intervals import Intervals, calibrate, interval_report, price_bounds, scaled_bounds
@@ -56,16 +57,35 @@ def assess(
     splits: Splits,
     *,
     on_batch: Callable[[], None] | None = None,
+    progress: bool = False,
 ) -> Assessment:
     """Judge `model`, on the device of `splits`: intervals are calibrated on the validation windows, all else is test.
 
-    `on_batch` is called before every batch; what it raises ends the assessment.
+    `on_batch` is called before every batch; what it raises ends the assessment. `progress` shows a bar, where standard
+    error is a terminal.
     """
     scaler, test = splits.target_scaler, splits.test
     targets, kind = scaler.columns, config.data.target_kind
     mode, seed = config.model.mdn_multivariate_mode, config.training.seed
-    validation = evaluate_split(model, splits.validation, EVALUATION_BATCH, mode, on_batch=on_batch)
-    result = evaluate_split(model, test, EVALUATION_BATCH, mode, on_batch=on_batch)
+    passes = [len(splits.validation), len(test), *[len(test)] * len(SCENARIOS)]
+    bar = tqdm(
+        total=sum(math.ceil(windows / EVALUATION_BATCH) for windows in passes),
+        desc="evaluation",
+        unit="batch",
+        disable=None if progress else True,
+    )
+
+    def next_batch() -> None:
+        if on_batch is not None:
+            on_batch()
+        bar.update()
+
+    validation = evaluate_split(model, splits.validation, EVALUATION_BATCH, mode, on_batch=next_batch)
+    result = evaluate_split(model, test, EVALUATION_BATCH, mode, on_batch=next_batch)
+    adversarial = run_adversarial(
+        model, test, EVALUATION_BATCH, mode, targets, seed=seed, clean=result, on_batch=next_batch
+    )
+    bar.close()
     in_prices = targets == TARGETS
     intervals = calibrate(validation, scaler, kind=kind if in_prices else None, mixture_mode=mode, seed=seed)
 
@@ -89,9 +109,7 @@ def assess(
             "intervals": interval_report(intervals, scaled_coverage, price_coverage, targets),
             "mixture": mixture,
         },
-        adversarial=run_adversarial(
-            model, test, EVALUATION_BATCH, mode, targets, seed=seed, clean=result, on_batch=on_batch
-        ),
+        adversarial=adversarial,
         intervals=intervals,
         forecasts=forecast_table(table.dates, last_rows(test), targets, forecast, truth, prices, intervals.levels),
         adjacency=adjacency_table(

@@ -8,7 +8,7 @@ from pgat_fast.evaluation.assess import Assessment, assess
 from pgat_fast.forecasting.run import Run
 
 
-def evaluate(run: Run, *, on_batch: Callable[[], None] | None = None) -> Assessment:
+def evaluate(run: Run, *, on_batch: Callable[[], None] | None = None, progress: bool = False) -> Assessment:
     """Judge the weights of `run` on the test windows of its configuration, `data.path` included.
 
     The returned `Assessment` holds pandas tables: `metrics()`, `forecasts`, `adjacency`. With the checkpoint and the
@@ -17,6 +17,7 @@ def evaluate(run: Run, *, on_batch: Callable[[], None] | None = None) -> Assessm
     Args:
         run: what `load_run` opened.
         on_batch: called before every batch; what it raises ends the evaluation.
+        progress: show a bar, where standard error is a terminal.
 
     Raises:
         DataError, ConfigError: the data file cannot be read, or does not fit.
@@ -32,4 +33,4 @@ def evaluate(run: Run, *, on_batch: Callable[[], None] | None = None) -> Assessm
                 f"{run.config.data.path}: its training rows give the {name} another scale than the run was trained "
                 "with: use the data file of the training, or train anew"
             )
-    return assess(run.model, run.config, table, splits, on_batch=on_batch)
+    return assess(run.model, run.config, table, splits, on_batch=on_batch, progress=progress)

@@ -45,13 +45,14 @@ def finish_run(
     why: str,
     peaks: Callable[[], dict[str, float | None]],
     on_batch: Callable[[], None],
+    show_progress: bool,
 ) -> Results:
     """Test the best weights, which `model` holds, and write everything that is known of the run into `folder`.
 
     Writes `forecasts.csv`, `adjacency.csv`, `intervals.json`, `results.json` and, where wanted and possible, `plots/`.
     """
     started = time.perf_counter()
-    assessment = assess(model, config, table, splits, on_batch=on_batch)
+    assessment = assess(model, config, table, splits, on_batch=on_batch, progress=show_progress)
     write_assessment(folder, assessment)
     results = build_results(config, folder, table, splits, model, progress, epochs, best, why, assessment)
     results["memory"] = peaks()

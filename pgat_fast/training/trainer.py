@@ -311,6 +311,7 @@ class Trainer:
             why=why,
             peaks=self.peaks,
             on_batch=self.stop.check,
+            show_progress=self.show_progress,
         )
 
     # --- parts of it ----------------------------------------------------------------------------------------------
