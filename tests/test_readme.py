@@ -42,6 +42,14 @@ def test_the_figures_of_training_steps_are_the_committed_ones(path: Path) -> Non
         assert row in README
 
 
+def test_the_figures_of_known_future_covariates_are_the_committed_ones() -> None:
+    results = json.loads((ROOT / "bench" / "results" / "decoder_future.json").read_text())["results"]
+    for zeros, known in zip(results["zeros"]["origins"], results["known"]["origins"], strict=True):
+        ratio = known["mse_model"] / zeros["mse_model"]
+        skills = f"{zeros['skill_drift']:.3f} | {known['skill_drift']:.3f}"
+        assert f"| {zeros['last_date']} | {ratio:.3f} | {skills} |" in README
+
+
 def test_the_figures_of_the_data_pipeline_are_the_committed_ones() -> None:
     record = json.loads((ROOT / "bench" / "results" / "data_pipeline_cpu.json").read_text())
     rates = {entry["name"]: entry["extra_info"]["batches_per_second_median"] for entry in record["benchmarks"]}
