@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pgat_fast.cli import build_parser
+from tests.pgat_fast.training.runs import run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -16,9 +17,24 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+@pytest.fixture(scope="module")
+def workplace(tiny_settings: list[str], data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README's Python finds: the configurations, a data file and, here a tiny one, a run."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "data").mkdir()
+    for suffix in ("", ".note.json"):
+        source = data_file.with_name(data_file.name + suffix)
+        (folder / "data" / f"prepared_financial_data.csv{suffix}").write_bytes(source.read_bytes())
+    run(
+        [*tiny_settings, f"data.path={folder / 'data' / 'prepared_financial_data.csv'}"], folder / "runs" / "quickstart"
+    )
+    return folder
+
+
 @pytest.mark.parametrize("code", blocks("python"))
-def test_the_python_runs(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_the_python_runs(code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
     exec(compile(code, "README.md", "exec"), {})
 
 
