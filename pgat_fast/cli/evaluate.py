@@ -72,15 +72,19 @@ def _backtest_text(table: "pd.DataFrame", summary: dict[str, dict[str, float | N
     shown = table.copy()
     for column in shown.columns:
         if column.startswith("mse_"):
-            shown[column] = shown[column].map("{:.5f}".format)
+            shown[column] = shown[column].map("{:.5f}".format, na_action="ignore")
         elif column.startswith("skill_"):
-            shown[column] = shown[column].map("{:+.4f}".format)
+            shown[column] = shown[column].map("{:+.4f}".format, na_action="ignore")
     lines = [shown.to_string(), "", "skill over all origins (1 - MSE / MSE of the baseline, scaled units):"]
     for name, values in summary.items():
-        error = values["standard_error"]
+        pooled, mean, error = values["pooled"], values["mean"], values["standard_error"]
+        if pooled is None or mean is None:
+            lines.append(f"  {name:<12} no origin has finite errors")
+            continue
         spread = "" if error is None else f" +- {error:.4f} (standard error)"
         lines.append(
-            f"  {name:<12} pooled {values['pooled']:+.4f}, mean {values['mean']:+.4f}{spread}, "
+            f"  {name:<12} pooled {pooled:+.4f}, mean {mean:+.4f}{spread}, "
             f"above 0 in {values['positive']} of {values['origins']}"
+            + (f", {values['left_out']} left out" if values["left_out"] else "")
         )
     return "\n".join(lines)

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from pgat_fast.cli.arguments import start_logging
-    from pgat_fast.errors import DataError
+    from pgat_fast.errors import ConfigError, DataError
     from pgat_fast.files import write_atomically
     from pgat_fast.forecasting.predict import predict
     from pgat_fast.forecasting.run import load_run
@@ -63,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{args.out}: this names no file to write to")
     if not to_stdout and out.exists() and Path(args.source).exists() and out.samefile(args.source):
         raise DataError(f"{args.out}: this is the file that is read: give the forecast another name")
+    for override in args.overrides:
+        if override.partition("=")[0].strip().removeprefix("data.") in ("base_price", "path"):
+            raise ConfigError(f"--set {override}: of no effect here: --from names the file, --last-close the price")
     loaded = load_run(args.folder, args.checkpoint, args.device, args.overrides)
     forecast = predict(loaded, args.source, last_close=args.last_close, trading_days=args.trading_days)
     content = forecast.to_csv(index=False, float_format="%.10g", date_format="%Y-%m-%d", lineterminator="\n")
@@ -110,7 +113,8 @@ def _remarks(attrs: Mapping[Any, Any], results: Mapping[str, Any]) -> list[str]:
     if attrs["intervals"] is not None:
         # Those of other weights held another share.
         lines.append(f"intervals: {_intervals(attrs['intervals'], results if tested == attrs['checkpoint'] else {})}")
-    lines.append(f"Daily prices are nearly unpredictable. {_skill(results, tested)}")
+    caution = "Daily prices are nearly unpredictable. " if attrs["last_close"] is not None else ""
+    lines.append(caution + _skill(results, tested))
     return lines
 
 
@@ -125,7 +129,10 @@ def _intervals(intervals: Mapping[str, Any], results: Mapping[str, Any]) -> str:
         for part in test.get("price") or test.get("scaled") or ()
         if part["nominal"] in intervals["levels"] and part["coverage"]["overall"] is not None
     ]
-    return f"{made}; on the test windows {', '.join(measured)}" if measured else made
+    if measured:
+        made += f"; on the test windows {', '.join(measured)}"
+    missing = [f"{100 * level:g} %" for level in intervals.get("missing", ())]
+    return f"{made}; none of {', '.join(missing)}: too few validation windows" if missing else made
 
 
 def _skill(results: Mapping[str, Any], checkpoint: str) -> str:

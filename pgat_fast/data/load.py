@@ -96,10 +96,11 @@ def fault_of_kind(values: FloatArray, kind: str, note: Note | None) -> str | Non
 
 
 def _check_target_kind(table: Table, splits: Splits, kind: str, note: Note | None) -> None:
-    if splits.target_scaler.columns != TARGETS:
+    prices = [name for name in splits.target_scaler.columns if name in TARGETS]
+    if not prices:
         return
     first = splits.train.first_row
-    training = table.select(TARGETS)[first : first + len(splits.train.values)]
+    training: FloatArray = table.select(prices)[first : first + len(splits.train.values)]
     fault = fault_of_kind(training, kind, note)
     if fault:
         other = "levels" if kind == "returns" else "returns"

@@ -103,5 +103,7 @@ def resolve_base_price(setting: float | None, note: Note | None, kind: str) -> f
     if note is not None:
         return note.base_price
     if kind == "returns":
-        _log.info("prices are relative to the close before the first row")
+        _log.warning(
+            "prices are relative to the close before the first row: nothing tells that close (data.base_price)"
+        )
     return 1.0

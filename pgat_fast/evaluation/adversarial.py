@@ -94,9 +94,21 @@ def run_adversarial(
             result: Tensor = change(x, Draws(seed, number, indices))
             return result
 
+        ended: list[Exception] = []
+
+        def next_batch(ended: list[Exception] = ended) -> None:
+            try:
+                if on_batch is not None:
+                    on_batch()
+            except Exception as error:
+                ended.append(error)
+                raise
+
         try:
-            found = evaluate_split(model, windows, batch_size, mixture_mode, on_batch=on_batch, change=changed)
+            found = evaluate_split(model, windows, batch_size, mixture_mode, on_batch=next_batch, change=changed)
         except Exception as error:  # it is reported, and a diagnosis is no reason to lose the run
+            if ended:
+                raise
             entry["error"] = f"{type(error).__name__}: {error}"
         else:
             metrics = metrics_by_target(found.forecast, found.truth, targets)

@@ -105,6 +105,7 @@ def assess(
         test={
             "loss": result.loss if math.isfinite(result.loss) else None,
             "windows": len(test),
+            "relative_prices": in_prices and kind == "returns" and table.base_price == 1.0,
             **compare(result, table, splits, kind),
             "intervals": interval_report(intervals, scaled_coverage, price_coverage, targets),
             "mixture": mixture,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pgat_fast.data.columns import TARGETS
+
 Array = NDArray[np.float64]
 
 BASELINES = ("last_value", "zero_return", "drift")
@@ -25,7 +27,7 @@ def naive_forecasts(
     Returns:
         Name -> [W, P, C], unscaled. `last_value` repeats the last row. `zero_return`: the price stays at the last
         close. `drift`: the price goes on with the mean daily change of the training rows (Hyndman & Athanasopoulos,
-        Forecasting: Principles and Practice, section 5.2).
+        Forecasting: Principles and Practice, section 5.2). Targets that are no prices have no `zero_return`.
     """
     last = values[last_rows][:, None]  # [W, 1, C]
     shape = (len(last_rows), pred_len, values.shape[1])
@@ -40,4 +42,6 @@ def naive_forecasts(
     else:
         raise ValueError(f"kind is {kind!r}, not 'returns' or 'levels'")
     forecasts = {"last_value": last, "zero_return": zero_return, "drift": drift}
+    if not set(targets) & set(TARGETS):
+        del forecasts["zero_return"]
     return {name: np.broadcast_to(forecast, shape).astype(np.float64) for name, forecast in forecasts.items()}

@@ -20,10 +20,10 @@ from pgat_fast.model.numerics import at_least_float32
 
 Array = NDArray[np.float64]
 
-EVALUATION_BATCH = 4
+EVALUATION_BATCH = 1
 """Windows at a time wherever metrics are computed. Not `training.batch_size`: float32 products differ in the last
-digits from batch size to batch size, and divisions by row sums near zero make more of it; metrics must not depend on
-it. Small, because it must fit wherever training with one window does."""
+digits from batch size to batch size, and divisions by row sums near zero make more of it, but metrics must not depend on
+it. One, because it then fits wherever training does."""
 
 
 class MixtureArrays(NamedTuple):

@@ -92,7 +92,9 @@ def _holds_prices(path: Path, columns: tuple[str, ...]) -> bool:
     """Whether the header of the file names prices, if not all, and not `columns`. Faults are left to the readers."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            header = next(csv.reader([file.readline(1_000_000)]), [])
+            # Empty lines before the header are skipped, as the readers do.
+            line = next((line for line in iter(lambda: file.readline(1_000_000), "") if line.strip()), "")
+            header = next(csv.reader([line]), [])
     except (OSError, csv.Error):
         return False
     names = {name.strip().casefold() for name in header}
@@ -133,13 +135,14 @@ def _check_rows(table: Table, seq_len: int) -> None:
 
 def _last_close(table: Table, targets: tuple[str, ...], data: DataConfig, trained_on: str) -> tuple[float | None, str]:
     """The close of the last row and how it is known; None where nothing tells it."""
+    note = read_note(table)
+    prices = [name for name in targets if name in TARGETS]
+    fault = fault_of_kind(table.select(prices), data.target_kind, note) if prices else None
+    if fault:
+        raise DataError(f"{table.source}: {fault}, but the run was trained on {data.target_kind}")
     if targets != TARGETS:
         return None, "not needed"
     values = table.select(TARGETS)
-    note = read_note(table)
-    fault = fault_of_kind(values, data.target_kind, note)
-    if fault:
-        raise DataError(f"{table.source}: {fault}, but the run was trained on {data.target_kind}")
     closes = values[:, TARGETS.index("log_Close")]
     if data.target_kind == "levels":
         return float(np.exp(closes[-1])), f"the last row of {table.source}"

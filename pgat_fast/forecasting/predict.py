@@ -14,7 +14,7 @@ from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.prices import PRICES
 from pgat_fast.data.sky import CELESTIAL, sky_table
 from pgat_fast.data.table import Table
-from pgat_fast.data.trading_days import Days, calendar_of, future_trading_days
+from pgat_fast.data.trading_days import FEWEST_ROWS, Days, calendar_of, future_trading_days
 from pgat_fast.data.windows import known_ahead, window_ahead
 from pgat_fast.errors import CheckpointError
 from pgat_fast.evaluation.evaluate import MixtureArrays, mixture_arrays
@@ -70,6 +70,8 @@ def predict(
     calendar = trading_days or data.trading_days
     if calendar == "auto":
         calendar = calendar_of(history.dates)
+        if len(history.dates) < FEWEST_ROWS:  # too few to tell: what the days of the training looked like
+            calendar = run.about.get("data", {}).get("calendar", calendar)
     days = future_trading_days(history.dates, model.pred_len, calendar)
     output = _forecast(run, history, days)
     scaled = point_forecast(output).double().cpu().numpy()
@@ -101,7 +103,14 @@ def predict(
         "relative": history.relative,
         "intervals": None
         if intervals is None
-        else {"method": intervals.method, "levels": list(intervals.levels), "calibration_windows": intervals.windows},
+        else {
+            "method": intervals.method,
+            "levels": list(intervals.levels),
+            "calibration_windows": intervals.windows,
+            "missing": [
+                level for level, width in zip(intervals.levels, intervals.scaled, strict=False) if width is None
+            ],
+        },
         "impossible_bars": _impossible_bars(frame) if in_prices else [],
     }
     _log.info("%s", frame.attrs)

@@ -108,6 +108,8 @@ def _find_checkpoint(folder: Path, which: str) -> tuple[Path, Checkpoint]:
     root = folder / CHECKPOINTS
     if which not in ("best", "latest"):
         path = Path(which) if Path(which).name != which else root / which
+        if path.parent.resolve() != root.resolve():
+            raise CheckpointError(f"{path}: not a checkpoint of {folder}: name one of those in {root}")
         return path, read_checkpoint(path, training=False)
     found = newest_good(root, training=False)
     if found is None:

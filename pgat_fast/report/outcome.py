@@ -71,7 +71,11 @@ def outcome_sections(run: RunFiles, figures: Figures) -> Iterator[Section]:
     test = run.results["test"]
     yield checklist_section(run.results["checklist"])
     units = {name: test[name] for name in UNITS if test[name]}
-    yield section("errors", "Errors beside naive baselines", *(_errors(name, unit) for name, unit in units.items()))
+    yield section(
+        "errors",
+        "Errors beside naive baselines",
+        *(_errors(name, unit, test["relative_prices"]) for name, unit in units.items()),
+    )
     targets = run.results["targets"]
     yield section(
         "targets",
@@ -98,7 +102,7 @@ def _figure(figures: Figures, name: str) -> Html:
     return figures.get(name, Html(""))
 
 
-def _errors(units: str, comparison: Mapping[str, Any]) -> Html:
+def _errors(units: str, comparison: Mapping[str, Any], relative: bool) -> Html:
     measures = ["mae", "mse", "rmse"] + (["mape"] if units == "price" else [])
     names = ("model", *comparison["skill"])
     overall = [comparison.get(name, {}).get("overall", {}) for name in names]
@@ -109,8 +113,15 @@ def _errors(units: str, comparison: Mapping[str, Any]) -> Html:
     skills = ["", *map(signed, comparison["skill"].values())]
     rows = zip(map(plain, names), *columns, skills, strict=True)
     header = ["forecast", *(key.upper() for key in measures), "skill"]
-    note = "Skill is 1 \N{MINUS SIGN} MSE / MSE of the baseline: above 0 the model is better, 1 is perfect."
-    return join([heading(UNITS[units].capitalize()), table(header, rows, note)])
+    note = (
+        "Skill is 1 \N{MINUS SIGN} MSE / MSE of the baseline: above 0 the model is better, 1 is perfect. Last value "
+        "repeats the last known targets, zero return keeps the last close, drift goes on with the mean of the training "
+        "rows."
+    )
+    title = UNITS[units].capitalize()
+    if units == "price" and relative:
+        title += ", in units of the close before the first row"
+    return join([heading(title), table(header, rows, note)])
 
 
 def _targets(units: str, comparison: Mapping[str, Any], targets: Sequence[str]) -> Html:

@@ -74,21 +74,23 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
 
     `pooled` is 1 - sum of the model's MSE / sum of the baseline's. `mean` and `standard_error` are those of the
     origins' own skills, None where there are too few; `positive` counts the origins where the model was better.
+    Origins whose errors are not finite are `left_out`.
     """
     summary: dict[str, Any] = {}
     for column in table.columns:
         name = str(column).removeprefix("mse_")
         if name == column or name == "model":
             continue
-        skills = [float(value) for value in table[f"skill_{name}"]]
-        pooled = float(table["mse_model"].sum()) / float(table[column].sum())
-        error = statistics.stdev(skills) / math.sqrt(len(skills)) if len(skills) > 1 else None
+        known = table[["mse_model", column, f"skill_{name}"]].dropna().astype(float)
+        skills = known[f"skill_{name}"].tolist()
+        enough = len(skills) > 1
         summary[name] = {
-            "pooled": 1 - pooled,
-            "mean": statistics.fmean(skills),
-            "standard_error": error,
+            "pooled": 1 - float(known["mse_model"].sum() / known[column].sum()) if skills else None,
+            "mean": statistics.fmean(skills) if skills else None,
+            "standard_error": statistics.stdev(skills) / math.sqrt(len(skills)) if enough else None,
             "positive": sum(skill > 0 for skill in skills),
             "origins": len(skills),
+            "left_out": len(table) - len(skills),
         }
     return summary
 

@@ -108,7 +108,7 @@ def build_results(
             "rows": len(table.dates) - splits.train.first_row,
             "first_date": str(table.dates[splits.train.first_row]),
             "last_date": str(table.dates[-1]),
-            "base_price": table.base_price,
+            "base_price": _close_before(table, splits.train.first_row, config.data.target_kind),
             "windows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         },
         "training_ended": why,
@@ -128,6 +128,14 @@ def build_results(
             "faults": faults,
         },
     }
+
+
+def _close_before(table: Table, row: int, kind: str) -> float:
+    """The close before row number `row`, as far as the table tells."""
+    if "log_Close" not in table.columns or (kind == "levels" and row == 0):
+        return table.base_price
+    closes = table.select(["log_Close"])[:row, 0]
+    return float(np.exp(closes[-1]) if kind == "levels" else table.base_price * np.exp(closes.sum()))
 
 
 def versions() -> dict[str, str]:
@@ -178,7 +186,8 @@ def summary(results: Results) -> str:
 def test_summary(test: dict[str, Any]) -> str:
     """Errors on the test windows, of the model and of the naive baselines, and the skill."""
     lines = []
-    for units, title in (("scaled", "scaled units"), ("price", "prices")):
+    prices = "prices in units of the close before the first row" if test["relative_prices"] else "prices"
+    for units, title in (("scaled", "scaled units"), ("price", prices)):
         table = test[units]
         if table is None:
             continue
@@ -189,7 +198,11 @@ def test_summary(test: dict[str, Any]) -> str:
             row = "".join(_number(table[name]["overall"][measure]) for measure in measures)
             against = table["skill"].get(name)
             lines.append(f"  {name:<12}" + row + ("" if against is None else f"{against:>+14.4f}"))
-    lines += ["", "skill: 1 - MSE / MSE of the baseline; above 0 the model is better than the baseline."]
+    lines += [
+        "",
+        "skill: 1 - MSE / MSE of the baseline; above 0 the model is better. last_value repeats the last known targets,",
+        "zero_return keeps the last close, drift goes on with the mean of the training rows.",
+    ]
     return "\n".join(lines)
 
 

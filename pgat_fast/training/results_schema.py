@@ -46,6 +46,7 @@ class DataRecord(_Part):
     first_date: str
     last_date: str
     base_price: float
+    """The close before `first_date`; 1 where nothing tells it."""
     windows: dict[str, int]
 
 
@@ -59,6 +60,8 @@ class TestRecord(_Part):
     loss: float | None
     """None where it is not finite."""
     windows: int
+    relative_prices: bool
+    """Whether nothing told the close before the first row, so that prices are in units of it."""
     scaled: dict[str, Any]
     price: dict[str, Any] | None
     by_horizon: dict[str, dict[str, list[float | None]] | None]

@@ -17,6 +17,10 @@ from pgat_fast.errors import ConfigError
 from pgat_fast.files import write_json
 
 CHECKPOINTS = "checkpoints"
+RESULT_FILES = (
+    "results.json", "forecasts.csv", "adjacency.csv", "intervals.json", "plots", "report.html",
+)  # fmt: skip
+"""What is written of a run when it has ended."""
 
 
 def new_folder(output: Path, name: str) -> Path:
@@ -107,6 +111,24 @@ def log_file(folder: Path) -> Iterator[None]:
         ours.removeHandler(handler)
         ours.setLevel(level)
         handler.close()
+
+
+def set_results_aside(folder: Path) -> Path | None:
+    """Move what an earlier end of the run wrote into a folder of its own; returns it, or None where there is nothing.
+
+    A run that goes on has no results until it ends again: old ones must not be taken for its own.
+    """
+    found = [folder / name for name in RESULT_FILES if (folder / name).exists()]
+    if not found:
+        return None
+    aside = folder / "earlier-results"
+    number = 2
+    while aside.exists():
+        aside, number = folder / f"earlier-results-{number}", number + 1
+    aside.mkdir()
+    for path in found:
+        path.rename(aside / path.name)
+    return aside
 
 
 def write_status(folder: Path, state: str, **more: Any) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pgat_fast import exit_codes
 from pgat_fast.config import Config, config_to_dict, dump_config
 from pgat_fast.data.load import load_splits
+from pgat_fast.data.trading_days import calendar_of
 from pgat_fast.data.windows import Batch, batch_indices
 from pgat_fast.device import resolve_device
 from pgat_fast.errors import (
@@ -39,7 +40,15 @@ from pgat_fast.training.generators import generator_states, restore_generators, 
 from pgat_fast.training.precision import resolve_precision
 from pgat_fast.training.results import Results, finish_run, versions
 from pgat_fast.training.resume import check_same_data, check_same_run, open_checkpoint
-from pgat_fast.training.run_folder import CHECKPOINTS, checkpoint_of, locked, log_file, new_folder, write_status
+from pgat_fast.training.run_folder import (
+    CHECKPOINTS,
+    checkpoint_of,
+    locked,
+    log_file,
+    new_folder,
+    set_results_aside,
+    write_status,
+)
 from pgat_fast.training.schedule import learning_rate
 from pgat_fast.training.state import Epoch, Progress, end_of_training
 from pgat_fast.training.step import SMALLEST_SCALE, OptimizerStep, make_optimizer
@@ -186,6 +195,8 @@ class Trainer:
 
     def fit(self) -> str:
         """Train epoch after epoch; returns why it is over."""
+        if end_of_training(self.progress, self.settings) is None and (aside := set_results_aside(self.folder)):
+            logger.info("the run goes on: the results of its earlier end are in %s", aside)
         while True:
             why = end_of_training(self.progress, self.settings)
             if why is None and not self.train_epoch():
@@ -485,6 +496,7 @@ class Trainer:
                     "last_date": str(self.table.dates[-1]),
                     "base_price": self.table.base_price,
                     "sha256": self.table.sha256,
+                    "calendar": calendar_of(self.table.dates),
                 },
                 "versions": versions(),
                 "backend": self.config.run.backend,

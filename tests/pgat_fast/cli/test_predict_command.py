@@ -93,8 +93,8 @@ def test_one_interval_is_shown_all_are_written_and_what_they_held_is_told(
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split() == ["date", "horizon", *PRICES, "close_lower_80", "close_upper_80"]
     assert (
-        "conformal, from the errors on 5 validation windows; on the test windows 50 % held 46 %, 80 % held 75 %\n"
-        in printed
+        "conformal, from the errors on 5 validation windows; on the test windows 50 % held 46 %, 80 % held 75 %; "
+        "none of 95 %: too few validation windows\n" in printed
     )
     written = pd.read_csv(tmp_path / "out.csv")
     assert written.shape == (2, 2 + 4 + 24)

@@ -44,7 +44,16 @@ def test_the_parts_fit_together_and_hold_no_nan(tiny: list[str], mixture: str) -
     found = assess(model, config, table, splits)
     for part in (found.test, found.adversarial, found.intervals.to_dict()):
         assert json.loads(json.dumps(part, allow_nan=False)) == part
-    assert set(found.test) == {"loss", "windows", "scaled", "price", "by_horizon", "intervals", "mixture"}
+    assert set(found.test) == {
+        "loss",
+        "windows",
+        "relative_prices",
+        "scaled",
+        "price",
+        "by_horizon",
+        "intervals",
+        "mixture",
+    }
     assert found.test["windows"] == 6
     assert (
         found.intervals.method == found.test["intervals"]["method"] == ("mixture" if mixture == "true" else "conformal")
@@ -207,8 +216,8 @@ def test_a_request_to_stop_is_heard_before_every_batch(tiny: list[str]) -> None:
         asked += 1
 
     assess(model, config, table, splits, on_batch=count)
-    # Batches of four windows: nine of validation, six of the test, and these in five scenarios.
-    assert asked == 3 + 2 + 5 * 2
+    # One window at a time: nine of validation, six of the test, and these in five scenarios.
+    assert asked == 9 + 6 + 5 * 6
 
     def stop() -> None:
         raise StopRequested("SIGTERM")

@@ -30,8 +30,14 @@ def test_for_levels() -> None:
 
 def test_without_a_close_every_level_stays_where_it_is() -> None:
     values = np.arange(10.0).reshape(5, 2)
-    found = naive_forecasts(values, ["a", "b"], LAST, 2, "levels", training_rows=range(3))
+    found = naive_forecasts(values, ["log_Open", "b"], LAST, 2, "levels", training_rows=range(3))
     assert (found["zero_return"] == found["last_value"]).all()
+
+
+def test_what_is_no_price_has_no_zero_return() -> None:
+    for kind in ("returns", "levels"):
+        found = naive_forecasts(np.ones((5, 1)), ["temperature"], LAST, 2, kind, training_rows=range(3))
+        assert set(found) == {"last_value", "drift"}
 
 
 def test_the_forecast_sees_nothing_after_the_last_row() -> None:

@@ -59,7 +59,9 @@ def test_prices_have_an_interval_for_each_level_as_wide_as_calibrated(folder: Pa
             np.testing.assert_allclose(table[f"{name}_lower_{level}"], table[name] / factor, rtol=1e-12)
     # Five windows cannot tell what 95 % of the days hold: 19 can.
     assert table.filter(like="_95").isna().all(axis=None)
-    assert table.attrs["intervals"] == {"method": "conformal", "levels": [0.5, 0.8, 0.95], "calibration_windows": 5}
+    assert table.attrs["intervals"] == {
+        "method": "conformal", "levels": [0.5, 0.8, 0.95], "calibration_windows": 5, "missing": [0.95],
+    }  # fmt: skip
 
 
 def test_levels_can_be_chosen_among_those_calibrated(folder: Path, data_file: Path) -> None:

@@ -53,6 +53,7 @@ def write_finished_run(
     test: dict[str, Any] = {
         "loss": float(np.mean((forecast - truth) ** 2)),
         "windows": windows,
+        "relative_prices": False,
         "scaled": _comparison(forecast, naive, truth, targets),
         "price": _comparison(_prices(forecast), {key: _prices(values) for key, values in naive.items()},
                              _prices(truth), targets) if prices else None,

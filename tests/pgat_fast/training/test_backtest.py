@@ -36,16 +36,23 @@ def test_the_test_splits_lie_one_behind_the_other_and_training_ends_before_them(
 def test_the_summary_by_hand() -> None:
     table = pd.DataFrame({"mse_model": [1.0, 2.0], "mse_drift": [2.0, 2.0], "skill_drift": [0.5, 0.0]})
     assert summarize(table) == {
-        "drift": {"pooled": 0.25, "mean": 0.25, "standard_error": 0.25, "positive": 1, "origins": 2}
+        "drift": {"pooled": 0.25, "mean": 0.25, "standard_error": 0.25, "positive": 1, "origins": 2, "left_out": 0}
     }
     assert summarize(table.iloc[:1])["drift"]["standard_error"] is None
+
+
+def test_an_origin_without_finite_errors_is_left_out_and_counted() -> None:
+    table = pd.DataFrame({"mse_model": [1.0, None], "mse_drift": [2.0, 3.0], "skill_drift": [0.5, None]})
+    found = summarize(table)["drift"]
+    assert (found["pooled"], found["mean"], found["origins"], found["left_out"]) == (0.5, 0.5, 1, 1)
+    assert summarize(table.iloc[1:])["drift"]["mean"] is None
 
 
 def test_an_interrupted_backtest_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> None:
     config = load_config(None, [*tiny, *SHORT])
     whole = backtest(config, tmp_path / "whole", 2, progress=False)
     with pytest.raises(StopRequested):
-        backtest(config, tmp_path / "stopped", 2, stop=StopAt(18), progress=False)
+        backtest(config, tmp_path / "stopped", 2, stop=StopAt(38), progress=False)
     done = sorted(path.parent.name for path in (tmp_path / "stopped").glob("*/results.json"))
     assert done == ["origin-01"], "stopped in the second"
     written = (tmp_path / "stopped" / "origin-01" / "results.json").stat().st_mtime_ns

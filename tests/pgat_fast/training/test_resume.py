@@ -17,8 +17,11 @@ from tests.pgat_fast.training.runs import StopAt, assert_same, interrupted, newe
 ACCUMULATE = ["training.gradient_accumulation_steps=2"]
 """Five batches an epoch: steps over two, two and one of them."""
 
-FIRST_VALIDATION = 3
-"""Questions until the first checkpoint: one at the start, one for each batch of the validation before training."""
+FIRST_VALIDATION = 6
+"""Questions until the first checkpoint: one at the start, one for each window of the validation before training."""
+
+EVALUATION = 40
+"""Questions of the evaluation at the end: validation and test windows, five scenarios. One in seven will do."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,8 @@ def test_stopped_at_every_single_place_and_resumed(
 ) -> None:
     expected, questions = places
     assert questions > 20, "before training, in every batch, in validation and evaluation"
-    for number in range(1, questions + 1):
+    numbers = [*range(1, questions - EVALUATION), *range(questions - EVALUATION, questions + 1, 7)]
+    for number in numbers:
         folder = tmp_path / f"stopped-{number}"
         if number <= FIRST_VALIDATION:  # nothing had been saved: there is nothing to go on with
             with pytest.raises(StopRequested):
@@ -102,9 +106,11 @@ def test_minutes_end_training_and_the_run_is_evaluated(tiny: list[str], tmp_path
 
 def test_more_epochs_can_be_added(tiny: list[str], tmp_path: Path) -> None:
     constant = ["training.lr_schedule=constant"]
-    run([*tiny, *constant, "training.epochs=1"], tmp_path / "run")
+    first = run([*tiny, *constant, "training.epochs=1"], tmp_path / "run")
     run([*tiny, *constant, "training.epochs=2"], tmp_path / "run", resume=tmp_path / "run")
     run([*tiny, *constant, "training.epochs=2"], tmp_path / "whole")
+    earlier = json.loads((tmp_path / "run" / "earlier-results" / "results.json").read_bytes())
+    assert earlier == first, "nothing is lost, and nothing old is taken for the results of the longer run"
     one, two = outcome(tmp_path / "run"), outcome(tmp_path / "whole")
     assert_same(one, two)
 

@@ -45,7 +45,7 @@ def test_a_run_writes_its_results_its_settings_and_its_best_weights(tiny: list[s
     model = build_model(config)
     load_weights(model, folder / "checkpoints" / results["checkpoints"]["best"])
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
-    assert evaluate_split(model, splits.validation, 4, "independent").loss == results["best_validation_loss"]
+    assert evaluate_split(model, splits.validation, 1, "independent").loss == results["best_validation_loss"]
     assert results["best_validation_loss"] == min(results["validation_losses"])
     for line in ("zero_return", "drift", "last_value", "model skill", "checklist", "yes  every epoch finished: 2 of 2"):
         assert line in summary(results)
