@@ -55,9 +55,10 @@ def _checkpoints_at(path: Path) -> list[Path]:
     from pgat_fast.training.manifest import MANIFEST, NAME
     from pgat_fast.training.run_folder import CHECKPOINTS
 
-    if (path / MANIFEST).exists() or (path.exists() and NAME.fullmatch(path.name)):
+    is_run = (path / CHECKPOINTS).is_dir()
+    if not is_run and ((path / MANIFEST).exists() or (path.exists() and NAME.fullmatch(path.name))):
         return [path]
-    root = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    root = path / CHECKPOINTS if is_run else path
     found = find_checkpoints(root)
     if not found:
         what = "no checkpoint there" if path.exists() else "there is no such folder"

@@ -58,18 +58,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
     """The configuration, and the run folder or checkpoint to go on with."""
-    import logging
-
     from pgat_fast.errors import ConfigError
-    from pgat_fast.training.run_folder import checkpoint_of, locked, newest_folder
+    from pgat_fast.training.run_folder import checkpoint_of, locked
 
-    if args.resume is None or args.resume == "auto":
+    if args.resume is None:
+        return config_from(args), None
+    if args.resume == "auto":
         config = config_from(args)
-        resume = newest_folder(Path(config.run.output), config.run.name) if args.resume else None
-        if args.resume and resume is None:
-            logging.getLogger("pgat_fast").info(
-                "no run %s in %s to go on with: a new one", config.run.name, config.run.output
-            )
+        resume = _newest_run(config)
+        if resume is not None:
+            with locked(resume):
+                pass
         return config, resume
     resume = Path(args.resume)
     folder, _ = checkpoint_of(resume)
@@ -80,3 +79,27 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
             raise ConfigError(f"{folder}/config.yaml: missing: name the configuration of the run with --config")
         args.config = str(folder / "config.yaml")
     return config_from(args), resume
+
+
+def _newest_run(config: "Config") -> Path | None:
+    """The newest run of the configured name; None, so that a new one begins, where it has saved no checkpoint."""
+    import logging
+
+    from pgat_fast.config import load_config
+    from pgat_fast.errors import ConfigError
+    from pgat_fast.training.run_folder import has_checkpoints, run_folders
+
+    logger = logging.getLogger("pgat_fast")
+    name, output = config.run.name, Path(config.run.output)
+    for folder in run_folders(output, name):
+        try:
+            if load_config(folder / "config.yaml").run.name != name:
+                continue
+        except ConfigError:  # stopped before it was written
+            if has_checkpoints(folder):
+                continue
+        if has_checkpoints(folder):
+            return folder
+        break
+    logger.info("no run %s in %s to go on with: a new one", name, output)
+    return None

@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 EVALUATION_BATCH = 1
 """Windows at a time wherever metrics are computed. Not `training.batch_size`: float32 products differ in the last
-digits from batch size to batch size, and divisions by row sums near zero make more of it, but metrics must not depend on
+digits from batch size to batch size, and divisions by row sums near zero make more of it. Metrics must not depend on
 it. One, because it then fits wherever training does."""
 
 

@@ -192,6 +192,15 @@ class Monitor:
                 self._warn(state, place)
         return state
 
+    def limit_state(self) -> LimitState:
+        """How near its limits the run is now; writes nothing. Costs nothing where no limit is set."""
+        state = LimitState()
+        if self.limits:
+            with self._guarded("the limits"):
+                reading = self._read(system=False)
+                state = check_limits(reading, self.limits.get(MEMORY_LIMIT), self.limits.get(DEVICE_MEMORY_LIMIT))
+        return state
+
     def resume_clock(self) -> None:
         """Leave out of the speed the time since the last step, or since the last call."""
         self._clock = time.perf_counter()

@@ -8,16 +8,20 @@ accuracy, 2000; Hyndman & Athanasopoulos, Forecasting: Principles and Practice, 
 import json
 import logging
 import math
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from pgat_fast.config import Config, load_config
+from pgat_fast.data.load import load_splits
 from pgat_fast.errors import ConfigError, DataError
 from pgat_fast.files import write_json
-from pgat_fast.training.run_folder import CHECKPOINTS, read_status
+from pgat_fast.training.checkpoint import list_checkpoints
+from pgat_fast.training.run_folder import CHECKPOINTS, locked, read_status
 from pgat_fast.training.stop import Stop
 from pgat_fast.training.trainer import train
 
@@ -44,11 +48,11 @@ def backtest(
     if origins < 1:
         raise ConfigError(f"{origins} origins: choose 1 or more")
     runs = [origin_config(config, folder, number) for number in range(origins)]
-    _check_rows(config, origins)
+    sha256 = _check_rows(config, origins)
     rows = []
     for number, run in enumerate(runs):
         logger.info("backtest: origin %d of %d", number + 1, origins)
-        results = _finished(run) or _train(run, stop, progress)
+        results = _finished(run, sha256) or _train(run, stop, progress)
         rows.append(_row(number + 1, results))
     table = pd.DataFrame(rows).set_index("origin")
     write_json(folder / "backtest.json", {"origins": rows, "summary": summarize(table)})
@@ -95,34 +99,41 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
     return summary
 
 
-def _check_rows(config: Config, origins: int) -> None:
-    """Find out before any training that the oldest origin has rows enough."""
-    import torch
-
-    from pgat_fast.data.load import load_splits
-
+def _check_rows(config: Config, origins: int) -> str:
+    """Find out before any training that the oldest origin has rows enough; returns the sha256 of the data file."""
+    sha256 = ""
     for number in range(origins):
         data = config.data.model_copy(update={"skip_last": config.data.skip_last + number * config.data.test_length})
         try:
-            load_splits(data, config.model, torch.device("cpu"))
+            table, _ = load_splits(data, config.model, torch.device("cpu"))
         except (ConfigError, DataError) as error:
             raise DataError(f"origin {number + 1} of {origins}: {error}; ask for fewer origins") from error
+        sha256 = table.sha256
+    return sha256
 
 
-def _finished(run: Config) -> dict[str, Any] | None:
+def _finished(run: Config, sha256: str) -> dict[str, Any] | None:
+    """The results of the origin where it is finished. Raises ConfigError where another backtest is there."""
     folder = Path(run.run.output) / run.run.name
-    if read_status(folder).get("state") != "finished":
+    if not (folder / "config.yaml").is_file():
         return None
     before = load_config(folder / "config.yaml")
-    if before != run:
+    if (before.data, before.model, before.training) != (run.data, run.model, run.training):
         raise ConfigError(f"{folder}: a backtest with other settings is there; move it away, or restore its settings")
+    if read_status(folder).get("state") != "finished":
+        return None
     results: dict[str, Any] = json.loads((folder / "results.json").read_bytes())
+    if results["data"]["sha256"] != sha256:
+        raise ConfigError(f"{folder}: a backtest of other data is there; move it away, or restore the data file")
     return results
 
 
 def _train(run: Config, stop: Stop | None, progress: bool) -> dict[str, Any]:
     folder = Path(run.run.output) / run.run.name
-    resume = folder if (folder / CHECKPOINTS).is_dir() else None
+    resume = folder if list_checkpoints(folder / CHECKPOINTS) else None
+    if resume is None and folder.exists():  # stopped before its first checkpoint: there is nothing in it
+        with locked(folder):
+            shutil.rmtree(folder)
     _, results = train(run, resume=resume, stop=stop, progress=progress)
     return results
 

@@ -1,6 +1,5 @@
 """The checklist of success: what a run has to show before anybody should believe in it."""
 
-import math
 from typing import Any
 
 MEMORY_BAR_GIB = 6.0
@@ -24,7 +23,7 @@ def checklist(results: dict[str, Any]) -> list[dict[str, Any]]:
     scenarios = results["adversarial"]["scenarios"]
     failed = [name for name, scenario in scenarios.items() if scenario["status"] != "ok"]
     memory, checkpoints = results["memory"], results["checkpoints"]
-    peak, bar = _memory(memory)
+    within, figures = _memory(memory)
     return [
         _line("every epoch finished", complete == asked, f"{complete} of {asked}: {results['training_ended']}"),
         _line("validation loss fell", min(losses[1:]) < losses[0], f"{losses[0]:.5f} to {min(losses[1:]):.5f}"),
@@ -43,7 +42,7 @@ def checklist(results: dict[str, Any]) -> list[dict[str, Any]]:
             not failed,
             f"{len(scenarios) - len(failed)} of {len(scenarios)}" + (f", not {', '.join(failed)}" if failed else ""),
         ),
-        _line("memory under its limit", peak < bar, f"peak {peak:.2f} GiB, limit {bar:g} GiB"),
+        _line("memory under its limit", within, figures),
         _line(
             "checkpoints verified",
             checkpoints["verified"],
@@ -57,11 +56,21 @@ def checklist_text(lines: list[dict[str, Any]]) -> str:
     return "\n".join(f"  {'yes' if line['passed'] else 'NO ':<4} {line['check']}: {line['figure']}" for line in lines)
 
 
-def _memory(memory: dict[str, float | None]) -> tuple[float, float]:
-    """The peak that counts and its limit, in GiB: that of the device where there is one, else of the process."""
-    kind = "device" if memory.get("peak_device_gib") is not None else "process"
-    limit = memory.get("device_limit_gib" if kind == "device" else "limit_gib")
-    return memory.get(f"peak_{kind}_gib") or math.nan, limit or MEMORY_BAR_GIB
+def _memory(memory: dict[str, float | None]) -> tuple[bool, str]:
+    """Whether the peaks lie under their limits, and the figures.
+
+    `MEMORY_BAR_GIB` stands in for a limit that is not set: on the device where there is one, else of the process.
+    """
+    device = memory.get("peak_device_gib") is not None
+    passed, figures = True, []
+    for kind, limit in (("process", memory.get("limit_gib")), ("device", memory.get("device_limit_gib"))):
+        if limit is None and kind != ("device" if device else "process"):
+            continue
+        peak = memory.get(f"peak_{kind}_gib")
+        bar = limit or MEMORY_BAR_GIB
+        passed = passed and peak is not None and peak < bar
+        figures.append(f"{kind} peak {'unknown' if peak is None else f'{peak:.2f} GiB'}, limit {bar:g} GiB")
+    return passed, "; ".join(figures)
 
 
 def _line(check: str, passed: bool, figure: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ killed process), `NAME.previous` (a good one while another is put in its place),
 import logging
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -242,8 +243,10 @@ def newest_good(root: Path, *, training: bool = True) -> tuple[Path, Checkpoint]
     return None
 
 
-def prune(root: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints and those that one of these names as the best; returns the removed.
+def prune(root: Path, keep: int, also: Iterable[str | None] = ()) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints, those that one of these names as the best, and those named `also`.
+
+    Returns the removed.
 
     A checkpoint whose manifest cannot be read or whose files have other sizes is left alone, and does not count.
     What cannot be removed is named in a warning.
@@ -252,7 +255,7 @@ def prune(root: Path, keep: int) -> list[Path]:
         raise ValueError(f"keep is {keep}: at least 1 checkpoint must stay")
     abouts = {path: about for path in list_checkpoints(root) if (about := _quick_look(path)) is not None}
     newest = list(abouts)[-keep:]
-    best = {abouts[path].get("best") for path in newest}
+    best = {abouts[path].get("best") for path in newest} | set(also)
     removed = []
     for path in abouts:
         if path in newest or path.name.removesuffix(_PREVIOUS) in best:

@@ -1,6 +1,7 @@
 """What is written down when a step goes wrong: where a NaN comes from, what memory held."""
 
 import gc
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from pgat_fast.data.windows import Windows
 from pgat_fast.files import write_json
 from pgat_fast.training.generators import generator_states, restore_generators
 from pgat_fast.training.step import OptimizerStep
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 20
 
@@ -114,5 +117,8 @@ def _finite(value: Any) -> bool:
 def write_report(folder: Path, name: str, content: dict[str, Any]) -> Path:
     """Write `content` as JSON into `folder`."""
     path = folder / name
-    write_json(path, content)
+    try:
+        write_json(path, content)
+    except OSError as error:  # a full disk must not hide what the report is about
+        logger.error("%s cannot be written: %s", path, error)
     return path

@@ -6,7 +6,7 @@ from typing import Any
 
 from pgat_fast.config import Config, config_to_dict
 from pgat_fast.errors import CheckpointError, ConfigError
-from pgat_fast.training.checkpoint import Checkpoint, list_checkpoints, newest_good, read_checkpoint
+from pgat_fast.training.checkpoint import Checkpoint, find_checkpoints, newest_good, read_checkpoint
 from pgat_fast.training.run_folder import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
@@ -22,30 +22,33 @@ MOVABLE = frozenset({"path", "trading_days"})
 
 
 def open_checkpoint(folder: Path, name: str | None) -> tuple[Path, Checkpoint]:
-    """The checkpoint to go on from: `name`, or the newest one in `folder` that is whole.
-
-    With `name`, newer checkpoints are set aside, into `checkpoints/superseded`: the run takes another way from there.
+    """The checkpoint to go on from: `name`, or the newest one in `folder` that is whole. Changes nothing.
 
     Raises CheckpointError where there is none, or the one named is damaged.
     """
     root = folder / CHECKPOINTS
-    if name is None:
-        found = newest_good(root)
-        if found is None:
-            raise CheckpointError(f"{root}: no checkpoint there can be read: start a new run, without --resume")
-        return found
-    checkpoint = read_checkpoint(root / name)
-    for newer in list_checkpoints(root):
-        if newer.name > name:
-            aside = root / "superseded"
-            aside.mkdir(exist_ok=True)
-            target = aside / newer.name
-            number = 2
-            while target.exists():
-                target, number = aside / f"{newer.name}-{number}", number + 1
-            newer.rename(target)
-            logger.warning("%s: set aside as %s: the run goes on from %s", newer, target, name)
-    return root / name, checkpoint
+    if name is not None:
+        return root / name, read_checkpoint(root / name)
+    found = newest_good(root)
+    if found is None:
+        raise CheckpointError(f"{root}: no checkpoint there can be read: start a new run, without --resume")
+    return found
+
+
+def set_newer_aside(chosen: Path) -> None:
+    """Move checkpoints newer than `chosen` into `superseded/` beside it: the run goes on from there, another way.
+
+    They are the future of an older checkpoint that was asked for, or damaged; nothing is deleted.
+    """
+    paths = find_checkpoints(chosen.parent)
+    for newer in paths[paths.index(chosen) + 1 :] if chosen in paths else ():
+        aside = chosen.parent / "superseded"
+        aside.mkdir(exist_ok=True)
+        target, number = aside / newer.name, 2
+        while target.exists():
+            target, number = aside / f"{newer.name}-{number}", number + 1
+        newer.rename(target)
+        logger.warning("%s: set aside as %s: the run goes on from %s", newer, target, chosen.name)
 
 
 def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch: bool) -> None:
@@ -75,7 +78,8 @@ def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch:
         )
         raise ConfigError(f"{path}: cannot go on with other settings: {values}. Restore them, or start a new run")
     for key, (before, now) in changed["training"].items():
-        if key in LIMITS:
+        cosine = key == "epochs" and config.training.lr_schedule in ("warmup_cosine", "cosine")
+        if key in LIMITS and not cosine:
             logger.info("training.%s: %s, was %s", key, now, before)
         else:
             logger.warning("training.%s is %s, was %s: the run goes on, but not as it would have", key, now, before)

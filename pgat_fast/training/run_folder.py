@@ -39,16 +39,20 @@ def new_folder(output: Path, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def newest_folder(output: Path, name: str) -> Path | None:
-    """The folder that `new_folder` made last for `name`, if it holds checkpoints."""
+def run_folders(output: Path, name: str) -> list[Path]:
+    """The folders that `new_folder` may have made for `name`, newest first, those of a run named `name-9` included."""
     numbered = {name: 1}
-    if output.is_dir():
-        for path in output.iterdir():
-            stem, dash, number = path.name.rpartition("-")
-            if dash and stem == name and number.isdecimal():
-                numbered[path.name] = int(number)
-    found = [path for path in numbered if (output / path / CHECKPOINTS).is_dir()]
-    return output / max(found, key=numbered.__getitem__) if found else None
+    for path in output.iterdir() if output.is_dir() else ():
+        stem, dash, number = path.name.rpartition("-")
+        if dash and stem == name and number.isdecimal():
+            numbered[path.name] = int(number)
+    found = [path for path in numbered if (output / path).is_dir()]
+    return [output / path for path in sorted(found, key=numbered.__getitem__, reverse=True)]
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a checkpoint has ever been saved in the run folder."""
+    return any((folder / CHECKPOINTS).glob("*/manifest.json"))
 
 
 def checkpoint_of(path: Path) -> tuple[Path, str | None]:

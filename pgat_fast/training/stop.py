@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -22,6 +23,10 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 PATIENCE = 12.0
 """Seconds that the main thread has to stop by itself while it trains; the last resort after it takes a few more."""
+
+
+ECHO = 1.5
+"""Seconds in which more signals are taken for the first one: a shell and the kernel both tell of a closed terminal."""
 
 
 class Stop:
@@ -75,15 +80,19 @@ class StopSignals(Stop):
         self._reader.close()
 
     def _watch(self) -> None:
+        first = -ECHO
         while received := self._reader.recv(64):
             for number in received:
                 if number not in self._numbers or self.ended.is_set():
                     continue
                 name = signal.Signals(number).name
                 if self.requested is not None:
+                    if time.monotonic() - first < ECHO:
+                        continue
                     _say(f"{name} again: leaving at once")
                     os._exit(128 + number)
                 _say(f"{name}: saving a checkpoint and stopping (again: leave at once)")
+                first = time.monotonic()
                 self.request(name)
                 threading.Thread(target=self._resort, args=(name, number), daemon=True).start()
 

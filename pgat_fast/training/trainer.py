@@ -1,5 +1,6 @@
 """One training run, from the configuration to the results, readable from top to bottom."""
 
+import json
 import logging
 import math
 import threading
@@ -22,6 +23,7 @@ from pgat_fast.data.windows import Batch, batch_indices
 from pgat_fast.device import resolve_device
 from pgat_fast.errors import (
     CheckpointError,
+    ConfigError,
     MemoryLimitError,
     OutOfMemoryError,
     PgatError,
@@ -34,18 +36,27 @@ from pgat_fast.model import build_model
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
-from pgat_fast.training.checkpoint import Checkpoint, fit_weights, load_weights, prune, save_checkpoint, sweep
+from pgat_fast.training.checkpoint import (
+    Checkpoint,
+    fit_weights,
+    load_weights,
+    prune,
+    save_checkpoint,
+    sweep,
+    verify_checkpoint,
+)
 from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
 from pgat_fast.training.generators import generator_states, restore_generators, seed_everything
 from pgat_fast.training.precision import resolve_precision
 from pgat_fast.training.results import Results, finish_run, versions
-from pgat_fast.training.resume import check_same_data, check_same_run, open_checkpoint
+from pgat_fast.training.resume import check_same_data, check_same_run, open_checkpoint, set_newer_aside
 from pgat_fast.training.run_folder import (
     CHECKPOINTS,
     checkpoint_of,
     locked,
     log_file,
     new_folder,
+    read_status,
     set_results_aside,
     write_status,
 )
@@ -95,6 +106,10 @@ def train(
             folder = new_folder(Path(config.run.output), config.run.name)
             held.enter_context(locked(folder))
         held.enter_context(log_file(folder))
+        if trainer.is_finished(folder):
+            logger.info("%s is finished: nothing to do (more epochs or steps would be)", folder)
+            results: Results = json.loads((folder / "results.json").read_bytes())
+            return folder, results
         return folder, trainer.run(folder)
 
 
@@ -155,7 +170,6 @@ class Trainer:
         self.process_started = self.clock = self.last_save = time.monotonic()
         self.stop.last_resort = self.last_resort
         self.write_status("running")
-        write_atomically(folder / "config.yaml", dump_config(self.config).encode())
         with Monitor(
             folder,
             self.device,
@@ -173,15 +187,30 @@ class Trainer:
                 results = self.finish(why)
             except BaseException as error:
                 self.fail(error)
+            finally:
+                self.stop.last_resort, self.stop.patience = None, 0.0
             self.record("end")
         self.write_status("finished", reason=why, exit_code=0)
         return results
+
+    def is_finished(self, folder: Path) -> bool:
+        """Whether the run in `folder` has come to the end that these settings ask for, and its results are there."""
+        if self.found is None or read_status(folder).get("state") != "finished":
+            return False
+        place = self.found[1].training.get("progress")
+        return (
+            place is not None
+            and (folder / "results.json").is_file()
+            and end_of_training(Progress.from_dict(place), self.settings) is not None
+        )
 
     def begin(self) -> None:
         """Restore the checkpoint to go on from; a new run is validated once and saved before its first step."""
         self.record("start", memory=True)
         if self.found is not None:
             self.restore(*self.found)
+            set_newer_aside(self.found[0])
+        write_atomically(self.folder / "config.yaml", dump_config(self.config).encode())
         self.stop.check()
         if self.progress.initial_validation_loss is None:
             self.stage = "validation"
@@ -304,7 +333,7 @@ class Trainer:
         if self.saved != (self.progress.name, best):
             self.save(best=best, required=True)
         if best is None or best_loss is None:
-            raise TrainingError("no epoch and no part of one was validated: nothing to evaluate; raise the limits")
+            raise ConfigError("no step was taken: nothing to evaluate; raise training.max_minutes or max_steps")
         # From here on the model holds other weights than the snapshot: there is nothing left to save.
         self.stage, self.snapshot, self.stop.patience = "evaluation", None, 0.0
         self.stop.check()
@@ -321,7 +350,7 @@ class Trainer:
             best=(best, best_epoch, best_loss),
             why=why,
             peaks=self.peaks,
-            on_batch=self.stop.check,
+            on_batch=self.before_batch,
             show_progress=self.show_progress,
         )
 
@@ -338,6 +367,15 @@ class Trainer:
             return True
         return minutes is not None and time.monotonic() - self.process_started >= 60 * minutes
 
+    def before_batch(self) -> None:
+        """Called before every window that is evaluated: whether to stop, whether memory is within its limits."""
+        self.stop.check()
+        if self.saved is None and self.found is None:
+            return  # a run that has no checkpoint yet is not stopped for its memory: the first step will tell
+        state = self.monitor.limit_state()
+        if state.over:
+            raise MemoryLimitError(state.message)
+
     def validate(self) -> float:
         """The validation loss, a mean over windows."""
         loss = evaluate_split(
@@ -345,7 +383,7 @@ class Trainer:
             self.splits.validation,
             EVALUATION_BATCH,
             self.config.model.mdn_multivariate_mode,
-            on_batch=self.stop.check,
+            on_batch=self.before_batch,
         ).loss
         if not math.isfinite(loss):
             raise TrainingError(f"the validation loss is {loss}: lower training.learning_rate")
@@ -422,7 +460,8 @@ class Trainer:
         if left_out < self.settings.nonfinite_steps:
             logger.warning("%s; the step is left out (training.nonfinite_steps)", message)
             return
-        self.snapshot = before
+        if self.step.sticky:  # else later steps may have been applied, on a GPU
+            self.snapshot = before
         raise TrainingError(
             f"{message}; the weights are as before this step. Lower training.learning_rate or "
             "training.clip_grad_norm, or check the data with `pgat-fast data check`"
@@ -454,7 +493,7 @@ class Trainer:
             name = self.snapshot.progress.name
             try:
                 save_checkpoint(self.checkpoints, name, self.checkpoint(self.snapshot, best))
-                prune(self.checkpoints, self.config.run.keep_checkpoints)
+                prune(self.checkpoints, self.config.run.keep_checkpoints, [self.snapshot.progress.best, name])
                 self.saved = name, best or self.snapshot.progress.best
             except CheckpointError as error:
                 self.record("checkpoint", level="error", name=name, error=str(error))
@@ -510,19 +549,32 @@ class Trainer:
         if not training:
             logger.info("%s holds weights only: training begins with them, with a fresh optimizer", path)
             return
-        self.step.optimizer.load_state_dict(training["optimizer"])
-        self.step.scaler.load_state_dict(training["scaler"])
-        self.step.totals.reset(training["totals"])
-        progress = Progress.from_dict(training["progress"])
+        try:
+            self.step.optimizer.load_state_dict(training["optimizer"])
+            if training["scaler"] and self.step.scaler.is_enabled():
+                self.step.scaler.load_state_dict(training["scaler"])
+            self.step.totals.reset(training["totals"])
+            progress = Progress.from_dict(training["progress"])
+            restore_generators(training["generators"])
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}/training.pt: not what a run of these settings stores ({type(error).__name__}: {error}): go on "
+                "from another checkpoint"
+            ) from error
+        for group in self.step.optimizer.param_groups:
+            group["weight_decay"] = self.settings.weight_decay
+        if progress.best is not None and verify_checkpoint(self.checkpoints / progress.best):
+            logger.warning("%s: the best checkpoint so far is missing or damaged: the best begins anew", progress.best)
+            progress = replace(progress, best=None, best_epoch=progress.epoch, best_loss=None)
         self.progress = replace(progress, resumes=progress.resumes + 1)
-        restore_generators(training["generators"])
         logger.info(
             "resumed from %s: epoch %d, %d steps of it done, %d in all",
             path, progress.epoch + 1, progress.cycle, progress.step,
         )  # fmt: skip
         if checkpoint.about.get("versions") != versions():
             logger.warning("%s was written by other versions: results may differ in the last digits", path)
-        self.record("resume", checkpoint=path.name)
+        # The epoch under way, also where all are over: readers drop what comes again.
+        self.monitor.record("resume", epoch=progress.epoch + 1, step=progress.step, checkpoint=path.name)
 
     # --- when it does not go well ---------------------------------------------------------------------------------
 
@@ -536,7 +588,7 @@ class Trainer:
             code, state = exit_codes.MEMORY_LIMIT, "stopped"
         elif isinstance(error, TrainingError):
             code = exit_codes.NOT_FINITE
-        elif isinstance(error, PgatError):
+        elif isinstance(error, PgatError | OSError) and not is_out_of_memory(error):
             code = exit_codes.WRONG_INPUT
         elif is_out_of_memory(error):
             code = exit_codes.OUT_OF_MEMORY
@@ -564,8 +616,14 @@ class Trainer:
         release_caches()
         path = write_report(self.folder, f"out-of-memory-step-{self.progress.step:08d}.json", report)
         settings = self.settings
+        where = f"{self.stage}, epoch {self.epoch}, step {self.progress.step + 1}"
+        if self.stage != "train":
+            return OutOfMemoryError(
+                f"out of memory in {self.stage}: {text}; report in {path}. It computes one window at a time: lower "
+                "model.seq_len or the size of the model, or free memory, and go on with --resume"
+            )
         return OutOfMemoryError(
-            f"out of memory in {self.stage}, epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: {text}; "
+            f"out of memory in {where}: {text}; "
             f"report in {path}. Lower training.batch_size from {settings.batch_size} (and raise "
             f"training.gradient_accumulation_steps from {settings.gradient_accumulation_steps}, for the same optimizer "
             "step), or model.seq_len; `pgat-fast plan` predicts what fits"

@@ -52,7 +52,7 @@ def test_stopped_at_every_single_place_and_resumed(
 
 def test_three_interruptions_in_one_epoch(tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]) -> None:
     # Questions of a resumed process: one at its beginning, then one a batch.
-    results = interrupted([*tiny, *ACCUMULATE], tmp_path / "run", [6, 4, 2, 4])
+    results = interrupted([*tiny, *ACCUMULATE], tmp_path / "run", [9, 4, 2, 4])
     assert results["resumes"] == 4
     assert_same(outcome(tmp_path / "run"), places[0])
 
@@ -72,7 +72,7 @@ def test_three_interruptions_in_one_epoch(tiny: list[str], tmp_path: Path, place
 )
 def test_every_kind_of_training_goes_on_exactly(tiny: list[str], tmp_path: Path, settings: list[str]) -> None:
     run([*tiny, *ACCUMULATE, *settings], tmp_path / "whole")
-    interrupted([*tiny, *ACCUMULATE, *settings], tmp_path / "stopped", [6, 5])
+    interrupted([*tiny, *ACCUMULATE, *settings], tmp_path / "stopped", [9, 5])
     assert_same(outcome(tmp_path / "stopped"), outcome(tmp_path / "whole"))
 
 
@@ -138,7 +138,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(
     tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int], damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(StopRequested):
-        run([*tiny, *ACCUMULATE], tmp_path / "run", stop=StopAt(14))
+        run([*tiny, *ACCUMULATE], tmp_path / "run", stop=StopAt(17))
     newest_path = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     file = newest_path / "training.pt"
     if damage == "a flipped bit":
@@ -154,7 +154,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(
 
 def test_without_any_whole_checkpoint_the_message_says_so(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
-        run(tiny, tmp_path / "run", stop=StopAt(8))
+        run(tiny, tmp_path / "run", stop=StopAt(11))
     for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
         (path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="no checkpoint there can be read: start a new run"):
@@ -172,7 +172,7 @@ def test_without_any_whole_checkpoint_the_message_says_so(tiny: list[str], tmp_p
 )
 def test_another_run_is_not_gone_on_with(tiny: list[str], tmp_path: Path, settings: list[str], message: str) -> None:
     with pytest.raises(StopRequested):
-        run(tiny, tmp_path / "run", stop=StopAt(8))
+        run(tiny, tmp_path / "run", stop=StopAt(11))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=message):
         run([*tiny, *settings], tmp_path / "run", resume=tmp_path / "run")
@@ -185,7 +185,7 @@ def test_other_data_are_not_gone_on_with_and_moved_data_are(tiny: list[str], tmp
     moved = tmp_path / "moved.csv"
     moved.write_bytes(data_file.read_bytes())
     with pytest.raises(StopRequested):
-        run(tiny, tmp_path / "run", stop=StopAt(8))
+        run(tiny, tmp_path / "run", stop=StopAt(11))
     run([*tiny, f"data.path={moved}", "training.max_steps=2"], tmp_path / "run", resume=tmp_path / "run")
     text = moved.read_text()
     moved.write_text(text.replace("\n1", "\n2", 1) if "\n1" in text else text.replace("\n2", "\n1", 1))
@@ -204,7 +204,7 @@ def test_other_settings_of_training_are_warned_of(
 
 def test_what_is_left_by_a_killed_process_is_removed(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
-        run(tiny, tmp_path / "run", stop=StopAt(8))
+        run(tiny, tmp_path / "run", stop=StopAt(11))
     root = tmp_path / "run" / "checkpoints"
     orphans = [root / ".epoch-0001-step-00000009.4194304.tmp", tmp_path / "run" / ".results.json.4194304.tmp"]
     orphans[0].mkdir()
@@ -216,10 +216,10 @@ def test_what_is_left_by_a_killed_process_is_removed(tiny: list[str], tmp_path: 
 
 def test_the_state_of_a_run_is_told_when_it_is_stopped_and_when_it_is_finished(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
-        run(tiny, tmp_path / "run", stop=StopAt(8))
+        run(tiny, tmp_path / "run", stop=StopAt(11))
     stopped = read_status(tmp_path / "run")
     assert (stopped["state"], stopped["stage"], stopped["epoch"]) == ("stopped", "train", 1)
-    assert stopped["reason"] == "stopped at question 8"
+    assert stopped["reason"] == "stopped at question 11"
     run(tiny, tmp_path / "run", resume=tmp_path / "run")
     finished = read_status(tmp_path / "run")
     assert (finished["state"], finished["exit_code"], finished["reason"]) == ("finished", 0, "all 2 epochs are done")
@@ -229,7 +229,7 @@ def test_the_state_of_a_run_is_told_when_it_is_stopped_and_when_it_is_finished(t
 
 def test_the_run_folder_alone_is_enough_to_go_on(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
-        run(tiny, tmp_path / "run", stop=StopAt(8))
+        run(tiny, tmp_path / "run", stop=StopAt(11))
     config = load_config(tmp_path / "run" / "config.yaml")
     folder, results = train(config, resume=tmp_path / "run", progress=False)
     assert folder == tmp_path / "run"

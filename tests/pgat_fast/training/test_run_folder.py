@@ -14,11 +14,12 @@ from pgat_fast.errors import ConfigError
 from pgat_fast.training.run_folder import (
     CHECKPOINTS,
     checkpoint_of,
+    has_checkpoints,
     locked,
     log_file,
     new_folder,
-    newest_folder,
     read_status,
+    run_folders,
     write_status,
 )
 
@@ -44,12 +45,17 @@ def test_a_place_where_no_folder_can_be_made_is_named(tmp_path: Path) -> None:
         new_folder(tmp_path / "file", "mine")
 
 
-def test_the_newest_folder_with_checkpoints_is_found_by_its_number(tmp_path: Path) -> None:
-    assert newest_folder(tmp_path, "mine") is None
-    for name in ("mine", "mine-2", "mine-10", "mine-11", "mine-x", "other-12", "mine-1-99"):
-        (tmp_path / name / ("" if name == "mine-11" else CHECKPOINTS)).mkdir(parents=True)
-    assert newest_folder(tmp_path, "mine") == tmp_path / "mine-10"
-    assert newest_folder(tmp_path / "nowhere", "mine") is None
+def test_the_folders_of_a_name_come_newest_first(tmp_path: Path) -> None:
+    assert run_folders(tmp_path, "mine") == []
+    for name in ("mine", "mine-2", "mine-10", "mine-x", "other-12", "mine-1-99"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in run_folders(tmp_path, "mine")] == ["mine-10", "mine-2", "mine"]
+    assert run_folders(tmp_path / "nowhere", "mine") == []
+    assert not has_checkpoints(tmp_path / "mine")
+    (tmp_path / "mine" / CHECKPOINTS / "epoch-0000-step-00000000").mkdir(parents=True)
+    assert not has_checkpoints(tmp_path / "mine")
+    (tmp_path / "mine" / CHECKPOINTS / "epoch-0000-step-00000000" / "manifest.json").write_text("{}")
+    assert has_checkpoints(tmp_path / "mine")
 
 
 def test_a_run_and_its_checkpoints_are_told_apart(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pgat_fast.errors import StopRequested
-from pgat_fast.training.stop import SIGNALS, Stop, StopSignals, exit_code
+from pgat_fast.training.stop import ECHO, SIGNALS, Stop, StopSignals, exit_code
 
 ASK_OFTEN = """
 import sys, time
@@ -63,6 +63,9 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
     process.send_signal(signal.SIGTERM)
     assert process.stdout is not None
     assert process.stdout.readline() == "stopped by SIGTERM\n"
+    process.send_signal(signal.SIGHUP)  # at once after the first: the same event, told twice
+    time.sleep(ECHO + 0.2)
+    assert process.poll() is None
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
