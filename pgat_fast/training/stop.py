@@ -60,8 +60,11 @@ class StopSignals(Stop):
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        # A signal that the parent told us to ignore, as nohup does with SIGHUP, stays ignored.
-        self._numbers = [number for number in self._numbers if signal.getsignal(number) != signal.SIG_IGN]
+        # nohup has told us to ignore SIGHUP. SIGINT is different: a shell has every background job ignore it, but who
+        # sends it to one means it.
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN:
+            self._numbers.remove(hangup)
         self._before = {number: signal.signal(number, _leave_it_to_the_thread) for number in self._numbers}
         self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="pgat-fast signals", daemon=True)

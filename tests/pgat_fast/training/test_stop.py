@@ -13,7 +13,9 @@ from pgat_fast.errors import StopRequested
 from pgat_fast.training.stop import ECHO, SIGNALS, Stop, StopSignals, exit_code
 
 ASK_OFTEN = """
-import sys, time
+import signal, sys, time
+if "hang up" not in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have ignored it
 from pgat_fast.errors import StopRequested
 from pgat_fast.training.stop import StopSignals
 with StopSignals() as stop:
@@ -87,7 +89,7 @@ def test_without_anything_to_save_the_first_signal_ends_the_process_at_once() ->
 
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + ASK_OFTEN.format(pause=0)
-    process = start(code)
+    process = start(code, "hang up")
     process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
     assert process.poll() is None
