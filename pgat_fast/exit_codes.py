@@ -1,5 +1,9 @@
 """Exit codes of `pgat-fast`. A run that a signal stopped ends with 128 plus the number of the signal."""
 
+import signal
+
+from pgat_fast.errors import MemoryLimitError, OutOfMemoryError, PgatError, StopRequested, TrainingError
+
 SUCCESS = 0
 FAULTS = 1
 """A check found faults."""
@@ -13,3 +17,27 @@ OUT_OF_MEMORY = 4
 MEMORY_LIMIT = 5
 """The run came to its memory limit; a checkpoint has been written."""
 INTERRUPTED = 130
+
+
+def of_error(error: BaseException) -> int:
+    """The code that the program ends with when `error` ends it."""
+    match error:
+        case StopRequested():
+            return of_signal(str(error))
+        case KeyboardInterrupt():
+            return INTERRUPTED
+        case TrainingError():
+            return NOT_FINITE
+        case OutOfMemoryError():
+            return OUT_OF_MEMORY
+        case MemoryLimitError():
+            return MEMORY_LIMIT
+        case PgatError() | OSError():  # an OSError is a full disk, or a path that the system refuses
+            return WRONG_INPUT
+    return FAILED
+
+
+def of_signal(name: str) -> int:
+    """128 plus the number of the signal that is called `name`; 130 for any other name."""
+    number = getattr(signal, name, None)
+    return 128 + int(number) if isinstance(number, signal.Signals) else INTERRUPTED

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pgat_fast import __version__, exit_codes
 from pgat_fast.cli import checkpoint, config, data, evaluate, info, plan, predict, report, train
-from pgat_fast.errors import MemoryLimitError, OutOfMemoryError, PgatError, StopRequested, TrainingError
+from pgat_fast.errors import PgatError, StopRequested
 
 _EPILOG = """\
 exit codes: 0 success, 1 a check found faults, 2 wrong input, 3 a loss or gradient was not finite, 4 out of memory,
@@ -32,27 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
-    except PgatError as error:
-        print(f"error: {error}", file=sys.stderr)
-        match error:
-            case TrainingError():
-                return exit_codes.NOT_FINITE
-            case OutOfMemoryError():
-                return exit_codes.OUT_OF_MEMORY
-            case MemoryLimitError():
-                return exit_codes.MEMORY_LIMIT
-        return exit_codes.WRONG_INPUT
     except StopRequested as stopped:
-        from pgat_fast.training.stop import exit_code
-
         print(f"stopped: {stopped}", file=sys.stderr)
-        return exit_code(str(stopped))
+        return exit_codes.of_error(stopped)
     except BrokenPipeError:  # the reader of our output went away, as with `| head`
         sys.stderr.close()
         return exit_codes.SUCCESS
-    except OSError as error:  # a full disk, a path that the system refuses
+    except (PgatError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return exit_codes.WRONG_INPUT
-    except KeyboardInterrupt:
+        return exit_codes.of_error(error)
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        return exit_codes.INTERRUPTED
+        return exit_codes.of_error(interrupt)

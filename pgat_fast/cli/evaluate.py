@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgat_fast.cli.arguments import add_overrides_argument
+from pgat_fast.cli.arguments import add_overrides_argument, start_logging
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print; returns 0."""
-    from pgat_fast.cli.arguments import start_logging
     from pgat_fast.training.stop import StopSignals
 
     with StopSignals() as stop:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pgat_fast.cli.arguments import add_overrides_argument
+from pgat_fast.cli.arguments import add_overrides_argument, start_logging
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
     """Write the table and show it; returns 0."""
     from pathlib import Path
 
-    from pgat_fast.cli.arguments import start_logging
     from pgat_fast.errors import ConfigError, DataError
     from pgat_fast.files import write_atomically
     from pgat_fast.forecasting.predict import predict

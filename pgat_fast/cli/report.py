@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from pgat_fast.cli.arguments import start_logging
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command `report` to `subparsers`."""
@@ -19,7 +21,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print its path; returns 0."""
-    from pgat_fast.cli.arguments import start_logging
     from pgat_fast.report.html import write_report
 
     start_logging(quiet=True)

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 A run that is stopped by SIGINT (Ctrl-C), SIGTERM, SIGUSR1 or SIGHUP saves a checkpoint and ends with exit code 128 plus
-the number of the signal (130, 143, 138, 129); a second signal ends it at once. --resume goes on exactly where it stood.
+the number of the signal (130, 143, 138, 129); a second one, 1.5 s later or more, ends it at once. --resume goes on
+exactly where it stood.
 """
 
 

@@ -20,6 +20,7 @@ from pgat_fast.evaluation.adversarial import SCENARIOS, run_adversarial
 from pgat_fast.evaluation.evaluate import EVALUATION_BATCH, compare, evaluate_split, last_rows, price_base, true_values
 from pgat_fast.evaluation.forecast_table import adjacency_table, forecast_table
 from pgat_fast.evaluation.intervals import Intervals, calibrate, interval_report, price_bounds, scaled_bounds
+from pgat_fast.evaluation.metrics import finite
 from pgat_fast.evaluation.probabilistic import mixture_report
 from pgat_fast.files import write_atomically, write_json
 
@@ -103,7 +104,7 @@ def assess(
         mixture = mixture_report(result.mixture, result.truth, mode, targets, intervals.levels)
     return Assessment(
         test={
-            "loss": result.loss if math.isfinite(result.loss) else None,
+            "loss": finite(result.loss),
             "windows": len(test),
             "relative_prices": in_prices and kind == "returns" and table.base_price == 1.0,
             **compare(result, table, splits, kind),

@@ -17,6 +17,7 @@ from pgat_fast.data.scaling import Scaler
 from pgat_fast.errors import DataError
 from pgat_fast.evaluation.conformal import half_widths, windows_needed
 from pgat_fast.evaluation.evaluate import MixtureArrays, SplitForecast
+from pgat_fast.evaluation.metrics import finite
 from pgat_fast.evaluation.probabilistic import mixture_quantile
 
 logger = logging.getLogger(__name__)
@@ -243,9 +244,9 @@ def _coverage(levels: Sequence[float], bounds: Bounds, truth: Array, targets: Se
             {
                 "nominal": level,
                 "coverage": {
-                    "overall": _finite(inside.mean()),
-                    "by_target": {name: _finite(inside[..., index].mean()) for index, name in enumerate(targets)},
-                    "by_horizon": [_finite(share) for share in inside.mean(axis=(0, 2))],
+                    "overall": finite(inside.mean()),
+                    "by_target": {name: finite(inside[..., index].mean()) for index, name in enumerate(targets)},
+                    "by_horizon": [finite(share) for share in inside.mean(axis=(0, 2))],
                 },
                 "mean_width": _mean_width(lower, upper),
             }
@@ -261,7 +262,7 @@ def _check_method(intervals: Intervals, mixture: MixtureArrays | None) -> None:
 
 def _mean_width(lower: Array, upper: Array) -> float | None:
     with np.errstate(over="ignore", invalid="ignore"):  # prices may overflow
-        return _finite((upper - lower).mean())
+        return finite((upper - lower).mean())
 
 
 def _stack(widths: Sequence[Array | None], shape: tuple[int, ...]) -> Array:
@@ -301,7 +302,3 @@ def _to_arrays(widths: Sequence[Any]) -> tuple[Array | None, ...]:
         if array is not None and (array.ndim != 2 or not (np.isfinite(array) & (array >= 0)).all()):
             raise ValueError("a width is no table of finite numbers from 0 on")
     return arrays
-
-
-def _finite(value: np.floating[Any]) -> float | None:
-    return float(value) if np.isfinite(value) else None

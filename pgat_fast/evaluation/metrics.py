@@ -1,6 +1,7 @@
 """Point forecast errors, overall and per target."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def point_metrics(forecast: Array, truth: Array) -> Metrics:
             "mape": np.mean(np.abs(relative)),
             "mspe": np.mean(relative**2),
         }
-    return {name: float(value) if np.isfinite(value) else None for name, value in measures.items()}
+    return {name: finite(value) for name, value in measures.items()}
 
 
 def metrics_by_target(forecast: Array, truth: Array, targets: Sequence[str]) -> dict[str, Metrics]:
@@ -39,6 +40,11 @@ def metrics_by_target(forecast: Array, truth: Array, targets: Sequence[str]) -> 
     for index, target in enumerate(targets):
         table[target] = point_metrics(forecast[..., index], truth[..., index])
     return table
+
+
+def finite(value: float | np.floating[Any]) -> float | None:
+    """`value` as a plain float; None where it is NaN or infinite, which JSON has no word for."""
+    return float(value) if np.isfinite(value) else None
 
 
 def skill(error: float | None, baseline_error: float | None) -> float | None:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pgat_fast.evaluation.evaluate import MixtureArrays
+from pgat_fast.evaluation.metrics import finite
 
 Array = NDArray[np.float64]
 
@@ -140,14 +141,14 @@ def mixture_report(
     crps = mixture_crps(truth, mixture.means, mixture.stds, _for_each_target(mixture))
     return {
         "nll": {
-            "overall": _finite(days.mean()),
-            "by_target": {name: _finite(single[..., index].mean()) for index, name in enumerate(targets)},
-            "by_horizon": [_finite(value) for value in days.mean(axis=0)],
+            "overall": finite(days.mean()),
+            "by_target": {name: finite(single[..., index].mean()) for index, name in enumerate(targets)},
+            "by_horizon": [finite(value) for value in days.mean(axis=0)],
         },
         "crps": {
-            "overall": _finite(crps.mean()),
-            "by_target": {name: _finite(crps[..., index].mean()) for index, name in enumerate(targets)},
-            "by_horizon": [_finite(value) for value in crps.mean(axis=(0, 2))],
+            "overall": finite(crps.mean()),
+            "by_target": {name: finite(crps[..., index].mean()) for index, name in enumerate(targets)},
+            "by_horizon": [finite(value) for value in crps.mean(axis=(0, 2))],
         },
         "coverage": {
             f"{100 * level:g}": share
@@ -159,7 +160,3 @@ def mixture_report(
 def _for_each_target(mixture: MixtureArrays) -> Array:
     """The weights, which the targets of a day have in common, [W, P, C, K]."""
     return np.broadcast_to(mixture.weights[:, :, None], mixture.means.shape)
-
-
-def _finite(value: np.floating[Any]) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -17,7 +17,7 @@ from pgat_fast.device import resolve_device
 from pgat_fast.errors import BackendError, CheckpointError, ConfigError, DataError
 from pgat_fast.evaluation.intervals import Intervals
 from pgat_fast.model import build_model
-from pgat_fast.training.checkpoint import Checkpoint, fit_weights, newest_good, read_checkpoint
+from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, fit_weights, read_checkpoint
 from pgat_fast.training.run_folder import CHECKPOINTS
 
 OVERRIDABLE = frozenset(
@@ -106,23 +106,15 @@ def _names_device(overrides: Sequence[str]) -> bool:
 
 def _find_checkpoint(folder: Path, which: str) -> tuple[Path, Checkpoint]:
     root = folder / CHECKPOINTS
-    if which not in ("best", "latest"):
-        path = Path(which) if Path(which).name != which else root / which
+    if Path(which).name != which:
+        path = Path(which)
         if path.parent.resolve() != root.resolve():
             raise CheckpointError(f"{path}: not a checkpoint of {folder}: name one of those in {root}")
         return path, read_checkpoint(path, training=False)
-    found = newest_good(root, training=False)
+    found = choose_checkpoint(root, which)
     if found is None:
         raise CheckpointError(f"{root}: no checkpoint there can be read: train first, or go on with `train --resume`")
-    if which == "latest":
-        return found
-    best = found[1].about.get("best")
-    if best is None:
-        _log.warning("%s: no epoch has been validated yet: the newest checkpoint stands in for the best", folder)
-        return found
-    if best == found[0].name:
-        return found
-    return root / best, read_checkpoint(root / best, training=False)
+    return found
 
 
 def _load_model(config: Config, path: Path, stored: Checkpoint) -> nn.Module:

@@ -188,7 +188,7 @@ class Monitor:
                 reading = self._read(system=remember)
                 if remember:
                     self._write_memory(level, place, reading)
-                state = check_limits(reading, self.limits.get(MEMORY_LIMIT), self.limits.get(DEVICE_MEMORY_LIMIT))
+                state = self._judge(reading)
                 self._warn(state, place)
         return state
 
@@ -197,8 +197,7 @@ class Monitor:
         state = LimitState()
         if self.limits:
             with self._guarded("the limits"):
-                reading = self._read(system=False)
-                state = check_limits(reading, self.limits.get(MEMORY_LIMIT), self.limits.get(DEVICE_MEMORY_LIMIT))
+                state = self._judge(self._read(system=False))
         return state
 
     def resume_clock(self) -> None:
@@ -222,6 +221,9 @@ class Monitor:
             "limit_gib": self.limits.get(MEMORY_LIMIT),
             "device_limit_gib": self.limits.get(DEVICE_MEMORY_LIMIT),
         }
+
+    def _judge(self, reading: MemoryReading) -> LimitState:
+        return check_limits(reading, self.limits.get(MEMORY_LIMIT), self.limits.get(DEVICE_MEMORY_LIMIT))
 
     def _count(self, windows: int) -> None:
         now = time.perf_counter()

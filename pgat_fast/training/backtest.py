@@ -101,15 +101,20 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
 
 def _check_rows(config: Config, origins: int) -> str:
     """Find out before any training that the oldest origin has rows enough; returns the sha256 of the data file."""
-    sha256 = ""
-    for number in range(origins):
+
+    def load(number: int) -> str:
         data = config.data.model_copy(update={"skip_last": config.data.skip_last + number * config.data.test_length})
-        try:
-            table, _ = load_splits(data, config.model, torch.device("cpu"))
-        except (ConfigError, DataError) as error:
-            raise DataError(f"origin {number + 1} of {origins}: {error}; ask for fewer origins") from error
-        sha256 = table.sha256
-    return sha256
+        return load_splits(data, config.model, torch.device("cpu"))[0].sha256
+
+    try:
+        return load(origins - 1)  # the oldest has the fewest rows
+    except (ConfigError, DataError):
+        for number in range(origins):
+            try:
+                load(number)
+            except (ConfigError, DataError) as error:
+                raise DataError(f"origin {number + 1} of {origins}: {error}; ask for fewer origins") from error
+        raise
 
 
 def _finished(run: Config, sha256: str) -> dict[str, Any] | None:

@@ -243,6 +243,27 @@ def newest_good(root: Path, *, training: bool = True) -> tuple[Path, Checkpoint]
     return None
 
 
+def choose_checkpoint(root: Path, which: str) -> tuple[Path, Checkpoint] | None:
+    """The checkpoint in `root` that is called `which`, without its training state.
+
+    `latest` is the newest that can be read, `best` the one that it names as the best, or itself, with a warning, where
+    no epoch has been validated yet; None where none can be read. Anything else is the name of one.
+
+    Raises CheckpointError where the one that is meant cannot be read.
+    """
+    if which not in ("best", "latest"):
+        return root / which, read_checkpoint(root / which, training=False)
+    newest = newest_good(root, training=False)
+    if newest is None or which == "latest":
+        return newest
+    best = newest[1].about.get("best")
+    if best is None:
+        logger.warning("%s: no epoch has been validated yet: the newest checkpoint stands in for the best", root)
+    if best in (None, newest[0].name):
+        return newest
+    return root / best, read_checkpoint(root / best, training=False)
+
+
 def prune(root: Path, keep: int, also: Iterable[str | None] = ()) -> list[Path]:
     """Remove all but the newest `keep` checkpoints, those that one of these names as the best, and those named `also`.
 

@@ -16,11 +16,11 @@ from pgat_fast.config import Config, config_to_dict, dump_config, load_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.files import write_atomically
-from pgat_fast.training.checkpoint import Checkpoint, newest_good, read_checkpoint, save_checkpoint
+from pgat_fast.training.about import describe_run
+from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, read_checkpoint, save_checkpoint
 from pgat_fast.training.checkpoint_files import parse_weights, read_file
 from pgat_fast.training.manifest import LARGEST_FILE, MANIFEST
 from pgat_fast.training.plain import load_plain
-from pgat_fast.training.results import versions
 from pgat_fast.training.run_folder import CHECKPOINTS
 from pgat_fast.training.state import Progress
 
@@ -73,18 +73,10 @@ def _choose(path: Path, which: str) -> tuple[Path, Checkpoint]:
     if (path / MANIFEST).exists():
         return path, read_checkpoint(path, training=False)
     root = path if path.name == CHECKPOINTS else path / CHECKPOINTS
-    if which not in ("best", "latest"):
-        return root / which, read_checkpoint(root / which, training=False)
-    newest = newest_good(root, training=False)
-    if newest is None:
+    found = choose_checkpoint(root, which)
+    if found is None:
         raise CheckpointError(f"{path}: no checkpoint there can be read: name the folder of a run or a checkpoint")
-    best = newest[1].about.get("best")
-    if which == "latest" or best == newest[0].name:
-        return newest
-    if best is None:
-        logger.warning("%s: no epoch has been validated yet: the newest checkpoint stands in for the best", path)
-        return newest
-    return root / best, read_checkpoint(root / best, training=False)
+    return found
 
 
 def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
@@ -112,26 +104,8 @@ def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
     name = Progress().name
     checkpoint = Checkpoint(
         weights=weights,
-        about={
-            "config": config_to_dict(config),
-            "epoch": 0,
-            "step": 0,
-            "best": name,
-            "validation_loss": None,
-            "input_scaler": splits.input_scaler.to_dict(),
-            "target_scaler": splits.target_scaler.to_dict(),
-            "data": {
-                "path": config.data.path,
-                "rows": len(table.dates),
-                "first_date": str(table.dates[0]),
-                "last_date": str(table.dates[-1]),
-                "base_price": table.base_price,
-                "sha256": table.sha256,
-            },
-            "versions": versions(),
-            "backend": config.run.backend,
-            "imported": str(file),
-        },
+        about=describe_run(config, table, splits)
+        | {"epoch": 0, "step": 0, "best": name, "validation_loss": None, "imported": str(file)},
     )
     existed = out.is_dir()
     try:

@@ -10,21 +10,20 @@ logger = logging.getLogger(__name__)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_precision(asked: str, device: torch.device, *, quiet: bool = False) -> torch.dtype | None:
+def resolve_precision(asked: str, device: torch.device) -> torch.dtype | None:
     """The 16-bit type for `training.mixed_precision` on `device`; None is float32 throughout.
 
     `auto` is bfloat16 on a GPU that has it, float16 on another one, and float32 on a CPU, where 16 bits pay only on
-    some processors. What is chosen is logged, unless `quiet`.
+    some processors. What is chosen is logged.
     """
-    level = logging.DEBUG if quiet else logging.INFO
     if asked == "off":
         return None
     if asked == "auto":
         if device.type != "cuda":
-            logger.log(level, "mixed_precision auto: float32 on a CPU (bf16 can be asked for)")
+            logger.info("mixed_precision auto: float32 on a CPU (bf16 can be asked for)")
             return None
         asked = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    logger.log(level, "mixed precision: products in %s, parameters and loss in float32", asked)
+    logger.info("mixed precision: products in %s, parameters and loss in float32", asked)
     return _DTYPES[asked]
 
 

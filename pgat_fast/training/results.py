@@ -1,7 +1,6 @@
 """What is reported of a finished run: files for people and programs, a summary for the screen."""
 
 import logging
-import platform
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,19 +12,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from pgat_fast import __version__
 from pgat_fast.config import Config, config_to_dict
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
-from pgat_fast.evaluation.assess import Assessment, assess, write_assessment
+from pgat_fast.evaluation.assess import assess, write_assessment
 from pgat_fast.files import write_json
 from pgat_fast.model import resolve_backend
+from pgat_fast.training.about import versions
 from pgat_fast.training.checklist import checklist, checklist_text
 from pgat_fast.training.checkpoint import list_checkpoints, verify_checkpoint
-from pgat_fast.training.precision import resolve_precision
 from pgat_fast.training.results_schema import checked
 from pgat_fast.training.run_folder import CHECKPOINTS
-from pgat_fast.training.state import Epoch, Progress
+from pgat_fast.training.state import Ending, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +36,10 @@ def finish_run(
     table: Table,
     splits: Splits,
     model: nn.Module,
-    *,
     progress: Progress,
-    epochs: list[Epoch],
-    best: tuple[str, int, float],
-    why: str,
+    ending: Ending,
+    *,
+    precision: torch.dtype | None,
     peaks: Callable[[], dict[str, float | None]],
     on_batch: Callable[[], None],
     show_progress: bool,
@@ -54,37 +51,12 @@ def finish_run(
     started = time.perf_counter()
     assessment = assess(model, config, table, splits, on_batch=on_batch, progress=show_progress)
     write_assessment(folder, assessment)
-    results = build_results(config, folder, table, splits, model, progress, epochs, best, why, assessment)
-    results["memory"] = peaks()
-    results["evaluation_seconds"] = time.perf_counter() - started
-    results["checklist"] = checklist(results)
-    results = checked(results)
-    write_json(folder / "results.json", results)
-    if config.run.plots:
-        draw(folder)
-    return results
-
-
-def build_results(
-    config: Config,
-    folder: Path,
-    table: Table,
-    splits: Splits,
-    model: nn.Module,
-    progress: Progress,
-    epochs: list[Epoch],
-    best: tuple[str, int, float],
-    why: str,
-    assessment: Assessment,
-) -> Results:
-    """What `results.json` holds, but for memory, checklist and the time of the evaluation: plain types only."""
     device = splits.test.values.device
     root = folder / CHECKPOINTS
     kept = list_checkpoints(root)
     faults = [f"{path.name}: {fault}" for path in kept for fault in verify_checkpoint(path)]
-    records = [epoch.to_dict() for epoch in epochs]
-    precision = resolve_precision(config.training.mixed_precision, device, quiet=True)
-    return {
+    epochs = ending.epochs
+    results: Results = {
         "name": config.run.name,
         "task": f"daily forecast, {config.model.seq_len} days to the next {config.model.pred_len}",
         "status": "complete" if epochs[-1].complete and len(epochs) == config.training.epochs else "ended early",
@@ -111,23 +83,31 @@ def build_results(
             "base_price": _close_before(table, splits.train.first_row, config.data.target_kind),
             "windows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         },
-        "training_ended": why,
+        "training_ended": ending.why,
         "initial_validation_loss": progress.initial_validation_loss,
-        "epochs": records,
+        "epochs": [epoch.to_dict() for epoch in epochs],
         "train_losses": [epoch.train_loss for epoch in epochs],
         "validation_losses": [epoch.validation_loss for epoch in epochs],
-        "best_epoch": best[1],
-        "best_validation_loss": best[2],
+        "best_epoch": ending.best_epoch,
+        "best_validation_loss": ending.best_loss,
         "test": assessment.test,
         "adversarial": assessment.adversarial,
         "checkpoints": {
-            "best": best[0],
+            "best": ending.best,
             "latest": kept[-1].name,
             "kept": [path.name for path in kept],
             "verified": not faults,
             "faults": faults,
         },
+        "memory": peaks(),
+        "evaluation_seconds": time.perf_counter() - started,
     }
+    results["checklist"] = checklist(results)
+    results = checked(results)
+    write_json(folder / "results.json", results)
+    if config.run.plots:
+        draw(folder)
+    return results
 
 
 def _close_before(table: Table, row: int, kind: str) -> float:
@@ -136,16 +116,6 @@ def _close_before(table: Table, row: int, kind: str) -> float:
         return table.base_price
     closes = table.select(["log_Close"])[:row, 0]
     return float(np.exp(closes[-1]) if kind == "levels" else table.base_price * np.exp(closes.sum()))
-
-
-def versions() -> dict[str, str]:
-    """What the results depend on."""
-    return {
-        "pgat_fast": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def describe_device(device: torch.device) -> str:

@@ -8,6 +8,7 @@ from pgat_fast.config import Config, config_to_dict
 from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.training.checkpoint import Checkpoint, find_checkpoints, newest_good, read_checkpoint
 from pgat_fast.training.run_folder import CHECKPOINTS
+from pgat_fast.training.state import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,27 @@ def open_checkpoint(folder: Path, name: str | None) -> tuple[Path, Checkpoint]:
     if found is None:
         raise CheckpointError(f"{root}: no checkpoint there can be read: start a new run, without --resume")
     return found
+
+
+def stored_progress(path: Path, checkpoint: Checkpoint) -> Progress | None:
+    """Where the run stood at `checkpoint`, read from `path`; None for one that was imported and holds weights only.
+
+    Raises CheckpointError where its training state is not what a run stores.
+    """
+    if not checkpoint.training:
+        return None
+    try:
+        return Progress.from_dict(checkpoint.training["progress"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unfit_training_state(path, error) from error
+
+
+def unfit_training_state(path: Path, error: Exception) -> CheckpointError:
+    """The error for a training state, of the checkpoint at `path`, that is whole but cannot be used."""
+    return CheckpointError(
+        f"{path}/training.pt: not what a run of these settings stores ({type(error).__name__}: {error}): go on from "
+        "another checkpoint"
+    )
 
 
 def set_newer_aside(chosen: Path) -> None:

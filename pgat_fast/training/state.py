@@ -77,6 +77,20 @@ class Progress:
         return cls(**content | {"epochs": tuple(Epoch(**epoch) for epoch in content["epochs"])})
 
 
+@dataclass(frozen=True)
+class Ending:
+    """What a run has come to when training ends."""
+
+    why: str
+    """In words."""
+    epochs: tuple[Epoch, ...]
+    """All of them; the last may be a part of one."""
+    best: str | None
+    """Name of the checkpoint with the best validation loss, which may be that of the part."""
+    best_epoch: int
+    best_loss: float | None
+
+
 def end_of_training(progress: Progress, settings: TrainingConfig) -> str | None:
     """Why no further epoch is trained, in words; None where training goes on."""
     if progress.epoch >= settings.epochs:

@@ -2,7 +2,8 @@
 
 Python runs its signal handlers in the main thread, between two instructions; one backward pass can take minutes. So the
 signals wake a thread of their own. It tells the main thread, which asks between two batches; when no answer comes in
-time, the thread saves what there is by itself and ends the process. A second signal ends it at once.
+time, the thread saves what there is by itself and ends the process. A second signal ends it at once, if it is not
+an echo of the first (`ECHO`).
 """
 
 import contextlib
@@ -111,12 +112,6 @@ class StopSignals(Stop):
             if not self.ended.is_set():
                 sys.stderr.flush()
                 os._exit(128 + number)
-
-
-def exit_code(reason: str) -> int:
-    """128 plus the number of the signal that is called `reason`; 130 for any other one."""
-    number = getattr(signal, reason, None)
-    return 128 + int(number) if isinstance(number, signal.Signals) else 130
 
 
 def _leave_it_to_the_thread(number: int, frame: object) -> None:

@@ -16,9 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pgat_fast import exit_codes
-from pgat_fast.config import Config, config_to_dict, dump_config
+from pgat_fast.config import Config, dump_config
 from pgat_fast.data.load import load_splits
-from pgat_fast.data.trading_days import calendar_of
 from pgat_fast.data.windows import Batch, batch_indices
 from pgat_fast.device import resolve_device
 from pgat_fast.errors import (
@@ -36,6 +35,7 @@ from pgat_fast.model import build_model
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
+from pgat_fast.training.about import describe_run
 from pgat_fast.training.checkpoint import (
     Checkpoint,
     fit_weights,
@@ -48,8 +48,15 @@ from pgat_fast.training.checkpoint import (
 from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
 from pgat_fast.training.generators import generator_states, restore_generators, seed_everything
 from pgat_fast.training.precision import resolve_precision
-from pgat_fast.training.results import Results, finish_run, versions
-from pgat_fast.training.resume import check_same_data, check_same_run, open_checkpoint, set_newer_aside
+from pgat_fast.training.results import Results, finish_run
+from pgat_fast.training.resume import (
+    check_same_data,
+    check_same_run,
+    open_checkpoint,
+    set_newer_aside,
+    stored_progress,
+    unfit_training_state,
+)
 from pgat_fast.training.run_folder import (
     CHECKPOINTS,
     checkpoint_of,
@@ -61,9 +68,9 @@ from pgat_fast.training.run_folder import (
     write_status,
 )
 from pgat_fast.training.schedule import learning_rate
-from pgat_fast.training.state import Epoch, Progress, end_of_training
+from pgat_fast.training.state import Ending, Epoch, Progress, end_of_training
 from pgat_fast.training.step import SMALLEST_SCALE, OptimizerStep, make_optimizer
-from pgat_fast.training.stop import PATIENCE, Stop, exit_code
+from pgat_fast.training.stop import PATIENCE, Stop
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +140,11 @@ class Trainer:
     def __init__(self, config: Config, found: tuple[Path, Checkpoint] | None, stop: Stop, progress: bool) -> None:
         self.config, self.settings, self.stop, self.show_progress = config, config.training, stop, progress
         self.found = found
+        self.place = None if found is None else stored_progress(*found)
+        """Where the checkpoint to go on from stands."""
         if found is not None:
-            path, checkpoint = found
-            place = checkpoint.training.get("progress", {})
-            check_same_run(path, checkpoint.about.get("config", {}), config, mid_epoch=bool(place.get("cycle")))
+            mid_epoch = self.place is not None and self.place.cycle > 0
+            check_same_run(found[0], found[1].about.get("config", {}), config, mid_epoch)
         self.device = resolve_device(config.run.device)
         seed_everything(self.settings.seed, deterministic=config.run.deterministic)
         self.table, self.splits = load_splits(config.data, config.model, self.device)
@@ -153,6 +161,7 @@ class Trainer:
         self.step = OptimizerStep(
             self.model, make_optimizer(self.model, self.settings), config.model, self.settings, precision, self.device
         )
+        self.about = describe_run(config, self.table, self.splits)
         self.progress = Progress(started=datetime.now(UTC).isoformat(timespec="seconds"))
         self.applying = threading.Lock()
         """Held while the weights, or the snapshot, change, and while they are saved."""
@@ -195,13 +204,11 @@ class Trainer:
 
     def is_finished(self, folder: Path) -> bool:
         """Whether the run in `folder` has come to the end that these settings ask for, and its results are there."""
-        if self.found is None or read_status(folder).get("state") != "finished":
-            return False
-        place = self.found[1].training.get("progress")
         return (
-            place is not None
+            self.place is not None
+            and read_status(folder).get("state") == "finished"
             and (folder / "results.json").is_file()
-            and end_of_training(Progress.from_dict(place), self.settings) is not None
+            and end_of_training(self.place, self.settings) is not None
         )
 
     def begin(self) -> None:
@@ -329,15 +336,15 @@ class Trainer:
 
     def finish(self, why: str) -> Results:
         """Save the last state, evaluate the best weights on the test windows, write the results."""
-        epochs, best, best_loss, best_epoch = self.epochs_and_best()
-        if self.saved != (self.progress.name, best):
-            self.save(best=best, required=True)
-        if best is None or best_loss is None:
+        ending = self.ending(why)
+        if self.saved != (self.progress.name, ending.best):
+            self.save(best=ending.best, required=True)
+        if ending.best is None:
             raise ConfigError("no step was taken: nothing to evaluate; raise training.max_minutes or max_steps")
         # From here on the model holds other weights than the snapshot: there is nothing left to save.
         self.stage, self.snapshot, self.stop.patience = "evaluation", None, 0.0
         self.stop.check()
-        load_weights(self.model, self.checkpoints / best)
+        load_weights(self.model, self.checkpoints / ending.best)
         self.record("evaluation", memory=True)
         return finish_run(
             self.config,
@@ -345,10 +352,9 @@ class Trainer:
             self.table,
             self.splits,
             self.model,
-            progress=self.progress,
-            epochs=epochs,
-            best=(best, best_epoch, best_loss),
-            why=why,
+            self.progress,
+            ending,
+            precision=self.step.precision,
             peaks=self.peaks,
             on_batch=self.before_batch,
             show_progress=self.show_progress,
@@ -362,10 +368,9 @@ class Trainer:
 
     def limit_reached(self) -> bool:
         """Whether `max_steps` or `max_minutes` ends training here."""
-        steps, minutes = self.settings.max_steps, self.settings.max_minutes
-        if steps is not None and self.progress.step >= steps:
-            return True
-        return minutes is not None and time.monotonic() - self.process_started >= 60 * minutes
+        minutes = self.settings.max_minutes
+        out_of_time = minutes is not None and time.monotonic() - self.process_started >= 60 * minutes
+        return out_of_time or end_of_training(self.progress, self.settings) is not None
 
     def before_batch(self) -> None:
         """Called before every window that is evaluated: whether to stop, whether memory is within its limits."""
@@ -418,19 +423,20 @@ class Trainer:
         )  # fmt: skip
         return epoch
 
-    def epochs_and_best(self) -> tuple[list[Epoch], str | None, float | None, int]:
-        """All epochs and the best checkpoint; a part of an epoch, where a limit ended training, counts as one here.
+    def ending(self, why: str) -> Ending:
+        """What the run has come to; a part of an epoch, where a limit ended training, counts as one here.
 
         It does not count for the run: resumed with higher limits, it goes on within that epoch.
         """
         progress = self.progress
-        best, best_loss, best_epoch = progress.best, progress.best_loss, progress.best_epoch
+        ending = Ending(why, progress.epochs, progress.best, progress.best_epoch, progress.best_loss)
         if progress.cycle == 0:
-            return list(progress.epochs), best, best_loss, best_epoch
+            return ending
         part = self.validated_epoch(complete=False)
-        if best_loss is None or part.validation_loss < best_loss:
-            best, best_loss, best_epoch = self.progress.name, part.validation_loss, part.epoch
-        return [*self.progress.epochs, part], best, best_loss, best_epoch
+        ending = replace(ending, epochs=(*ending.epochs, part))
+        if ending.best_loss is not None and ending.best_loss <= part.validation_loss:
+            return ending
+        return replace(ending, best=progress.name, best_epoch=part.epoch, best_loss=part.validation_loss)
 
     def mean_loss(self) -> float:
         """Mean loss of the batches of this epoch so far; NaN before the first. Waits for the device."""
@@ -520,33 +526,20 @@ class Trainer:
                 "optimizer": to_cpu(self.step.optimizer.state_dict()),
                 "scaler": self.step.scaler.state_dict(),
             },
-            about={
-                "config": config_to_dict(self.config),
+            about=self.about
+            | {
                 "epoch": progress.epoch,
                 "step": progress.step,
                 "best": best or progress.best,
                 "validation_loss": progress.epochs[-1].validation_loss if progress.epochs else None,
-                "input_scaler": self.splits.input_scaler.to_dict(),
-                "target_scaler": self.splits.target_scaler.to_dict(),
-                "data": {
-                    "path": self.config.data.path,
-                    "rows": len(self.table.dates),
-                    "first_date": str(self.table.dates[0]),
-                    "last_date": str(self.table.dates[-1]),
-                    "base_price": self.table.base_price,
-                    "sha256": self.table.sha256,
-                    "calendar": calendar_of(self.table.dates),
-                },
-                "versions": versions(),
-                "backend": self.config.run.backend,
             },
         )
 
     def restore(self, path: Path, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`. One that was imported holds weights only: training begins with them."""
         fit_weights(self.model, path, checkpoint)
-        training = checkpoint.training
-        if not training:
+        training, progress = checkpoint.training, self.place
+        if progress is None:
             logger.info("%s holds weights only: training begins with them, with a fresh optimizer", path)
             return
         try:
@@ -554,13 +547,9 @@ class Trainer:
             if training["scaler"] and self.step.scaler.is_enabled():
                 self.step.scaler.load_state_dict(training["scaler"])
             self.step.totals.reset(training["totals"])
-            progress = Progress.from_dict(training["progress"])
             restore_generators(training["generators"])
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path}/training.pt: not what a run of these settings stores ({type(error).__name__}: {error}): go on "
-                "from another checkpoint"
-            ) from error
+            raise unfit_training_state(path, error) from error
         for group in self.step.optimizer.param_groups:
             group["weight_decay"] = self.settings.weight_decay
         if progress.best is not None and verify_checkpoint(self.checkpoints / progress.best):
@@ -571,7 +560,7 @@ class Trainer:
             "resumed from %s: epoch %d, %d steps of it done, %d in all",
             path, progress.epoch + 1, progress.cycle, progress.step,
         )  # fmt: skip
-        if checkpoint.about.get("versions") != versions():
+        if checkpoint.about.get("versions") != self.about["versions"]:
             logger.warning("%s was written by other versions: results may differ in the last digits", path)
         # The epoch under way, also where all are over: readers drop what comes again.
         self.monitor.record("resume", epoch=progress.epoch + 1, step=progress.step, checkpoint=path.name)
@@ -580,20 +569,13 @@ class Trainer:
 
     def fail(self, error: BaseException) -> NoReturn:
         """Save what there is, write down what happened, and raise the error that names it."""
-        code, state, reason = exit_codes.FAILED, "failed", f"{type(error).__name__}: {error}"
-        if isinstance(error, StopRequested | KeyboardInterrupt):
-            reason = str(error) or "interrupted"
-            code, state = exit_code(reason), "stopped"
-        elif isinstance(error, MemoryLimitError):
-            code, state = exit_codes.MEMORY_LIMIT, "stopped"
-        elif isinstance(error, TrainingError):
-            code = exit_codes.NOT_FINITE
-        elif isinstance(error, PgatError | OSError) and not is_out_of_memory(error):
-            code = exit_codes.WRONG_INPUT
-        elif is_out_of_memory(error):
-            code = exit_codes.OUT_OF_MEMORY
+        if is_out_of_memory(error) and not isinstance(error, PgatError):
             error = self.out_of_memory(error)
-            reason = str(error)
+        asked = isinstance(error, StopRequested | KeyboardInterrupt)
+        state = "stopped" if asked or isinstance(error, MemoryLimitError) else "failed"
+        reason = f"{type(error).__name__}: {error}"
+        if asked or isinstance(error, OutOfMemoryError):
+            reason = str(error) or "interrupted"
         self.record("stop" if state == "stopped" else "error", level="error", memory=True, reason=reason)
         if self.snapshot is not None:
             try:
@@ -604,7 +586,7 @@ class Trainer:
                 logger.info("saved %s: go on with --resume %s", self.snapshot.progress.name, self.folder)
             except Exception as failure:
                 logger.error("no checkpoint could be written: %s; older ones are whole", failure)
-        self.write_status(state, reason=reason, exit_code=code)
+        self.write_status(state, reason=reason, exit_code=exit_codes.of_error(error))
         raise error
 
     def out_of_memory(self, error: BaseException) -> OutOfMemoryError:
@@ -615,18 +597,16 @@ class Trainer:
         self.step.optimizer.zero_grad()
         release_caches()
         path = write_report(self.folder, f"out-of-memory-step-{self.progress.step:08d}.json", report)
-        settings = self.settings
-        where = f"{self.stage}, epoch {self.epoch}, step {self.progress.step + 1}"
         if self.stage != "train":
             return OutOfMemoryError(
                 f"out of memory in {self.stage}: {text}; report in {path}. It computes one window at a time: lower "
                 "model.seq_len or the size of the model, or free memory, and go on with --resume"
             )
+        batch, accumulated = self.settings.batch_size, self.settings.gradient_accumulation_steps
         return OutOfMemoryError(
-            f"out of memory in {where}: {text}; "
-            f"report in {path}. Lower training.batch_size from {settings.batch_size} (and raise "
-            f"training.gradient_accumulation_steps from {settings.gradient_accumulation_steps}, for the same optimizer "
-            "step), or model.seq_len; `pgat-fast plan` predicts what fits"
+            f"out of memory in train, epoch {self.epoch}, step {self.progress.step + 1}: {text}; report in {path}. "
+            f"Lower training.batch_size from {batch} (raise training.gradient_accumulation_steps from {accumulated}, "
+            "for the same optimizer step), or model.seq_len; `pgat-fast plan` predicts what fits"
         )
 
     def last_resort(self, reason: str) -> None:
@@ -640,7 +620,7 @@ class Trainer:
             if not (self.checkpoints / name).exists():
                 save_checkpoint(self.checkpoints, name, self.checkpoint(self.snapshot))
             note = f"saved {name}"
-        self.write_status("stopped", reason=f"{reason} ({note})", exit_code=exit_code(reason))
+        self.write_status("stopped", reason=f"{reason} ({note})", exit_code=exit_codes.of_signal(reason))
 
     # --- telling --------------------------------------------------------------------------------------------------
 

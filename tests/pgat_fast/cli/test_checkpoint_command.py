@@ -115,7 +115,7 @@ def test_an_imported_run_has_all_that_a_run_needs(settings: list[str], existing:
     assert about["config"] == config_to_dict(config)
     assert about["input_scaler"] == splits.input_scaler.to_dict()
     assert about["target_scaler"] == splits.target_scaler.to_dict()
-    assert set(about["data"]) == {"path", "rows", "first_date", "last_date", "base_price", "sha256"}
+    assert set(about["data"]) == {"path", "rows", "first_date", "last_date", "base_price", "sha256", "calendar"}
     assert about["data"]["rows"] == 40
     assert about["backend"] == "auto"
     assert "torch" in about["versions"]

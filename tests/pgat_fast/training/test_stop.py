@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pgat_fast.errors import StopRequested
-from pgat_fast.training.stop import ECHO, SIGNALS, Stop, StopSignals, exit_code
+from pgat_fast.exit_codes import of_signal
+from pgat_fast.training.stop import ECHO, SIGNALS, Stop, StopSignals
 
 ASK_OFTEN = """
 import signal, sys, time
@@ -116,5 +117,5 @@ def test_a_stop_can_be_requested_without_signals() -> None:
 
 
 def test_exit_codes_are_128_plus_the_number_of_the_signal() -> None:
-    assert [exit_code(name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")] == [130, 143, 138, 129]
-    assert exit_code("the test") == 130
+    assert [of_signal(name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")] == [130, 143, 138, 129]
+    assert of_signal("the test") == 130
