@@ -1,5 +1,7 @@
 """The whole reference model, in the order of the architecture's sections."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -20,28 +22,34 @@ from pgat_fast.model.reference.phase import PhaseAwareProcessor
 from pgat_fast.model.shapes import check_inputs
 
 
+Part = type[nn.Module]
+"""Class of a part of the model. Faster backends replace some: same constructor, parameters, inputs and outputs."""
+
+
 class CelestialGraph(nn.Module):
     """Sections 1 to 6: from the input columns to market states and one adjacency a timestep."""
+
+    phase_part: ClassVar[Part] = PhaseAwareProcessor
+    body_nodes_part: ClassVar[Part] = BodyNodes
+    body_fusion_part: ClassVar[Part] = BodyFusion
+    combiner_parts: ClassVar[dict[str, Part]] = {"batched": BatchedCombiner, "hierarchical": HierarchicalCombiner}
 
     astrological: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, heads, dropout = config.embed_dim, config.n_heads, config.dropout
-        self.phase = PhaseAwareProcessor(heads, config.feature_map, config.phase_edges)
+        self.phase = self.phase_part(heads, config.feature_map, config.phase_edges)
         self.embedding = Embedding(
             config.nodes * BODY_CHANNELS, width, config.freq, config.calendar_marks == "integer", dropout
         )
         self.market_context = MarketContext(width)
-        self.body_nodes = BodyNodes(width)
-        self.body_fusion = BodyFusion(width, heads, dropout)
+        self.body_nodes = self.body_nodes_part(width)
+        self.body_fusion = self.body_fusion_part(width, heads, dropout)
         self.mixer = AdjacencyMixer(width)
         self.learner = _learner(config)
-        self.combiner: nn.Module
-        if config.combiner == "batched":
-            self.combiner = BatchedCombiner(width, heads, config.fusion_layers, dropout)
-        else:
-            self.combiner = HierarchicalCombiner(width, heads, config.celestial_fusion_layers, dropout)
+        layers = config.fusion_layers if config.combiner == "batched" else config.celestial_fusion_layers
+        self.combiner = self.combiner_parts[config.combiner](width, heads, layers, dropout)
         self.register_buffer("astrological", astrological_adjacency(), persistent=False)
 
     def forward(self, x: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Diagnostics]:
@@ -88,28 +96,35 @@ def _learner(config: ModelConfig) -> nn.Module:
 class PGAT(nn.Module):
     """The forecaster: `model(x_enc, x_mark_enc, x_dec, x_mark_dec) -> (forecast, diagnostics)`."""
 
+    celestial_part: ClassVar[Part] = CelestialGraph
+    mapping_part: ClassVar[Part] = HierarchicalMapping
+    encoder_part: ClassVar[Part] = SpatioTemporalEncoder
+    graph_attention_part: ClassVar[Part] = GraphAttention
+    decoder_part: ClassVar[Part] = DecoderBlock
+    mixture_part: ClassVar[Part] = MixtureDecoder
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         width, heads, nodes, dropout = config.embed_dim, config.n_heads, config.nodes, config.dropout
-        self.graph = CelestialGraph(config) if config.use_celestial_graph else InputGraph(config)
-        self.mapping = HierarchicalMapping(width, heads, nodes) if config.use_hierarchical_mapping else None
-        self.encoder = SpatioTemporalEncoder(width, heads, nodes, config.seq_len, dropout)
+        self.graph = self.celestial_part(config) if config.use_celestial_graph else InputGraph(config)
+        self.mapping = self.mapping_part(width, heads, nodes) if config.use_hierarchical_mapping else None
+        self.encoder = self.encoder_part(width, heads, nodes, config.seq_len, dropout)
         self.processing: nn.Module
         if config.graph_processing == "partitioned":
             self.processing = PartitionedProcessing(width, nodes, config.c_out)
         else:
-            self.processing = GraphAttention(
+            self.processing = self.graph_attention_part(
                 width, heads, config.e_layers, dropout, config.adjacency_threshold, config.adjacency_bias
             )
         self.readout = nn.Linear(nodes * width, width)
         self.decoder_embedding = Embedding(
             config.dec_in, width, config.freq, config.calendar_marks == "integer", dropout
         )
-        self.decoder = nn.ModuleList(DecoderBlock(width, heads, dropout) for _ in range(config.d_layers))
+        self.decoder = nn.ModuleList(self.decoder_part(width, heads, dropout) for _ in range(config.d_layers))
         self.head: nn.Module
         if config.use_mixture_decoder:
-            self.head = MixtureDecoder(width, heads, config.c_out, config.mdn_components, dropout)
+            self.head = self.mixture_part(width, heads, config.c_out, config.mdn_components, dropout)
         else:
             self.head = nn.Linear(width, config.c_out)
         initialize(self)
