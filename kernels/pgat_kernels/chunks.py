@@ -1,0 +1,223 @@
+"""Operators over many independent rows, computed a chunk at a time and recomputed in the backward pass (rewrite 7).
+
+Where no row depends on another, nothing of a row needs to be kept for the backward pass but its inputs: `RowsOperator`
+computes the forward pass of a chunk again there, with the same dropout masks, right before the chunk's backward pass.
+Memory becomes that of one chunk, and on a CPU a chunk stays in cache. Gradients of the weights are added up in the
+order of the chunks: results are bitwise repeatable.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgat_kernels.dropout import keep_mask, keep_scale
+from pgat_kernels.products import fast_exact_float32
+
+CACHE = 12 * 2**20
+"""Bytes of the largest intermediate result of a chunk on a CPU: what stays in the caches of a processor of today."""
+
+OCCUPANCY = 256 * 2**20
+"""The same on a GPU, where a chunk must be large enough to fill it."""
+
+
+class Masks(NamedTuple):
+    """The dropout masks of a chunk: see `pgat_kernels.dropout.keep_mask`."""
+
+    rate: float
+    seed: Tensor
+    first_row: Tensor
+
+    def keep(self, site: int, like: Tensor) -> Tensor | None:
+        """Which elements of `like` are kept; None where all are."""
+        if self.rate == 0:
+            return None
+        return keep_mask(self.seed, site, tuple(like.shape), self.rate, self.first_row)
+
+    @property
+    def scale(self) -> float:
+        return keep_scale(self.rate)
+
+
+Backward = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
+
+
+class Program(Protocol):
+    """What is computed of a chunk: plain tensor functions, see `pgat_kernels.pairs`."""
+
+    def __call__(
+        self, rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Sequence[int]
+    ) -> tuple[Tensor, Backward]:
+        """Inputs [chunk, ...] and weights -> result [chunk, ...], and from its gradient those of inputs and weights."""
+
+
+def auto_chunk(rows: int, bytes_a_row: int, device: torch.device) -> int:
+    """Rows at a time: as many as fit, evenly spread over the chunks.
+
+    Args:
+        rows: how many there are.
+        bytes_a_row: of the largest intermediate result of one row.
+        device: where it runs.
+    """
+    most = max(1, (CACHE if device.type == "cpu" else OCCUPANCY) // bytes_a_row)
+    chunks = -(-rows // most)
+    return -(-rows // chunks)
+
+
+def take(x: Tensor, start: int, chunk: int) -> Tensor:
+    """Rows `start` to `start + chunk` of `x`; where there are fewer, zeros follow: every chunk has one shape."""
+    part = x[start : start + chunk]
+    missing = chunk - part.shape[0]
+    return F.pad(part, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else part
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled whole for static shapes: one compilation for each set of shapes and plain arguments."""
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+class RowsOperator:
+    """A differentiable operator `pgat::NAME` made from a program, with a fake implementation for compilers.
+
+    Call it with:
+        rows: inputs, each [M, ...], contiguous, float32 or float64.
+        weights: in the dtype of the rows.
+        seed: of the dropout masks, see `pgat_kernels.dropout.draw_seed`; not read where `rate` is 0.
+        rate: of all dropout, [0, 1).
+        options: plain numbers that the program reads.
+        chunk: rows at a time, at least 1.
+        dtype: of the large matrix products: that of the rows, or bfloat16. The program says what stays wider.
+        compile_chunks: whether a chunk is computed by compiled code.
+
+    It returns a tensor [M, ...] in the dtype of the rows.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        program: Program,
+        like: Callable[[list[Tensor]], Tensor],
+        narrow: Callable[[list[Tensor], torch.dtype, Sequence[int]], list[Tensor]],
+    ) -> None:
+        """
+        Args:
+            name: of the operator in torch's registry.
+            program: what to compute.
+            like: from the inputs to an empty tensor of the result's shape and dtype.
+            narrow: the weights with those of large products in a dtype, given the options.
+        """
+
+        def forward_chunk(
+            rows: list[Tensor],
+            weights: list[Tensor],
+            seed: Tensor,
+            first_row: Tensor,
+            rate: float,
+            options: Sequence[int],
+        ) -> Tensor:
+            return program(rows, weights, Masks(rate, seed, first_row), options)[0]
+
+        def backward_chunk(
+            g: Tensor,
+            rows: list[Tensor],
+            weights: list[Tensor],
+            seed: Tensor,
+            first_row: Tensor,
+            rate: float,
+            options: Sequence[int],
+        ) -> tuple[list[Tensor], list[Tensor]]:
+            return program(rows, weights, Masks(rate, seed, first_row), options)[1](g)
+
+        def forward(
+            rows: list[Tensor],
+            weights: list[Tensor],
+            seed: Tensor,
+            rate: float,
+            options: list[int],
+            chunk: int,
+            dtype: torch.dtype,
+            compile_chunks: bool,
+        ) -> Tensor:
+            run = compiled(forward_chunk) if compile_chunks else forward_chunk
+            low = narrow(weights, dtype, options)
+            result = like(rows)
+            count = len(result)
+            with fast_exact_float32():
+                for start in range(0, count, chunk):
+                    parts = [take(x, start, chunk) for x in rows]
+                    y = run(parts, low, seed, seed.new_tensor(start), rate, options)
+                    result[start : start + chunk] = y[: count - start]
+            return result
+
+        def backward(
+            g: Tensor,
+            rows: list[Tensor],
+            weights: list[Tensor],
+            seed: Tensor,
+            rate: float,
+            options: list[int],
+            chunk: int,
+            dtype: torch.dtype,
+            compile_chunks: bool,
+        ) -> list[Tensor]:
+            run = compiled(backward_chunk) if compile_chunks else backward_chunk
+            low = narrow(weights, dtype, options)
+            results = [torch.empty_like(x) for x in rows]
+            totals = [torch.zeros_like(w) for w in weights]
+            with fast_exact_float32():
+                for start in range(0, len(g), chunk):
+                    parts = [take(x, start, chunk) for x in rows]
+                    g_rows, g_weights = run(
+                        take(g, start, chunk), parts, low, seed, seed.new_tensor(start), rate, options
+                    )
+                    for result, part in zip(results, g_rows, strict=True):
+                        result[start : start + chunk] = part[: len(result) - start]
+                    torch._foreach_add_(totals, list(g_weights))
+            return [*results, *totals]
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            rows, weights, seed, *ctx.plain = inputs
+            ctx.count = len(rows)
+            ctx.save_for_backward(seed, *rows, *weights)
+
+        def autograd(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+            seed, *tensors = ctx.saved_tensors
+            rows, weights = tensors[: ctx.count], tensors[ctx.count :]
+            grads = self.backward_operator(g.contiguous(), rows, weights, seed, *ctx.plain)
+            return grads[: ctx.count], grads[ctx.count :], *(None,) * 6
+
+        self.name = name
+        self.program, self.narrow = program, narrow
+        operator = torch.library.custom_op(f"pgat::{name}", forward, mutates_args=())
+        operator.register_fake(lambda rows, *args: like(rows))
+        operator.register_autograd(autograd, setup_context=setup_context)
+        self.operator = operator
+        self.backward_operator = torch.library.custom_op(f"pgat::{name}_backward", backward, mutates_args=())
+        self.backward_operator.register_fake(
+            lambda g, rows, weights, *args: [torch.empty_like(tensor) for tensor in (*rows, *weights)]
+        )
+
+    def __call__(
+        self,
+        rows: list[Tensor],
+        weights: list[Tensor],
+        seed: Tensor,
+        rate: float,
+        options: list[int],
+        chunk: int | None,
+        dtype: torch.dtype,
+        compile_chunks: bool,
+    ) -> Tensor:
+        """See the class.
+
+        With `chunk` None torch's autograd computes all rows at once: nothing is recomputed, and everything is kept.
+        """
+        if chunk is None:
+            start = torch.zeros((), dtype=torch.int64, device=seed.device)
+            return self.program(rows, self.narrow(weights, dtype, options), Masks(rate, seed, start), options)[0]
+        result: Tensor = self.operator(rows, weights, seed, rate, options, chunk, dtype, compile_chunks)
+        return result

@@ -1,0 +1,225 @@
+"""G recurrences (GRUs) of one size, in one scan along time (rewrite 6).
+
+With the input x_t, the state h_{t-1} and the three blocks of rows of W_ih, W_hh, b_ih and b_hh (the order and the
+formulas of `torch.nn.GRU`, where the reset gate r stands inside the candidate n):
+
+    a_t = W_ih x_t + b_ih,   u_t = W_hh h_{t-1} + b_hh
+    r = sigmoid(a_r + u_r),   z = sigmoid(a_z + u_z),   n = tanh(a_n + r u_n)
+    h_t = (1 - z) n + z h_{t-1},   h_0 = 0.
+
+Forward: all a_t are one product outside of the loop. Within it a step is one batched product and four elementwise
+operations, in place in the buffer that the products were written to.
+
+Backward: given all states, the u_t, hence the gates of all steps, are one product again and need not be kept. The
+gradient e_t of h_t meets the gates only as a factor: the gradients of u_t are e_t k_t with
+
+    k_n' = (1 - z) (1 - n^2),   k_n = k_n' r,   k_r = k_n' u_n r (1 - r),   k_z = (h_{t-1} - n) z (1 - z),
+
+and those of a_t are the same, but e_t k_n' for n. All k_t are made outside of the loop. What is left in it is
+
+    e_{t-1} = g_{t-1} + z e_t + W_hh' (e_t k_t),   g_t the gradient of the result,
+
+three operations a step. The gradients of the weights are sums over all steps, one product each behind the loop.
+
+Saved for the backward pass: the arguments and the result. All is float32 or float64, but the factors of the products
+with W_ih, which may be 16 bits wide.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+@torch.library.custom_op("pgat::gru_bank", mutates_args=())
+def gru_bank(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype) -> Tensor:
+    """The states of G GRUs at every step, from zero states on.
+
+    Args:
+        x: inputs, [B, S, G, I], any float dtype and strides.
+        w_ih: input weights, [G, 3 H, I]: rows of the reset gate, the update gate and the candidate.
+        w_hh: recurrent weights, [G, 3 H, H].
+        b_ih, b_hh: biases, [G, 3 H].
+        dtype: of the factors of the products with `w_ih`; the recurrence is at least float32 whatever it is.
+
+    Returns:
+        [B, S, G, H], in the wider of float32 and the dtype of `x`.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+
+    Source: Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, 2014, in the variant of
+    `torch.nn.GRU`.
+    """
+    _check(x, w_ih, w_hh, b_ih, b_hh)
+    batch, steps, groups, _ = x.shape
+    size, wide = w_hh.shape[2], _wide(x)
+    with torch.autocast(x.device.type, enabled=False):
+        gates, candidates = _input_part(_by_group(x.transpose(0, 1), dtype), steps, w_ih, b_ih, b_hh, wide)
+        states = gates.new_empty(steps, groups, batch, size)
+        previous = gates.new_zeros(groups, batch, size)
+        weight = w_hh.to(wide).transpose(1, 2).contiguous()
+        r_and_z, u_n = gates[..., : 2 * size], gates[..., 2 * size :]
+        r, z = r_and_z.chunk(2, dim=-1)
+        parts = (gates, r_and_z, r, z, u_n, candidates, states)
+        with _small_products():
+            for gates_t, r_and_z_t, r_t, z_t, u_n_t, n_t, state in zip(*(p.unbind(0) for p in parts), strict=True):
+                gates_t.baddbmm_(previous, weight)
+                r_and_z_t.sigmoid_()
+                n_t.addcmul_(r_t, u_n_t).tanh_()
+                previous = torch.lerp(n_t, previous, z_t, out=state)
+    return states.permute(2, 0, 1, 3).contiguous()
+
+
+@torch.library.custom_op("pgat::gru_bank_backward", mutates_args=())
+def gru_bank_backward(
+    gradient: Tensor,
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    result: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, w_ih, w_hh, b_ih and b_hh of `gru_bank` from that of its result, [B, S, G, H]."""
+    batch, steps, groups, _ = x.shape
+    size, wide = w_hh.shape[2], result.dtype
+    with torch.autocast(x.device.type, enabled=False):
+        inputs = _by_group(x.transpose(0, 1), dtype)
+        factors, n = _input_part(inputs, steps, w_ih, b_ih, b_hh, wide)  # [S, G, B, 3 H], [S, G, B, H]
+        previous = torch.cat((result.new_zeros(1, groups, batch, size), result[:, :-1].permute(1, 2, 0, 3)))
+        before = _by_group(previous.transpose(1, 2), wide)  # [G, S * B, H]
+        weight = w_hh.to(wide)
+        factors += _by_step(before @ weight.transpose(1, 2), steps)
+        of_r, of_z, of_n = factors.chunk(3, dim=-1)  # at first r and z before their sigmoid, and u_n
+        r, z = of_r.sigmoid(), of_z.sigmoid()
+        n.addcmul_(r, of_n).tanh_()
+        of_candidate = aten.tanh_backward(1 - z, n)
+        of_r.copy_(aten.sigmoid_backward(of_candidate * of_n, r))
+        of_z.copy_(aten.sigmoid_backward(previous.sub_(n), z))
+        torch.mul(of_candidate, r, out=of_n)
+
+        errors = gradient.to(wide).permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format)  # [S, G, B, H]
+        weight = weight.contiguous()
+        factors_at, split_at = factors.unbind(0), factors.view(steps, groups, batch, 3, size).unbind(0)
+        errors_at, z_at = errors.unbind(0), z.unbind(0)
+        with _small_products():
+            for t in range(steps - 1, 0, -1):
+                split_at[t].mul_(errors_at[t][:, :, None])
+                errors_at[t - 1].addcmul_(errors_at[t], z_at[t]).baddbmm_(factors_at[t], weight)
+            split_at[0].mul_(errors_at[0][:, :, None])
+
+        g_gates = _by_group(factors.transpose(1, 2), wide)  # of u, [G, S * B, 3 H]
+        g_w_hh = g_gates.transpose(1, 2) @ before
+        g_b_hh = g_gates.sum(dim=1)
+        g_gates[..., 2 * size :] = _by_group(of_candidate.mul_(errors).transpose(1, 2), wide)  # now of a
+        g_b_ih = g_gates.sum(dim=1)
+        low = g_gates.to(dtype)
+        g_w_ih = low.transpose(1, 2) @ inputs
+        g_x = (low @ w_ih.to(dtype)).view(groups, steps, batch, -1).permute(2, 1, 0, 3)
+    return (
+        g_x.to(x.dtype).contiguous(),
+        g_w_ih.to(w_ih.dtype),
+        g_w_hh.to(w_hh.dtype),
+        g_b_ih.to(b_ih.dtype),
+        g_b_hh.to(b_hh.dtype),
+    )
+
+
+def _check(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> None:
+    if x.dim() != 4 or w_hh.dim() != 3:
+        raise ValueError(f"x must be [B, S, G, I] and w_hh [G, 3 H, H], not {list(x.shape)} and {list(w_hh.shape)}")
+    groups, width, size = x.shape[2], x.shape[3], w_hh.shape[2]
+    expected = {"w_ih": [groups, 3 * size, width], "w_hh": [groups, 3 * size, size]}
+    expected |= {"b_ih": [groups, 3 * size], "b_hh": [groups, 3 * size]}
+    for (name, shape), own in zip(expected.items(), (w_ih, w_hh, b_ih, b_hh), strict=True):
+        if list(own.shape) != shape:
+            raise ValueError(f"{name} must be {shape} for x {list(x.shape)} and {size} states, not {list(own.shape)}")
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """What the recurrence is computed in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _by_group(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[S, B, G, K] -> [G, S * B, K] in `dtype`, contiguous, a copy."""
+    steps, batch, groups, width = x.shape
+    result = torch.empty(groups, steps, batch, width, dtype=dtype, device=x.device)
+    return result.copy_(x.permute(2, 0, 1, 3)).view(groups, steps * batch, width)
+
+
+def _by_step(x: Tensor, steps: int) -> Tensor:
+    """[G, S * B, K] -> [S, G, B, K], a view."""
+    return x.view(x.shape[0], steps, -1, x.shape[2]).transpose(0, 1)
+
+
+def _input_part(
+    inputs: Tensor, steps: int, w_ih: Tensor, b_ih: Tensor, b_hh: Tensor, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What the state has no part in, of all steps, contiguous.
+
+    [G, S * B, I] -> a_r + b_hh_r, a_z + b_hh_z and b_hh_n side by side [S, G, B, 3 H]; a_n [S, G, B, H]. The bias of
+    the product with the state is in both, so that W_hh h_{t-1} is all that is left to add to the first.
+    """
+    gates = 2 * (w_ih.shape[1] // 3)
+    product = _by_step(inputs @ w_ih.to(inputs.dtype).transpose(1, 2), steps)
+    b_ih, b_hh = b_ih.to(wide)[:, None], b_hh.to(wide)[:, None]
+    first = torch.empty(product.shape, dtype=wide, device=inputs.device)
+    torch.add(product[..., :gates], (b_ih + b_hh)[..., :gates], out=first[..., :gates])
+    first[..., gates:] = b_hh[..., gates:]
+    candidates = torch.empty((*product.shape[:-1], gates // 2), dtype=wide, device=inputs.device)
+    return first, torch.add(product[..., gates:], b_ih[..., gates:], out=candidates)
+
+
+@contextmanager
+def _small_products() -> Iterator[None]:
+    """For the products of the loop: not through oneDNN, which costs more than it gives where they are so small.
+
+    They are IEEE float32 on a CPU then, whatever is allowed.
+    """
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    try:
+        setting.fp32_precision = "ieee"
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
+@gru_bank.register_fake
+def _(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype) -> Tensor:
+    _check(x, w_ih, w_hh, b_ih, b_hh)
+    return x.new_empty(*x.shape[:3], w_hh.shape[2], dtype=_wide(x))
+
+
+@gru_bank_backward.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    result: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    g_x, g_w_ih, g_w_hh, g_b_ih, g_b_hh = (tensor.new_empty(tensor.shape) for tensor in (x, w_ih, w_hh, b_ih, b_hh))
+    return g_x, g_w_ih, g_w_hh, g_b_ih, g_b_hh
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.dtype = inputs
+    ctx.save_for_backward(*tensors, output)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return (*gru_bank_backward(gradient, *ctx.saved_tensors, ctx.dtype), None)
+
+
+gru_bank.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,264 @@
+"""Forward passes that return their own backward pass, for operators that recompute.
+
+Every function returns its result and a function from the gradient of the result to the gradients of its arguments, in
+their order. What the backward pass needs is held by that function alone: a caller that drops it keeps nothing. They
+are plain tensor functions without autograd, so that an operator can call them where autograd does not reach, and a
+compiler can fuse them.
+
+Matrix products are taken in the dtype of their weights; sums, normalisations and softmaxes in that of the activations
+(float32 or float64).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pgat_kernels.chunks import Masks
+
+aten = torch.ops.aten
+
+
+ThreeGradients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ThreeGradients]:
+    """x W' + b: [M, D], [E, D], [E] -> [M, E].
+
+    The result and the gradient of x have the dtype of W, the gradients of W and b at least float32.
+    """
+    low = x.to(weight.dtype)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    y = torch.addmm(bias.to(weight.dtype), low, weight.t())
+
+    def backward(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g_bias = g.sum(dim=0, dtype=wide)
+        g = g.to(weight.dtype)
+        return g @ weight, (g.t() @ low).to(wide), g_bias
+
+    return y, backward
+
+
+def gelu(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Exact gelu, elementwise."""
+
+    def backward(g: Tensor) -> Tensor:
+        return aten.gelu_backward(g.to(x.dtype), x)  # type: ignore[no-any-return]
+
+    return aten.gelu(x), backward
+
+
+def dropout(x: Tensor, masks: Masks, site: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Dropout, elementwise."""
+    keep = masks.keep(site, x)
+    if keep is None:
+        return x, lambda g: g
+
+    def apply(x: Tensor) -> Tensor:
+        return torch.where(keep, x * masks.scale, 0.0)
+
+    return apply(x), apply
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
+    """LayerNorm over the last dimension, eps 1e-5: [M, D] -> [M, D]."""
+    shape = [x.shape[-1]]
+    y, mean, rstd = aten.native_layer_norm(x, shape, weight, bias, 1e-5)
+
+    def backward(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return aten.native_layer_norm_backward(g, x, shape, mean, rstd, weight, bias, [True, True, True])  # type: ignore[no-any-return]
+
+    return y, backward
+
+
+def softmax_dropout(
+    scores: Tensor, dtype: torch.dtype, masks: Masks, site: int
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Softmax over the last dimension, elements dropped but NOT scaled up (the caller scales a smaller tensor).
+
+    `scores` in any dtype; the result and what is computed with it are in `dtype`, sums in at least float32.
+    """
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    p = aten._softmax(scores.to(wide), -1, False)
+    keep = masks.keep(site, p)
+    dropped = (p if keep is None else torch.where(keep, p, 0.0)).to(dtype)
+
+    def backward(g: Tensor) -> Tensor:
+        g = g.to(wide)
+        if keep is not None:
+            g = torch.where(keep, g, 0.0)
+        return aten._softmax_backward_data(g, p, -1, wide).to(dtype)  # type: ignore[no-any-return]
+
+    return dropped, backward
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+class AttentionWeights(NamedTuple):
+    """Of a self-attention with residual and LayerNorm; 1 / sqrt(d) of the scores is in the query rows of `inner`."""
+
+    inner: Tensor
+    """[3 D, D], queries, keys, values."""
+    inner_bias: Tensor
+    outer: Tensor
+    """[D, D]"""
+    outer_bias: Tensor
+    norm: Tensor
+    norm_bias: Tensor
+
+    def narrow(self, dtype: torch.dtype) -> "AttentionWeights":
+        """Those of products in `dtype`."""
+        return type(self)._make([tensor.to(dtype) for tensor in self[:4]] + list(self[4:]))
+
+
+class FeedForwardWeights(NamedTuple):
+    """Of a feed-forward block with residual and LayerNorm."""
+
+    inner: Tensor
+    """[F, D]"""
+    inner_bias: Tensor
+    outer: Tensor
+    """[D, F]"""
+    outer_bias: Tensor
+    norm: Tensor
+    norm_bias: Tensor
+
+    def narrow(self, dtype: torch.dtype) -> "FeedForwardWeights":
+        """Those of products in `dtype`."""
+        return type(self)._make([tensor.to(dtype) for tensor in self[:4]] + list(self[4:]))
+
+
+class OutputWeights(NamedTuple):
+    """Of the map from a token to its weight: D -> E -> 1."""
+
+    inner: Tensor
+    inner_bias: Tensor
+    outer: Tensor
+    outer_bias: Tensor
+
+
+def attention_block(
+    t: Tensor, w: AttentionWeights, n_heads: int, masks: Masks, site: int, bias: Tensor | None = None
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
+    """t <- LayerNorm(t + dropout(MHA(t))) within groups of T tokens: [G, T, D] -> [G, T, D]. Uses sites `site`, + 1.
+
+    `bias` [G, T, T] is added to the scores of all heads; its gradient is the last one.
+    """
+    groups, tokens, width = t.shape
+    head = width // n_heads
+
+    def to_heads(x: Tensor, parts: int) -> Tensor:  # [G T, parts D] -> [parts, G H, T, d]
+        x = x.view(groups, tokens, parts, n_heads, head).permute(2, 0, 3, 1, 4)
+        return x.reshape(parts, groups * n_heads, tokens, head)
+
+    def from_heads(x: Tensor) -> Tensor:  # [G H, T, d] -> [G T, D]
+        return x.view(groups, n_heads, tokens, head).transpose(1, 2).reshape(groups * tokens, width)
+
+    flat = t.reshape(groups * tokens, width)
+    qkv, inner_back = linear(flat, w.inner, w.inner_bias)
+    q, k, v = to_heads(qkv, 3).unbind(0)
+    scores = torch.bmm(q, k.transpose(1, 2)).view(groups, n_heads, tokens, tokens)
+    if bias is not None:
+        scores = scores.to(t.dtype) + bias[:, None]
+    p4, softmax_back = softmax_dropout(scores, q.dtype, masks, site)
+    p = p4.view(groups * n_heads, tokens, tokens)
+    o = from_heads(torch.bmm(p, v) * masks.scale)
+    y, outer_back = linear(o, w.outer, w.outer_bias)
+    y, dropout_back = dropout(y.view(groups, tokens, width), masks, site + 1)
+    result, norm_back = layer_norm(t + y, w.norm, w.norm_bias)
+
+    def backward(g: Tensor) -> tuple[Tensor, AttentionWeights, Tensor | None]:
+        g_sum, g_norm, g_norm_bias = norm_back(g)
+        g_o, g_outer, g_outer_bias = outer_back(dropout_back(g_sum).view(groups * tokens, width))
+        g_heads = to_heads(g_o.to(v.dtype) * masks.scale, 1)[0]
+        g_v = torch.bmm(p.transpose(1, 2), g_heads)
+        g_p = torch.bmm(g_heads, v.transpose(1, 2)).view(groups, n_heads, tokens, tokens)
+        g_scores = softmax_back(g_p)
+        g_bias = None if bias is None else g_scores.to(t.dtype).sum(dim=1)
+        g_scores = g_scores.view(groups * n_heads, tokens, tokens)
+        g_q = torch.bmm(g_scores, k)
+        g_k = torch.bmm(g_scores.transpose(1, 2), q)
+        g_qkv = torch.stack((g_q, g_k, g_v)).view(3, groups, n_heads, tokens, head).permute(1, 3, 0, 2, 4)
+        g_flat, g_inner, g_inner_bias = inner_back(g_qkv.reshape(groups * tokens, 3 * width))
+        grads = AttentionWeights(g_inner, g_inner_bias, g_outer, g_outer_bias, g_norm, g_norm_bias)
+        return g_sum + g_flat.view_as(t), grads, g_bias
+
+    return result, backward
+
+
+def feed_forward_block(
+    t: Tensor, w: FeedForwardWeights, masks: Masks, site: int
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, FeedForwardWeights]]]:
+    """t <- LayerNorm(t + dropout(W2 dropout(gelu(W1 t)))): [G, T, D] -> [G, T, D]. Uses sites `site` and `site` + 1."""
+    groups, tokens, width = t.shape
+    h, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
+    a, gelu_back = gelu(h.view(groups, tokens, -1))
+    a, hidden_dropout_back = dropout(a, masks, site)
+    y, outer_back = linear(a.view(groups * tokens, -1), w.outer, w.outer_bias)
+    y, dropout_back = dropout(y.view(groups, tokens, width), masks, site + 1)
+    result, norm_back = layer_norm(t + y, w.norm, w.norm_bias)
+
+    def backward(g: Tensor) -> tuple[Tensor, FeedForwardWeights]:
+        g_sum, g_norm, g_norm_bias = norm_back(g)
+        g_a, g_outer, g_outer_bias = outer_back(dropout_back(g_sum).view(groups * tokens, width))
+        g_h = gelu_back(hidden_dropout_back(g_a.view(groups, tokens, -1)))
+        g_flat, g_inner, g_inner_bias = inner_back(g_h.view(groups * tokens, -1))
+        grads = FeedForwardWeights(g_inner, g_inner_bias, g_outer, g_outer_bias, g_norm, g_norm_bias)
+        return g_sum + g_flat.view_as(t), grads
+
+    return result, backward
+
+
+def mlp(
+    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, list[Tensor]]]]:
+    """Linear layers with gelu between them: [M, A] -> [M, Z]. The gradients of the weights come in one list."""
+    backs: list[Callable[..., Any]] = []
+    for i, (weight, bias) in enumerate(weights):
+        if i > 0:
+            x, back = gelu(x)
+            backs.append(back)
+        x, linear_back = linear(x, weight, bias)
+        backs.append(linear_back)
+
+    def backward(g: Tensor) -> tuple[Tensor, list[Tensor]]:
+        grads: list[Tensor] = []
+        for i, back in enumerate(reversed(backs)):
+            if i % 2:
+                g = back(g)
+            else:
+                g, g_weight, g_bias = back(g)
+                grads = [g_weight, g_bias, *grads]
+        return g, grads
+
+    return x, backward
+
+
+def sigmoid(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Sigmoid in `dtype` (at least float32)."""
+    y = torch.sigmoid(x.to(dtype))
+    return y, lambda g: g * y * (1 - y)
+
+
+def output_head(
+    t: Tensor, w: OutputWeights, masks: Masks, site: int
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, OutputWeights]]]:
+    """tanh(W2 dropout(gelu(W1 t))): [G, T, D] -> [G, T] in (-1, 1)."""
+    groups, tokens, width = t.shape
+    h, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
+    h, gelu_back = gelu(h)
+    h, dropout_back = dropout(h.view(groups, tokens, -1), masks, site)
+    logits, outer_back = linear(h.view(groups * tokens, -1), w.outer, w.outer_bias)
+    y = torch.tanh(logits.to(t.dtype)).view(groups, tokens)
+
+    def backward(g: Tensor) -> tuple[Tensor, OutputWeights]:
+        g_h, g_outer, g_outer_bias = outer_back((g * (1 - y * y)).view(groups * tokens, 1))
+        g_h = gelu_back(dropout_back(g_h.view(groups, tokens, -1)).view(groups * tokens, -1))
+        g_t, g_inner, g_inner_bias = inner_back(g_h)
+        return g_t.to(t.dtype).view_as(t), OutputWeights(g_inner, g_inner_bias, g_outer, g_outer_bias)
+
+    return y, backward
