@@ -1,116 +1,297 @@
-"""Time and memory of whole training steps (forward, backward, clipping, Adam), each backend in a process of its own.
+"""Whole training steps (forward, backward, clipping, Adam) of several backends: time, memory, FLOPs.
 
-    python -m bench.step --config configs/production_batched.yaml --backends reference --batch 1 --steps 5 --json OUT
+    python -m bench.step --config configs/production_batched.yaml --backends reference,torch --steps 5 --json OUT
+    python -m bench.step --config configs/production_batched.yaml --backends reference,torch --batch 16 --steps 0
+    python -m bench.step --config configs/quickstart.yaml --backends reference,reference:compiled,torch:eager:bf16
 
-Inputs are random numbers of the configured shapes. The first step is a warm-up and is not counted.
+What may follow a backend's name: see `bench.variants`. Each one runs in processes of its own, which take turns for
+`--rounds` rounds; figures are medians over all of them, ratios are against the first one. Inputs are random numbers of
+the configured shapes. Per backend:
+
+- `step_seconds`: quartiles of the steps behind the warm-up.
+- `peak_memory_gib`: the most that the process (on CUDA: the allocator) held above what it held after the imports, from
+  building the model on; `steps_peak_memory_gib`: the same of the timed steps alone, without compiling.
+- `saved_for_backward_bytes`, `flops`, `forward_flops`: of one forward and backward pass, eager, counted by
+  `bench.measure.count` on tensors without data with the operators of a CPU: the same on every device. FLOPs are those
+  that are executed, recomputation included.
+- `operators_without_flop_formula`: what was not counted; then `flops` and the fraction are too low.
+- `fraction_of_matrix_peak`: FLOPs a second against the best matrix product of the same precision that any of the
+  processes measured (`bench.matrix_peak`).
+- `compile`, of compiled ones: seconds that the warm-up took beyond so many steps, without and with the compiler's
+  cache; graphs, and reasons of the breaks between them; bytes that the compiled model saves for backward.
+
+`--steps 0` counts only, and so takes no memory to speak of. A backend that fails has an `error` in place of figures,
+one that cannot be counted a `count_error` in place of counts. Exit status 1: all of them failed.
 """
 
 import argparse
-import json
-import resource
 import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import Final, Self
 
 import torch
+from torch import nn
 
-from bench.machine import GIB, describe
-from pgat_fast import build_model, load_config
+from bench.machine import GIB
+from bench.matrix_peak import best_peaks, matrix_peak
+from bench.measure import PeakMemory, count, count_saved, forget_data, quartiles, seconds_of, state_of, without_data
+from bench.processes import Record, add_arguments, do_task, run_task, take_turns, write
+from bench.variants import (
+    Variant,
+    build,
+    compile_module,
+    configure,
+    in_precisions,
+    is_compiled,
+    parse_precisions,
+    parse_variants,
+)
+from pgat_fast.config.schema import Config
 from pgat_fast.data.windows import Batch
 from pgat_fast.device import resolve_device
-from pgat_fast.files import write_json
-from pgat_fast.training.precision import resolve_precision
+from pgat_fast.errors import PgatError
+from pgat_fast.model.precision import Precision, resolve_precision
+from pgat_fast.plan.trace import example
 from pgat_fast.training.step import OptimizerStep, make_optimizer
 
+MODULE: Final = "bench.step"
 
-def measure(config_path: str, overrides: list[str], backend: str, batch: int, steps: int) -> dict[str, Any]:
-    """Run `1 + steps` training steps in this process; seconds of each, and the peak memory above the start."""
-    config = load_config(config_path, overrides)
-    model_config = config.model
+WARM_UP: Final = 1
+COMPILED_WARM_UP: Final = 2
+"""A second one, lest a compilation that the first step left over be timed."""
+
+MEMORY: Final = ("peak_memory_gib", "steps_peak_memory_gib", "baseline_memory_gib")
+LESS: Final = ("peak_memory_gib", "saved_for_backward_bytes", "flops")
+"""Figures of which less is better."""
+
+
+# --- in a process of one backend --------------------------------------------------------------------------------------
+
+
+def measure(task: Record) -> Record:
+    """What one process does: `kind` of the task says whether it counts or times."""
+    variant = Variant(**task["variant"])
+    config = configure(variant, task["config"], task["overrides"])
+    if task["kind"] == "count":
+        return count_step(config, variant, task["batch"])
+    return time_steps(config, variant, task["batch"], task["steps"], task["peak_seconds"])
+
+
+def count_step(config: Config, variant: Variant, batch: int) -> Record:
+    """Count a step on tensors without data, in the precision of the configured device, as a CPU would compute it."""
+    precision = resolve_precision(config.run.precision, resolve_device(config.run.device))
+    device = torch.device("cpu")
+    model = build(config, variant)
+    with without_data():
+        forget_data(model)
+        step = optimizer_step(model, config, precision, device)
+        inputs = example(config.model, batch)
+        counts = count(lambda: step.loss(inputs), [*state_of(model), *inputs])
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()), **counts.record()}
+
+
+def time_steps(config: Config, variant: Variant, batch: int, steps: int, peak_seconds: float) -> Record:
+    """Take `steps` training steps behind the warm-up; their seconds, the peak memory, the peak of products."""
     device = resolve_device(config.run.device)
+    precision = resolve_precision(config.run.precision, device)
     torch.manual_seed(config.training.seed)
-    baseline = peak_memory(device)
-    model = build_model(config, backend=backend).to(device).train()
-    settings = config.training.model_copy(update={"learning_rate": 1e-5})
-    precision = resolve_precision(settings.mixed_precision, device)
-    step = OptimizerStep(model, make_optimizer(model, settings), model_config, settings, precision, device)
-    decoder_steps = model_config.label_len + model_config.pred_len
-    inputs = Batch(
-        torch.randn(batch, model_config.seq_len, model_config.enc_in, device=device),
-        torch.rand(batch, model_config.seq_len, 4, device=device),
-        torch.randn(batch, decoder_steps, model_config.dec_in, device=device),
-        torch.rand(batch, decoder_steps, 4, device=device),
-        torch.randn(batch, model_config.pred_len, model_config.c_out, device=device),
-    )
-    seconds = []
-    for _ in range(1 + steps):
-        synchronize(device)
-        started = time.perf_counter()
+    memory = PeakMemory(device)
+    compiled = is_compiled(config, variant, device)
+    model = build(config, variant, compiled).to(device)
+    if compiled:
+        torch._dynamo.utils.counters.clear()
+        compile_module(model, variant, device)
+    step = optimizer_step(model, config, precision, device, graphs=compiled and device.type == "cuda")
+    inputs = Batch(*(tensor.to(device) for tensor in example(config.model, batch)))
+
+    def take_step() -> None:
         step.apply(step.accumulate([lambda: inputs]), 1)
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    if step.flags.raised(wait=True):
-        raise SystemExit("a step was not finite and thus left out: the timings mean nothing")
-    counted = sorted(seconds[1:])
-    quartiles = statistics.quantiles(counted, n=4, method="inclusive") if len(counted) > 1 else counted * 3
-    return {
-        "backend": backend,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "first_step_seconds": seconds[0],
-        "step_seconds": {"quartile_1": quartiles[0], "median": quartiles[1], "quartile_3": quartiles[2]},
-        "peak_memory_gib": (peak_memory(device) - baseline) / GIB,
-        "baseline_memory_gib": baseline / GIB,
+
+    warm_up = seconds_of(take_step, COMPILED_WARM_UP if compiled else WARM_UP, device)
+    found: Record = {"precision": precision, "compiled": compiled, "warm_up_seconds": warm_up}
+    before = Compiler.now() if compiled else None
+    whole = memory.above_baseline()
+    memory.forget()
+    found["seconds"] = seconds_of(take_step, steps, device)
+    steps_peak = memory.above_baseline()
+    found |= {
+        "peak_memory_gib": max(whole, steps_peak) / GIB,
+        "steps_peak_memory_gib": steps_peak / GIB,
+        "baseline_memory_gib": memory.baseline / GIB,
     }
+    if step.flags.raised(wait=True):
+        raise RuntimeError("a step was not finite and thus left out: the timings mean nothing")
+    if before:
+        found["compiler"] = Compiler.now().record(before)
+        with count_saved([*state_of(model), *inputs]) as saved:
+            loss = step.loss(inputs)
+        found["compiler"]["saved_for_backward_bytes"] = saved.total
+        saved.forget()
+        loss.backward()
+    return found | {"matrix_peak": matrix_peak(precision, device, peak_seconds)}
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def optimizer_step(
+    model: nn.Module, config: Config, precision: Precision, device: torch.device, *, graphs: bool = False
+) -> OptimizerStep:
+    """Takes steps of `model` as training does, with a learning rate that random numbers do not upset."""
+    settings = config.training.model_copy(update={"learning_rate": 1e-5})
+    optimizer = make_optimizer(model, settings)
+    return OptimizerStep(model, optimizer, config.model, settings, precision, device, graphs=graphs)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the peak that the allocator reached on CUDA, the peak resident size of the process elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+@dataclass(frozen=True)
+class Compiler:
+    """What torch's compiler has done in this process."""
+
+    graphs: int
+    breaks: dict[str, int]
+    """Reason, a line -> how often."""
+
+    @classmethod
+    def now(cls) -> Self:
+        counters = torch._dynamo.utils.counters
+        breaks: Counter[str] = Counter()
+        for reason, times in counters["graph_break"].items():
+            breaks[reason.strip().splitlines()[0]] += times
+        return cls(counters["stats"]["unique_graphs"], dict(breaks))
+
+    def record(self, before: Self) -> Record:
+        """`before` is the state in which the timed steps began."""
+        return {
+            "graphs": self.graphs,
+            "graphs_made_while_timed": self.graphs - before.graphs,
+            "graph_breaks": sum(self.breaks.values()),
+            "graph_break_reasons": self.breaks,
+        }
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def summarize(name: str, counted: Record, rounds: list[Record], batch: int) -> Record:
+    """One backend's figures; `rounds` is empty where nothing was timed."""
+    errors = [record["error"] for record in rounds if "error" in record]
+    if errors:
+        return {"backend": name, "error": errors[0]}
+    result: Record = {"backend": name}
+    result |= {"count_error": counted["error"]} if "error" in counted else counted
+    if not rounds:
+        return result
+    step = quartiles([seconds for record in rounds for seconds in record["seconds"]])
+    result |= {
+        "precision": rounds[0]["precision"],
+        "compiled": rounds[0]["compiled"],
+        "first_step_seconds": rounds[0]["warm_up_seconds"][0],
+        "step_seconds": step,
+        "round_medians": [statistics.median(record["seconds"]) for record in rounds],
+        "windows_per_second": batch / step["median"],
+        **{key: statistics.median(record[key] for record in rounds) for key in MEMORY},
+    }
+    if "flops" in counted:
+        result["flop_per_second"] = counted["flops"] / step["median"]
+    if result["compiled"]:
+        beyond = [sum(record["warm_up_seconds"]) - COMPILED_WARM_UP * step["median"] for record in rounds]
+        cached = statistics.median(beyond[1:]) if len(beyond) > 1 else None
+        result["compile"] = {"seconds": beyond[0], "seconds_with_cache": cached, **rounds[0]["compiler"]}
+    return result
+
+
+def compare(result: Record, first: Record) -> Record:
+    """How many times less `result` takes than `first`, of what both have."""
+    ratios = {key: first[key] / result[key] for key in LESS if result.get(key) and first.get(key)}
+    if result.get("operators_without_flop_formula"):
+        ratios.pop("flops", None)  # it would seem to take less than it does
+    if "step_seconds" in result and "step_seconds" in first:
+        ratios["step_seconds"] = first["step_seconds"]["median"] / result["step_seconds"]["median"]
+    return ratios
+
+
+def describe_result(result: Record) -> str:
+    """A line or two."""
+    if "error" in result:
+        return f"{result['backend']}: {result['error']}"
+    parts = []
+    if "step_seconds" in result:
+        step = result["step_seconds"]
+        parts += [
+            f"{step['median']:.3g} s a step ({step['quartile_1']:.3g} to {step['quartile_3']:.3g})",
+            f"peak {result['peak_memory_gib']:.2f} GiB above {result['baseline_memory_gib']:.2f} GiB",
+        ]
+    if "count_error" in result:
+        parts.append(f"not counted: {result['count_error']}")
+    else:
+        saved = result["saved_for_backward_bytes"] / 1e9
+        parts += [f"{saved:.3g} GB saved for backward", f"{result['flops']:.3g} FLOP"]
+    if "fraction_of_matrix_peak" in result:
+        parts.append(f"{result['fraction_of_matrix_peak']:.1%} of the peak of {result['precision']} products")
+    if result.get("compiled"):
+        compiler = result["compile"]
+        parts.append(f"compiled in {compiler['seconds']:.0f} s, {compiler['graph_breaks']} graph breaks")
+    if result.get("times_less_than_first"):
+        ratios = result["times_less_than_first"]
+        parts.append("less than the first: " + ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items()))
+    if result.get("operators_without_flop_formula"):
+        parts.append(f"FLOPs not counted of {', '.join(result['operators_without_flop_formula'])}")
+    return f"{result['backend']}: " + "; ".join(parts)
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--task"]:
+        return do_task(measure, sys.argv[2])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--backends", default="reference", help="comma list")
+    parser.add_argument("--backends", type=parse_variants, default=[Variant("reference")], metavar="NAME[:WORD...],...")
+    parser.add_argument(
+        "--precision", type=parse_precisions, default=[], metavar="WORD,...", help="of backends that name none"
+    )
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=5, help="steps to time in each process; 0: only count")
+    add_arguments(parser)
     args = parser.parse_args()
-    if args.in_this_process:
-        print(json.dumps(measure(args.config, args.overrides, args.backends, args.batch, args.steps)))
-        return 0
+    variants = in_precisions(args.backends, args.precision)
+    try:
+        for variant in variants:
+            configure(variant, args.config, args.overrides)
+    except PgatError as error:
+        parser.error(str(error))
 
-    results = []
-    for backend in args.backends.split(","):
-        command = [sys.executable, "-m", "bench.step", "--in-this-process", "--config", args.config]
-        command += ["--backends", backend, "--batch", str(args.batch), "--steps", str(args.steps)]
-        command += ["--set", *args.overrides] if args.overrides else []
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        results.append(json.loads(output.splitlines()[-1]))
-        step = results[-1]["step_seconds"]
-        print(
-            f"{backend}: {step['median']:.2f} s a step ({step['quartile_1']:.2f} to {step['quartile_3']:.2f}), "
-            f"peak {results[-1]['peak_memory_gib']:.2f} GiB above {results[-1]['baseline_memory_gib']:.2f} GiB"
-        )
-    if args.json:
-        shown = ["python", "-m", "bench.step", *sys.argv[1:]]
-        write_json(
-            args.json, {"command": " ".join(shown), "machine": describe(), "batch": args.batch, "results": results}
-        )
-    return 0
+    tasks = {
+        str(variant): {
+            "kind": "time",
+            "variant": asdict(variant),
+            "config": args.config,
+            "overrides": args.overrides,
+            "batch": args.batch,
+            "steps": args.steps,
+            "peak_seconds": args.peak_seconds,
+        }
+        for variant in variants
+    }
+    # Compiled or not, the same is counted.
+    counted: dict[Variant, Record] = {}
+    for variant in variants:
+        key = replace(variant, compiled=None)
+        if key not in counted:
+            counted[key] = run_task(MODULE, tasks[str(variant)] | {"kind": "count"}, args.time_limit)
+    timed, order = take_turns(MODULE, tasks, args.rounds if args.steps else 0, args.time_limit)
+    results = [
+        summarize(name, counted[replace(variant, compiled=None)], timed[name], args.batch)
+        for name, variant in zip(tasks, variants, strict=True)
+    ]
+    peaks = best_peaks(record for rounds in timed.values() for record in rounds)
+    for result in results:
+        if "flop_per_second" in result:
+            peak = peaks[result["precision"]]["flop_per_second"]
+            result["fraction_of_matrix_peak"] = result["flop_per_second"] / peak
+        if result is not results[0]:
+            result["times_less_than_first"] = compare(result, results[0])
+        print(describe_result(result))
+    settings = {"batch": args.batch, "steps": args.steps, "rounds": args.rounds, "order": order, "matrix_peak": peaks}
+    write(args.json, MODULE, {**settings, "results": results})
+    return 1 if all({"error", "count_error"} & result.keys() for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ dropout mask. What is kept are the tokens. Memory is linear in their number; a b
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from pgat_kernels.chunks import Masks, auto_chunk, compiled
+from pgat_kernels.chunks import Masks, auto_chunk, call_compiled
 from pgat_kernels.pairs import linear, softmax_dropout
 from pgat_kernels.products import fast_exact_float32
+
+WORTH_COMPILING = 2**22
+"""Scores of all heads below which a compiled block saves less than compiling it costs."""
 
 Blocks = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
@@ -85,8 +89,8 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, rate: float, compile_blocks: bool
 ) -> Tensor:
     """[G, H, Q, d], [G, H, T, d] -> [G, H, Q, d]."""
-    run = compiled(_forward_block) if compile_blocks else _forward_block
     groups, queries = _sizes(q, k)
+    run: Callable[..., Any] = partial(call_compiled, _forward_block) if compile_blocks else _forward_block
     result = torch.empty_like(q)
     row = 0
     for i in range(0, q.shape[0], groups):
@@ -113,8 +117,8 @@ def _attend_backward(
     compile_blocks: bool,
 ) -> Blocks:
     """Gradients of q, k, v and bias; those of k and v, which add up over blocks, at least float32."""
-    run: Callable[..., Any] = compiled(_backward_block) if compile_blocks else _backward_block
     groups, queries = _sizes(q, k)
+    run: Callable[..., Any] = partial(call_compiled, _backward_block) if compile_blocks else _backward_block
     wide = torch.promote_types(q.dtype, torch.float32)
     g_q = torch.empty_like(q)
     g_k, g_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
@@ -127,9 +131,7 @@ def _attend_backward(
             block = slice(j, j + queries)
             own_g, own_q = (_pad(x[group, :, block], groups, queries) for x in (g, q))
             own = None if bias is None else _pad(bias[group, block], groups, queries)
-            part_q, part_k, part_v, part_bias = run(
-                own_g, own_q, own_k, own_v, own, seed, seed.new_tensor(row), rate
-            )
+            part_q, part_k, part_v, part_bias = run(own_g, own_q, own_k, own_v, own, seed, seed.new_tensor(row), rate)
             out = g_q[group, :, block]
             out.copy_(part_q[: out.shape[0], :, : out.shape[2]])
             g_k[group] += part_k[: out.shape[0]]
@@ -283,13 +285,15 @@ def attention(
         seed: int64 scalar, see `pgat_kernels.dropout.draw_seed`; not read where `rate` is 0.
         rate: dropout of the attention weights, [0, 1).
         dtype: of the products and the result: that of `queries` (the default), or bfloat16.
-        compile_blocks: whether a block is computed by compiled code.
+        compile_blocks: whether blocks are computed by compiled code, where they are large enough for that to pay.
 
     Returns:
         The heads' results side by side, [G, Q, D] in `dtype`. Softmax and its sums are at least float32.
 
     Reference: Dao et al., FlashAttention, 2022, for the order of the computation.
     """
+    scores = queries.shape[0] * n_heads * queries.shape[1] * keys.shape[1]
+    compile_blocks = compile_blocks and scores >= WORTH_COMPILING
     result: Tensor = _attention(
         queries, keys, weight, weight_bias, bias, seed, rate, n_heads, dtype or queries.dtype, compile_blocks
     )

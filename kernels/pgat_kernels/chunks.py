@@ -7,7 +7,8 @@ order of the chunks: results are bitwise repeatable.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -74,10 +75,28 @@ def take(x: Tensor, start: int, chunk: int) -> Tensor:
     return F.pad(part, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else part
 
 
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled whole for static shapes: one compilation for each set of shapes and plain arguments."""
-    return torch.compile(function, fullgraph=True, dynamic=False)
+_compiled: dict[Any, Callable[..., Any]] = {}
+
+
+def call_compiled(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, compiled whole for the shapes, dtypes and plain values of `args`.
+
+    Each of these gets a code object of its own: torch counts compilations by code object, and gives up after a few.
+    """
+
+    def describe(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return x.shape, x.stride(), x.dtype, x.device, x.requires_grad
+        return tuple(map(describe, x)) if isinstance(x, list | tuple) else x
+
+    key = function, describe(args)
+    if key not in _compiled:
+        assert isinstance(function, FunctionType)
+        own = FunctionType(
+            function.__code__.replace(), function.__globals__, closure=function.__closure__, name=function.__name__
+        )
+        _compiled[key] = torch.compile(own, fullgraph=True, dynamic=False)
+    return _compiled[key](*args)
 
 
 class RowsOperator:
@@ -142,7 +161,7 @@ class RowsOperator:
             dtype: torch.dtype,
             compile_chunks: bool,
         ) -> Tensor:
-            run = compiled(forward_chunk) if compile_chunks else forward_chunk
+            run = partial(call_compiled, forward_chunk) if compile_chunks else forward_chunk
             low = narrow(weights, dtype, options)
             result = like(rows)
             count = len(result)
@@ -164,7 +183,7 @@ class RowsOperator:
             dtype: torch.dtype,
             compile_chunks: bool,
         ) -> list[Tensor]:
-            run = compiled(backward_chunk) if compile_chunks else backward_chunk
+            run = partial(call_compiled, backward_chunk) if compile_chunks else backward_chunk
             low = narrow(weights, dtype, options)
             results = [torch.empty_like(x) for x in rows]
             totals = [torch.zeros_like(w) for w in weights]

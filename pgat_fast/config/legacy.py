@@ -4,6 +4,7 @@ One table of the names that mean something, one set of those that mean nothing h
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,7 +63,14 @@ OLD_NAMES: Final[Mapping[str, OldName]] = {
         {name: name for name in ("warmup_cosine", "cosine", "step", "plateau", "constant")},
         "the numbered schedules of other trainers (type1, type2) are not supported",
     ),
-    "use_amp": Renamed("training.mixed_precision", {True: "auto", False: "off"}),
+    # With its section too: the files of earlier runs, from which they go on, have sections.
+    **dict.fromkeys(
+        ("use_amp", "mixed_precision", "training.mixed_precision"),
+        Renamed(
+            "run.precision",
+            {True: "auto", False: "highest", "auto": "auto", "off": "highest", "bf16": "bf16", "fp16": "fp16"},
+        ),
+    ),
     "checkpoints": Renamed("run.output"),
     "checkpoint_interval": Renamed("run.checkpoint_epochs"),
     "save_best_only": Renamed("run.keep_checkpoints", {True: 1, False: 3}),
@@ -134,6 +142,23 @@ IGNORED: Final = frozenset(
     )
 )
 """Names that existing files carry and that nothing here reads; the loader warns of them."""
+
+
+def in_present_terms(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of `saved`, a configuration that an earlier version stored, with what has moved where it is now.
+
+    Nothing is checked; what is no section, or has no present equivalent, is left out.
+    """
+    sections = {name: dict(settings) for name, settings in saved.items() if isinstance(settings, Mapping)}
+    for name, old in OLD_NAMES.items():
+        section, dot, key = name.partition(".")
+        if not dot or not isinstance(old, Renamed) or key not in sections.get(section, {}):
+            continue
+        value = sections[section].pop(key)
+        home, _, present = old.setting.partition(".")
+        with suppress(KeyError):
+            sections.setdefault(home, {}).setdefault(present, translate(old, value))
+    return sections
 
 
 def translate(old: Renamed, value: Any) -> Any:

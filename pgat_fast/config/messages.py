@@ -66,7 +66,7 @@ def wrong_value(key: str, value: Any, error: Mapping[str, Any]) -> str:
     text = f"found {shown(value)}, expected {expected(key)}"
     if error["type"] == "value_error":
         text += f": {error['ctx']['error']}"
-    elif len(error["loc"]) > 1:
+    elif isinstance(error["loc"][-1], int):
         text += f": item {error['loc'][1] + 1} is {shown(error['input'])}"
     elif expected(key) == "true or false" and isinstance(value, str) and value.lower() in _SPOKEN:
         text += f": {_SPOKEN[value.lower()]} (without quotes)"

@@ -27,9 +27,14 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _switch(value: Any) -> Any:
-    """Accept a truth value where `auto` or `off` is wanted: existing files say `mixed_precision: true`."""
-    return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
+def _on_off(value: Any) -> Any:
+    """Accept a truth value where `on` or `off` is wanted: YAML 1.1 readers make one of these words."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _off(value: Any) -> Any:
+    """Accept `false` where `off` is wanted: YAML 1.1 readers make it of this word."""
+    return "off" if value is False else value
 
 
 def _in_64_bits(value: int) -> int:
@@ -269,10 +274,6 @@ class TrainingConfig(Section):
     learning_rate: Positive = Field(default=1e-3, description="peak learning rate of Adam")
     weight_decay: Annotated[Float, Field(ge=0)] = Field(default=0.0, description="L2 penalty of Adam")
     clip_grad_norm: Positive | None = Field(default=1.0, description="largest global gradient norm")
-    mixed_precision: Annotated[Literal["off", "auto", "bf16", "fp16"], BeforeValidator(_switch)] = Field(
-        default="off",
-        description="16-bit products, float32 parameters; auto: on a GPU bf16 where it can, else fp16; on a CPU off",
-    )
     nonfinite_steps: Annotated[Int, Field(ge=0)] = Field(
         default=0, description="steps with a NaN or infinite gradient to leave out before training stops"
     )
@@ -322,6 +323,19 @@ class RunConfig(Section):
     )
     backend: Literal["auto", "reference", "torch", "triton"] = Field(
         default="auto", description="implementation of the model"
+    )
+    precision: Literal["auto", "highest", "high", "bf16", "fp16"] = Field(
+        default="highest",
+        description="of products in training; high: TF32 where there is any; auto: 16 bits on a GPU, else highest",
+    )
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = Field(
+        default="auto", description="torch.compile for training; auto: where the run is long enough to pay for it"
+    )
+    combiner_chunk: Annotated[Literal["auto", "off"] | Count, BeforeValidator(_off)] = Field(
+        default="auto", description="timesteps that the combiner computes at a time; off: all, nothing recomputed"
+    )
+    exact_dropout: bool = Field(
+        default=False, description="draw the dropout of attention over identical keys too, as the reference does"
     )
     deterministic: bool = Field(default=True, description="on a GPU choose repeatable algorithms, even slower ones")
     log_interval: Count = Field(default=10, description="optimizer steps between log lines (without a progress bar)")

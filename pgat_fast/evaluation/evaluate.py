@@ -15,8 +15,10 @@ from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits, Windows, batch_indices
 from pgat_fast.evaluation.baselines import naive_forecasts
 from pgat_fast.evaluation.metrics import metrics_by_target, rmse_by_horizon, skill
+from pgat_fast.model.compilation import eager
 from pgat_fast.model.forecast import Forecast, Mixture, forecast_loss, point_forecast
 from pgat_fast.model.numerics import at_least_float32
+from pgat_fast.model.precision import products_in
 
 Array = NDArray[np.float64]
 
@@ -66,7 +68,7 @@ def evaluate_split(
     """Forecast every window, the last part batch included, in evaluation mode.
 
     The loss is a mean over windows: nothing here depends on `batch_size` beyond rounding. Metrics that are reported
-    are computed with `EVALUATION_BATCH`, and do not depend on any setting at all.
+    are computed with `EVALUATION_BATCH` in IEEE float32, and do not depend on any setting at all.
 
     Args:
         model: the forecaster, on the device of `windows`.
@@ -90,7 +92,8 @@ def evaluate_split(
             x_enc, x_dec = change(batch.x_enc, indices), batch.x_dec
             x_dec[:, : windows.label_len] = x_enc[:, windows.seq_len - windows.label_len :]
             batch = batch._replace(x_enc=x_enc)
-        forecast, diagnostics = model(*batch[:4])
+        with products_in("highest", device), eager(model):
+            forecast, diagnostics = model(*batch[:4])
         total += len(indices) * forecast_loss(forecast, batch.y, mixture_mode)
         # Summed in float64 without a float64 copy of [B, S, N, N], which may be the largest tensor of all.
         adjacency = adjacency + diagnostics["adjacency"].sum(dim=(0, 1), dtype=torch.float64)

@@ -22,6 +22,7 @@ from pgat_fast.evaluation.intervals import LEVELS, Bounds, Intervals, price_boun
 from pgat_fast.forecasting.history import History, Source, read_history
 from pgat_fast.forecasting.run import Run
 from pgat_fast.model.forecast import Forecast, Mixture, point_forecast
+from pgat_fast.model.precision import products_in
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +139,8 @@ def _forecast(run: Run, history: History, days: Days) -> Forecast:
         device=run.device,
     )
     run.model.eval()
-    forecast: Forecast = run.model(*batch[:4])[0]
+    with products_in("highest", run.device):
+        forecast: Forecast = run.model(*batch[:4])[0]
     return forecast
 
 

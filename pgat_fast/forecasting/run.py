@@ -21,7 +21,10 @@ from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, fit_wei
 from pgat_fast.training.run_folder import CHECKPOINTS
 
 OVERRIDABLE = frozenset(
-    {"data.path", "data.base_price", "data.trading_days", "training.batch_size", "run.device", "run.backend"}
+    {
+        *("data.path", "data.base_price", "data.trading_days", "training.batch_size"),
+        *("run.device", "run.backend", "run.combiner_chunk"),
+    }
 )
 """Settings that may differ from those of the training: they change nothing of what was learned."""
 

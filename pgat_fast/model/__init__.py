@@ -19,7 +19,7 @@ _NOT_HERE = "not part of this version"
 
 def backend_reasons() -> dict[str, str | None]:
     """Backend -> why it cannot run here, in words; None where it can. `auto` takes the last one that can."""
-    return {"reference": None, "torch": _NOT_HERE, "triton": _NOT_HERE}
+    return {"reference": None, "torch": None, "triton": _NOT_HERE}
 
 
 def resolve_backend(backend: str) -> str:
@@ -53,7 +53,12 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
         config = load_config(config)
     asked = backend or config.run.backend
     chosen = resolve_backend(asked)
-    from pgat_fast.model.reference.pgat import PGAT
-
     logger.info("backend %s%s", chosen, f" (asked for: {asked})" if asked != chosen else "")
-    return PGAT(config.model)
+    if chosen == "reference":
+        from pgat_fast.model.reference.pgat import PGAT
+
+        return PGAT(config.model)
+    from pgat_fast.model.execution import Execution
+    from pgat_fast.model.fast.pgat import FastPGAT
+
+    return FastPGAT(config.model, Execution.of(config.run))

@@ -18,12 +18,12 @@ from pgat_fast.data.windows import batch_indices
 from pgat_fast.device import resolve_device
 from pgat_fast.info import container_memory_limit
 from pgat_fast.model import resolve_backend
+from pgat_fast.model.precision import Precision, product_dtype, resolve_precision
 from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.original_layout import original_shapes
 from pgat_fast.plan.figures import Computation, Disk, Limit, Needed, Parameters, Plan, Work
 from pgat_fast.plan.memory import ADAM_TENSORS, GIB, largest_batch, process_bytes, tensor_bytes
 from pgat_fast.plan.trace import trace_flops, trace_memory
-from pgat_fast.training.precision import resolve_precision
 
 FLOAT32 = 4
 _NEAR = 0.9
@@ -46,7 +46,7 @@ def make_plan(config: Config, backend: str | None = None) -> Plan:
     started = time.perf_counter()
     chosen = resolve_backend(backend or config.run.backend)
     device, present = _device(config.run.device)
-    precision = _precision(config.training.mixed_precision, device, present)
+    precision = _precision(config.run.precision, device, present)
     settings = config.training
 
     parameters, tensors = count_parameters(config)
@@ -116,9 +116,11 @@ def _device(asked: str) -> tuple[torch.device, bool]:
 
 
 def _precision(asked: str, device: torch.device, present: bool) -> torch.dtype | None:
-    if asked == "auto" and not present:
-        return torch.bfloat16  # what every GPU of the last years takes
-    return resolve_precision(asked, device)
+    """The 16-bit type of products, None for float32."""
+    if present:
+        return product_dtype(resolve_precision(asked, device))
+    known: dict[str, Precision] = {"auto": "bf16", "bf16": "bf16", "fp16": "fp16"}
+    return product_dtype(known.get(asked, "highest"))  # every GPU of the last years has bfloat16
 
 
 def _memory(

@@ -23,7 +23,6 @@ from pgat_fast.data.windows import Batch
 from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.plan.stand_ins import cuda_operators, replace_recurrences
 from pgat_fast.training.loss import training_loss
-from pgat_fast.training.precision import products_in
 
 LARGE = 32 * 2**20
 """Bytes from which the C library of Linux (glibc) maps a block on its own, and gives it back when it is freed. Its
@@ -113,7 +112,7 @@ def trace_memory(config: Config, batch: int, precision: torch.dtype | None = Non
     Args:
         config: the run; with `gradient_accumulation_steps` above 1 the gradients live from the beginning of the step.
         batch: B.
-        precision: the type of products, None for float32, as `resolve_precision` gives it.
+        precision: the type of products, None for float32, as `product_dtype` gives it.
         device: `cpu` or `cuda`: whose operators to count (`stand_ins.cuda_operators`). No GPU is used.
     """
     with _without_data(config, device) as model:
@@ -163,7 +162,7 @@ def flops_of_step(model: nn.Module, batch: Batch, config: Config) -> Flops:
 
 
 def _loss(model: nn.Module, batch: Batch, config: Config, precision: torch.dtype | None) -> Tensor:
-    with products_in(precision, torch.device("cpu")):
+    with torch.autocast("cpu", dtype=precision or torch.bfloat16, enabled=precision is not None):
         forecast, diagnostics = model(*batch[:4])
     mode = config.model.mdn_multivariate_mode
     return training_loss(forecast, diagnostics, batch.y, mode, config.training.kl_weight)

@@ -53,7 +53,8 @@ def course_sections(run: RunFiles, figures: Figures) -> Iterator[Section]:
         yield section("configuration", "Configuration", folded("config.yaml", code(run.config)))
     if run.results:
         pairs = {**run.results["versions"], "device": run.results["device"], "backend": run.results["backend"]}
-        yield section("versions", "Versions", facts({**pairs, "precision": run.results["precision"]}))
+        pairs |= {"precision": run.results["precision"], "compiled": run.results.get("compiled", False)}
+        yield section("versions", "Versions", facts(pairs))
     if run.missing:
         yield section("missing", "What is not there", table(("file", "why"), list(run.missing.items())))
 

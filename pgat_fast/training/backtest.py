@@ -123,7 +123,8 @@ def _finished(run: Config, sha256: str) -> dict[str, Any] | None:
     if not (folder / "config.yaml").is_file():
         return None
     before = load_config(folder / "config.yaml")
-    if (before.data, before.model, before.training) != (run.data, run.model, run.training):
+    learned = [(c.data, c.model, c.training, c.run.precision, c.run.exact_dropout) for c in (before, run)]
+    if learned[0] != learned[1]:
         raise ConfigError(f"{folder}: a backtest with other settings is there; move it away, or restore its settings")
     if read_status(folder).get("state") != "finished":
         return None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pgat_fast.data.windows import Windows
 from pgat_fast.files import write_json
+from pgat_fast.model.compilation import eager, is_compiled
 from pgat_fast.training.generators import generator_states, restore_generators
 from pgat_fast.training.step import OptimizerStep
 
@@ -25,15 +26,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory could not be had: torch raises different classes for GPU and CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    text = str(error)
+    # oneDNN keeps its status to itself; what it has chosen and cannot make fails for want of memory.
+    if isinstance(error, RuntimeError) and text.startswith("could not create a primitive"):
+        return not text.startswith("could not create a primitive descriptor")
     return isinstance(error, RuntimeError) and any(
-        text in str(error) for text in ("can't allocate memory", "not enough memory", "CUDA out of memory")
+        known in text for known in ("can't allocate memory", "not enough memory", "CUDA out of memory")
     )
 
 
 def memory_report(device: torch.device, reading: dict[str, Any], error: str) -> dict[str, Any]:
-    """What memory held when it ran out: the last reading, and on CUDA the allocator's own table."""
-    tensors = [item for item in gc.get_objects() if issubclass(type(item), Tensor)]
-    report = {"error": error, "reading": reading, "tensors": len(tensors)}
+    """What memory held when it ran out: the last reading, and on CUDA the allocator's own table.
+
+    The number of tensors is None where there is not even memory to count them.
+    """
+    try:
+        tensors = sum(issubclass(type(item), Tensor) for item in gc.get_objects())
+    except MemoryError:
+        tensors = None
+    report = {"error": error, "reading": reading, "tensors": tensors}
     if device.type == "cuda":
         report["allocator"] = torch.cuda.memory_summary(device)
     return report
@@ -60,7 +71,7 @@ def find_nonfinite(
     with torch.no_grad():
         for indices in cycle:
             batch = windows.batch(indices)
-            with _watched(step.model) as found:
+            with eager(step.model), _watched(step.model) as found:
                 loss = step.loss(batch)
             inputs = [name for name, value in batch._asdict().items() if not value.isfinite().all()]
             value = loss.item()
@@ -81,7 +92,8 @@ def find_nonfinite(
         "weights_not_finite": {"count": len(weights), "first": weights[:_SHOWN]},
         "learning_rate": step.optimizer.param_groups[0]["lr"],
         "loss_scale": step.scaler.get_scale() if step.scaler.is_enabled() else None,
-        "precision": str(step.precision or torch.float32).removeprefix("torch."),
+        "precision": step.precision,
+        "compiled": is_compiled(step.model),
         "batches": batches,
     }
 

@@ -44,6 +44,7 @@ _ABOUT: Final[Mapping[str, tuple[type, ...]]] = {
     "data": (dict,),
     "versions": (dict,),
     "backend": (str,),
+    "compiled": (bool,),
 }
 
 

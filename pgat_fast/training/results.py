@@ -18,6 +18,8 @@ from pgat_fast.data.windows import Splits
 from pgat_fast.evaluation.assess import assess, write_assessment
 from pgat_fast.files import write_json
 from pgat_fast.model import resolve_backend
+from pgat_fast.model.compilation import is_compiled
+from pgat_fast.model.precision import Precision
 from pgat_fast.training.about import versions
 from pgat_fast.training.checklist import checklist, checklist_text
 from pgat_fast.training.checkpoint import list_checkpoints, verify_checkpoint
@@ -39,7 +41,7 @@ def finish_run(
     progress: Progress,
     ending: Ending,
     *,
-    precision: torch.dtype | None,
+    precision: Precision,
     peaks: Callable[[], dict[str, float | None]],
     on_batch: Callable[[], None],
     show_progress: bool,
@@ -72,7 +74,8 @@ def finish_run(
         "resumes": progress.resumes,
         "device": describe_device(device),
         "backend": resolve_backend(config.run.backend),
-        "precision": str(precision or torch.float32).removeprefix("torch."),
+        "precision": precision,
+        "compiled": is_compiled(model),
         "versions": versions(),
         "data": {
             "path": config.data.path,

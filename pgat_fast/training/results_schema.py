@@ -100,6 +100,9 @@ class ResultsRecord(_Part):
     device: str
     backend: str
     precision: str
+    """Of products in training, as `run.precision`, with `auto` resolved."""
+    compiled: bool = False
+    """Whether training was compiled."""
     versions: dict[str, str]
     data: DataRecord
     training_ended: str

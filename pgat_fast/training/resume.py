@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pgat_fast.config import Config, config_to_dict
+from pgat_fast.config.legacy import in_present_terms
 from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.training.checkpoint import Checkpoint, find_checkpoints, newest_good, read_checkpoint
 from pgat_fast.training.run_folder import CHECKPOINTS
@@ -17,6 +18,15 @@ LIMITS = frozenset({"epochs", "max_steps", "max_minutes", "patience", "nonfinite
 
 CYCLE = frozenset({"batch_size", "gradient_accumulation_steps", "seed"})
 """Settings of `training` that say which windows an optimizer step sees."""
+
+_OTHERWISE = "the run goes on, but not as it would have"
+_ROUNDING = "results agree up to rounding only"
+EFFECTS = {
+    "precision": _OTHERWISE,
+    "exact_dropout": _OTHERWISE,
+    **dict.fromkeys(("device", "backend", "compile", "combiner_chunk"), _ROUNDING),
+}
+"""Settings of `run` that change what is computed -> what another value does to a run that goes on."""
 
 MOVABLE = frozenset({"path", "trading_days"})
 """Settings of `data` that do not change what is trained on; the content of the file is compared."""
@@ -80,7 +90,7 @@ def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch:
     either configuration describes. Raises ConfigError where another model, other data or (within an epoch) other
     batches are asked for.
     """
-    asked = config_to_dict(config)
+    asked, saved = config_to_dict(config), in_present_terms(saved)
     changed = {
         section: {
             key: (saved.get(section, {}).get(key), value)
@@ -104,11 +114,11 @@ def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch:
         if key in LIMITS and not cosine:
             logger.info("training.%s: %s, was %s", key, now, before)
         else:
-            logger.warning("training.%s is %s, was %s: the run goes on, but not as it would have", key, now, before)
-    for key in ("device", "backend"):
+            logger.warning("training.%s is %s, was %s: %s", key, now, before, _OTHERWISE)
+    for key, effect in EFFECTS.items():
         if key in changed["run"]:
             before, now = changed["run"][key]
-            logger.warning("run.%s is %s, was %s: results agree up to rounding only", key, now, before)
+            logger.warning("run.%s is %s, was %s: %s", key, now, before, effect)
 
 
 def check_same_data(path: Path, saved: dict[str, Any], sha256: str, source: str) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from pgat_fast.config.schema import ModelConfig, TrainingConfig
 from pgat_fast.data.windows import Batch
+from pgat_fast.model.precision import Precision, float32_products_in, products_in
 from pgat_fast.training.loss import training_loss
-from pgat_fast.training.precision import make_scaler, products_in
 
 SMALLEST_SCALE = 2.0**-12
 """A float16 loss scale below this means that gradients are not finite at any scale. (It may well be below 1: divisions
@@ -23,6 +23,14 @@ def make_optimizer(model: nn.Module, settings: TrainingConfig) -> torch.optim.Ad
     return torch.optim.Adam(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
+
+
+def make_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
+    """Scales the loss so that float16 gradients do not vanish (Micikevicius et al., Mixed Precision Training, 2018).
+
+    Does nothing for other precisions, which have the range of float32.
+    """
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 @dataclass(eq=False)
@@ -84,6 +92,9 @@ class OptimizerStep:
     A step whose loss or gradient norm is NaN or infinite changes neither weights nor optimizer state: the fused
     optimizer reads the flag on the device. `flags` tells the host of it: on a CPU at once, on a GPU as soon as it has
     arrived, without waiting. With `sticky`, every later step is left out too, until the host has reacted.
+
+    `graphs`: the model replays CUDA graphs, whose outputs the next replay overwrites. So gradients are added up in
+    tensors of their own.
     """
 
     def __init__(
@@ -92,12 +103,14 @@ class OptimizerStep:
         optimizer: torch.optim.Optimizer,
         config: ModelConfig,
         settings: TrainingConfig,
-        precision: torch.dtype | None,
+        precision: Precision,
         device: torch.device,
+        *,
+        graphs: bool = False,
     ) -> None:
         self.model, self.optimizer, self.settings = model, optimizer, settings
         self.mixture_mode = config.mdn_multivariate_mode
-        self.precision, self.device = precision, device
+        self.precision, self.device, self.graphs = precision, device, graphs
         self.scaler = make_scaler(precision, device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.sticky = settings.nonfinite_steps == 0 and not self.scaler.is_enabled()
@@ -106,22 +119,27 @@ class OptimizerStep:
         self.norm = torch.zeros((), device=device)
         """Gradient norm of the last step, before clipping."""
         self._stuck = torch.zeros((), dtype=torch.bool, device=device)
+        for parameter in self.parameters if graphs else ():
+            parameter.grad = torch.zeros_like(parameter)
 
     def accumulate(self, batches: Sequence[Callable[[], Batch]]) -> Tensor:
         """Set the gradients to those of the mean loss of `batches`; returns the sum of their losses, a float64 scalar.
 
         The last cycle of an epoch may be shorter than the others: the mean is over what it holds.
         """
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=not self.graphs)
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
         for load in batches:
             loss = self.loss(load())
-            self.scaler.scale(loss / len(batches)).backward()
+            with float32_products_in(self.precision, self.device):
+                self.scaler.scale(loss / len(batches)).backward()
             losses += loss.detach()
         return losses
 
     def loss(self, batch: Batch) -> Tensor:
         """The training loss of one batch, a float32 scalar."""
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with products_in(self.precision, self.device):
             forecast, diagnostics = self.model(*batch[:4])
         return training_loss(forecast, diagnostics, batch.y, self.mixture_mode, self.settings.kl_weight)

@@ -31,7 +31,9 @@ from pgat_fast.errors import (
 )
 from pgat_fast.evaluation.evaluate import EVALUATION_BATCH, evaluate_split
 from pgat_fast.files import write_atomically
-from pgat_fast.model import build_model
+from pgat_fast.model import build_model, resolve_backend
+from pgat_fast.model.compilation import compile_in_place, decide_compile, expected_batch_seconds
+from pgat_fast.model.precision import resolve_precision
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
@@ -47,7 +49,6 @@ from pgat_fast.training.checkpoint import (
 )
 from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
 from pgat_fast.training.generators import generator_states, restore_generators, seed_everything
-from pgat_fast.training.precision import resolve_precision
 from pgat_fast.training.results import Results, finish_run
 from pgat_fast.training.resume import (
     check_same_data,
@@ -154,14 +155,18 @@ class Trainer:
         batch_indices(len(self.splits.train), self.settings.batch_size, drop_last=True)
         if config.run.tensorboard:
             writer_class()
-        precision = resolve_precision(self.settings.mixed_precision, self.device)
+        precision = resolve_precision(config.run.precision, self.device)
         self.model = build_model(config).to(self.device)
+        compiled = self.decide_compile()
+        if compiled:
+            compile_in_place(self.model, self.device)
         if self.settings.lr_schedule == "warmup_cosine" and self.settings.warmup_epochs >= self.settings.epochs:
             logger.warning("training.warmup_epochs %d: the run ends before warm-up does", self.settings.warmup_epochs)
         self.step = OptimizerStep(
-            self.model, make_optimizer(self.model, self.settings), config.model, self.settings, precision, self.device
-        )
-        self.about = describe_run(config, self.table, self.splits)
+            self.model, make_optimizer(self.model, self.settings), config.model, self.settings, precision, self.device,
+            graphs=compiled and self.device.type == "cuda",
+        )  # fmt: skip
+        self.about = describe_run(config, self.table, self.splits) | {"compiled": compiled}
         self.progress = Progress(started=datetime.now(UTC).isoformat(timespec="seconds"))
         self.applying = threading.Lock()
         """Held while the weights, or the snapshot, change, and while they are saved."""
@@ -169,6 +174,26 @@ class Trainer:
         self.saved: tuple[str, str | None] | None = None
         """Name of the last checkpoint that was written, and of the best one at that time."""
         self.stage = "start"
+
+    def decide_compile(self) -> bool:
+        """Whether training is compiled: as it was before, or as the length of the whole run suggests."""
+        batch = expected_batch_seconds(self.config, self.device)
+        settings = self.settings
+        seconds_per_step = batch * settings.gradient_accumulation_steps
+        batches = len(self.splits.train) // settings.batch_size
+        steps = settings.epochs * math.ceil(batches / settings.gradient_accumulation_steps)
+        if settings.max_steps is not None:
+            steps = min(steps, settings.max_steps)
+        if settings.max_minutes is not None:
+            steps = min(steps, math.ceil(60 * settings.max_minutes / seconds_per_step))
+        return decide_compile(
+            self.config.run.compile,
+            resolve_backend(self.config.run.backend),
+            self.device,
+            expected_steps=steps,
+            seconds_per_step=seconds_per_step,
+            before=None if self.found is None else self.found[1].about.get("compiled"),
+        )
 
     # --- the whole run --------------------------------------------------------------------------------------------
 

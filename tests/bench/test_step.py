@@ -1,25 +1,128 @@
-"""The step benchmark measures each backend in a process of its own and writes what it found."""
+"""The step benchmark measures each backend in processes of its own and writes what it found."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from bench.step import Compiler, compare, summarize
 from tests.conftest import TINY
 
 
-def test_it_measures_and_writes_the_command_and_the_machine(tmp_path: Path) -> None:
+def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.step", "--config", "configs/production_batched.yaml", *arguments]
+    return subprocess.run(
+        [*command, "--set", *TINY], capture_output=True, text=True, check=False, env=os.environ | (environment or {})
+    )
+
+
+def test_it_measures_in_turns_and_writes_the_command_and_the_machine(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
-    arguments = ["--config", "configs/production_batched.yaml", "--batch", "2", "--steps", "2", "--json", str(out)]
-    command = [sys.executable, "-m", "bench.step", *arguments, "--set", *TINY]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    arguments = ["--batch", "2", "--steps", "2", "--rounds", "2", "--peak-seconds", "0.01", "--json", str(out)]
+    result = run("--backends", "reference,reference:bf16:fused", *arguments)
     assert result.returncode == 0, result.stderr
     record = json.loads(out.read_text())
-    assert record["batch"] == 2
+    assert (record["batch"], record["steps"], record["rounds"]) == (2, 2, 2)
     assert record["command"].startswith("python -m bench.step --config")
     assert record["machine"]["cores"] >= 1
-    (measured,) = record["results"]
-    assert measured["backend"] == "reference"
-    assert 0 < measured["step_seconds"]["quartile_1"] <= measured["step_seconds"]["quartile_3"] < 60
-    assert 0 < measured["peak_memory_gib"] < 4
+    assert record["order"] == ["reference", "reference:bf16:fused"] * 2
+    assert set(record["matrix_peak"]) == {"highest", "bf16"}
+    first, second = record["results"]
+    for measured in (first, second):
+        assert 0 < measured["step_seconds"]["quartile_1"] <= measured["step_seconds"]["quartile_3"] < 60
+        assert len(measured["round_medians"]) == 2
+        assert 0 < measured["steps_peak_memory_gib"] <= measured["peak_memory_gib"] < 4
+        assert 0 < measured["fraction_of_matrix_peak"] < 1
+        assert measured["compiled"] is False
+        assert measured["operators_without_flop_formula"] == []
+        assert 0 < 2 * measured["forward_flops"] < measured["flops"]
+    assert (first["backend"], first["precision"]) == ("reference", "highest")
+    assert (second["backend"], second["precision"]) == ("reference:bf16:fused", "bf16")
+    assert second["saved_for_backward_bytes"] < first["saved_for_backward_bytes"]
+    ratio = first["step_seconds"]["median"] / second["step_seconds"]["median"]
+    assert second["times_less_than_first"]["step_seconds"] == pytest.approx(ratio)
+    assert "times_less_than_first" not in first
     assert "reference: " in result.stdout
+    assert "less than the first: " in result.stdout
+
+
+def test_without_steps_it_only_counts(tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    result = run("--backends", "reference,torch:eager", "--batch", "3", "--steps", "0", "--json", str(out))
+    assert result.returncode == 0, result.stderr
+    record = json.loads(out.read_text())
+    reference, fast = record["results"]
+    assert reference["saved_for_backward_bytes"] > fast["saved_for_backward_bytes"] > 0
+    assert reference["parameters"] == fast["parameters"]
+    assert "step_seconds" not in fast
+    assert record["order"] == []
+
+
+def test_what_cannot_be_compiled_is_told_of(tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    arguments = ["--steps", "1", "--rounds", "1", "--peak-seconds", "0.01", "--json", str(out)]
+    result = run(
+        "--backends", "reference,reference:compiled", *arguments, environment={"CXX": str(tmp_path / "no_compiler")}
+    )
+    assert result.returncode == 0, result.stderr
+    plain, compiled = json.loads(out.read_text())["results"]
+    assert plain["step_seconds"]["median"] > 0
+    assert compiled.keys() == {"backend", "error", "times_less_than_first"}
+    assert "InvalidCxxCompiler" in compiled["error"]
+    assert f"reference:compiled: {compiled['error']}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("backends", "told"),
+    [("torch:fast", "'fast' cannot follow torch"), ("reference,triton", "backend 'triton' is ")],
+)
+def test_what_there_is_not_stops_it_before_anything_runs(backends: str, told: str) -> None:
+    result = run("--backends", backends)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert result.stdout == ""
+
+
+def test_graphs_and_the_breaks_between_them_are_counted() -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        torch._dynamo.graph_break()
+        return y + 1
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    before = Compiler.now()
+    torch.compile(broken, backend="eager")(torch.ones(3))
+    record = Compiler.now().record(before)
+    assert record["graphs"] == record["graphs_made_while_timed"] == 2
+    assert record["graph_breaks"] == sum(record["graph_break_reasons"].values()) == 1
+    assert all("\n" not in reason for reason in record["graph_break_reasons"])
+
+
+def test_the_compiler_costs_what_the_warm_up_takes_beyond_its_steps() -> None:
+    compiler = {"graphs": 1, "graphs_made_while_timed": 0, "graph_breaks": 0, "graph_break_reasons": {}}
+    memory = {"peak_memory_gib": 1.0, "steps_peak_memory_gib": 0.5, "baseline_memory_gib": 0.2}
+    rounds = [
+        {"precision": "highest", "compiled": True, "warm_up_seconds": [cost, 2.0], "seconds": [2.0, 2.0]}
+        | {"compiler": compiler}
+        | memory
+        for cost in (102.0, 12.0)
+    ]
+    result = summarize("torch", {"flops": 8, "saved_for_backward_bytes": 4}, rounds, batch=4)
+    assert (result["compile"]["seconds"], result["compile"]["seconds_with_cache"]) == (100.0, 10.0)
+    assert result["windows_per_second"] == 2.0
+    assert result["flop_per_second"] == 4.0
+    assert summarize("torch", {"error": "no"}, rounds, batch=4)["count_error"] == "no"
+    assert summarize("torch", {"flops": 8}, [*rounds, {"error": "dead"}], batch=4) == {
+        "backend": "torch", "error": "dead",
+    }  # fmt: skip
+    assert compare(result, {"error": "no"}) == {}
+    assert compare(result, {"saved_for_backward_bytes": 12, "flops": 16}) == {
+        "saved_for_backward_bytes": 3.0, "flops": 2.0,
+    }  # fmt: skip
+    incomplete = result | {"operators_without_flop_formula": ["pgat.some"]}
+    assert compare(incomplete, {"saved_for_backward_bytes": 12, "flops": 16}) == {"saved_for_backward_bytes": 3.0}

@@ -139,7 +139,7 @@ def test_what_will_not_fit_is_a_warning_with_the_batch_that_does(tiny: list[str]
 
 @pytest.mark.usefixtures("quick_traces")
 def test_a_gpu_that_is_not_here_is_planned_for(tiny: list[str]) -> None:
-    settings = ["run.device=cuda:99", "training.mixed_precision=auto"]
+    settings = ["run.device=cuda:99", "run.precision=auto"]
     plan = make_plan(config_with(tiny, *settings, "run.device_memory_limit_gb=0.001"))
     assert (plan.device, plan.device_present, plan.precision) == ("cuda:99", False, "bfloat16")
     assert plan.memory.process is None

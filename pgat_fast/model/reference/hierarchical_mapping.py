@@ -24,13 +24,17 @@ class HierarchicalMapping(nn.Module):
         x = self.convolution(e.transpose(1, 2)).transpose(1, 2)
         x = torch.relu(self.norm(x + e))
         for layer in self.layers:
-            x = layer(x)
+            x = self.block(layer, x)
         series = x.transpose(1, 2)  # [B, D, S]
         if series.shape[-1] < self.nodes:
             pooled = F.interpolate(series, size=self.nodes, mode="linear", align_corners=False)
         else:
             pooled = F.adaptive_avg_pool1d(series, self.nodes)
         return self.node_projection(pooled.transpose(1, 2))
+
+    def block(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """One transformer block: [B, S, D] -> the same."""
+        return layer(x)
 
     def forward(self, e: Tensor) -> Tensor:
         """Market states [B, S, D] -> market states [B, S, D]."""

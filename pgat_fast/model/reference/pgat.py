@@ -21,7 +21,6 @@ from pgat_fast.model.reference.mixture import MixtureDecoder
 from pgat_fast.model.reference.phase import PhaseAwareProcessor
 from pgat_fast.model.shapes import check_inputs
 
-
 Part = type[nn.Module]
 """Class of a part of the model. Faster backends replace some: same constructor, parameters, inputs and outputs."""
 

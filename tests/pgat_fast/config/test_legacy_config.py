@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pgat_fast import load_config
-from pgat_fast.config.legacy import IGNORED, OLD_NAMES
+from pgat_fast.config.legacy import IGNORED, OLD_NAMES, in_present_terms
 from pgat_fast.config.schema import Config
 from pgat_fast.errors import ConfigError
 
@@ -93,9 +93,9 @@ def test_the_production_file_keeps_the_meaning_of_every_key() -> None:
             "min_lr": 1e-6,
             "patience": 999,
             "kl_weight": 5e-5,
-            "mixed_precision": "auto",
         },
         "run": {
+            "precision": "auto",
             "name": "celestial_enhanced_pgat_production_overnight",
             "device": "auto",
             "log_interval": 10,
@@ -138,9 +138,14 @@ def test_the_mappings_of_the_parity_cases_load(old: dict[str, Any], caplog: pyte
         ({"lradj": "warmup_cosine"}, "training", "lr_schedule", "warmup_cosine"),
         ({"lradj": "constant"}, "training", "lr_schedule", "constant"),
         ({"lradj": "cosine"}, "training", "lr_schedule", "cosine"),
-        ({"use_amp": True}, "training", "mixed_precision", "auto"),
-        ({"mixed_precision": True}, "training", "mixed_precision", "auto"),
-        ({"mixed_precision": False}, "training", "mixed_precision", "off"),
+        ({"use_amp": True}, "run", "precision", "auto"),
+        ({"use_amp": False}, "run", "precision", "highest"),
+        ({"mixed_precision": True}, "run", "precision", "auto"),
+        ({"mixed_precision": False}, "run", "precision", "highest"),
+        ({"mixed_precision": "off"}, "run", "precision", "highest"),
+        ({"mixed_precision": "bf16"}, "run", "precision", "bf16"),
+        ({"training": {"mixed_precision": "fp16"}}, "run", "precision", "fp16"),
+        ({"training": {"mixed_precision": "auto"}, "run": {"name": "x"}}, "run", "precision", "auto"),
         ({"checkpoint_interval": 7}, "run", "checkpoint_epochs", 7),
         ({"save_best_only": True}, "run", "keep_checkpoints", 1),
         ({"checkpoints": "kept/here"}, "run", "output", "kept/here"),
@@ -162,6 +167,18 @@ def test_an_old_name_sets_the_present_setting(old: dict[str, Any], section: str,
     assert getattr(getattr(load_config(old), section), name) == value
 
 
+def test_a_stored_configuration_is_brought_into_present_terms() -> None:
+    stored = {"training": {"mixed_precision": "off", "epochs": 3}, "run": {"name": "x"}, "more": 5}
+    assert in_present_terms(stored) == {"training": {"epochs": 3}, "run": {"name": "x", "precision": "highest"}}
+    assert in_present_terms({"training": {"mixed_precision": "half"}}) == {"training": {}, "run": {}}
+    present = Config().model_dump()
+    assert in_present_terms(present) == present
+
+
+def test_an_override_replaces_the_old_name_of_a_file() -> None:
+    assert load_config({"training": {"mixed_precision": "bf16"}}, ["precision=high"]).run.precision == "high"
+
+
 @pytest.mark.parametrize("old", [{"model": "Celestial_Enhanced_PGAT"}, {"data": "custom"}])
 def test_names_where_a_section_could_stand_change_nothing(old: dict[str, Any]) -> None:
     assert load_config(old) == Config()
@@ -177,6 +194,10 @@ def test_names_where_a_section_could_stand_change_nothing(old: dict[str, Any]) -
         ),
         ({"lradj": None}, "lradj (now training.lr_schedule): found null, expected 'warmup_cosine' or 'cosine'"),
         ({"use_gpu": "yes"}, "use_gpu (now run.device): found 'yes', expected true or false"),
+        (
+            {"training": {"mixed_precision": "half"}},
+            "training.mixed_precision (now run.precision): found 'half', expected true or false or 'auto' or 'off' or",
+        ),
         ({"use_gpu": 1}, "use_gpu (now run.device): found 1, expected true or false"),
         (
             {"use_efficient_covariate_interaction": None},

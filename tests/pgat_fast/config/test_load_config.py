@@ -80,6 +80,16 @@ def test_an_override_may_use_an_old_name() -> None:
         ("device=cuda:1", "run", "device", "cuda:1"),
         ("path=a=b.csv", "data", "path", "a=b.csv"),
         ("name='1'", "run", "name", "1"),
+        *((f"precision={word}", "run", "precision", word) for word in ("auto", "highest", "high", "bf16", "fp16")),
+        *((f"compile={word}", "run", "compile", word) for word in ("auto", "on", "off")),
+        ("compile=true", "run", "compile", "on"),  # what a YAML 1.1 reader makes of `on`
+        ("compile=false", "run", "compile", "off"),
+        ("combiner_chunk=auto", "run", "combiner_chunk", "auto"),
+        ("combiner_chunk=off", "run", "combiner_chunk", "off"),
+        ("combiner_chunk=false", "run", "combiner_chunk", "off"),
+        ("combiner_chunk=25", "run", "combiner_chunk", 25),
+        ("combiner_chunk='25'", "run", "combiner_chunk", 25),
+        ("exact_dropout=true", "run", "exact_dropout", True),
     ],
 )
 def test_an_override_is_a_yaml_scalar_or_list(override: str, section: str, name: str, value: object) -> None:

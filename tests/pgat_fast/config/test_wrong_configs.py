@@ -54,6 +54,17 @@ WRONG_VALUES = [
     ("targets: [a, b, a, c]", "all different, or null: 'a' is named twice"),
     ("name: ../x", "run.name: found '../x', expected a name of letters, digits, `_`, `.` and `-`"),
     ("name: '..'", "run.name: found '..', expected a name of letters, digits, `_`, `.` and `-`"),
+    ("precision: float32", "run.precision: found 'float32', expected auto, highest, high, bf16 or fp16"),
+    ("precision: true", "run.precision: found true, expected auto, highest, high, bf16 or fp16"),
+    ("compile: yes", "run.compile: found 'yes', expected auto, on or off"),
+    ("combiner_chunk: 0", "run.combiner_chunk: found 0, expected auto or off, or an integer, at least 1"),
+    ("combiner_chunk: true", "run.combiner_chunk: found true, expected auto or off, or an integer, at least 1"),
+    ("combiner_chunk: 2.5", "run.combiner_chunk: found 2.5, expected auto or off, or an integer, at least 1"),
+    ("exact_dropout: on", "run.exact_dropout: found 'on', expected true or false: write true"),
+    (
+        "{training: {use_amp: true}}",
+        "training.use_amp: section training has no such setting; did you mean use_amp (now",
+    ),
     ("device: gpu", "run.device: found 'gpu', expected auto, cpu, cuda or cuda:N"),
 ]
 
@@ -127,6 +138,11 @@ GIVEN_TWICE = [
         "training.epochs): given both as epochs (PATH:1) and as train_epochs: remove one",
     ),
     ("data_path: a\npath: b", 2, "data.path: given both as data_path (PATH:1) and as path: remove one"),
+    (
+        "training: {mixed_precision: bf16}\nrun: {precision: bf16}",
+        2,
+        "run.precision: given both as training.mixed_precision (PATH:1) and as run.precision: remove one",
+    ),
     ("path: b\nroot_path: a", 2, "root_path (now data.path): given both as path (PATH:1) and as root_path"),
     ("epochs: 1\nseed: 1\nepochs: 2", 3, "epochs: given twice, first in line 1: remove one"),
     ("model:\n  freq: d\n  freq: h", 3, "model.freq: given twice, first in line 2: remove one"),

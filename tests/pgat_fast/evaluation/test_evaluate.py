@@ -13,6 +13,7 @@ from pgat_fast.data.build import build_file
 from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.load import load_splits
 from pgat_fast.evaluation.evaluate import SplitForecast, compare, evaluate_split, last_rows, price_base, true_values
+from pgat_fast.model.precision import products_in
 
 
 @pytest.mark.parametrize("mixture", [False, True])
@@ -32,6 +33,21 @@ def test_the_loss_does_not_depend_on_the_batch_size(tiny: list[str], mixture: bo
     assert whole.forecast.shape == (6, 2, 4)
     if not mixture:
         assert whole.loss == pytest.approx(float(((whole.forecast - whole.truth) ** 2).mean()), rel=1e-6)
+
+
+def test_nothing_depends_on_the_precision_that_a_caller_has_set(tiny: list[str]) -> None:
+    config = load_config(None, tiny)
+    _, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    torch.manual_seed(0)
+    model = build_model(config)
+    plain = evaluate_split(model, splits.test, 1, "independent")
+    with products_in("bf16", torch.device("cpu")):
+        rounded = evaluate_split(model, splits.test, 1, "independent")
+    with products_in("high", torch.device("cpu")):
+        high = evaluate_split(model, splits.test, 1, "independent")
+    for other in (rounded, high):
+        assert other.loss == plain.loss
+        assert (other.forecast == plain.forecast).all()
 
 
 def of(forecast: np.ndarray, truth: np.ndarray) -> SplitForecast:

@@ -18,6 +18,7 @@ from pgat_fast import build_model, load_config
 from pgat_fast.errors import CheckpointError, MemoryLimitError, OutOfMemoryError, TrainingError
 from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.training.checkpoint import list_checkpoints, verify_checkpoint
+from pgat_fast.training.faults import is_out_of_memory, memory_report
 from pgat_fast.training.run_folder import read_status
 from tests.pgat_fast.training.runs import assert_same, newest, outcome, run
 
@@ -158,6 +159,31 @@ def test_out_of_memory_is_caught_told_and_resumed_from(
     assert_same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for a matmul primitive"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error: Exception, is_one: bool) -> None:
+    assert is_out_of_memory(error) is is_one
+
+
+def test_the_report_is_written_even_where_tensors_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted() -> Any:
+        raise MemoryError
+
+    assert memory_report(torch.device("cpu"), {}, "no memory")["tensors"] > 0
+    monkeypatch.setattr("gc.get_objects", exhausted)
+    assert memory_report(torch.device("cpu"), {}, "no memory")["tensors"] is None
+
+
 def test_a_real_lack_of_memory_has_its_exit_code(tiny: list[str], tmp_path: Path) -> None:
     """The process may have 200 MB more than it begins with; the step wants more."""
     large = ["model.seq_len=20", "model.d_model=104", "model.n_heads=8", "training.batch_size=6"]
@@ -173,6 +199,7 @@ LITTLE_MEMORY = """
 import resource, sys
 import torch
 from pgat_fast.cli import main
+from pgat_fast.model.fast import pgat  # what is loaded later takes of the little memory
 from pgat_fast.training import trainer
 torch.randn(64, 64) @ torch.randn(64, 64)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from pgat_fast import load_config
 from pgat_fast.errors import CheckpointError, ConfigError, StopRequested
-from pgat_fast.training.checkpoint import list_checkpoints
+from pgat_fast.training.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
 from pgat_fast.training.run_folder import read_status
 from pgat_fast.training.trainer import train
 from tests.pgat_fast.training.runs import StopAt, assert_same, interrupted, newest, outcome, run
@@ -60,8 +61,8 @@ def test_three_interruptions_in_one_epoch(tiny: list[str], tmp_path: Path, place
 @pytest.mark.parametrize(
     "settings",
     [
-        ["training.mixed_precision=bf16"],
-        ["training.mixed_precision=fp16", "training.learning_rate=1e-5"],
+        ["run.precision=bf16"],
+        ["run.precision=fp16", "training.learning_rate=1e-5"],
         ["training.lr_schedule=plateau", "training.lr_patience=1", "training.epochs=3"],
         ["model.use_stochastic_learner=true", "model.use_mixture_decoder=true", "model.use_hierarchical_mapping=true"],
         ["model.combiner=hierarchical", "model.celestial_fusion_layers=1", "data.decoder_future=known"],
@@ -200,6 +201,47 @@ def test_other_settings_of_training_are_warned_of(
     run([*tiny, "training.epochs=1"], tmp_path / "run")
     run([*tiny, "training.learning_rate=0.01"], tmp_path / "run", resume=tmp_path / "run")
     assert "training.learning_rate is 0.01, was 0.001: the run goes on, but not as it would have" in caplog.text
+
+
+def test_another_way_to_compute_is_warned_of(tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run([*tiny, "training.epochs=1"], tmp_path / "run")
+    other = ["run.precision=bf16", "run.exact_dropout=true", "run.combiner_chunk=2", "run.compile=off"]
+    results = run([*tiny, *other], tmp_path / "run", resume=tmp_path / "run")
+    assert "run.precision is bf16, was highest: the run goes on, but not as it would have" in caplog.messages
+    assert "run.exact_dropout is True, was False: the run goes on, but not as it would have" in caplog.messages
+    assert "run.combiner_chunk is 2, was auto: results agree up to rounding only" in caplog.messages
+    assert "run.compile is off, was auto: results agree up to rounding only" in caplog.messages
+    assert (results["precision"], results["compiled"]) == ("bf16", False)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_from_before_the_precision_moved_goes_on(
+    tiny: list[str], tmp_path: Path, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its files say `training.mixed_precision`."""
+    folder, settings = tmp_path / "run", [*tiny, *ACCUMULATE, "run.precision=bf16"]
+    run(settings, tmp_path / "whole")
+    with pytest.raises(StopRequested):
+        run(settings, folder, stop=StopAt(9))
+    new = ("precision", "compile", "combiner_chunk", "exact_dropout")
+    path = list_checkpoints(folder / "checkpoints")[-1]
+    old = read_checkpoint(path)
+    old.about["config"]["run"] = {key: value for key, value in old.about["config"]["run"].items() if key not in new}
+    old.about["config"]["training"]["mixed_precision"] = "bf16"
+    del old.about["compiled"]
+    shutil.rmtree(path)
+    save_checkpoint(path.parent, path.name, old)
+    lines = (folder / "config.yaml").read_text().splitlines(keepends=True)
+    lines = [line for line in lines if line.strip().split(":")[0] not in new]
+    lines.insert(lines.index("training:\n") + 1, "  mixed_precision: bf16\n")
+    (folder / "config.yaml").write_text("".join(lines))
+
+    config = load_config(folder / "config.yaml", [] if kept else ["run.precision=highest"])
+    train(config, resume=folder, progress=False)
+    changed = "run.precision is highest, was bf16: the run goes on, but not as it would have"
+    assert (changed in caplog.messages) is not kept
+    if kept:
+        assert_same(outcome(folder), outcome(tmp_path / "whole"))
 
 
 def test_what_is_left_by_a_killed_process_is_removed(tiny: list[str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pgat_fast import build_model, load_config
 from pgat_fast.config import Config
 from pgat_fast.data.windows import Batch
+from pgat_fast.model.precision import Precision, float32_products_in, product_dtype
 from pgat_fast.training.step import SMALLEST_SCALE, OptimizerStep, Totals, make_optimizer
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ class Affine(nn.Module):
         return self.weight * x + self.bias, {}
 
 
-def a_step(precision: torch.dtype | None = None, **training: Any) -> OptimizerStep:
+def a_step(precision: Precision = "highest", **training: Any) -> OptimizerStep:
     config = Config.model_validate({"training": {"learning_rate": 0.1, "clip_grad_norm": None} | training})
     model = Affine()
     return OptimizerStep(model, make_optimizer(model, config.training), config.model, config.training, precision, CPU)
@@ -114,7 +115,7 @@ def test_clipping_scales_all_gradients_by_one_factor_if_the_norm_is_above_the_li
 
 
 def test_a_float16_overflow_lowers_the_loss_scale_and_leaves_the_step_out() -> None:
-    step = a_step(torch.float16)
+    step = a_step("fp16")
     scale = step.scaler.get_scale()
     before = everything(step)
     take(step, batch(1e3))  # the gradient, 2e6 times the scale of 65,536, is beyond float32 only when scaled
@@ -124,10 +125,10 @@ def test_a_float16_overflow_lowers_the_loss_scale_and_leaves_the_step_out() -> N
     assert not same(everything(step)[:2], before[:2]), "the first step was good"
 
 
-@pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["highest", "high", "bf16", "fp16"])
 @pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
 def test_in_mixed_precision_parameters_gradients_and_loss_stay_float32(
-    tiny: list[str], combiner: str, precision: torch.dtype | None
+    tiny: list[str], combiner: str, precision: Precision
 ) -> None:
     parts = ["use_mixture_decoder=true", "use_stochastic_learner=true", "use_hierarchical_mapping=true"]
     config = load_config(None, [*tiny, f"model.combiner={combiner}", "celestial_fusion_layers=1", *parts])
@@ -140,7 +141,7 @@ def test_in_mixed_precision_parameters_gradients_and_loss_stay_float32(
     hook = model.readout.register_forward_hook(lambda _, inputs, output: seen.add(output.dtype))
     loss = step.loss(one)
     hook.remove()
-    assert seen == {precision or torch.float32}, "products are taken in the type that was asked for"
+    assert seen == {product_dtype(precision) or torch.float32}, "products are taken in the type that was asked for"
     assert loss.dtype == torch.float32
     overflows = 0
     take(step, lambda: one)
@@ -148,11 +149,48 @@ def test_in_mixed_precision_parameters_gradients_and_loss_stay_float32(
         overflows += 1
         take(step, lambda: one)
     assert step.scaler.get_scale() >= SMALLEST_SCALE
-    assert overflows == 0 or precision == torch.float16
+    assert overflows == 0 or precision == "fp16"
     for parameter in model.parameters():
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None
         assert parameter.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("precision", "float32"), [("highest", None), ("high", "tf32"), ("bf16", None)])
+def test_the_backward_pass_takes_float32_products_as_asked_and_autocast_is_over(
+    precision: Precision, float32: str | None
+) -> None:
+    onednn: Any = torch.backends.mkldnn
+    with float32_products_in("highest", CPU):
+        exact = onednn.matmul.fp32_precision
+    step, before, seen = a_step(precision), onednn.matmul.fp32_precision, []
+    step.model.weight.register_hook(
+        lambda gradient: seen.append((onednn.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
+    )
+    take(step, batch(1.0), batch(2.0))
+    assert seen == [(float32 or exact, False)] * 2
+    assert onednn.matmul.fp32_precision == before
+
+    def fail() -> Batch:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        take(step, batch(1.0), fail)
+    assert onednn.matmul.fp32_precision == before
+
+
+def test_with_graphs_gradients_keep_their_tensors_and_their_values() -> None:
+    config = Config.model_validate({"training": {"learning_rate": 0.1}})
+    model = Affine()
+    optimizer = make_optimizer(model, config.training)
+    graphs = OptimizerStep(model, optimizer, config.model, config.training, "highest", CPU, graphs=True)
+    plain = a_step(clip_grad_norm=1.0)
+    kept = [parameter.grad for parameter in graphs.parameters]
+    for values in ([batch(1.0), batch(2.0)], [batch(3.0)]):
+        take(graphs, *values)
+        take(plain, *values)
+        assert all(parameter.grad is one for parameter, one in zip(graphs.parameters, kept, strict=True))
+        assert same(everything(graphs), everything(plain))
 
 
 def test_bfloat16_follows_float32_within_its_precision(tiny: list[str]) -> None:
@@ -161,7 +199,8 @@ def test_bfloat16_follows_float32_within_its_precision(tiny: list[str]) -> None:
     model = build_model(config).eval()
     values = torch.randn(2, 6, 118), torch.rand(2, 6, 4), torch.randn(2, 5, 118), torch.rand(2, 5, 4)
     losses = []
-    for precision in (None, torch.bfloat16, torch.float16):
+    precisions: tuple[Precision, ...] = ("highest", "bf16", "fp16")
+    for precision in precisions:
         step = OptimizerStep(
             model, make_optimizer(model, config.training), config.model, config.training, precision, CPU
         )

@@ -1,6 +1,7 @@
 """A training run: what it computes, what it writes, how it fails."""
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pgat_fast import build_model, load_config
@@ -17,6 +19,8 @@ from pgat_fast.evaluation.evaluate import evaluate_split
 from pgat_fast.training.checkpoint import load_weights, newest_good
 from pgat_fast.training.results import summary
 from pgat_fast.training.results_schema import SCHEMA_FILE, checked, schema
+from pgat_fast.training.stop import Stop
+from pgat_fast.training.trainer import Trainer
 from tests.pgat_fast.training.runs import run
 
 
@@ -191,3 +195,66 @@ def test_levels_that_are_called_returns_are_refused(tmp_path: Path, tiny: list[s
         run(levels, tmp_path / "wrong")
     results = run([*levels, "data.target_kind=levels", "training.max_steps=1"], tmp_path / "right")
     assert results["test"]["price"]["zero_return"]["overall"]["mape"] < 0.05
+
+
+def test_what_cannot_be_compiled_is_refused_before_anything_is_written(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"run\.compile is on, but the backend reference is not compiled"):
+        run([*tiny, "run.backend=reference", "run.compile=on"], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Training takes its model for compiled; the list tells of each compiled call whether it was in training mode."""
+    calls: list[bool] = []
+
+    def stand_in(model: nn.Module, device: torch.device) -> None:
+        def call(*args: Any) -> Any:
+            calls.append(model.training)
+            return model._call_impl(*args)
+
+        model._compiled_call_impl = call
+
+    monkeypatch.setattr("pgat_fast.training.trainer.compile_in_place", stand_in)
+    monkeypatch.setattr("pgat_fast.model.compilation.why_not", lambda backend, device: None)
+    return calls
+
+
+def test_training_alone_is_compiled_and_the_results_say_so(
+    tiny: list[str], tmp_path: Path, compiled_calls: list[bool]
+) -> None:
+    results = run([*tiny, "run.compile=on"], tmp_path / "run")
+    assert compiled_calls == [True] * 10, "two epochs of five batches; no window of an evaluation"
+    assert (results["compiled"], results["precision"]) == (True, "highest")
+    assert newest_compiled(tmp_path / "run") is True
+
+
+def newest_compiled(folder: Path) -> Any:
+    found = newest_good(folder / "checkpoints")
+    assert found is not None
+    return found[1].about["compiled"]
+
+
+def test_a_resumed_run_is_compiled_where_it_began_so(
+    tiny: list[str], tmp_path: Path, compiled_calls: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgat_fast.model.compilation.COMPILE_SECONDS", 0.0)
+    results = run([*tiny, "training.max_steps=4"], tmp_path / "run")
+    assert (results["compiled"], len(compiled_calls)) == (True, 4)
+    monkeypatch.setattr("pgat_fast.model.compilation.COMPILE_SECONDS", 1e9)
+    results = run(tiny, tmp_path / "run", resume=tmp_path / "run")
+    assert (results["compiled"], len(compiled_calls)) == (True, 10)
+    assert not run(tiny, tmp_path / "other")["compiled"]
+
+
+def test_a_limit_of_steps_or_minutes_shortens_what_compiling_can_save(
+    tiny: list[str], tmp_path: Path, compiled_calls: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    longer = ["training.gradient_accumulation_steps=2", "training.epochs=1000"]
+    for limit, steps in (("max_steps=3", 3), ("max_minutes=1e-9", 1)):
+        config = load_config(None, [*tiny, *longer, f"training.{limit}"])
+        Trainer(config, None, Stop(), progress=False)
+        assert f"compile auto: {steps} steps take" in caplog.text
+    Trainer(load_config(None, [*tiny, *longer]), None, Stop(), progress=False)
+    assert "compile auto: 3000 steps take" in caplog.text

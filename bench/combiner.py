@@ -1,0 +1,339 @@
+"""The combiner alone, forward and backward, as the history grows: is its cost linear, how near is it to the peak?
+
+    python -m bench.combiner --combiner batched --steps 125,250,500,1000 --json OUT
+    python -m bench.combiner --combiner hierarchical --backends torch:bf16 --steps 250
+
+Its sizes are those of the production configuration (or of `--config`); it is taken from a model that the backend has
+built. Inputs are random. What may follow a backend's name: see `bench.variants`. Each backend at each number of steps
+runs in processes of its own, which take turns for `--rounds` rounds. Per backend and number of steps:
+
+- `seconds`: quartiles of forward and backward pass behind a warm-up.
+- `peak_memory_gib`: the most that the process (on CUDA: the allocator) held in the timed passes above what it held
+  after an eager pass over one timestep: libraries, parameters and their gradients are not in it, compiled code is.
+- `saved_for_backward_bytes`, `executed_flops`: counted by `bench.measure.count`; recomputation is executed.
+- `useful_flops`: of the reference's combiner without recomputation, whichever backend this is.
+- `fraction_of_matrix_peak`: both kinds of FLOPs a second, against the best matrix product of the same precision that
+  any of the processes measured (`bench.matrix_peak`).
+
+`lines`: the least-squares lines through the origin of time, memory and saved bytes against the steps, and the largest
+deviation from them, in percent of the line: above 0 where the cost is above the line. A constant part makes small sizes
+lie above the line; `with_constant` has the lines that allow for one.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any, Final, Literal, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from bench.machine import GIB
+from bench.matrix_peak import best_peaks, matrix_peak
+from bench.measure import (
+    PeakMemory,
+    count,
+    count_saved,
+    fit_line,
+    forget_data,
+    quartiles,
+    seconds_of,
+    state_of,
+    without_data,
+)
+from bench.processes import Record, add_arguments, do_task, run_task, take_turns, write
+from bench.variants import Variant, build, compile_module, configure, is_compiled, parse_variants
+from pgat_fast.config.schema import Config
+from pgat_fast.device import resolve_device
+from pgat_fast.errors import PgatError
+from pgat_fast.model.precision import Precision, float32_products_in, products_in, resolve_precision
+from pgat_fast.model.reference import combiner_batched, combiner_hierarchical
+
+MODULE: Final = "bench.combiner"
+
+PRODUCTION: Final = {
+    "batched": "configs/production_batched.yaml",
+    "hierarchical": "configs/celestial_enhanced_pgat_production.yaml",
+}
+
+WARM_UP: Final = 1
+
+
+class Inputs(NamedTuple):
+    """What a combiner is called with, and the gradient of its result."""
+
+    adjacencies: tuple[Tensor, Tensor, Tensor]
+    context: Tensor
+    gradient: Tensor
+
+
+# --- in a process of one backend --------------------------------------------------------------------------------------
+
+
+def measure(task: Record) -> Record:
+    """What one process does: `kind` of the task says whether it counts or times."""
+    variant = Variant(**task["variant"])
+    config = configure(variant, task["config"], task["overrides"])
+    match task["kind"]:
+        case "useful":
+            with without_recomputation():
+                return count_passes(config, variant, task["batch"], task["sizes"])
+        case "executed":
+            return count_passes(config, variant, task["batch"], task["sizes"])
+        case _:
+            return time_passes(config, variant, task["batch"], task["steps"], task["repeats"], task["peak_seconds"])
+
+
+def count_passes(config: Config, variant: Variant, batch: int, sizes: list[int]) -> Record:
+    """Count forward and backward at every size on tensors without data; `counts` has a record a size."""
+    precision = resolve_precision(config.run.precision, resolve_device(config.run.device))
+    device = torch.device("cpu")
+    counts = []
+    combiner = combiner_of(config, variant)
+    with without_data():
+        forget_data(combiner)
+        for steps in sizes:
+            inputs = random_inputs(config, batch, steps, device)
+
+            def forward(inputs: Inputs = inputs) -> Tensor:
+                with products_in(precision, device):
+                    combined: Tensor = combiner(inputs.adjacencies, inputs.context)
+                return combined
+
+            counts.append(count(forward, [*state_of(combiner), *inputs.adjacencies, inputs.context]).record())
+    return {"counts": counts}
+
+
+def time_passes(config: Config, variant: Variant, batch: int, steps: int, repeats: int, peak_seconds: float) -> Record:
+    """Time `repeats` forward and backward passes behind the warm-up; their peak memory, the peak of products."""
+    device = resolve_device(config.run.device)
+    precision = resolve_precision(config.run.precision, device)
+    torch.manual_seed(config.training.seed)
+    compiled = is_compiled(config, variant, device)
+    combiner = combiner_of(config, variant, compiled).to(device)
+    run_pass(combiner, random_inputs(config, batch, 1, device), precision, device)
+    memory = PeakMemory(device)
+    if compiled:
+        compile_module(combiner, variant, device)
+    inputs = random_inputs(config, batch, steps, device)
+
+    def run() -> None:
+        run_pass(combiner, inputs, precision, device)
+
+    warm_up = seconds_of(run, WARM_UP, device)
+    memory.forget()
+    seconds = seconds_of(run, repeats, device)
+    found: Record = {
+        "precision": precision,
+        "compiled": compiled,
+        "warm_up_seconds": sum(warm_up),
+        "seconds": seconds,
+        "peak_memory_gib": memory.above_baseline() / GIB,
+        "baseline_memory_gib": memory.baseline / GIB,
+    }
+    if compiled:
+        ignored = [*state_of(combiner), *inputs.adjacencies, inputs.context]
+        with count_saved(ignored) as saved, products_in(precision, device):
+            combiner(inputs.adjacencies, inputs.context)
+        found["compiled_saved_for_backward_bytes"] = saved.total
+    return found | {"matrix_peak": matrix_peak(precision, device, peak_seconds)}
+
+
+def combiner_of(config: Config, variant: Variant, compiled: bool = False) -> nn.Module:
+    """The combiner of the model that `build` gives."""
+    return build(config, variant, compiled).get_submodule("graph.combiner")
+
+
+def random_inputs(config: Config, batch: int, steps: int, device: torch.device) -> Inputs:
+    """Random numbers of the ranges that a combiner meets; they want gradients, as in training."""
+    nodes, width = config.model.nodes, config.model.embed_dim
+    shape = (batch, steps, nodes, nodes)
+    static, dynamic = (torch.rand(shape, device=device, requires_grad=True) for _ in range(2))
+    learned = torch.empty(shape, device=device).uniform_(-1, 1).requires_grad_()
+    context = torch.randn(batch, steps, width, device=device, requires_grad=True)
+    return Inputs((static, learned, dynamic), context, torch.randn(shape, device=device))
+
+
+def run_pass(combiner: nn.Module, inputs: Inputs, precision: Precision, device: torch.device) -> None:
+    """Forward and backward pass, as training takes them; the gradients of the pass before are let go first."""
+    for tensor in (*combiner.parameters(), *inputs.adjacencies, inputs.context):
+        tensor.grad = None
+    with products_in(precision, device):
+        combined = combiner(inputs.adjacencies, inputs.context)
+    with float32_products_in(precision, device):
+        combined.backward(inputs.gradient.to(combined.dtype))
+
+
+@contextmanager
+def without_recomputation() -> Iterator[None]:
+    """Within it, the reference's combiners keep what they need for the backward pass."""
+
+    def call(block: nn.Module, *inputs: Tensor) -> Any:
+        return block(*inputs)
+
+    with (
+        patch.object(combiner_batched, "recompute_in_backward", call),
+        patch.object(combiner_hierarchical, "recompute_in_backward", call),
+    ):
+        yield
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def summarize(steps: int, rounds: list[Record], counts: Record | None, useful: Record | None) -> Record:
+    """The figures of one backend at one size."""
+    errors = [record["error"] for record in rounds if "error" in record]
+    if errors:
+        return {"steps": steps, "error": errors[0]}
+    seconds = quartiles([one for record in rounds for one in record["seconds"]])
+    result: Record = {
+        "steps": steps,
+        "seconds": seconds,
+        "warm_up_seconds": rounds[0]["warm_up_seconds"],
+        "round_medians": [statistics.median(record["seconds"]) for record in rounds],
+        "peak_memory_gib": statistics.median(record["peak_memory_gib"] for record in rounds),
+        "baseline_memory_gib": statistics.median(record["baseline_memory_gib"] for record in rounds),
+    }
+    if "compiled_saved_for_backward_bytes" in rounds[0]:
+        result["compiled_saved_for_backward_bytes"] = rounds[0]["compiled_saved_for_backward_bytes"]
+    if counts:
+        result |= {
+            "saved_for_backward_bytes": counts["saved_for_backward_bytes"],
+            "executed_flops": counts["flops"],
+            "operators_without_flop_formula": counts["operators_without_flop_formula"],
+        }
+    if useful:
+        result["useful_flops"] = useful["flops"]
+    return result
+
+
+def add_fractions(result: Record, peak: float) -> None:
+    """Write the fractions of `peak`, FLOP a second, into a result that `summarize` gave."""
+    result["fraction_of_matrix_peak"] = {
+        kind: result[f"{kind}_flops"] / result["seconds"]["median"] / peak
+        for kind in ("useful", "executed")
+        if f"{kind}_flops" in result
+    }
+
+
+def lines_of(sizes: list[Record]) -> Record:
+    """The lines through the origin of what all of the sizes that did not fail have."""
+    good = [size for size in sizes if "error" not in size]
+    steps = [size["steps"] for size in good]
+    values = {
+        "seconds": [size["seconds"]["median"] for size in good],
+        "peak_memory_gib": [size["peak_memory_gib"] for size in good],
+        "saved_for_backward_bytes": [size.get("saved_for_backward_bytes", 0) for size in good],
+    }
+    return {name: fit_line(steps, costs) for name, costs in values.items() if any(costs)}
+
+
+def describe_backend(result: Record) -> Iterator[str]:
+    """A line a size, and one a line through the origin."""
+    name = result["backend"]
+    for size in result["sizes"]:
+        if "error" in size:
+            yield f"{name}, {size['steps']} steps: {size['error']}"
+            continue
+        seconds = size["seconds"]
+        parts = [
+            f"{seconds['median']:.3g} s ({seconds['quartile_1']:.3g} to {seconds['quartile_3']:.3g})",
+            f"peak {size['peak_memory_gib']:.3g} GiB above {size['baseline_memory_gib']:.2f} GiB",
+        ]
+        if "saved_for_backward_bytes" in size:
+            parts.append(f"{size['saved_for_backward_bytes'] / 1e9:.3g} GB saved for backward")
+        fractions = size["fraction_of_matrix_peak"]
+        parts += [f"{size[f'{kind}_flops']:.3g} {kind} FLOP, {of:.1%} of the peak" for kind, of in fractions.items()]
+        if size.get("operators_without_flop_formula"):
+            parts.append(f"FLOPs not counted of {', '.join(size['operators_without_flop_formula'])}")
+        yield f"{name}, {size['steps']} steps: " + "; ".join(parts)
+    for cost, line in result["lines"].items():
+        yield f"{name}: {cost} within {line['largest_deviation_percent']:+.1f} % of {line['slope']:.3g} a step"
+    if "count_error" in result:
+        yield f"{name}: not counted: {result['count_error']}"
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Read a comma list of different positive numbers. Raises argparse.ArgumentTypeError."""
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected positive numbers with commas between them")
+    return sorted({int(part) for part in parts})
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--task"]:
+        return do_task(measure, sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--combiner", choices=PRODUCTION, required=True)
+    parser.add_argument("--config", help="default: the production configuration of this combiner")
+    parser.add_argument(
+        "--backends", type=parse_variants, default=parse_variants("reference,torch"), metavar="NAME[:WORD...],..."
+    )
+    parser.add_argument("--steps", type=parse_sizes, default=[125, 250, 500, 1000], help="lengths of the history")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5, help="passes to time in each process (default: 5)")
+    add_arguments(parser)
+    args = parser.parse_args()
+    file = args.config or PRODUCTION[args.combiner]
+    overrides = [*args.overrides, f"model.combiner={args.combiner}"]
+    try:
+        for variant in args.backends:
+            configure(variant, file, overrides)
+    except PgatError as error:
+        parser.error(str(error))
+
+    def task(kind: Literal["useful", "executed", "time"], variant: Variant, **more: Any) -> Record:
+        common = {"kind": kind, "variant": asdict(variant), "config": file, "overrides": overrides}
+        return common | {"batch": args.batch} | more
+
+    useful = run_task(MODULE, task("useful", Variant("reference", "highest"), sizes=args.steps), args.time_limit)
+    # Compiled or not, the same is counted.
+    counted = {
+        variant: run_task(MODULE, task("executed", variant, sizes=args.steps), args.time_limit)
+        for variant in {replace(variant, compiled=None): None for variant in args.backends}
+    }
+    tasks = {
+        f"{variant}, {steps} steps": task(
+            "time", variant, steps=steps, repeats=args.repeats, peak_seconds=args.peak_seconds
+        )
+        for steps in args.steps
+        for variant in args.backends
+    }
+    timed, order = take_turns(MODULE, tasks, args.rounds, args.time_limit)
+    peaks = best_peaks(record for rounds in timed.values() for record in rounds)
+
+    results = []
+    for variant in args.backends:
+        counts = counted[replace(variant, compiled=None)]
+        sizes = []
+        for i, steps in enumerate(args.steps):
+            rounds = timed[f"{variant}, {steps} steps"]
+            size = summarize(
+                steps,
+                rounds,
+                counts["counts"][i] if "counts" in counts else None,
+                useful["counts"][i] if "counts" in useful else None,
+            )
+            if "error" not in size:
+                add_fractions(size, peaks[rounds[0]["precision"]]["flop_per_second"])
+            sizes.append(size)
+        first = next((timed[f"{variant}, {steps} steps"][0] for steps in args.steps), {})
+        result: Record = {"backend": str(variant), "precision": first.get("precision")}
+        result |= {"compiled": first.get("compiled"), "sizes": sizes, "lines": lines_of(sizes)}
+        errors = [found["error"] for found in (counts, useful) if "error" in found]
+        result |= {"count_error": errors[0]} if errors else {}
+        results.append(result)
+        print("\n".join(describe_backend(result)))
+    settings = {"combiner": args.combiner, "batch": args.batch, "repeats": args.repeats, "rounds": args.rounds}
+    write(args.json, MODULE, {**settings, "order": order, "matrix_peak": peaks, "results": results})
+    return 1 if all("error" in size for result in results for size in result["sizes"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The most that this machine does at matrix products, measured: what a fraction of the peak is a fraction of."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.measure import synchronize
+from pgat_fast.model.precision import Precision, float32_products_in, product_dtype
+
+SIZES: Final = ((2048, 2048, 2048), (4096, 208, 624), (1690, 208, 416))
+"""Rows, inner size, columns: a large square product, and products of the combiner."""
+
+CUDA_SIZES: Final = ((8192, 8192, 8192), (65_536, 208, 624))
+"""More of them, that fill a GPU."""
+
+LEAST_RUNS: Final = 3
+
+
+def matrix_peak(precision: Precision, device: torch.device, seconds: float = 0.2) -> dict[str, Any]:
+    """The best rate of matrix products in `precision`, over sizes and over the ways in which they can be taken.
+
+    Args:
+        precision: of the products.
+        device: where.
+        seconds: how long each product is repeated in each way; its shortest time counts.
+
+    Returns:
+        `flop_per_second` of the best, `product` that reached it, `gflop_per_second` of every one in each way: `torch`
+        is torch as it is, `pgat_fast` within the settings of training; `mm` writes into a tensor that is there,
+        `linear` into a new one.
+    """
+    dtype = product_dtype(precision) or torch.float32
+    rates: dict[str, float] = {}
+    for rows, inner, columns in SIZES + (CUDA_SIZES if device.type == "cuda" else ()):
+        x = torch.randn(rows, inner, device=device).to(dtype)
+        weight = torch.randn(columns, inner, device=device).to(dtype)
+        transposed, out = weight.t().contiguous(), torch.empty(rows, columns, dtype=dtype, device=device)
+        for settings in ("torch", "pgat_fast"):
+            for way, product in _ways(x, weight, transposed, out).items():
+                with torch.no_grad(), _settings(settings, precision, device):
+                    taken = _shortest(product, seconds, device)
+                rates[f"{rows}x{inner}x{columns} {settings} {way}"] = 2 * rows * inner * columns / taken
+    best = max(rates, key=rates.__getitem__)
+    return {
+        "flop_per_second": rates[best],
+        "product": best,
+        "gflop_per_second": {name: round(rate / 1e9, 1) for name, rate in rates.items()},
+    }
+
+
+def _ways(x: Tensor, weight: Tensor, transposed: Tensor, out: Tensor) -> dict[str, Callable[[], Tensor]]:
+    return {"mm": lambda: torch.mm(x, transposed, out=out), "linear": lambda: F.linear(x, weight)}
+
+
+def _settings(name: str, precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    return nullcontext() if name == "torch" else float32_products_in(precision, device)
+
+
+def _shortest(product: Callable[[], Tensor], seconds: float, device: torch.device) -> float:
+    """The shortest time of `product`, repeated for `seconds`, but at least `LEAST_RUNS` times."""
+    product()
+    best, runs, until = float("inf"), 0, time.perf_counter() + seconds
+    while runs < LEAST_RUNS or time.perf_counter() < until:
+        synchronize(device)
+        started = time.perf_counter()
+        product()
+        synchronize(device)
+        best, runs = min(best, time.perf_counter() - started), runs + 1
+    return best
+
+
+def best_peaks(records: Iterable[Mapping[str, Any]]) -> dict[Precision, dict[str, Any]]:
+    """Precision -> the best peak that any of `records` has for it; some may have failed and have none."""
+    found: dict[Precision, dict[str, Any]] = {}
+    for record in records:
+        if "matrix_peak" not in record:
+            continue
+        peak, precision = record["matrix_peak"], record["precision"]
+        if precision not in found or peak["flop_per_second"] > found[precision]["flop_per_second"]:
+            found[precision] = peak
+    return found

@@ -1,0 +1,116 @@
+"""Measurements in processes of their own, which take turns: what disturbs the machine for a while favours none."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.machine import describe
+from pgat_fast.files import write_json
+
+Record = dict[str, Any]
+"""What one process found; `error` alone, a line, where it failed."""
+
+
+def take_turns(
+    module: str, tasks: Mapping[str, Record], rounds: int, time_limit: float
+) -> tuple[dict[str, list[Record]], list[str]]:
+    """Do every task once a round, each time in a new process, one after the other.
+
+    A task that fails is left out of the later rounds. torch's compiler starts with an empty cache, which the rounds
+    share. Standard error tells of every process.
+
+    Args:
+        module: the benchmark whose `main` hands the task on to `do_task`.
+        tasks: name -> what to do, as JSON can say it.
+        rounds: how often.
+        time_limit: seconds that a process may take.
+
+    Returns:
+        name -> what its processes found, in order; and the names in the order in which they ran.
+    """
+    found: dict[str, list[Record]] = {name: [] for name in tasks}
+    order = []
+    with tempfile.TemporaryDirectory() as cache:
+        for number in range(1, rounds + 1):
+            for name, task in tasks.items():
+                if any("error" in record for record in found[name]):
+                    continue
+                order.append(name)
+                started = time.monotonic()
+                record = run_task(module, task, time_limit, {"TORCHINDUCTOR_CACHE_DIR": cache})
+                found[name].append(record)
+                took = time.monotonic() - started
+                print(f"round {number} of {rounds}: {name}: {record.get('error', f'{took:.0f} s')}", file=sys.stderr)
+    return found, order
+
+
+def run_task(module: str, task: Record, time_limit: float, environment: Mapping[str, str] | None = None) -> Record:
+    """Do `task` in a new process of `module`; what it found, or why not. Its standard error is shown."""
+    command = [sys.executable, "-m", module, "--task", json.dumps(task)]
+    # In a session of its own: torch's compiler starts processes too, and all must go with it.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **(environment or {})}
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=time_limit)
+        except subprocess.TimeoutExpired:
+            return {"error": f"not done after {time_limit:g} s"}
+        finally:
+            _end(process)
+    lines = output.splitlines()
+    if process.returncode == 0 and lines:
+        record: Record = json.loads(lines[-1])
+        return record
+    how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
+    return {"error": f"the process ended with {how}" + (" (out of memory?)" if process.returncode == -9 else "")}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End `process` and those that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def do_task(measure: Callable[[Record], Record], task: str) -> int:
+    """In the new process: print what `measure` finds, or what stopped it, as the last line. Returns the exit status."""
+    try:
+        record = measure(json.loads(task))
+    except Exception as error:  # whatever stops one measurement must not take the others with it
+        traceback.print_exc()
+        record = {"error": first_line(error)}
+    print(json.dumps(record), flush=True)
+    return 0
+
+
+def first_line(error: BaseException) -> str:
+    """The type of `error` and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that every benchmark in processes has."""
+    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each, in turns (default: 3)")
+    parser.add_argument("--time-limit", type=float, default=3600.0, help="seconds a process may take (default: 3600)")
+    parser.add_argument(
+        "--peak-seconds", type=float, default=0.2, help="how long each product of the peak is repeated (default: 0.2)"
+    )
+    parser.add_argument("--json", type=Path, help="write the results here")
+
+
+def write(path: Path | None, module: str, results: Record) -> None:
+    """Write `results` with the command and the machine, where a path is given."""
+    if path:
+        command = " ".join(["python", "-m", module, *sys.argv[1:]])
+        write_json(path, {"command": command, "machine": describe(), **results})

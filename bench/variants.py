@@ -1,0 +1,173 @@
+"""What a benchmark compares: `NAME[:WORD...]`, a backend and how it is run.
+
+    reference                 the plain model, eager, in the configuration's precision
+    reference:fused           its attention without weights, so that torch takes its fused attention where it has one
+    reference:compiled        under `torch.compile`, as it is
+    torch                     compiled or not, as `run.compile` says for a long run
+    torch:eager:bf16          not compiled, products in bfloat16
+
+A precision is one of `run.precision`; without one it is the configuration's.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, get_args
+
+import torch
+from torch import nn
+
+from pgat_fast import build_model, load_config
+from pgat_fast.config.schema import Config
+from pgat_fast.model import BACKENDS, resolve_backend
+from pgat_fast.model.compilation import compile_in_place, decide_compile
+from pgat_fast.model.execution import Execution
+from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.precision import Precision
+
+NAMES: Final = tuple(name for name in BACKENDS if name != "auto")
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+COMPILE_WORDS: Final = ("compiled", "eager")
+WORDS: Final = (*PRECISIONS, *COMPILE_WORDS, "fused")
+"""What may follow a name; `fused` follows `reference` only."""
+
+LONG_RUN: Final = 10**9
+"""Steps of the run for which `run.compile: auto` decides here."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A backend and how it is run.
+
+    Attributes:
+        backend: one of `NAMES`.
+        precision: of products; None is the configuration's.
+        compiled: whether by `torch.compile`; None is what the configuration says, and no for the reference.
+        fused: whether attention is called without weights.
+    """
+
+    backend: str
+    precision: Precision | None = None
+    compiled: bool | None = None
+    fused: bool = False
+
+    def __str__(self) -> str:
+        words = [self.backend]
+        words += [self.precision] if self.precision else []
+        words += [] if self.compiled is None else ["compiled" if self.compiled else "eager"]
+        words += ["fused"] if self.fused else []
+        return ":".join(words)
+
+    def overrides(self) -> list[str]:
+        """The settings that it stands for, as `load_config` takes them."""
+        found = [f"run.backend={self.backend}"]
+        found += [f"run.precision={self.precision}"] if self.precision else []
+        if self.backend == "reference":  # compiled by `build`: a run never compiles it
+            found.append("run.compile=off")
+        elif self.compiled is not None:
+            found.append(f"run.compile={'on' if self.compiled else 'off'}")
+        return found
+
+
+def parse_variant(text: str) -> Variant:
+    """Read `NAME[:WORD...]`. Raises argparse.ArgumentTypeError with the words that there are."""
+    name, *words = text.split(":")
+    if name not in NAMES:
+        raise argparse.ArgumentTypeError(f"{text!r}: {name!r} is no backend; there are {', '.join(NAMES)}")
+    allowed = WORDS if name == "reference" else tuple(word for word in WORDS if word != "fused")
+    for word in words:
+        if word not in allowed:
+            raise argparse.ArgumentTypeError(f"{text!r}: {word!r} cannot follow {name}; {', '.join(allowed)} can")
+    for kind in (PRECISIONS, COMPILE_WORDS, ("fused",)):
+        given = [word for word in words if word in kind]
+        if len(given) > 1:
+            raise argparse.ArgumentTypeError(f"{text!r}: only one of {', '.join(kind)} can be given")
+    precision = next((precision for precision in PRECISIONS if precision in words), None)
+    compiled = "compiled" in words if set(words) & set(COMPILE_WORDS) else None
+    return Variant(name, precision, compiled, "fused" in words)
+
+
+def parse_variants(text: str) -> list[Variant]:
+    """Read a comma list of different variants; errors as `parse_variant`."""
+    variants = [parse_variant(part) for part in text.split(",")]
+    if len(set(variants)) < len(variants):
+        raise argparse.ArgumentTypeError(f"{text!r} names a variant twice")
+    return variants
+
+
+def parse_precisions(text: str) -> list[Precision]:
+    """Read a comma list of precisions. Raises argparse.ArgumentTypeError."""
+    words = text.split(",")
+    for word in words:
+        if word not in PRECISIONS:
+            raise argparse.ArgumentTypeError(f"{word!r} is no precision; there are {', '.join(PRECISIONS)}")
+    return [precision for precision in PRECISIONS if precision in words]
+
+
+def in_precisions(variants: list[Variant], precisions: list[Precision]) -> list[Variant]:
+    """Each of `variants` that names no precision in each of `precisions`, if there are any; nothing twice."""
+    found: dict[Variant, None] = {}
+    for variant in variants:
+        for precision in precisions if precisions and not variant.precision else [variant.precision]:
+            found[replace(variant, precision=precision)] = None
+    return list(found)
+
+
+def configure(variant: Variant, config: str, overrides: list[str]) -> Config:
+    """The configuration in the file `config` with `overrides`, as `variant` runs it.
+
+    Raises BackendError where the backend cannot run here, ConfigError where a setting is wrong.
+    """
+    resolve_backend(variant.backend)
+    return load_config(config, [*overrides, *variant.overrides()])
+
+
+def is_compiled(config: Config, variant: Variant, device: torch.device) -> bool:
+    """Whether `variant` is compiled on `device`; `config` as `configure` gives it.
+
+    Raises BackendError where the backend is to be compiled and cannot be here.
+    """
+    if variant.backend == "reference":
+        return bool(variant.compiled)
+    return decide_compile(config.run.compile, variant.backend, device, expected_steps=LONG_RUN, seconds_per_step=1.0)
+
+
+def build(config: Config, variant: Variant, compiled: bool = False) -> nn.Module:
+    """The model of `variant` on the CPU, in training mode, not compiled yet.
+
+    Args:
+        config: as `configure` gives it.
+        variant: what to build.
+        compiled: whether it, or a part of it, will be given to `compile_module`.
+    """
+    model = build_model(config, backend=variant.backend).train()
+    if isinstance(model, FastPGAT):
+        model.set_execution(Execution.of(config.run, compiled=compiled))
+    if variant.fused:
+        use_fused_attention(model)
+    return model
+
+
+def compile_module(module: nn.Module, variant: Variant, device: torch.device) -> None:
+    """Compile a model or a part of it: the reference as a user would, graph breaks allowed, others as training does."""
+    if variant.backend == "reference":
+        module.compile(dynamic=False)
+    else:
+        compile_in_place(module, device)
+
+
+def use_fused_attention(model: nn.Module) -> None:
+    """Have every `nn.MultiheadAttention` called without weights: what one does by hand to get fused attention.
+
+    torch then takes `scaled_dot_product_attention`. On a CPU that is fused only without dropout; with it torch computes
+    the weights all the same.
+    """
+
+    def without_weights(
+        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {**kwargs, "need_weights": False}
+
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.register_forward_pre_hook(without_weights, with_kwargs=True)

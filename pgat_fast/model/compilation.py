@@ -1,0 +1,170 @@
+"""Whether and how a model is compiled for training with `torch.compile`. Evaluation is never compiled."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from pgat_fast.errors import BackendError
+
+if TYPE_CHECKING:
+    from pgat_fast.config.schema import Config
+
+logger = logging.getLogger(__name__)
+
+COMPILE_SECONDS: Final = 120.0
+"""What compiling the forward and the backward pass of a whole model takes."""
+
+EXPECTED_SPEEDUP: Final = 1.25
+"""Seconds of an eager step / seconds of a compiled one."""
+
+STEP_SECONDS: Final = {
+    ("cpu", "batched"): 1.5,
+    ("cpu", "hierarchical"): 10.0,
+    ("cuda", "batched"): 0.02,
+    ("cuda", "hierarchical"): 0.1,
+}
+"""Device, combiner -> seconds that forward and backward pass of one window take, eagerly, at production sizes."""
+
+_PRODUCTION: Final = {"days": 250, "width": 208, "nodes": 13, "batched": 2, "hierarchical": 4}
+"""The sizes that `STEP_SECONDS` are for; under each combiner its number of blocks."""
+
+
+def expected_batch_seconds(config: "Config", device: torch.device) -> float:
+    """Seconds that one batch takes eagerly, roughly: the combiner's products are most of it, and time grows with them.
+
+    Good enough to tell a run of minutes from one of hours, not more. A function of the settings alone, so that a run
+    and its repetition decide alike.
+    """
+    model, combiner = config.model, config.model.combiner
+    blocks = model.fusion_layers if combiner == "batched" else model.celestial_fusion_layers
+    days, width, nodes = (_PRODUCTION[name] for name in ("days", "width", "nodes"))
+    scale = model.seq_len / days * (model.embed_dim / width) ** 2 * (model.nodes / nodes) ** 2
+    scale *= blocks / _PRODUCTION[combiner] * config.training.batch_size
+    return scale * STEP_SECONDS[device.type, combiner]
+
+
+def decide_compile(
+    asked: str,
+    backend: str,
+    device: torch.device,
+    *,
+    expected_steps: int,
+    seconds_per_step: float,
+    before: bool | None = None,
+) -> bool:
+    """Whether training is compiled; the reason is logged.
+
+    Args:
+        asked: `run.compile`.
+        backend: the one that computes, not `auto`.
+        device: where it computes.
+        expected_steps: optimizer steps of the run.
+        seconds_per_step: what one takes eagerly, about.
+        before: what was decided where the run began; `auto` keeps to it, so that the run goes on as it was.
+
+    Raises BackendError where `asked` is `on` and the model cannot be compiled here: it says what to do.
+    """
+    if asked == "off":
+        return False
+    if asked == "auto" and not _pays(expected_steps, seconds_per_step, before):
+        return False
+    reason = why_not(backend, device)
+    if reason is None:
+        logger.info("compile %s: training is compiled; the first step takes minutes", asked)
+        return True
+    if asked == "on":
+        raise BackendError(f"run.compile is on, but {reason}")
+    logger.info("compile auto: not compiled: %s", reason)
+    return False
+
+
+def _pays(steps: int, seconds_per_step: float, before: bool | None) -> bool:
+    if before is not None:
+        logger.info("compile auto: the run began %s, and goes on so", "compiled" if before else "without compiling")
+        return before
+    eager = steps * seconds_per_step
+    saved = eager * (1 - 1 / EXPECTED_SPEEDUP)
+    pays = saved > COMPILE_SECONDS
+    logger.info(
+        "compile auto: %d steps take about %.0f s, of which compiling would save %.0f s and cost %.0f s%s",
+        steps, eager, saved, COMPILE_SECONDS, "" if pays else ": not compiled",
+    )  # fmt: skip
+    return pays
+
+
+def why_not(backend: str, device: torch.device) -> str | None:
+    """Why `backend` cannot be compiled for `device` here, and what to do about it; None where it can.
+
+    Looks for what torch's compiler needs, then compiles one small function: takes some seconds.
+    """
+    if backend == "reference":
+        return "the backend reference is not compiled, others are compared with it: use run.backend=torch or auto"
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            return "torch finds no triton that works here: install the one of this torch, or set run.compile=off"
+    else:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return (
+                "torch finds no C++ compiler: install g++ (Debian: apt install g++) or clang++, name it in the "
+                "environment variable CXX, or set run.compile=off"
+            )
+    return _trial_failure(device)
+
+
+def _trial_failure(device: torch.device) -> str | None:
+    """Why torch fails to compile a small function: a compiler may be there and lack headers. None where it works."""
+    try:
+        compiled = torch.compile(_trial, fullgraph=True, dynamic=False)
+        compiled(torch.ones(64, device=device))
+    except Exception as error:  # whatever it is, it would come again in the first step
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # The compiler's own words are worth more than those around them.
+        found = next((line for line in lines if "error:" in line), lines[0] if lines else "no reason given")
+        return (
+            f"torch cannot compile a small function here ({type(error).__name__}: {found[:300]}): repair that "
+            "(for a missing Python.h: apt install python3-dev), or set run.compile=off"
+        )
+    return None
+
+
+def _trial(x: Tensor) -> Tensor:
+    return (2 * x + 1).relu().sum()
+
+
+def compile_in_place(model: nn.Module, device: torch.device) -> None:
+    """Compile `model` for `device` where it stands: names of parameters and modules stay what they are.
+
+    The work is done in the first forward and backward pass, and again for every other shape of the inputs: keep to
+    one. One graph, or an error. On CUDA the passes are replayed as CUDA graphs (the mode `reduce-overhead`). Random
+    numbers are those of eager execution, so that both draw the same dropout.
+    """
+    options: dict[str, Any] = {"fallback_random": True}
+    if device.type == "cuda":
+        options |= torch._inductor.list_mode_options("reduce-overhead")  # torch takes a mode or options, not both
+    model.compile(fullgraph=True, dynamic=False, options=options)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether calling `model` runs compiled code."""
+    return model._compiled_call_impl is not None
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Within it, `model` is called without its compiled code: with other shapes, in evaluation, with hooks."""
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = compiled

@@ -1,0 +1,31 @@
+"""How a model is computed, as far as it does not change what is computed."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+
+if TYPE_CHECKING:
+    from pgat_fast.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What the fast model asks when it decides how to compute; the reference has no choice.
+
+    Attributes:
+        compiled: whether the model will run under `torch.compile`. `compilation.decide_compile` decides it: a setting
+            alone does not say it.
+        combiner_chunk: timesteps that the combiner computes at a time, and computes again in the backward pass;
+            `auto` fits them to the device; None computes all at once and nothing twice.
+        exact_dropout: whether attention weights over identical keys are dropped out as the reference does it. Else that
+            dropout is left out where a rewrite has removed the weights.
+    """
+
+    compiled: bool = False
+    combiner_chunk: int | Literal["auto"] | None = "auto"
+    exact_dropout: bool = False
+
+    @classmethod
+    def of(cls, run: "RunConfig", *, compiled: bool = False) -> Self:
+        """What the section `run` of a configuration asks for."""
+        chunk = None if run.combiner_chunk == "off" else run.combiner_chunk
+        return cls(compiled=compiled, combiner_chunk=chunk, exact_dropout=run.exact_dropout)

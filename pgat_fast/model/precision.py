@@ -1,0 +1,143 @@
+"""In which precision products (of matrices, convolutions, recurrences) are taken: one setting for all devices.
+
+`highest`: IEEE float32. `high`: float32 sums of products whose factors are rounded to TF32, where the processor has
+that. `bf16`, `fp16`: 16-bit factors by autocast. Parameters, their gradients, the loss and Adam are float32 in all of
+them; `numerics` says what else is. On what is allowed to round see
+https://docs.pytorch.org/docs/2.13/notes/cuda.html and https://docs.pytorch.org/docs/2.13/notes/mkldnn.html.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any, Final, Literal
+
+import torch
+
+from pgat_fast.errors import BackendError
+from pgat_kernels.products import fast_exact_float32
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["highest", "high", "bf16", "fp16"]
+
+# What mypy sees of these modules is not what they have.
+_CUDNN: Final[Any] = torch.backends.cudnn
+_ONEDNN: Final[Any] = torch.backends.mkldnn
+_DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_TF32_CAPABILITY: Final = (8, 0)
+"""The first compute capability with TF32 (NVIDIA A100)."""
+# Instruction sets that take products in 16 bits; without one of them torch computes the same, only slower.
+_CPU_INSTRUCTIONS: Final = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "fp16": ("avx512_fp16", "amx_fp16", "fp16")}
+
+
+def product_dtype(precision: Precision) -> torch.dtype | None:
+    """The 16-bit type of products; None is float32."""
+    return _DTYPES.get(precision)
+
+
+def resolve_precision(asked: str, device: torch.device) -> Precision:
+    """What `run.precision` comes to on `device`; anything but plain `highest` is logged.
+
+    `auto` is bfloat16 on a GPU that has it, float16 on another one, and `highest` on a CPU, where 16 bits pay only on
+    some processors. `high` is `highest` where the processor has no TF32.
+
+    Raises BackendError for a precision that the device does not have.
+    """
+    match asked:
+        case "highest":
+            return "highest"
+        case "auto" if device.type != "cuda":
+            logger.info("precision auto: float32 on a CPU (bf16 can be asked for)")
+            return "highest"
+        case "auto":
+            chosen: Precision = "bf16" if _gpu_has_bf16(device) else "fp16"
+        case "high" if not _has_tf32(device):
+            logger.info("precision high: no TF32 on %s: products in IEEE float32, as `highest`", device)
+            return "highest"
+        case "high":
+            logger.info("precision high: products of TF32 factors, summed in float32")
+            return "high"
+        case "bf16" | "fp16":
+            chosen = asked
+        case _:
+            raise BackendError(f"precision is {asked!r}, not one of auto, highest, high, bf16, fp16")
+    if chosen == "bf16" and device.type == "cuda" and not _gpu_has_bf16(device):
+        raise BackendError(
+            f"run.precision is bf16, but {torch.cuda.get_device_name(device)} has no bfloat16: use fp16 or highest"
+        )
+    if device.type == "cpu" and not _cpu_has(chosen):
+        logger.warning("precision %s: this processor has no instructions for it: expect it to be slow", chosen)
+    logger.info("precision %s: products in it, parameters, reductions and loss in float32", chosen)
+    return chosen
+
+
+def _gpu_has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def _cpu_has(precision: str) -> bool:
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name) for name in _CPU_INSTRUCTIONS[precision])
+
+
+def _has_tf32(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
+    return _cpu_has_tf32()
+
+
+@cache
+def _cpu_has_tf32() -> bool:
+    """Whether float32 products round their factors here once oneDNN may; found out by one that shows it."""
+    if not _ONEDNN.is_available():
+        return False
+    x, y = torch.zeros(256, 256), torch.zeros(256, 256)
+    x[:, 0], y[0] = 1 + 2.0**-20, 1.0  # TF32 has 10 bits behind the point
+    with _float32_settings((_ONEDNN.matmul, "tf32")):
+        return not bool((x @ y == 1 + 2.0**-20).all())
+
+
+@contextmanager
+def _float32_settings(*settings: tuple[Any, str]) -> Iterator[None]:
+    """Within it, each setting's `fp32_precision` is as given; afterwards each is in effect what it was."""
+    before = [(setting, setting.fp32_precision) for setting, _ in settings]
+    try:
+        for setting, value in settings:
+            setting.fp32_precision = value
+        yield
+    finally:
+        for setting, value in before:
+            setting.fp32_precision = value
+
+
+@contextmanager
+def float32_products_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within it, float32 products on `device` are taken as `precision` says: what a backward pass needs around it.
+
+    With `bf16` and `fp16`, those that stay float32 are IEEE float32. The settings belong to the process, not to the
+    thread; on exit, by an error too, they are what they were.
+    """
+    rounding = "tf32" if precision == "high" else "ieee"
+    with ExitStack() as held:
+        if device.type == "cuda":
+            backends = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn)
+            held.enter_context(_float32_settings(*((backend, rounding) for backend in backends)))
+        elif device.type == "cpu":
+            held.enter_context(_float32_settings((_ONEDNN.matmul, rounding)))
+            if precision != "high":
+                held.enter_context(fast_exact_float32())
+        yield
+
+
+@contextmanager
+def products_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within it, products on `device` are taken in `precision`, whatever the caller had set: for a forward pass.
+
+    The backward pass belongs into `float32_products_in` only: autograd remembers which products were 16-bit.
+    """
+    dtype = product_dtype(precision)
+    autocast = torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    with float32_products_in(precision, device), autocast:
+        yield

@@ -1,0 +1,100 @@
+"""The combiner benchmark measures every size in processes of its own and says how straight the line is."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.combiner import (
+    combiner_of,
+    count_passes,
+    lines_of,
+    parse_sizes,
+    random_inputs,
+    run_pass,
+    without_recomputation,
+)
+from bench.variants import Variant, configure
+from pgat_fast.config.schema import Config
+
+TINY = ("model.d_model=26", "model.n_heads=2", "run.device=cpu")
+REFERENCE = Variant("reference", "highest")
+
+
+def config_of(combiner: str) -> Config:
+    return configure(REFERENCE, "configs/production_batched.yaml", [*TINY, f"model.combiner={combiner}"])
+
+
+def test_it_measures_every_size_in_turns(tmp_path: Path) -> None:
+    out = tmp_path / "combiner.json"
+    command = [sys.executable, "-m", "bench.combiner", "--combiner", "batched", "--backends", "reference"]
+    command += ["--steps", "3,6", "--repeats", "2", "--rounds", "2", "--peak-seconds", "0.01", "--json", str(out)]
+    result = subprocess.run([*command, "--set", *TINY], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    record = json.loads(out.read_text())
+    assert record["command"].startswith("python -m bench.combiner --combiner batched")
+    assert record["machine"]["cores"] >= 1
+    assert record["order"] == ["reference, 3 steps", "reference, 6 steps"] * 2
+    (backend,) = record["results"]
+    assert (backend["backend"], backend["precision"], backend["compiled"]) == ("reference", "highest", False)
+    small, large = backend["sizes"]
+    assert (small["steps"], large["steps"]) == (3, 6)
+    for size in (small, large):
+        assert 0 < size["seconds"]["quartile_1"] <= size["seconds"]["median"] <= size["seconds"]["quartile_3"] < 60
+        assert 0 <= size["peak_memory_gib"] < 1
+        assert 0 < size["fraction_of_matrix_peak"]["useful"] < size["fraction_of_matrix_peak"]["executed"] < 1
+    assert large["useful_flops"] == 2 * small["useful_flops"]
+    assert large["executed_flops"] == 2 * small["executed_flops"] > large["useful_flops"]
+    assert backend["lines"]["saved_for_backward_bytes"]["largest_deviation_percent"] == pytest.approx(0, abs=1e-6)
+    assert "reference: seconds within " in result.stdout
+
+
+@pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
+def test_without_recomputation_nothing_is_computed_twice(combiner: str) -> None:
+    config = config_of(combiner)
+    (executed,) = count_passes(config, REFERENCE, 1, [4])["counts"]
+    with without_recomputation():
+        (useful,) = count_passes(config, REFERENCE, 1, [4])["counts"]
+    assert executed["forward_flops"] == useful["forward_flops"]
+    assert useful["flops"] < executed["flops"]
+    # Two products backward for one forward, but for those of the hierarchical one with weights that are constant.
+    assert useful["flops"] == 3 * useful["forward_flops"] or combiner == "hierarchical"
+    assert 2.5 * useful["forward_flops"] < useful["flops"] <= 3 * useful["forward_flops"]
+    assert useful["saved_for_backward_bytes"] > executed["saved_for_backward_bytes"]
+
+
+@pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
+def test_a_pass_gives_every_gradient(combiner: str) -> None:
+    config = config_of(combiner)
+    module = combiner_of(config, REFERENCE)
+    inputs = random_inputs(config, 2, 3, torch.device("cpu"))
+    for _ in range(2):  # the gradients of the first pass are let go
+        torch.manual_seed(0)
+        run_pass(module, inputs, "highest", torch.device("cpu"))
+        gradients = [tensor.grad for tensor in (*module.parameters(), *inputs.adjacencies)]
+        assert all(gradient is not None for gradient in gradients)
+        norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        assert norm > 0
+    assert (inputs.context.grad is None) == (combiner == "batched")
+
+
+def test_sizes_that_failed_are_left_out_of_the_lines() -> None:
+    sizes = [
+        {"steps": steps, "seconds": {"median": 2.0 * steps}, "peak_memory_gib": 0.0, "saved_for_backward_bytes": steps}
+        for steps in (1, 2)
+    ]
+    lines = lines_of([*sizes, {"steps": 4, "error": "no"}])
+    assert lines.keys() == {"seconds", "saved_for_backward_bytes"}
+    assert lines["seconds"]["slope"] == pytest.approx(2)
+    assert lines_of([{"steps": 4, "error": "no"}]) == {}
+
+
+def test_sizes_are_read() -> None:
+    assert parse_sizes("250,125,250") == [125, 250]
+    for wrong in ("", "0", "1,x", "-3", "1.5"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected positive numbers"):
+            parse_sizes(wrong)

@@ -1,0 +1,218 @@
+"""What is measured is what is there: known bytes, known FLOPs, known lines."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import register_flop_formula
+
+from bench import measure
+from bench.measure import (
+    PeakMemory,
+    count,
+    count_saved,
+    fit_line,
+    forget_data,
+    quartiles,
+    seconds_of,
+    state_of,
+    without_data,
+)
+
+MIB = 2**20
+CPU = torch.device("cpu")
+
+
+def test_quartiles() -> None:
+    assert quartiles([5.0, 1.0, 4.0, 2.0, 3.0]) == {"quartile_1": 2.0, "median": 3.0, "quartile_3": 4.0}
+    assert quartiles([7.0]) == {"quartile_1": 7.0, "median": 7.0, "quartile_3": 7.0}
+
+
+def test_every_run_is_timed() -> None:
+    runs: list[int] = []
+    assert len(seconds_of(lambda: runs.append(1), 4, CPU)) == len(runs) == 4
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_peak_is_that_since_the_last_time_it_was_forgotten() -> None:
+    memory = PeakMemory(CPU)
+    held = torch.ones(64 * MIB, dtype=torch.uint8)
+    del held
+    assert 60 * MIB < memory.above_baseline() < 80 * MIB
+    memory.forget()
+    assert memory.above_baseline() < 30 * MIB
+
+
+def test_a_process_does_not_inherit_the_peak_of_its_parent() -> None:
+    held = torch.ones(900 * MIB, dtype=torch.uint8)
+    code = "import torch; from bench.measure import PeakMemory; print(PeakMemory(torch.device('cpu')).baseline)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(found.stdout) < len(held) - 100 * MIB
+
+
+def test_without_the_files_of_linux_the_peak_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_high_water_mark", lambda: None)
+    memory = PeakMemory(CPU)
+    held = torch.ones(int(memory.baseline) + 64 * MIB, dtype=torch.uint8)
+    assert memory.baseline > 0
+    assert memory.above_baseline() > 60 * MIB
+    del held
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_storage_that_is_saved_counts_once_and_parameters_and_inputs_do_not() -> None:
+    weight, x = torch.randn(10, requires_grad=True), torch.randn(4, 10)
+    with count_saved([weight, x]) as saved:
+        product = weight * x  # saves both
+        result = product.sin() * product.view(40).cos().view(4, 10)  # saves the product twice, and both factors
+        result.sum().backward()
+    assert saved.total == 3 * 4 * 40
+    saved.forget()
+    assert saved.total == 0
+
+
+def test_what_is_kept_to_compute_again_counts() -> None:
+    x = torch.randn(30, requires_grad=True)
+
+    def recomputed(y: Tensor) -> Tensor:
+        return y.sin().cos().exp()
+
+    counts = count(lambda: checkpoint(recomputed, x * 2, use_reentrant=False), [x])
+    assert counts.saved_bytes == 4 * 30
+    assert count(lambda: recomputed(x * 2), [x]).saved_bytes == 3 * 4 * 30
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_the_flops_of_a_product(real: bool) -> None:
+    def counted() -> measure.Counts:
+        x, y = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7, requires_grad=True)
+        return count(lambda: x @ y, [x, y])
+
+    if real:
+        counts = counted()
+    else:
+        with without_data():
+            counts = counted()
+    assert counts == measure.Counts(
+        saved_bytes=0, forward_flops=2 * 3 * 5 * 7, flops=3 * 2 * 3 * 5 * 7, without_formula=()
+    )
+    assert counts.record()["flops"] == 630
+
+
+def test_recomputation_counts_again() -> None:
+    weight = torch.randn(5, 5, requires_grad=True)
+    x = torch.randn(3, 5)
+
+    def twice(y: Tensor) -> Tensor:
+        return (y @ weight).relu() @ weight
+
+    once = count(lambda: twice(x))
+    again = count(lambda: checkpoint(twice, x, use_reentrant=False))
+    assert once.flops == 2 * 5 * 5 * 3 * 5
+    # torch stops before the last product, whose result nobody needs again.
+    assert again.flops == once.flops + 2 * 3 * 5 * 5
+
+
+def test_fused_attention_on_a_cpu_counts_as_much_as_any_other() -> None:
+    query = torch.randn(2, 3, 5, 8, requires_grad=True)
+    fused, plain = (
+        count(lambda rate=rate: F.scaled_dot_product_attention(query, query, query, dropout_p=rate))  # type: ignore[misc]
+        for rate in (0.0, 0.1)
+    )
+    assert fused.forward_flops == plain.forward_flops == 2 * (2 * 2 * 3 * 5 * 5 * 8)
+    assert fused.flops - fused.forward_flops == 5 * (2 * 2 * 3 * 5 * 5 * 8)  # it computes the scores again
+    assert fused.without_formula == ()
+
+
+def test_a_module_loses_its_data_and_counts_as_with_it() -> None:
+    def build() -> tuple[nn.Module, Tensor]:
+        module = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5), nn.ReLU())
+        module[0].bias.requires_grad_(False)
+        return module, torch.randn(3, 5)
+
+    def counted(module: nn.Module, x: Tensor) -> measure.Counts:
+        return count(lambda: module(x), [*state_of(module), x])
+
+    real, x = build()
+    expected = counted(real, x)
+    module, _ = build()
+    with without_data():
+        forget_data(module)
+        assert counted(module, torch.empty(3, 5)) == expected
+        assert all(isinstance(tensor, FakeTensor) for tensor in state_of(module))
+    assert [p.requires_grad for p in module.parameters()] == [p.requires_grad for p in real.parameters()]
+    assert module.state_dict().keys() == real.state_dict().keys()
+
+
+def test_a_recurrence_without_data_computes_with_what_it_was_given() -> None:
+    recurrence = nn.GRU(4, 4, batch_first=True)
+    with without_data():
+        forget_data(recurrence)
+        result, _ = recurrence(torch.empty(2, 3, 4))
+    assert isinstance(result, FakeTensor)
+
+
+@torch.library.custom_op("pgat_bench_tests::square", mutates_args=())
+def square(x: Tensor) -> Tensor:
+    return x @ x
+
+
+@square.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+square.register_autograd(lambda ctx, gradient: gradient, setup_context=lambda ctx, inputs, output: None)
+
+
+@torch.library.custom_op("pgat_bench_tests::cube", mutates_args=())
+def cube(x: Tensor) -> Tensor:
+    return x @ x @ x
+
+
+@cube.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+cube.register_autograd(lambda ctx, gradient: gradient, setup_context=lambda ctx, inputs, output: None)
+
+
+@register_flop_formula(torch.ops.pgat_bench_tests.cube)
+def cube_flops(shape: tuple[int, ...], *, out_shape: tuple[int, ...]) -> int:
+    return 4 * shape[0] ** 3
+
+
+def test_an_operator_of_ones_own_counts_by_its_formula_and_without_one_is_named() -> None:
+    with without_data():
+        x = torch.randn(6, 6, requires_grad=True)
+        counts = count(lambda: cube(square(x)))
+    assert counts.flops == 4 * 6**3
+    assert counts.without_formula == ("pgat_bench_tests.square",)
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_straight_line_has_no_deviation() -> None:
+    line = fit_line([1, 2, 4], [3.0, 6.0, 12.0])
+    assert line["slope"] == pytest.approx(3)
+    assert line["largest_deviation_percent"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_constant_lifts_the_small_ones_off_the_line_and_is_found() -> None:
+    line = fit_line([125, 250, 500, 1000], [10 + 125, 10 + 250, 10 + 500, 10 + 1000])
+    assert line["deviations_percent"][0] == line["largest_deviation_percent"] == pytest.approx(6.5, abs=0.1)
+    assert line["with_constant"]["constant"] == pytest.approx(10)
+    assert line["with_constant"]["slope"] == pytest.approx(1)
+    assert line["with_constant"]["largest_deviation_percent"] == pytest.approx(0, abs=1e-9)
+    assert "with_constant" not in fit_line([1, 2], [1.0, 2.0])

@@ -1,0 +1,73 @@
+"""Processes take turns; one that fails, dies or does not end is told of and does not stop the others."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.processes import first_line, run_task, take_turns
+
+ROOT = Path(__file__).parents[2]
+
+MODULE = """
+import os, signal, sys, time
+from bench.processes import do_task
+
+def measure(task):
+    with open(task["log"], "a") as log:
+        log.write(task["name"])
+    if "raise" in task:
+        raise ValueError("no good\\nwith details")
+    if "die" in task:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "sleep" in task:
+        time.sleep(60)
+    print("something else")
+    return {"name": task["name"], "cache": os.environ.get("TORCHINDUCTOR_CACHE_DIR")}
+
+sys.exit(do_task(measure, sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "tasks_of_a_test.py").write_text(MODULE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "kernels"))))
+    return tmp_path / "log"
+
+
+def test_they_take_turns_and_share_a_cache_of_their_own(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = {name: {"name": name, "log": str(log)} for name in ("a", "b")}
+    found, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)
+    assert order == ["a", "b", "a", "b"]
+    assert log.read_text() == "abab"
+    assert [record["name"] for record in found["b"]] == ["b", "b"]
+    caches = {record["cache"] for records in found.values() for record in records}
+    assert len(caches) == 1
+    assert not Path(caches.pop()).exists()
+    assert "round 2 of 2: b: " in capsys.readouterr().err
+
+
+def test_one_that_fails_is_told_of_and_left_out_later(log: Path) -> None:
+    tasks = {"a": {"name": "a", "log": str(log), "raise": True}, "b": {"name": "b", "log": str(log)}}
+    found, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)
+    assert found["a"] == [{"error": "ValueError: no good"}]
+    assert order == ["a", "b", "b"]
+
+
+def test_one_that_dies_is_told_of(log: Path) -> None:
+    found = run_task("tasks_of_a_test", {"name": "a", "log": str(log), "die": True}, time_limit=60)
+    assert found == {"error": "the process ended with signal 9 (out of memory?)"}
+
+
+def test_one_that_does_not_end_is_ended(log: Path) -> None:
+    started = time.monotonic()
+    found = run_task("tasks_of_a_test", {"name": "a", "log": str(log), "sleep": True}, time_limit=0.5)
+    assert found == {"error": "not done after 0.5 s"}
+    assert time.monotonic() - started < 30
+
+
+def test_the_first_line_of_an_error() -> None:
+    assert first_line(ValueError("\nwrong\nvery")) == "ValueError: wrong"
+    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"

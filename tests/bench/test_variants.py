@@ -1,0 +1,100 @@
+"""What a benchmark compares is read in one way; what there is not is an error that names what there is."""
+
+import argparse
+
+import pytest
+import torch
+from torch import nn
+
+from bench.variants import (
+    Variant,
+    configure,
+    in_precisions,
+    parse_precisions,
+    parse_variant,
+    parse_variants,
+    use_fused_attention,
+)
+from pgat_fast.errors import BackendError, ConfigError
+
+CONFIG = "configs/quickstart.yaml"
+
+
+@pytest.mark.parametrize(
+    ("text", "variant"),
+    [
+        ("reference", Variant("reference")),
+        ("torch:bf16", Variant("torch", "bf16")),
+        ("torch:high:eager", Variant("torch", "high", compiled=False)),
+        ("reference:compiled:fused", Variant("reference", compiled=True, fused=True)),
+    ],
+)
+def test_names_and_words_are_read(text: str, variant: Variant) -> None:
+    assert parse_variant(text) == variant
+    assert parse_variant(str(variant)) == variant
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tensorflow", "'tensorflow' is no backend; there are reference, torch, triton"),
+        ("auto", "'auto' is no backend"),
+        ("", "'' is no backend"),
+        ("torch:fast", "'fast' cannot follow torch; highest, high, bf16, fp16, compiled, eager can"),
+        ("torch:fused", "'fused' cannot follow torch"),
+        ("reference:", "'' cannot follow reference; highest, high, bf16, fp16, compiled, eager, fused can"),
+        ("torch:compiled:eager", "only one of compiled, eager can be given"),
+        ("torch:bf16:high", "only one of highest, high, bf16, fp16 can be given"),
+        ("reference:fused:fused", "only one of fused can be given"),
+        ("torch,torch:bf16,torch", "names a variant twice"),
+    ],
+)
+def test_what_there_is_not_is_told_with_what_there_is(text: str, told: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="^" + repr(text)[:1]) as caught:
+        parse_variants(text)
+    assert told in str(caught.value)
+
+
+def test_precisions_are_for_those_that_name_none() -> None:
+    variants = parse_variants("reference,torch:bf16,torch")
+    assert [str(variant) for variant in in_precisions(variants, parse_precisions("bf16,highest"))] == [
+        "reference:highest", "reference:bf16", "torch:bf16", "torch:highest",
+    ]  # fmt: skip
+    assert in_precisions(variants, []) == variants
+    with pytest.raises(argparse.ArgumentTypeError, match="'tf32' is no precision; there are highest, high, bf16, fp16"):
+        parse_precisions("highest,tf32")
+
+
+def test_it_becomes_settings() -> None:
+    run = configure(parse_variant("reference:bf16:compiled"), CONFIG, ["run.precision=high"]).run
+    assert (run.backend, run.precision, run.compile) == ("reference", "bf16", "off")
+    assert configure(parse_variant("reference"), CONFIG, ["run.precision=high"]).run.precision == "high"
+    assert "run.compile=on" in parse_variant("torch:compiled").overrides()
+    assert "run.compile=off" in parse_variant("torch:eager").overrides()
+    assert not any("compile" in override for override in parse_variant("torch").overrides())
+
+
+def test_a_backend_that_cannot_run_and_a_wrong_setting_are_errors() -> None:
+    with pytest.raises(BackendError, match="triton"):
+        configure(parse_variant("triton"), CONFIG, [])
+    with pytest.raises(ConfigError, match="d_modle"):
+        configure(parse_variant("reference"), CONFIG, ["model.d_modle=3"])
+
+
+def test_fused_attention_is_asked_for_no_weights_and_computes_the_same() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            found: tuple[torch.Tensor, torch.Tensor | None] = self.attention(x, x, x)
+            return found
+
+    block, x = Block(), torch.randn(3, 5, 8)
+    before, weights = block(x)
+    use_fused_attention(block)
+    after, no_weights = block(x)
+    assert weights is not None
+    assert no_weights is None
+    torch.testing.assert_close(after, before)

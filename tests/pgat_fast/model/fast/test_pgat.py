@@ -1,0 +1,217 @@
+"""The fast model computes what the reference computes: every variant, every output, every gradient."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pgat_fast import Config, build_model, load_config
+from pgat_fast.model.execution import Execution
+from pgat_fast.model.fast.part import Part
+from pgat_fast.model.fast.pgat import FastPGAT
+from tests.pgat_fast.model.variants import FEW, VARIANTS, config_of, inputs_of, loss_of, tensors_of
+
+CONFIGS = {"batched": "production_batched", "hierarchical": "celestial_enhanced_pgat_production"}
+
+
+def models(config: Config, dtype: torch.dtype = torch.float64, **execution: object) -> tuple[nn.Module, FastPGAT]:
+    """Reference and fast model with the same parameters, none of them zero, in evaluation mode."""
+    reference = build_model(config, backend="reference")
+    generator = torch.Generator().manual_seed(4)
+    for parameter in reference.parameters():
+        if parameter.dim() == 1:
+            parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    fast = build_model(config, backend="torch")
+    assert isinstance(fast, FastPGAT)
+    fast.load_state_dict(reference.state_dict())
+    fast.set_execution(Execution(**execution))  # type: ignore[arg-type]
+    return reference.to(dtype).eval(), fast.to(dtype).eval()
+
+
+def computed(model: nn.Module, config: Config, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
+    """Forecast and diagnostics, and the gradients of the inputs and of all parameters."""
+    inputs = list(inputs_of(config, dtype=dtype, seed=seed))
+    for i in (0, 2):
+        inputs[i].requires_grad_()
+    result = model(*inputs)
+    outputs = tensors_of(result) + [result[1][name] for name in sorted(result[1])]
+    wanted = [inputs[0], inputs[2], *model.parameters()]
+    gradients = torch.autograd.grad(loss_of(config, result), wanted, allow_unused=True)
+    return [y.detach() for y in outputs], [
+        torch.zeros_like(w) if g is None else g for g, w in zip(gradients, wanted, strict=True)
+    ]
+
+
+def assert_equal(found: list[Tensor], expected: list[Tensor], tolerance: float = 1e-10) -> None:
+    """Differences relative to the largest value of each tensor, and at least absolute."""
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert float((ours - theirs).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_begin_as_those_of_the_reference(name: str) -> None:
+    config = config_of(name)
+    states = []
+    for backend in ("reference", "torch"):
+        torch.manual_seed(8)
+        states.append(build_model(config, backend=backend).state_dict())
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_outputs_and_gradients_equal_the_references(name: str) -> None:
+    config = config_of(name)
+    reference, fast = models(config)
+    for found, expected in zip(
+        computed(fast, config, torch.float64), computed(reference, config, torch.float64), strict=True
+    ):
+        assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, None])
+@pytest.mark.parametrize("name", FEW)
+def test_the_chunk_changes_nothing(name: str, chunk: int | None) -> None:
+    config = config_of(name)
+    _, fast = models(config)
+    expected = computed(fast, config, torch.float64)
+    fast.set_execution(Execution(combiner_chunk=chunk))
+    for found, wanted in zip(computed(fast, config, torch.float64), expected, strict=True):
+        assert_equal(found, wanted)
+
+
+def distance(found: list[Tensor], truth: list[Tensor]) -> float:
+    """Of all tensors together, each relative to its size."""
+    terms = [float((a.double() - b).norm() / (b.norm() + 1e-6)) ** 2 for a, b in zip(found, truth, strict=True)]
+    return sum(terms) ** 0.5
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", ["hierarchical", "batched", "batched attention, bias, threshold", "stochastic"])
+def test_the_error_is_at_most_twice_that_of_plain_torch(name: str, mixed: bool) -> None:
+    """Over several inputs: each alone says little, where row sums come near zero."""
+    config = config_of(name)
+    exact, _ = models(config)
+    reference, fast = models(config, torch.float32)
+    errors = {"ours": [0.0, 0.0], "theirs": [0.0, 0.0]}
+    for seed in range(5):
+        truth = computed(exact, config, torch.float64, seed)
+        for who, model in (("ours", fast), ("theirs", reference)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                found = computed(model, config, torch.float32, seed)
+            for part in (0, 1):
+                errors[who][part] += distance(found[part], truth[part])
+    for ours, theirs in zip(*errors.values(), strict=True):
+        assert ours <= 2 * theirs + 1e-6
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_training_is_bitwise_repeatable_and_follows_the_seed(name: str) -> None:
+    config = config_of(name, dropout=0.2)
+    _, fast = models(config, torch.float32)
+    fast.train()
+
+    def step(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        outputs, gradients = computed(fast, config, torch.float32)
+        return outputs + gradients
+
+    first, again, other = step(1), step(1), step(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_gradients_with_dropout_do_not_depend_on_the_chunk(name: str) -> None:
+    """The backward pass draws the masks of the forward pass again."""
+    config = config_of(name, dropout=0.3)
+    _, fast = models(config)
+    fast.train()
+    results = []
+    for chunk in (None, 1, 3):
+        fast.set_execution(Execution(combiner_chunk=chunk))
+        torch.manual_seed(5)
+        results.append(computed(fast, config, torch.float64))
+    for other in results[1:]:
+        for found, expected in zip(other, results[0], strict=True):
+            assert_equal(found, expected)
+
+
+def test_dropout_keeps_the_mean_and_spread_of_the_references_forecasts() -> None:
+    config = config_of("batched", dropout=0.1)
+    reference, fast = models(config, torch.float32)
+    inputs = inputs_of(config, batch=1)
+    draws = {}
+    for who, model in (("theirs", reference), ("ours", fast)):
+        model.train()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            draws[who] = torch.stack([model(*inputs)[0].flatten() for _ in range(600)])
+    ours, theirs = draws["ours"], draws["theirs"]
+    error = (theirs.var(dim=0) / 300) ** 0.5
+    assert float(((ours.mean(dim=0) - theirs.mean(dim=0)).abs() / error).max()) < 5
+    ratio = ours.std(dim=0) / theirs.std(dim=0)
+    assert float((ratio - 1).abs().max()) < 0.25
+
+
+@pytest.mark.parametrize("name", ["batched", "hierarchical attention, bias"])
+def test_the_whole_model_compiles_without_a_break(name: str) -> None:
+    """fullgraph raises at a break; a second batch of the same shape compiles nothing."""
+    config = config_of(name, dropout=0.1)
+    reference, fast = models(config, compiled=True)
+    expected = computed(reference, config, torch.float64)
+    names = [key for key, _ in fast.named_parameters()]
+    fast.compile(fullgraph=True, dynamic=False)
+    for found, wanted in zip(computed(fast, config, torch.float64), expected, strict=True):
+        assert_equal(found, wanted, 1e-9)
+    assert [key for key, _ in fast.named_parameters()] == names
+
+    fast.train()
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        runs.append(computed(fast, config, torch.float64))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            torch.manual_seed(3)
+            runs.append(computed(fast, config, torch.float64))
+    for run in runs[1:]:
+        assert all(
+            torch.equal(a, b)
+            for part, first in zip(run, runs[0], strict=True)
+            for a, b in zip(part, first, strict=True)
+        )
+    assert not torch.equal(runs[0][0][0], expected[0][0])
+
+
+@pytest.mark.parametrize(("combiner", "limit"), [("batched", 0.45), ("hierarchical", 0.45)])
+def test_little_is_kept_for_the_backward_pass(combiner: str, limit: float) -> None:
+    """GB at production sizes and batch 16; tensors without data, the same number on every device."""
+    config = load_config(f"configs/{CONFIGS[combiner]}.yaml")
+    with FakeTensorMode():
+        model = build_model(config, backend="torch").train()
+        inputs = inputs_of(config, batch=16)
+        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *inputs)}
+        saved: dict[int, int] = {}
+        alive = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                saved[storage._cdata] = storage.nbytes()
+                alive.append(storage)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(*inputs)
+    assert sum(saved.values()) < limit * 1e9
+
+
+def test_every_part_knows_how_it_is_executed() -> None:
+    model = build_model(config_of("batched everything"), backend="torch")
+    assert isinstance(model, FastPGAT)
+    execution = Execution(combiner_chunk=5)
+    model.set_execution(execution)
+    parts = [module for module in model.modules() if isinstance(module, Part)]
+    assert len(parts) >= 6
+    assert all(part.execution is execution for part in parts)

@@ -1,0 +1,215 @@
+"""Compiling: when, when not and why not; and a compiled model is the model that it was."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pgat_fast import load_config
+from pgat_fast.errors import BackendError
+from pgat_fast.model import compilation
+from pgat_fast.model.compilation import (
+    COMPILE_SECONDS,
+    EXPECTED_SPEEDUP,
+    STEP_SECONDS,
+    compile_in_place,
+    decide_compile,
+    eager,
+    expected_batch_seconds,
+    is_compiled,
+    why_not,
+)
+from pgat_fast.model.precision import float32_products_in, products_in
+from pgat_kernels.dropout import draw_seed, dropout
+
+CPU = torch.device("cpu")
+BREAK_EVEN = COMPILE_SECONDS / (1 - 1 / EXPECTED_SPEEDUP)
+"""Seconds of eager training from which compiling pays."""
+
+
+class Small(nn.Module):
+    """Called as the forecaster is, with dropout as it has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if self.training:
+            x = dropout(x, 0.5, draw_seed(x.device), 0)
+        return self.second(x)
+
+
+class Breaking(nn.Module):
+    """Cannot be one graph: what it computes depends on a value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum().item() > 0 else x - 1
+
+
+def decide(asked: str, seconds: float, before: bool | None = None, backend: str = "torch") -> bool:
+    return decide_compile(asked, backend, CPU, expected_steps=100, seconds_per_step=seconds / 100, before=before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds", "before", "decision"),
+    [
+        ("off", 1e9, None, False),
+        ("off", 1e9, True, False),
+        ("on", 0.1, None, True),
+        ("on", 0.1, False, True),
+        ("auto", 0.9 * BREAK_EVEN, None, False),
+        ("auto", 1.1 * BREAK_EVEN, None, True),
+        ("auto", 0.1, True, True),
+        ("auto", 1e9, False, False),
+    ],
+)
+def test_it_is_decided_by_what_was_asked_the_length_of_the_run_and_what_was_before(
+    asked: str, seconds: float, before: bool | None, decision: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "why_not", lambda backend, device: None)
+    assert decide(asked, seconds, before) is decision
+
+
+def test_where_it_is_impossible_auto_says_so_in_one_line_and_on_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(compilation, "why_not", lambda backend, device: "there is no compiler: install one")
+    assert not decide("auto", 2 * BREAK_EVEN)
+    assert [line for line in caplog.messages if "no compiler" in line] == [
+        "compile auto: not compiled: there is no compiler: install one"
+    ]
+    with pytest.raises(BackendError, match=r"run\.compile is on, but there is no compiler: install one"):
+        decide("on", 2 * BREAK_EVEN)
+
+
+def test_a_short_run_does_not_even_look_for_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(compilation, "why_not", lambda backend, device: pytest.fail("it looked"))
+    assert not decide("auto", 10.0)
+    (line,) = caplog.messages
+    assert line.startswith("compile auto: 100 steps take about 10 s, of which compiling would save 2 s and cost 120 s")
+    assert line.endswith(": not compiled")
+
+
+def test_the_reference_is_not_compiled() -> None:
+    with pytest.raises(BackendError, match=r"reference is not compiled.*: use run\.backend=torch or auto"):
+        decide("on", 1.0, backend="reference")
+    assert not decide("auto", 1e9, backend="reference")
+
+
+def test_this_machine_compiles() -> None:
+    assert why_not("torch", CPU) is None
+
+
+def test_without_a_compiler_the_reason_says_what_to_install() -> None:
+    with torch._inductor.config.patch("cpp.cxx", ("no-such-compiler",)):
+        reason = why_not("torch", CPU)
+    assert reason is not None
+    assert "torch finds no C++ compiler: install g++ (Debian: apt install g++)" in reason
+
+
+def test_without_triton_a_gpu_is_not_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
+    reason = why_not("torch", torch.device("cuda"))
+    assert reason is not None
+    assert "no triton" in reason
+
+
+def test_a_compiler_that_lacks_headers_is_found_out_before_work_starts(tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\n'
+        "echo 'x.cpp:1:10: fatal error: Python.h: No such file or directory' >&2\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    code = "import torch; from pgat_fast.model.compilation import why_not; print(why_not('torch', torch.device('cpu')))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "torch cannot compile a small function here" in result.stdout
+    assert "fatal error: Python.h: No such file or directory" in result.stdout
+    assert "run.compile=off" in result.stdout
+
+
+@pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
+def test_the_expected_time_grows_with_the_products(combiner: str) -> None:
+    production = ["d_model=208", f"combiner={combiner}", "batch_size=1"]
+    one = expected_batch_seconds(load_config(None, production), CPU)
+    assert one == pytest.approx(STEP_SECONDS["cpu", combiner])
+    assert expected_batch_seconds(load_config(None, [*production, "batch_size=3"]), CPU) == pytest.approx(3 * one)
+    assert expected_batch_seconds(load_config(None, [*production, "d_model=104"]), CPU) == pytest.approx(one / 4)
+    assert expected_batch_seconds(load_config(None, [*production, "seq_len=125"]), CPU) == pytest.approx(one / 2)
+    assert expected_batch_seconds(load_config(None, production), torch.device("cuda:0")) < one
+
+
+def test_a_compiled_model_is_the_same_model_with_the_same_names_gradients_and_dropout() -> None:
+    torch.manual_seed(0)
+    model, x = Small(), torch.randn(16, 4)
+    names, modules = list(model.state_dict()), [name for name, _ in model.named_modules()]
+
+    def step() -> list[Tensor]:
+        torch.manual_seed(1)
+        model.zero_grad()
+        with products_in("highest", CPU):
+            y = model(x)
+        with float32_products_in("highest", CPU):
+            y.square().sum().backward()
+        return [y.detach(), *(parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None)]
+
+    expected = step()
+    assert not is_compiled(model)
+    compile_in_place(model, CPU)
+    assert is_compiled(model)
+    for ours, theirs in zip(step(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert (list(model.state_dict()), [name for name, _ in model.named_modules()]) == (names, modules)
+
+    torch._dynamo.utils.counters.clear()
+    with eager(model):
+        assert not is_compiled(model)
+        model.eval()(x[:3])
+    model.train()
+    assert is_compiled(model)
+    step()
+    assert not torch._dynamo.utils.counters["stats"], "nothing was compiled anew"
+
+
+def test_after_an_error_within_eager_the_model_is_compiled_again() -> None:
+    model = Breaking()
+    compile_in_place(model, CPU)
+    with pytest.raises(ZeroDivisionError), eager(model):
+        raise ZeroDivisionError
+    assert is_compiled(model)
+
+
+def test_a_model_that_is_not_one_graph_is_an_error() -> None:
+    model = Breaking()
+    compile_in_place(model, CPU)
+    with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):
+        model(torch.ones(3))
+
+
+def test_on_a_gpu_graphs_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+    model = Small()
+    monkeypatch.setattr(model, "compile", lambda **settings: asked.update(settings))
+    compile_in_place(model, torch.device("cuda:0"))
+    assert asked == {
+        "fullgraph": True,
+        "dynamic": False,
+        "options": {"fallback_random": True, "triton.cudagraphs": True},
+    }

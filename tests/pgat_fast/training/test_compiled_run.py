@@ -1,0 +1,83 @@
+"""A run whose training is compiled, for real: a small forecaster stands in for the model, which takes minutes."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pgat_fast.config import Config
+from pgat_fast.errors import TrainingError
+from pgat_fast.training import trainer
+from pgat_kernels.dropout import draw_seed, dropout
+from tests.pgat_fast.training.runs import assert_same, interrupted, outcome, run
+
+
+class Forecaster(nn.Module):
+    """One product over the last day, with dropout; called as the model is."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model = config.model
+        self.shape = (model.pred_len, model.c_out)
+        self.inner = nn.Linear(model.enc_in, 8)
+        self.outer = nn.Linear(8, model.pred_len * model.c_out)
+        self.adjacency = nn.Buffer(torch.eye(model.nodes), persistent=False)
+
+    def forward(self, x: Tensor, *_: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        h = self.inner(x[:, -1]).tanh()
+        if self.training:
+            h = dropout(h, 0.25, draw_seed(h.device), 0)
+        return self.outer(h).unflatten(1, self.shape), {"adjacency": self.adjacency.expand(*x.shape[:2], -1, -1)}
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "build_model", Forecaster)
+    monkeypatch.setattr(trainer, "resolve_backend", lambda backend: "torch")
+
+
+COMPILED = ["run.compile=on", "training.gradient_accumulation_steps=2"]
+
+
+def test_it_learns_as_an_eager_one_and_compiles_once(tiny: list[str], tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    eager = run([*tiny, *COMPILED, "run.compile=off"], tmp_path / "eager")
+    torch._dynamo.utils.counters.clear()
+    compiled = run([*tiny, *COMPILED], tmp_path / "compiled")
+    # The small function that tries the compiler, and the model.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert (eager["compiled"], compiled["compiled"]) == (False, True)
+    for key in ("train_losses", "validation_losses"):
+        assert compiled[key] == pytest.approx(eager[key], rel=1e-5), "the same dropout, and products up to rounding"
+    assert eager["initial_validation_loss"] == compiled["initial_validation_loss"]
+
+
+@pytest.mark.parametrize("precision", ["highest", "bf16"])
+def test_interrupted_and_resumed_it_is_the_same_to_the_bit(tiny: list[str], tmp_path: Path, precision: str) -> None:
+    settings = [*tiny, *COMPILED, f"run.precision={precision}"]
+    run(settings, tmp_path / "whole")
+    interrupted(settings, tmp_path / "stopped", [9, 5])
+    assert_same(outcome(tmp_path / "stopped"), outcome(tmp_path / "whole"))
+
+
+def test_what_is_not_finite_is_found_eagerly(
+    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="pgat_fast")
+
+    def spoiled(config: Config) -> Any:
+        model = Forecaster(config)
+        nn.init.constant_(model.outer.weight, 1e38)
+        return model
+
+    monkeypatch.setattr(trainer, "build_model", spoiled)
+    monkeypatch.setattr(trainer.Trainer, "validate", lambda self: 1.0)
+    with pytest.raises(TrainingError, match="the gradient is not finite"):
+        run([*tiny, *COMPILED], tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "nonfinite-step-00000001.json").read_bytes())
+    assert (report["compiled"], report["precision"]) == (True, "highest")
+    assert report["batches"][0]["loss"] in ("inf", "nan")
