@@ -22,6 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from pgat_kernels.products import no_autocast
 
 aten = torch.ops.aten
 
@@ -80,7 +83,7 @@ def aspects(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     constants, weight = constants.to(dtype), weight.to(dtype)
     strengths = x.new_empty(len(x), pairs + 1, dtype=dtype)
     strengths[:, pairs] = 1
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         rows = _chunk_rows(x.device, constants)
         buffer = x.new_empty(min(rows, len(x)), *constants.shape, dtype=dtype)
         for first in range(0, len(x), rows):
@@ -107,7 +110,7 @@ def aspects_backward(
 
     g_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     g_constants, g_weight = torch.zeros_like(wide_constants), torch.zeros_like(wide_weight)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         rows = _chunk_rows(x.device, constants)
         buffers = x.new_empty(2, min(rows, len(x)), *constants.shape, dtype=dtype)
         for first in range(0, len(x), rows):
@@ -170,3 +173,13 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
 
 
 aspects.register_autograd(_backward, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.pgat.aspects)
+def _(x: Any, constants: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * x[0] * constants[0] * constants[1]  # type: ignore[no-any-return]
+
+
+@register_flop_formula(torch.ops.pgat.aspects_backward)
+def _(gradient: Any, x: Any, constants: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * x[0] * constants[0] * constants[1]  # type: ignore[no-any-return]  # of the weight; the rest is elementwise

@@ -352,7 +352,7 @@ def combine(
     flat_values = values.view(rows, edges, KINDS)
     pair_backs = []
     for pair, own in zip(PAIRS, w.interactions, strict=True):
-        x, pair_back = pair_interaction(flat_values[..., pair], context, own)
+        x, pair_back = pair_interaction(torch.stack([flat_values[..., k] for k in pair], dim=-1), context, own)
         y = y + x
         pair_backs.append(pair_back)
     y, calibration_back = calibration(y, context, w.calibration)

@@ -31,6 +31,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from pgat_kernels.products import no_autocast
 
 aten = torch.ops.aten
 
@@ -58,7 +61,7 @@ def gru_bank(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, 
     _check(x, w_ih, w_hh, b_ih, b_hh)
     batch, steps, groups, _ = x.shape
     size, wide = w_hh.shape[2], _wide(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         gates, candidates = _input_part(_by_group(x.transpose(0, 1), dtype), steps, w_ih, b_ih, b_hh, wide)
         states = gates.new_empty(steps, groups, batch, size)
         previous = gates.new_zeros(groups, batch, size)
@@ -89,7 +92,7 @@ def gru_bank_backward(
     """Gradients of x, w_ih, w_hh, b_ih and b_hh of `gru_bank` from that of its result, [B, S, G, H]."""
     batch, steps, groups, _ = x.shape
     size, wide = w_hh.shape[2], result.dtype
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         inputs = _by_group(x.transpose(0, 1), dtype)
         factors, n = _input_part(inputs, steps, w_ih, b_ih, b_hh, wide)  # [S, G, B, 3 H], [S, G, B, H]
         previous = torch.cat((result.new_zeros(1, groups, batch, size), result[:, :-1].permute(1, 2, 0, 3)))
@@ -223,3 +226,21 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 gru_bank.register_autograd(_backward, setup_context=_keep)
+
+
+def _flops(x: Any, w_ih: Any) -> tuple[int, int]:
+    """Of a product with the input weights, and of one with the recurrent ones; of shapes as the counter hands them."""
+    batch, steps, groups, inputs = x
+    gates = w_ih[1]
+    return 2 * batch * steps * groups * gates * inputs, 2 * batch * steps * groups * gates * (gates // 3)
+
+
+@register_flop_formula(torch.ops.pgat.gru_bank)
+def _(x: Any, w_ih: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return sum(_flops(x, w_ih))
+
+
+@register_flop_formula(torch.ops.pgat.gru_bank_backward)
+def _(gradient: Any, x: Any, w_ih: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    of_inputs, recurrent = _flops(x, w_ih)
+    return 3 * (of_inputs + recurrent)  # both again, and the gradients of both factors of each

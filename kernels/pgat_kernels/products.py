@@ -1,7 +1,7 @@
-"""Float32 matrix products as fast as this processor takes them exactly."""
+"""How matrix products are taken: float32 as fast as this processor takes it exactly, and never by autocast's choice."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -58,3 +58,11 @@ def fast_exact_float32() -> Iterator[None]:
         yield
     finally:
         setting.fp32_precision = before
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Within it, products on `device` are taken in the dtype of their factors. Nothing to do where autocast is unknown,
+    as on the meta device.
+    """
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -153,6 +154,15 @@ def compile_in_place(model: nn.Module, device: torch.device) -> None:
     if device.type == "cuda":
         options |= torch._inductor.list_mode_options("reduce-overhead")  # torch takes a mode or options, not both
     model.compile(fullgraph=True, dynamic=False, options=options)
+    _compile_chunks(model, True)
+
+
+def _compile_chunks(model: nn.Module, compiled: bool) -> None:
+    """Let the fast model's operators over chunks run compiled code, or not; the reference has none."""
+    from pgat_fast.model.fast.pgat import FastPGAT
+
+    if isinstance(model, FastPGAT):
+        model.set_execution(replace(model.execution, compiled=compiled))
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -164,7 +174,12 @@ def is_compiled(model: nn.Module) -> bool:
 def eager(model: nn.Module) -> Iterator[None]:
     """Within it, `model` is called without its compiled code: with other shapes, in evaluation, with hooks."""
     compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    if compiled is None:
+        yield
+        return
+    _compile_chunks(model, False)
     try:
         yield
     finally:
         model._compiled_call_impl = compiled
+        _compile_chunks(model, True)

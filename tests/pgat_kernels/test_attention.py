@@ -20,7 +20,9 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, biased: b
     generator = torch.Generator().manual_seed(3)
     sizes = [(groups, queries, width), (groups, keys, width), (3 * width, width), (3 * width,)]
     sizes += [(groups, queries, keys)] if biased else []
-    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in sizes]
+    values = [torch.randn(s, generator=generator, dtype=torch.float64) for s in sizes]
+    values[2] *= width**-0.5
+    return [value.to(dtype).requires_grad_() for value in values]
 
 
 def plain(x: Tensor, y: Tensor, w: Tensor, b: Tensor, bias: Tensor | None = None, *, n_heads: int) -> Tensor:

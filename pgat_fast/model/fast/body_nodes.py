@@ -20,6 +20,7 @@ from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes
 from pgat_kernels.affine import Affine, compose
 from pgat_kernels.aspects import aspects, pair_terms
 from pgat_kernels.grouped import grouped_layer_norm, grouped_linear
+from pgat_kernels.products import no_autocast
 from pgat_kernels.query_attention import QueryAttentionWeights, query_side_attention
 
 
@@ -73,7 +74,7 @@ class FastBodyFusion(Part, BodyFusion):
     def _attention_weights(self) -> QueryAttentionWeights:
         """The composed maps, in the precision of the parameters: autocast rounds them once, not on the way."""
         attention = self.attention
-        with self.no_autocast(attention.in_proj_weight.device):
+        with no_autocast(attention.in_proj_weight.device):
             query, key, value = map(Affine, attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3))
             return QueryAttentionWeights(
                 *compose(_affine(self.query), query),

@@ -9,6 +9,7 @@ from pgat_fast.model.fast.part import Part, attention_weights, feed_forward_weig
 from pgat_fast.model.reference.combiner_batched import BatchedCombiner
 from pgat_kernels.combiner_batched import CombinerWeights, batched_combiner, bytes_a_timestep
 from pgat_kernels.edge_attention import low_rank_weights
+from pgat_kernels.products import no_autocast
 
 
 class FastBatchedCombiner(Part, BatchedCombiner):
@@ -45,7 +46,7 @@ class FastBatchedCombiner(Part, BatchedCombiner):
         rate = self.rate(self.output[2])
         dtype = self.product_dtype(edges)
         chunk = self.chunk(len(edges), bytes_a_timestep(edges.shape[1], n_heads), edges.device)
-        with self.no_autocast(edges.device):
+        with no_autocast(edges.device):
             merged = batched_combiner(
                 [edges],
                 self.weights().flat(),

@@ -18,6 +18,7 @@ from pgat_kernels.combiner_hierarchical import (
     bytes_a_timestep,
     hierarchical_combiner,
 )
+from pgat_kernels.products import no_autocast
 
 
 class FastHierarchicalCombiner(Part, HierarchicalCombiner):
@@ -84,7 +85,7 @@ class FastHierarchicalCombiner(Part, HierarchicalCombiner):
         rate = self.rate(self.output[2])
         dtype = self.product_dtype(values)
         chunk = self.chunk(len(values), bytes_a_timestep(shape[-1], context.shape[-1]), values.device)
-        with self.no_autocast(values.device):
+        with no_autocast(values.device):
             merged = hierarchical_combiner(
                 [values, context.flatten(0, 1).contiguous()],
                 self.weights().flat(),

@@ -8,6 +8,7 @@ from torch import Tensor
 from pgat_fast.model.fast.part import Part, attention_weights, feed_forward_weights
 from pgat_fast.model.reference.graph_processing import GraphAttention
 from pgat_kernels.graph_attention import HIDDEN, bytes_a_timestep, graph_attention
+from pgat_kernels.products import no_autocast
 
 
 class FastGraphAttention(Part, GraphAttention):
@@ -35,7 +36,7 @@ class FastGraphAttention(Part, GraphAttention):
         chunk = self.chunk(len(x), bytes_a_timestep(*x.shape[1:]), x.device)
         seed = self.seed(rate, x.device)
         n_heads = first.n_heads
-        with self.no_autocast(x.device):
+        with no_autocast(x.device):
             y = graph_attention(
                 [x, graphs, hidden], weights, seed, rate, [n_heads, int(scaled)], chunk, dtype, self.execution.compiled
             )

@@ -1,7 +1,6 @@
 """What the parts of the fast model have in common: how they are executed."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from pgat_kernels.attention import attention as multi_head_attention
 from pgat_kernels.chunks import auto_chunk
 from pgat_kernels.dropout import draw_seed, dropout
 from pgat_kernels.pairs import AttentionWeights, FeedForwardWeights, OutputWeights
+from pgat_kernels.products import no_autocast
 
 
 class Part(nn.Module):
@@ -25,13 +25,9 @@ class Part(nn.Module):
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of matrix products with `x`: autocast's where it is on, which operators of our own do not see."""
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # not on the meta device
             return torch.get_autocast_dtype(kind)
         return x.dtype
-
-    def no_autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        """Where weights are prepared for an operator: in the dtype that they have."""
-        return torch.autocast(device.type, enabled=False)
 
     def rate(self, module: nn.Module) -> float:
         """The rate of a dropout module of the reference; 0 in evaluation."""
@@ -52,7 +48,7 @@ class Part(nn.Module):
         `seed`: of the dropout of the attention weights, its own. `bias`: see `pgat_kernels.attention`.
         """
         dtype = self.product_dtype(queries)
-        with self.no_autocast(queries.device):
+        with no_autocast(queries.device):
             return multi_head_attention(
                 queries,
                 keys,

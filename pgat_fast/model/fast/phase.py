@@ -32,6 +32,7 @@ from pgat_kernels.affine import Affine, compose, single_key_attention
 from pgat_kernels.dropout import dropout
 from pgat_kernels.grouped import grouped_layer_norm, grouped_linear, pad_and_stack
 from pgat_kernels.gru import gru_bank
+from pgat_kernels.products import no_autocast
 
 
 class Recurrence(nn.Module):
@@ -67,7 +68,7 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
             partial(_body_networks, rate), x, self.padded_columns, self.seed(rate, x.device), *self._network_weights()
         )
         recurrent = gru_bank(r, *self._recurrent_weights(), self.product_dtype(r))
-        with self.no_autocast(x.device):
+        with no_autocast(x.device):
             adjacency = _phase_adjacency(self.edges, r[:, -1] + recurrent[:, -1], x[:, -1])
             scale = 1 + (torch.log(adjacency + 1e-8) * self.scaler).mean(dim=-1)  # [B, N]
         inner, outer = self.attention, self.attention.out_proj
@@ -86,7 +87,7 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
             weights, biases = zip(*((layer.weight, layer.bias) for layer in layers), strict=True)
             return Affine(pad_and_stack(weights, (outputs, widest)), pad_and_stack(biases, (outputs,)))
 
-        with self.no_autocast(self.scaler.device):  # a composed weight is rounded once, not on the way
+        with no_autocast(self.scaler.device):  # a composed weight is rounded once, not on the way
             attention = single_key_attention(
                 stacked((body.attention.value for body in bodies), widest),
                 stacked((body.attention.output for body in bodies), widest),
@@ -140,10 +141,11 @@ def _phase_adjacency(edges: PhaseEdges, h: Tensor, x: Tensor) -> Tensor:
     phase = torch.stack((d_theta, d_phi, d_speed, ratio, d_lon, align), dim=-1)
 
     first, second, third = (layer for layer in edges.predictor if isinstance(layer, nn.Linear))
-    of_i, of_j, of_phase = first.weight.split((C, C, phase.shape[-1]), dim=1)
-    pairs = F.linear(h, of_i, first.bias)[:, :, None] + F.linear(h, of_j)[:, None] + F.linear(phase, of_phase)
-    e = gate(third(F.gelu(second(F.gelu(pairs))))).squeeze(-1)
-    g = gate(torch.stack((d_theta, d_phi, d_speed, ratio - 1, d_lon, align), dim=-1).abs() @ edges.weights)
+    of_i, of_j, of_phase = first.weight.to(h.dtype).split((C, C, phase.shape[-1]), dim=1)
+    pairs = F.linear(h, of_i)[:, :, None] + F.linear(h, of_j)[:, None] + F.linear(phase, of_phase) + first.bias
+    e = gate(third(F.gelu(second(F.gelu(pairs).to(second.weight.dtype))))).squeeze(-1)
+    p = torch.stack((d_theta, d_phi, d_speed, ratio - 1, d_lon, align), dim=-1).abs()
+    g = gate(p @ edges.weights.to(p.dtype))
     adjacency = (e * g).triu(1)
     return adjacency + adjacency.transpose(1, 2)
 
@@ -162,10 +164,10 @@ def _between_bodies(
 
     The attention is float32 even where products are 16 bits: torch's fused one is slower in bfloat16 on a CPU.
     """
-    tokens = (r + recurrent).flatten(0, 1)  # [B * S, N, C]
+    tokens = (r + recurrent).flatten(0, 1).to(w_in.dtype)  # [B * S, N, C]
     qkv = at_least_float32(F.linear(tokens, w_in, b_in)).unflatten(2, (3, n_heads, -1))
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B * S, H, N, C / H]
-    with torch.autocast(r.device.type, enabled=False):
+    with no_autocast(r.device):
         attended = F.scaled_dot_product_attention(q, k, v)
-    o = F.linear(attended.transpose(1, 2).flatten(2), w_out, b_out).view_as(r)
+    o = F.linear(attended.transpose(1, 2).flatten(2).to(w_out.dtype), w_out, b_out).view_as(r)
     return (o * scale[:, None, :, None]).to(o.dtype).flatten(2)

@@ -74,7 +74,7 @@ COMMON_WEIGHTS = {"encoder.attention", "decoder.0.self_attention", "decoder.0.cr
 
 def model_of(variant: str, dropout: float) -> nn.Module:
     torch.manual_seed(0)
-    return build_model(config_of(variant, dropout=dropout)).double()
+    return build_model(config_of(variant, dropout=dropout), backend="reference").double()
 
 
 def outputs(model: nn.Module, variant: str) -> list[Tensor]:
