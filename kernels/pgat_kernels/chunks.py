@@ -99,7 +99,10 @@ def call_compiled(function: Callable[..., Any], *args: Any) -> Any:
             function.__code__.replace(), function.__globals__, closure=function.__closure__, name=function.__name__
         )
         _compiled[key] = torch.compile(own, fullgraph=True, dynamic=False)
-    return _compiled[key](*args)
+    # Operators are called above and below torch's autograd; a compilation holds for one of the two states.
+    views = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+    with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(views):
+        return _compiled[key](*args)
 
 
 class RowsOperator:
