@@ -22,10 +22,11 @@ def test_plan_prints_a_table(tiny: list[str], capsys: pytest.CaptureFixture[str]
         assert row in printed
 
 
-def test_plan_prints_json(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--json", "--backend", "reference", "--set", *tiny]) == 0
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_plan_prints_json(backend: str, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--json", "--backend", backend, "--set", *tiny]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["backend"] == "reference"
+    assert plan["backend"] == backend
     assert plan["work"]["train_windows"] == 20
     assert plan["memory"]["process"] > plan["memory"]["tensors"] > plan["memory"]["kept"] > 0
 
@@ -36,7 +37,7 @@ def test_plan_prints_json(tiny: list[str], capsys: pytest.CaptureFixture[str]) -
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--set", "model.seq_len=-1"], "model.seq_len"),
         (["--backend", "fast"], "backend is 'fast', not one of auto, reference"),
-        (["--backend", "torch"], "not part of this version"),
+        (["--backend", "triton"], "not part of this version"),
     ],
 )
 def test_plan_refuses_what_is_wrong(
