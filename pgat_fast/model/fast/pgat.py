@@ -13,6 +13,7 @@ from pgat_fast.model.fast.mixture import FastMixtureDecoder
 from pgat_fast.model.fast.part import Part
 from pgat_fast.model.fast.phase import FastPhaseAwareProcessor
 from pgat_fast.model.reference.pgat import PGAT, CelestialGraph
+from pgat_kernels.heap import keep_freed_memory
 
 
 class FastCelestialGraph(CelestialGraph):
@@ -25,7 +26,10 @@ class FastCelestialGraph(CelestialGraph):
 
 
 class FastPGAT(PGAT):
-    """The forecaster: the same function of the same parameters, with less work and memory."""
+    """The forecaster: the same function of the same parameters, with less work and memory.
+
+    Its chunks want buffers that are reused: see `pgat_kernels.heap`, which sets that for the whole process.
+    """
 
     celestial_part = FastCelestialGraph
     mapping_part = FastHierarchicalMapping
@@ -35,6 +39,7 @@ class FastPGAT(PGAT):
     mixture_part = FastMixtureDecoder
 
     def __init__(self, config: ModelConfig, execution: Execution | None = None) -> None:
+        keep_freed_memory()
         super().__init__(config)
         self.set_execution(execution or Execution())
 
