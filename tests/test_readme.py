@@ -58,6 +58,17 @@ def test_the_figures_of_training_steps_are_the_committed_ones(path: Path) -> Non
         assert row in README
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("fast_step_*.json")), ids=lambda p: p.stem)
+def test_the_figures_of_the_fast_backend_are_the_committed_ones(path: Path) -> None:
+    record = json.loads(path.read_text())
+    combiner = "hierarchical" if "celestial_enhanced" in record["command"] else "batched"
+    for result in record["results"]:
+        times = result.get("times_less_than_first", {"step_seconds": 1, "peak_memory_gib": 1})
+        seconds = f"{result['step_seconds']['median']:.2f} | {times['step_seconds']:.1f}"
+        memory = f"{result['peak_memory_gib']:.2f} GiB | {times['peak_memory_gib']:.1f}"
+        assert f"| {combiner}, {record['batch']} | `{result['backend']}` | {seconds} | {memory} |" in README
+
+
 def test_the_figures_of_known_future_covariates_are_the_committed_ones() -> None:
     results = json.loads((ROOT / "bench" / "results" / "decoder_future.json").read_text())["results"]
     for zeros, known in zip(results["zeros"]["origins"], results["known"]["origins"], strict=True):

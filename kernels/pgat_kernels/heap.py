@@ -31,6 +31,6 @@ def keep_freed_memory() -> bool:
         library = ctypes.CDLL("libc.so.6")
         library.gnu_get_libc_version  # noqa: B018 - the name of the C library
         settings = (_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _KEPT)
-        return all([library.mallopt(name, value) == 1 for name, value in settings])
+        return all(library.mallopt(name, value) == 1 for name, value in settings)
     except (OSError, AttributeError):
         return False

@@ -40,6 +40,9 @@ def column_problems(header: Sequence[str], columns: Sequence[str], exact: bool =
     found = dict.fromkeys(header)
     missing = [name for name in wanted if name not in found]
     extra = [name for name in found if name not in wanted]
+    if len(missing) > _SHOWN and {"open", "high", "low", "close"} <= {name.strip().casefold() for name in found}:
+        message = "these are plain prices: `pgat-fast data build --prices FILE --out DATA` makes a data file of them"
+        return [Problem(1, None, message)]
     problems = [Problem(1, name, f"is missing{_meant(name, extra)}") for name in missing[:_SHOWN]]
     problems += _count_rest(missing, "are missing")
     if exact:

@@ -30,7 +30,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_pages_of_freed_buffers_are_not_fetched_again() -> None:
     def faults(word: str) -> int:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
-        found = subprocess.run([sys.executable, "-c", CODE, word], env=clean, capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            [sys.executable, "-c", CODE, word], env=clean, capture_output=True, text=True, check=True
+        )
         return int(found.stdout)
 
     # 320 MB are 78,125 pages of 4 KiB.

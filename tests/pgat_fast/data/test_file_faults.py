@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pgat_fast.data.checks import column_problems
 from pgat_fast.data.columns import COLUMNS
 from pgat_fast.data.table import check_file, read_table
 from pgat_fast.errors import DataError
@@ -229,6 +230,12 @@ def test_what_is_no_table_is_refused(file: Path, content: bytes, words: str) -> 
         read_table(file)
     assert words in str(error.value)
     assert str(error.value).startswith(str(file))
+
+
+def test_plain_prices_are_told_what_makes_a_data_file_of_them(file: Path) -> None:
+    header = ["Date", "Open", "High", "Low", "Close", "Volume"]
+    (problem,) = column_problems(header, [f"input_{i}" for i in range(118)])
+    assert "pgat-fast data build" in problem.message
 
 
 def test_a_missing_file_a_directory_and_a_pipe_are_refused(file: Path) -> None:
