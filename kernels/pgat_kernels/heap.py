@@ -24,9 +24,9 @@ def keep_freed_memory() -> bool:
 
     By default it gives blocks of some MiB back to the system as soon as they are free, until it has learnt better: then
     every buffer of a chunk is new memory, whose pages the kernel hands out and clears one by one. Nothing is done where
-    the C library is another one, or where the environment already sets either of `MALLOC_TRIM_THRESHOLD_`,
-    `MALLOC_MMAP_THRESHOLD_` and `GLIBC_TUNABLES`, or where the address space of the process is limited (there, what is
-    kept would be missing elsewhere: a process was seen to crash instead of telling that memory had run out). The setting holds for the whole process, and for good.
+    the C library is another one, where the environment already sets one of `MALLOC_TRIM_THRESHOLD_`,
+    `MALLOC_MMAP_THRESHOLD_` and `GLIBC_TUNABLES`, or where the address space of the process is limited. The setting
+    holds for the whole process, and for good.
 
     Returns:
         Whether it was set.

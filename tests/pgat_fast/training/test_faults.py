@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -188,10 +189,14 @@ def test_a_real_lack_of_memory_has_its_exit_code(tiny: list[str], tmp_path: Path
     """The process may have 200 MB more than it begins with; the step wants more."""
     large = ["model.seq_len=20", "model.d_model=104", "model.n_heads=8", "training.batch_size=6"]
     command = [sys.executable, "-c", LITTLE_MEMORY, *tiny, *large, f"run.output={tmp_path}", "run.name=run"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    # A library below torch may be the first that gets no memory, and crash (seen now and then): then once more.
+    for _ in range(5):
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        if result.returncode != -signal.SIGSEGV:
+            break
     assert result.returncode == 4, result.stderr
     assert "error: out of memory in " in result.stderr
-    assert list((tmp_path / "run").glob("out-of-memory-step-*.json"))
+    assert list(tmp_path.glob("run*/out-of-memory-step-*.json"))
     assert "Traceback" not in result.stderr
 
 
