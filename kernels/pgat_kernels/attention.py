@@ -7,7 +7,7 @@ dropout mask. What is kept are the tokens. Memory is linear in their number; a b
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,10 @@ Blocks = tuple[Tensor, Tensor, Tensor, Tensor | None]
 def _block(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks
 ) -> tuple[Callable[[], Tensor], Callable[[Tensor], Blocks]]:
-    """Queries [G, H, C, d] against keys and values [G, H, T, d], with what is added to their scores, [G, C, T]."""
+    """Queries [G, H, C, d] against keys and values [G, H, T, d], with what is added to their scores, [G, C, T].
+
+    The rows of `masks` are the G H C queries.
+    """
     groups, heads, queries, depth = q.shape
     keys = k.shape[2]
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -35,8 +38,8 @@ def _block(
     scores = torch.bmm(q3, k3.transpose(1, 2)).view(groups, heads, queries, keys)
     if bias is not None:
         scores = scores.to(wide) + bias[:, None]
-    p4, softmax_back = softmax_dropout(scores, q.dtype, masks, 0)
-    p = p4.view(groups * heads, queries, keys)
+    rows, softmax_back = softmax_dropout(scores.view(-1, keys), q.dtype, masks, 0)
+    p = rows.view(groups * heads, queries, keys)
 
     def forward() -> Tensor:
         return (torch.bmm(p, v3) * masks.scale).view_as(q)
@@ -44,9 +47,9 @@ def _block(
     def backward(g: Tensor) -> Blocks:
         g3 = g.reshape(groups * heads, queries, depth) * masks.scale
         g_v = torch.bmm(p.transpose(1, 2), g3)
-        g_p = torch.bmm(g3, v3.transpose(1, 2)).view(groups, heads, queries, keys)
+        g_p = torch.bmm(g3, v3.transpose(1, 2)).view(-1, keys)
         g_scores = softmax_back(g_p)
-        g_bias = None if bias is None else g_scores.to(wide).sum(dim=1)
+        g_bias = None if bias is None else g_scores.to(wide).view(groups, heads, queries, keys).sum(dim=1)
         flat = g_scores.view(groups * heads, queries, keys)
         g_q, g_k = torch.bmm(flat, k3), torch.bmm(flat.transpose(1, 2), q3)
         return g_q.view_as(q), g_k.view_as(k).to(wide), g_v.view_as(v).to(wide), g_bias
@@ -55,54 +58,83 @@ def _block(
 
 
 def _forward_block(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, row: Tensor, rate: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, rows: Tensor, rate: float
 ) -> Tensor:
-    return _block(q, k, v, bias, Masks(rate, seed, row))[0]()
+    return _block(q, k, v, bias, Masks(rate, seed, rows))[0]()
 
 
 def _backward_block(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, row: Tensor, rate: float
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, rows: Tensor, rate: float
 ) -> Blocks:
-    return _block(q, k, v, bias, Masks(rate, seed, row))[1](g)
+    return _block(q, k, v, bias, Masks(rate, seed, rows))[1](g)
 
 
-def _sizes(q: Tensor, k: Tensor) -> tuple[int, int]:
-    """Groups and queries at a time: several groups whole where they are small, else parts of one."""
+class _Block(NamedTuple):
+    """What is computed at a time: ranges of groups, heads and queries, and how many of each, zeros behind the last."""
+
+    group: slice
+    head: slice
+    query: slice
+    shape: tuple[int, int, int]
+
+    def of_queries(self, x: Tensor) -> Tensor:
+        """[G, H, Q, ...] -> the block's, padded to its shape."""
+        groups, _, queries = self.shape
+        part = x[self.group, self.head, self.query]
+        missing = groups - part.shape[0], queries - part.shape[2]
+        return F.pad(part, (0, 0) * (x.dim() - 3) + (0, missing[1], 0, 0, 0, missing[0])) if any(missing) else part
+
+    def of_keys(self, x: Tensor) -> Tensor:
+        """[G, H, T, d] -> the block's, padded to its groups."""
+        part = x[self.group, self.head]
+        missing = self.shape[0] - part.shape[0]
+        return F.pad(part, (0, 0) * 3 + (0, missing)) if missing else part
+
+    def of_bias(self, x: Tensor | None) -> Tensor | None:
+        """[G, Q, T] -> the block's, padded to its shape."""
+        return None if x is None else self._replace(head=slice(None)).of_queries(x[:, None])[:, 0]
+
+
+def _blocks(q: Tensor, k: Tensor) -> list[_Block]:
+    """Several groups whole where they are small, else parts of one.
+
+    On a CPU a part has no more heads than there are threads: every thread has a head of its own, whose keys and values
+    stay in its cache for more queries.
+    """
     groups, heads, queries, _ = q.shape
-    a_query = 4 * heads * k.shape[2]
-    block = auto_chunk(queries, a_query, q.device)
-    if block < queries:
-        return 1, block
-    return auto_chunk(groups, a_query * queries, q.device), queries
+    a_query = 4 * k.shape[2]  # bytes of the scores of a head
+    own, side, block = 1, heads, auto_chunk(queries, a_query * heads, q.device)
+    if block == queries:
+        own = auto_chunk(groups, a_query * heads * queries, q.device)
+    elif q.device.type == "cpu":
+        side = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= torch.get_num_threads())
+        block = auto_chunk(queries, a_query * side, q.device)
+    return [
+        _Block(slice(i, i + own), slice(h, h + side), slice(j, j + block), (own, side, block))
+        for i in range(0, groups, own)
+        for h in range(0, heads, side)
+        for j in range(0, queries, block)
+    ]
 
 
-def _pad(x: Tensor, groups: int, queries: int | None = None) -> Tensor:
-    """Zeros up to `groups` in dimension 0, and up to `queries` in the second to last one: blocks have one shape."""
-    more = 0 if queries is None else queries - x.shape[-2]
-    missing = groups - x.shape[0]
-    if not (more or missing):
-        return x
-    return F.pad(x, (0, 0, 0, more) + (0, 0) * (x.dim() - 3) + (0, missing))
+def _row_numbers(q: Tensor) -> Tensor:
+    """Of the queries of all heads, [G, H, Q]: dropout does not depend on the blocks."""
+    shape = q.shape[:3]
+    return torch.arange(shape.numel(), device=q.device).view(shape)
 
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, rate: float, compile_blocks: bool
 ) -> Tensor:
     """[G, H, Q, d], [G, H, T, d] -> [G, H, Q, d]."""
-    groups, queries = _sizes(q, k)
     run: Callable[..., Any] = partial(call_compiled, _forward_block) if compile_blocks else _forward_block
     result = torch.empty_like(q)
-    row = 0
-    for i in range(0, q.shape[0], groups):
-        group = slice(i, i + groups)
-        own_k, own_v = _pad(k[group], groups), _pad(v[group], groups)
-        for j in range(0, q.shape[2], queries):
-            block = slice(j, j + queries)
-            own = None if bias is None else _pad(bias[group, block], groups, queries)
-            y = run(_pad(q[group, :, block], groups, queries), own_k, own_v, own, seed, seed.new_tensor(row), rate)
-            out = result[group, :, block]
-            out.copy_(y[: out.shape[0], :, : out.shape[2]])
-            row += groups
+    rows = _row_numbers(q)
+    for block in _blocks(q, k):
+        own = [block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
+        y = run(*own, seed, block.of_queries(rows).reshape(-1), rate)
+        out = result[block.group, block.head, block.query]
+        out.copy_(y[: out.shape[0], :, : out.shape[2]])
     return result
 
 
@@ -116,30 +148,24 @@ def _attend_backward(
     rate: float,
     compile_blocks: bool,
 ) -> Blocks:
-    """Gradients of q, k, v and bias; those of k and v, which add up over blocks, at least float32."""
-    groups, queries = _sizes(q, k)
+    """Gradients of q, k, v and bias; those that add up over blocks, of k, v and bias, at least float32."""
     run: Callable[..., Any] = partial(call_compiled, _backward_block) if compile_blocks else _backward_block
     wide = torch.promote_types(q.dtype, torch.float32)
     g_q = torch.empty_like(q)
     g_k, g_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
-    g_bias = None if bias is None else torch.empty_like(bias)
-    row = 0
-    for i in range(0, q.shape[0], groups):
-        group = slice(i, i + groups)
-        own_k, own_v = _pad(k[group], groups), _pad(v[group], groups)
-        for j in range(0, q.shape[2], queries):
-            block = slice(j, j + queries)
-            own_g, own_q = (_pad(x[group, :, block], groups, queries) for x in (g, q))
-            own = None if bias is None else _pad(bias[group, block], groups, queries)
-            part_q, part_k, part_v, part_bias = run(own_g, own_q, own_k, own_v, own, seed, seed.new_tensor(row), rate)
-            out = g_q[group, :, block]
-            out.copy_(part_q[: out.shape[0], :, : out.shape[2]])
-            g_k[group] += part_k[: out.shape[0]]
-            g_v[group] += part_v[: out.shape[0]]
-            if g_bias is not None:
-                out = g_bias[group, block]
-                out.copy_(part_bias[: out.shape[0], : out.shape[1]])
-            row += groups
+    g_bias = None if bias is None else torch.zeros_like(bias)
+    rows = _row_numbers(q)
+    for block in _blocks(q, k):
+        own = [block.of_queries(g), block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
+        part_q, part_k, part_v, part_bias = run(*own, seed, block.of_queries(rows).reshape(-1), rate)
+        out = g_q[block.group, block.head, block.query]
+        out.copy_(part_q[: out.shape[0], :, : out.shape[2]])
+        for total, part in ((g_k, part_k), (g_v, part_v)):
+            out = total[block.group, block.head]
+            out += part[: out.shape[0]]
+        if g_bias is not None:
+            out = g_bias[block.group, block.query]
+            out += part_bias[: out.shape[0], : out.shape[1]]
     return g_q, g_k, g_v, g_bias
 
 

@@ -34,6 +34,7 @@ class Masks(NamedTuple):
     rate: float
     seed: Tensor
     first_row: Tensor
+    """Number of the first row, or of every row."""
 
     def keep(self, site: int, like: Tensor) -> Tensor | None:
         """Which elements of `like` are kept; None where all are."""

@@ -58,7 +58,10 @@ def _codes(seed: Tensor, site: int, rows: int, per_row: int, first_row: int | Te
     """Random int32 numbers, all values equally likely, [rows, per_row]; not contiguous where `per_row` is odd."""
     lanes = -(-per_row // _LANES)
     key = _mix(seed + _signed((site + 1) * _GOLDEN))
-    counter = torch.arange(rows * lanes, dtype=torch.int64, device=seed.device) + first_row * lanes
+    if isinstance(first_row, Tensor) and first_row.dim():
+        counter = (first_row * lanes)[:, None] + torch.arange(lanes, dtype=torch.int64, device=seed.device)
+    else:
+        counter = torch.arange(rows * lanes, dtype=torch.int64, device=seed.device) + first_row * lanes
     # No constant may multiply the counter: a compiler makes of it an index whose overflow C++ does not define.
     codes = _mix(counter + key).view(rows, lanes).view(torch.int32)  # [rows, 2 * lanes]
     return codes if per_row == lanes * _LANES else codes[:, :per_row]
@@ -77,7 +80,7 @@ def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], rate: float, firs
         site: number of the place in the model; different places of one seed are independent.
         shape: of the tensor to be dropped out.
         rate: probability to be dropped, within [0, 1).
-        first_row: number of the first row where `shape` is a chunk of a longer tensor.
+        first_row: number of the first row where `shape` is a chunk of a longer tensor, or int64 numbers of all rows.
 
     Raises:
         ValueError: a rate outside of [0, 1).

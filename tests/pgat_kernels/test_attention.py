@@ -40,7 +40,7 @@ def plain(x: Tensor, y: Tensor, w: Tensor, b: Tensor, bias: Tensor | None = None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2).flatten(2)
 
 
-@pytest.mark.parametrize("cache", [chunks.CACHE, 3000, 1])
+@pytest.mark.parametrize("cache", [chunks.CACHE, 3000, 300, 1])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_outputs_and_gradients_equal_torchs(
@@ -97,6 +97,26 @@ def test_gradients_with_dropout_are_those_of_the_function(shape: tuple[int, ...]
         return attention(*tensors, n_heads=shape[1], seed=SEED, rate=0.3)
 
     assert torch.autograd.gradcheck(call, given)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_dropout_does_not_depend_on_the_blocks(
+    shape: tuple[int, ...], biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = inputs(shape, biased=biased)
+    g = torch.randn_like(given[0])
+
+    def outcome(cache: int, threads: int) -> tuple[Tensor, ...]:
+        monkeypatch.setattr(chunks, "CACHE", cache)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        y = attention(*given, n_heads=shape[1], seed=SEED, rate=0.4)
+        return y, *torch.autograd.grad(y, given, g)
+
+    whole = outcome(chunks.CACHE, 1)
+    for cache, threads in ((1, 1), (400, 1), (400, 2), (400, 5), (3000, 100)):
+        for found, expected in zip(outcome(cache, threads), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_dropout_keeps_the_expectation_and_follows_the_seed() -> None:

@@ -86,6 +86,13 @@ def test_chunks_get_the_masks_of_the_whole(shape: tuple[int, ...], chunk: int) -
     assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_may_be_numbered_one_by_one(shape: tuple[int, ...]) -> None:
+    whole = keep_mask(seed_of(6), 2, (20, *shape[1:]), 0.5)
+    numbers = torch.arange(shape[0]) * 3 + 1
+    assert torch.equal(keep_mask(seed_of(6), 2, shape, 0.5, numbers), whole[numbers])
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, math.nan])
 def test_a_rate_that_is_none_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="dropout rate"):
