@@ -7,7 +7,7 @@ Its sizes are those of the production configuration (or of `--config`); it is ta
 built. Inputs are random. What may follow a backend's name: see `bench.variants`. Each backend at each number of steps
 runs in processes of its own, which take turns for `--rounds` rounds. Per backend and number of steps:
 
-- `seconds`: quartiles of forward and backward pass behind a warm-up.
+- `seconds`: quartiles of forward and backward pass behind a warm-up of two.
 - `peak_memory_gib`: the most that the process (on CUDA: the allocator) held in the timed passes above what it held
   after an eager pass over one timestep: libraries, parameters and their gradients are not in it, compiled code is.
 - `saved_for_backward_bytes`, `executed_flops`: counted by `bench.measure.count`; recomputation is executed.
@@ -45,7 +45,7 @@ from bench.measure import (
     state_of,
     without_data,
 )
-from bench.processes import Record, add_arguments, do_task, run_task, take_turns, write
+from bench.processes import Record, add_arguments, do_task, positive, run_task, take_turns, write
 from bench.variants import Variant, build, compile_module, configure, is_compiled, parse_variants
 from pgat_fast.config.schema import Config
 from pgat_fast.device import resolve_device
@@ -60,7 +60,8 @@ PRODUCTION: Final = {
     "hierarchical": "configs/celestial_enhanced_pgat_production.yaml",
 }
 
-WARM_UP: Final = 1
+WARM_UP: Final = 2
+"""A second one, lest a compilation that the first left over be timed."""
 
 
 class Inputs(NamedTuple):
@@ -276,8 +277,8 @@ def main() -> int:
         "--backends", type=parse_variants, default=parse_variants("reference,torch"), metavar="NAME[:WORD...],..."
     )
     parser.add_argument("--steps", type=parse_sizes, default=[125, 250, 500, 1000], help="lengths of the history")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5, help="passes to time in each process (default: 5)")
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--repeats", type=positive, default=5, help="passes to time in each process (default: 5)")
     add_arguments(parser)
     args = parser.parse_args()
     file = args.config or PRODUCTION[args.combiner]
@@ -332,7 +333,8 @@ def main() -> int:
         print("\n".join(describe_backend(result)))
     settings = {"combiner": args.combiner, "batch": args.batch, "repeats": args.repeats, "rounds": args.rounds}
     write(args.json, MODULE, {**settings, "order": order, "matrix_peak": peaks, "results": results})
-    return 1 if all("error" in size for result in results for size in result["sizes"]) else 0
+    failed = any("error" in size for result in results for size in result["sizes"])
+    return 1 if failed or any("count_error" in result for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -2,27 +2,61 @@
 
 import os
 import platform
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import torch
 
 GIB = 1024**3
 
+SETTINGS: Final = (
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "GOMP_",
+    "MALLOC_",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+    "PYTORCH_",
+    "TORCH",
+    "ONEDNN_",
+)
+"""What the names of environment variables begin with that change how fast torch is, or what memory it takes."""
+
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, device and versions: what a reader needs to judge a figure."""
+    """Processor, cores, memory, device, versions, code and time: what a reader needs to judge a figure."""
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_code(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
+        "c_library": " ".join(platform.libc_ver()),
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(SETTINGS)},
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def _code() -> dict[str, Any]:
+    """The commit of this code, and whether files differ from it; None where it is in no repository."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed)}
 
 
 def _processor() -> str:

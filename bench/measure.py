@@ -1,5 +1,7 @@
 """What is measured, each in one way: quartiles, peak memory, bytes saved for backward, FLOPs, straight lines."""
 
+import ctypes
+import gc
 import resource
 import statistics
 import sys
@@ -64,6 +66,8 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        if device.type == "cuda":
+            torch.cuda.init()
         self.forget()
         self.baseline = self._peak()
         """Bytes that are held now."""
@@ -74,6 +78,10 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             _forget_peak()
+
+    def reserved(self) -> int | None:
+        """On CUDA the most bytes that the allocator has reserved, pools of CUDA graphs included; elsewhere None."""
+        return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
 
     def above_baseline(self) -> int:
         """Bytes of the peak above the baseline."""
@@ -104,6 +112,15 @@ def _high_water_mark() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def give_back_freed() -> None:
+    """Have Python and the C library of Linux let go of memory that is not used."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,10 @@ Record = dict[str, Any]
 def take_turns(
     module: str, tasks: Mapping[str, Record], rounds: int, time_limit: float
 ) -> tuple[dict[str, list[Record]], list[str]]:
-    """Do every task once a round, each time in a new process, one after the other.
+    """Do every task once a round, each time in a new process, one after the other, every other round backwards.
 
-    A task that fails is left out of the later rounds. torch's compiler starts with an empty cache, which the rounds
-    share. Standard error tells of every process.
+    A task that fails is left out of the later rounds. torch's compiler starts with an empty cache for every task, which
+    its rounds share. Standard error tells of every process.
 
     Args:
         module: the benchmark whose `main` hands the task on to `do_task`.
@@ -41,12 +43,13 @@ def take_turns(
     order = []
     with tempfile.TemporaryDirectory() as cache:
         for number in range(1, rounds + 1):
-            for name, task in tasks.items():
+            for name in list(tasks)[:: 1 if number % 2 else -1]:
                 if any("error" in record for record in found[name]):
                     continue
                 order.append(name)
                 started = time.monotonic()
-                record = run_task(module, task, time_limit, {"TORCHINDUCTOR_CACHE_DIR": cache})
+                own = Path(cache, str(list(tasks).index(name)))
+                record = run_task(module, tasks[name], time_limit, {"TORCHINDUCTOR_CACHE_DIR": str(own)})
                 found[name].append(record)
                 took = time.monotonic() - started
                 print(f"round {number} of {rounds}: {name}: {record.get('error', f'{took:.0f} s')}", file=sys.stderr)
@@ -75,10 +78,10 @@ def run_task(module: str, task: Record, time_limit: float, environment: Mapping[
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End `process` and those that it has started."""
-    if process.poll() is None:
+    """End `process` and those that it has started, which may outlive it."""
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def do_task(measure: Callable[[Record], Record], task: str) -> int:
@@ -98,10 +101,25 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
+def positive(text: str) -> int:
+    """Read a number that is at least 1. Raises argparse.ArgumentTypeError."""
+    number = not_negative(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0: at least 1 is needed")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """Read a number that is at least 0. Raises argparse.ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
+    return int(text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that every benchmark in processes has."""
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each, in turns (default: 3)")
+    parser.add_argument("--rounds", type=positive, default=3, help="processes of each, in turns (default: 3)")
     parser.add_argument("--time-limit", type=float, default=3600.0, help="seconds a process may take (default: 3600)")
     parser.add_argument(
         "--peak-seconds", type=float, default=0.2, help="how long each product of the peak is repeated (default: 0.2)"
@@ -112,5 +130,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write(path: Path | None, module: str, results: Record) -> None:
     """Write `results` with the command and the machine, where a path is given."""
     if path:
-        command = " ".join(["python", "-m", module, *sys.argv[1:]])
+        command = shlex.join(["python", "-m", module, *sys.argv[1:]])
         write_json(path, {"command": command, "machine": describe(), **results})

@@ -3,6 +3,7 @@
     reference                 the plain model, eager, in the configuration's precision
     reference:fused           its attention without weights, so that torch takes its fused attention where it has one
     reference:compiled        under `torch.compile`, as it is
+    reference:heap            freed memory kept for reuse, as the fast backend has it on a CPU (`pgat_kernels.heap`)
     torch                     compiled or not, as `run.compile` says for a long run
     torch:eager:bf16          not compiled, products in bfloat16
 
@@ -24,12 +25,15 @@ from pgat_fast.model.compilation import compile_in_place, decide_compile
 from pgat_fast.model.execution import Execution
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
+from pgat_kernels.heap import keep_freed_memory
 
 NAMES: Final = tuple(name for name in BACKENDS if name != "auto")
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 COMPILE_WORDS: Final = ("compiled", "eager")
-WORDS: Final = (*PRECISIONS, *COMPILE_WORDS, "fused")
-"""What may follow a name; `fused` follows `reference` only."""
+OF_REFERENCE: Final = ("fused", "heap")
+"""What may follow `reference` only."""
+WORDS: Final = (*PRECISIONS, *COMPILE_WORDS, *OF_REFERENCE)
+"""What may follow a name."""
 
 LONG_RUN: Final = 10**9
 """Steps of the run for which `run.compile: auto` decides here."""
@@ -44,18 +48,20 @@ class Variant:
         precision: of products; None is the configuration's.
         compiled: whether by `torch.compile`; None is what the configuration says, and no for the reference.
         fused: whether attention is called without weights.
+        heap: whether a reference keeps freed memory.
     """
 
     backend: str
     precision: Precision | None = None
     compiled: bool | None = None
     fused: bool = False
+    heap: bool = False
 
     def __str__(self) -> str:
         words = [self.backend]
         words += [self.precision] if self.precision else []
         words += [] if self.compiled is None else ["compiled" if self.compiled else "eager"]
-        words += ["fused"] if self.fused else []
+        words += [word for word in OF_REFERENCE if getattr(self, word)]
         return ":".join(words)
 
     def overrides(self) -> list[str]:
@@ -74,17 +80,17 @@ def parse_variant(text: str) -> Variant:
     name, *words = text.split(":")
     if name not in NAMES:
         raise argparse.ArgumentTypeError(f"{text!r}: {name!r} is no backend; there are {', '.join(NAMES)}")
-    allowed = WORDS if name == "reference" else tuple(word for word in WORDS if word != "fused")
+    allowed = WORDS if name == "reference" else tuple(word for word in WORDS if word not in OF_REFERENCE)
     for word in words:
         if word not in allowed:
             raise argparse.ArgumentTypeError(f"{text!r}: {word!r} cannot follow {name}; {', '.join(allowed)} can")
-    for kind in (PRECISIONS, COMPILE_WORDS, ("fused",)):
+    for kind in (PRECISIONS, COMPILE_WORDS, *((word,) for word in OF_REFERENCE)):
         given = [word for word in words if word in kind]
         if len(given) > 1:
             raise argparse.ArgumentTypeError(f"{text!r}: only one of {', '.join(kind)} can be given")
     precision = next((precision for precision in PRECISIONS if precision in words), None)
     compiled = "compiled" in words if set(words) & set(COMPILE_WORDS) else None
-    return Variant(name, precision, compiled, "fused" in words)
+    return Variant(name, precision, compiled, **{word: word in words for word in OF_REFERENCE})
 
 
 def parse_variants(text: str) -> list[Variant]:
@@ -145,6 +151,8 @@ def build(config: Config, variant: Variant, compiled: bool = False) -> nn.Module
         model.set_execution(Execution.of(config.run, compiled=compiled))
     if variant.fused:
         use_fused_attention(model)
+    if variant.heap:
+        keep_freed_memory()
     return model
 
 

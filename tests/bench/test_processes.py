@@ -37,15 +37,16 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "log"
 
 
-def test_they_take_turns_and_share_a_cache_of_their_own(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_they_take_turns_and_each_has_a_cache_of_its_own(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = {name: {"name": name, "log": str(log)} for name in ("a", "b")}
     found, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)
-    assert order == ["a", "b", "a", "b"]
-    assert log.read_text() == "abab"
+    assert order == ["a", "b", "b", "a"]
+    assert log.read_text() == "abba"
     assert [record["name"] for record in found["b"]] == ["b", "b"]
-    caches = {record["cache"] for records in found.values() for record in records}
-    assert len(caches) == 1
-    assert not Path(caches.pop()).exists()
+    caches = [{record["cache"] for record in found[name]} for name in ("a", "b")]
+    assert [len(own) for own in caches] == [1, 1]
+    assert caches[0] != caches[1]
+    assert not any(Path(cache).parent.exists() for own in caches for cache in own)
     assert "round 2 of 2: b: " in capsys.readouterr().err
 
 

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +31,10 @@ def test_it_measures_in_turns_and_writes_the_command_and_the_machine(tmp_path: P
     assert (record["batch"], record["steps"], record["rounds"]) == (2, 2, 2)
     assert record["command"].startswith("python -m bench.step --config")
     assert record["machine"]["cores"] >= 1
-    assert record["order"] == ["reference", "reference:bf16:fused"] * 2
+    assert datetime.fromisoformat(record["machine"]["date"]).tzinfo is UTC
+    assert {"commit", "changed", "c_library"} <= record["machine"].keys()
+    assert isinstance(record["machine"]["environment"], dict)
+    assert record["order"] == ["reference", "reference:bf16:fused", "reference:bf16:fused", "reference"]
     assert set(record["matrix_peak"]) == {"highest", "bf16"}
     first, second = record["results"]
     for measured in (first, second):
@@ -68,7 +73,7 @@ def test_what_cannot_be_compiled_is_told_of(tmp_path: Path) -> None:
     result = run(
         "--backends", "reference,reference:compiled", *arguments, environment={"CXX": str(tmp_path / "no_compiler")}
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 1, result.stderr
     plain, compiled = json.loads(out.read_text())["results"]
     assert plain["step_seconds"]["median"] > 0
     assert compiled.keys() == {"backend", "error", "times_less_than_first"}
@@ -105,7 +110,8 @@ def test_graphs_and_the_breaks_between_them_are_counted() -> None:
 
 def test_the_compiler_costs_what_the_warm_up_takes_beyond_its_steps() -> None:
     compiler = {"graphs": 1, "graphs_made_while_timed": 0, "graph_breaks": 0, "graph_break_reasons": {}}
-    memory = {"peak_memory_gib": 1.0, "steps_peak_memory_gib": 0.5, "baseline_memory_gib": 0.2}
+    memory: dict[str, Any] = {"peak_memory_gib": 1.0, "steps_peak_memory_gib": 0.5, "baseline_memory_gib": 0.2}
+    memory |= {"reserved_memory_gib": None, "device": "cpu"}
     rounds = [
         {"precision": "highest", "compiled": True, "warm_up_seconds": [cost, 2.0], "seconds": [2.0, 2.0]}
         | {"compiler": compiler}

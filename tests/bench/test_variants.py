@@ -27,6 +27,7 @@ CONFIG = "configs/quickstart.yaml"
         ("torch:bf16", Variant("torch", "bf16")),
         ("torch:high:eager", Variant("torch", "high", compiled=False)),
         ("reference:compiled:fused", Variant("reference", compiled=True, fused=True)),
+        ("reference:heap", Variant("reference", heap=True)),
     ],
 )
 def test_names_and_words_are_read(text: str, variant: Variant) -> None:
@@ -42,7 +43,7 @@ def test_names_and_words_are_read(text: str, variant: Variant) -> None:
         ("", "'' is no backend"),
         ("torch:fast", "'fast' cannot follow torch; highest, high, bf16, fp16, compiled, eager can"),
         ("torch:fused", "'fused' cannot follow torch"),
-        ("reference:", "'' cannot follow reference; highest, high, bf16, fp16, compiled, eager, fused can"),
+        ("reference:", "'' cannot follow reference; highest, high, bf16, fp16, compiled, eager, fused, heap can"),
         ("torch:compiled:eager", "only one of compiled, eager can be given"),
         ("torch:bf16:high", "only one of highest, high, bf16, fp16 can be given"),
         ("reference:fused:fused", "only one of fused can be given"),
