@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from pgat_fast.plan.trace import MISSING_FORMULAS
 from pgat_kernels.products import fast_exact_float32
-
-aten = torch.ops.aten
 
 Quartiles = dict[str, float]
 """`quartile_1`, `median`, `quartile_3`."""
@@ -159,23 +158,6 @@ def count_saved(ignored: Iterable[Tensor] = ()) -> Iterator[SavedBytes]:
     saved = SavedBytes(ignored)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         yield saved
-
-
-def _attention_forward(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward(
-    gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
-
-
-MISSING_FORMULAS: Mapping[Any, Callable[..., int]] = {
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention_forward,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-"""Formulas that torch 2.13 lacks: fused attention on a CPU."""
 
 
 class _Operators(TorchDispatchMode):

@@ -22,22 +22,25 @@ from pgat_fast.model.precision import Precision, product_dtype, resolve_precisio
 from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.original_layout import original_shapes
 from pgat_fast.plan.figures import Computation, Disk, Limit, Needed, Parameters, Plan, Work
-from pgat_fast.plan.memory import ADAM_TENSORS, GIB, largest_batch, process_bytes, tensor_bytes
-from pgat_fast.plan.trace import trace_flops, trace_memory
+from pgat_fast.plan.memory import ADAM_TENSORS, GIB, largest_batch, line_through, process_bytes, tensor_bytes
+from pgat_fast.plan.trace import Memory, trace_flops, trace_memory
 
 FLOAT32 = 4
 _NEAR = 0.9
 """The share of a limit from which a run warns, too."""
+_SECOND = 4
+"""The batch that is counted beside the configured one, for a line through both."""
 _WEIGHTS_EXTRA, _TRAINING_EXTRA, _CHECKPOINT_EXTRA = 107, 820, 30_000
 """Bytes of a checkpoint beside its numbers: of each parameter in model.safetensors, of each in training.pt, and of all
 the rest (configuration, scalers, generators). Measured."""
 
 
 def make_plan(config: Config, backend: str | None = None) -> Plan:
-    """Plan the run that `config` describes, for the reference's operators, without computing it. Takes some seconds.
+    """Plan the run that `config` describes, with the operators of its backend, without computing it.
 
-    A GPU that is configured but not here is planned for, with a warning. The generators of random numbers are left as
-    they are.
+    Takes some seconds. The model is counted as it computes without `torch.compile`, whatever `run.compile` is. A GPU
+    that is configured but not here is planned for, with a warning. The generators of random numbers are left as they
+    are.
 
     Raises:
         BackendError: `backend` (default: that of the configuration) is unknown or cannot run here.
@@ -51,10 +54,10 @@ def make_plan(config: Config, backend: str | None = None) -> Plan:
 
     parameters, tensors = count_parameters(config)
     work = count_work(config)
-    flops = trace_flops(config, settings.batch_size)
+    flops = trace_flops(config, settings.batch_size, chosen)
     step = flops.step * settings.gradient_accumulation_steps
     batches = None if work is None else work.steps / work.steps_per_epoch * work.batches_per_epoch
-    memory = _memory(config, device, present, precision, parameters, work)
+    memory = _memory(config, chosen, device, present, precision, parameters, work)
     disk = _disk(config, parameters.count, tensors)
     plan = Plan(
         backend=chosen,
@@ -78,7 +81,7 @@ def make_plan(config: Config, backend: str | None = None) -> Plan:
 
 
 def count_parameters(config: Config) -> tuple[Parameters, int]:
-    """The parameters of the model, and the number of their tensors."""
+    """The parameters of the model, and the number of their tensors: those of every backend."""
     with FakeTensorMode():
         model = PGAT(config.model)
         sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
@@ -125,6 +128,7 @@ def _precision(asked: str, device: torch.device, present: bool) -> torch.dtype |
 
 def _memory(
     config: Config,
+    backend: str,
     device: torch.device,
     present: bool,
     precision: torch.dtype | None,
@@ -133,19 +137,29 @@ def _memory(
 ) -> Needed:
     file = Path(config.data.path)
     file_bytes = file.stat().st_size if work is not None else 0
-    recurrences = len(BODIES) * config.model.seq_len if config.model.use_celestial_graph else 0
+    recurrences = 0
+    if backend == "reference" and config.model.use_celestial_graph:
+        recurrences = len(BODIES) * config.model.seq_len
     on_cpu = device.type == "cpu"
-    count = cache(lambda batch: trace_memory(config, batch, precision, device.type))
+    compiled = backend != "reference" and config.run.compile != "off"
+    count = cache(lambda batch: trace_memory(config, batch, precision, device.type, backend))
 
-    def need(batch: int) -> int:
+    def bytes_of(memory: Memory) -> int:
         if on_cpu:
-            return process_bytes(count(batch), parameters.trainable_bytes, recurrences, file_bytes)
-        return tensor_bytes(count(batch), parameters.trainable_bytes)
+            return process_bytes(memory, parameters.trainable_bytes, recurrences, file_bytes, compiled=compiled)
+        return tensor_bytes(memory, parameters.trainable_bytes)
 
     size = config.training.batch_size
-    predicted = need(size)
+    predicted = bytes_of(count(size))
     bounds = _bounds(config, device, present)
     most = 2**20 if work is None else work.train_windows
+
+    def need(batch: int) -> int:
+        if backend == "reference" or batch == size:
+            return bytes_of(count(batch))
+        # Its chunks make counting slow: seconds a batch, more for larger ones. Its memory is a line.
+        return bytes_of(line_through(count(size), count(_SECOND if size != _SECOND else 2 * _SECOND))(batch))
+
     return Needed(
         kept=count(size).kept,
         tensors=tensor_bytes(count(size), parameters.trainable_bytes),

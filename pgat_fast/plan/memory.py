@@ -12,6 +12,7 @@ A process on the CPU needs more. Its parts, each measured on Linux (torch 2.13, 
     RECURRENCE x 13 S         autograd's own objects for the recurrences: 14.4 KiB a step, whatever the batch
     large tensors             of 32 MiB and more: the C library maps each on its own, and gives it back
     HEAP x small tensors      the others lie on the heap, which keeps its largest size and grows holes
+    COMPILER                  what `torch.compile` loads and leaves behind, of a backend that is compiled: 0.15 GiB
 
 Against measured peaks above the imports, which took 0.23 GiB (GiB; batches 1 and 4 of the first and the second
 are in `bench/results`):
@@ -23,6 +24,10 @@ are in `bench/results`):
     production_batched, batch 1, bf16       1.82               predicted 1.62               (-11 %)
 
 A whole run, `pgat-fast train` with quickstart's batch of 8, evaluation included: 0.88, predicted 0.86 (-3 %).
+
+The backend `torch`, compiled, in float32 (`fast_step_*.json` there; a test compares them):
+
+    production_batched, production (hierarchical), batch 1      0.91  1.13   predicted 0.85  1.12   (-7, -1 %)
 
 So a prediction is mostly somewhat high, and 10 % of the memory should stay free. HEAP is the uncertain part: the heap
 took 1.4 to 2.2 times the small tensors in float32, more with the smaller tensors of bf16, and grows over the first
@@ -39,6 +44,7 @@ RUNTIME = int(0.40 * GIB)
 DATA = 3
 RECURRENCE = 14_768
 HEAP = 2.0
+COMPILER = int(0.15 * GIB)
 ADAM_TENSORS = 2
 """Adam keeps the means of the gradients and of their squares."""
 
@@ -48,18 +54,36 @@ def tensor_bytes(memory: Memory, parameter_bytes: int) -> int:
     return (1 + ADAM_TENSORS) * parameter_bytes + memory.peak
 
 
-def process_bytes(memory: Memory, parameter_bytes: int, recurrence_steps: int, data_file_bytes: int = 0) -> int:
+def process_bytes(
+    memory: Memory, parameter_bytes: int, recurrence_steps: int, data_file_bytes: int = 0, *, compiled: bool = False
+) -> int:
     """The most that a process holds that trains on the CPU; see above.
 
     Args:
         memory: of one micro-batch.
         parameter_bytes: of all parameters, float32.
-        recurrence_steps: steps of all recurrences together, 13 S with the celestial graph.
+        recurrence_steps: steps of all recurrences together, 13 S with the celestial graph of the reference.
         data_file_bytes: size of the data file.
+        compiled: whether the model may be given to `torch.compile`.
     """
-    fixed = RUNTIME + DATA * data_file_bytes + RECURRENCE * recurrence_steps
+    fixed = RUNTIME + DATA * data_file_bytes + RECURRENCE * recurrence_steps + compiled * COMPILER
     state = (1 + ADAM_TENSORS) * parameter_bytes
     return fixed + state + memory.peak_large + int(HEAP * memory.peak_small)
+
+
+def line_through(first: Memory, second: Memory) -> Callable[[int], Memory]:
+    """Batch -> memory, on the straight line through that of two batches, but never below that of the smaller one."""
+    low, high = sorted((first, second), key=lambda memory: memory.batch)
+
+    def at(batch: int) -> Memory:
+        def field(name: str) -> int:
+            start: int = getattr(low, name)
+            end: int = getattr(high, name)
+            return start + round(max(0, end - start) * max(0, batch - low.batch) / (high.batch - low.batch))
+
+        return Memory(batch, *map(field, ("kept", "peak", "peak_small", "peak_large")))
+
+    return at
 
 
 @dataclass(frozen=True)

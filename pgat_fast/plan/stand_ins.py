@@ -1,8 +1,9 @@
 """What stands in for some operators while a step is counted on tensors without data.
 
-`GRU` cuts what takes most of the time of a count, 13 recurrences of S steps, to a few operators that keep the same
-bytes and do the same products. `cuda_operators` gives a CPU's tensors the operators of a GPU, as far as these keep
-other bytes: tensors that seem to be on a GPU abort the process where torch was built without CUDA.
+`GRU` cuts what takes most of the time of a count of the reference, 13 recurrences of S steps, to a few operators that
+keep the same bytes and do the same products. `cuda_operators` gives a CPU's tensors the operators of a GPU, as far as
+these keep other bytes, and our own operators the chunks that they take there: tensors that seem to be on a GPU abort
+the process where torch was built without CUDA.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pgat_kernels import aspects, chunks
 
 GRU_KEPT = 8
 """Tensors [B, C] a step that a GRU keeps for its backward pass beside its result, counted on torch 2.13 (7 if B is 1,
@@ -74,7 +77,7 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
 
 @contextmanager
 def cuda_operators() -> Iterator[None]:
-    """Within it, dropout is that of a GPU, and in mixed precision softmax and layer norm give float32, as there.
+    """Within it, dropout and chunks are those of a GPU, and in mixed precision softmax and layer norm give float32.
 
     Source: the lists of operators in PyTorch's documentation of `torch.amp`. On a CPU both stay in 16 bits.
     """
@@ -83,16 +86,22 @@ def cuda_operators() -> Iterator[None]:
     def in_float32(x: Tensor) -> Tensor:
         return x.float() if torch.is_autocast_enabled("cpu") else x
 
-    stand_ins = {
+    stand_ins: dict[str, Any] = {
         "dropout": _dropout,
         "softmax": lambda x, *args, **named: softmax(in_float32(x), *args, **named),
         "layer_norm": lambda x, *args, **named: layer_norm(in_float32(x), *args, **named),
     }
-    real = {name: getattr(F, name) for name in stand_ins}
+    # Chunks there: `chunks` has one size for CPUs and one for all else, `aspects` a table of exceptions.
+    replaced: list[tuple[Any, str, Any]] = [
+        *((F, name, stand_in) for name, stand_in in stand_ins.items()),
+        (chunks, "CACHE", chunks.OCCUPANCY),
+        (aspects, "_CHUNK_BYTES", {}),
+    ]
+    real = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     try:
-        for name, stand_in in stand_ins.items():
-            setattr(F, name, stand_in)
+        for module, name, value in replaced:
+            setattr(module, name, value)
         yield
     finally:
-        for name, operator in real.items():
-            setattr(F, name, operator)
+        for module, name, value in real:
+            setattr(module, name, value)

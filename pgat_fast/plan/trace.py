@@ -1,32 +1,48 @@
 """What one training step computes and holds, counted without computing it.
 
 The model and its inputs are fake tensors: they have shapes, types and storages, but no data. A step runs on them,
-backward pass and recomputation included, and every storage is followed from its birth to its death.
+backward pass and recomputation included, and every storage is followed from its birth to its death. Operators of our
+own are followed inside, too: see `operators`. The model is that of the backend that will run, never compiled.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from pgat_fast.config.schema import Config, ModelConfig
 from pgat_fast.data.calendar import CELLS
 from pgat_fast.data.windows import Batch
-from pgat_fast.model.reference.pgat import PGAT
+from pgat_fast.model import build_model
+from pgat_fast.plan.operators import LARGE, Held, held_by, implementation, prepare, tensors_in
 from pgat_fast.plan.stand_ins import cuda_operators, replace_recurrences
 from pgat_fast.training.loss import training_loss
 
-LARGE = 32 * 2**20
-"""Bytes from which the C library of Linux (glibc) maps a block on its own, and gives it back when it is freed. Its
-threshold grows to this as blocks are freed (`M_MMAP_THRESHOLD` in mallopt(3))."""
+aten = torch.ops.aten
+
+
+def _attention_forward(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(
+    gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+
+MISSING_FORMULAS: Mapping[Any, Callable[..., int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_forward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""FLOPs that torch 2.13 does not count: fused attention on a CPU."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -75,11 +91,35 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        code = implementation(func)
+        if code is not None:
+            return self._run_own(func, code, args)
         result = func(*args, **(kwargs or {}))
         # On a CPU it converts the whole of a 16-bit tensor first: seen in the peak of the process.
         if func is torch.ops.aten.mean.dim and args[0].dtype.itemsize == 2 and self._on_cpu:
             self._touch(4 * args[0].numel())
-        self.add(*(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)))
+        self.add(*tensors_in(result))
+        return result
+
+    def _run_own(self, func: Any, code: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Run an operator of our own, and count what is held inside of it. None of them has named arguments."""
+        tensors = tensors_in(args)
+        if not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            with torch.no_grad(), self:
+                return code(*args)
+        result = func(*args)
+
+        def run(args: Sequence[Any]) -> Held:
+            inside = LiveBytes(tensors, "cpu" if self._on_cpu else "cuda")
+            with torch.no_grad(), inside:
+                code(*args)
+            return Held(inside.peak, inside.peak_small, inside.peak_large)
+
+        held = held_by(func, args, result, run)
+        self.peak = max(self.peak, self.live + held.all)
+        self.peak_small = max(self.peak_small, self._small + held.small)
+        self.peak_large = max(self.peak_large, self.live - self._small + held.large)
+        self.add(*tensors_in(result))
         return result
 
 
@@ -106,7 +146,9 @@ class Flops:
     """Forward pass, recomputation and backward pass."""
 
 
-def trace_memory(config: Config, batch: int, precision: torch.dtype | None = None, device: str = "cpu") -> Memory:
+def trace_memory(
+    config: Config, batch: int, precision: torch.dtype | None = None, device: str = "cpu", backend: str | None = None
+) -> Memory:
     """Count the bytes of one micro-batch of `batch` windows; takes a second or two, whatever the sizes.
 
     Args:
@@ -114,22 +156,27 @@ def trace_memory(config: Config, batch: int, precision: torch.dtype | None = Non
         batch: B.
         precision: the type of products, None for float32, as `product_dtype` gives it.
         device: `cpu` or `cuda`: whose operators to count (`stand_ins.cuda_operators`). No GPU is used.
+        backend: as `build_model` takes it.
     """
-    with _without_data(config, device) as model:
+    with _without_data(config, backend, device) as model:
         return memory_of_step(model, example(config.model, batch), config, precision, device)
 
 
-def trace_flops(config: Config, batch: int) -> Flops:
-    """Count the FLOPs of one micro-batch of `batch` windows, with torch's own formulas for each operator."""
-    with _without_data(config) as model:
+def trace_flops(config: Config, batch: int, backend: str | None = None) -> Flops:
+    """Count the FLOPs of one micro-batch of `batch` windows, with torch's formulas and those of our own operators.
+
+    `backend`: as `build_model` takes it.
+    """
+    with _without_data(config, backend) as model:
         return flops_of_step(model, example(config.model, batch), config)
 
 
 @contextmanager
-def _without_data(config: Config, device: str = "cpu") -> Iterator[nn.Module]:
+def _without_data(config: Config, backend: str | None, device: str = "cpu") -> Iterator[nn.Module]:
     """Within it tensors have no data; yields the model."""
+    prepare()
     with FakeTensorMode(), cuda_operators() if device == "cuda" else nullcontext():
-        model = PGAT(config.model).train()
+        model = build_model(config, backend).train()
         replace_recurrences(model)
         yield model
 
@@ -154,7 +201,7 @@ def memory_of_step(
 def flops_of_step(model: nn.Module, batch: Batch, config: Config) -> Flops:
     """Count the FLOPs of a step of `model` on `batch`, real tensors or not."""
     # A pass of its own: the counter keeps tensors alive that a step frees.
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=dict(MISSING_FORMULAS)) as counter:
         loss = _loss(model, batch, config, None)
         forward = counter.get_total_flops()
         loss.backward()

@@ -11,6 +11,7 @@ import torch
 from pgat_fast import build_model, compat, load_config
 from pgat_fast.config import Config, config_to_dict
 from pgat_fast.errors import BackendError, DataError
+from pgat_fast.model import resolve_backend
 from pgat_fast.plan import Plan, make_plan
 from pgat_fast.plan.make import count_parameters, count_work
 from pgat_fast.plan.text import as_text, in_bytes, in_flops
@@ -28,12 +29,14 @@ def config_with(tiny: list[str], *changes: str) -> Config:
 def quick_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts that cost no time, for what is done with them: 100 MiB a window, large tensors alone."""
 
-    def memory(config: Config, batch: int, precision: torch.dtype | None = None, device: str = "cpu") -> Memory:
+    def memory(config: Config, batch: int, *how: object) -> Memory:
         size = 100 * 2**20 * batch
         return Memory(batch, kept=size // 2, peak=size, peak_small=0, peak_large=size)
 
     monkeypatch.setattr("pgat_fast.plan.make.trace_memory", memory)
-    monkeypatch.setattr("pgat_fast.plan.make.trace_flops", lambda config, batch: Flops(100 * batch, 350 * batch))
+    monkeypatch.setattr(
+        "pgat_fast.plan.make.trace_flops", lambda config, batch, backend: Flops(100 * batch, 350 * batch)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -155,18 +158,31 @@ def test_a_backend_that_cannot_run_is_refused(tiny: list[str]) -> None:
         make_plan(config_with(tiny), backend="triton")
 
 
-def test_counting_draws_no_random_numbers(tiny: list[str]) -> None:
+def test_it_is_for_the_backend_that_will_run(tiny: list[str]) -> None:
+    config = config_with(tiny, "run.backend=reference")
+    reference, fast = make_plan(config), make_plan(config, backend="torch")
+    assert (reference.backend, fast.backend) == ("reference", "torch")
+    assert make_plan(config_with(tiny)).backend == resolve_backend("auto")
+    assert fast.parameters == reference.parameters
+    assert 0 < fast.computation.forward < reference.computation.forward
+    assert 0 < fast.computation.micro_batch < reference.computation.micro_batch
+    assert 0 < fast.memory.kept < reference.memory.kept
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_counting_draws_no_random_numbers(backend: str, tiny: list[str]) -> None:
     config, before = config_with(tiny), torch.get_rng_state()
     count_parameters(config)
-    trace_flops(config, 2)
-    trace_memory(config, 2)
+    trace_flops(config, 2, backend)
+    trace_memory(config, 2, backend=backend)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_production_model_is_planned_in_well_under_a_minute() -> None:
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_the_production_model_is_planned_in_well_under_a_minute(backend: str) -> None:
     # Of this process: other work on the machine does not count.
     started = time.process_time()
-    plan = make_plan(load_config("configs/celestial_enhanced_pgat_production.yaml", ["data.path=nowhere.csv"]))
+    plan = make_plan(load_config("configs/celestial_enhanced_pgat_production.yaml", ["data.path=nowhere.csv"]), backend)
     assert time.process_time() - started < 40
     assert (plan.parameters.count, plan.parameters.original_count) == (9_160_002, 12_310_600)
 

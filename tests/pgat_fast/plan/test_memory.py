@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 
 from pgat_fast import load_config
 from pgat_fast.plan.make import count_parameters
-from pgat_fast.plan.memory import GIB, largest_batch, process_bytes, tensor_bytes
+from pgat_fast.plan.memory import GIB, largest_batch, line_through, process_bytes, tensor_bytes
 from pgat_fast.plan.trace import Memory, trace_memory
 
+FAST = [json.loads(path.read_text()) for path in sorted(Path("bench/results").glob("fast_step_*.json"))]
 MEASURED = [json.loads(path.read_text()) for path in sorted(Path("bench/results").glob("step_cpu_*.json"))]
 
 
@@ -22,7 +24,7 @@ def test_the_prediction_for_a_process_is_near_its_measured_peak(record: dict[str
     config = load_config(path, ["training.gradient_accumulation_steps=1", "run.device=cpu"])
     (measured,) = (result for result in record["results"] if result["backend"] == "reference")
     parameters, _ = count_parameters(config)
-    memory = trace_memory(config, record["batch"])
+    memory = trace_memory(config, record["batch"], backend="reference")
     peak = measured["peak_memory_gib"] + measured["baseline_memory_gib"]
     predicted = process_bytes(memory, parameters.trainable_bytes, 13 * config.model.seq_len) / GIB
     # HEAP is a rule of thumb that errs to the safe side; a run warns from 90 % of a limit.
@@ -31,8 +33,20 @@ def test_the_prediction_for_a_process_is_near_its_measured_peak(record: dict[str
     assert tensor_bytes(memory, parameters.trainable_bytes) / GIB < peak
 
 
+@pytest.mark.parametrize("record", FAST, ids=lambda record: record["command"].split("configs/")[1].split(" --s")[0])
+def test_the_prediction_for_the_fast_backend_is_near_its_measured_peak(record: dict[str, Any]) -> None:
+    config = load_config(record["command"].split("--config ")[1].split()[0], ["run.device=cpu"])
+    (measured,) = (result for result in record["results"] if result["backend"] == "torch:highest")
+    parameters, _ = count_parameters(config)
+    memory = trace_memory(config, record["batch"], backend="torch")
+    peak = measured["peak_memory_gib"] + measured["baseline_memory_gib"]
+    predicted = process_bytes(memory, parameters.trainable_bytes, 0, compiled=True) / GIB
+    assert -0.1 < predicted / peak - 1 < 0.3
+
+
 def test_there_are_measurements_to_compare_with() -> None:
     assert len(MEASURED) >= 3
+    assert len(FAST) >= 2
 
 
 def test_a_process_takes_more_than_its_tensors() -> None:
@@ -42,6 +56,17 @@ def test_a_process_takes_more_than_its_tensors() -> None:
     assert without > tensor_bytes(memory, 1000)
     assert process_bytes(memory, 1000, 0, data_file_bytes=7) == without + 21
     assert process_bytes(memory, 1000, 2) == without + 2 * 14_768
+    assert process_bytes(memory, 1000, 0, compiled=True) > without
+
+
+def test_a_line_goes_through_two_batches() -> None:
+    small = Memory(batch=2, kept=10, peak=40, peak_small=40, peak_large=0)
+    large = Memory(batch=6, kept=30, peak=60, peak_small=30, peak_large=20)
+    for line_of in (line_through(small, large), line_through(large, small)):
+        assert line_of(2) == small
+        assert line_of(6) == replace(large, peak_small=40)  # memory does not shrink
+        assert line_of(10) == Memory(batch=10, kept=50, peak=80, peak_small=40, peak_large=40)
+        assert line_of(1) == replace(small, batch=1)
 
 
 def line(batch: int) -> int:

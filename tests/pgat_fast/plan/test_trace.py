@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from pgat_fast import build_model
 from pgat_fast.config import Config
 from pgat_fast.data.windows import Batch
 from pgat_fast.model.reference.attention import feed_forward
 from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.plan import stand_ins
 from pgat_fast.plan.trace import (
+    MISSING_FORMULAS,
     LiveBytes,
     Memory,
     example,
@@ -21,57 +24,74 @@ from pgat_fast.plan.trace import (
     trace_flops,
     trace_memory,
 )
+from pgat_kernels import aspects, chunks
 from tests.pgat_fast.model.variants import FEW, config_of
 
 REAL = (*FEW, "stochastic")
+BACKENDS = ("reference", "torch")
 
 
-def real_model(config: Config, stand_ins_too: bool) -> nn.Module:
-    model = PGAT(config.model).train()
+def real_model(config: Config, stand_ins_too: bool, backend: str = "reference") -> nn.Module:
+    model = build_model(config, backend).train()
     if stand_ins_too:
         stand_ins.replace_recurrences(model)
     return model
 
 
-def real_memory(config: Config, batch: int, stand_ins_too: bool = True, precision: torch.dtype | None = None) -> Memory:
-    model = real_model(config, stand_ins_too)
+def real_memory(
+    config: Config,
+    batch: int,
+    stand_ins_too: bool = True,
+    precision: torch.dtype | None = None,
+    backend: str = "reference",
+) -> Memory:
+    model = real_model(config, stand_ins_too, backend)
     return memory_of_step(model, example(config.model, batch), config, precision)
+
+
+def trace_reference(config: Config, batch: int, precision: torch.dtype | None = None, device: str = "cpu") -> Memory:
+    return trace_memory(config, batch, precision, device, "reference")
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", REAL)
-def test_a_real_step_on_the_cpu_holds_the_same_bytes(variant: str) -> None:
+def test_a_real_step_on_the_cpu_holds_the_same_bytes(variant: str, backend: str) -> None:
     config = config_of(variant)
-    assert trace_memory(config, 3) == real_memory(config, 3)
+    assert trace_memory(config, 3, backend=backend) == real_memory(config, 3, backend=backend)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_a_real_step_in_16_bits_holds_nearly_the_same_bytes(precision: torch.dtype) -> None:
+def test_a_real_step_in_16_bits_holds_nearly_the_same_bytes(precision: torch.dtype, backend: str) -> None:
     config = config_of("batched")
-    counted, real = trace_memory(config, 3, precision), real_memory(config, 3, precision=precision)
+    counted = trace_memory(config, 3, precision, backend=backend)
+    real = real_memory(config, 3, precision=precision, backend=backend)
     # A CPU keeps the mean and deviation that a layer norm finds in float32, the fake one in 16 bits: 1 in D numbers.
     assert counted.kept == pytest.approx(real.kept, rel=1e-3)
     assert counted.peak == pytest.approx(real.peak, rel=1e-3)
 
 
-def test_with_accumulation_the_gradients_live_from_the_beginning() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_with_accumulation_the_gradients_live_from_the_beginning(backend: str) -> None:
     once, twice = config_of("batched"), config_of("batched", gradient_accumulation_steps=2)
     parameters = 4 * sum(parameter.numel() for parameter in PGAT(once.model).parameters())
-    assert trace_memory(twice, 2).kept == trace_memory(once, 2).kept + parameters
-    assert trace_memory(twice, 2) == real_memory(twice, 2)
+    accumulated = trace_memory(twice, 2, backend=backend)
+    assert accumulated.kept == trace_memory(once, 2, backend=backend).kept + parameters
+    assert accumulated == real_memory(twice, 2, backend=backend)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_with_its_real_recurrences_it_holds_the_same_bytes_too(batch: int) -> None:
     config = config_of("batched", seq_len=20)
-    assert trace_memory(config, batch) == real_memory(config, batch, stand_ins_too=False)
+    assert trace_reference(config, batch) == real_memory(config, batch, stand_ins_too=False)
 
 
 def test_memory_grows_in_a_straight_line_with_the_batch() -> None:
     config = config_of("hierarchical")
-    two, four, six = (trace_memory(config, batch) for batch in (2, 4, 6))
+    two, four, six = (trace_reference(config, batch) for batch in (2, 4, 6))
     assert six.kept - four.kept == four.kept - two.kept
     # What does not grow: gradients, and the generator's state of each recomputed block. The peak may move between them.
     assert six.peak - four.peak == pytest.approx(four.peak - two.peak, rel=0.02)
@@ -82,8 +102,21 @@ def test_a_recomputed_block_keeps_its_input_alone() -> None:
     batch, model = 4, one.model
     block_input = 4 * batch * model.seq_len * model.nodes**2 * model.embed_dim
     generator_state = torch.get_rng_state().nbytes
-    grown = trace_memory(three, batch).kept - trace_memory(one, batch).kept
+    grown = trace_reference(three, batch).kept - trace_reference(one, batch).kept
     assert 2 * block_input <= grown <= 2 * (block_input + generator_state)
+
+
+def test_of_the_fast_combiner_its_blocks_keep_nothing() -> None:
+    one, three = (trace_memory(config_of("batched", fusion_layers=n), 4, backend="torch").kept for n in (1, 3))
+    # Beside the parameters only maps of theirs are kept: of queries, keys and values, with the scale in it.
+    width = config_of("batched").model.embed_dim
+    assert 0 <= three - one <= 2 * 4 * 5 * width * (width + 1)
+
+
+def test_the_fast_model_keeps_far_less() -> None:
+    for variant in ("batched", "hierarchical"):
+        config = config_of(variant)
+        assert 4 * trace_memory(config, 8, backend="torch").kept < trace_reference(config, 8).kept
 
 
 def test_views_count_once_and_only_while_they_live() -> None:
@@ -147,17 +180,27 @@ def test_in_mixed_precision_softmax_and_layer_norm_give_float32_on_a_gpu() -> No
 
 
 def test_the_operators_of_the_cpu_come_back_even_after_an_error() -> None:
-    before = (F.dropout, F.softmax, F.layer_norm)
+    def now() -> tuple[object, ...]:
+        return F.dropout, F.softmax, F.layer_norm, chunks.CACHE, aspects._CHUNK_BYTES
+
+    before = now()
     with pytest.raises(KeyError), stand_ins.cuda_operators():
         raise KeyError
-    assert before == (F.dropout, F.softmax, F.layer_norm)
+    assert before == now()
 
 
 def test_a_gpu_needs_less_than_a_cpu_and_16_bits_less_than_32() -> None:
     config = config_of("batched")
-    cpu, gpu = (trace_memory(config, 4, device=device).kept for device in ("cpu", "cuda"))
-    halves = trace_memory(config, 4, torch.bfloat16, "cuda").kept
+    cpu, gpu = (trace_reference(config, 4, device=device).kept for device in ("cpu", "cuda"))
+    halves = trace_reference(config, 4, torch.bfloat16, "cuda").kept
     assert halves < gpu < cpu
+
+
+def test_on_a_gpu_the_fast_model_takes_larger_chunks() -> None:
+    config = config_of("batched", seq_len=60)
+    cpu, gpu = (trace_memory(config, 4, device=device, backend="torch") for device in ("cpu", "cuda"))
+    assert gpu.kept <= cpu.kept
+    assert gpu.peak > 2 * cpu.peak
 
 
 # --- recurrences ------------------------------------------------------------------------------------------------------
@@ -187,8 +230,6 @@ def test_only_a_gru_that_it_can_stand_in_for_is_replaced() -> None:
 
 
 def test_flops_of_a_feed_forward_block_are_those_worked_out_by_hand() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
     rows, width, hidden = 30, 8, 24
     block, x = feed_forward(width, hidden, 0.1), torch.randn(rows, width, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
@@ -226,33 +267,60 @@ def products_by_hand(config: Config, batch: int) -> int:
 
 def test_flops_of_a_whole_model_are_those_worked_out_by_hand() -> None:
     config = config_of("no bodies", d_layers=2)
-    assert trace_flops(config, 3).forward == 2 * products_by_hand(config, 3)
+    assert trace_flops(config, 3, "reference").forward == 2 * products_by_hand(config, 3)
 
 
 def test_without_recomputation_a_step_takes_three_forward_passes() -> None:
-    flops = trace_flops(config_of("no bodies"), 2)
+    flops = trace_flops(config_of("no bodies"), 2, "reference")
     # A little less: nobody needs the gradient of the inputs.
     assert 2.9 < flops.step / flops.forward < 3
 
 
 @pytest.mark.parametrize("variant", ["batched", "hierarchical"])
 def test_a_recomputed_combiner_takes_four_forward_passes(variant: str) -> None:
-    flops = trace_flops(config_of(variant), 2)
+    flops = trace_flops(config_of(variant), 2, "reference")
     assert 3.4 < flops.step / flops.forward < 4
 
 
 def test_real_recurrences_compute_one_product_less_each() -> None:
     config, batch, width = config_of("batched"), 3, 32
-    counted = trace_flops(config, batch)
+    counted = trace_flops(config, batch, "reference")
     real = flops_of_step(real_model(config, stand_ins_too=False), example(config.model, batch), config)
     assert real.forward == counted.forward
     assert counted.step - real.step == 13 * 2 * batch * 3 * width * width
 
 
+@pytest.mark.parametrize("variant", REAL)
+def test_flops_of_the_fast_model_are_those_of_a_real_step(variant: str) -> None:
+    config = config_of(variant)
+    counted = trace_flops(config, 3, "torch")
+    assert counted == flops_of_step(real_model(config, False, "torch"), example(config.model, 3), config)
+    assert counted.step > counted.forward > 0
+
+
+def test_flops_of_fused_attention_are_counted_on_a_cpu() -> None:
+    q = torch.randn(2, 4, 10, 8, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=dict(MISSING_FORMULAS)) as counter:
+        y = F.scaled_dot_product_attention(q, q, q)
+        forward = counter.get_total_flops()
+        y.sum().backward()
+    assert forward == 2 * 2 * 2 * 4 * 10 * 10 * 8
+    assert counter.get_total_flops() > 3 * forward
+
+
 def test_flops_are_proportional_to_the_batch() -> None:
     config = config_of("hierarchical everything, joint")
-    two, six = trace_flops(config, 2), trace_flops(config, 6)
+    two, six = (trace_flops(config, batch, "reference") for batch in (2, 6))
     assert (six.forward, six.step) == (3 * two.forward, 3 * two.step)
+
+
+def test_flops_of_the_fast_model_grow_in_a_straight_line_where_chunks_divide_the_batch() -> None:
+    config = config_of("hierarchical everything, joint")
+    config = config.model_copy(update={"run": config.run.model_copy(update={"combiner_chunk": 1})})
+    two, four, six = (trace_flops(config, batch, "torch") for batch in (2, 4, 6))
+    # Beside products of windows there are those of weights with each other, once a step; chunks are of whole graphs.
+    assert six.forward - four.forward == pytest.approx(four.forward - two.forward, rel=1e-3)
+    assert six.step - four.step == pytest.approx(four.step - two.step, rel=1e-3)
 
 
 def test_example_windows_are_what_the_model_takes() -> None:

@@ -1,0 +1,119 @@
+"""What operators of our own hold while they run is counted, and counting few rows tells what many hold."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pgat_fast.plan import operators
+from pgat_fast.plan.operators import LARGE, Held, held_by, implementation, tensors_in
+from pgat_fast.plan.trace import LiveBytes
+from pgat_kernels.attention import attention
+from pgat_kernels.chunks import Backward, Masks, RowsOperator
+from pgat_kernels.combiner_batched import batched_combiner
+from pgat_kernels.gru import gru_bank
+
+
+@pytest.fixture(autouse=True)
+def without_data() -> Iterator[None]:
+    operators.prepare()
+    with FakeTensorMode():
+        yield
+
+
+def held(call: Callable[[], Any], *, shortened: bool) -> tuple[Held, Held]:
+    """What `call`, of one operator, holds, and of that its result."""
+    live = LiveBytes()
+    found: list[Held] = []
+
+    def own(function: Any, args: Any, result: Any, run: Callable[[Any], Held]) -> Held:
+        held = held_by(function, args, result, run) if shortened else run(args)
+        found.append(held)
+        return held
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgat_fast.plan.trace.held_by", own)
+        with live:
+            result = call()
+    assert live.live == Held.of(tensors_in(result)).all
+    (only,) = found
+    assert live.peak >= only.all
+    return only, Held.of(tensors_in(result))
+
+
+def double(rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Any) -> tuple[Tensor, Backward]:
+    """Of a chunk [c, 100] of float32, holds 800 c bytes, half of which are its result."""
+    y = rows[0] * 2
+    return y + y, lambda g: ([g * 4], [])
+
+
+def test_of_rows_it_is_the_bytes_of_one_chunk_and_the_whole_result() -> None:
+    operator = RowsOperator("twice_for_a_test", double, lambda rows: torch.empty_like(rows[0]), lambda w, *_: w)
+    x, seed = torch.empty(1000, 100), torch.zeros((), dtype=torch.int64)
+    found, result = held(lambda: operator([x], [], seed, 0.0, [], 10, torch.float32, False), shortened=True)
+    assert result.all == 1000 * 400
+    # The result of the chunk before is there, too, and the number of the chunk's first row.
+    assert found.all - result.all == 3 * 10 * 400 + 8
+
+
+@pytest.mark.parametrize("timesteps", [1, 5, 7, 20, 22])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_combiner_of_many_rows_holds_what_few_of_them_tell(timesteps: int, dtype: torch.dtype) -> None:
+    from pgat_fast.model.fast.combiner_batched import FastBatchedCombiner
+    from tests.pgat_fast.model.variants import config_of
+
+    config = config_of("batched").model
+    combiner = FastBatchedCombiner(config.embed_dim, config.n_heads, 2, 0.1)
+    weights = [weight.detach() for weight in combiner.weights().flat()]
+    edges, seed = torch.empty(timesteps, 169, 3), torch.zeros((), dtype=torch.int64)
+    common = (weights, seed, 0.1, [config.n_heads], 5, dtype, False)
+    calls = [
+        lambda: batched_combiner.operator([edges], *common),
+        lambda: batched_combiner.backward_operator(edges.new_empty(timesteps, 169), [edges], *common),
+    ]
+    for call in calls:
+        assert held(call, shortened=True) == held(call, shortened=False)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("groups", "queries"), [(3, 700), (9, 700), (9, 20)])
+def test_an_attention_of_many_groups_holds_what_few_of_them_tell(groups: int, queries: int, masked: bool) -> None:
+    width, seed = 16, torch.zeros((), dtype=torch.int64)
+    x, weight, bias = torch.empty(groups, queries, width), torch.empty(3 * width, width), torch.empty(3 * width)
+    scores = torch.empty(groups, queries, queries) if masked else None
+    g = torch.empty(groups, queries, width)
+    rest = (0.1, 4, torch.float32, False)
+    operator = torch.ops.pgat.attention
+    calls = [
+        lambda: attention(x, x, weight, bias, scores, n_heads=4, seed=seed, rate=0.1),
+        lambda: torch.ops.pgat.attention_backward(g, x, x, weight, bias, scores, seed, *rest),
+    ]
+    assert implementation(operator.default) is not None
+    for call in calls:
+        (short, result), (whole, _) = held(call, shortened=True), held(call, shortened=False)
+        assert short.all >= whole.all >= result.all
+        assert short.all == pytest.approx(whole.all, rel=0.01)
+
+
+def test_others_are_counted_whole() -> None:
+    x, w = torch.empty(2, 9, 13, 32), torch.empty(13, 96, 32)
+    b = torch.empty(13, 96)
+    short, result = held(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=True)
+    assert short == held(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=False)[0]
+    # Its inputs by group, all gates of all steps, and the states.
+    assert short.all > 3 * x.nbytes + result.all
+
+
+def test_operators_of_torch_have_no_code_of_ours() -> None:
+    assert implementation(torch.ops.aten.add.Tensor) is None
+    assert implementation(torch.ops.pgat.gru_bank_backward.default) is not None
+
+
+def test_bytes_are_told_by_the_size_of_their_storage() -> None:
+    large = torch.empty(LARGE, dtype=torch.uint8)
+    small = torch.empty(100, dtype=torch.uint8)
+    assert Held.of([large, small]) == Held(LARGE + 100, 100, LARGE)
+    assert Held(3, 2, 1) + Held(30, 20, 10) - Held(1, 1, 1) * 2 == Held(31, 20, 9)
