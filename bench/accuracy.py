@@ -1,0 +1,138 @@
+"""What each precision costs in accuracy: of forecasts and gradients, and of the forecasts of a trained model.
+
+    python -m bench.accuracy --config configs/quickstart.yaml --errors configs/production_batched.yaml --json OUT
+
+Two parts, both with the backend `torch`, not compiled:
+
+- `errors`: one training step of the configurations `--errors`, dropout off, in each precision against float64 with the
+  same weights and inputs: the relative errors |y - y64| / |y64| (Euclidean) of the forecast and of the gradients of all
+  parameters together.
+- `trained`: `pgat-fast train` with `--config`, for each seed in each precision: the errors of the forecasts of the test
+  windows, in scaled units. `rmse_ratio` is against the first precision with the same seed.
+
+Exit status 1: one of the trainings failed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from bench.processes import Record, do_task, positive, run_task, write
+from bench.variants import Variant, build, configure, parse_precisions
+from pgat_fast.data.windows import Batch
+from pgat_fast.device import resolve_device
+from pgat_fast.errors import PgatError
+from pgat_fast.model.precision import Precision, float32_products_in, products_in, resolve_precision
+from pgat_fast.plan.trace import example
+from pgat_fast.training.loss import training_loss
+
+MODULE: Final = "bench.accuracy"
+
+
+# --- errors of one step -----------------------------------------------------------------------------------------------
+
+
+def measure(task: Record) -> Record:
+    """What one process does: the errors of each of `precisions` with the configuration `config`."""
+    exact = step(task, None)
+    found = {}
+    for precision in task["precisions"]:
+        forecast, gradients = step(task, precision)
+        found[precision] = {
+            "forecast": relative_error(forecast, exact[0]),
+            "gradients": relative_error(gradients, exact[1]),
+        }
+    return {"errors": found}
+
+
+def step(task: Record, precision: Precision | None) -> tuple[Tensor, Tensor]:
+    """Forecast and all gradients in one row, float64, of a step in `precision`; None: in float64."""
+    variant = Variant("torch", precision, compiled=False)
+    config = configure(variant, task["config"], [*task["overrides"], "model.dropout=0"])
+    device = torch.device("cpu") if precision is None else resolve_device(config.run.device)
+    torch.manual_seed(config.training.seed)
+    model = build(config, variant)
+    inputs = example(config.model, task["batch"])
+    if precision is None:
+        model, inputs = model.double(), Batch(*(tensor.double() for tensor in inputs))
+    model, inputs = model.to(device), Batch(*(tensor.to(device) for tensor in inputs))
+    resolved = "highest" if precision is None else resolve_precision(precision, device)
+    with products_in(resolved, device):
+        forecast, diagnostics = model(*inputs[:4])
+    mode, weight = config.model.mdn_multivariate_mode, config.training.kl_weight
+    loss = training_loss(forecast, diagnostics, inputs.y, mode, weight)
+    with float32_products_in(resolved, device):
+        loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    mean = forecast if isinstance(forecast, Tensor) else forecast[0]
+    return mean.detach().double().cpu().flatten(), torch.cat([g.double().cpu().flatten() for g in gradients])
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """|found - exact| / |exact|."""
+    return float((found - exact).norm() / exact.norm())
+
+
+# --- trained models ---------------------------------------------------------------------------------------------------
+
+
+def train(config: str, overrides: list[str], precision: Precision, seed: int) -> Record:
+    """Train once; the errors on the test windows, or what stopped it."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = [*overrides, "run.backend=torch", "run.compile=off", f"run.precision={precision}"]
+        settings += [f"training.seed={seed}", f"run.output={folder}", "run.name=run", "run.plots=false"]
+        code = "import sys; from pgat_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, "train", "--config", config, "--quiet", "--set", *settings]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            return {"error": result.stderr.strip().splitlines()[-1:] or [f"status {result.returncode}"]}
+        test = json.loads((Path(folder) / "run" / "results.json").read_bytes())["test"]
+    errors = test["scaled"]["model"]["overall"]
+    return {"rmse": errors["rmse"], "mae": errors["mae"], "skill": test["scaled"]["skill"]}
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--task"]:
+        return do_task(measure, sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="of the trainings")
+    parser.add_argument("--errors", nargs="*", default=[], metavar="CONFIG", help="of the steps")
+    parser.add_argument("--precisions", type=parse_precisions, default=["highest", "bf16"], metavar="WORD,...")
+    parser.add_argument("--seeds", type=positive, default=3, help="trainings in each precision (default: 3)")
+    parser.add_argument("--batch", type=positive, default=1, help="of the steps (default: 1)")
+    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    args = parser.parse_args()
+    try:
+        for path in (args.config, *args.errors):
+            configure(Variant("torch"), path, args.overrides)
+    except PgatError as error:
+        parser.error(str(error))
+
+    errors: dict[str, Record] = {}
+    for path in args.errors:
+        task = {"config": path, "overrides": args.overrides, "batch": args.batch, "precisions": args.precisions}
+        errors[path] = run_task(MODULE, task, time_limit=3600)
+        print(f"{path}: {errors[path].get('errors', errors[path])}", flush=True)
+    trained: list[Record] = []
+    for seed in range(1, args.seeds + 1):
+        for precision in args.precisions:
+            one = {"seed": seed, "precision": precision} | train(args.config, args.overrides, precision, seed)
+            first = next((other for other in trained if other["seed"] == seed), one)
+            if "rmse" in one and "rmse" in first:
+                one["rmse_ratio"] = one["rmse"] / first["rmse"]
+            trained.append(one)
+            print(", ".join(f"{key} {value}" for key, value in one.items()), flush=True)
+    write(args.json, MODULE, {"config": args.config, "errors": errors, "trained": trained})
+    return 1 if any("error" in record for record in (*errors.values(), *trained)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
