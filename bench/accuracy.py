@@ -2,13 +2,13 @@
 
     python -m bench.accuracy --config configs/quickstart.yaml --errors configs/production_batched.yaml --json OUT
 
-Two parts, both with the backend `torch`, not compiled:
+Two parts, not compiled:
 
-- `errors`: one training step of the configurations `--errors`, dropout off, in each precision against float64 with the
-  same weights and inputs: the relative errors |y - y64| / |y64| (Euclidean) of the forecast and of the gradients of all
-  parameters together.
-- `trained`: `pgat-fast train` with `--config`, for each seed in each precision: the errors of the forecasts of the test
-  windows, in scaled units. `rmse_ratio` is against the first precision with the same seed.
+- `errors`: a forward and backward pass of the configurations `--errors`, as in evaluation (nothing is random), of the
+  backends `reference` and `torch` in each precision, against `reference` in float64 with the same weights and inputs:
+  the relative errors |y - y64| / |y64| (Euclidean) of the forecast and of the gradients of all parameters together.
+- `trained`: `pgat-fast train` with `--config` and the backend `torch`, for each seed in each precision: the errors of
+  the forecasts of the test windows, in scaled units. `rmse_ratio` is against the first precision with the same seed.
 
 Exit status 1: one of the trainings failed.
 """
@@ -24,8 +24,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from bench.processes import Record, do_task, positive, run_task, write
+from bench.processes import Record, do_task, not_negative, positive, run_task, write
 from bench.variants import Variant, build, configure, parse_precisions
+from pgat_fast import build_model
 from pgat_fast.data.windows import Batch
 from pgat_fast.device import resolve_device
 from pgat_fast.errors import PgatError
@@ -41,25 +42,28 @@ MODULE: Final = "bench.accuracy"
 
 def measure(task: Record) -> Record:
     """What one process does: the errors of each of `precisions` with the configuration `config`."""
-    exact = step(task, None)
+    exact = step(task, Variant("reference"))
     found = {}
-    for precision in task["precisions"]:
-        forecast, gradients = step(task, precision)
-        found[precision] = {
+    for variant in (Variant(name, precision) for precision in task["precisions"] for name in ("reference", "torch")):
+        forecast, gradients = step(task, variant)
+        found[str(variant)] = {
             "forecast": relative_error(forecast, exact[0]),
             "gradients": relative_error(gradients, exact[1]),
         }
     return {"errors": found}
 
 
-def step(task: Record, precision: Precision | None) -> tuple[Tensor, Tensor]:
-    """Forecast and all gradients in one row, float64, of a step in `precision`; None: in float64."""
-    variant = Variant("torch", precision, compiled=False)
-    config = configure(variant, task["config"], [*task["overrides"], "model.dropout=0"])
+def step(task: Record, variant: Variant) -> tuple[Tensor, Tensor]:
+    """Forecast and the gradients of all parameters in one row, float64, of a step; without a precision: in float64."""
+    precision = variant.precision
+    config = configure(variant, task["config"], task["overrides"])
     device = torch.device("cpu") if precision is None else resolve_device(config.run.device)
     torch.manual_seed(config.training.seed)
-    model = build(config, variant)
+    weights = build_model(config, backend="reference").state_dict()
     inputs = example(config.model, task["batch"])
+    model = build(config, variant)
+    model.load_state_dict(weights)
+    model.eval()
     if precision is None:
         model, inputs = model.double(), Batch(*(tensor.double() for tensor in inputs))
     model, inputs = model.to(device), Batch(*(tensor.to(device) for tensor in inputs))
@@ -70,7 +74,7 @@ def step(task: Record, precision: Precision | None) -> tuple[Tensor, Tensor]:
     loss = training_loss(forecast, diagnostics, inputs.y, mode, weight)
     with float32_products_in(resolved, device):
         loss.backward()
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     mean = forecast if isinstance(forecast, Tensor) else forecast[0]
     return mean.detach().double().cpu().flatten(), torch.cat([g.double().cpu().flatten() for g in gradients])
 
@@ -105,7 +109,7 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="of the trainings")
     parser.add_argument("--errors", nargs="*", default=[], metavar="CONFIG", help="of the steps")
     parser.add_argument("--precisions", type=parse_precisions, default=["highest", "bf16"], metavar="WORD,...")
-    parser.add_argument("--seeds", type=positive, default=3, help="trainings in each precision (default: 3)")
+    parser.add_argument("--seeds", type=not_negative, default=3, help="trainings in each precision (default: 3)")
     parser.add_argument("--batch", type=positive, default=1, help="of the steps (default: 1)")
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path, help="write the results here")

@@ -17,8 +17,10 @@ def test_errors_and_trainings_are_measured(tiny_settings: list[str], tmp_path: P
     assert result.returncode == 0, result.stderr
     record = json.loads(out.read_text())
     errors = record["errors"][CONFIG]["errors"]
+    assert list(errors) == ["reference:highest", "torch:highest", "reference:bf16", "torch:bf16"]
     for kind in ("forecast", "gradients"):
-        assert 0 < errors["highest"][kind] < 1e-4 < errors["bf16"][kind] < 0.1
+        for backend in ("reference", "torch"):
+            assert 0 < errors[f"{backend}:highest"][kind] < 1e-4 < errors[f"{backend}:bf16"][kind] < 0.1
     highest, bf16 = record["trained"]
     assert (highest["precision"], highest["seed"], highest["rmse_ratio"]) == ("highest", 1, 1)
     assert (bf16["precision"], bf16["seed"]) == ("bf16", 1)
