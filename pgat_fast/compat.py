@@ -173,13 +173,14 @@ class Model(nn.Module):
     included. So existing checkpoints load strictly, `state_dict()` is again in that layout, and an optimizer over
     `parameters()` (with its saved state) sees what it saw before. A forward pass hands views of them to the backend.
 
-    `compatibility: original` is the default here and nowhere else: swapping an import must not change a number.
+    `compatibility: original` and `exact_dropout` are the defaults here and nowhere else: swapping an import must not
+    change a number, nor the distribution of one.
 
     Args:
-        args: the existing settings, a namespace or a dict. Settings of the model and `backend` are read, under
-            their existing names; whatever else a script keeps there is left alone. Existing settings do not say
-            which combiner was used: set `combiner` to `hierarchical` (the default, the 12,310,208-parameter layout)
-            or `batched`.
+        args: the existing settings, a namespace or a dict. Settings of the model, `backend`, `combiner_chunk` and
+            `exact_dropout` are read, under their existing names; whatever else a script keeps there is left alone.
+            Existing settings do not say which combiner was used: set `combiner` to `hierarchical` (the default, the
+            12,310,208-parameter layout) or `batched`.
 
     Its dropout and other layers are not among `modules()`, which hold parameters alone. For several GPUs use
     `DistributedDataParallel`, one process each, with `find_unused_parameters=True` as the never-used ones demand;
@@ -240,7 +241,7 @@ def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(args, Mapping) and not hasattr(args, "__dict__"):
         raise ConfigError(f"args is a {type(args).__name__}: pass a namespace or a dict of settings")
     given = dict(args) if isinstance(args, Mapping) else vars(args)
-    read = set(ModelConfig.model_fields) | {"backend"}
+    read = set(ModelConfig.model_fields) | {"backend", "combiner_chunk", "exact_dropout"}
     read |= {name for name, old in OLD_NAMES.items() if getattr(old, "setting", "").startswith("model.")}
     left = sorted(name for name in given if name not in read)
     if left:
@@ -250,4 +251,4 @@ def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:
             logger.warning("setting %s is left alone: did you mean %s?", name, meant)
     # Namespaces hold None for what was not given.
     settings = {name: given[name] for name in given if name in read and given[name] is not None}
-    return {"compatibility": "original"} | settings
+    return {"compatibility": "original", "exact_dropout": True} | settings

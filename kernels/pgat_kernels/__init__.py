@@ -1,1 +1,1 @@
-"""Operators on tensors for graph forecasters. They know nothing of `pgat_fast`; none has landed yet."""
+"""Operators on tensors for graph forecasters. They know nothing of `pgat_fast`."""

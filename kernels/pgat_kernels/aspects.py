@@ -48,7 +48,9 @@ def pair_terms(market: Tensor, bodies: Tensor, weight: Tensor, bias: Tensor) -> 
     of_first, of_second = weight.chunk(2, dim=1)
     first, second = F.linear(bodies, of_first, bias), F.linear(bodies, of_second)
     i, j = torch.triu_indices(len(bodies), len(bodies), offset=1, device=bodies.device)
-    return F.linear(market, of_first + of_second), first[i] + second[j]
+    # All N * N sums, of which no entry is read twice: gradients of entries that are would be added up in any order.
+    sums = (first[:, None] + second).flatten(0, 1)
+    return F.linear(market, of_first + of_second), sums[i * len(bodies) + j]
 
 
 def node_count(pairs: int) -> int:
@@ -109,7 +111,7 @@ def aspects_backward(
     g_logits = g_strengths * strengths * (1 - strengths)  # [M, pairs]
 
     g_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    g_constants, g_weight = torch.zeros_like(wide_constants), torch.zeros_like(wide_weight)
+    g_constants, g_weight = torch.zeros(constants.shape, dtype=dtype, device=x.device), torch.zeros_like(wide_weight)
     with no_autocast(x.device):
         rows = _chunk_rows(x.device, constants)
         buffers = x.new_empty(2, min(rows, len(x)), *constants.shape, dtype=dtype)

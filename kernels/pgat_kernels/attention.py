@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from pgat_kernels.chunks import Masks, auto_chunk, call_compiled
 from pgat_kernels.pairs import linear, softmax_dropout
-from pgat_kernels.products import fast_exact_float32
+from pgat_kernels.products import fast_exact_float32, no_autocast
 
 WORTH_COMPILING = 2**22
 """Scores of all heads below which a compiled block saves less than compiling it costs."""
@@ -153,7 +153,7 @@ def _attend_backward(
     wide = torch.promote_types(q.dtype, torch.float32)
     g_q = torch.empty_like(q)
     g_k, g_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
-    g_bias = None if bias is None else torch.zeros_like(bias)
+    g_bias = None if bias is None else torch.zeros_like(bias, memory_format=torch.contiguous_format)
     rows = _row_numbers(q)
     for block in _blocks(q, k):
         own = [block.of_queries(g), block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
@@ -206,7 +206,7 @@ def _attention(
     dtype: torch.dtype,
     compile_blocks: bool,
 ) -> Tensor:
-    with fast_exact_float32():
+    with fast_exact_float32(), no_autocast(queries.device):
         q, k, v, *_ = _project(queries, keys, weight, weight_bias, n_heads, dtype)
         o = _attend(q, k, v, bias, seed, rate, compile_blocks)
     return _from_heads(o).view(queries.shape)
@@ -233,7 +233,7 @@ def _attention_backward(
     compile_blocks: bool,
 ) -> list[Tensor]:
     groups, _, width = queries.shape
-    with fast_exact_float32():
+    with fast_exact_float32(), no_autocast(queries.device):
         q, k, v, q_back, kv_back = _project(queries, keys, weight, weight_bias, n_heads, dtype)
         g_heads = _to_heads(g.reshape(-1, width), groups, 1, n_heads)[0]
         g_q, g_k, g_v, g_bias = _attend_backward(g_heads, q, k, v, bias, seed, rate, compile_blocks)
@@ -310,7 +310,7 @@ def attention(
         n_heads: H.
         seed: int64 scalar, see `pgat_kernels.dropout.draw_seed`; not read where `rate` is 0.
         rate: dropout of the attention weights, [0, 1).
-        dtype: of the products and the result: that of `queries` (the default), or bfloat16.
+        dtype: of the products and the result: that of `queries` (the default), or one of 16 bits.
         compile_blocks: whether blocks are computed by compiled code, where they are large enough for that to pay.
 
     Returns:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from pgat_kernels.dropout import keep_mask, keep_scale
-from pgat_kernels.products import fast_exact_float32
+from pgat_kernels.products import fast_exact_float32, no_autocast
 
 CACHE = 5 * 2**20
 """Bytes of the largest intermediate result of a chunk on a CPU. A few of them stay in the caches of a processor of
@@ -116,7 +116,7 @@ class RowsOperator:
         rate: of all dropout, [0, 1).
         options: plain numbers that the program reads.
         chunk: rows at a time, at least 1.
-        dtype: of the large matrix products: that of the rows, or bfloat16. The program says what stays wider.
+        dtype: of the large matrix products: that of the rows, or one of 16 bits. The program says what stays wider.
         compile_chunks: whether a chunk is computed by compiled code.
 
     It returns a tensor [M, ...] in the dtype of the rows.
@@ -172,10 +172,10 @@ class RowsOperator:
             low = narrow(weights, dtype, options)
             result = like(rows)
             count = len(result)
-            with fast_exact_float32():
+            with fast_exact_float32(), no_autocast(result.device):
                 for start in range(0, count, chunk):
                     parts = [take(x, start, chunk) for x in rows]
-                    y = run(parts, low, seed, seed.new_tensor(start), rate, options)
+                    y = run(parts, low, seed, seed.new_full((), start), rate, options)
                     result[start : start + chunk] = y[: count - start]
             return result
 
@@ -194,11 +194,11 @@ class RowsOperator:
             low = narrow(weights, dtype, options)
             results = [torch.empty_like(x) for x in rows]
             totals = [torch.zeros_like(w) for w in weights]
-            with fast_exact_float32():
+            with fast_exact_float32(), no_autocast(g.device):
                 for start in range(0, len(g), chunk):
                     parts = [take(x, start, chunk) for x in rows]
                     g_rows, g_weights = run(
-                        take(g, start, chunk), parts, low, seed, seed.new_tensor(start), rate, options
+                        take(g, start, chunk), parts, low, seed, seed.new_full((), start), rate, options
                     )
                     for result, part in zip(results, g_rows, strict=True):
                         result[start : start + chunk] = part[: len(result) - start]
@@ -276,7 +276,8 @@ class RowsOperator:
         rows, weights = [x.to(wide) for x in rows], [w.to(wide) for w in weights]
         if chunk is None:
             start = torch.zeros((), dtype=torch.int64, device=seed.device)
-            y = self.program(rows, self.narrow(weights, dtype, options), Masks(rate, seed, start), options)[0]
+            with no_autocast(seed.device):
+                y = self.program(rows, self.narrow(weights, dtype, options), Masks(rate, seed, start), options)[0]
         else:
             y = self.operator(rows, weights, seed, rate, options, chunk, dtype, compile_chunks)
         return y.to(given)

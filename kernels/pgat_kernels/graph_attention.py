@@ -25,7 +25,7 @@ def _blocks(weights: list[Tensor], options: Sequence[int]) -> list[list[Tensor]]
 def _program(
     rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Sequence[int]
 ) -> tuple[Tensor, Backward]:
-    x, adjacency, hidden = rows
+    x, adjacency, hidden = rows[0], rows[1], rows[2].detach()
     n_heads, biased = options
     backs = []
     for layer, w in enumerate(_blocks(weights, options)):

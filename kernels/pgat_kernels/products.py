@@ -28,13 +28,13 @@ def _onednn_is_exact() -> bool:
     try:
         setting.fp32_precision = "bf16"
         for rows, inner, columns in ((32, 16, 32), (169, 208, 208), (1690, 208, 416)):
-            x = torch.ones(rows, inner)
-            y = torch.zeros(inner, columns)
+            x = torch.ones(rows, inner, dtype=torch.float32, device="cpu")
+            y = torch.zeros(inner, columns, dtype=torch.float32, device="cpu")
             x[:, 0] = 1 + 2.0**-20
             y[0] = 1.0
-            if not bool((x @ y == 1 + 2.0**-20).all()):
-                return False
-            if not bool((torch.stack((x, x)) @ torch.stack((y, y)) == 1 + 2.0**-20).all()):
+            with no_autocast(x.device):
+                products = x @ y, torch.stack((x, x)) @ torch.stack((y, y))
+            if not all(bool((product == 1 + 2.0**-20).all()) for product in products):
                 return False
         return True
     finally:

@@ -16,34 +16,43 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COMPILE_SECONDS: Final = 120.0
-"""What compiling the forward and the backward pass of a whole model takes: 90 s for the production model with the
-batched combiner on two idle cores, more where they are not."""
+COMPILE_SECONDS: Final = 150.0
+"""What compiling the forward and the backward pass of a whole model takes: 126 to 158 s for the production models on
+two cores (`bench/results/fast_step_*.json`), more where they are not idle."""
 
-EXPECTED_SPEEDUP: Final = 1.7
-"""Seconds of an eager step / seconds of a compiled one: 2 in first trials of the production model with the batched
-combiner on a CPU; on a GPU not measured yet."""
+EXPECTED_SPEEDUP: Final = 1.5
+"""Seconds of an eager step / seconds of a compiled one: 1.6 for the production model with the batched combiner on a CPU
+(`bench/results/fast_step_batched_batch1.json`), 1.4 in trials of the hierarchical one; on a GPU not measured yet."""
 
 STEP_SECONDS: Final = {
-    ("cpu", "batched"): 3.3,
-    ("cpu", "hierarchical"): 20.0,
+    ("cpu", "batched"): 2.8,
+    ("cpu", "hierarchical"): 14.0,
     ("cuda", "batched"): 0.02,
     ("cuda", "hierarchical"): 0.1,
 }
-"""Device, combiner -> seconds that forward and backward pass of one window take, eagerly, at production sizes. Only the
-first has been measured; the others are guesses, good enough to tell minutes from hours."""
+"""Device, combiner -> seconds that forward and backward pass of one window take, eagerly, at production sizes. Those
+of a CPU have been measured; the others are guesses, good enough to tell minutes from hours."""
+
+_PRODUCTION_FLOPS: Final = 2.85e11
+"""Of the first of them (`bench/results/fast_step_batched_batch1.json`)."""
 
 _PRODUCTION: Final = {"days": 250, "width": 208, "nodes": 13, "batched": 2, "hierarchical": 4}
 """The sizes that `STEP_SECONDS` are for; under each combiner its number of blocks."""
 
 
 def expected_batch_seconds(config: "Config", device: torch.device) -> float:
-    """Seconds that one batch takes eagerly, roughly: the combiner's products are most of it, and time grows with them.
+    """Seconds that one batch takes eagerly, roughly: the products that are most of it, and time grows with them.
+
+    With bodies these are the combiner's, without them the encoder's, whose tokens are all inputs of all days.
 
     Good enough to tell a run of minutes from one of hours, not more. A function of the settings alone, so that a run
     and its repetition decide alike.
     """
     model, combiner = config.model, config.model.combiner
+    if not model.use_celestial_graph:
+        tokens, width = model.seq_len * model.nodes, model.embed_dim
+        flops = 14 * tokens**2 * width + 60 * tokens * width**2  # attention; linear maps and convolutions
+        return config.training.batch_size * flops / _PRODUCTION_FLOPS * STEP_SECONDS[device.type, "batched"]
     blocks = model.fusion_layers if combiner == "batched" else model.celestial_fusion_layers
     days, width, nodes = (_PRODUCTION[name] for name in ("days", "width", "nodes"))
     scale = model.seq_len / days * (model.embed_dim / width) ** 2 * (model.nodes / nodes) ** 2

@@ -93,7 +93,7 @@ def _cpu_has_tf32() -> bool:
     """Whether float32 products round their factors here once oneDNN may; found out by one that shows it."""
     if not _ONEDNN.is_available():
         return False
-    x, y = torch.zeros(256, 256), torch.zeros(256, 256)
+    x, y = (torch.zeros(256, 256, dtype=torch.float32, device="cpu") for _ in range(2))
     x[:, 0], y[0] = 1 + 2.0**-20, 1.0  # TF32 has 10 bits behind the point
     with _float32_settings((_ONEDNN.matmul, "tf32")):
         return not bool((x @ y == 1 + 2.0**-20).all())
@@ -125,7 +125,8 @@ def float32_products_in(precision: Precision, device: torch.device) -> Iterator[
             backends = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn)
             held.enter_context(_float32_settings(*((backend, rounding) for backend in backends)))
         elif device.type == "cpu":
-            held.enter_context(_float32_settings((_ONEDNN.matmul, rounding)))
+            backends = (_ONEDNN.matmul, _ONEDNN.conv, _ONEDNN.rnn)
+            held.enter_context(_float32_settings(*((backend, rounding) for backend in backends)))
             if precision != "high":
                 held.enter_context(fast_exact_float32())
         yield

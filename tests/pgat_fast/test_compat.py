@@ -115,6 +115,12 @@ def test_the_defaults_are_those_of_existing_checkpoints() -> None:
     assert settings.combiner == "hierarchical"
 
 
+def test_dropout_is_the_original_one_unless_a_script_says_otherwise() -> None:
+    assert model_of().settings.run.exact_dropout
+    assert not model_of(SETTINGS | {"exact_dropout": False}).settings.run.exact_dropout
+    assert model_of(SETTINGS | {"combiner_chunk": 3}).settings.run.combiner_chunk == 3
+
+
 def test_settings_under_their_old_names_are_read() -> None:
     old = {"use_efficient_covariate_interaction": False, "num_input_waves": 118, "target_wave_indices": [0, 1, 2, 3]}
     assert model_of(SETTINGS | old).settings.model.graph_processing == "attention"

@@ -125,6 +125,23 @@ def test_results_repeat_bit_by_bit() -> None:
         assert torch.equal(first, second)
 
 
+def test_the_gradient_of_the_bodies_reads_no_entry_twice() -> None:
+    """Entries that are gathered twice have their gradients added up in an order of the moment, where there are many."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = [(3, 512), (13, 512), (512, 1024), (512,)]
+    given = [torch.randn(size, generator=generator).requires_grad_() for size in sizes]
+    _, constants = pair_terms(*given)
+    g = torch.randn(constants.shape, generator=generator)
+    first = torch.autograd.grad(constants, given[1], g, retain_graph=True)[0]
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for _ in range(20):
+            assert torch.equal(torch.autograd.grad(constants, given[1], g, retain_graph=True)[0], first)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_only_arguments_and_result_are_kept() -> None:
     x, constants = (tensor.detach().requires_grad_() for tensor in pair_terms(*parameters(20, 13, 8)[:4]))
     weight, bias = normal(8).requires_grad_(), normal(1).requires_grad_()

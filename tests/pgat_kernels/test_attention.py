@@ -181,3 +181,27 @@ def test_only_the_tokens_and_weights_are_saved() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         attention(*given, n_heads=4, seed=SEED, rate=0.1)
     assert sum(t.numel() for t in saved) <= sum(t.numel() for t in given) + 1
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_autocast_does_not_reach_inside(biased: bool) -> None:
+    given = inputs((2, 2, 7, 9, 8), torch.float32, biased)
+    plain_result = attention(*given, n_heads=2, seed=SEED)
+    g = torch.randn_like(plain_result)
+    expected = torch.autograd.grad(plain_result, given, g)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = attention(*given, n_heads=2, seed=SEED)
+        gradients = torch.autograd.grad(result, given, g)
+    assert torch.equal(result, plain_result)
+    assert all(torch.equal(found, own) for found, own in zip(gradients, expected, strict=True))
+
+
+def test_the_gradient_of_a_transposed_bias_is_what_compilers_expect() -> None:
+    given = inputs((1, 2, 5, 5, 8), biased=True)
+    transposed = given[-1].transpose(1, 2)
+    tensors = [torch.randn(1, 5, 8, dtype=torch.float64), *given[:-1], transposed, SEED]
+    torch.library.opcheck(
+        torch.ops.pgat.attention_backward.default,
+        (*(x.detach() for x in tensors), 0.0, 2, torch.float64, False),
+        test_utils=("test_schema", "test_faketensor"),
+    )

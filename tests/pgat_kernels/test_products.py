@@ -48,3 +48,14 @@ def test_a_processor_that_would_round_keeps_torchs_own_way(monkeypatch: pytest.M
     before = setting().fp32_precision
     with fast_exact_float32():
         assert setting().fp32_precision == before
+
+
+def test_what_the_processor_does_is_found_out_in_float32_whatever_surrounds_it() -> None:
+    verdict = products._onednn_is_exact.__wrapped__()
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert products._onednn_is_exact.__wrapped__() == verdict
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert products._onednn_is_exact.__wrapped__() == verdict
+    finally:
+        torch.set_default_dtype(torch.float32)

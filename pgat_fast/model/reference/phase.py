@@ -93,7 +93,8 @@ class PhaseEdges(nn.Module):
         """Body features h [B, N, C] and inputs x [B, F] of one timestep -> adjacency [B, N, N] in [0, 1)."""
         batch, nodes, _ = h.shape
         if self.quantities is None:
-            angles, speed, distance = h.new_zeros(batch, 3, nodes), h.new_zeros(batch, nodes), h.new_zeros(batch, nodes)
+            wide = at_least_float32(h)  # in 16 bits a distance of 1e-8 would be none
+            angles, speed, distance = (wide.new_zeros(batch, *shape) for shape in ((3, nodes), (nodes,), (nodes,)))
         else:
             angles, speed, distance = self.quantities(x)
         i, j = body_pairs(h.device)
@@ -104,9 +105,9 @@ class PhaseEdges(nn.Module):
         align = d_theta.cos() * d_phi.cos()
         phase = torch.stack((d_theta, d_phi, d_speed, ratio, d_lon, align), dim=-1)
 
-        e = gate(self.predictor(torch.cat((h[:, i], h[:, j], phase), dim=-1))).squeeze(-1)
+        e = gate(self.predictor(torch.cat((h[:, i], h[:, j], phase.to(h.dtype)), dim=-1))).squeeze(-1)
         p = torch.stack((d_theta, d_phi, d_speed, ratio - 1, d_lon, align), dim=-1).abs()
-        g = gate(p @ self.weights)
+        g = gate(p @ self.weights.to(p.dtype))
         adjacency = h.new_zeros(batch, nodes, nodes)
         adjacency[:, i, j] = (e * g).to(h.dtype)
         return adjacency + adjacency.transpose(1, 2)

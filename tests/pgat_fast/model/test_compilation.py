@@ -156,6 +156,16 @@ def test_the_expected_time_grows_with_the_products(combiner: str) -> None:
     assert expected_batch_seconds(load_config(None, production), torch.device("cuda:0")) < one
 
 
+def test_without_bodies_the_expected_time_is_that_of_the_encoder() -> None:
+    settings = ["d_model=208", "batch_size=1", "use_celestial_graph=false"]
+    one = expected_batch_seconds(load_config(None, settings), CPU)
+    # Counted: 26 times the FLOPs of the batched model with 118 inputs, a third of them with 20.
+    assert 5 < one / STEP_SECONDS["cpu", "batched"] < 50
+    few = expected_batch_seconds(load_config(None, [*settings, "enc_in=20", "dec_in=20"]), CPU)
+    assert 0.15 < few / STEP_SECONDS["cpu", "batched"] < 0.6
+    assert expected_batch_seconds(load_config(None, [*settings, "combiner=hierarchical"]), CPU) == one
+
+
 def test_a_compiled_model_is_the_same_model_with_the_same_names_gradients_and_dropout() -> None:
     torch.manual_seed(0)
     model, x = Small(), torch.randn(16, 4)

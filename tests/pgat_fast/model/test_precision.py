@@ -20,7 +20,7 @@ ALL: tuple[Precision, ...] = ("highest", "high", "bf16", "fp16")
 
 def settings() -> tuple[str, ...]:
     """Every setting of torch that the module may touch, and whether autocast is on."""
-    holders = (ONEDNN.matmul, torch.backends.cuda.matmul, CUDNN.conv, CUDNN.rnn)
+    holders = (ONEDNN.matmul, ONEDNN.conv, ONEDNN.rnn, torch.backends.cuda.matmul, CUDNN.conv, CUDNN.rnn)
     return (*(holder.fp32_precision for holder in holders), str(torch.is_autocast_enabled("cpu")))
 
 
@@ -137,7 +137,17 @@ def test_products_have_the_type_that_was_asked_for(precision: Precision) -> None
 
 def test_high_allows_tf32_and_nothing_coarser() -> None:
     with products_in("high", CPU):
-        assert ONEDNN.matmul.fp32_precision == "tf32"
+        assert {ONEDNN.matmul.fp32_precision, ONEDNN.conv.fp32_precision, ONEDNN.rnn.fp32_precision} == {"tf32"}
+
+
+def test_convolutions_are_exact_whatever_the_caller_has_allowed() -> None:
+    before = ONEDNN.conv.fp32_precision
+    ONEDNN.conv.fp32_precision = "bf16"
+    try:
+        with products_in("highest", CPU):
+            assert ONEDNN.conv.fp32_precision == "ieee"
+    finally:
+        ONEDNN.conv.fp32_precision = before
 
 
 @pytest.mark.parametrize(("precision", "value"), [("highest", "ieee"), ("high", "tf32"), ("bf16", "ieee")])

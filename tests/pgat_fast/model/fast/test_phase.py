@@ -81,6 +81,17 @@ def test_names_shapes_and_initial_values_are_the_references(feature_map: str, ph
         assert all(torch.equal(own[name], theirs[name]) for name in own)
 
 
+@pytest.mark.parametrize("part", [PhaseAwareProcessor, FastPhaseAwareProcessor])
+def test_edges_without_quantities_are_finite_in_16_bits(part: type[PhaseAwareProcessor]) -> None:
+    """A distance of 0 is made 1e-8, which float16 does not have."""
+    torch.manual_seed(0)
+    model = part(1, "named", "zero").eval()
+    with torch.autocast("cpu", dtype=torch.float16):
+        features, adjacency = model(torch.randn(2, 3, 118))
+    assert bool(features.isfinite().all())
+    assert bool(adjacency.isfinite().all())
+
+
 def pooled_errors(feature_map: str, phase_edges: str, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
     """Relative errors of the reference and the fast processor against float64, of all bodies and three inputs at once.
 
