@@ -97,7 +97,7 @@ def test_a_short_run_does_not_even_look_for_a_compiler(
     monkeypatch.setattr(compilation, "why_not", lambda backend, device: pytest.fail("it looked"))
     assert not decide("auto", 10.0)
     (line,) = caplog.messages
-    assert line.startswith("compile auto: 100 steps take about 10 s, of which compiling would save 4 s and cost 120 s")
+    assert line.startswith("compile auto: 100 steps take about 10 s, of which compiling would save 3 s and cost 150 s")
     assert line.endswith(": not compiled")
 
 
