@@ -69,6 +69,15 @@ def test_the_figures_of_the_fast_backend_are_the_committed_ones(path: Path) -> N
         assert f"| {combiner}, {record['batch']} | `{result['backend']}` | {seconds} | {memory} |" in README
 
 
+def test_the_accuracy_of_precisions_is_the_committed_one() -> None:
+    record = json.loads((ROOT / "bench" / "results" / "accuracy.json").read_text())
+    (errors,) = (found["errors"] for found in record["errors"].values())
+    for name, error in errors.items():
+        assert f"| `{name}` | {error['forecast']:.1e} | {error['gradients']:.1e} |" in README
+    changes = [f"{100 * (one['rmse_ratio'] - 1):+.2f}" for one in record["trained"] if one["precision"] == "bf16"]
+    assert f"{', '.join(changes)} %" in README
+
+
 def test_the_figures_of_known_future_covariates_are_the_committed_ones() -> None:
     results = json.loads((ROOT / "bench" / "results" / "decoder_future.json").read_text())["results"]
     for zeros, known in zip(results["zeros"]["origins"], results["known"]["origins"], strict=True):
