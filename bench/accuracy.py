@@ -10,7 +10,7 @@ Two parts, not compiled:
 - `trained`: `pgat-fast train` with `--config` and the backend `torch`, for each seed in each precision: the errors of
   the forecasts of the test windows, in scaled units. `rmse_ratio` is against the first precision with the same seed.
 
-Exit status 1: one of the trainings failed.
+Exit status 1: one of the measurements failed.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def train(config: str, overrides: list[str], precision: Precision, seed: int) ->
         command = [sys.executable, "-c", code, "train", "--config", config, "--quiet", "--set", *settings]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            return {"error": result.stderr.strip().splitlines()[-1:] or [f"status {result.returncode}"]}
+            return {"error": (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[-1]}
         test = json.loads((Path(folder) / "run" / "results.json").read_bytes())["test"]
     errors = test["scaled"]["model"]["overall"]
     return {"rmse": errors["rmse"], "mae": errors["mae"], "skill": test["scaled"]["skill"]}

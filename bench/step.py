@@ -132,11 +132,12 @@ def time_steps(config: Config, variant: Variant, batch: int, steps: int, peak_se
     memory.forget()
     found["seconds"] = seconds_of(take_step, steps, device)
     steps_peak = memory.above_baseline()
+    reserved = memory.reserved()
     found |= {
         "peak_memory_gib": max(whole, steps_peak) / GIB,
         "steps_peak_memory_gib": steps_peak / GIB,
         "baseline_memory_gib": memory.baseline / GIB,
-        "reserved_memory_gib": None if memory.reserved() is None else memory.reserved() / GIB,
+        "reserved_memory_gib": None if reserved is None else reserved / GIB,
         "device": str(device),
     }
     if step.flags.raised(wait=True):

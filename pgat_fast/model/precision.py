@@ -121,14 +121,14 @@ def float32_products_in(precision: Precision, device: torch.device) -> Iterator[
     """
     rounding = "tf32" if precision == "high" else "ieee"
     with ExitStack() as held:
-        if device.type == "cuda":
-            backends = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn)
-            held.enter_context(_float32_settings(*((backend, rounding) for backend in backends)))
-        elif device.type == "cpu":
-            backends = (_ONEDNN.matmul, _ONEDNN.conv, _ONEDNN.rnn)
-            held.enter_context(_float32_settings(*((backend, rounding) for backend in backends)))
-            if precision != "high":
-                held.enter_context(fast_exact_float32())
+        backends = {
+            "cuda": (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn),
+            "cpu": (_ONEDNN.matmul, _ONEDNN.conv, _ONEDNN.rnn),
+        }
+        settings = ((backend, rounding) for backend in backends.get(device.type, ()))
+        held.enter_context(_float32_settings(*settings))
+        if device.type == "cpu" and precision != "high":
+            held.enter_context(fast_exact_float32())
         yield
 
 

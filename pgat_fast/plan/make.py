@@ -38,7 +38,8 @@ the rest (configuration, scalers, generators). Measured."""
 def make_plan(config: Config, backend: str | None = None) -> Plan:
     """Plan the run that `config` describes, with the operators of its backend, without computing it.
 
-    Takes some seconds. The model is counted as it computes without `torch.compile`, whatever `run.compile` is. A GPU
+    Takes some seconds. Tensors are counted as the model computes without `torch.compile`; what compiling may add
+    to a process on a CPU is added as a constant, unless `run.compile` is off. A GPU
     that is configured but not here is planned for, with a warning. The generators of random numbers are left as they
     are.
 
