@@ -88,9 +88,9 @@ def combine(
 # --- the operator -----------------------------------------------------------------------------------------------------
 
 
-def bytes_a_timestep(tokens: int, n_heads: int) -> int:
-    """Of the largest intermediate result of a timestep: the scores of all heads in float32."""
-    return 4 * n_heads * tokens * tokens
+def numbers_a_timestep(tokens: int, n_heads: int) -> int:
+    """Of the largest intermediate result of a timestep: the scores of all heads."""
+    return n_heads * tokens * tokens
 
 
 def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -> list[Tensor]:

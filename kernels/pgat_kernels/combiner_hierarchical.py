@@ -391,9 +391,9 @@ def combine(
 # --- the operator -----------------------------------------------------------------------------------------------------
 
 
-def bytes_a_timestep(nodes: int, width: int) -> int:
+def numbers_a_timestep(nodes: int, width: int) -> int:
     """Of the largest intermediate result of a timestep: the hidden layer of the feed-forward blocks, 4 D a token."""
-    return 4 * KINDS * nodes * nodes * 4 * width
+    return KINDS * nodes * nodes * 4 * width
 
 
 def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -> list[Tensor]:

@@ -64,9 +64,9 @@ def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -
     ]
 
 
-def bytes_a_timestep(nodes: int, width: int) -> int:
+def numbers_a_timestep(nodes: int, width: int) -> int:
     """Of the largest intermediate result of a timestep: queries, keys and values."""
-    return 4 * nodes * 3 * width
+    return nodes * 3 * width
 
 
 graph_attention = RowsOperator("graph_attention_blocks", _program, lambda rows: torch.empty_like(rows[0]), _narrow)

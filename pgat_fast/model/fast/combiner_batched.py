@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pgat_fast.model.fast.part import Part, attention_weights, feed_forward_weights, output_weights
 from pgat_fast.model.reference.combiner_batched import BatchedCombiner
-from pgat_kernels.combiner_batched import CombinerWeights, batched_combiner, bytes_a_timestep
+from pgat_kernels.combiner_batched import CombinerWeights, batched_combiner, numbers_a_timestep
 from pgat_kernels.edge_attention import low_rank_weights
 from pgat_kernels.products import no_autocast
 
@@ -45,7 +45,7 @@ class FastBatchedCombiner(Part, BatchedCombiner):
         n_heads = first.attention.num_heads
         rate = self.rate(self.output[2])
         dtype = self.product_dtype(edges)
-        chunk = self.chunk(len(edges), bytes_a_timestep(edges.shape[1], n_heads), edges.device)
+        chunk = self.chunk(len(edges), numbers_a_timestep(edges.shape[1], n_heads), dtype, edges.device)
         with no_autocast(edges.device):
             merged = batched_combiner(
                 [edges],

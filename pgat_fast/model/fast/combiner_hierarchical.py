@@ -15,8 +15,8 @@ from pgat_kernels.combiner_hierarchical import (
     HierarchicalWeights,
     PairWeights,
     QueryWeights,
-    bytes_a_timestep,
     hierarchical_combiner,
+    numbers_a_timestep,
 )
 from pgat_kernels.products import no_autocast
 
@@ -84,7 +84,7 @@ class FastHierarchicalCombiner(Part, HierarchicalCombiner):
         values = torch.stack(adjacencies, dim=-1).flatten(0, 1)  # [B * S, N, N, 3]
         rate = self.rate(self.output[2])
         dtype = self.product_dtype(values)
-        chunk = self.chunk(len(values), bytes_a_timestep(shape[-1], context.shape[-1]), values.device)
+        chunk = self.chunk(len(values), numbers_a_timestep(shape[-1], context.shape[-1]), dtype, values.device)
         with no_autocast(values.device):
             merged = hierarchical_combiner(
                 [values, context.flatten(0, 1).contiguous()],

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pgat_fast.model.fast.part import Part, attention_weights, feed_forward_weights
 from pgat_fast.model.reference.graph_processing import GraphAttention
-from pgat_kernels.graph_attention import HIDDEN, bytes_a_timestep, graph_attention
+from pgat_kernels.graph_attention import HIDDEN, graph_attention, numbers_a_timestep
 from pgat_kernels.products import no_autocast
 
 
@@ -33,7 +33,7 @@ class FastGraphAttention(Part, GraphAttention):
             )
         ]
         dtype = self.product_dtype(x)
-        chunk = self.chunk(len(x), bytes_a_timestep(*x.shape[1:]), x.device)
+        chunk = self.chunk(len(x), numbers_a_timestep(*x.shape[1:]), dtype, x.device)
         seed = self.seed(rate, x.device)
         n_heads = first.n_heads
         with no_autocast(x.device):

@@ -68,11 +68,14 @@ class Part(nn.Module):
         heads = self.attend_heads(attention, queries, keys, seed, bias)
         return F.linear(heads, attention.out_proj.weight, attention.out_proj.bias)
 
-    def chunk(self, timesteps: int, bytes_a_timestep: int, device: torch.device) -> int | None:
-        """Timesteps at a time, as `combiner_chunk` says; None: all, and none twice."""
+    def chunk(self, timesteps: int, numbers: int, dtype: torch.dtype, device: torch.device) -> int | None:
+        """Timesteps at a time, as `combiner_chunk` says; None: all, and none twice.
+
+        `numbers`, in `dtype`: of the largest intermediate result of a timestep.
+        """
         asked = self.execution.combiner_chunk
         if asked == "auto":
-            return auto_chunk(timesteps, bytes_a_timestep, device)
+            return auto_chunk(timesteps, numbers * dtype.itemsize, device)
         return None if asked is None else min(asked, timesteps)
 
 
