@@ -148,7 +148,7 @@ def build(config: Config, variant: Variant, compiled: bool = False) -> nn.Module
     """
     model = build_model(config, backend=variant.backend).train()
     if isinstance(model, FastPGAT):
-        model.set_execution(Execution.of(config.run, compiled=compiled))
+        model.set_execution(Execution.of(config.run, compiled=compiled, kernels=variant.backend == "triton"))
     if variant.fused:
         use_fused_attention(model)
     if variant.heap:

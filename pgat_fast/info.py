@@ -25,7 +25,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def collect() -> dict[str, Any]:
-    """Everything as plain JSON: `versions`, `optional`, `system`, `cpu`, `memory`, `cuda`, `backends`. Loads torch."""
+    """Everything as plain JSON: `versions`, `optional`, `system`, `cpu`, `memory`, `cuda`, `backends`, `kernels`.
+
+    Loads torch.
+    """
     return {
         "versions": _versions(),
         "optional": _optional(),
@@ -34,6 +37,7 @@ def collect() -> dict[str, Any]:
         "memory": _memory(),
         "cuda": _cuda(),
         "backends": _backends(),
+        "kernels": _kernels(),
     }
 
 
@@ -157,6 +161,29 @@ def _backends() -> dict[str, Any]:
         "available": {name: {"runs": reason is None, "reason": reason} for name, reason in backend_reasons().items()},
         "auto": resolve_backend("auto"),
     }
+
+
+def _kernels() -> list[dict[str, str]]:
+    """Of every operator: what the backend `triton` computes it by on this machine, and why."""
+    from pgat_fast.model import backend_reasons
+    from pgat_kernels.dispatch import COVERAGE
+
+    here = backend_reasons()["triton"]
+    found = []
+    for operator, takes in COVERAGE:
+        reason = "no kernel yet" if takes is None else here
+        by = "kernel" if reason is None else "plain torch"
+        found.append({"operator": operator, "computed_by": by, "takes": takes or "-", "reason": reason or "-"})
+    return found
+
+
+def kernels_as_text(info: dict[str, Any]) -> str:
+    """The operators with a kernel or without, a line each."""
+    head = {"operator": "operator", "computed_by": "computed by", "reason": "why", "takes": "a kernel takes"}
+    rows = [head, *info["kernels"]]
+    widths = {key: max(len(row[key]) for row in rows) for key in head}
+    lines = ["  ".join(f"{row[key]:<{widths[key]}}" for key in head).rstrip() for row in rows]
+    return "\n".join(["With the backend triton on this machine:", "", *lines])
 
 
 def as_text(info: dict[str, Any]) -> str:

@@ -87,6 +87,12 @@ class Case(NamedTuple):
             total = total + (output * torch.tensor(probe, dtype=output.dtype)).sum()
         return total
 
+    def check_outputs(self, outputs: list[Tensor]) -> None:
+        """Every recorded output within 1e-5."""
+        assert len(outputs) == len(self.outputs)
+        for found, expected in zip(outputs, self.outputs, strict=True):
+            assert np.abs(found.detach().double().numpy() - expected).max() < 1e-5
+
     def check_gradients(self, gradients: dict[str, Tensor | None], tolerance: float) -> None:
         """Every recorded norm and projection within `tolerance`, relative to the norm.
 

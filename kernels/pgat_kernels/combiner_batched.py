@@ -1,6 +1,6 @@
 """The batched combiner: three adjacencies of a timestep to one (rewrites 4 and 7).
 
-Every timestep is a problem of its own: see `chunks`. The first block is `edge_attention`.
+Every timestep is a problem of its own: see `chunks`. The first block is `low_rank_attention`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.chunks import Backward, Masks, RowsOperator
-from pgat_kernels.edge_attention import LowRankWeights, edge_attention_block
+from pgat_kernels.low_rank_attention import LowRankWeights, low_rank_attention_block
 from pgat_kernels.pairs import (
     AttentionWeights,
     FeedForwardWeights,
@@ -55,14 +55,14 @@ def from_flat(tensors: list[Tensor]) -> CombinerWeights:
 
 
 def combine(
-    a: Tensor, w: CombinerWeights, n_heads: int, masks: Masks
+    a: Tensor, w: CombinerWeights, n_heads: int, masks: Masks, kernels: bool = False
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, CombinerWeights]]]:
     """Values of the edges of G timesteps, [G, T, 3], to one, [G, T] in (-1, 1), and the backward pass."""
-    t, first_back = edge_attention_block(a, w.first, masks, 0)
+    t, first_back = low_rank_attention_block(a, w.first, masks, 0)
     t, back = feed_forward_block(t, w.feed_forwards[0], masks, 2)
     feed_forward_backs, attention_backs = [back], []
     for layer, (attention, feed_forward) in enumerate(zip(w.attentions, w.feed_forwards[1:], strict=True), 1):
-        t, attention_back = attention_block(t, attention, n_heads, masks, SITES * layer)
+        t, attention_back = attention_block(t, attention, n_heads, masks, SITES * layer, kernels=kernels)
         t, back = feed_forward_block(t, feed_forward, masks, SITES * layer + 2)
         attention_backs.append(attention_back)
         feed_forward_backs.append(back)
@@ -107,7 +107,7 @@ def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -
 def _program(
     rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Sequence[int]
 ) -> tuple[Tensor, Backward]:
-    y, back = combine(rows[0], from_flat(weights), options[0], masks)
+    y, back = combine(rows[0], from_flat(weights), options[0], masks, bool(options[1]))
 
     def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         g_edges, grads = back(g)
@@ -119,5 +119,5 @@ def _program(
 batched_combiner = RowsOperator(
     "batched_combiner", _program, lambda rows: rows[0].new_empty(rows[0].shape[:2]), _narrow
 )
-"""Merges the adjacencies of M timesteps: rows [edges [M, T, 3]], weights `CombinerWeights.flat()`, options [n_heads] ->
-[M, T] in (-1, 1). Sections 6a and 13 of the architecture."""
+"""Merges the adjacencies of M timesteps: rows [edges [M, T, 3]], weights `CombinerWeights.flat()`, options [n_heads,
+kernels (0 or 1)] -> [M, T] in (-1, 1). Sections 6a and 13 of the architecture."""

@@ -329,7 +329,13 @@ def calibration(
 
 
 def combine(
-    values: Tensor, context: Tensor, w: HierarchicalWeights, n_heads: int, masks: Masks, exact_dropout: bool = False
+    values: Tensor,
+    context: Tensor,
+    w: HierarchicalWeights,
+    n_heads: int,
+    masks: Masks,
+    exact_dropout: bool = False,
+    kernels: bool = False,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, HierarchicalWeights]]]:
     """Values of the edges of M timesteps [M, N, N, 3] and contexts [M, D] -> [M, N, N] in (-1, 1), and backward."""
     rows, nodes = values.shape[:2]
@@ -338,7 +344,7 @@ def combine(
     t, tokens_back = edge_tokens(values, w.transforms)
     backs = []
     for layer, block in enumerate(w.blocks):
-        t, attention_back = attention_block(t, block.attention, n_heads, of_groups, SITES * layer)
+        t, attention_back = attention_block(t, block.attention, n_heads, of_groups, SITES * layer, kernels=kernels)
         by_step = t.view(rows, KINDS * edges, width)
         by_step, context_back = context_block(
             by_step, context, block.context, masks, SITES * layer + 2, KINDS * nodes, n_heads * exact_dropout
@@ -423,7 +429,8 @@ def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -
 def _program(
     rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Sequence[int]
 ) -> tuple[Tensor, Backward]:
-    y, back = combine(rows[0], rows[1], from_flat(weights), options[0], masks, exact_dropout=bool(options[1]))
+    n_heads, exact_dropout, kernels = options
+    y, back = combine(rows[0], rows[1], from_flat(weights), n_heads, masks, bool(exact_dropout), bool(kernels))
 
     def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         g_values, g_context, grads = back(g)
@@ -436,5 +443,5 @@ hierarchical_combiner = RowsOperator(
     "hierarchical_combiner", _program, lambda rows: rows[0].new_empty(rows[0].shape[:3]), _narrow
 )
 """Merges the adjacencies of M timesteps: rows [values [M, N, N, 3], context [M, D]], weights
-`HierarchicalWeights.flat()`, options [n_heads, whether dropout over identical keys is exact (0 or 1)] -> [M, N, N] in
-(-1, 1). Sections 6b and 13 of the architecture."""
+`HierarchicalWeights.flat()`, options [n_heads, whether dropout over identical keys is exact (0 or 1), kernels (0 or 1)]
+-> [M, N, N] in (-1, 1). Sections 6b and 13 of the architecture."""

@@ -11,6 +11,7 @@ but compilers for CPUs do not vectorise what mixes them with float32.)
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +23,20 @@ def _signed(x: int) -> int:
 
 
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
-_FACTORS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
+FACTORS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 _LANES = 2
 """Decisions of 32 bits in an integer of 64."""
+
+
+class Dropout(NamedTuple):
+    """What decides about the dropout of the rows of a tensor."""
+
+    rate: float
+    seed: Tensor
+    """int64 scalar, see `draw_seed`; not read where the rate is 0."""
+    site: int
+    first_row: Tensor
+    """int64 scalar: the number of the first row, where these are a chunk of more."""
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -37,7 +49,7 @@ def _mix(x: Tensor) -> Tensor:
 
     Only the last of its shifts is logical. With the others arithmetic, two in 2**63 numbers share a hash.
     """
-    for shift, factor in zip((30, 27), _FACTORS, strict=True):
+    for shift, factor in zip((30, 27), FACTORS, strict=True):
         x.bitwise_xor_(x >> shift).mul_(factor)
     return x.bitwise_xor_((x >> 31).bitwise_and_(2**33 - 1))
 
@@ -49,6 +61,16 @@ def _dropped_codes(rate: float) -> int:
     return min(round(rate * 2**32), 2**32 - 1)
 
 
+def first_kept_code(rate: float) -> int:
+    """The smallest int32 code that means that an element is kept."""
+    return _dropped_codes(rate) - 2**31
+
+
+def site_offset(site: int) -> int:
+    """What is added to the seed at `site`, as an int64."""
+    return _signed((site + 1) * _GOLDEN)
+
+
 def keep_scale(rate: float) -> float:
     """What kept values are multiplied by: 1 / (1 - the rate that is realised)."""
     return 2**32 / (2**32 - _dropped_codes(rate))
@@ -57,7 +79,7 @@ def keep_scale(rate: float) -> float:
 def _codes(seed: Tensor, site: int, rows: int, per_row: int, first_row: int | Tensor) -> Tensor:
     """Random int32 numbers, all values equally likely, [rows, per_row]; not contiguous where `per_row` is odd."""
     lanes = -(-per_row // _LANES)
-    key = _mix(seed + _signed((site + 1) * _GOLDEN))
+    key = _mix(seed + site_offset(site))
     if isinstance(first_row, Tensor) and first_row.dim():
         counter = (first_row * lanes)[:, None] + torch.arange(lanes, dtype=torch.int64, device=seed.device)
     else:
@@ -86,7 +108,7 @@ def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], rate: float, firs
         ValueError: a rate outside of [0, 1).
     """
     codes = _codes(seed, site, shape[0], math.prod(shape[1:]), first_row)
-    return (codes >= _dropped_codes(rate) - 2**31).view(shape)
+    return (codes >= first_kept_code(rate)).view(shape)
 
 
 def dropout(x: Tensor, rate: float, seed: Tensor, site: int, first_row: int | Tensor = 0) -> Tensor:

@@ -33,13 +33,19 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from pgat_kernels.dispatch import kernels_run_on
 from pgat_kernels.products import no_autocast
 
 aten = torch.ops.aten
 
+MOST_STATES = 128
+"""That a kernel takes."""
+
 
 @torch.library.custom_op("pgat::gru_bank", mutates_args=())
-def gru_bank(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype) -> Tensor:
+def gru_bank(
+    x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype, kernels: bool = False
+) -> Tensor:
     """The states of G GRUs at every step, from zero states on.
 
     Args:
@@ -48,6 +54,7 @@ def gru_bank(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, 
         w_hh: recurrent weights, [G, 3 H, H].
         b_ih, b_hh: biases, [G, 3 H].
         dtype: of the factors of the products with `w_ih`; the recurrence is at least float32 whatever it is.
+        kernels: whether the loops along time may be Triton kernels: one launch each.
 
     Returns:
         [B, S, G, H], in the wider of float32 and the dtype of `x`.
@@ -63,6 +70,10 @@ def gru_bank(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, 
     size, wide = w_hh.shape[2], _wide(x)
     with no_autocast(x.device):
         gates, candidates = _input_part(_by_group(x.transpose(0, 1), dtype), steps, w_ih, b_ih, b_hh, wide)
+        if _by_kernel(kernels, gates, size):
+            from pgat_kernels.triton_kernels.gru import gru_scan
+
+            return gru_scan(gates, candidates, w_hh.to(wide).contiguous()).permute(2, 0, 1, 3).contiguous()
         states = gates.new_empty(steps, groups, batch, size)
         previous = gates.new_zeros(groups, batch, size)
         weight = w_hh.to(wide).transpose(1, 2).contiguous()
@@ -88,6 +99,7 @@ def gru_bank_backward(
     b_hh: Tensor,
     result: Tensor,
     dtype: torch.dtype,
+    kernels: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, w_ih, w_hh, b_ih and b_hh of `gru_bank` from that of its result, [B, S, G, H]."""
     batch, steps, groups, _ = x.shape
@@ -109,13 +121,12 @@ def gru_bank_backward(
 
         errors = gradient.to(wide).permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format)  # [S, G, B, H]
         weight = weight.contiguous()
-        factors_at, split_at = factors.unbind(0), factors.view(steps, groups, batch, 3, size).unbind(0)
-        errors_at, z_at = errors.unbind(0), z.unbind(0)
-        with _small_products():
-            for t in range(steps - 1, 0, -1):
-                split_at[t].mul_(errors_at[t][:, :, None])
-                errors_at[t - 1].addcmul_(errors_at[t], z_at[t]).baddbmm_(factors_at[t], weight)
-            split_at[0].mul_(errors_at[0][:, :, None])
+        if _by_kernel(kernels, errors, size):
+            from pgat_kernels.triton_kernels.gru import gru_scan_backward
+
+            errors, factors = gru_scan_backward(errors, z.contiguous(), factors, weight)
+        else:
+            _errors_along_time(errors, z, factors, weight)
 
         g_gates = _by_group(factors.transpose(1, 2), wide)  # of u, [G, S * B, 3 H]
         g_w_hh = g_gates.transpose(1, 2) @ before
@@ -132,6 +143,23 @@ def gru_bank_backward(
         g_b_ih.to(b_ih.dtype),
         g_b_hh.to(b_hh.dtype),
     )
+
+
+def _errors_along_time(errors: Tensor, z: Tensor, factors: Tensor, weight: Tensor) -> None:
+    """From g_t to e_t, and from k_t to e_t k_t, in place: [S, G, B, H] and [S, G, B, 3 H]."""
+    steps, groups, batch, size = errors.shape
+    factors_at, split_at = factors.unbind(0), factors.view(steps, groups, batch, 3, size).unbind(0)
+    errors_at, z_at = errors.unbind(0), z.unbind(0)
+    with _small_products():
+        for t in range(steps - 1, 0, -1):
+            split_at[t].mul_(errors_at[t][:, :, None])
+            errors_at[t - 1].addcmul_(errors_at[t], z_at[t]).baddbmm_(factors_at[t], weight)
+        split_at[0].mul_(errors_at[0][:, :, None])
+
+
+def _by_kernel(kernels: bool, x: Tensor, size: int) -> bool:
+    """Whether the loops are kernels: where they are asked for and run, in float32, for so many states."""
+    return kernels and x.dtype == torch.float32 and size <= MOST_STATES and kernels_run_on(x.device, x.dtype)
 
 
 def _check(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> None:
@@ -196,7 +224,9 @@ def _small_products() -> Iterator[None]:
 
 
 @gru_bank.register_fake
-def _(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype) -> Tensor:
+def _(
+    x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype, kernels: bool = False
+) -> Tensor:
     _check(x, w_ih, w_hh, b_ih, b_hh)
     return x.new_empty(*x.shape[:3], w_hh.shape[2], dtype=_wide(x))
 
@@ -211,18 +241,19 @@ def _(
     b_hh: Tensor,
     result: Tensor,
     dtype: torch.dtype,
+    kernels: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     g_x, g_w_ih, g_w_hh, g_b_ih, g_b_hh = (tensor.new_empty(tensor.shape) for tensor in (x, w_ih, w_hh, b_ih, b_hh))
     return g_x, g_w_ih, g_w_hh, g_b_ih, g_b_hh
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.dtype = inputs
+    *tensors, ctx.dtype, ctx.kernels = inputs
     ctx.save_for_backward(*tensors, output)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return (*gru_bank_backward(gradient, *ctx.saved_tensors, ctx.dtype), None)
+    return (*gru_bank_backward(gradient, *ctx.saved_tensors, ctx.dtype, ctx.kernels), None, None)
 
 
 gru_bank.register_autograd(_backward, setup_context=_keep)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
+from pgat_kernels.graph_attention import MOST_WHOLE, takes
 
 aten = torch.ops.aten
 
@@ -141,32 +142,93 @@ class OutputWeights(NamedTuple):
     outer_bias: Tensor
 
 
-def attention_block(
-    t: Tensor, w: AttentionWeights, n_heads: int, masks: Masks, site: int, bias: Tensor | None = None
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
-    """t <- LayerNorm(t + dropout(MHA(t))) within groups of T tokens: [G, T, D] -> [G, T, D]. Uses sites `site`, + 1.
+def self_attention(
+    qkv: Tensor, shape: tuple[int, int, int, int], bias: Tensor | None, masks: Masks, site: int
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
+    """Attention of all heads with dropout of its weights: projections [G T, 3 D] -> [G T, D].
 
-    `bias` [G, T, T] is added to the scores of all heads; its gradient is the last one.
+    Args:
+        qkv: queries, keys and values side by side.
+        shape: G, H, T, d.
+        bias: [G, T, T], added to the scores of all heads; its gradient is the last one.
+        masks, site: of the dropout; the rows of its mask are the queries of all heads.
     """
-    groups, tokens, width = t.shape
-    head = width // n_heads
+    groups, n_heads, tokens, head = shape
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    masks = masks._replace(first_row=masks.first_row * (n_heads * tokens))
 
     def to_heads(x: Tensor, parts: int) -> Tensor:  # [G T, parts D] -> [parts, G H, T, d]
         x = x.view(groups, tokens, parts, n_heads, head).permute(2, 0, 3, 1, 4)
         return x.reshape(parts, groups * n_heads, tokens, head)
 
-    def from_heads(x: Tensor) -> Tensor:  # [G H, T, d] -> [G T, D]
-        return x.view(groups, n_heads, tokens, head).transpose(1, 2).reshape(groups * tokens, width)
+    q, k, v = to_heads(qkv, 3).unbind(0)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    if bias is not None:
+        scores = scores.view(groups, n_heads, tokens, tokens).to(wide) + bias[:, None]
+    rows, softmax_back = softmax_dropout(scores.view(-1, tokens), q.dtype, masks, site)
+    p = rows.view(groups * n_heads, tokens, tokens)
+    o = (torch.bmm(p, v) * masks.scale).view(groups, n_heads, tokens, head)
 
+    def backward(g: Tensor) -> tuple[Tensor, Tensor | None]:
+        g_heads = to_heads(g.to(v.dtype) * masks.scale, 1)[0]
+        g_v = torch.bmm(p.transpose(1, 2), g_heads)
+        g_scores = softmax_back(torch.bmm(g_heads, v.transpose(1, 2)).view(-1, tokens))
+        g_bias = None if bias is None else g_scores.to(wide).view(groups, n_heads, tokens, tokens).sum(dim=1)
+        g_scores = g_scores.view(groups * n_heads, tokens, tokens)
+        g_q = torch.bmm(g_scores, k)
+        g_k = torch.bmm(g_scores.transpose(1, 2), q)
+        g_qkv = torch.stack((g_q, g_k, g_v)).view(3, groups, n_heads, tokens, head).permute(1, 3, 0, 2, 4)
+        return g_qkv.reshape(groups * tokens, -1), g_bias
+
+    return o.transpose(1, 2).reshape(groups * tokens, -1), backward
+
+
+def kernel_self_attention(
+    qkv: Tensor, shape: tuple[int, int, int, int], bias: Tensor | None, masks: Masks, site: int
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
+    """`self_attention` by the operator `pgat::graph_attention`: a kernel, and no copies of heads."""
+    groups, n_heads, tokens, head = shape
+
+    def to_heads(x: Tensor, parts: int) -> Tensor:  # [G T, parts D] -> [parts, G, H, T, d]
+        return x.view(groups, tokens, parts, n_heads, head).permute(2, 0, 3, 1, 4)
+
+    q, k, v = to_heads(qkv, 3).unbind(0)
+    own = q, k, v, None, bias, masks.seed, masks.first_row
+    plain = site, masks.rate, 0.0, 1.0
+    o, log_sum_exp = torch.ops.pgat.graph_attention(*own, *plain)
+    saved = (o, log_sum_exp) if tokens > MOST_WHOLE else (None, None)
+
+    def backward(g: Tensor) -> tuple[Tensor, Tensor | None]:
+        g_heads = to_heads(g.to(v.dtype).contiguous(), 1)[0]
+        *grads, g_bias = torch.ops.pgat.graph_attention_backward(g_heads, *own, *saved, *plain)
+        if bias is None:
+            grads, g_bias = [*grads, g_bias], None
+        return torch.stack([x.transpose(1, 2) for x in grads], dim=2).view(groups * tokens, -1), g_bias
+
+    return o.transpose(1, 2).reshape(groups * tokens, -1), backward
+
+
+def attention_block(
+    t: Tensor,
+    w: AttentionWeights,
+    n_heads: int,
+    masks: Masks,
+    site: int,
+    bias: Tensor | None = None,
+    *,
+    kernels: bool = False,
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
+    """t <- LayerNorm(t + dropout(MHA(t))) within groups of T tokens: [G, T, D] -> [G, T, D]. Uses sites `site`, + 1.
+
+    `bias` [G, T, T] is added to the scores of all heads; its gradient is the last one. With `kernels` the attention is
+    left to an operator with a Triton kernel, where it takes such sizes.
+    """
+    groups, tokens, width = t.shape
+    head = width // n_heads
+    attend = kernel_self_attention if kernels and takes(tokens, head) else self_attention
     flat = t.reshape(groups * tokens, width)
     qkv, inner_back = linear(flat, w.inner, w.inner_bias)
-    q, k, v = to_heads(qkv, 3).unbind(0)
-    scores = torch.bmm(q, k.transpose(1, 2)).view(groups, n_heads, tokens, tokens)
-    if bias is not None:
-        scores = scores.to(t.dtype) + bias[:, None]
-    p4, softmax_back = softmax_dropout(scores, q.dtype, masks, site)
-    p = p4.view(groups * n_heads, tokens, tokens)
-    o = from_heads(torch.bmm(p, v) * masks.scale)
+    o, attend_back = attend(qkv, (groups, n_heads, tokens, head), bias, masks, site)
     y, outer_back = linear(o, w.outer, w.outer_bias)
     y, dropout_back = dropout(y.view(groups, tokens, width), masks, site + 1)
     result, norm_back = layer_norm(t + y, w.norm, w.norm_bias)
@@ -174,16 +236,8 @@ def attention_block(
     def backward(g: Tensor) -> tuple[Tensor, AttentionWeights, Tensor | None]:
         g_sum, g_norm, g_norm_bias = norm_back(g)
         g_o, g_outer, g_outer_bias = outer_back(dropout_back(g_sum).view(groups * tokens, width))
-        g_heads = to_heads(g_o.to(v.dtype) * masks.scale, 1)[0]
-        g_v = torch.bmm(p.transpose(1, 2), g_heads)
-        g_p = torch.bmm(g_heads, v.transpose(1, 2)).view(groups, n_heads, tokens, tokens)
-        g_scores = softmax_back(g_p)
-        g_bias = None if bias is None else g_scores.to(t.dtype).sum(dim=1)
-        g_scores = g_scores.view(groups * n_heads, tokens, tokens)
-        g_q = torch.bmm(g_scores, k)
-        g_k = torch.bmm(g_scores.transpose(1, 2), q)
-        g_qkv = torch.stack((g_q, g_k, g_v)).view(3, groups, n_heads, tokens, head).permute(1, 3, 0, 2, 4)
-        g_flat, g_inner, g_inner_bias = inner_back(g_qkv.reshape(groups * tokens, 3 * width))
+        g_qkv, g_bias = attend_back(g_o)
+        g_flat, g_inner, g_inner_bias = inner_back(g_qkv)
         grads = AttentionWeights(g_inner, g_inner_bias, g_outer, g_outer_bias, g_norm, g_norm_bias)
         return g_sum + g_flat.view_as(t), grads, g_bias
 

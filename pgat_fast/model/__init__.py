@@ -14,12 +14,22 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "torch", "triton")
 
-_NOT_HERE = "not part of this version"
+AUTO = "torch"
+"""What `auto` takes: no kernel has been measured on a GPU yet."""
 
 
 def backend_reasons() -> dict[str, str | None]:
-    """Backend -> why it cannot run here, in words; None where it can. `auto` takes the last one that can."""
-    return {"reference": None, "torch": None, "triton": _NOT_HERE}
+    """Backend -> why it cannot run on this machine, in words; None where it can."""
+    return {"reference": None, "torch": None, "triton": _why_not_triton()}
+
+
+def _why_not_triton() -> str | None:
+    import torch
+
+    from pgat_kernels.dispatch import interpreted, why_no_kernels
+
+    device = torch.device("cuda" if torch.cuda.is_available() and not interpreted() else "cpu")
+    return why_no_kernels(device)
 
 
 def resolve_backend(backend: str) -> str:
@@ -28,9 +38,9 @@ def resolve_backend(backend: str) -> str:
         raise BackendError(f"backend is {backend!r}, not one of {', '.join(BACKENDS)}")
     reasons = backend_reasons()
     if backend == "auto":
-        return [name for name, reason in reasons.items() if reason is None][-1]
+        return AUTO
     if reasons[backend] is not None:
-        raise BackendError(f"backend {backend!r} is {reasons[backend]}; use 'reference' or 'auto'")
+        raise BackendError(f"backend {backend!r} cannot run here: {reasons[backend]}; use 'torch' or 'auto'")
     return backend
 
 
@@ -61,4 +71,16 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
     from pgat_fast.model.execution import Execution
     from pgat_fast.model.fast.pgat import FastPGAT
 
-    return FastPGAT(config.model, Execution.of(config.run))
+    if chosen == "triton":
+        _check_device(config.run.device)
+    return FastPGAT(config.model, Execution.of(config.run, kernels=chosen == "triton"))
+
+
+def _check_device(device: str) -> None:
+    """Raise BackendError where the kernels that were asked for do not run on `device`."""
+    from pgat_fast.device import resolve_device
+    from pgat_kernels.dispatch import why_no_kernels
+
+    reason = why_no_kernels(resolve_device(device))
+    if reason is not None:
+        raise BackendError(f"backend 'triton' with run.device={device}: {reason}; use run.backend=torch or auto")

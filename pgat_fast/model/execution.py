@@ -18,14 +18,16 @@ class Execution:
             `auto` fits them to the device; None computes all at once and nothing twice.
         exact_dropout: whether attention weights over identical keys are dropped out as the reference does it. Else that
             dropout is left out where a rewrite has removed the weights.
+        kernels: whether operators are computed by Triton kernels, where there are some: the backend `triton`.
     """
 
     compiled: bool = False
     combiner_chunk: int | Literal["auto"] | None = "auto"
     exact_dropout: bool = False
+    kernels: bool = False
 
     @classmethod
-    def of(cls, run: "RunConfig", *, compiled: bool = False) -> Self:
-        """What the section `run` of a configuration asks for."""
+    def of(cls, run: "RunConfig", *, compiled: bool = False, kernels: bool = False) -> Self:
+        """What the section `run` of a configuration asks for; `kernels` with the backend `triton`."""
         chunk = None if run.combiner_chunk == "off" else run.combiner_chunk
-        return cls(compiled=compiled, combiner_chunk=chunk, exact_dropout=run.exact_dropout)
+        return cls(compiled, chunk, run.exact_dropout, kernels)

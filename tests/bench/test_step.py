@@ -83,7 +83,7 @@ def test_what_cannot_be_compiled_is_told_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("backends", "told"),
-    [("torch:fast", "'fast' cannot follow torch"), ("reference,triton", "backend 'triton' is ")],
+    [("torch:fast", "'fast' cannot follow torch"), ("reference,triton", "backend 'triton' cannot run here")],
 )
 def test_what_there_is_not_stops_it_before_anything_runs(backends: str, told: str) -> None:
     result = run("--backends", backends)

@@ -45,12 +45,12 @@ def test_the_reference_can_always_run() -> None:
     assert backend_reasons()["reference"] is None
 
 
-def test_auto_takes_the_last_backend_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_what_has_been_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "pgat_fast.model.backend_reasons", lambda: {"reference": None, "torch": None, "triton": "no GPU"}
     )
     assert resolve_backend("auto") == "torch"
-    with pytest.raises(BackendError, match="'triton' is no GPU"):
+    with pytest.raises(BackendError, match="'triton' cannot run here: no GPU"):
         resolve_backend("triton")
 
 

@@ -59,6 +59,10 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]]]] = {
         lambda rate, x, w, bias: pairs.attention_block(x, w, H, masks(rate), 0, bias),
         lambda: [randn(G, T, D), attention_weights(), randn(G, T, T)],
     ),
+    "attention_block, kernel": (
+        lambda rate, x, w, bias: pairs.attention_block(x, w, H, masks(rate), 0, bias, kernels=True),
+        lambda: [randn(G, T, D), attention_weights(), randn(G, T, T)],
+    ),
     "feed_forward_block": (
         lambda rate, x, w: pairs.feed_forward_block(x, w, masks(rate), 4),
         lambda: [randn(G, T, D), feed_forward_weights()],
@@ -99,3 +103,15 @@ def test_bfloat16_products_give_float32_results_and_gradients(name: str) -> None
     assert y.dtype == torch.float32
     assert all(t.dtype == torch.float32 for t in flat(backward(torch.randn_like(y))))
     assert float((y - wide).norm() / wide.norm()) < 0.03
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_by_an_operator_is_the_same_function_with_the_same_dropout(biased: bool) -> None:
+    torch.manual_seed(7)
+    x, w, bias = randn(G, T, D).detach(), attention_weights(), randn(G, T, T).detach() if biased else None
+    results = []
+    for kernels in (False, True):
+        y, backward = pairs.attention_block(x, w, H, masks(0.4), 0, bias, kernels=kernels)
+        results.append([y, *flat(backward(torch.ones_like(y)))])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -8,7 +8,7 @@ from torch import Tensor
 from pgat_fast.model.fast.part import Part, attention_weights, feed_forward_weights, output_weights
 from pgat_fast.model.reference.combiner_batched import BatchedCombiner
 from pgat_kernels.combiner_batched import CombinerWeights, batched_combiner, numbers_a_timestep
-from pgat_kernels.edge_attention import low_rank_weights
+from pgat_kernels.low_rank_attention import low_rank_weights
 from pgat_kernels.products import no_autocast
 
 
@@ -52,7 +52,7 @@ class FastBatchedCombiner(Part, BatchedCombiner):
                 self.weights().flat(),
                 self.seed(rate, edges.device),
                 rate,
-                [n_heads],
+                [n_heads, int(self.execution.kernels)],
                 chunk,
                 dtype,
                 self.execution.compiled,

@@ -91,7 +91,7 @@ class FastHierarchicalCombiner(Part, HierarchicalCombiner):
                 self.weights().flat(),
                 self.seed(rate, values.device),
                 rate,
-                [self.edge_attention.num_heads, int(self.execution.exact_dropout)],
+                [self.edge_attention.num_heads, int(self.execution.exact_dropout), int(self.execution.kernels)],
                 chunk,
                 dtype,
                 self.execution.compiled,

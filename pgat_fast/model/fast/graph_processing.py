@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pgat_fast.model.fast.part import Part, attention_weights, feed_forward_weights
 from pgat_fast.model.reference.graph_processing import GraphAttention
-from pgat_kernels.graph_attention import HIDDEN, graph_attention, numbers_a_timestep
+from pgat_kernels.graph_attention_blocks import HIDDEN, graph_attention_blocks, numbers_a_timestep
 from pgat_kernels.products import no_autocast
 
 
@@ -35,9 +35,9 @@ class FastGraphAttention(Part, GraphAttention):
         dtype = self.product_dtype(x)
         chunk = self.chunk(len(x), numbers_a_timestep(*x.shape[1:]), dtype, x.device)
         seed = self.seed(rate, x.device)
-        n_heads = first.n_heads
+        options = [first.n_heads, int(scaled), int(self.execution.kernels)]
         with no_autocast(x.device):
-            y = graph_attention(
-                [x, graphs, hidden], weights, seed, rate, [n_heads, int(scaled)], chunk, dtype, self.execution.compiled
+            y = graph_attention_blocks(
+                [x, graphs, hidden], weights, seed, rate, options, chunk, dtype, self.execution.compiled
             )
         return y.view_as(nodes)

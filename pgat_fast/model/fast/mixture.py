@@ -7,7 +7,7 @@ from pgat_fast.model.fast.part import Part
 from pgat_fast.model.forecast import Mixture
 from pgat_fast.model.reference.mixture import LOG_STD_RANGE, MixtureDecoder
 from pgat_kernels.dropout import dropout
-from pgat_kernels.graph_attention import HIDDEN
+from pgat_kernels.graph_attention_blocks import HIDDEN
 
 
 class FastMixtureDecoder(Part, MixtureDecoder):

@@ -67,7 +67,7 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
         r = recomputed(
             partial(_body_networks, rate), x, self.padded_columns, self.seed(rate, x.device), *self._network_weights()
         )
-        recurrent = gru_bank(r, *self._recurrent_weights(), self.product_dtype(r))
+        recurrent = gru_bank(r, *self._recurrent_weights(), self.product_dtype(r), self.execution.kernels)
         with no_autocast(x.device):
             adjacency = _phase_adjacency(self.edges, r[:, -1] + recurrent[:, -1], x[:, -1])
             scale = 1 + (torch.log(adjacency + 1e-8) * self.scaler).mean(dim=-1)  # [B, N]

@@ -37,7 +37,7 @@ def test_plan_prints_json(backend: str, tiny: list[str], capsys: pytest.CaptureF
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--set", "model.seq_len=-1"], "model.seq_len"),
         (["--backend", "fast"], "backend is 'fast', not one of auto, reference"),
-        (["--backend", "triton"], "not part of this version"),
+        (["--backend", "triton"], "Triton kernels run on GPUs, not on cpu"),
     ],
 )
 def test_plan_refuses_what_is_wrong(
@@ -56,7 +56,21 @@ def test_info_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["torch"] in text
     assert found["cpu"]["model"] in text
-    assert found["backends"]["available"]["triton"] == {"runs": False, "reason": "not part of this version"}
+    assert found["backends"]["available"]["triton"] == {
+        "runs": False,
+        "reason": "Triton kernels run on GPUs, not on cpu",
+    }
+
+
+def test_info_tells_what_kernels_compute(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--kernels"]) == 0
+    text = capsys.readouterr().out
+    assert main(["info", "--kernels", "--json"]) == 0
+    rows = {row["operator"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows) <= set(text.split())
+    assert rows["graph_attention"]["computed_by"] == "plain torch"
+    assert rows["graph_attention"]["reason"] == "Triton kernels run on GPUs, not on cpu"
+    assert rows["aspects"]["reason"] == "no kernel yet"
 
 
 @pytest.mark.parametrize("command", ["plan", "info"])

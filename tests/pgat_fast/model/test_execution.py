@@ -26,7 +26,7 @@ def test_it_is_what_the_settings_ask_for(settings: list[str], execution: Executi
 
 
 def test_the_defaults_are_those_of_the_schema() -> None:
-    assert Execution() == Execution(compiled=False, combiner_chunk="auto", exact_dropout=False)
+    assert Execution() == Execution(compiled=False, combiner_chunk="auto", exact_dropout=False, kernels=False)
 
 
 def test_it_does_not_change() -> None:

@@ -69,7 +69,7 @@ def test_a_combiner_of_many_rows_holds_what_few_of_them_tell(timesteps: int, dty
     combiner = FastBatchedCombiner(config.embed_dim, config.n_heads, 2, 0.1)
     weights = [weight.detach() for weight in combiner.weights().flat()]
     edges, seed = torch.empty(timesteps, 169, 3), torch.zeros((), dtype=torch.int64)
-    common = (weights, seed, 0.1, [config.n_heads], 5, dtype, False)
+    common = (weights, seed, 0.1, [config.n_heads, 0], 5, dtype, False)
     calls = [
         lambda: batched_combiner.operator([edges], *common),
         lambda: batched_combiner.backward_operator(edges.new_empty(timesteps, 169), [edges], *common),

@@ -101,7 +101,7 @@ def _attend(
     return (torch.bmm(p, s) * masks.scale).view_as(mapped), backward
 
 
-def edge_attention_block(
+def low_rank_attention_block(
     a: Tensor, w: LowRankWeights, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, LowRankWeights]]]:
     """LayerNorm(t + dropout(MHA(t))) of the tokens t = R [a, 1]: [G, T, r - 1] -> [G, T, D]. Uses sites `site`, + 1.

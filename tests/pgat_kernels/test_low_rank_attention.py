@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.edge_attention import LowRankWeights, edge_attention_block, low_rank_weights
+from pgat_kernels.low_rank_attention import LowRankWeights, low_rank_attention_block, low_rank_weights
 
 SHAPES = [(1, 1, 1, 4, 3), (3, 5, 2, 8, 3), (2, 13, 8, 16, 3), (2, 9, 1, 6, 1)]
 """Groups, tokens, heads, width, numbers a token."""
@@ -42,7 +42,7 @@ def test_outputs_and_gradients_equal_a_projecting_block(shape: tuple[int, ...]) 
     weights = low_rank_weights(*given[1:], n_heads)
     assert weights.scores.shape == (shape[4] + 1, n_heads * (shape[4] + 1))
     with torch.no_grad():
-        ours, backward = edge_attention_block(given[0], weights, NO_DROPOUT, 0)
+        ours, backward = low_rank_attention_block(given[0], weights, NO_DROPOUT, 0)
         g_a, g_weights = backward(g)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(g_a, expected[0], rtol=1e-10, atol=1e-10)
@@ -57,7 +57,7 @@ def test_the_backward_pass_is_that_of_autograd_with_dropout(rate: float) -> None
     a, *rest = parameters(shape, torch.float64)
     weights = LowRankWeights(*(w.detach().requires_grad_() for w in low_rank_weights(*rest, shape[2])))
     masks = Masks(rate, torch.tensor(3), torch.tensor(4))
-    y, backward = edge_attention_block(a, weights, masks, 2)
+    y, backward = low_rank_attention_block(a, weights, masks, 2)
     g = torch.randn_like(y)
     expected = torch.autograd.grad(y, [a, *weights], g)
     g_a, g_weights = backward(g)
@@ -69,7 +69,7 @@ def test_in_float32_the_error_is_at_most_twice_that_of_a_projecting_block() -> N
     shape = (4, 169, 8, 208, 3)
     exact, given = parameters(shape, torch.float64), parameters(shape, torch.float32)
     truth, theirs = plain(8, *exact), plain(8, *given)
-    ours, _ = edge_attention_block(given[0], low_rank_weights(*given[1:], 8), NO_DROPOUT, 0)
+    ours, _ = low_rank_attention_block(given[0], low_rank_weights(*given[1:], 8), NO_DROPOUT, 0)
     ours_error, theirs_error = ((y.double() - truth).norm() for y in (ours, theirs))
     assert ours_error <= 2 * theirs_error
 
@@ -86,5 +86,5 @@ def test_tokens_of_an_embedding_module() -> None:
         projection.weight, projection.bias, attention.in_proj_weight, attention.in_proj_bias,
         attention.out_proj.weight, attention.out_proj.bias, norm.weight, norm.bias, 3,
     )  # fmt: skip
-    found, _ = edge_attention_block(a, weights, NO_DROPOUT, 0)
+    found, _ = low_rank_attention_block(a, weights, NO_DROPOUT, 0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

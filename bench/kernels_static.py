@@ -1,0 +1,305 @@
+"""What the offline compiler makes of every kernel: registers, spills, shared memory, instructions. Needs no GPU.
+
+    python -m bench.kernels_static --out bench/results/kernels_static
+    python -m bench.kernels_static --check bench/results/kernels_static.json
+
+Every kernel is compiled in its configuration (`pgat_kernels.configurations`) at production shapes for every target.
+`--out` writes a table (.md) and the figures (.json). `--check` compares with such figures: a fault is a kernel that
+spills, uses a stack or atomics, takes more shared memory than the target has, lacks tensor-core instructions where
+16-bit products are taken (HGMMA on sm_90), or takes more registers or shared memory than before. Exit status 1: there
+are faults.
+
+Must not run in a process where triton interprets kernels.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from bench.processes import Record
+from pgat_kernels.dropout import Dropout
+from pgat_kernels.graph_attention import MOST_WHOLE
+
+SHARED_LIMITS: Final = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+"""Target -> bytes of shared memory that a program may have. Source: CUDA C++ Programming Guide, table of compute
+capabilities (less the 1 KiB that the system keeps); AMD Instinct MI300 ISA."""
+
+TENSOR_CORE: Final = re.compile(r"[HIDQ]?G?MMA|UTC[A-Z]*MMA|v_mfma|v_wmma")
+ATOMIC: Final = re.compile(r"RED(G)?\b|ATOMG?\b|(global|flat|buffer)_atomic")
+DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_TRITON_NAMES: Final = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.int64: "i64",
+}
+
+
+def cases() -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """Name of a shape, name of a dtype, and a call that launches kernels on tensors without data.
+
+    Shapes are those of production, 4,000 timesteps: 13 nodes with mask and bias, 39 tokens a group, 169 edges. One more
+    has tiles with mask and bias.
+    """
+    from pgat_kernels.triton_kernels.edge_attention import edge_attention_backward, edge_attention_forward
+    from pgat_kernels.triton_kernels.graph_attention import graph_attention_backward, graph_attention_forward
+    from pgat_kernels.triton_kernels.gru import gru_scan, gru_scan_backward
+
+    scalar = torch.empty((), dtype=torch.int64, device="meta")
+    dropout = Dropout(0.1, scalar, 0, scalar)
+    shapes = {
+        "13 nodes, mask, bias": (4000, 13, True),
+        "39 tokens": (52_000, 39, False),
+        "169 edges": (4000, 169, False),
+        "65 nodes, mask, bias": (4000, 65, True),
+    }
+    for shape, (graphs, nodes, masked) in shapes.items():
+        for name, dtype in DTYPES.items():
+            # Queries, keys and values as a projection leaves them: side by side.
+            q, k, v = torch.empty((graphs, nodes, 3, 8, 26), dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)
+            matrix = torch.empty((graphs, nodes, nodes), device="meta") if masked else None
+
+            def run(q: Tensor = q, k: Tensor = k, v: Tensor = v, matrix: Tensor | None = matrix) -> None:
+                common = (q, k, v, matrix, matrix, dropout, 0.0, 26**-0.5)
+                if q.shape[2] <= MOST_WHOLE:
+                    o = graph_attention_forward(*common)
+                    graph_attention_backward(o, *common)
+                else:
+                    o, saved = edge_attention_forward(*common)
+                    edge_attention_backward(o, *common, o, saved)
+
+            yield shape, name, run
+
+    def recurrences() -> None:
+        """Of 13 bodies: 32 states, a batch of 16, 250 steps."""
+        gates, states = (torch.empty((250, 13, 16, size), device="meta") for size in (96, 32))
+        weight = torch.empty((13, 96, 32), device="meta")
+        gru_scan(gates, states, weight)
+        gru_scan_backward(states, states, gates, weight)
+
+    yield "13 recurrences", "fp32", recurrences
+
+
+def compile_all(targets: list[str]) -> list[Record]:
+    """A record for every kernel, shape, dtype and target."""
+    from pgat_kernels.triton_kernels.launch import recording
+
+    tasks = []
+    for shape, dtype, run in cases():
+        for target in targets:
+            with recording(target) as launches:
+                run()
+            tasks += [(launch, shape, dtype, target) for launch in launches]
+
+    def one(task: tuple[Any, str, str, str]) -> Record:
+        launch, shape, dtype, target = task
+        name = launch.kernel.__name__ + (" of the bias" if launch.named.get("OF_BIAS") else "")
+        return {"kernel": name, "shape": shape, "dtype": dtype, "target": target} | compile_one(launch, target)
+
+    with ThreadPoolExecutor() as pool:  # compilers release the interpreter
+        return list(pool.map(one, tasks))
+
+
+def compile_one(launch: Any, target: str) -> Record:
+    """Compile a kernel as triton would at its launch, and look at the machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, configuration = launch.kernel, launch.configuration
+    names = kernel.arg_names
+    values = dict(zip(names, launch.tensors, strict=False)) | launch.named | {"BLOCK": configuration.block}
+    constants = {name for name, parameter in zip(names, kernel.params, strict=True) if parameter.is_constexpr}
+    # Triton makes constants of ones, and tells the compiler of multiples of 16; new tensors begin at one.
+    constants |= {name for name, value in values.items() if type(value) is int and value == 1}
+    signature = {name: "constexpr" if name in constants else _type_of(values[name]) for name in names}
+    aligned = [
+        name
+        for name in names
+        if name not in constants
+        and (isinstance(values[name], Tensor) or (type(values[name]) is int and values[name] % 16 == 0))
+    ]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): values[name] for name in constants},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    amd = target.startswith("gfx")
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target[3:]), 32),
+        options={"num_warps": configuration.warps, "num_stages": configuration.stages},
+    )
+    found = _look_at_amd(compiled.asm["amdgcn"]) if amd else _look_at_nvidia(compiled.asm["cubin"])
+    return {**configuration._asdict(), "shared": compiled.metadata.shared, **found}
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"*{_TRITON_NAMES[value.dtype]}"
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def _look_at_nvidia(cubin: bytes) -> Record:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, code = (
+            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    resources = dict(re.findall(r"\b(REG|STACK):(\d+)", usage))
+    # /*0070*/  @P0 LDG.E.128.CONSTANT R4, ...
+    instructions = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]\d*\s+)?([A-Z][\w.]*)", code, flags=re.MULTILINE)
+    loads = [name for name in instructions if name.startswith(("LDG", "LDGSTS"))]
+    widths = [int(width) for name in loads for width in re.findall(r"\.(\d+)\b", name) if width in ("64", "128")]
+    return {
+        "registers": int(resources["REG"]),
+        "stack": int(resources["STACK"]),
+        "spills": sum(name.startswith(("STL", "LDL")) for name in instructions),
+        "tensor_core": _count(TENSOR_CORE, instructions),
+        "atomics": sum(bool(ATOMIC.match(name)) for name in instructions),
+        "widest_load_bits": max(widths, default=32 if any(".U16" not in name for name in loads) else 16),
+        "instructions": len(instructions),
+    }
+
+
+def _look_at_amd(code: str) -> Record:
+    def number(name: str) -> int:
+        (found,) = re.findall(rf"^\s*\.{name}:\s*(\d+)", code, flags=re.MULTILINE)
+        return int(found)
+
+    instructions = re.findall(r"^\s+((?:v|s|ds|global|flat|buffer)_\w+)", code, flags=re.MULTILINE)
+    loads = [name for name in instructions if name.startswith(("global_load", "buffer_load"))]
+    sizes = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}
+    return {
+        "registers": number("vgpr_count"),
+        "stack": number("private_segment_fixed_size"),
+        "spills": number("vgpr_spill_count") + number("sgpr_spill_count"),
+        "tensor_core": _count(TENSOR_CORE, instructions),
+        "atomics": sum(bool(ATOMIC.match(name)) for name in instructions),
+        "widest_load_bits": max((sizes.get(name.split("_")[2], 16) for name in loads), default=16),
+        "instructions": len(instructions),
+    }
+
+
+def _count(pattern: re.Pattern[str], instructions: list[str]) -> dict[str, int]:
+    """First part of the name -> how often."""
+    return dict(Counter(name.split(".")[0] for name in instructions if pattern.match(name)))
+
+
+def faults_of(record: Record, before: Record | None = None) -> list[str]:
+    """What is wrong with a compiled kernel, and what has become worse; in words."""
+    found = [f"{record[name]} {name}" for name in ("spills", "stack", "atomics") if record[name]]
+    limit = SHARED_LIMITS[record["target"]]
+    if record["shared"] > limit:
+        found.append(f"{record['shared']} bytes of shared memory, where the target has {limit}")
+    if record["dtype"] != "fp32":
+        wanted = "HGMMA" if record["target"] == "sm_90" else ""
+        if not any(name.startswith(wanted) for name in record["tensor_core"]):
+            found.append(f"no {wanted or 'tensor-core'} instructions")
+    for name in ("registers", "shared"):
+        if before is not None and record[name] > before[name]:
+            found.append(f"{name} {before[name]} -> {record[name]}")
+    return found
+
+
+def key_of(record: Record) -> tuple[str, ...]:
+    return tuple(record[name] for name in ("kernel", "shape", "dtype", "target"))
+
+
+def compare(records: list[Record], before: list[Record]) -> list[str]:
+    """A line for every fault, and for every kernel that is there no more."""
+    known, now = {key_of(record): record for record in before}, {key_of(record) for record in records}
+    lines = [
+        f"{', '.join(key_of(record))}: {fault}"
+        for record in records
+        for fault in faults_of(record, known.get(key_of(record)))
+    ]
+    lines += [f"{', '.join(key)}: not in the committed figures" for key in sorted(now - known.keys())]
+    return lines + [f"{', '.join(key)}: only in the committed figures" for key in sorted(known.keys() - now)]
+
+
+def as_markdown(records: list[Record], version: str) -> str:
+    """The table that is committed."""
+    columns = (
+        "kernel",
+        "shape",
+        "dtype",
+        "target",
+        "registers",
+        "spills",
+        "stack",
+        "shared",
+        "block",
+        "warps",
+        "stages",
+    )
+    rows = [
+        "| " + " | ".join(str(record[name]) for name in columns)
+        + f" | {', '.join(f'{name} {count}' for name, count in record['tensor_core'].items()) or '-'}"
+        + f" | {record['widest_load_bits']} | {record['atomics']} |"
+        for record in records
+    ]  # fmt: skip
+    heads = [*columns, "tensor-core instructions", "widest load, bits", "atomics"]
+    return "\n".join(
+        [
+            "# What the offline compiler makes of the kernels",
+            "",
+            f"By triton {version}, without a GPU: `python -m bench.kernels_static --out bench/results/kernels_static`.",
+            "Not measured: how fast they are. float32 products are IEEE, so they take no tensor-core instructions.",
+            "",
+            "| " + " | ".join(heads) + " |",
+            "|" + "---|" * len(heads),
+            *rows,
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="compare with these figures")
+    parser.add_argument("--targets", default=",".join(SHARED_LIMITS), metavar="NAME,...")
+    args = parser.parse_args()
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        parser.error("kernels that are interpreted cannot be compiled: unset TRITON_INTERPRET")
+    targets = args.targets.split(",")
+    records = compile_all(targets)
+    version = str(triton.__version__)
+    if args.out:
+        args.out.with_suffix(".md").write_text(as_markdown(records, version))
+        figures = {"triton": version, "kernels": records}
+        args.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    faults = [f"{', '.join(key_of(record))}: {fault}" for record in records for fault in faults_of(record)]
+    if args.check:
+        committed = json.loads(args.check.read_text())
+        if committed["triton"] != version:
+            parser.error(f"{args.check} is by triton {committed['triton']}, this is {version}: write it again (--out)")
+        faults = compare(records, [record for record in committed["kernels"] if record["target"] in targets])
+    print("\n".join(faults) if faults else f"{len(records)} compiled kernels, no fault")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""How kernels are compiled: tile, warps, stages by kernel, size, dtype and GPU. One table, no tuning at run time."""
+
+from typing import Final, NamedTuple
+
+
+class Configuration(NamedTuple):
+    """How a kernel is compiled: no part of what it computes."""
+
+    block: int
+    """Rows of a tile."""
+    warps: int
+    stages: int
+
+
+class Case(NamedTuple):
+    """What a configuration is chosen by, beside the GPU."""
+
+    kernel: str
+    """Operator and pass: `graph_attention forward`."""
+    itemsize: int
+    """Bytes of a number of the inputs."""
+    most: int
+    """The largest size (nodes of a graph, states of a recurrence) that it is for."""
+
+
+DEFAULT: Final = "default"
+"""The GPU whose configurations unknown ones take."""
+
+# Not tuned: chosen by what the offline compiler says of registers (`bench/kernels_static.py`), measured on no GPU.
+# Tiles of 64 rows are wanted by the tensor cores of sm_90 and sm_100 alone, and take more registers.
+_WIDE: Final = {gpu: Configuration(block=64, warps=8, stages=1) for gpu in ("sm_90", "sm_100")}
+_AMD: Final = {"gfx942": Configuration(block=32, warps=4, stages=1)}
+TABLE: Final[dict[Case, dict[str, Configuration]]] = {
+    Case("graph_attention forward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    Case("graph_attention forward", 2, 64): {DEFAULT: Configuration(64, 8, 1)},
+    Case("graph_attention forward", 4, 32): {DEFAULT: Configuration(32, 4, 1)},
+    Case("graph_attention forward", 4, 64): {DEFAULT: Configuration(64, 16, 1)},
+    Case("graph_attention backward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    Case("graph_attention backward", 2, 64): {DEFAULT: Configuration(64, 8, 1)},
+    Case("graph_attention backward", 4, 32): {DEFAULT: Configuration(32, 8, 1)},
+    Case("graph_attention backward", 4, 64): {DEFAULT: Configuration(64, 16, 1), "gfx942": Configuration(64, 8, 1)},
+    Case("edge_attention forward", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    Case("edge_attention forward", 4, 512): {DEFAULT: Configuration(32, 4, 1)},
+    Case("edge_attention backward queries", 2, 512): {DEFAULT: Configuration(64, 8, 1), **_AMD},
+    Case("edge_attention backward queries", 4, 512): {DEFAULT: Configuration(32, 16, 1), **_AMD},
+    Case("edge_attention backward keys", 2, 512): {DEFAULT: Configuration(64, 8, 1), **_AMD},
+    Case("edge_attention backward keys", 4, 512): {
+        DEFAULT: Configuration(32, 16, 1),
+        "sm_90": Configuration(32, 8, 1),
+        "sm_100": Configuration(32, 4, 1),
+        **_AMD,
+    },
+    Case("edge_attention backward bias", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    Case("edge_attention backward bias", 4, 512): {DEFAULT: Configuration(32, 4, 1)},
+    Case("gru forward", 4, 128): {DEFAULT: Configuration(16, 4, 1)},
+    Case("gru backward", 4, 128): {DEFAULT: Configuration(16, 4, 1)},
+}
+
+
+def configuration(kernel: str, itemsize: int, size: int, gpu: str = DEFAULT) -> Configuration:
+    """That of `kernel` for inputs of `itemsize` bytes a number and this size, on `gpu`, which need not be known.
+
+    Raises KeyError where no kernel takes such inputs.
+    """
+    fitting = [case for case in TABLE if case[:2] == (kernel, itemsize) and size <= case.most]
+    known = TABLE[min(fitting, key=lambda case: case.most)] if fitting else TABLE[Case(kernel, itemsize, size)]
+    return known.get(gpu, known[DEFAULT])

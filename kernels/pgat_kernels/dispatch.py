@@ -1,0 +1,62 @@
+"""Which operators are computed by Triton kernels here, and why others are not."""
+
+from functools import cache
+from typing import Final, NamedTuple
+
+import torch
+
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Coverage(NamedTuple):
+    """What the kernels of an operator take; what they do not take is computed in plain torch."""
+
+    operator: str
+    takes: str | None
+    """In words; None: there is no kernel yet."""
+
+
+COVERAGE: Final = (
+    Coverage("graph_attention", "up to 64 nodes whole, up to 512 by tiles; head dimension up to 64"),
+    Coverage("gru_bank", "the loops along time: float32, up to 128 states"),
+    Coverage("attention", None),
+    Coverage("aspects", None),
+    Coverage("low_rank_attention", None),
+    Coverage("query_attention", None),
+    Coverage("feed_forward_block", None),
+    Coverage("edge_tokens", None),
+    Coverage("output_head", None),
+)
+"""Operators of the model's hot parts."""
+
+
+@cache
+def _triton_is_installed() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether triton interprets kernels, on tensors of the CPU: `TRITON_INTERPRET=1` in the environment."""
+    if not _triton_is_installed():
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def why_no_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why tensors on `device` of `dtype` are not given to kernels, in words; None where they are."""
+    if not _triton_is_installed():
+        return "triton is not installed (it is made for Linux only)"
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        return f"Triton kernels run on GPUs, not on {device.type}"
+    if dtype not in _KERNEL_DTYPES:
+        return f"kernels take float32, bfloat16 and float16, not {dtype}"
+    return None
+
+
+def kernels_run_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether tensors on `device` of `dtype` are given to kernels."""
+    return why_no_kernels(device, dtype) is None

@@ -1,0 +1,121 @@
+"""How kernels are launched: with a configuration from the table, on a GPU, or in triton's interpreter."""
+
+import contextlib
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from pgat_kernels.configurations import DEFAULT, Configuration, configuration
+from pgat_kernels.dropout import Dropout, first_kept_code, keep_scale, site_offset
+
+
+def product_precision(dtype: torch.dtype) -> str:
+    """`tl.dot`'s: float32 products are IEEE, as torch's are unless TF32 is allowed; those of 16 bits have one way."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if dtype == torch.float32 and allowed else "ieee"
+
+
+def pointer_or(x: Tensor | None, other: Tensor) -> Tensor:
+    """`x`, or a tensor in its place where the kernel does not look at it."""
+    return other if x is None else x
+
+
+class Launch(NamedTuple):
+    """What is needed to compile a kernel, or to count what it does."""
+
+    kernel: Any
+    programs: int
+    tensors: tuple[Tensor, ...]
+    """Its first arguments."""
+    named: dict[str, Any]
+    """The others."""
+    configuration: Configuration
+
+
+_recorded: list[Launch] | None = None
+_recorded_for = DEFAULT
+
+
+@contextlib.contextmanager
+def recording(gpu: str = DEFAULT) -> Iterator[list[Launch]]:
+    """Within it kernels do not run: what would be launched on `gpu` is added to the list.
+
+    Tensors may be on the meta device.
+    """
+    global _recorded, _recorded_for
+    before = _recorded, _recorded_for
+    _recorded, _recorded_for = [], gpu
+    try:
+        yield _recorded
+    finally:
+        _recorded, _recorded_for = before
+
+
+@cache
+def gpu_of(device: torch.device) -> str:
+    """The name of its architecture, as the table of configurations has it: `sm_90`, `gfx942`."""
+    if device.type != "cuda":
+        return DEFAULT
+    found = torch.cuda.get_device_properties(device)
+    return found.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{found.major}{found.minor}"
+
+
+def choose(kernel: str, x: Tensor, size: int) -> Configuration:
+    """The configuration of `kernel` for inputs such as `x`."""
+    gpu = gpu_of(x.device) if _recorded is None else _recorded_for
+    return configuration(kernel, x.dtype.itemsize, size, gpu)
+
+
+def launch(kernel: Any, programs: int, tensors: tuple[Tensor, ...], configuration: Configuration, **named: Any) -> None:
+    """Run `kernel` on the device of its tensors, in a grid of one dimension; nothing where there is no program."""
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, programs, tensors, named, configuration))
+        return
+    if programs == 0:
+        return
+    block, warps, stages = configuration
+    device = tensors[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[(programs,)](*tensors, **named, BLOCK=block, num_warps=warps, num_stages=stages)
+
+
+def common_arguments(
+    q: Tensor, adjacency: Tensor | None, bias: Tensor | None, dropout: Dropout, threshold: float, scale: float
+) -> dict[str, object]:
+    """The arguments that forward and backward kernel share, by name."""
+    graphs, heads, nodes, depth = q.shape
+    return {
+        "graphs": graphs,
+        "scale": scale,
+        "threshold": threshold,
+        "site_offset": site_offset(dropout.site),
+        "dropped": first_kept_code(dropout.rate),
+        "kept_scale": keep_scale(dropout.rate),
+        "HEADS": heads,
+        "NODES": nodes,
+        "DEPTH": depth,
+        "BLOCK_DEPTH": max(16, triton.next_power_of_2(depth)),
+        "MASKED": adjacency is not None,
+        "BIASED": bias is not None,
+        "DROPOUT": dropout.rate > 0,
+        "PRECISION": product_precision(q.dtype),
+    }
+
+
+def strides_of(**tensors: Tensor) -> dict[str, int]:
+    """Those of [G, H, T, d] tensors, under the names that kernels have for them."""
+    found = {}
+    for name, x in tensors.items():
+        for of, stride in zip(("GRAPH", "HEAD", "NODE"), x.stride(), strict=False):
+            found[f"{name.upper()}_{of}"] = stride
+    return found
+
+
+def empty_like_rows(q: Tensor) -> Tensor:
+    """[G, H, T, d] in the order of memory [G, T, H, d], which an output projection reads as it is."""
+    graphs, heads, nodes, depth = q.shape
+    return torch.empty((graphs, nodes, heads, depth), dtype=q.dtype, device=q.device).transpose(1, 2)

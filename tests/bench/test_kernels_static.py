@@ -1,0 +1,60 @@
+"""The committed table of compiled kernels is that of these kernels, and has no fault."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.kernels_static import SHARED_LIMITS, as_markdown, compare, faults_of
+
+STEM = Path("bench/results/kernels_static")
+COMMITTED: dict[str, Any] = json.loads(STEM.with_suffix(".json").read_text())
+
+
+def test_kernels_compile_as_they_did() -> None:
+    """For two of the targets, with tensor-core instructions of two kinds; the others are in the committed figures."""
+    command = [sys.executable, "-m", "bench.kernels_static", "--check", f"{STEM}.json", "--targets", "sm_80,sm_90"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_committed_figures_have_no_fault_on_any_target() -> None:
+    records = COMMITTED["kernels"]
+    assert {record["target"] for record in records} == set(SHARED_LIMITS)
+    assert [fault for record in records for fault in faults_of(record)] == []
+    assert STEM.with_suffix(".md").read_text() == as_markdown(records, COMMITTED["triton"])
+
+
+def a_record(**changes: Any) -> dict[str, Any]:
+    good = {"kernel": "k", "shape": "s", "dtype": "bf16", "target": "sm_90", "registers": 90, "shared": 1000}
+    return good | {"spills": 0, "stack": 0, "atomics": 0, "tensor_core": {"HGMMA": 4}} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"spills": 3}, "3 spills"),
+        ({"stack": 16}, "16 stack"),
+        ({"atomics": 1}, "1 atomics"),
+        ({"shared": 300_000}, "300000 bytes of shared memory, where the target has 232448"),
+        ({"tensor_core": {"HMMA": 4}}, "no HGMMA instructions"),
+        ({"tensor_core": {}, "target": "sm_80"}, "no tensor-core instructions"),
+        ({"registers": 91}, "registers 90 -> 91"),
+        ({"shared": 1001}, "shared 1000 -> 1001"),
+    ],
+)
+def test_what_is_a_fault(changes: dict[str, Any], fault: str) -> None:
+    worse = a_record(**changes)
+    assert fault in faults_of(worse, a_record())
+    assert not faults_of(a_record(), a_record())
+    assert not faults_of(a_record(dtype="fp32", tensor_core={}))
+
+
+def test_kernels_that_came_or_went_are_told() -> None:
+    assert compare([a_record(kernel="new")], [a_record(kernel="old")]) == [
+        "new, s, bf16, sm_90: not in the committed figures",
+        "old, s, bf16, sm_90: only in the committed figures",
+    ]

@@ -1,0 +1,71 @@
+"""These tests run kernels in triton's interpreter: a process of their own, with `TRITON_INTERPRET=1` (`make test`).
+
+Elsewhere nothing of this folder is collected. The interpreter of triton 3.7 is wrong about bfloat16: it multiplies the
+bits as integers. Here it is put right, so that its errors cannot hide ours.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
+
+
+@pytest.fixture(autouse=True)
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversions from and to bfloat16 round to nearest, and products of it are those of the numbers."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def is_bfloat16(handle: Any) -> bool:
+        return bool(handle.dtype.scalar == tl.bfloat16)
+
+    def widened(handle: Any) -> Any:
+        if not is_bfloat16(handle):
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def narrowed(values: np.ndarray) -> Any:
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return TensorHandle(np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16), tl.bfloat16)
+
+    convert, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+
+    def cast(self: Any, source: Any, to: Any, *rounding: Any) -> Any:
+        if to.scalar == tl.bfloat16:
+            return narrowed(widened(source).data)
+        return convert(self, widened(source), to)
+
+    def binary(self: Any, left: Any, right: Any, function: Any) -> Any:
+        assert not is_bfloat16(left), "kernels compute nothing in bfloat16 but products"
+        return operation(self, left, right, function)
+
+    operation = InterpreterBuilder.binary_op
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast)
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_to_fp", cast)
+    monkeypatch.setattr(InterpreterBuilder, "binary_op", binary)
+    monkeypatch.setattr(
+        InterpreterBuilder, "create_dot", lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
+    )
+
+
+@pytest.fixture
+def reversed_grid() -> Iterator[Any]:
+    """A function that has programs run in the order from the last to the first from now on."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    original = interpreter_builder.set_grid_idx
+
+    def turn() -> None:
+        def backwards(*place: int) -> None:
+            original(*(size - 1 - at for size, at in zip(interpreter_builder.grid_dim, place, strict=True)))
+
+        interpreter_builder.set_grid_idx = backwards
+
+    yield turn
+    interpreter_builder.set_grid_idx = original

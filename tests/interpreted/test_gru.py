@@ -1,0 +1,62 @@
+"""The time loops of the GRUs as kernels, interpreted: against torch's loop in float64, and against themselves."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pgat_kernels.gru import gru_bank
+from pgat_kernels.triton_kernels.launch import recording
+
+# batch, steps, groups, inputs, states
+SHAPES = [(1, 1, 1, 1, 1), (2, 7, 13, 32, 32), (17, 5, 2, 3, 13), (3, 4, 1, 16, 128), (16, 9, 3, 8, 16)]
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    batch, steps, groups, width, size = shape
+    generator = torch.Generator().manual_seed(sum(shape))
+    sizes = ((batch, steps, groups, width), (groups, 3 * size, width), (groups, 3 * size, size))
+    tensors = [torch.randn(one, generator=generator) for one in (*sizes, *[(groups, 3 * size)] * 2)]
+    return [(x / size**0.5).to(dtype).requires_grad_() for x in tensors]
+
+
+def computed(shape: tuple[int, ...], dtype: torch.dtype, kernels: bool) -> list[Tensor]:
+    """States and all gradients."""
+    tensors = inputs(shape, dtype)
+    y = gru_bank(*tensors, dtype, kernels)
+    generator = torch.Generator().manual_seed(1)
+    do = torch.randn(y.shape, generator=generator).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, tensors, do)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_states_and_gradients(shape: tuple[int, ...]) -> None:
+    """The error against float64 is at most twice that of torch's loop in float32."""
+    exact, plain = computed(shape, torch.float64, False), computed(shape, torch.float32, False)
+    for found, theirs, truth in zip(computed(shape, torch.float32, True), plain, exact, strict=True):
+        error, allowed = (float((x.double() - truth).norm()) for x in (found, theirs))
+        assert error <= 2 * allowed + 2**-23 * float(truth.norm())
+
+
+def test_the_order_of_programs_changes_no_bit(reversed_grid: Callable[[], None]) -> None:
+    forwards = computed(SHAPES[2], torch.float32, True)
+    reversed_grid()
+    backwards = computed(SHAPES[2], torch.float32, True)
+    assert all(torch.equal(a, b) for a, b in zip(backwards, forwards, strict=True))
+
+
+def test_a_loop_is_one_launch() -> None:
+    tensors = inputs(SHAPES[1], torch.float32)
+    with recording() as launches:
+        y = gru_bank(*tensors, torch.float32, True)
+        y.sum().backward()
+    assert [one.kernel.__name__ for one in launches] == ["_gru_scan_fwd_kernel", "_gru_scan_bwd_kernel"]
+
+
+def test_what_no_kernel_takes_is_torchs_loop() -> None:
+    with recording() as launches:
+        computed((2, 3, 1, 4, 129), torch.float32, True)
+        computed(SHAPES[1], torch.float64, True)
+        computed(SHAPES[1], torch.float32, False)
+    assert launches == []

@@ -1,0 +1,74 @@
+"""The backend `triton`, its kernels interpreted: the numbers of the existing model, and losses as those of `torch`."""
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from pgat_fast import build_model, load_config
+from pgat_fast.compat import from_original_layout
+from pgat_fast.errors import BackendError
+from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.plan.trace import example
+from pgat_fast.training.step import OptimizerStep, make_optimizer
+from pgat_kernels.configurations import Configuration
+from pgat_kernels.triton_kernels import launch
+from tests import golden
+from tests.conftest import TINY
+from tests.pgat_fast.test_golden import as_list
+
+
+@pytest.fixture(autouse=True)
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes time by tile: here few large ones. `test_graph_attention` has those of the table."""
+    large = Configuration(block=256, warps=4, stages=1)
+    for module in ("graph_attention", "edge_attention"):
+        monkeypatch.setattr(f"pgat_kernels.triton_kernels.{module}.choose", lambda kernel, x, size: large)
+
+
+@pytest.mark.parametrize("name", ["batched_small", "hierarchical_small", "everything_small"])
+def test_outputs_and_gradients_equal_the_existing_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = golden.load(name)
+    launched: list[str] = []
+    original = launch.launch
+
+    def counted(kernel: object, *args: object, **named: object) -> None:
+        launched.append(getattr(kernel, "__name__", "kernel"))
+        original(kernel, *args, **named)  # type: ignore[arg-type]
+
+    for module in ("graph_attention", "edge_attention"):
+        monkeypatch.setattr(f"pgat_kernels.triton_kernels.{module}.launch", counted)
+    model = build_model(case.config, backend="triton").eval()
+    assert isinstance(model, FastPGAT)
+    state = case.state(torch.float32)
+    outputs = as_list(functional_call(model, from_original_layout(state, case.config), case.inputs(torch.float32))[0])
+    case.check_outputs(outputs)
+    case.probed(outputs).backward()
+    case.check_gradients({key: tensor.grad for key, tensor in state.items()}, tolerance=1e-4)
+    assert launched
+
+
+@pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
+def test_training_steps_have_the_losses_of_the_backend_torch(combiner: str) -> None:
+    """With dropout: both draw the same masks."""
+    config = load_config(None, [*TINY, f"model.combiner={combiner}", "model.fusion_layers=2", "model.d_model=26"])
+    inputs = example(config.model, 2)
+    losses = []
+    for backend in ("torch", "triton"):
+        torch.manual_seed(3)
+        model = build_model(config, backend=backend).train()
+        optimizer = make_optimizer(model, config.training.model_copy(update={"learning_rate": 1e-3}))
+        step = OptimizerStep(model, optimizer, config.model, config.training, "highest", torch.device("cpu"))
+        losses.append([])
+        for _ in range(4):
+            loss = step.accumulate([lambda: inputs])
+            step.apply(loss, 1)
+            losses[-1].append(float(loss))
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[1][-1] < losses[1][0]
+
+
+def test_a_device_without_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = golden.load("batched_small")
+    monkeypatch.setattr("pgat_kernels.dispatch.interpreted", lambda: False)
+    with pytest.raises(BackendError, match="Triton kernels run on GPUs, not on cpu"):
+        build_model(case.config, backend="triton")
