@@ -1,20 +1,20 @@
 """The backend `triton`, its kernels interpreted: the numbers of the existing model, and losses as those of `torch`."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.func import functional_call
 
-from pgat_fast import build_model, load_config
+from pgat_fast import build_model
 from pgat_fast.compat import from_original_layout
 from pgat_fast.errors import BackendError
 from pgat_fast.model.fast.pgat import FastPGAT
-from pgat_fast.plan.trace import example
-from pgat_fast.training.step import OptimizerStep, make_optimizer
 from pgat_kernels.configurations import Configuration
 from pgat_kernels.triton_kernels import launch
 from tests import golden
-from tests.conftest import TINY
 from tests.pgat_fast.test_golden import as_list
+from tests.pgat_fast.training.runs import run
 
 
 @pytest.fixture(autouse=True)
@@ -48,23 +48,20 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
-def test_training_steps_have_the_losses_of_the_backend_torch(combiner: str) -> None:
-    """With dropout: both draw the same masks."""
-    config = load_config(None, [*TINY, f"model.combiner={combiner}", "model.fusion_layers=2", "model.d_model=26"])
-    inputs = example(config.model, 2)
-    losses = []
-    for backend in ("torch", "triton"):
-        torch.manual_seed(3)
-        model = build_model(config, backend=backend).train()
-        optimizer = make_optimizer(model, config.training.model_copy(update={"learning_rate": 1e-3}))
-        step = OptimizerStep(model, optimizer, config.model, config.training, "highest", torch.device("cpu"))
-        losses.append([])
-        for _ in range(4):
-            loss = step.accumulate([lambda: inputs])
-            step.apply(loss, 1)
-            losses[-1].append(float(loss))
-    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-    assert losses[1][-1] < losses[1][0]
+def test_a_run_has_the_losses_of_the_backend_torch(combiner: str, tiny: list[str], tmp_path: Path) -> None:
+    """On real data, with dropout: both draw the same masks."""
+    settings = [
+        *tiny,
+        f"model.combiner={combiner}",
+        "model.fusion_layers=2",
+        "training.epochs=1",
+        "training.max_steps=4",
+    ]
+    results = [run([*settings, f"run.backend={name}"], tmp_path / name) for name in ("torch", "triton")]
+    for name in ("train_losses", "validation_losses"):
+        theirs, ours = (result[name] for result in results)
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    assert results[1]["backend"] == "triton"
 
 
 def test_a_device_without_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
