@@ -30,6 +30,8 @@ MOST_WHOLE = 64
 """Nodes of a graph that one program holds."""
 MOST_NODES = 512
 MOST_DEPTH = 64
+_LARGEST_STRIDE = 2**31 // MOST_NODES
+"""Kernels count within a tile in 32 bits."""
 
 
 def takes(nodes: int, depth: int) -> bool:
@@ -71,7 +73,7 @@ def graph_attention(
         nothing = torch.zeros((), dtype=torch.int64, device=q.device)
         dropout = Dropout(0.0, nothing, 0, nothing)
     _check(q, k, v, adjacency, bias, dropout)
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = map(_readable, (q, k, v))
     if adjacency is not None:
         adjacency = adjacency.detach().contiguous()
     if bias is not None:
@@ -80,6 +82,11 @@ def graph_attention(
     rate, seed, site, first = dropout
     result: Tensor = _graph_attention(q, k, v, adjacency, bias, seed, first, site, rate, threshold, scale)[0]
     return result
+
+
+def _readable(x: Tensor) -> Tensor:
+    """`x` with strides that kernels take: columns side by side, a tile within 32 bits."""
+    return x if x.stride(-1) == 1 and max(x.stride()) < _LARGEST_STRIDE else x.contiguous()
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, adjacency: Tensor | None, bias: Tensor | None, dropout: Dropout) -> None:
@@ -266,8 +273,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, do: Tensor, _: Tensor | None) -> tuple[Any, ...]:
-    do = do if do.stride(-1) == 1 else do.contiguous()
+def _backward(ctx: Any, do: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if do is None:
+        return (None,) * 11
+    do = _readable(do)
     dq, dk, dv, *dbias = _graph_attention_backward(do, *ctx.saved_tensors, *ctx.plain)
     return dq, dk, dv, None, dbias[0] if dbias else None, *(None,) * 6
 

@@ -17,7 +17,7 @@ from pgat_fast.model import BACKENDS, backend_reasons, resolve_backend
 
 def test_it_is_plain_json_with_everything_in_it() -> None:
     found = json.loads(json.dumps(info.collect(), allow_nan=False))
-    assert list(found) == ["versions", "optional", "system", "cpu", "memory", "cuda", "backends"]
+    assert list(found) == ["versions", "optional", "system", "cpu", "memory", "cuda", "backends", "kernels"]
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["numpy"] == importlib.metadata.version("numpy")
     assert found["cpu"]["torch_capability"] == torch.backends.cpu.get_cpu_capability()
