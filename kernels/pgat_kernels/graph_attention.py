@@ -153,7 +153,7 @@ def plain_forward(
     """The twin of the forward kernels."""
     weights, log_sum_exp = plain_weights(q, k, adjacency, bias, threshold, scale)
     mask = plain_mask(weights, dropout)
-    o = _empty_like_rows(q).copy_((weights if mask is None else weights * mask).to(v.dtype) @ v)
+    o = empty_like_rows(q).copy_((weights if mask is None else weights * mask).to(v.dtype) @ v)
     return o, log_sum_exp if q.shape[2] > MOST_WHOLE else log_sum_exp.new_empty(0)
 
 
@@ -178,14 +178,14 @@ def plain_backward(
     d_scores = weights * (d_weights - (weights * d_weights).sum(dim=-1, keepdim=True))
     low = (d_scores * scale).to(k.dtype)
     grads = low @ k, low.transpose(-1, -2) @ q, kept.to(do.dtype).transpose(-1, -2) @ do
-    found = [_empty_like_rows(q).copy_(grad) for grad in grads]
+    found = [empty_like_rows(q).copy_(grad) for grad in grads]
     return found if bias is None else [*found, d_scores.sum(dim=1).to(bias.dtype)]
 
 
-def _empty_like_rows(q: Tensor) -> Tensor:
-    """[G, H, T, d] in the order of memory [G, T, H, d]."""
+def empty_like_rows(q: Tensor) -> Tensor:
+    """[G, H, T, d] in the order of memory [G, T, H, d], which an output projection reads as it is."""
     graphs, heads, nodes, depth = q.shape
-    return q.new_empty((graphs, nodes, heads, depth)).transpose(1, 2)
+    return torch.empty((graphs, nodes, heads, depth), dtype=q.dtype, device=q.device).transpose(1, 2)
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -255,12 +255,12 @@ def _(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     graphs, heads, nodes, _ = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     shape = (graphs, heads, nodes) if nodes > MOST_WHOLE else (0,)
-    return _empty_like_rows(q), torch.empty(shape, dtype=wide, device=q.device)
+    return empty_like_rows(q), torch.empty(shape, dtype=wide, device=q.device)
 
 
 @_graph_attention_backward.register_fake
 def _(do: Tensor, q: Tensor, k: Tensor, v: Tensor, adjacency: Tensor | None, bias: Tensor | None, *args: Any) -> Any:
-    found = [_empty_like_rows(q) for _ in range(3)]
+    found = [empty_like_rows(q) for _ in range(3)]
     return found if bias is None else [*found, torch.empty_like(bias, memory_format=torch.contiguous_format)]
 
 

@@ -200,10 +200,9 @@ def kernel_self_attention(
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor | None]:
         g_heads = to_heads(g.to(v.dtype).contiguous(), 1)[0]
-        *grads, g_bias = torch.ops.pgat.graph_attention_backward(g_heads, *own, *saved, *plain)
-        if bias is None:
-            grads, g_bias = [*grads, g_bias], None
-        return torch.stack([x.transpose(1, 2) for x in grads], dim=2).view(groups * tokens, -1), g_bias
+        g_q, g_k, g_v, *g_bias = torch.ops.pgat.graph_attention_backward(g_heads, *own, *saved, *plain)
+        g_qkv = torch.stack([x.transpose(1, 2) for x in (g_q, g_k, g_v)], dim=2)
+        return g_qkv.view(groups * tokens, -1), g_bias[0] if g_bias else None
 
     return o.transpose(1, 2).reshape(groups * tokens, -1), backward
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from pgat_kernels.configurations import Configuration
 from pgat_kernels.dropout import Dropout
+from pgat_kernels.graph_attention import empty_like_rows
 from pgat_kernels.triton_kernels.dropout import keep_tile
-from pgat_kernels.triton_kernels.launch import choose, common_arguments, empty_like_rows, launch, pointer_or, strides_of
+from pgat_kernels.triton_kernels.launch import choose, common_arguments, launch, pointer_or, strides_of
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _HIDDEN = tl.constexpr(-1.0e30)

@@ -113,9 +113,3 @@ def strides_of(**tensors: Tensor) -> dict[str, int]:
         for of, stride in zip(("GRAPH", "HEAD", "NODE"), x.stride(), strict=False):
             found[f"{name.upper()}_{of}"] = stride
     return found
-
-
-def empty_like_rows(q: Tensor) -> Tensor:
-    """[G, H, T, d] in the order of memory [G, T, H, d], which an output projection reads as it is."""
-    graphs, heads, nodes, depth = q.shape
-    return torch.empty((graphs, nodes, heads, depth), dtype=q.dtype, device=q.device).transpose(1, 2)
