@@ -36,11 +36,11 @@ def resolve_backend(backend: str) -> str:
     """Turn `auto` into the backend that will run; raise BackendError where the one asked for cannot."""
     if backend not in BACKENDS:
         raise BackendError(f"backend is {backend!r}, not one of {', '.join(BACKENDS)}")
-    reasons = backend_reasons()
     if backend == "auto":
         return AUTO
-    if reasons[backend] is not None:
-        raise BackendError(f"backend {backend!r} cannot run here: {reasons[backend]}; use 'torch' or 'auto'")
+    reason = backend_reasons()[backend]
+    if reason is not None:
+        raise BackendError(f"backend {backend!r} cannot run here: {reason}; use 'torch' or 'auto'")
     return backend
 
 
