@@ -3,7 +3,8 @@
     python -m bench.kernels_static --out bench/results/kernels_static
     python -m bench.kernels_static --check bench/results/kernels_static.json
 
-Every kernel is compiled in its configuration (`pgat_kernels.configurations`) at production shapes for every target.
+Every kernel is compiled in its configuration (`pgat_kernels.configurations`) at production shapes
+(`bench.kernel_cases`) for every target.
 `--out` writes a table (.md) and the figures (.json). `--check` compares with such figures: a fault is a kernel that
 spills, uses a stack or atomics, takes more shared memory than the target has, lacks tensor-core instructions where
 16-bit products are taken (HGMMA on sm_90), or takes more registers or shared memory than before. Exit status 1: there
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -27,9 +27,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, Implementations, results
 from bench.processes import Record
-from pgat_kernels.dropout import Dropout
-from pgat_kernels.graph_attention import MOST_WHOLE
 
 SHARED_LIMITS: Final = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 """Target -> bytes of shared memory that a program may have. Source: CUDA C++ Programming Guide, table of compute
@@ -37,7 +36,6 @@ capabilities (less the 1 KiB that the system keeps); AMD Instinct MI300 ISA."""
 
 TENSOR_CORE: Final = re.compile(r"[HIDQ]?G?MMA|UTC[A-Z]*MMA|v_mfma|v_wmma")
 ATOMIC: Final = re.compile(r"RED(G)?\b|ATOMG?\b|(global|flat|buffer)_atomic")
-DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _TRITON_NAMES: Final = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
@@ -46,66 +44,29 @@ _TRITON_NAMES: Final = {
 }
 
 
-def cases() -> Iterator[tuple[str, str, Callable[[], None]]]:
-    """Name of a shape, name of a dtype, and a call that launches kernels on tensors without data.
-
-    Shapes are those of production, 4,000 timesteps: 13 nodes with mask and bias, 39 tokens a group, 169 edges. One more
-    has tiles with mask and bias.
-    """
-    from pgat_kernels.triton_kernels.edge_attention import edge_attention_backward, edge_attention_forward
-    from pgat_kernels.triton_kernels.graph_attention import graph_attention_backward, graph_attention_forward
-    from pgat_kernels.triton_kernels.gru import gru_scan, gru_scan_backward
-
-    scalar = torch.empty((), dtype=torch.int64, device="meta")
-    dropout = Dropout(0.1, scalar, 0, scalar)
-    shapes = {
-        "13 nodes, mask, bias": (4000, 13, True),
-        "39 tokens": (52_000, 39, False),
-        "169 edges": (4000, 169, False),
-        "65 nodes, mask, bias": (4000, 65, True),
-    }
-    for shape, (graphs, nodes, masked) in shapes.items():
-        for name, dtype in DTYPES.items():
-            # Queries, keys and values as a projection leaves them: side by side.
-            q, k, v = torch.empty((graphs, nodes, 3, 8, 26), dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)
-            matrix = torch.empty((graphs, nodes, nodes), device="meta") if masked else None
-
-            def run(q: Tensor = q, k: Tensor = k, v: Tensor = v, matrix: Tensor | None = matrix) -> None:
-                common = (q, k, v, matrix, matrix, dropout, 0.0, 26**-0.5)
-                if q.shape[2] <= MOST_WHOLE:
-                    o = graph_attention_forward(*common)
-                    graph_attention_backward(o, *common)
-                else:
-                    o, saved = edge_attention_forward(*common)
-                    edge_attention_backward(o, *common, o, saved)
-
-            yield shape, name, run
-
-    def recurrences() -> None:
-        """Of 13 bodies: 32 states, a batch of 16, 250 steps."""
-        gates, states = (torch.empty((250, 13, 16, size), device="meta") for size in (96, 32))
-        weight = torch.empty((13, 96, 32), device="meta")
-        gru_scan(gates, states, weight)
-        gru_scan_backward(states, states, gates, weight)
-
-    yield "13 recurrences", "fp32", recurrences
-
-
 def compile_all(targets: list[str]) -> list[Record]:
     """A record for every kernel, shape, dtype and target."""
     from pgat_kernels.triton_kernels.launch import recording
 
     tasks = []
-    for shape, dtype, run in cases():
-        for target in targets:
-            with recording(target) as launches:
-                run()
-            tasks += [(launch, shape, dtype, target) for launch in launches]
+    meta = torch.device("meta")
+    for case in CASES:
+        for dtype in case.dtypes:
+            leaves = case.leaves(DTYPES[dtype], meta, TIMESTEPS)
+            for target in targets:
+                with recording(target) as launches, Implementations():
+                    results(case, leaves, kernels=True)
+                tasks += [(launch, case.shape, dtype, target) for launch in launches]
 
     def one(task: tuple[Any, str, str, str]) -> Record:
         launch, shape, dtype, target = task
         name = launch.kernel.__name__ + (" of the bias" if launch.named.get("OF_BIAS") else "")
-        return {"kernel": name, "shape": shape, "dtype": dtype, "target": target} | compile_one(launch, target)
+        try:
+            found = compile_one(launch, target)
+        except Exception as error:
+            error.add_note(f"compiling {name}, {shape}, {dtype}, for {target}")
+            raise
+        return {"kernel": name, "shape": shape, "dtype": dtype, "target": target} | found
 
     with ThreadPoolExecutor() as pool:  # compilers release the interpreter
         return list(pool.map(one, tasks))

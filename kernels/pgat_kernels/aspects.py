@@ -24,9 +24,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from pgat_kernels.dispatch import kernels_run_on
 from pgat_kernels.products import no_autocast
 
 aten = torch.ops.aten
+
+MOST_PAIRS = 128
+"""That a kernel takes."""
 
 _CHUNK_BYTES = {"cpu": 2**21}
 """Size of the [timesteps, pairs, D] values of a chunk: on a CPU, about what a core keeps in a cache of its own."""
@@ -66,7 +70,7 @@ def node_count(pairs: int) -> int:
 
 
 @torch.library.custom_op("pgat::aspects", mutates_args=())
-def aspects(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def aspects(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor, kernels: bool = False) -> Tensor:
     """Symmetric strengths between N bodies: [M, N, N] within [0, 1], diagonal 1, in at least float32.
 
     Args:
@@ -74,6 +78,7 @@ def aspects(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor) -> Tenso
         constants: c_ij, [N (N - 1) / 2, D], any float dtype.
         weight: w2, [D].
         bias: b2, [1].
+        kernels: whether it may be a Triton kernel: one launch.
 
     The arguments and the result are all that is kept for the backward pass.
 
@@ -83,6 +88,11 @@ def aspects(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     nodes, pairs = node_count(len(constants)), len(constants)
     dtype = _wide(x, weight)
     constants, weight = constants.to(dtype), weight.to(dtype)
+    if _by_kernel(kernels, x, dtype, pairs):
+        from pgat_kernels.triton_kernels.aspects import aspects_forward
+
+        own = [tensor.contiguous() for tensor in (x, constants, weight, bias)]
+        return aspects_forward(own, torch.triu_indices(nodes, nodes, offset=1, device=x.device), nodes)
     strengths = x.new_empty(len(x), pairs + 1, dtype=dtype)
     strengths[:, pairs] = 1
     with no_autocast(x.device):
@@ -98,7 +108,7 @@ def aspects(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor) -> Tenso
 
 @torch.library.custom_op("pgat::aspects_backward", mutates_args=())
 def aspects_backward(
-    gradient: Tensor, x: Tensor, constants: Tensor, weight: Tensor, result: Tensor
+    gradient: Tensor, x: Tensor, constants: Tensor, weight: Tensor, result: Tensor, kernels: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, constants, weight and bias of `aspects` from that of its result, [M, N, N]."""
     nodes = node_count(len(constants))
@@ -109,6 +119,12 @@ def aspects_backward(
     strengths = result.reshape(-1, nodes * nodes).index_select(1, i * nodes + j)
     g_strengths = entries.index_select(1, i * nodes + j) + entries.index_select(1, j * nodes + i)
     g_logits = g_strengths * strengths * (1 - strengths)  # [M, pairs]
+    g_bias = g_logits.sum().to(weight.dtype).view(1)
+    if _by_kernel(kernels, x, dtype, len(constants)):
+        from pgat_kernels.triton_kernels.aspects import aspects_backward as by_kernel
+
+        of_x, of_constants, of_weight = by_kernel(g_logits, x.contiguous(), wide_constants.contiguous(), wide_weight)
+        return of_x, of_constants.to(constants.dtype), of_weight.to(weight.dtype), g_bias
 
     g_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     g_constants, g_weight = torch.zeros(constants.shape, dtype=dtype, device=x.device), torch.zeros_like(wide_weight)
@@ -126,7 +142,12 @@ def aspects_backward(
             g_z = aten.gelu_backward.grad_input(g_values, z, grad_input=g_values)
             g_x[first : first + rows] = g_z.sum(dim=1)
             g_constants += g_z.sum(dim=0)
-    return g_x, g_constants.to(constants.dtype), g_weight.to(weight.dtype), g_logits.sum().to(weight.dtype).view(1)
+    return g_x, g_constants.to(constants.dtype), g_weight.to(weight.dtype), g_bias
+
+
+def _by_kernel(kernels: bool, x: Tensor, dtype: torch.dtype, pairs: int) -> bool:
+    """Whether a kernel computes it: where one is asked for and runs, in float32, for so many pairs."""
+    return kernels and dtype == torch.float32 and pairs <= MOST_PAIRS and kernels_run_on(x.device, x.dtype)
 
 
 def _wide(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -137,7 +158,7 @@ def _wide(x: Tensor, weight: Tensor) -> torch.dtype:
 def _chunk_rows(device: torch.device, constants: Tensor) -> int:
     """Timesteps of a chunk."""
     bytes_of_a_row = constants.numel() * max(constants.element_size(), 4)
-    return max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // bytes_of_a_row)
+    return max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // max(1, bytes_of_a_row))
 
 
 def _pair_of_entry(nodes: int, device: torch.device) -> Tensor:
@@ -150,28 +171,28 @@ def _pair_of_entry(nodes: int, device: torch.device) -> Tensor:
 
 
 @aspects.register_fake
-def _(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor, kernels: bool = False) -> Tensor:
     nodes = node_count(constants.shape[0])
     return x.new_empty(x.shape[0], nodes, nodes, dtype=_wide(x, weight))
 
 
 @aspects_backward.register_fake
 def _(
-    gradient: Tensor, x: Tensor, constants: Tensor, weight: Tensor, result: Tensor
+    gradient: Tensor, x: Tensor, constants: Tensor, weight: Tensor, result: Tensor, kernels: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bias = weight.new_empty(1)
     return x.new_empty(x.shape), constants.new_empty(constants.shape), weight.new_empty(weight.shape), bias
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    x, constants, weight, bias = inputs
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, constants, weight, bias, ctx.kernels = inputs
     ctx.save_for_backward(x, constants, weight, output)
     ctx.bias_dtype = bias.dtype
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-    g_x, g_constants, g_weight, g_bias = aspects_backward(gradient, *ctx.saved_tensors)
-    return g_x, g_constants, g_weight, g_bias.to(ctx.bias_dtype)
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    g_x, g_constants, g_weight, g_bias = aspects_backward(gradient, *ctx.saved_tensors, ctx.kernels)
+    return g_x, g_constants, g_weight, g_bias.to(ctx.bias_dtype), None
 
 
 aspects.register_autograd(_backward, setup_context=_keep)

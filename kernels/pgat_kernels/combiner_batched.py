@@ -9,16 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pgat_kernels.blocks import attention_block, feed_forward_block, low_rank_attention_block, output_head
 from pgat_kernels.chunks import Backward, Masks, RowsOperator
-from pgat_kernels.low_rank_attention import LowRankWeights, low_rank_attention_block
-from pgat_kernels.pairs import (
-    AttentionWeights,
-    FeedForwardWeights,
-    OutputWeights,
-    attention_block,
-    feed_forward_block,
-    output_head,
-)
+from pgat_kernels.low_rank_attention import LowRankWeights
+from pgat_kernels.pairs import AttentionWeights, FeedForwardWeights, OutputWeights
 
 SITES = 4
 """Dropout sites of a block."""
@@ -58,15 +52,15 @@ def combine(
     a: Tensor, w: CombinerWeights, n_heads: int, masks: Masks, kernels: bool = False
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, CombinerWeights]]]:
     """Values of the edges of G timesteps, [G, T, 3], to one, [G, T] in (-1, 1), and the backward pass."""
-    t, first_back = low_rank_attention_block(a, w.first, masks, 0)
-    t, back = feed_forward_block(t, w.feed_forwards[0], masks, 2)
+    t, first_back = low_rank_attention_block(a, w.first, masks, 0, kernels=kernels)
+    t, back = feed_forward_block(t, w.feed_forwards[0], masks, 2, kernels=kernels)
     feed_forward_backs, attention_backs = [back], []
     for layer, (attention, feed_forward) in enumerate(zip(w.attentions, w.feed_forwards[1:], strict=True), 1):
         t, attention_back = attention_block(t, attention, n_heads, masks, SITES * layer, kernels=kernels)
-        t, back = feed_forward_block(t, feed_forward, masks, SITES * layer + 2)
+        t, back = feed_forward_block(t, feed_forward, masks, SITES * layer + 2, kernels=kernels)
         attention_backs.append(attention_back)
         feed_forward_backs.append(back)
-    y, output_back = output_head(t, w.output, masks, SITES * len(w.feed_forwards))
+    y, output_back = output_head(t, w.output, masks, SITES * len(w.feed_forwards), kernels=kernels)
 
     def backward(g: Tensor) -> tuple[Tensor, CombinerWeights]:
         g_t, output = output_back(g)

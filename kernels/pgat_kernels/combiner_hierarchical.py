@@ -15,20 +15,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pgat_kernels.blocks import attention_block, feed_forward_block, output_head
 from pgat_kernels.chunks import Backward, Masks, RowsOperator
+from pgat_kernels.edge_tokens import EdgeTransform, edge_tokens
 from pgat_kernels.identical_keys import dropped_weight_sums
 from pgat_kernels.pairs import (
     AttentionWeights,
     FeedForwardWeights,
     OutputWeights,
-    attention_block,
     dropout,
-    feed_forward_block,
     gelu,
     layer_norm,
     linear,
     mlp,
-    output_head,
     sigmoid,
 )
 
@@ -37,19 +36,6 @@ PAIRS = ((0, 1), (0, 2), (1, 2))
 """Kinds whose values interact."""
 SITES = 6
 """Dropout sites of a block."""
-
-
-class EdgeTransform(NamedTuple):
-    """From the value of an edge to its token: 1 -> A -> B -> D, LayerNorm."""
-
-    first: Tensor
-    first_bias: Tensor
-    second: Tensor
-    second_bias: Tensor
-    third: Tensor
-    third_bias: Tensor
-    norm: Tensor
-    norm_bias: Tensor
 
 
 class ContextWeights(NamedTuple):
@@ -154,31 +140,6 @@ def from_flat(tensors: list[Tensor]) -> HierarchicalWeights:
         CalibrationWeights(*take(7)),
         OutputWeights(*take(4)),
     )
-
-
-def edge_tokens(
-    values: Tensor, transforms: Sequence[EdgeTransform]
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, tuple[EdgeTransform, ...]]]]:
-    """Values of the edges [M, N, N, 3] to tokens in groups of one source: [M N, 3 N, D]."""
-    rows, nodes = values.shape[:2]
-    tokens, backs = [], []
-    for kind, w in enumerate(transforms):
-        x = values[..., kind].reshape(-1, 1)
-        y, back = mlp(x, ((w.first, w.first_bias), (w.second, w.second_bias), (w.third, w.third_bias)))
-        y, norm_back = layer_norm(y.to(values.dtype), w.norm, w.norm_bias)
-        tokens.append(y.view(rows * nodes, nodes, -1))
-        backs.append((back, norm_back))
-
-    def backward(g: Tensor) -> tuple[Tensor, tuple[EdgeTransform, ...]]:
-        g_values, grads = [], []
-        for part, (back, norm_back) in zip(g.chunk(KINDS, dim=1), backs, strict=True):
-            g_y, g_norm, g_norm_bias = norm_back(part.reshape(-1, part.shape[-1]))
-            g_x, g_weights = back(g_y)
-            g_values.append(g_x.to(values.dtype).view(rows, nodes, nodes))
-            grads.append(EdgeTransform._make([*g_weights, g_norm, g_norm_bias]))
-        return torch.stack(g_values, dim=-1), tuple(grads)
-
-    return torch.cat(tokens, dim=1), backward
 
 
 def context_block(
@@ -341,7 +302,7 @@ def combine(
     rows, nodes = values.shape[:2]
     edges, width = nodes * nodes, context.shape[-1]
     of_groups = masks._replace(first_row=masks.first_row * nodes)
-    t, tokens_back = edge_tokens(values, w.transforms)
+    t, tokens_back = edge_tokens(values, w.transforms, kernels=kernels)
     backs = []
     for layer, block in enumerate(w.blocks):
         t, attention_back = attention_block(t, block.attention, n_heads, of_groups, SITES * layer, kernels=kernels)
@@ -349,7 +310,9 @@ def combine(
         by_step, context_back = context_block(
             by_step, context, block.context, masks, SITES * layer + 2, KINDS * nodes, n_heads * exact_dropout
         )
-        t, feed_forward_back = feed_forward_block(by_step.view_as(t), block.feed_forward, of_groups, SITES * layer + 4)
+        t, feed_forward_back = feed_forward_block(
+            by_step.view_as(t), block.feed_forward, of_groups, SITES * layer + 4, kernels=kernels
+        )
         backs.append((attention_back, context_back, feed_forward_back))
     site = SITES * len(w.blocks)
     t = t.view(rows, nodes, KINDS, nodes, width)
@@ -362,7 +325,7 @@ def combine(
         y = y + x
         pair_backs.append(pair_back)
     y, calibration_back = calibration(y, context, w.calibration)
-    result, output_back = output_head(y, w.output, masks, site + 1)
+    result, output_back = output_head(y, w.output, masks, site + 1, kernels=kernels)
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor, HierarchicalWeights]:
         g_y, g_output = output_back(g.view(rows, edges))

@@ -10,6 +10,8 @@ class Configuration(NamedTuple):
     """Rows of a tile."""
     warps: int
     stages: int
+    columns: int = 0
+    """Of a tile of a hidden layer, where the kernel has one."""
 
 
 class Case(NamedTuple):
@@ -29,6 +31,9 @@ DEFAULT: Final = "default"
 # Not tuned: chosen by what the offline compiler says of registers (`bench/kernels_static.py`), measured on no GPU.
 # Tiles of 64 rows are wanted by the tensor cores of sm_90 and sm_100 alone, and take more registers.
 _WIDE: Final = {gpu: Configuration(block=64, warps=8, stages=1) for gpu in ("sm_90", "sm_100")}
+_WIDE_BLOCKS: Final = {gpu: Configuration(64, 8, 1, columns=32) for gpu in ("sm_90", "sm_100")}
+_WIDE_TOKENS: Final = {gpu: Configuration(64, 8, 1, columns=16) for gpu in ("sm_90", "sm_100")}
+_NARROW_BLOCKS: Final = {"gfx942": Configuration(16, 8, 1, columns=32)}
 _AMD: Final = {"gfx942": Configuration(block=32, warps=4, stages=1)}
 TABLE: Final[dict[Case, dict[str, Configuration]]] = {
     Case("graph_attention forward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
@@ -52,6 +57,32 @@ TABLE: Final[dict[Case, dict[str, Configuration]]] = {
     },
     Case("edge_attention backward bias", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
     Case("edge_attention backward bias", 4, 512): {DEFAULT: Configuration(32, 4, 1)},
+    Case("feed_forward forward", 2, 256): {DEFAULT: Configuration(32, 8, 1, columns=16), **_WIDE_BLOCKS},
+    Case("feed_forward forward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("feed_forward backward", 2, 256): {
+        DEFAULT: Configuration(32, 8, 1, columns=32),
+        **_WIDE_BLOCKS,
+        **_NARROW_BLOCKS,
+    },
+    Case("feed_forward backward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("edge_tokens forward", 2, 256): {DEFAULT: Configuration(32, 8, 1, columns=32), **_WIDE_TOKENS},
+    Case("edge_tokens forward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("edge_tokens backward", 2, 256): {
+        DEFAULT: Configuration(32, 8, 1, columns=32),
+        **_WIDE_TOKENS,
+        **_NARROW_BLOCKS,
+    },
+    Case("edge_tokens backward", 4, 256): {DEFAULT: Configuration(16, 4, 1, columns=16)},
+    Case("projection forward", 2, 256): {DEFAULT: Configuration(64, 8, 1, columns=32)},
+    Case("projection forward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("projection backward", 2, 256): {DEFAULT: Configuration(64, 8, 1, columns=32)},
+    Case("projection backward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("edge_head forward", 2, 256): {DEFAULT: Configuration(64, 8, 1, columns=32)},
+    Case("edge_head forward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("edge_head backward", 2, 256): {DEFAULT: Configuration(64, 8, 1, columns=32)},
+    Case("edge_head backward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("aspects forward", 4, 128): {DEFAULT: Configuration(128, 8, 1, columns=32)},
+    Case("aspects backward", 4, 128): {DEFAULT: Configuration(128, 8, 1, columns=32)},
     Case("gru forward", 4, 128): {DEFAULT: Configuration(16, 4, 1)},
     Case("gru backward", 4, 128): {DEFAULT: Configuration(16, 4, 1)},
 }

@@ -1,5 +1,7 @@
 """Which operators are computed by Triton kernels here, and why others are not."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from os import environ
 from typing import Final, NamedTuple
@@ -21,12 +23,13 @@ COVERAGE: Final = (
     Coverage("graph_attention", "up to 64 nodes whole, up to 512 by tiles; head dimension up to 64"),
     Coverage("gru_bank", "the loops along time: float32, up to 128 states"),
     Coverage("attention", None),
-    Coverage("aspects", None),
-    Coverage("low_rank_attention", None),
+    Coverage("low_rank_attention", "as graph_attention and projection_block"),
+    Coverage("projection_block", "up to 256 columns"),
+    Coverage("feed_forward_block", "rows of up to 256 columns, any hidden layer"),
+    Coverage("edge_tokens", "up to 256 columns, any second layer"),
+    Coverage("edge_head", "up to 256 columns"),
+    Coverage("aspects", "float32, up to 128 pairs (16 bodies)"),
     Coverage("query_attention", None),
-    Coverage("feed_forward_block", None),
-    Coverage("edge_tokens", None),
-    Coverage("output_head", None),
 )
 """Operators of the model's hot parts."""
 
@@ -46,11 +49,26 @@ def interpreted() -> bool:
     return environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
+_recording = False
+
+
+@contextmanager
+def kernels_without_data() -> Iterator[None]:
+    """Within it tensors on the meta device are given to kernels, whose launches somebody records."""
+    global _recording
+    before, _recording = _recording, True
+    try:
+        yield
+    finally:
+        _recording = before
+
+
 def why_no_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
     """Why tensors on `device` of `dtype` are not given to kernels, in words; None where they are."""
     if not _triton_is_installed():
         return "triton is not installed (it is made for Linux only)"
-    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+    runs = {"cuda": True, "cpu": interpreted(), "meta": _recording}
+    if not runs.get(device.type, False):
         return f"Triton kernels run on GPUs, not on {device.type}"
     if dtype not in _KERNEL_DTYPES:
         return f"kernels take float32, bfloat16 and float16, not {dtype}"

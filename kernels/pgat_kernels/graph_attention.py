@@ -284,9 +284,14 @@ def _backward(ctx: Any, do: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
 _graph_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _product(q: Any) -> int:
-    """FLOPs of one product of the size of the scores; `q` as the flop counter hands it."""
-    graphs, heads, nodes, depth = q
+def product_flops(q: Tensor) -> int:
+    """FLOPs of one product of the size of the scores."""
+    return _product(q.shape)
+
+
+def _product(shape: Any) -> int:
+    """The same of the shape of q."""
+    graphs, heads, nodes, depth = shape
     return int(2 * graphs * heads * nodes * nodes * depth)
 
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pgat_kernels.blocks import attention_block, feed_forward_block
 from pgat_kernels.chunks import Backward, Masks, RowsOperator
-from pgat_kernels.pairs import AttentionWeights, FeedForwardWeights, attention_block, feed_forward_block
+from pgat_kernels.pairs import AttentionWeights, FeedForwardWeights
 
 HIDDEN = -1e30
 """What is added to the score of a hidden key. Finite, so that a row without any key would not become NaN."""
@@ -33,7 +34,9 @@ def _program(
         x, attention_back = attention_block(
             x, AttentionWeights(*w[:6]), n_heads, masks, SITES * layer, bias, kernels=bool(kernels)
         )
-        x, back = feed_forward_block(x, FeedForwardWeights(*w[6:_BLOCK]), masks, SITES * layer + 2)
+        x, back = feed_forward_block(
+            x, FeedForwardWeights(*w[6:_BLOCK]), masks, SITES * layer + 2, kernels=bool(kernels)
+        )
         backs.append((w, attention_back, back))
 
     def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:

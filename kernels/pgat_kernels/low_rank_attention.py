@@ -87,13 +87,14 @@ def _attend(
     """
     groups, n_heads, tokens, rank = mapped.shape
     rows = mapped.view(groups, n_heads * tokens, rank)
-    scores = torch.bmm(rows, s.transpose(1, 2)).view(groups, n_heads, tokens, tokens)
-    p4, softmax_back = softmax_dropout(scores, s.dtype, masks, site)
-    p = p4.view(groups, n_heads * tokens, tokens)
+    masks = masks._replace(first_row=masks.first_row * (n_heads * tokens))
+    scores = torch.bmm(rows, s.transpose(1, 2)).view(-1, tokens)
+    dropped, softmax_back = softmax_dropout(scores, s.dtype, masks, site)
+    p = dropped.view(groups, n_heads * tokens, tokens)
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor]:
         g = g.reshape(groups, n_heads * tokens, rank) * masks.scale
-        g_scores = softmax_back(torch.bmm(g, s.transpose(1, 2)).view(groups, n_heads, tokens, tokens))
+        g_scores = softmax_back(torch.bmm(g, s.transpose(1, 2)).view(-1, tokens))
         g_scores = g_scores.view(groups, n_heads * tokens, tokens)
         g_s = torch.bmm(p.transpose(1, 2), g) + torch.bmm(g_scores.transpose(1, 2), rows)
         return torch.bmm(g_scores, s).view_as(mapped), g_s

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.graph_attention import MOST_WHOLE, takes
 
 aten = torch.ops.aten
 
@@ -183,30 +182,6 @@ def self_attention(
     return o.transpose(1, 2).reshape(groups * tokens, -1), backward
 
 
-def kernel_self_attention(
-    qkv: Tensor, shape: tuple[int, int, int, int], bias: Tensor | None, masks: Masks, site: int
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
-    """`self_attention` by the operator `pgat::graph_attention`: a kernel, and no copies of heads."""
-    groups, n_heads, tokens, head = shape
-
-    def to_heads(x: Tensor, parts: int) -> Tensor:  # [G T, parts D] -> [parts, G, H, T, d]
-        return x.view(groups, tokens, parts, n_heads, head).permute(2, 0, 3, 1, 4)
-
-    q, k, v = to_heads(qkv, 3).unbind(0)
-    own = q, k, v, None, bias, masks.seed, masks.first_row
-    plain = site, masks.rate, 0.0, 1.0
-    o, log_sum_exp = torch.ops.pgat.graph_attention(*own, *plain)
-    saved = (o, log_sum_exp) if tokens > MOST_WHOLE else (None, None)
-
-    def backward(g: Tensor) -> tuple[Tensor, Tensor | None]:
-        g_heads = to_heads(g.to(v.dtype).contiguous(), 1)[0]
-        g_q, g_k, g_v, *g_bias = torch.ops.pgat.graph_attention_backward(g_heads, *own, *saved, *plain)
-        g_qkv = torch.stack([x.transpose(1, 2) for x in (g_q, g_k, g_v)], dim=2)
-        return g_qkv.view(groups * tokens, -1), g_bias[0] if g_bias else None
-
-    return o.transpose(1, 2).reshape(groups * tokens, -1), backward
-
-
 def attention_block(
     t: Tensor,
     w: AttentionWeights,
@@ -214,20 +189,16 @@ def attention_block(
     masks: Masks,
     site: int,
     bias: Tensor | None = None,
-    *,
-    kernels: bool = False,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
     """t <- LayerNorm(t + dropout(MHA(t))) within groups of T tokens: [G, T, D] -> [G, T, D]. Uses sites `site`, + 1.
 
-    `bias` [G, T, T] is added to the scores of all heads; its gradient is the last one. With `kernels` the attention is
-    left to an operator with a Triton kernel, where it takes such sizes.
+    `bias` [G, T, T] is added to the scores of all heads; its gradient is the last one.
     """
     groups, tokens, width = t.shape
     head = width // n_heads
-    attend = kernel_self_attention if kernels and takes(tokens, head) else self_attention
     flat = t.reshape(groups * tokens, width)
     qkv, inner_back = linear(flat, w.inner, w.inner_bias)
-    o, attend_back = attend(qkv, (groups, n_heads, tokens, head), bias, masks, site)
+    o, attend_back = self_attention(qkv, (groups, n_heads, tokens, head), bias, masks, site)
     y, outer_back = linear(o, w.outer, w.outer_bias)
     y, dropout_back = dropout(y.view(groups, tokens, width), masks, site + 1)
     result, norm_back = layer_norm(t + y, w.norm, w.norm_bias)

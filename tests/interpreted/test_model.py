@@ -1,6 +1,7 @@
 """The backend `triton`, its kernels interpreted: the numbers of the existing model, and losses as those of `torch`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,40 +17,57 @@ from tests import golden
 from tests.pgat_fast.test_golden import as_list
 from tests.pgat_fast.training.runs import run
 
+MODULES = [
+    "graph_attention",
+    "edge_attention",
+    "feed_forward",
+    "projection",
+    "edge_head",
+    "edge_tokens",
+    "gru",
+    "aspects",
+]
+
 
 @pytest.fixture(autouse=True)
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes time by tile: here few large ones. `test_graph_attention` has those of the table."""
-    large = Configuration(block=256, warps=4, stages=1)
-    for module in ("graph_attention", "edge_attention"):
-        monkeypatch.setattr(f"pgat_kernels.triton_kernels.{module}.choose", lambda kernel, x, size: large)
+    """The interpreter takes time by tile: here few large ones. The other tests have those of the table."""
+
+    def large(kernel: str, *case: object) -> Configuration:
+        if kernel.startswith("aspects"):
+            return Configuration(block=128, warps=4, stages=1, columns=64)
+        return Configuration(block=256 if "attention" in kernel else 2048, warps=4, stages=1, columns=256)
+
+    monkeypatch.setattr(launch, "configuration", large)
+    monkeypatch.setattr(launch, "CHUNK", 256)
 
 
 @pytest.mark.parametrize("name", ["batched_small", "hierarchical_small"])
 def test_outputs_and_gradients_equal_the_existing_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = golden.load(name)
-    launched: list[str] = []
-    original = launch.launch
+    launched: set[str] = set()
+    for module in MODULES:
 
-    def counted(kernel: object, *args: object, **named: object) -> None:
-        launched.append(getattr(kernel, "__name__", "kernel"))
-        original(kernel, *args, **named)  # type: ignore[arg-type]
+        def counted(*args: Any, module: str = module, **named: Any) -> None:
+            launched.add(module)
+            launch.launch(*args, **named)
 
-    for module in ("graph_attention", "edge_attention"):
         monkeypatch.setattr(f"pgat_kernels.triton_kernels.{module}.launch", counted)
-    model = build_model(case.config, backend="triton").eval()
+    run = case.config.run.model_copy(update={"combiner_chunk": 1000})  # few launches
+    model = build_model(case.config.model_copy(update={"run": run}), backend="triton").eval()
     assert isinstance(model, FastPGAT)
     state = case.state(torch.float32)
     outputs = as_list(functional_call(model, from_original_layout(state, case.config), case.inputs(torch.float32))[0])
     case.check_outputs(outputs)
     case.probed(outputs).backward()
     case.check_gradients({key: tensor.grad for key, tensor in state.items()}, tolerance=1e-4)
-    assert launched
+    own = {"batched_small": {"edge_attention"}, "hierarchical_small": {"graph_attention", "edge_tokens"}}
+    assert launched == own[name] | {"feed_forward", "projection", "edge_head", "gru", "aspects"}
 
 
 def test_a_run_has_the_losses_of_the_backend_torch(tiny: list[str], tmp_path: Path) -> None:
     """On real data, with dropout: both draw the same masks."""
-    settings = [*tiny, "model.fusion_layers=2", "training.epochs=1", "training.max_steps=4"]
+    settings = [*tiny, "model.fusion_layers=2", "training.epochs=1", "training.max_steps=4", "run.combiner_chunk=1000"]
     results = [run([*settings, f"run.backend={name}"], tmp_path / name) for name in ("torch", "triton")]
     for name in ("train_losses", "validation_losses"):
         theirs, ours = (result[name] for result in results)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pgat_kernels.configurations import Configuration
 from pgat_kernels.dropout import Dropout
-from pgat_kernels.graph_attention import empty_like_rows
+from pgat_kernels.graph_attention import empty_like_rows, product_flops
 from pgat_kernels.triton_kernels.dropout import keep_tile
 from pgat_kernels.triton_kernels.launch import choose, common_arguments, launch, pointer_or, strides_of
 
@@ -398,7 +398,7 @@ def edge_attention_forward(
     common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
     tiles = -(-tokens // configuration.block)
     launch(
-        _edge_attention_fwd_kernel, graphs * heads * tiles, tensors, configuration,
+        _edge_attention_fwd_kernel, graphs * heads * tiles, tensors, configuration, 2 * product_flops(q),
         **common, **strides_of(q=q, k=k, v=v, o=o),
     )  # fmt: skip
     return o, log_sum_exp
@@ -424,6 +424,7 @@ def edge_attention_backward(
     seed = dropout.seed
     tensors = (do, q, k, v, pointer_or(adjacency, seed), pointer_or(bias, seed), seed, dropout.first_row)
     common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
+    flops = product_flops(q)
     inputs = strides_of(do=do, q=q, k=k, v=v)
     named = {**common, **inputs, **strides_of(o=o)}
 
@@ -432,14 +433,14 @@ def edge_attention_backward(
 
     chosen = choose("edge_attention backward queries", q, tokens)
     own: tuple[Tensor, ...] = (*tensors, o, log_sum_exp, dq, delta)
-    launch(_edge_attention_bwd_queries_kernel, graphs * heads * tiles(chosen), own, chosen, **named)
+    launch(_edge_attention_bwd_queries_kernel, graphs * heads * tiles(chosen), own, chosen, 3 * flops, **named)
     chosen = choose("edge_attention backward keys", q, tokens)
     own = (*tensors, log_sum_exp, delta, dk, dv)
-    launch(_edge_attention_bwd_keys_kernel, graphs * heads * tiles(chosen), own, chosen, **named)
+    launch(_edge_attention_bwd_keys_kernel, graphs * heads * tiles(chosen), own, chosen, 4 * flops, **named)
     if bias is None:
         return [dq, dk, dv]
     dbias = torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
     chosen = choose("edge_attention backward bias", q, tokens)
     own = (*tensors, log_sum_exp, delta, dbias)
-    launch(_edge_attention_bwd_bias_kernel, graphs * tiles(chosen) ** 2, own, chosen, **common, **inputs)
+    launch(_edge_attention_bwd_bias_kernel, graphs * tiles(chosen) ** 2, own, chosen, 2 * flops, **common, **inputs)
     return [dq, dk, dv, dbias]

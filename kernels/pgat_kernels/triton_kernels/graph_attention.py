@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pgat_kernels.dropout import Dropout
-from pgat_kernels.graph_attention import empty_like_rows
+from pgat_kernels.graph_attention import empty_like_rows, product_flops
 from pgat_kernels.triton_kernels.dropout import keep_tile
 from pgat_kernels.triton_kernels.launch import choose, common_arguments, launch, pointer_or, strides_of
 
@@ -244,7 +244,7 @@ def graph_attention_forward(
     tensors = (q, k, v, pointer_or(adjacency, seed), pointer_or(bias, seed), seed, dropout.first_row, o)
     pack = configuration.block // q.shape[2]
     launch(
-        _graph_attention_fwd_kernel, -(-len(q) // pack), tensors, configuration,
+        _graph_attention_fwd_kernel, -(-len(q) // pack), tensors, configuration, 2 * product_flops(q),
         **common, **strides_of(q=q, k=k, v=v, o=o),
     )  # fmt: skip
     return o
@@ -272,5 +272,6 @@ def graph_attention_backward(
     pack = configuration.block // q.shape[2]
     named = {**common, **strides_of(do=do, q=q, k=k, v=v, o=dq)}
     for of_bias in (False, True) if dbias is not None else (False,):
-        launch(_graph_attention_bwd_kernel, -(-len(q) // pack), tensors, configuration, **named, OF_BIAS=of_bias)
+        flops = (2 if of_bias else 5) * product_flops(q)
+        launch(_graph_attention_bwd_kernel, -(-len(q) // pack), tensors, configuration, flops, **named, OF_BIAS=of_bias)
     return [dq, dk, dv] if dbias is None else [dq, dk, dv, dbias]

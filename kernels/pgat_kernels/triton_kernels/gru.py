@@ -13,22 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.triton_kernels.launch import choose, launch
+from pgat_kernels.triton_kernels.launch import choose, launch, rounded
+from pgat_kernels.triton_kernels.tiles import sigmoid, tanh
 
 _RESIDENT = tl.constexpr(64)
-
-
-@triton.jit
-def _sigmoid(x):
-    return 1 / (1 + tl.exp(-x))
-
-
-@triton.jit
-def _tanh(x):
-    """By its series near 0, where 2 sigmoid(2 x) - 1 has few digits left: below 3 roundings everywhere."""
-    y = x * x
-    series = x * (1 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835)))))
-    return tl.where(y < 0.0625, series, 2 * _sigmoid(2 * x) - 1)
 
 
 @triton.jit
@@ -82,10 +70,10 @@ def _gru_scan_fwd_kernel(
         z = tl.load(gates_ptr + at_gates + SIZE, mask=inside, other=0.0)
         u_n = tl.load(gates_ptr + at_gates + 2 * SIZE, mask=inside, other=0.0)
         a_n = tl.load(candidates_ptr + at, mask=inside, other=0.0)
-        r = _sigmoid(r + tl.dot(h, w_r, input_precision="ieee"))
-        z = _sigmoid(z + tl.dot(h, w_z, input_precision="ieee"))
+        r = sigmoid(r + tl.dot(h, w_r, input_precision="ieee"))
+        z = sigmoid(z + tl.dot(h, w_z, input_precision="ieee"))
         u_n += tl.dot(h, w_n, input_precision="ieee")
-        n = _tanh(a_n + r * u_n)
+        n = tanh(a_n + r * u_n)
         h = tl.where(inside, n + z * (h - n), 0.0)
         tl.store(states_ptr + at, h, mask=inside)
         gates_ptr += 3 * a_step
@@ -172,6 +160,6 @@ def _launch(kernel: triton.JITFunction, name: str, tensors: tuple[Tensor, ...], 
     steps, groups, batch, size = states.shape
     chosen = choose(name, states, size)
     launch(
-        kernel, groups * -(-batch // chosen.block), tensors, chosen,
-        steps=steps, groups=groups, batch=batch, SIZE=size, BLOCK_SIZE=max(16, triton.next_power_of_2(size)),
+        kernel, groups * -(-batch // chosen.block), tensors, chosen, 6 * steps * groups * batch * size * size,
+        steps=steps, groups=groups, batch=batch, SIZE=size, BLOCK_SIZE=rounded(size),
     )  # fmt: skip

@@ -9,7 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
+from pgat_kernels.chunks import Masks
 from pgat_kernels.configurations import DEFAULT, Configuration, configuration
+from pgat_kernels.dispatch import kernels_without_data
 from pgat_kernels.dropout import Dropout, first_kept_code, keep_scale, site_offset
 
 
@@ -34,6 +36,8 @@ class Launch(NamedTuple):
     named: dict[str, Any]
     """The others."""
     configuration: Configuration
+    flops: int
+    """Of its products, recomputation included, padding not."""
 
 
 _recorded: list[Launch] | None = None
@@ -50,7 +54,8 @@ def recording(gpu: str = DEFAULT) -> Iterator[list[Launch]]:
     before = _recorded, _recorded_for
     _recorded, _recorded_for = [], gpu
     try:
-        yield _recorded
+        with kernels_without_data():
+            yield _recorded
     finally:
         _recorded, _recorded_for = before
 
@@ -70,14 +75,19 @@ def choose(kernel: str, x: Tensor, size: int) -> Configuration:
     return configuration(kernel, x.dtype.itemsize, size, gpu)
 
 
-def launch(kernel: Any, programs: int, tensors: tuple[Tensor, ...], configuration: Configuration, **named: Any) -> None:
-    """Run `kernel` on the device of its tensors, in a grid of one dimension; nothing where there is no program."""
+def launch(
+    kernel: Any, programs: int, tensors: tuple[Tensor, ...], configuration: Configuration, flops: int, **named: Any
+) -> None:
+    """Run `kernel` on the device of its tensors, in a grid of one dimension; nothing where there is no program.
+
+    `flops`: those of its products, which are counted where launches are recorded.
+    """
     if _recorded is not None:
-        _recorded.append(Launch(kernel, programs, tensors, named, configuration))
+        _recorded.append(Launch(kernel, programs, tensors, named, configuration, flops))
         return
     if programs == 0:
         return
-    block, warps, stages = configuration
+    block, warps, stages, _ = configuration
     device = tensors[0].device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[(programs,)](*tensors, **named, BLOCK=block, num_warps=warps, num_stages=stages)
@@ -98,12 +108,46 @@ def common_arguments(
         "HEADS": heads,
         "NODES": nodes,
         "DEPTH": depth,
-        "BLOCK_DEPTH": max(16, triton.next_power_of_2(depth)),
+        "BLOCK_DEPTH": rounded(depth),
         "MASKED": adjacency is not None,
         "BIASED": bias is not None,
         "DROPOUT": dropout.rate > 0,
         "PRECISION": product_precision(q.dtype),
     }
+
+
+def dropout_arguments(masks: Masks, site: int, sites: int) -> dict[str, object]:
+    """Those of kernels that drop out at `site` and, with `sites` 2, the next."""
+    found: dict[str, object] = {
+        "site_offset": site_offset(site),
+        "dropped": first_kept_code(masks.rate),
+        "kept_scale": masks.scale,
+        "DROPOUT": masks.rate > 0,
+    }
+    return found | ({"second_site_offset": site_offset(site + 1)} if sites == 2 else {})
+
+
+CHUNK = 16
+"""Columns at a time of float32 products."""
+
+
+def chunk_of(dtype: torch.dtype) -> int:
+    """Columns at a time of products in `dtype`, 0 for all: see `tiles`."""
+    return CHUNK if dtype.itemsize == 4 else 0
+
+
+def width_arguments(width: int, dtype: torch.dtype) -> dict[str, object]:
+    """Those of kernels over rows of `width` columns whose products are in `dtype`."""
+    return {
+        "WIDTH": width,
+        "BLOCK_WIDTH": rounded(width),
+        "PRECISION": product_precision(dtype),
+    }
+
+
+def rounded(size: int) -> int:
+    """The power of two, at least 16, that a tile of this many columns takes."""
+    return max(16, int(triton.next_power_of_2(size)))
 
 
 def strides_of(**tensors: Tensor) -> dict[str, int]:

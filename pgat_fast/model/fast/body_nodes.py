@@ -24,7 +24,7 @@ from pgat_kernels.products import no_autocast
 from pgat_kernels.query_attention import QueryAttentionWeights, query_side_attention
 
 
-class FastBodyNodes(BodyNodes):
+class FastBodyNodes(Part, BodyNodes):
     """From the market state to the aspects between bodies and the features of each body."""
 
     def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ class FastBodyNodes(BodyNodes):
         states = e.flatten(0, 1)  # [M, D] with M = B * S
         inner, inner_bias, outer, outer_bias = self.aspects.parameters()
         x, constants = pair_terms(self.market(states), self.embeddings, inner, inner_bias)
-        adjacency = aspects(x, constants, outer.flatten(), outer_bias).to(e.dtype)
+        adjacency = aspects(x, constants, outer.flatten(), outer_bias, self.execution.kernels).to(e.dtype)
         networks = zip(*(self.transforms[body].parameters() for body in BODIES), strict=True)
         features = recomputed(_body_features, states, self.embeddings, *(torch.stack(own) for own in networks))
         return adjacency.unflatten(0, e.shape[:2]), features.unflatten(0, e.shape[:2])

@@ -11,13 +11,13 @@ from pgat_kernels.combiner_hierarchical import (
     BlockWeights,
     CalibrationWeights,
     ContextWeights,
-    EdgeTransform,
     HierarchicalWeights,
     PairWeights,
     QueryWeights,
     hierarchical_combiner,
     numbers_a_timestep,
 )
+from pgat_kernels.edge_tokens import EdgeTransform
 from pgat_kernels.products import no_autocast
 
 

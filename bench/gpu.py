@@ -1,0 +1,296 @@
+"""What only a GPU can show, in one file and one table: are the kernels right, repeatable, and how fast.
+
+    make gpu
+    PYTHONPATH=.:kernels python3 -m bench.gpu --out bench/results/gpu     # where nothing can be installed
+
+In this order, until `--seconds` are over; what is left then is listed as not run:
+
+- `parity`: every kernel's result and gradients against float64, as a multiple of the error of plain torch in the same
+  dtype (at most 2 is wanted).
+- `repeatable`: whether `--runs` runs at production sizes agree to the bit.
+- `steps`: training steps of the production configurations with `bench.step`, each backend in a process of its own, the
+  epoch of 421 steps that follows from them, and peak memory; beside the targets.
+- `compiled`: the largest difference between gradients of the model compiled and eager, relative to the largest.
+- `kernels`: milliseconds of forward and backward pass at production sizes, by kernels and in plain torch, and what
+  fraction of the model of the time (`bench.kernels_model`) is reached.
+- `others`: cuDNN's GRU beside `gru_bank`, torch's fused attention beside `graph_attention`.
+
+Exit status 1: a kernel is wrong or not repeatable, or something failed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, numbers, results
+from bench.kernels_model import EPOCH_STEPS, GPUS, work_of_launches
+from bench.machine import describe
+from bench.measure import seconds_of
+from bench.processes import Record
+
+TARGETS: Final = {
+    "configs/production_batched.yaml": {"epoch_seconds": 10, "peak_memory_gib": 2},
+    "configs/celestial_enhanced_pgat_production.yaml": {"epoch_seconds": 60},
+}
+"""On an H100, 16-bit products, batch 16."""
+STEPS: Final = (
+    ("configs/production_batched.yaml", "triton:bf16"),
+    ("configs/production_batched.yaml", "torch:bf16"),
+    ("configs/production_batched.yaml", "reference:bf16"),
+    ("configs/celestial_enhanced_pgat_production.yaml", "triton:bf16"),
+    ("configs/celestial_enhanced_pgat_production.yaml", "torch:bf16"),
+    ("configs/production_batched.yaml", "reference:bf16:compiled"),
+    ("configs/celestial_enhanced_pgat_production.yaml", "reference:bf16"),
+)
+OF_ROOFLINE: Final = 0.5
+"""Fraction of the model of the time that is wanted."""
+
+
+def sections(
+    device: torch.device, timesteps: int, runs: int, deadline: float
+) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """Section, name and what to do, in the order of what matters most."""
+    every = [(case, dtype) for case in CASES for dtype in case.dtypes]
+    small, large = max(1, timesteps // 16), timesteps
+    for case, dtype in every:
+        yield (
+            "parity",
+            f"{case.operator}, {case.shape}, {dtype}",
+            lambda c=case, d=dtype: parity(c, DTYPES[d], device, small),
+        )
+    for case in CASES:
+        yield (
+            "repeatable",
+            f"{case.operator}, {case.shape}, {case.dtypes[0]}",
+            lambda c=case: repeatable(c, DTYPES[c.dtypes[0]], device, large, runs),
+        )
+    if device.type == "cuda":
+        for config, variant in STEPS:
+            yield "steps", f"{Path(config).stem}, {variant}", lambda c=config, v=variant: training_steps(c, v, deadline)
+    yield "compiled", "small model", lambda: compiled_against_eager(device)
+    for case in CASES:
+        yield (
+            "kernels",
+            f"{case.operator}, {case.shape}, {case.dtypes[0]}",
+            lambda c=case: timed(c, DTYPES[c.dtypes[0]], device, large),
+        )
+    yield "others", "GRU", lambda: against_cudnn(device, large)
+    for nodes in (13, 39, 169):
+        yield "others", f"attention, {nodes} nodes", lambda n=nodes: against_fused(n, device, large)
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def parity(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) -> Record:
+    """Errors against float64, of kernels and of plain torch: the worst of result and gradients."""
+    leaves = case.leaves(dtype, device, timesteps)
+    ours, plain = results(case, leaves, True), results(case, leaves, False)
+    exact = results(
+        case, [x.double() for x in leaves], False, numbers(tuple(ours[0].shape), ours[0].dtype, device).double()
+    )
+    worst = 0.0
+    for found, theirs, truth in zip(ours, plain, exact, strict=True):
+        if not found.isfinite().all():
+            return {"ok": False, "error": "not finite"}
+        error, allowed = (float((x.double() - truth).norm()) for x in (found, theirs))
+        rounding = torch.finfo(dtype).eps * (float(truth.norm()) + truth.numel() ** 0.5 * 1e-3)
+        worst = max(worst, error / (allowed + rounding))
+    return {"ok": worst <= 2, "times_the_error_of_plain_torch": worst}
+
+
+def repeatable(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int, runs: int) -> Record:
+    """Whether all runs agree with the first, to the bit."""
+    leaves = case.leaves(dtype, device, timesteps)
+    first = results(case, leaves, True)
+    for run in range(1, runs):
+        if not all(torch.equal(a, b) for a, b in zip(results(case, leaves, True), first, strict=True)):
+            return {"ok": False, "runs": runs, "first_difference_in_run": run}
+    return {"ok": True, "runs": runs}
+
+
+def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) -> Record:
+    """Milliseconds of forward and backward pass, and the fraction of the model of the time."""
+    from pgat_kernels.triton_kernels.launch import gpu_of, recording
+
+    leaves = case.leaves(dtype, device, timesteps)
+    found: Record = {"ok": True, "kernels_ms": milliseconds(lambda: results(case, leaves, True), device)}
+    with recording(gpu_of(device)) as launches:
+        results(case, leaves, True)
+    model = model_of(device)
+    if model is not None:
+        found["model_ms"] = 1e3 * sum(work.seconds(model) for work in work_of_launches(launches))
+    try:
+        found["plain_ms"] = milliseconds(lambda: results(case, leaves, False), device)
+    except torch.OutOfMemoryError:
+        found["plain_ms"] = None
+    return found
+
+
+def milliseconds(run: Callable[[], Any], device: torch.device, times: int = 10) -> float:
+    """The median, behind a warm-up."""
+    seconds_of(run, 2, device)
+    return 1e3 * median(seconds_of(run, times, device))
+
+
+def model_of(device: torch.device) -> Any:
+    """The GPU of the model of the time that this one is; None where it is none of them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((gpu for gpu in GPUS if gpu.name in name), None)
+
+
+def training_steps(config: str, variant: str, deadline: float) -> Record:
+    """Step time and peak memory by `bench.step`, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "step.json"
+        command = [sys.executable, "-m", "bench.step", "--config", config, "--batch", "16", "--steps", "10"]
+        command += ["--rounds", "1", "--backends", variant, "--set", "run.device=cuda", "--json", str(out)]
+        left = max(1.0, deadline - time.monotonic())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
+        if done.returncode or not out.exists():
+            return {"ok": False, "error": (done.stderr or done.stdout)[-2000:]}
+        record = json.loads(out.read_text())["backends"][variant]
+    seconds = record["step_seconds"]["median"]
+    found = {"ok": True, "step_seconds": seconds, "epoch_seconds": seconds * EPOCH_STEPS}
+    return found | {"peak_memory_gib": record["peak_memory_gib"], "target": TARGETS[config], "record": record}
+
+
+def compiled_against_eager(device: torch.device) -> Record:
+    """Gradients of a small model of both kinds of combiners."""
+    from bench.step import example
+    from bench.variants import Variant, build
+    from pgat_fast import load_config
+    from pgat_fast.model.compilation import compile_in_place
+
+    backend = "triton" if device.type == "cuda" else "torch"  # what is interpreted cannot be compiled
+    worst = 0.0
+    for combiner in ("batched", "hierarchical"):
+        settings = ["model.seq_len=12", "model.d_model=26", "model.n_heads=2", f"model.combiner={combiner}"]
+        config = load_config("configs/production_batched.yaml", [*settings, f"run.backend={backend}"])
+        inputs = example(config.model, 2)
+        grads = []
+        for compiled in (False, True):
+            torch.manual_seed(3)
+            model = build(config, Variant(backend), compiled).to(device).eval()
+            if compiled:
+                compile_in_place(model, device)
+            forecast = model(*(x.to(device) for x in inputs[:4]))[0]
+            outputs = [x for x in (forecast if isinstance(forecast, tuple | list) else [forecast]) if x.requires_grad]
+            sum(x.square().sum() for x in outputs).backward()
+            grads.append([p.grad for p in model.parameters() if p.grad is not None])
+        scale = max(float(x.abs().max()) for x in grads[0])
+        differences = [float((a - b).abs().max()) for a, b in zip(*grads, strict=True)]
+        worst = max(worst, max(differences) / scale)
+    return {"ok": worst < 1e-4, "difference": worst}
+
+
+def against_cudnn(device: torch.device, timesteps: int) -> Record:
+    """13 GRUs of 32 states: one after the other by cuDNN, and all at once."""
+    (case,) = (case for case in CASES if case.operator == "gru_bank")
+    leaves = case.leaves(torch.float32, device, timesteps)
+    grus = nn.ModuleList(nn.GRU(32, 32, batch_first=True) for _ in range(leaves[0].shape[2])).to(device)
+    x = leaves[0].detach()
+
+    def one_by_one() -> None:
+        own = x.clone().requires_grad_()
+        y = torch.stack([gru(own[:, :, i])[0] for i, gru in enumerate(grus)], dim=2)
+        y.backward(torch.ones_like(y))
+
+    return {
+        "ok": True,
+        "kernels_ms": milliseconds(lambda: results(case, leaves, True), device),
+        "cudnn_ms": milliseconds(one_by_one, device),
+    }
+
+
+def against_fused(nodes: int, device: torch.device, timesteps: int) -> Record:
+    """torch's `scaled_dot_product_attention` of the same queries, keys and values, without mask and dropout."""
+    from pgat_kernels.graph_attention import graph_attention
+
+    graphs = timesteps * (13 if nodes == 39 else 1)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    q, k, v = numbers((graphs, nodes, 3, 8, 26), dtype, device).permute(2, 0, 3, 1, 4)
+    g = numbers((graphs, 8, nodes, 26), dtype, device)
+
+    def run(function: Callable[..., Tensor]) -> None:
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        function(*leaves).backward(g)
+
+    return {
+        "ok": True,
+        "kernels_ms": milliseconds(lambda: run(graph_attention), device),
+        "fused_ms": milliseconds(lambda: run(F.scaled_dot_product_attention), device),
+    }
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+def as_markdown(result: Record) -> str:
+    """One table."""
+    machine = result["machine"]
+    lines = [
+        f"# On {machine['gpu'] or machine['processor']}",
+        "",
+        f"torch {machine['torch']}, {machine['date']}, commit {machine['commit']}: `{result['command']}`",
+        "",
+        "| section | what | | result |",
+        "|---|---|---|---|",
+    ]
+    for section, name, record in result["records"]:
+        state = "not run" if record is None else "ok" if record["ok"] else "**failed**"
+        shown = {} if record is None else {key: value for key, value in record.items() if key not in ("ok", "record")}
+        lines.append(f"| {section} | {name} | {state} | {', '.join(f'{k} {_short(v)}' for k, v in shown.items())} |")
+    return "\n".join([*lines, ""])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value).strip().replace("\n", " ").replace("|", "/")[-200:]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
+    parser.add_argument("--seconds", type=float, default=450, help="what does not begin within it is not run")
+    parser.add_argument("--runs", type=int, default=100, help="of every kernel, to see whether they agree")
+    parser.add_argument("--timesteps", type=int, default=TIMESTEPS, help="of the inputs")
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here: this measures kernels on a GPU")
+    deadline = time.monotonic() + args.seconds
+    own = " ".join(sys.argv[1:] if arguments is None else arguments)
+    result: Record = {"command": f"python -m bench.gpu {own}".strip(), "machine": describe(), "records": []}
+    for section, name, do in sections(device, args.timesteps, args.runs, deadline):
+        record: Record | None = None
+        if time.monotonic() < deadline:
+            started = time.monotonic()
+            try:
+                record = do()
+            except Exception as error:  # one failure must not hide what the others show
+                record = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+            record["seconds"] = time.monotonic() - started
+        result["records"].append((section, name, record))
+        print(as_markdown({**result, "records": result["records"][-1:]}).splitlines()[-1], flush=True)
+        if args.out:
+            args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+            args.out.with_suffix(".md").write_text(as_markdown(result))
+    return int(any(record is not None and not record["ok"] for *_, record in result["records"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

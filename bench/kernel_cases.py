@@ -1,0 +1,204 @@
+"""The operators that have kernels, with inputs of production sizes: what is compiled, counted and measured of them.
+
+A case is a function of a dtype, a device and a number of timesteps; on the meta device its tensors have no data.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pgat_kernels.aspects import aspects
+from pgat_kernels.block_operators import BlockOperator
+from pgat_kernels.blocks import edge_head_operator, feed_forward_operator, projection_operator
+from pgat_kernels.chunks import Masks
+from pgat_kernels.dropout import Dropout
+from pgat_kernels.edge_tokens import edge_tokens_operator
+from pgat_kernels.graph_attention import MOST_WHOLE, graph_attention
+from pgat_kernels.gru import gru_bank
+
+DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TIMESTEPS: Final = 4000
+"""Of a batch of 16 with a history of 250."""
+BODIES: Final = 13
+WIDTH: Final = 208
+HEADS: Final = 8
+RATE: Final = 0.1
+
+
+def numbers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float = 1.0) -> Tensor:
+    """Random ones, always the same; none on the meta device."""
+    if device.type == "meta":
+        return torch.empty(shape, dtype=dtype, device=device)
+    generator = torch.Generator(device).manual_seed(sum(shape))
+    return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
+
+
+def scalar(value: int, device: torch.device) -> Tensor:
+    """An int64 one."""
+    return torch.full((), value, dtype=torch.int64, device=device)
+
+
+class Case(NamedTuple):
+    """An operator and the sizes of its inputs."""
+
+    operator: str
+    shape: str
+    dtypes: tuple[str, ...]
+    leaves: Callable[[torch.dtype, torch.device, int], list[Tensor]]
+    """The inputs that have gradients."""
+    run: Callable[[list[Tensor], bool], Tensor]
+    """The operator on such inputs, by kernels or, where the second argument is False, in plain torch."""
+
+
+class _Block(NamedTuple):
+    operator: BlockOperator
+    shape: str
+    rows: Callable[[int], list[tuple[int, ...]]]
+    """Timesteps -> shapes of the rows."""
+    weights: list[tuple[int, ...]]
+    wide: tuple[int, ...]
+    """Weights that stay float32."""
+    low_rows: tuple[int, ...] = ()
+    """Rows in the dtype of the products."""
+    float32: bool = False
+    """Whether that is its only dtype."""
+
+
+def _feed_forward(hidden: int) -> list[tuple[int, ...]]:
+    return [(hidden, WIDTH), (hidden,), (WIDTH, hidden), (WIDTH,), (WIDTH,), (WIDTH,)]
+
+
+def _projection(inner: int, rank: int) -> list[tuple[int, ...]]:
+    return [(WIDTH, rank), (WIDTH, inner), (WIDTH,), (WIDTH,), (WIDTH,)]
+
+
+_TRANSFORM = [(52, 1), (52,), (104, 52), (104,), (WIDTH, 104), (WIDTH,), (WIDTH,), (WIDTH,)]
+
+_BLOCKS = (
+    _Block(feed_forward_operator, "169 x 208, hidden 416", lambda s: [(s, 169, WIDTH)], _feed_forward(416), (4, 5)),
+    _Block(feed_forward_operator, "507 x 208, hidden 832", lambda s: [(s * 13, 39, WIDTH)], _feed_forward(832), (4, 5)),
+    _Block(
+        projection_operator,
+        "169 x 208",
+        lambda s: [(s, 169, WIDTH), (s, 169, WIDTH)],
+        _projection(WIDTH, 0),
+        (0, 3, 4),
+        low_rows=(1,),
+    ),
+    _Block(
+        projection_operator,
+        "169 x 208, low rank",
+        lambda s: [(s, 169, 4), (s, 169, 32)],
+        _projection(32, 4),
+        (),
+        float32=True,
+    ),
+    _Block(edge_head_operator, "169 x 208", lambda s: [(s, 169, WIDTH)], [(104, WIDTH), (104,), (1, 104), (1,)], ()),
+    _Block(
+        edge_tokens_operator,
+        "3 x 169",
+        lambda s: [(s, 13, 13, 3)],
+        [(3, *shape) for shape in _TRANSFORM],
+        (0, 1, 6, 7),
+    ),
+)
+
+
+def _of_block(block: _Block) -> Case:
+    def leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
+        wide = torch.promote_types(dtype, torch.float32)
+        rows = [
+            numbers(shape, dtype if i in block.low_rows else wide, device)
+            for i, shape in enumerate(block.rows(timesteps))
+        ]
+        weights = [
+            numbers(shape, wide if i in block.wide else dtype, device, max(1, shape[-1]) ** -0.5)
+            for i, shape in enumerate(block.weights)
+        ]
+        return rows + weights
+
+    def run(tensors: list[Tensor], kernels: bool) -> Tensor:
+        count = len(block.rows(1))
+        rows, weights, device = tensors[:count], tensors[count:], tensors[0].device
+        seed, first = scalar(11, device), scalar(0, device)
+        if kernels:
+            y: Tensor = block.operator.operator(rows, weights, seed, first, 0, RATE)
+            return y
+        return block.operator.plain(rows, weights, Masks(RATE, seed, first), 0)[0]
+
+    return Case(block.operator.name, block.shape, ("fp32",) if block.float32 else tuple(DTYPES), leaves, run)
+
+
+def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool) -> Case:
+    """`graphs`: a timestep. Queries, keys and values lie as a projection leaves them, side by side."""
+
+    def leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
+        count = timesteps * graphs
+        q, k, v = numbers((count, nodes, 3, HEADS, depth), dtype, device).permute(2, 0, 3, 1, 4)
+        wide = torch.promote_types(dtype, torch.float32)
+        return [q, k, v, *([numbers((count, nodes, nodes), wide, device)] if masked else [])]
+
+    def run(tensors: list[Tensor], kernels: bool) -> Tensor:
+        q, k, v, *bias = tensors
+        device = q.device
+        adjacency = numbers((len(q), q.shape[2], q.shape[2]), torch.float32, device) if masked else None
+        dropout = Dropout(RATE, scalar(11, device), 0, scalar(0, device))
+        own = {"bias": bias[0] if bias else None, "threshold": 0.3, "dropout": dropout}
+        if kernels:
+            return graph_attention(q, k, v, adjacency, **own)
+        from pgat_kernels.graph_attention import plain_forward
+
+        return plain_forward(q, k, v, adjacency, own["bias"], dropout, 0.3, q.shape[-1] ** -0.5)[0]
+
+    return Case("graph_attention", shape, ("fp32",) if depth < 16 else tuple(DTYPES), leaves, run)
+
+
+def _gru(tensors: list[Tensor], kernels: bool) -> Tensor:
+    return gru_bank(*tensors, tensors[0].dtype, kernels)
+
+
+def _gru_leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
+    sizes = (16, timesteps // 16, BODIES, 32), (BODIES, 96, 32), (BODIES, 96, 32), (BODIES, 96), (BODIES, 96)
+    return [numbers(size, dtype, device, 1.0 if i == 0 else 32**-0.5) for i, size in enumerate(sizes)]
+
+
+def _aspects_leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
+    sizes = (timesteps, WIDTH), (78, WIDTH), (WIDTH,), (1,)
+    return [numbers(size, dtype, device, WIDTH**-0.5 if i == 2 else 1.0) for i, size in enumerate(sizes)]
+
+
+CASES: Final = (
+    _of_attention("13 nodes, mask, bias", 1, 13, 26, True),
+    _of_attention("39 tokens", 13, 39, 26, False),
+    _of_attention(f"{MOST_WHOLE + 1} nodes, mask, bias", 1, MOST_WHOLE + 1, 26, True),
+    _of_attention("169 edges", 1, 169, 26, False),
+    _of_attention("169 edges, low rank", 1, 169, 4, False),
+    *map(_of_block, _BLOCKS),
+    Case("aspects", "78 pairs", ("fp32",), _aspects_leaves, lambda x, kernels: aspects(*x, kernels)),
+    Case("gru_bank", "13 recurrences", ("fp32",), _gru_leaves, _gru),
+)
+"""All of them."""
+
+
+class Implementations(TorchDispatchMode):
+    """Within it operators of `pgat` run their implementation on tensors without data, instead of the fake."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function.namespace != "pgat":
+            return function(*args, **(kwargs or {}))
+        with self:
+            return OPDEFS[function._schema.name]._init_fn(*args, **(kwargs or {}))
+
+
+def results(case: Case, leaves: list[Tensor], kernels: bool, g: Tensor | None = None) -> list[Tensor]:
+    """Result and gradients; `g` is that of the result, random numbers by default."""
+    own = [x.detach().requires_grad_() for x in leaves]
+    y = case.run(own, kernels)
+    g = numbers(tuple(y.shape), y.dtype, y.device) if g is None else g
+    return [y.detach(), *torch.autograd.grad(y, own, g, materialize_grads=True)]

@@ -1,0 +1,261 @@
+"""A model of the time of a training step with kernels on GPUs: bytes, FLOPs and launches, no measurement.
+
+    python -m bench.kernels_model --config configs/production_batched.yaml --out bench/results/kernels_model_batched
+
+A training step (forward, backward) of the backend `triton` is gone through on tensors without data. Every launch and
+every operation of torch counts the FLOPs of its products and the bytes of its arguments and results, each once: what
+must be moved if nothing is read twice. A launch takes the longer of FLOPs / peak and bytes / bandwidth (the roofline),
+and never less than `LAUNCH_SECONDS`. Elementwise operations of torch are counted one by one, as they run eagerly;
+compiled they are fused, so they stand apart. Random numbers, exponentials and the like are not counted: where a kernel
+computes many to a byte (dropout within attention), the model is too low. It says what would be reached at best, and
+what a measurement should be compared with; it is no measurement.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+from bench.kernel_cases import Implementations
+from bench.measure import forget_data, without_data
+from bench.processes import Record
+from bench.step import example, optimizer_step
+from bench.variants import PRECISIONS, Variant, build
+from pgat_fast import load_config
+from pgat_fast.config.schema import Config
+from pgat_fast.errors import PgatError
+from pgat_fast.model.execution import Execution
+from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.precision import Precision
+from pgat_fast.plan.trace import MISSING_FORMULAS
+from pgat_kernels.chunks import auto_chunk
+
+
+class Gpu(NamedTuple):
+    """Peak rates, dense. Source: the makers' data sheets (SXM boards)."""
+
+    name: str
+    architecture: str
+    flops_16: float
+    """Of 16-bit products a second."""
+    flops_32: float
+    """Of IEEE float32 products a second."""
+    bandwidth: float
+    """Bytes a second."""
+
+
+GPUS: Final = (
+    Gpu("A100", "sm_80", 312e12, 19.5e12, 2.04e12),
+    Gpu("H100", "sm_90", 989e12, 67e12, 3.35e12),
+    Gpu("H200", "sm_90", 989e12, 67e12, 4.8e12),
+    Gpu("B200", "sm_100", 2250e12, 75e12, 8e12),
+)
+
+LAUNCH_SECONDS: Final = 3e-6
+"""What an operation takes at least: about what a GPU needs between two kernels of one stream."""
+
+EPOCH_STEPS: Final = 421
+"""Of the production data at a batch of 16."""
+
+
+class Work(NamedTuple):
+    """What an operation does."""
+
+    name: str
+    group: str
+    """`kernel`, `product` (of torch) or `elementwise` (all else of torch)."""
+    flops: int
+    bytes: int
+    wide: bool
+    """Whether its products are of float32."""
+
+    def seconds(self, gpu: Gpu) -> float:
+        peak = gpu.flops_32 if self.wide else gpu.flops_16
+        return max(self.flops / peak, self.bytes / gpu.bandwidth, LAUNCH_SECONDS)
+
+
+_FORMULAS: Final = {**flop_registry, **MISSING_FORMULAS}
+_AT_ONCE: Final = ("pgat::attention", "pgat::attention_backward")
+"""Operators without kernels that count by their formula: a GPU computes them in another way than a CPU."""
+
+
+class Count(Implementations):
+    """Within it, what operations do on tensors without data is added to `work`."""
+
+    def __init__(self, launches: list[Any]) -> None:
+        super().__init__()
+        self.work: list[Work] = []
+        self.launches = launches
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function._schema.name in _AT_ONCE:
+            result = function(*args, **(kwargs or {}))
+        else:
+            result = super().__torch_dispatch__(function, types, args, kwargs)
+        if function.namespace == "pgat" and function._schema.name not in _AT_ONCE:
+            self._take_launches()
+            return result
+        used, made = list(_tensors((args, kwargs or {}))), list(_tensors(result))
+        own = {id(x.untyped_storage()) for x in used}
+        writes = function._schema.is_mutable or any(id(x.untyped_storage()) not in own for x in made)
+        if not writes or function.__name__.startswith(("empty", "new_empty")):
+            return result  # a view, or no memory is touched
+        formula = _FORMULAS.get(function.overloadpacket)
+        flops = int(formula(*args, **(kwargs or {}), out_val=result)) if formula else 0
+        size = sum(x.numel() * x.element_size() for x in used + made)
+        wide = all(x.dtype.itemsize >= 4 for x in used)
+        group = "product" if flops else "elementwise"
+        self.work.append(Work(function.overloadpacket.__name__, group, flops, size, wide))
+        return result
+
+    def _take_launches(self) -> None:
+        self.work += work_of_launches(self.launches)
+        self.launches.clear()
+
+
+def work_of_launches(launches: list[Any]) -> list[Work]:
+    """What recorded launches of kernels do."""
+    return [
+        Work(
+            launch.kernel.__name__,
+            "kernel",
+            launch.flops,
+            sum(x.numel() * x.element_size() for x in launch.tensors if x.dim()),
+            all(x.dtype.itemsize >= 4 for x in launch.tensors),
+        )
+        for launch in launches
+    ]
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+    elif isinstance(tree, list | tuple):
+        for part in tree:
+            yield from _tensors(part)
+
+
+def work_of_a_step(config: Config, precision: Precision, batch: int, architecture: str) -> list[Work]:
+    """What forward and backward pass of the backend `triton` do, with the configurations for `architecture`."""
+    from pgat_kernels.triton_kernels.launch import recording
+
+    device = torch.device("cpu")  # of tensors without data; chunks are those of a GPU
+    model = build(config, Variant("torch", precision))
+    assert isinstance(model, FastPGAT)
+    model.set_execution(replace(Execution.of(config.run), kernels=True))
+    with (
+        patch(
+            "pgat_fast.model.fast.part.auto_chunk", lambda rows, size, _: auto_chunk(rows, size, torch.device("cuda"))
+        ),
+        without_data(),
+        recording(architecture) as launches,
+    ):
+        forget_data(model)
+        step = optimizer_step(model, config, precision, device)
+        inputs = example(config.model, batch)
+        with Count(launches) as count:
+            step.loss(inputs).backward()
+    return count.work
+
+
+def table(work: list[Work], gpu: Gpu) -> dict[str, Record]:
+    """Name -> launches, FLOPs, bytes and seconds of all kernels, products and elementwise operations of a step."""
+    found: dict[str, Record] = {}
+    for one in work:
+        name = one.name if one.group == "kernel" else f"torch, {one.group}"
+        row = found.setdefault(name, {"group": one.group, "launches": 0, "flops": 0, "bytes": 0, "seconds": 0.0})
+        row["launches"] += 1
+        row["flops"] += one.flops
+        row["bytes"] += one.bytes
+        row["seconds"] += one.seconds(gpu)
+    return dict(sorted(found.items(), key=lambda item: (item[1]["group"], item[0])))
+
+
+def totals(rows: dict[str, Record]) -> Record:
+    """Seconds of a step with kernels and products alone, and with everything as it runs eagerly."""
+    least = sum(row["seconds"] for row in rows.values() if row["group"] != "elementwise")
+    return {"kernels_and_products": least, "eager": sum(row["seconds"] for row in rows.values())}
+
+
+def as_markdown(result: Record) -> str:
+    """The tables that are committed."""
+    lines = [
+        f"# A model of the time of a training step: {result['config']}, batch {result['batch']}, {result['precision']}",
+        "",
+        "**A model, not a measurement**: the longer of FLOPs / peak and bytes / bandwidth of each launch, by formulas.",
+        f"`{result['command']}`. No GPU has run these kernels yet: not measured yet.",
+        "",
+        "| | A100 | H100 | H200 | B200 |",
+        "|---|---|---|---|---|",
+    ]
+    labels = {
+        "kernels_and_products": "kernels and products, a step, ms",
+        "eager": "with all else of torch unfused, a step, ms",
+    }
+    for key, label in labels.items():
+        cells = " | ".join(f"{gpu['totals'][key] * 1e3:.1f}" for gpu in result["gpus"].values())
+        lines.append(f"| {label} | {cells} |")
+    for key, label in labels.items():
+        cells = " | ".join(f"{gpu['totals'][key] * result['epoch_steps']:.1f}" for gpu in result["gpus"].values())
+        lines.append(f"| {label.replace('a step, ms', 'an epoch, s')} | {cells} |")
+    lines += [
+        "",
+        "| | launches | GFLOP | GB | A100, ms | H100, ms | H200, ms | B200, ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    first = next(iter(result["gpus"].values()))["rows"]
+    for name, row in first.items():
+        cells = " | ".join(f"{gpu['rows'][name]['seconds'] * 1e3:.2f}" for gpu in result["gpus"].values())
+        numbers = f"{row['launches']} | {row['flops'] / 1e9:.1f} | {row['bytes'] / 1e9:.2f}"
+        lines.append(f"| {name.removeprefix('_').removesuffix('_kernel')} | {numbers} | {cells} |")
+    return "\n".join([*lines, ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
+    args = parser.parse_args()
+    command = f"python -m bench.kernels_model --config {args.config} --batch {args.batch} --precision {args.precision}"
+    try:
+        config = load_config(args.config)
+    except PgatError as error:
+        parser.error(str(error))
+    result: Record = {
+        "is": "a model, not a measurement",
+        "command": command,
+        "config": args.config,
+        "batch": args.batch,
+        "precision": args.precision,
+        "epoch_steps": EPOCH_STEPS,
+        "gpus": {},
+    }
+    work: dict[str, list[Work]] = {}
+    for gpu in GPUS:
+        if gpu.architecture not in work:
+            work[gpu.architecture] = work_of_a_step(config, args.precision, args.batch, gpu.architecture)
+        rows = table(work[gpu.architecture], gpu)
+        result["gpus"][gpu.name] = {"peaks": gpu._asdict(), "totals": totals(rows), "rows": rows}
+    print(as_markdown(result))
+    if args.out:
+        args.out.with_suffix(".md").write_text(as_markdown(result))
+        args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

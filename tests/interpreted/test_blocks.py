@@ -1,0 +1,185 @@
+"""Kernels of the combiner's blocks, forward and backward, interpreted: against plain torch in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pgat_kernels.aspects import aspects
+from pgat_kernels.block_operators import BlockOperator
+from pgat_kernels.blocks import edge_head_operator, feed_forward_operator, projection_operator
+from pgat_kernels.chunks import Masks
+from pgat_kernels.edge_tokens import edge_tokens_operator
+from pgat_kernels.triton_kernels.launch import recording
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def generator_of(*sizes: int) -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(sum(sizes))
+    return lambda *shape: torch.randn(shape, generator=generator)
+
+
+Inputs = tuple[list[Tensor], list[Tensor]]
+
+
+def norm(width: int, randn: Callable[..., Tensor]) -> list[Tensor]:
+    return [1 + randn(width) / 4, randn(width)]
+
+
+def layer(rows: int, columns: int, randn: Callable[..., Tensor]) -> list[Tensor]:
+    return [randn(rows, columns) / columns**0.5, randn(rows) / 4]
+
+
+def feed_forward(groups: int, tokens: int, width: int, hidden: int) -> Inputs:
+    randn = generator_of(groups, tokens, width, hidden)
+    weights = [*layer(hidden, width, randn), *layer(width, hidden, randn), *norm(width, randn)]
+    return [randn(groups, tokens, width)], weights
+
+
+def projection(groups: int, tokens: int, width: int, inner: int, rank: int) -> Inputs:
+    randn = generator_of(groups, tokens, width, inner)
+    rows = [randn(groups, tokens, rank or width), randn(groups, tokens, inner)]
+    return rows, [randn(width, rank), *layer(width, inner, randn), *norm(width, randn)]
+
+
+def edge_head(groups: int, tokens: int, width: int, hidden: int) -> Inputs:
+    randn = generator_of(groups, tokens, width, hidden)
+    return [randn(groups, tokens, width)], [*layer(hidden, width, randn), *layer(1, hidden, randn)]
+
+
+def edge_tokens(steps: int, nodes: int, first: int, second: int, width: int) -> Inputs:
+    randn = generator_of(steps, nodes, first)
+    kinds = [
+        [*layer(first, 1, randn), *layer(second, first, randn), *layer(width, second, randn), *norm(width, randn)]
+        for _ in range(3)
+    ]
+    return [randn(steps, nodes, nodes, 3)], [torch.stack(parts) for parts in zip(*kinds, strict=True)]
+
+
+# operator, weights that stay float32, inputs
+CASES: list[tuple[BlockOperator, tuple[int, ...], Inputs]] = [
+    (feed_forward_operator, (4, 5), feed_forward(3, 7, 208, 416)),
+    (feed_forward_operator, (4, 5), feed_forward(1, 1, 16, 33)),
+    (feed_forward_operator, (4, 5), feed_forward(2, 39, 100, 64)),
+    (feed_forward_operator, (4, 5), feed_forward(1, 5, 256, 16)),
+    (feed_forward_operator, (4, 5), feed_forward(70, 1, 5, 7)),
+    (projection_operator, (0, 3, 4), projection(3, 7, 208, 208, 0)),
+    (projection_operator, (0, 3, 4), projection(1, 169, 32, 48, 0)),
+    (projection_operator, (0, 3, 4), projection(3, 13, 208, 32, 4)),
+    (projection_operator, (0, 3, 4), projection(1, 1, 7, 256, 2)),
+    (edge_head_operator, (), edge_head(3, 7, 208, 104)),
+    (edge_head_operator, (), edge_head(1, 1, 5, 1)),
+    (edge_head_operator, (), edge_head(70, 1, 32, 16)),
+    (edge_tokens_operator, (0, 1, 6, 7), edge_tokens(2, 5, 52, 104, 208)),
+    (edge_tokens_operator, (0, 1, 6, 7), edge_tokens(1, 13, 4, 8, 16)),
+    (edge_tokens_operator, (0, 1, 6, 7), edge_tokens(3, 1, 7, 35, 33)),
+]
+IDS = [
+    f"{operator.name}-{'x'.join(map(str, [*inputs[0][0].shape, *inputs[1][0].shape]))}" for operator, _, inputs in CASES
+]
+
+
+def gradient_of(y: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(y.numel())
+    return torch.randn(y.shape, generator=generator).to(y.dtype)
+
+
+def computed(
+    operator: BlockOperator, wide: tuple[int, ...], inputs: Inputs, dtype: torch.dtype, rate: float, plain: bool
+) -> list[Tensor]:
+    """Result and gradients. Products are in `dtype`; what else there is in float32, or float64 with float64."""
+    else_in = torch.promote_types(dtype, torch.float32)
+    rows = [x.to(else_in) for x in inputs[0]]
+    if operator is projection_operator:
+        rows[1] = inputs[0][1].to(dtype)
+    weights = [w.to(else_in if i in wide else dtype) for i, w in enumerate(inputs[1])]
+    masks = Masks(rate, torch.tensor(11), torch.tensor(5))
+    y, back = operator.plain(rows, weights, masks, 3) if plain else operator(rows, weights, masks, 3)
+    g_rows, g_weights = back(gradient_of(y))
+    return [y, *g_rows, *g_weights]
+
+
+def check(found: list[Tensor], theirs: list[Tensor], exact: list[Tensor], dtype: torch.dtype) -> None:
+    """The error against float64 is at most twice that of plain torch in the same dtype."""
+    for ours, plain, truth in zip(found, theirs, exact, strict=True):
+        assert ours.isfinite().all()
+        error, allowed = (float((x.double() - truth).norm()) for x in (ours, plain))
+        rounding = torch.finfo(dtype).eps * (float(truth.norm()) + truth.numel() ** 0.5 * 1e-3)
+        factor = 2 if truth.numel() > 9 else 4  # the error of a few numbers is a matter of luck
+        assert error <= factor * (allowed + rounding)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+@pytest.mark.parametrize(("operator", "wide", "inputs"), CASES, ids=IDS)
+def test_results_and_gradients(
+    operator: BlockOperator, wide: tuple[int, ...], inputs: Inputs, rate: float, dtype: torch.dtype
+) -> None:
+    with recording() as launches:
+        computed(operator, wide, inputs, dtype, rate, plain=False)
+    assert len(launches) == 2
+    check(
+        computed(operator, wide, inputs, dtype, rate, plain=False),
+        computed(operator, wide, inputs, dtype, rate, plain=True),
+        computed(operator, wide, inputs, torch.float64, rate, plain=True),
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [0, 5, 9, 12], ids=lambda i: IDS[i])
+def test_the_order_of_programs_changes_no_bit(case: int, dtype: torch.dtype, reversed_grid: Callable[[], None]) -> None:
+    operator, wide, inputs = CASES[case]
+    forwards = computed(operator, wide, inputs, dtype, 0.25, plain=False)
+    reversed_grid()
+    backwards = computed(operator, wide, inputs, dtype, 0.25, plain=False)
+    assert all(torch.equal(a, b) for a, b in zip(backwards, forwards, strict=True))
+
+
+def test_what_no_kernel_takes_is_plain_torch() -> None:
+    with recording() as launches:
+        computed(feed_forward_operator, (4, 5), feed_forward(1, 2, 257, 16), torch.float32, 0.0, plain=False)
+        computed(feed_forward_operator, (4, 5), feed_forward(1, 2, 16, 16), torch.float64, 0.0, plain=False)
+        computed(projection_operator, (0, 3, 4), projection(1, 2, 16, 257, 0), torch.float32, 0.0, plain=False)
+        computed(edge_head_operator, (), edge_head(1, 2, 16, 257), torch.float32, 0.0, plain=False)
+    assert launches == []
+
+
+# --- aspects ----------------------------------------------------------------------------------------------------------
+
+
+def of_aspects(shape: tuple[int, int, int], dtype: torch.dtype, kernels: bool) -> list[Tensor]:
+    timesteps, nodes, width = shape
+    randn = generator_of(*shape)
+    pairs = nodes * (nodes - 1) // 2
+    tensors = [randn(timesteps, width), randn(pairs, width), randn(width) / width**0.5, randn(1)]
+    leaves = [x.to(dtype).requires_grad_() for x in tensors]
+    y: Any = aspects(*leaves, kernels)
+    return [y.detach(), *torch.autograd.grad(y, leaves, gradient_of(y))]
+
+
+@pytest.mark.parametrize("shape", [(3, 13, 208), (1, 2, 1), (70, 5, 33), (33, 16, 64)], ids=str)
+def test_aspects(shape: tuple[int, int, int]) -> None:
+    found, plain, exact = (
+        of_aspects(shape, dtype, kernels)
+        for dtype, kernels in ((torch.float32, True), (torch.float32, False), (torch.float64, False))
+    )
+    check(found, plain, exact, torch.float32)
+
+
+def test_aspects_in_any_order(reversed_grid: Callable[[], None]) -> None:
+    forwards = of_aspects((70, 5, 33), torch.float32, True)
+    reversed_grid()
+    assert all(torch.equal(a, b) for a, b in zip(of_aspects((70, 5, 33), torch.float32, True), forwards, strict=True))
+
+
+def test_aspects_is_two_launches() -> None:
+    with recording() as launches:
+        of_aspects((3, 13, 16), torch.float32, True)
+        of_aspects((3, 17, 16), torch.float32, True)
+    assert [one.kernel.__name__ for one in launches] == ["_aspects_fwd_kernel", "_aspects_bwd_kernel"]
