@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/prepared_financial_data.csv
 
-.PHONY: help train test check bench clean
+.PHONY: help train test check bench gpu clean
 
 help:
 	@echo "make train   build the data, train the quickstart on the CPU, print and write the results"
 	@echo "make test    run the tests"
 	@echo "make check   run ruff and mypy"
 	@echo "make bench   run the benchmarks"
+	@echo "make gpu     check and measure the kernels on a CUDA GPU, in under 8 minutes"
 	@echo "make clean   remove the environment and the built data (never the runs)"
 
 # The stamp is newer than what it was installed from, so a second call installs nothing.
@@ -40,6 +41,10 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# The python of this machine, with the torch and triton that it has: a CUDA build comes from no constraints file of ours.
+gpu:
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --out bench/results/gpu
 
 clean:
 	rm -rf $(VENV) $(DATA) $(DATA).note.json

@@ -162,7 +162,7 @@ def _gru(tensors: list[Tensor], kernels: bool) -> Tensor:
 
 
 def _gru_leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
-    sizes = (16, timesteps // 16, BODIES, 32), (BODIES, 96, 32), (BODIES, 96, 32), (BODIES, 96), (BODIES, 96)
+    sizes = (16, max(1, timesteps // 16), BODIES, 32), (BODIES, 96, 32), (BODIES, 96, 32), (BODIES, 96), (BODIES, 96)
     return [numbers(size, dtype, device, 1.0 if i == 0 else 32**-0.5) for i, size in enumerate(sizes)]
 
 

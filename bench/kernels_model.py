@@ -22,11 +22,11 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from bench.kernel_cases import Implementations
 from bench.measure import forget_data, without_data
-from bench.processes import Record
+from bench.processes import Record, positive
 from bench.step import example, optimizer_step
 from bench.variants import PRECISIONS, Variant, build
 from pgat_fast import load_config
@@ -82,7 +82,7 @@ class Work(NamedTuple):
         return max(self.flops / peak, self.bytes / gpu.bandwidth, LAUNCH_SECONDS)
 
 
-_FORMULAS: Final = {**flop_registry, **MISSING_FORMULAS}
+_FORMULAS: Final = {**flop_registry, **{operator: shape_wrapper(f) for operator, f in MISSING_FORMULAS.items()}}
 _AT_ONCE: Final = ("pgat::attention", "pgat::attention_backward")
 """Operators without kernels that count by their formula: a GPU computes them in another way than a CPU."""
 
@@ -98,6 +98,11 @@ class Count(Implementations):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if function.namespace == "aten" and function.overloadpacket not in _FORMULAS:
+            with self:  # what is made of other operations counts as these
+                result = function.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         if function._schema.name in _AT_ONCE:
             result = function(*args, **(kwargs or {}))
         else:
@@ -223,33 +228,39 @@ def as_markdown(result: Record) -> str:
     return "\n".join([*lines, ""])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="FILE")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
-    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
-    args = parser.parse_args()
-    command = f"python -m bench.kernels_model --config {args.config} --batch {args.batch} --precision {args.precision}"
-    try:
-        config = load_config(args.config)
-    except PgatError as error:
-        parser.error(str(error))
+def model_of_config(path: str, batch: int, precision: Precision) -> Record:
+    """Everything that is written, of a configuration file. Raises PgatError where it is none."""
+    config = load_config(path)
+    command = f"python -m bench.kernels_model --config {path} --batch {batch} --precision {precision}"
     result: Record = {
         "is": "a model, not a measurement",
         "command": command,
-        "config": args.config,
-        "batch": args.batch,
-        "precision": args.precision,
+        "config": path,
+        "batch": batch,
+        "precision": precision,
         "epoch_steps": EPOCH_STEPS,
         "gpus": {},
     }
     work: dict[str, list[Work]] = {}
     for gpu in GPUS:
         if gpu.architecture not in work:
-            work[gpu.architecture] = work_of_a_step(config, args.precision, args.batch, gpu.architecture)
+            work[gpu.architecture] = work_of_a_step(config, precision, batch, gpu.architecture)
         rows = table(work[gpu.architecture], gpu)
         result["gpus"][gpu.name] = {"peaks": gpu._asdict(), "totals": totals(rows), "rows": rows}
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
+    args = parser.parse_args()
+    try:
+        result = model_of_config(args.config, args.batch, args.precision)
+    except PgatError as error:
+        parser.error(str(error))
     print(as_markdown(result))
     if args.out:
         args.out.with_suffix(".md").write_text(as_markdown(result))

@@ -94,3 +94,19 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         return x.fill_(float("nan")) if x.is_floating_point() else x
 
     monkeypatch.setattr(torch, "empty", filled)
+
+
+@pytest.fixture
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes time by tile: here few large ones. Tests of single kernels have those of the table."""
+
+    from pgat_kernels.configurations import Configuration
+    from pgat_kernels.triton_kernels import launch
+
+    def large(kernel: str, *case: object) -> Any:
+        if kernel.startswith("aspects"):
+            return Configuration(block=128, warps=4, stages=1, columns=64)
+        return Configuration(block=256 if "attention" in kernel else 2048, warps=4, stages=1, columns=256)
+
+    monkeypatch.setattr(launch, "configuration", large)
+    monkeypatch.setattr(launch, "CHUNK", 256)

@@ -11,11 +11,12 @@ from pgat_fast import build_model
 from pgat_fast.compat import from_original_layout
 from pgat_fast.errors import BackendError
 from pgat_fast.model.fast.pgat import FastPGAT
-from pgat_kernels.configurations import Configuration
 from pgat_kernels.triton_kernels import launch
 from tests import golden
 from tests.pgat_fast.test_golden import as_list
 from tests.pgat_fast.training.runs import run
+
+pytestmark = pytest.mark.usefixtures("large_tiles")
 
 MODULES = [
     "graph_attention",
@@ -27,19 +28,6 @@ MODULES = [
     "gru",
     "aspects",
 ]
-
-
-@pytest.fixture(autouse=True)
-def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes time by tile: here few large ones. The other tests have those of the table."""
-
-    def large(kernel: str, *case: object) -> Configuration:
-        if kernel.startswith("aspects"):
-            return Configuration(block=128, warps=4, stages=1, columns=64)
-        return Configuration(block=256 if "attention" in kernel else 2048, warps=4, stages=1, columns=256)
-
-    monkeypatch.setattr(launch, "configuration", large)
-    monkeypatch.setattr(launch, "CHUNK", 256)
 
 
 @pytest.mark.parametrize("name", ["batched_small", "hierarchical_small"])

@@ -1,0 +1,40 @@
+"""The model of the time with kernels: what counts, and that the committed figures are those of this code."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.kernels_model import GPUS, LAUNCH_SECONDS, Work, as_markdown, model_of_config
+
+RESULTS = Path("bench/results")
+
+
+def test_a_launch_takes_the_longest_of_its_parts() -> None:
+    gpu = GPUS[1]
+    assert Work("x", "kernel", int(gpu.flops_16), 8, wide=False).seconds(gpu) == pytest.approx(1)
+    assert Work("x", "kernel", int(gpu.flops_32), 8, wide=True).seconds(gpu) == pytest.approx(1)
+    assert Work("x", "kernel", 1, int(2 * gpu.bandwidth), wide=False).seconds(gpu) == pytest.approx(2)
+    assert Work("x", "kernel", 0, 0, wide=False).seconds(gpu) == LAUNCH_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("batched", "configs/production_batched.yaml"),
+        ("hierarchical", "configs/celestial_enhanced_pgat_production.yaml"),
+    ],
+)
+def test_committed_figures_are_those_of_this_code(name: str, config: str) -> None:
+    result = model_of_config(config, 16, "bf16")
+    committed = json.loads((RESULTS / f"kernels_model_{name}.json").read_text())
+    assert json.loads(json.dumps(result)) == committed
+    assert (RESULTS / f"kernels_model_{name}.md").read_text() == as_markdown(committed)
+    assert "not a measurement" in as_markdown(committed)
+    kernels = {row for row, figures in committed["gpus"]["H100"]["rows"].items() if figures["group"] == "kernel"}
+    assert {
+        "_feed_forward_fwd_kernel",
+        "_projection_bwd_kernel",
+        "_edge_head_fwd_kernel",
+        "_gru_scan_fwd_kernel",
+    } < kernels

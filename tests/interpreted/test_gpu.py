@@ -1,0 +1,41 @@
+"""The benchmark that runs on a GPU, here on few timesteps through interpreted kernels: every section gives figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import gpu
+from bench.kernel_cases import CASES
+
+
+@pytest.mark.usefixtures("large_tiles")
+def test_sections_of_kernels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "milliseconds", lambda run, device: float(run() is not None))
+    sections = "parity,repeatable,kernels,others"
+    settings = ["--device", "cpu", "--timesteps", "1", "--runs", "2", "--sections", sections, "--seconds", "1000"]
+    assert gpu.main([*settings, "--out", str(tmp_path / "gpu")]) == 0, capsys.readouterr().out
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert all(record["ok"] for *_, record in result["records"])
+    found = {(section, name.split(",")[0]) for section, name, _ in result["records"]}
+    assert found >= {(section, case.operator) for section in sections.split(",")[:3] for case in CASES}
+    assert (
+        "| parity | graph_attention, 13 nodes, mask, bias, bf16 | ok | times_the_error_of_plain_torch"
+        in (tmp_path / "gpu.md").read_text()
+    )
+
+
+def test_what_does_not_fit_in_the_time_is_listed(tmp_path: Path) -> None:
+    assert gpu.main(["--device", "cpu", "--seconds", "0", "--out", str(tmp_path / "gpu")]) == 0
+    assert "| others | GRU | not run |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "there is no CUDA device here" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu", "--sections", "speed"])
+    assert "--sections: speed: not one of parity" in capsys.readouterr().err
