@@ -15,6 +15,9 @@ In this order, until `--seconds` are over; what is left then is listed as not ru
   fraction of the model of the time (`bench.kernels_model`) is reached.
 - `others`: cuDNN's GRU beside `gru_bank`, torch's fused attention beside `graph_attention`.
 
+The sections `steps` and `compiled` need what pgat_fast needs (pydantic, pyyaml, numpy, pandas, psutil); without, they
+fail and say so, and all others run with torch and triton alone.
+
 Exit status 1: a kernel is wrong or not repeatable, or something failed.
 """
 
@@ -34,10 +37,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, numbers, results
-from bench.kernels_model import EPOCH_STEPS, GPUS, work_of_launches
-from bench.machine import describe
-from bench.measure import seconds_of
-from bench.processes import Record
+from bench.roofline import EPOCH_STEPS, GPUS, work_of_launches
+
+Record = dict[str, Any]
 
 TARGETS: Final = {
     "configs/production_batched.yaml": {"epoch_seconds": 10, "peak_memory_gib": 2},
@@ -140,9 +142,32 @@ def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) 
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, times: int = 10) -> float:
-    """The median, behind a warm-up."""
-    seconds_of(run, 2, device)
-    return 1e3 * median(seconds_of(run, times, device))
+    """The median, behind a warm-up of two."""
+    found = []
+    for _ in range(2 + times):
+        wait(device)
+        started = time.perf_counter()
+        run()
+        wait(device)
+        found.append(time.perf_counter() - started)
+    return 1e3 * median(found[2:])
+
+
+def wait(device: torch.device) -> None:
+    """Until `device` has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine() -> Record:
+    """What this was measured on; little of it where psutil is missing."""
+    try:
+        from bench.machine import describe
+    except ImportError as error:
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        found = {"gpu": gpu, "processor": None, "torch": torch.__version__, "commit": None, "lacks": str(error)}
+        return found | {"date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    return describe()
 
 
 def model_of(device: torch.device) -> Any:
@@ -240,11 +265,11 @@ def against_fused(nodes: int, device: torch.device, timesteps: int) -> Record:
 
 def as_markdown(result: Record) -> str:
     """One table."""
-    machine = result["machine"]
+    on = result["machine"]
     lines = [
-        f"# On {machine['gpu'] or machine['processor']}",
+        f"# On {on['gpu'] or on['processor']}",
         "",
-        f"torch {machine['torch']}, {machine['date']}, commit {machine['commit']}: `{result['command']}`",
+        f"torch {on['torch']}, {on['date']}, commit {on['commit']}: `{result['command']}`",
         "",
         "| section | what | | result |",
         "|---|---|---|---|",
@@ -276,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("there is no CUDA device here: this measures kernels on a GPU")
     deadline = time.monotonic() + args.seconds
     own = " ".join(sys.argv[1:] if arguments is None else arguments)
-    result: Record = {"command": f"python -m bench.gpu {own}".strip(), "machine": describe(), "records": []}
+    result: Record = {"command": f"python -m bench.gpu {own}".strip(), "machine": machine(), "records": []}
     wanted = args.sections.split(",")
     if unknown := sorted(set(wanted) - set(SECTIONS)):
         parser.error(f"--sections: {', '.join(unknown)}: not one of {', '.join(SECTIONS)}")

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from unittest.mock import patch
 
 import torch
@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 from bench.kernel_cases import Implementations
 from bench.measure import forget_data, without_data
 from bench.processes import Record, positive
+from bench.roofline import EPOCH_STEPS, GPUS, Gpu, Work, work_of_launches
 from bench.step import example, optimizer_step
 from bench.variants import PRECISIONS, Variant, build
 from pgat_fast import load_config
@@ -37,50 +38,6 @@ from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
 from pgat_fast.plan.trace import MISSING_FORMULAS
 from pgat_kernels.chunks import auto_chunk
-
-
-class Gpu(NamedTuple):
-    """Peak rates, dense. Source: the makers' data sheets (SXM boards)."""
-
-    name: str
-    architecture: str
-    flops_16: float
-    """Of 16-bit products a second."""
-    flops_32: float
-    """Of IEEE float32 products a second."""
-    bandwidth: float
-    """Bytes a second."""
-
-
-GPUS: Final = (
-    Gpu("A100", "sm_80", 312e12, 19.5e12, 2.04e12),
-    Gpu("H100", "sm_90", 989e12, 67e12, 3.35e12),
-    Gpu("H200", "sm_90", 989e12, 67e12, 4.8e12),
-    Gpu("B200", "sm_100", 2250e12, 75e12, 8e12),
-)
-
-LAUNCH_SECONDS: Final = 3e-6
-"""What an operation takes at least: about what a GPU needs between two kernels of one stream."""
-
-EPOCH_STEPS: Final = 421
-"""Of the production data at a batch of 16."""
-
-
-class Work(NamedTuple):
-    """What an operation does."""
-
-    name: str
-    group: str
-    """`kernel`, `product` (of torch) or `elementwise` (all else of torch)."""
-    flops: int
-    bytes: int
-    wide: bool
-    """Whether its products are of float32."""
-
-    def seconds(self, gpu: Gpu) -> float:
-        peak = gpu.flops_32 if self.wide else gpu.flops_16
-        return max(self.flops / peak, self.bytes / gpu.bandwidth, LAUNCH_SECONDS)
-
 
 _FORMULAS: Final = {**flop_registry, **{operator: shape_wrapper(f) for operator, f in MISSING_FORMULAS.items()}}
 _AT_ONCE: Final = ("pgat::attention", "pgat::attention_backward")
@@ -126,20 +83,6 @@ class Count(Implementations):
     def _take_launches(self) -> None:
         self.work += work_of_launches(self.launches)
         self.launches.clear()
-
-
-def work_of_launches(launches: list[Any]) -> list[Work]:
-    """What recorded launches of kernels do."""
-    return [
-        Work(
-            launch.kernel.__name__,
-            "kernel",
-            launch.flops,
-            sum(x.numel() * x.element_size() for x in launch.tensors if x.dim()),
-            all(x.dtype.itemsize >= 4 for x in launch.tensors),
-        )
-        for launch in launches
-    ]
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from pgat_kernels.dispatch import kernels_run_on
+from pgat_kernels.dispatch import use_kernel
 from pgat_kernels.products import no_autocast
 
 aten = torch.ops.aten
@@ -147,7 +147,7 @@ def aspects_backward(
 
 def _by_kernel(kernels: bool, x: Tensor, dtype: torch.dtype, pairs: int) -> bool:
     """Whether a kernel computes it: where one is asked for and runs, in float32, for so many pairs."""
-    return kernels and dtype == torch.float32 and pairs <= MOST_PAIRS and kernels_run_on(x.device, x.dtype)
+    return kernels and use_kernel("aspects", x.device, [x.dtype], dtype == torch.float32 and pairs <= MOST_PAIRS)
 
 
 def _wide(x: Tensor, weight: Tensor) -> torch.dtype:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.dispatch import kernels_run_on
+from pgat_kernels.dispatch import use_kernel
 from pgat_kernels.products import no_autocast
 
 Back = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
@@ -60,8 +60,7 @@ class BlockOperator:
         """
 
         def by_kernels(rows: list[Tensor], weights: list[Tensor]) -> bool:
-            dtypes = {rows[0].dtype, weights[product].dtype}
-            return all(kernels_run_on(rows[0].device, dtype) for dtype in dtypes) and takes(rows, weights)
+            return use_kernel(name, rows[0].device, (rows[0].dtype, weights[product].dtype), takes(rows, weights))
 
         def forward(
             rows: list[Tensor], weights: list[Tensor], seed: Tensor, first_row: Tensor, site: int, rate: float

@@ -1,12 +1,15 @@
 """Which operators are computed by Triton kernels here, and why others are not."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from os import environ
 from typing import Final, NamedTuple
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -72,6 +75,24 @@ def why_no_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> 
     if dtype not in _KERNEL_DTYPES:
         return f"kernels take float32, bfloat16 and float16, not {dtype}"
     return None
+
+
+_said: set[tuple[str, str]] = set()
+
+
+def use_kernel(operator: str, device: torch.device, dtypes: Iterable[torch.dtype], fits: bool) -> bool:
+    """Whether `operator`, which was asked for kernels, has its kernels compute it; if not, the log says why, once.
+
+    `fits`: whether the sizes are such that kernels take them, see `COVERAGE`.
+    """
+    reasons = [reason for dtype in dtypes if (reason := why_no_kernels(device, dtype)) is not None]
+    if not reasons and not fits:
+        (own,) = (line for line in COVERAGE if line.operator == operator)
+        reasons = [f"its kernels take {own.takes}"]
+    if reasons and (operator, reasons[0]) not in _said:
+        _said.add((operator, reasons[0]))
+        logger.info("%s is computed in plain torch: %s", operator, reasons[0])
+    return not reasons
 
 
 def kernels_run_on(device: torch.device, dtype: torch.dtype) -> bool:

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from pgat_kernels.dispatch import kernels_run_on
+from pgat_kernels.dispatch import use_kernel
 from pgat_kernels.products import no_autocast
 
 aten = torch.ops.aten
@@ -159,7 +159,7 @@ def _errors_along_time(errors: Tensor, z: Tensor, factors: Tensor, weight: Tenso
 
 def _by_kernel(kernels: bool, x: Tensor, size: int) -> bool:
     """Whether the loops are kernels: where they are asked for and run, in float32, for so many states."""
-    return kernels and x.dtype == torch.float32 and size <= MOST_STATES and kernels_run_on(x.device, x.dtype)
+    return kernels and use_kernel("gru_bank", x.device, [x.dtype], x.dtype == torch.float32 and size <= MOST_STATES)
 
 
 def _check(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> None:

@@ -70,9 +70,15 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
         return PGAT(config.model)
     from pgat_fast.model.execution import Execution
     from pgat_fast.model.fast.pgat import FastPGAT
+    from pgat_kernels.graph_attention import MOST_DEPTH
 
     if chosen == "triton":
         _check_device(config.run.device)
+        head = config.model.d_model // config.model.n_heads
+        if head > MOST_DEPTH:
+            logger.info(
+                "attention is computed in plain torch: its kernels take %d columns a head, not %d", MOST_DEPTH, head
+            )
     return FastPGAT(config.model, Execution.of(config.run, kernels=chosen == "triton"))
 
 

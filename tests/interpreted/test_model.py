@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from pgat_fast import build_model
+from pgat_fast import build_model, load_config
 from pgat_fast.compat import from_original_layout
 from pgat_fast.errors import BackendError
 from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.training.trainer import train
 from pgat_kernels.triton_kernels import launch
 from tests import golden
 from tests.pgat_fast.test_golden import as_list
-from tests.pgat_fast.training.runs import run
 
 pytestmark = pytest.mark.usefixtures("large_tiles")
 
@@ -53,10 +53,14 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str, monkeypatch: 
     assert launched == own[name] | {"feed_forward", "projection", "edge_head", "gru", "aspects"}
 
 
-def test_a_run_has_the_losses_of_the_backend_torch(tiny: list[str], tmp_path: Path) -> None:
-    """On real data, with dropout: both draw the same masks."""
-    settings = [*tiny, "model.fusion_layers=2", "training.epochs=1", "training.max_steps=4", "run.combiner_chunk=1000"]
-    results = [run([*settings, f"run.backend={name}"], tmp_path / name) for name in ("torch", "triton")]
+def test_the_quickstart_has_the_losses_of_the_backend_torch(data_file: Path, tmp_path: Path) -> None:
+    """Some steps of it on real data, few days of them, with dropout: both backends draw the same masks."""
+    few = ["data.rows=40", "data.validation_length=6", "data.test_length=7", "training.batch_size=2"]
+    steps = ["training.epochs=1", "training.max_steps=3", "run.combiner_chunk=1000", "run.plots=false"]
+    results = []
+    for backend in ("torch", "triton"):
+        own = [f"data.path={data_file}", f"run.output={tmp_path}", f"run.backend={backend}", "run.device=cpu"]
+        results.append(train(load_config("configs/quickstart.yaml", [*few, *steps, *own]), progress=False)[1])
     for name in ("train_losses", "validation_losses"):
         theirs, ours = (result[name] for result in results)
         assert ours == pytest.approx(theirs, abs=1e-5)
