@@ -21,6 +21,17 @@ from pgat_kernels.graph_attention import MOST_WHOLE, graph_attention
 from pgat_kernels.gru import gru_bank
 
 DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+KERNEL_MODULES: Final = (
+    "graph_attention",
+    "edge_attention",
+    "feed_forward",
+    "projection",
+    "edge_head",
+    "edge_tokens",
+    "gru",
+    "aspects",
+)
+"""Of `pgat_kernels.triton_kernels`: those that launch kernels."""
 TIMESTEPS: Final = 4000
 """Of a batch of 16 with a history of 250."""
 BODIES: Final = 13

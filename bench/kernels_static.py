@@ -75,36 +75,49 @@ def compile_all(targets: list[str]) -> list[Record]:
 def compile_one(launch: Any, target: str) -> Record:
     """Compile a kernel as triton would at its launch, and look at the machine code."""
     import triton
+
+    source, _ = source_of(launch)
+    compiled = triton.compile(source, target=target_of(target), options=options_of(launch))
+    looked = _look_at_amd if target.startswith("gfx") else _look_at_nvidia
+    found = looked(compiled.asm["amdgcn" if target.startswith("gfx") else "cubin"])
+    return {**launch.configuration._asdict(), "shared": compiled.metadata.shared, **found}
+
+
+def target_of(name: str) -> Any:
+    """`sm_90` or `gfx942` as triton has it."""
     from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
+
+
+def options_of(launch: Any) -> dict[str, int]:
+    """What triton compiles it with."""
+    return {"num_warps": launch.configuration.warps, "num_stages": launch.configuration.stages}
+
+
+def source_of(launch: Any) -> tuple[Any, dict[str, Any]]:
+    """What triton would compile at a launch, and the arguments that are left for it to be called with, by name."""
     from triton.compiler import ASTSource
 
-    kernel, configuration = launch.kernel, launch.configuration
+    kernel = launch.kernel
     names = kernel.arg_names
-    values = dict(zip(names, launch.tensors, strict=False)) | launch.named | {"BLOCK": configuration.block}
+    values = dict(zip(names, launch.tensors, strict=False)) | launch.named | {"BLOCK": launch.configuration.block}
     constants = {name for name, parameter in zip(names, kernel.params, strict=True) if parameter.is_constexpr}
     # Triton makes constants of ones, and tells the compiler of multiples of 16; new tensors begin at one.
     constants |= {name for name, value in values.items() if type(value) is int and value == 1}
-    signature = {name: "constexpr" if name in constants else _type_of(values[name]) for name in names}
+    arguments = {name: values[name] for name in names if name not in constants}
     aligned = [
         name
-        for name in names
-        if name not in constants
-        and (isinstance(values[name], Tensor) or (type(values[name]) is int and values[name] % 16 == 0))
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) or (type(value) is int and value % 16 == 0)
     ]
     source = ASTSource(
         fn=kernel,
-        signature=signature,
+        signature={name: "constexpr" if name in constants else _type_of(values[name]) for name in names},
         constexprs={(names.index(name),): values[name] for name in constants},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    amd = target.startswith("gfx")
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target[3:]), 32),
-        options={"num_warps": configuration.warps, "num_stages": configuration.stages},
-    )
-    found = _look_at_amd(compiled.asm["amdgcn"]) if amd else _look_at_nvidia(compiled.asm["cubin"])
-    return {**configuration._asdict(), "shared": compiled.metadata.shared, **found}
+    return source, arguments
 
 
 def _type_of(value: Any) -> str:

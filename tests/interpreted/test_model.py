@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from bench.kernel_cases import KERNEL_MODULES
 from pgat_fast import build_model, load_config
 from pgat_fast.compat import from_original_layout
 from pgat_fast.errors import BackendError
@@ -18,23 +19,12 @@ from tests.pgat_fast.test_golden import as_list
 
 pytestmark = pytest.mark.usefixtures("large_tiles")
 
-MODULES = [
-    "graph_attention",
-    "edge_attention",
-    "feed_forward",
-    "projection",
-    "edge_head",
-    "edge_tokens",
-    "gru",
-    "aspects",
-]
-
 
 @pytest.mark.parametrize("name", ["batched_small", "hierarchical_small"])
 def test_outputs_and_gradients_equal_the_existing_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = golden.load(name)
     launched: set[str] = set()
-    for module in MODULES:
+    for module in KERNEL_MODULES:
 
         def counted(*args: Any, module: str = module, **named: Any) -> None:
             launched.add(module)

@@ -70,7 +70,7 @@ def test_info_tells_what_kernels_compute(capsys: pytest.CaptureFixture[str]) -> 
     assert set(rows) <= set(text.split())
     assert rows["graph_attention"]["computed_by"] == "plain torch"
     assert rows["graph_attention"]["reason"] == "Triton kernels run on GPUs, not on cpu"
-    assert rows["aspects"]["reason"] == "no kernel yet"
+    assert rows["query_attention"]["reason"] == "no kernel yet"
 
 
 @pytest.mark.parametrize("command", ["plan", "info"])

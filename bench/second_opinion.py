@@ -1,0 +1,160 @@
+"""A second opinion on the kernels: their IR executed on a CPU by `ttsem`, which knows bounds and races.
+
+    pip install ttsem                      # wants Python 3.12
+    python -m bench.second_opinion --json bench/results/second_opinion.json
+
+Every case of `bench.kernel_cases` is computed for one timestep, forward and backward, each launch by executing the IR
+that triton's frontend makes of the kernel. triton's interpreter runs Python, one program after the other, and is blind
+to reads and writes next to a tensor and to programs that touch the same number; `ttsem` stops at the first, and finds
+the second in the log of all accesses. Results are compared with plain torch as in `bench.gpu`. Two kernels with a
+planted fault, a write behind the end and two programs that write one number, show that it would be seen. Exit status 1:
+something was found, or a planted fault was not.
+"""
+
+import argparse
+import json
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bench.gpu import parity
+from bench.kernel_cases import CASES, DTYPES, KERNEL_MODULES
+from bench.kernels_static import options_of, source_of, target_of
+from bench.machine import describe
+from bench.processes import Record
+from pgat_kernels.configurations import Configuration
+from pgat_kernels.dispatch import kernels_without_data
+from pgat_kernels.triton_kernels.launch import Launch
+
+DISTANCE = 2**24
+"""Bytes between two tensors: what is written next to one hits none."""
+
+
+@triton.jit
+def _writes_behind_the_end(x_ptr, count, BLOCK: tl.constexpr):
+    tl.store(x_ptr + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), 1.0)
+
+
+@triton.jit
+def _writes_where_others_write(x_ptr, count, BLOCK: tl.constexpr):
+    tl.store(x_ptr + tl.arange(0, BLOCK), tl.program_id(0) * 1.0)
+
+
+def text_of(launch: Launch) -> tuple[str, dict[str, Any]]:
+    """The IR that triton's frontend makes at a launch, and the kernel's arguments."""
+    from triton._C.libtriton import ir
+    from triton.compiler.compiler import make_backend
+
+    source, arguments = source_of(launch)
+    target = target_of("sm_90")
+    backend = make_backend(target)
+    options = backend.parse_options(options_of(launch))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(options)
+    module = source.make_ir(target, options, functions, backend.get_module_map(), context)
+    # The parser does not know numbers with a point in the names of functions.
+    return re.sub(r"_c(\d+)\.(\d+)_", r"_c\1p\2_", str(module)), arguments
+
+
+def execute(launch: Launch) -> str | None:
+    """Compute the results of a launch, in its tensors. Returns what was found, in words; None for nothing."""
+    from ttsem import mlir
+    from ttsem.harness import _entry_candidates, _scalar_value
+    from ttsem.interp import Interp
+    from ttsem.memory import Memory, MemoryFault
+    from ttsem.pidraces import find_race
+
+    mlir.enable_generic_printing()
+    text, arguments = text_of(launch)
+    module = mlir.parse(text)
+    name = launch.kernel.__name__
+    entry = name if name in module.funcs else _entry_candidates(module, name)[0]
+    types = [kind for _, kind in module.funcs[entry].regions[0].blocks[0].args]
+    memory = Memory()
+    memory.trace()
+    bases: dict[int, int] = {}
+    buffers: list[tuple[Tensor, np.ndarray]] = []
+    values = []
+    for value, kind in zip(arguments.values(), types, strict=True):
+        if not isinstance(value, Tensor):
+            values.append(_scalar_value(value, kind))
+            continue
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in bases:
+            own = torch.empty(0, dtype=torch.uint8).set_(storage)
+            copy = own.numpy().copy() if len(own) else np.zeros(1, np.uint8)
+            base = 2**32 + sum(array.nbytes + DISTANCE for _, array in buffers) // 256 * 256
+            memory.register(base, copy)
+            bases[storage.data_ptr()] = base
+            buffers.append((own, copy))
+        at = bases[storage.data_ptr()] + value.storage_offset() * value.element_size()
+        values.append(np.array(at, dtype=np.int64))
+    interpreter = Interp(module, memory, (launch.programs, 1, 1))
+    try:
+        interpreter.run_grid(entry, values)
+    except MemoryFault as error:
+        return f"outside of every tensor: {error}"
+    for own, copy in buffers:
+        if len(own):
+            own.copy_(torch.from_numpy(copy))
+    race = find_race(memory.access_log)
+    if race is not None:
+        return f"{race.kind} race: {race.first} and {race.second}"
+    unknown = sorted(getattr(interpreter, "unsupported", None) or [])
+    return f"not executed: {', '.join(unknown)}" if unknown else None
+
+
+def planted() -> list[Record]:
+    """What is found in kernels that are wrong."""
+    records = []
+    for kernel in (_writes_behind_the_end, _writes_where_others_write):
+        launch = Launch(kernel, 3, (torch.zeros(40),), {"count": 40}, Configuration(16, 4, 1), 0)
+        records.append({"kernel": kernel.__name__, "found": execute(launch)})
+    return records
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
+    args = parser.parse_args()
+    launches: list[Record] = []
+
+    def launch(
+        kernel: Any, programs: int, tensors: tuple[Tensor, ...], configuration: Configuration, flops: int, **named: Any
+    ) -> None:
+        found = execute(Launch(kernel, programs, tensors, named, configuration, flops))
+        launches.append({"kernel": kernel.__name__, "programs": programs, "found": found})
+
+    for module in KERNEL_MODULES:
+        patch.object(import_module(f"pgat_kernels.triton_kernels.{module}"), "launch", launch).start()
+    result: Record = {"command": "python -m bench.second_opinion", "machine": describe(), "planted": planted()}
+    result["cases"] = []
+    with kernels_without_data():
+        for case in CASES:
+            for dtype in case.dtypes:
+                if dtype == "fp16":
+                    continue  # the same kernels as for bf16
+                launches.clear()
+                found = parity(case, DTYPES[dtype], torch.device("cpu"), 1)
+                record = {"operator": case.operator, "shape": case.shape, "dtype": dtype, **found}
+                result["cases"].append({**record, "launches": list(launches)})
+                print(json.dumps({**record, "launches": launches}), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    wrong = [one for case in result["cases"] for one in case["launches"] if one["found"] or not case["ok"]]
+    return int(bool(wrong) or any(one["found"] is None for one in result["planted"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
