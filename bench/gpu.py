@@ -3,17 +3,19 @@
     make gpu
     PYTHONPATH=.:kernels python3 -m bench.gpu --out bench/results/gpu     # where nothing can be installed
 
-In this order, until `--seconds` are over; what is left then is listed as not run:
+What does not begin within `--seconds` is listed as not run:
 
 - `parity`: every kernel's result and gradients against float64, as a multiple of the error of plain torch in the same
-  dtype (at most 2 is wanted).
+  dtype (at most 2 is wanted): first of 16 bits, the other dtypes near the end.
 - `repeatable`: whether `--runs` runs at production sizes agree to the bit.
+- `kernels`: milliseconds of forward and backward pass at production sizes, with the products of torch that belong to
+  them, and in plain torch; what the model of the time (`bench.roofline`) gives the launches of kernels alone.
 - `steps`: training steps of the production configurations with `bench.step`, each backend in a process of its own, the
-  epoch of 421 steps that follows from them, and peak memory; beside the targets.
-- `compiled`: the error of gradients of the compiled model against float64, as a multiple of that of the eager one.
-- `kernels`: milliseconds of forward and backward pass at production sizes, by kernels and in plain torch, and what
-  fraction of the model of the time (`bench.kernels_model`) is reached.
+  epoch of 421 steps that follows from them, and peak memory; beside the targets. They compile anew each time.
 - `others`: cuDNN's GRU beside `gru_bank`, torch's fused attention beside `graph_attention`.
+- `compiled`: the error of gradients of the compiled model against float64, as a multiple of that of the eager one.
+
+An error of a kernel that CUDA cannot forget (an illegal address) makes all that follows fail, too.
 
 The sections `steps` and `compiled` need what pgat_fast needs (pydantic, pyyaml, numpy, pandas, psutil); without, they
 fail and say so, and all others run with torch and triton alone.
@@ -36,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, numbers, results
+from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, gradient, numbers, results
 from bench.roofline import EPOCH_STEPS, GPUS, work_of_launches
 
 Record = dict[str, Any]
@@ -47,6 +49,8 @@ TARGETS: Final = {
 }
 """On an H100, 16-bit products, batch 16."""
 STEPS: Final = (
+    ("configs/production_batched.yaml", "triton:eager:bf16"),
+    ("configs/celestial_enhanced_pgat_production.yaml", "triton:eager:bf16"),
     ("configs/production_batched.yaml", "triton:bf16"),
     ("configs/production_batched.yaml", "torch:bf16"),
     ("configs/production_batched.yaml", "reference:bf16"),
@@ -55,45 +59,42 @@ STEPS: Final = (
     ("configs/production_batched.yaml", "reference:bf16:compiled"),
     ("configs/celestial_enhanced_pgat_production.yaml", "reference:bf16"),
 )
-SECTIONS: Final = ("parity", "repeatable", "steps", "compiled", "kernels", "others")
+FEW: Final = 10
+"""Numbers of a result whose error cannot be compared with another's."""
+STEP_SECONDS: Final = 90
+"""What a process of `bench.step` may take."""
+SECTIONS: Final = ("parity", "repeatable", "kernels", "steps", "others", "compiled")
 
 
-def sections(
-    device: torch.device, timesteps: int, runs: int, deadline: float
-) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+def sections(device: torch.device, timesteps: int, runs: int) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """Section, name and what to do, in the order of what matters most."""
-    every = [(case, dtype) for case in CASES for dtype in case.dtypes]
-    small, large = max(1, timesteps // 16), timesteps
-    for case, dtype in every:
-        yield (
-            "parity",
-            f"{case.operator}, {case.shape}, {dtype}",
-            lambda c=case, d=dtype: parity(c, DTYPES[d], device, small),
-        )
-    for case in CASES:
-        yield (
-            "repeatable",
-            f"{case.operator}, {case.shape}, {case.dtypes[0]}",
-            lambda c=case: repeatable(c, DTYPES[c.dtypes[0]], device, large, runs),
-        )
+    # A multiple of 16, as the large one is: triton would compile another kernel for other numbers.
+    small, large = max(1, timesteps // 16 // 16 * 16), timesteps
+    first = [(case, case.dtypes[0]) for case in CASES]
+    others = [(case, dtype) for case in CASES for dtype in case.dtypes[1:]]
+
+    def of_parity(case: Case, dtype: str) -> tuple[str, str, Callable[[], Record]]:
+        name = f"{case.operator}, {case.shape}, {dtype}"
+        return "parity", name, lambda: parity(case, DTYPES[dtype], device, small)
+
+    for case, dtype in first:
+        yield of_parity(case, dtype)
+    for case, dtype in first:
+        name = f"{case.operator}, {case.shape}, {dtype}"
+        yield "repeatable", name, lambda c=case, d=dtype: repeatable(c, DTYPES[d], device, large, runs)
+    for case, dtype in first:
+        name = f"{case.operator}, {case.shape}, {dtype}"
+        yield "kernels", name, lambda c=case, d=dtype: timed(c, DTYPES[d], device, large)
     if device.type == "cuda":
         for config, variant in STEPS:
-            yield (
-                "steps",
-                f"{Path(config).stem}, {variant}",
-                lambda c=config, v=variant: training_steps(c, v, device, deadline),
-            )
-    for combiner in ("batched", "hierarchical"):
-        yield "compiled", f"quickstart, {combiner}", lambda c=combiner: compiled_against_eager(device, c)
-    for case in CASES:
-        yield (
-            "kernels",
-            f"{case.operator}, {case.shape}, {case.dtypes[0]}",
-            lambda c=case: timed(c, DTYPES[c.dtypes[0]], device, large),
-        )
+            yield "steps", f"{Path(config).stem}, {variant}", lambda c=config, v=variant: training_steps(c, v, device)
     yield "others", "GRU", lambda: against_cudnn(device, large)
     for nodes in (13, 39, 169):
         yield "others", f"attention, {nodes} nodes", lambda n=nodes: against_fused(n, device, large)
+    for case, dtype in others:
+        yield of_parity(case, dtype)
+    for combiner in ("batched", "hierarchical"):
+        yield "compiled", f"quickstart, {combiner}", lambda c=combiner: compiled_against_eager(device, c)
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -103,17 +104,17 @@ def parity(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int)
     """Errors against float64, of kernels and of plain torch: the worst of result and gradients."""
     leaves = case.leaves(dtype, device, timesteps)
     ours, plain = results(case, leaves, True), results(case, leaves, False)
-    exact = results(
-        case, [x.double() for x in leaves], False, numbers(tuple(ours[0].shape), ours[0].dtype, device).double()
-    )
+    exact = results(case, [x.double() for x in leaves], False, gradient(ours[0]).double())
     worst = 0.0
     for found, theirs, truth in zip(ours, plain, exact, strict=True):
-        if not found.isfinite().all():
+        if not all(x.isfinite().all() for x in (found, theirs, truth)):
             return {"ok": False, "error": "not finite"}
         if not truth.numel():
             continue
         error, allowed = (float((x.double() - truth).norm()) for x in (found, theirs))
         rounding = torch.finfo(dtype).eps * (float(truth.norm()) + truth.numel() ** 0.5 * 1e-3)
+        if truth.numel() < FEW:  # their error is a matter of luck
+            rounding += 32 * torch.finfo(dtype).eps
         worst = max(worst, error / (allowed + rounding))
     return {"ok": worst <= 2, "times_the_error_of_plain_torch": worst}
 
@@ -129,20 +130,23 @@ def repeatable(case: Case, dtype: torch.dtype, device: torch.device, timesteps: 
 
 
 def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) -> Record:
-    """Milliseconds of forward and backward pass, and the fraction of the model of the time."""
+    """Milliseconds of forward and backward pass, torch's products with them, and what the model gives the launches."""
     from pgat_kernels.triton_kernels.launch import gpu_of, recording
 
     leaves = case.leaves(dtype, device, timesteps)
-    found: Record = {"ok": True, "kernels_ms": milliseconds(lambda: results(case, leaves, True), device)}
-    with recording(gpu_of(device)) as launches:
-        results(case, leaves, True)
+    g = gradient(results(case, leaves, True)[0])
+    found: Record = {"ok": True, "kernels_ms": milliseconds(lambda: results(case, leaves, True, g), device)}
     model = model_of(device)
     if model is not None:
-        found["model_ms"] = 1e3 * sum(work.seconds(model) for work in work_of_launches(launches))
+        with recording(gpu_of(device)) as launches:
+            results(case, leaves, True, g)
+        found["model_of_launches_ms"] = 1e3 * sum(work.seconds(model) for work in work_of_launches(launches))
+        found["fraction_of_model"] = found["model_of_launches_ms"] / found["kernels_ms"]
+        del launches[:]
     try:
-        found["plain_ms"] = milliseconds(lambda: results(case, leaves, False), device)
+        found["plain_ms"] = milliseconds(lambda: results(case, leaves, False, g), device)
     except torch.OutOfMemoryError:
-        found["plain_ms"] = None
+        found["plain_ms"] = "out of memory"
     return found
 
 
@@ -181,19 +185,19 @@ def model_of(device: torch.device) -> Any:
     return next((gpu for gpu in GPUS if gpu.name in name), None)
 
 
-def training_steps(
-    config: str, variant: str, device: torch.device, deadline: float, batch: int = 16, steps: int = 10
-) -> Record:
-    """Step time and peak memory by `bench.step`, in a process of its own."""
+def training_steps(config: str, variant: str, device: torch.device, batch: int = 16, steps: int = 10) -> Record:
+    """Step time and peak memory by `bench.step`, in processes of its own that are ended when they take too long."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "step.json"
         command = [sys.executable, "-m", "bench.step", "--config", config, "--batch", str(batch), "--steps", str(steps)]
         command += ["--rounds", "1", "--backends", variant, "--set", f"run.device={device.type}", "--json", str(out)]
-        left = max(1.0, deadline - time.monotonic())
-        done = subprocess.run(command, capture_output=True, text=True, timeout=left, check=False)
-        if done.returncode or not out.exists():
-            return {"ok": False, "error": (done.stderr or done.stdout)[-2000:]}
+        command += ["--time-limit", str(STEP_SECONDS)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not out.exists():
+            return {"ok": False, "error": (done.stdout + done.stderr)[-2000:]}
         (record,) = json.loads(out.read_text())["results"]
+    if "step_seconds" not in record:
+        return {"ok": False, "error": record.get("error", "no step was timed"), "record": record}
     seconds = record["step_seconds"]["median"]
     found = {"ok": True, "step_seconds": seconds, "epoch_seconds": seconds * EPOCH_STEPS}
     return found | {"peak_memory_gib": record["peak_memory_gib"], "target": TARGETS.get(config), "record": record}
@@ -234,6 +238,7 @@ def against_cudnn(device: torch.device, timesteps: int) -> Record:
     """13 GRUs of 32 states: one after the other by cuDNN, and all at once."""
     (case,) = (case for case in CASES if case.operator == "gru_bank")
     leaves = case.leaves(torch.float32, device, timesteps)
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # as the kernel is
     grus = nn.ModuleList(nn.GRU(32, 32, batch_first=True) for _ in range(leaves[0].shape[2])).to(device)
     x = leaves[0].detach()
 
@@ -255,8 +260,8 @@ def against_fused(nodes: int, device: torch.device, timesteps: int) -> Record:
 
     graphs = timesteps * (13 if nodes == 39 else 1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    q, k, v = numbers((graphs, nodes, 3, 8, 26), dtype, device).permute(2, 0, 3, 1, 4)
-    g = numbers((graphs, 8, nodes, 26), dtype, device)
+    q, k, v = numbers((graphs, nodes, 3, 8, 26), dtype, device, salt=0).permute(2, 0, 3, 1, 4)
+    g = numbers((graphs, 8, nodes, 26), dtype, device, salt=1)
 
     def run(function: Callable[..., Tensor]) -> None:
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
@@ -314,10 +319,12 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = args.sections.split(",")
     if unknown := sorted(set(wanted) - set(SECTIONS)):
         parser.error(f"--sections: {', '.join(unknown)}: not one of {', '.join(SECTIONS)}")
-    for section, name, do in sections(device, args.timesteps, args.runs, deadline):
+    for section, name, do in sections(device, args.timesteps, args.runs):
         if section not in wanted:
             continue
         record: Record | None = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # processes of `bench.step` want the memory
         if time.monotonic() < deadline:
             started = time.monotonic()
             try:

@@ -40,11 +40,13 @@ HEADS: Final = 8
 RATE: Final = 0.1
 
 
-def numbers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float = 1.0) -> Tensor:
-    """Random ones, always the same; none on the meta device."""
+def numbers(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float = 1.0, *, salt: int
+) -> Tensor:
+    """Random ones, always the same for a salt; none on the meta device."""
     if device.type == "meta":
         return torch.empty(shape, dtype=dtype, device=device)
-    generator = torch.Generator(device).manual_seed(sum(shape))
+    generator = torch.Generator(device).manual_seed(salt)
     return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
 
 
@@ -123,11 +125,11 @@ def _of_block(block: _Block) -> Case:
     def leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
         wide = torch.promote_types(dtype, torch.float32)
         rows = [
-            numbers(shape, dtype if i in block.low_rows else wide, device)
+            numbers(shape, dtype if i in block.low_rows else wide, device, salt=i)
             for i, shape in enumerate(block.rows(timesteps))
         ]
         weights = [
-            numbers(shape, wide if i in block.wide else dtype, device, max(1, shape[-1]) ** -0.5)
+            numbers(shape, wide if i in block.wide else dtype, device, max(1, shape[-1]) ** -0.5, salt=10 + i)
             for i, shape in enumerate(block.weights)
         ]
         return rows + weights
@@ -149,14 +151,14 @@ def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool)
 
     def leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
         count = timesteps * graphs
-        q, k, v = numbers((count, nodes, 3, HEADS, depth), dtype, device).permute(2, 0, 3, 1, 4)
+        q, k, v = numbers((count, nodes, 3, HEADS, depth), dtype, device, salt=0).permute(2, 0, 3, 1, 4)
         wide = torch.promote_types(dtype, torch.float32)
-        return [q, k, v, *([numbers((count, nodes, nodes), wide, device)] if masked else [])]
+        return [q, k, v, *([numbers((count, nodes, nodes), wide, device, salt=1)] if masked else [])]
 
     def run(tensors: list[Tensor], kernels: bool) -> Tensor:
         q, k, v, *bias = tensors
         device = q.device
-        adjacency = numbers((len(q), q.shape[2], q.shape[2]), torch.float32, device) if masked else None
+        adjacency = numbers((len(q), q.shape[2], q.shape[2]), torch.float32, device, salt=2) if masked else None
         dropout = Dropout(RATE, scalar(11, device), 0, scalar(0, device))
         own = {"bias": bias[0] if bias else None, "threshold": 0.3, "dropout": dropout}
         if kernels:
@@ -174,12 +176,12 @@ def _gru(tensors: list[Tensor], kernels: bool) -> Tensor:
 
 def _gru_leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
     sizes = (16, max(1, timesteps // 16), BODIES, 32), (BODIES, 96, 32), (BODIES, 96, 32), (BODIES, 96), (BODIES, 96)
-    return [numbers(size, dtype, device, 1.0 if i == 0 else 32**-0.5) for i, size in enumerate(sizes)]
+    return [numbers(size, dtype, device, 1.0 if i == 0 else 32**-0.5, salt=i) for i, size in enumerate(sizes)]
 
 
 def _aspects_leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
     sizes = (timesteps, WIDTH), (78, WIDTH), (WIDTH,), (1,)
-    return [numbers(size, dtype, device, WIDTH**-0.5 if i == 2 else 1.0) for i, size in enumerate(sizes)]
+    return [numbers(size, dtype, device, WIDTH**-0.5 if i == 2 else 1.0, salt=i) for i, size in enumerate(sizes)]
 
 
 CASES: Final = (
@@ -207,9 +209,14 @@ class Implementations(TorchDispatchMode):
             return OPDEFS[function._schema.name]._init_fn(*args, **(kwargs or {}))
 
 
+def gradient(y: Tensor) -> Tensor:
+    """Random numbers in the shape and dtype of a result."""
+    return numbers(tuple(y.shape), y.dtype, y.device, salt=100)
+
+
 def results(case: Case, leaves: list[Tensor], kernels: bool, g: Tensor | None = None) -> list[Tensor]:
     """Result and gradients; `g` is that of the result, random numbers by default."""
     own = [x.detach().requires_grad_() for x in leaves]
     y = case.run(own, kernels)
-    g = numbers(tuple(y.shape), y.dtype, y.device) if g is None else g
+    g = gradient(y) if g is None else g
     return [y.detach(), *torch.autograd.grad(y, own, g, materialize_grads=True)]

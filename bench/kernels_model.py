@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 from bench.kernel_cases import Implementations
 from bench.measure import forget_data, without_data
 from bench.processes import Record, positive
-from bench.roofline import EPOCH_STEPS, GPUS, Gpu, Work, work_of_launches
+from bench.roofline import EPOCH_STEPS, GPUS, Gpu, Work, bytes_of, work_of_launches
 from bench.step import example, optimizer_step
 from bench.variants import PRECISIONS, Variant, build
 from pgat_fast import load_config
@@ -74,7 +74,7 @@ class Count(Implementations):
             return result  # a view, or no memory is touched
         formula = _FORMULAS.get(function.overloadpacket)
         flops = int(formula(*args, **(kwargs or {}), out_val=result)) if formula else 0
-        size = sum(x.numel() * x.element_size() for x in used + made)
+        size = sum(map(bytes_of, used + made))
         wide = all(x.dtype.itemsize >= 4 for x in used)
         group = "product" if flops else "elementwise"
         self.work.append(Work(function.overloadpacket.__name__, group, flops, size, wide))

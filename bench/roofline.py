@@ -3,7 +3,10 @@
 It imports torch alone: `bench.gpu` wants it on machines where nothing else is installed.
 """
 
+import math
 from typing import Any, Final, NamedTuple
+
+from torch import Tensor
 
 
 class Gpu(NamedTuple):
@@ -49,6 +52,11 @@ class Work(NamedTuple):
         return max(self.flops / peak, self.bytes / gpu.bandwidth, LAUNCH_SECONDS)
 
 
+def bytes_of(x: Tensor) -> int:
+    """What there is of a tensor in memory: an expanded one counts once."""
+    return x.element_size() * math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
+
+
 def work_of_launches(launches: list[Any]) -> list[Work]:
     """What recorded launches of kernels do."""
     return [
@@ -56,7 +64,7 @@ def work_of_launches(launches: list[Any]) -> list[Work]:
             launch.kernel.__name__,
             "kernel",
             launch.flops,
-            sum(x.numel() * x.element_size() for x in launch.tensors if x.dim()),
+            sum(bytes_of(x) for x in launch.tensors if x.dim()),
             all(x.dtype.itemsize >= 4 for x in launch.tensors),
         )
         for launch in launches

@@ -123,7 +123,9 @@ def aspects_backward(
     if _by_kernel(kernels, x, dtype, len(constants)):
         from pgat_kernels.triton_kernels.aspects import aspects_backward as by_kernel
 
-        of_x, of_constants, of_weight = by_kernel(g_logits, x.contiguous(), wide_constants.contiguous(), wide_weight)
+        of_x, of_constants, of_weight = by_kernel(
+            g_logits, x.contiguous(), wide_constants.contiguous(), wide_weight.contiguous()
+        )
         return of_x, of_constants.to(constants.dtype), of_weight.to(weight.dtype), g_bias
 
     g_x = torch.empty_like(x, memory_format=torch.contiguous_format)

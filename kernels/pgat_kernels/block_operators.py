@@ -66,9 +66,9 @@ class BlockOperator:
             rows: list[Tensor], weights: list[Tensor], seed: Tensor, first_row: Tensor, site: int, rate: float
         ) -> Tensor:
             masks = Masks(rate, seed, first_row)
-            if by_kernels(rows, weights):
-                return kernels()[0](list(map(_dense, rows)), list(map(_dense, weights)), masks, site)
             with no_autocast(seed.device):
+                if by_kernels(rows, weights):
+                    return kernels()[0](list(map(_dense, rows)), list(map(_dense, weights)), masks, site)
                 return plain(rows, weights, masks, site)[0].contiguous()
 
         def backward(
@@ -81,11 +81,11 @@ class BlockOperator:
             rate: float,
         ) -> list[Tensor]:
             masks = Masks(rate, seed, first_row)
-            if by_kernels(rows, weights):
-                own = list(map(_dense, rows)), list(map(_dense, weights))
-                g_rows, g_weights = kernels()[1](_dense(g), *own, masks, site)
-            else:
-                with no_autocast(seed.device):
+            with no_autocast(seed.device):
+                if by_kernels(rows, weights):
+                    own = list(map(_dense, rows)), list(map(_dense, weights))
+                    g_rows, g_weights = kernels()[1](_dense(g), *own, masks, site)
+                else:
                     g_rows, g_weights = plain(rows, weights, masks, site)[1](g)
             given = zip([*rows, *weights], empty_gradients(rows, weights), [*g_rows, *g_weights], strict=True)
             return [_own(found.to(like.dtype).reshape(x.shape)) for x, like, found in given]

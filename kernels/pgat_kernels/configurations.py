@@ -22,7 +22,7 @@ class Case(NamedTuple):
     itemsize: int
     """Bytes of a number of the inputs."""
     most: int
-    """The largest size (nodes of a graph, states of a recurrence) that it is for."""
+    """The largest size (nodes of a graph, states of a recurrence, columns of a row, pairs) that it is for."""
 
 
 DEFAULT: Final = "default"

@@ -87,13 +87,15 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """New tensors are full of NaN: what a kernel does not write is seen."""
     import torch
 
-    empty = torch.empty
+    def filled(make: Any) -> Any:
+        def call(*shape: object, **how: object) -> Any:
+            x = make(*shape, **how)
+            return x.fill_(float("nan")) if x.is_floating_point() else x
 
-    def filled(*shape: object, **how: object) -> Any:
-        x = empty(*shape, **how)
-        return x.fill_(float("nan")) if x.is_floating_point() else x
+        return call
 
-    monkeypatch.setattr(torch, "empty", filled)
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, filled(getattr(torch, name)))
 
 
 @pytest.fixture

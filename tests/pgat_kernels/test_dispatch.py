@@ -5,10 +5,9 @@ import logging
 import pytest
 import torch
 
+from bench.kernel_cases import CASES
 from pgat_kernels import dispatch
-from pgat_kernels.blocks import edge_head_operator, feed_forward_operator, projection_operator
 from pgat_kernels.dispatch import COVERAGE, kernels_without_data, use_kernel, why_no_kernels
-from pgat_kernels.edge_tokens import edge_tokens_operator
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -20,8 +19,7 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_operator_with_kernels_is_in_the_table() -> None:
     takes = {line.operator: line.takes for line in COVERAGE}
-    for operator in (feed_forward_operator, projection_operator, edge_head_operator, edge_tokens_operator):
-        assert takes[operator.name]
+    assert all(takes[case.operator] for case in CASES)
 
 
 def test_kernels_run_on_gpus_in_the_dtypes_of_the_table() -> None:

@@ -240,7 +240,7 @@ def _edge_tokens_bwd_kernel(
 
 
 def edge_tokens_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
-    """See `pgat_kernels.blocks.edge_tokens_operator`, whose arguments these are, contiguous."""
+    """See `pgat_kernels.edge_tokens.edge_tokens_operator`, whose arguments these are, contiguous."""
     (values,) = rows
     steps, nodes, _, kinds = values.shape
     y = torch.empty((steps * nodes, kinds * nodes, weights[6].shape[1]), dtype=values.dtype, device=values.device)

@@ -17,7 +17,7 @@ from pgat_kernels.dropout import Dropout, first_kept_code, keep_scale, site_offs
 
 def product_precision(dtype: torch.dtype) -> str:
     """`tl.dot`'s: float32 products are IEEE, as torch's are unless TF32 is allowed; those of 16 bits have one way."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if dtype == torch.float32 and allowed else "ieee"
 
 

@@ -180,7 +180,7 @@ def projection_backward(
     results = (g_sum, g_s, g_o, g_y, sums)
     _launch(_projection_bwd_kernel, "projection backward", (g,), rows, weights, masks, site, results, 2)
     g_bias, g_norm, g_norm_bias, *g_residual = sums.sum(dim=0).view(3 + rank, width).unbind(0)
-    g_weight = g_y.t() @ o.view(count, inner)
+    g_weight = g_y.t() @ o.view(count, inner).to(weight.dtype)
     of_rank = torch.stack(g_residual, dim=1) if rank else torch.empty_like(residual)
     return [g_s if rank else g_sum, g_o], [of_rank, g_weight, g_bias, g_norm, g_norm_bias]
 

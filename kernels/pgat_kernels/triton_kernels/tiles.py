@@ -4,8 +4,9 @@ A tile is BLOCK rows of a contiguous matrix with all their columns, at most 256 
 power of two, and what lies beyond is zero. Offsets within a tile are of 32 bits from a base of 64.
 
 A product of rows with a weight has two forms. With CHUNK 0 the rows are a tile at hand, one product takes them whole:
-for 16 bits, whose operands lie in shared memory. Otherwise they are read CHUNK columns at a time, from memory that this
-program itself may have written: products of float32 keep both operands in registers, which hold no more.
+for 16 bits, whose operands lie in shared memory, where it is wanted more than once. Otherwise they are read CHUNK
+columns at a time, from memory that this program itself may have written: products of float32 keep both operands in
+registers, which hold no more.
 """
 
 import triton
