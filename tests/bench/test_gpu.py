@@ -22,6 +22,7 @@ def test_a_step_that_fails_says_why() -> None:
     assert "configs/none.yaml" in found["error"]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
 def test_the_model_compiles_with_operators_that_are_asked_for_kernels(combiner: str) -> None:
     """In one graph, as on a GPU; here they answer in plain torch."""

@@ -17,7 +17,7 @@ from pgat_kernels.triton_kernels import launch
 from tests import golden
 from tests.pgat_fast.test_golden import as_list
 
-pytestmark = pytest.mark.usefixtures("large_tiles")
+pytestmark = [pytest.mark.usefixtures("large_tiles"), pytest.mark.timeout(1800)]
 
 
 @pytest.mark.parametrize("name", ["batched_small", "hierarchical_small"])
@@ -46,7 +46,7 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str, monkeypatch: 
 def test_the_quickstart_has_the_losses_of_the_backend_torch(data_file: Path, tmp_path: Path) -> None:
     """Some steps of it on real data, few days of them, with dropout: both backends draw the same masks."""
     few = ["data.rows=40", "data.validation_length=6", "data.test_length=7", "training.batch_size=2"]
-    steps = ["training.epochs=1", "training.max_steps=3", "run.combiner_chunk=1000", "run.plots=false"]
+    steps = ["training.epochs=1", "training.max_steps=2", "run.combiner_chunk=1000", "run.plots=false"]
     results = []
     for backend in ("torch", "triton"):
         own = [f"data.path={data_file}", f"run.output={tmp_path}", f"run.backend={backend}", "run.device=cpu"]

@@ -14,6 +14,7 @@ CASES = {name: torch.float64 if name in NEAR_ZERO else torch.float32 for name in
 """Case -> dtype: two of them divide by row sums near zero."""
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize(("name", "dtype"), CASES.items())
 def test_outputs_and_gradients_equal_the_existing_model(name: str, dtype: torch.dtype, backend: str) -> None:
