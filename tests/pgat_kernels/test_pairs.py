@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgat_kernels import pairs
+from pgat_kernels import blocks, pairs
 from pgat_kernels.chunks import Masks
 from pgat_kernels.pairs import AttentionWeights, FeedForwardWeights, OutputWeights
 
@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]]]] = {
         lambda: [randn(G, T, D), attention_weights(), randn(G, T, T)],
     ),
     "attention_block, kernel": (
-        lambda rate, x, w, bias: pairs.attention_block(x, w, H, masks(rate), 0, bias, kernels=True),
+        lambda rate, x, w, bias: blocks.attention_block(x, w, H, masks(rate), 0, bias, kernels=True),
         lambda: [randn(G, T, D), attention_weights(), randn(G, T, T)],
     ),
     "feed_forward_block": (
@@ -111,7 +111,7 @@ def test_attention_by_an_operator_is_the_same_function_with_the_same_dropout(bia
     x, w, bias = randn(G, T, D).detach(), attention_weights(), randn(G, T, T).detach() if biased else None
     results = []
     for kernels in (False, True):
-        y, backward = pairs.attention_block(x, w, H, masks(0.4), 0, bias, kernels=kernels)
+        y, backward = blocks.attention_block(x, w, H, masks(0.4), 0, bias, kernels=kernels)
         results.append([y, *flat(backward(torch.ones_like(y)))])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
