@@ -7,7 +7,7 @@ Every kernel is compiled in its configuration (`pgat_kernels.configurations`) at
 (`bench.kernel_cases`) for every target.
 `--out` writes a table (.md) and the figures (.json). `--check` compares with such figures: a fault is a kernel that
 spills, uses a stack or atomics, takes more shared memory than the target has, lacks tensor-core instructions where
-16-bit products are taken (HGMMA on sm_90), or takes more registers or shared memory than before. Exit status 1: there
+16-bit products are taken (HGMMA on sm_90), or takes more shared memory than before, or a quarter more registers. Exit status 1: there
 are faults.
 
 Must not run in a process where triton interprets kernels.
@@ -36,6 +36,9 @@ capabilities (less the 1 KiB that the system keeps); AMD Instinct MI300 ISA."""
 
 TENSOR_CORE: Final = re.compile(r"[HIDQ]?G?MMA|UTC[A-Z]*MMA|v_mfma|v_wmma")
 ATOMIC: Final = re.compile(r"RED(G)?\b|ATOMG?\b|(global|flat|buffer)_atomic")
+MORE_REGISTERS: Final = 1.25
+"""How many times the registers of before are worse: the compiler does not make the same of a kernel each time (186 and
+214 have been seen of one)."""
 _TRITON_NAMES: Final = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
@@ -189,8 +192,8 @@ def faults_of(record: Record, before: Record | None = None) -> list[str]:
         wanted = "HGMMA" if record["target"] == "sm_90" else ""
         if not any(name.startswith(wanted) for name in record["tensor_core"]):
             found.append(f"no {wanted or 'tensor-core'} instructions")
-    for name in ("registers", "shared"):
-        if before is not None and record[name] > before[name]:
+    for name, times in (("registers", MORE_REGISTERS), ("shared", 1.0)):
+        if before is not None and record[name] > times * before[name]:
             found.append(f"{name} {before[name]} -> {record[name]}")
     return found
 
