@@ -32,7 +32,7 @@ DEFAULT: Final = "default"
 # Tiles of 64 rows are wanted by the tensor cores of sm_90 and sm_100 alone, and take more registers.
 _WIDE: Final = {gpu: Configuration(block=64, warps=8, stages=1) for gpu in ("sm_90", "sm_100")}
 _WIDE_BLOCKS: Final = {gpu: Configuration(64, 8, 1, columns=32) for gpu in ("sm_90", "sm_100")}
-_WIDE_TOKENS: Final = {gpu: Configuration(64, 8, 1, columns=16) for gpu in ("sm_90", "sm_100")}
+_WIDE_TOKENS: Final = {"sm_90": Configuration(64, 8, 1, columns=16), "sm_100": Configuration(64, 8, 1, columns=32)}
 _NARROW_BLOCKS: Final = {"gfx942": Configuration(16, 8, 1, columns=32)}
 _AMD: Final = {"gfx942": Configuration(block=32, warps=4, stages=1)}
 TABLE: Final[dict[Case, dict[str, Configuration]]] = {
