@@ -11,18 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils.flop_counter import register_flop_formula
 
-from pgat_kernels.chunks import Masks
+from pgat_kernels.chunks import Backward, Masks, count_flops
 from pgat_kernels.dispatch import use_kernel
 from pgat_kernels.products import no_autocast
 
-Back = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
-Plain = Callable[[list[Tensor], list[Tensor], Masks, int], tuple[Tensor, Back]]
+Plain = Callable[[list[Tensor], list[Tensor], Masks, int], tuple[Tensor, Backward]]
 """Rows, weights, masks and site -> result, and from its gradient those of rows and weights."""
 
-Forward = Callable[[list[Tensor], list[Tensor], Masks, int], Tensor]
-Backward = Callable[[Tensor, list[Tensor], list[Tensor], Masks, int], tuple[list[Tensor], list[Tensor]]]
+KernelForward = Callable[[list[Tensor], list[Tensor], Masks, int], Tensor]
+KernelBackward = Callable[[Tensor, list[Tensor], list[Tensor], Masks, int], tuple[list[Tensor], list[Tensor]]]
 
 MOST_WIDTH = 256
 """Columns of a row that a program holds whole."""
@@ -45,7 +44,7 @@ class BlockOperator:
         name: str,
         plain: Plain,
         like: Callable[[list[Tensor], list[Tensor]], Tensor],
-        kernels: Callable[[], tuple[Forward, Backward]],
+        kernels: Callable[[], tuple[KernelForward, KernelBackward]],
         takes: Callable[[list[Tensor], list[Tensor]], bool],
         product: int = 0,
     ) -> None:
@@ -68,7 +67,7 @@ class BlockOperator:
             masks = Masks(rate, seed, first_row)
             with no_autocast(seed.device):
                 if by_kernels(rows, weights):
-                    return kernels()[0](list(map(_dense, rows)), list(map(_dense, weights)), masks, site)
+                    return kernels()[0](*_contiguous(rows, weights), masks, site)
                 return plain(rows, weights, masks, site)[0].contiguous()
 
         def backward(
@@ -83,8 +82,7 @@ class BlockOperator:
             masks = Masks(rate, seed, first_row)
             with no_autocast(seed.device):
                 if by_kernels(rows, weights):
-                    own = list(map(_dense, rows)), list(map(_dense, weights))
-                    g_rows, g_weights = kernels()[1](_dense(g), *own, masks, site)
+                    g_rows, g_weights = kernels()[1](g.contiguous(), *_contiguous(rows, weights), masks, site)
                 else:
                     g_rows, g_weights = plain(rows, weights, masks, site)[1](g)
             given = zip([*rows, *weights], empty_gradients(rows, weights), [*g_rows, *g_weights], strict=True)
@@ -102,7 +100,7 @@ class BlockOperator:
             cast = [grad.to(x.dtype) for grad, x in zip(grads, tensors, strict=True)]
             return cast[: ctx.count], cast[ctx.count :], *(None,) * 4
 
-        self.name, self.plain, self.kernels = name, plain, kernels
+        self.name, self.plain = name, plain
         self.operator = torch.library.custom_op(f"pgat::{name}", forward, mutates_args=())
         self.operator.register_fake(lambda rows, weights, *args: like(rows, weights))
         self.operator.register_autograd(autograd, setup_context=setup_context)
@@ -112,23 +110,15 @@ class BlockOperator:
         register_flop_formula(self.backward_operator._opoverload._overloadpacket, get_raw=True)(self._backward_flops)
 
     def _forward_flops(self, rows: list[Tensor], weights: list[Tensor], *args: Any, **kwargs: Any) -> int:
-        return self._flops(rows, weights, backward=False)
+        return count_flops(self.plain, rows, weights, 0, backward=False)
 
     def _backward_flops(self, g: Tensor, rows: list[Tensor], weights: list[Tensor], *args: Any, **kwargs: Any) -> int:
         """The forward pass is computed again."""
-        return self._flops(rows, weights, backward=True)
-
-    def _flops(self, rows: list[Tensor], weights: list[Tensor], *, backward: bool) -> int:
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            own, maps = ([torch.empty(x.shape, dtype=x.dtype) for x in tensors] for tensors in (rows, weights))
-            y, back = self.plain(own, maps, Masks(0.0, *[torch.empty((), dtype=torch.int64)] * 2), 0)
-            if backward:
-                back(torch.empty_like(y))
-        return int(counter.get_total_flops())
+        return count_flops(self.plain, rows, weights, 0, backward=True)
 
     def __call__(
         self, rows: Sequence[Tensor], weights: Sequence[Tensor], masks: Masks, site: int
-    ) -> tuple[Tensor, Back]:
+    ) -> tuple[Tensor, Backward]:
         """The result and its backward pass, see `pgat_kernels.pairs`."""
         own = list(rows), list(weights), masks.seed, masks.first_row, site, masks.rate
         y: Tensor = self.operator(*own)
@@ -140,8 +130,8 @@ class BlockOperator:
         return y, backward
 
 
-def _dense(x: Tensor) -> Tensor:
-    return x.contiguous()
+def _contiguous(rows: list[Tensor], weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    return [x.contiguous() for x in rows], [w.contiguous() for w in weights]
 
 
 def _own(x: Tensor) -> Tensor:

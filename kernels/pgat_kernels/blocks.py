@@ -18,13 +18,14 @@ products, in one forward pass:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pgat_kernels import pairs
-from pgat_kernels.block_operators import MOST_WIDTH, Back, Backward, BlockOperator, Forward
-from pgat_kernels.chunks import Masks
+from pgat_kernels.block_operators import MOST_WIDTH, BlockOperator, KernelBackward, KernelForward, Plain
+from pgat_kernels.chunks import Backward, Masks
 from pgat_kernels.graph_attention import MOST_WHOLE, takes
 from pgat_kernels.low_rank_attention import LowRankWeights
 from pgat_kernels.low_rank_attention import low_rank_attention_block as plain_low_rank_block
@@ -33,17 +34,22 @@ from pgat_kernels.pairs import AttentionWeights, FeedForwardWeights, OutputWeigh
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
-def _plain_feed_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Back]:
-    y, back = pairs.feed_forward_block(rows[0], FeedForwardWeights(*weights), masks, site)
+def _of_one_input(block: Callable[..., Any], weights_of: type[Any]) -> Plain:
+    """A block of `pairs` over one tensor of rows, as a `BlockOperator` wants it."""
 
-    def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        g_t, grads = back(g)
-        return [g_t], list(grads)
+    def plain(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Backward]:
+        y, back = block(rows[0], weights_of(*weights), masks, site)
 
-    return y, backward
+        def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+            g_t, grads = back(g)
+            return [g_t], list(grads)
+
+        return y, backward
+
+    return plain
 
 
-def _feed_forward_kernels() -> tuple[Forward, Backward]:
+def _feed_forward_kernels() -> tuple[KernelForward, KernelBackward]:
     from pgat_kernels.triton_kernels.feed_forward import feed_forward_backward, feed_forward_forward
 
     return feed_forward_forward, feed_forward_backward
@@ -51,7 +57,7 @@ def _feed_forward_kernels() -> tuple[Forward, Backward]:
 
 feed_forward_operator = BlockOperator(
     "feed_forward_block",
-    _plain_feed_forward,
+    _of_one_input(pairs.feed_forward_block, FeedForwardWeights),
     lambda rows, weights: torch.empty(rows[0].shape, dtype=rows[0].dtype, device=rows[0].device),
     _feed_forward_kernels,
     lambda rows, weights: rows[0].shape[-1] <= MOST_WIDTH,
@@ -59,7 +65,7 @@ feed_forward_operator = BlockOperator(
 """Rows [t [G, T, D]], weights `FeedForwardWeights` -> [G, T, D]; see `pairs.feed_forward_block`."""
 
 
-def _plain_projection(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Back]:
+def _plain_projection(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Backward]:
     t, o = rows
     residual, outer, outer_bias, norm, norm_bias = weights
     groups, tokens, inner = o.shape
@@ -80,7 +86,7 @@ def _plain_projection(rows: list[Tensor], weights: list[Tensor], masks: Masks, s
     return result, backward
 
 
-def _projection_kernels() -> tuple[Forward, Backward]:
+def _projection_kernels() -> tuple[KernelForward, KernelBackward]:
     from pgat_kernels.triton_kernels.projection import projection_backward, projection_forward
 
     return projection_forward, projection_backward
@@ -98,17 +104,7 @@ projection_operator = BlockOperator(
 [G, T, D]. With R [D, r] the residual is R s, and rows are [s [G, T, r], o]."""
 
 
-def _plain_edge_head(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Back]:
-    y, back = pairs.output_head(rows[0], OutputWeights(*weights), masks, site)
-
-    def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        g_t, grads = back(g)
-        return [g_t], list(grads)
-
-    return y, backward
-
-
-def _edge_head_kernels() -> tuple[Forward, Backward]:
+def _edge_head_kernels() -> tuple[KernelForward, KernelBackward]:
     from pgat_kernels.triton_kernels.edge_head import edge_head_backward, edge_head_forward
 
     return edge_head_forward, edge_head_backward
@@ -116,7 +112,7 @@ def _edge_head_kernels() -> tuple[Forward, Backward]:
 
 edge_head_operator = BlockOperator(
     "edge_head",
-    _plain_edge_head,
+    _of_one_input(pairs.output_head, OutputWeights),
     lambda rows, weights: rows[0].new_empty(rows[0].shape[:-1]),
     _edge_head_kernels,
     lambda rows, weights: max(weights[0].shape) <= MOST_WIDTH,

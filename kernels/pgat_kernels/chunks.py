@@ -106,6 +106,24 @@ def call_compiled(function: Callable[..., Any], *args: Any) -> Any:
         return _compiled[key](*args)
 
 
+def count_flops(
+    program: Callable[..., tuple[Tensor, Backward]],
+    rows: list[Tensor],
+    weights: list[Tensor],
+    how: Any,
+    *,
+    backward: bool,
+) -> int:
+    """FLOPs of the products of a program, counted on tensors without data; `how` is its last argument."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        own, maps = ([torch.empty(x.shape, dtype=x.dtype) for x in tensors] for tensors in (rows, weights))
+        start = torch.empty((), dtype=torch.int64)
+        y, back = program(own, maps, Masks(0.0, start, start), how)
+        if backward:
+            back(torch.empty_like(y))
+    return int(counter.get_total_flops())
+
+
 class RowsOperator:
     """A differentiable operator `pgat::NAME` made from a program, with a fake implementation for compilers.
 
@@ -245,16 +263,9 @@ class RowsOperator:
     def _flops(
         self, rows: list[Tensor], weights: list[Tensor], options: list[int], chunk: int, *, backward: bool
     ) -> int:
-        """Of the products of all chunks, counted on a chunk of tensors without data."""
-        count = len(rows[0])
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            parts = [torch.empty((chunk, *x.shape[1:]), dtype=x.dtype) for x in rows]
-            own = [torch.empty(w.shape, dtype=w.dtype) for w in weights]
-            start = torch.empty((), dtype=torch.int64)
-            y, back = self.program(parts, own, Masks(0.0, start, start), options)
-            if backward:
-                back(torch.empty_like(y))
-        return int(counter.get_total_flops()) * -(-count // chunk)
+        """Of the products of all chunks."""
+        parts = [torch.empty((chunk, *x.shape[1:]), dtype=x.dtype, device="meta") for x in rows]
+        return count_flops(self.program, parts, weights, options, backward=backward) * -(-len(rows[0]) // chunk)
 
     def __call__(
         self,

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pgat_kernels.block_operators import MOST_WIDTH, Back, Backward, BlockOperator, Forward
-from pgat_kernels.chunks import Masks
+from pgat_kernels.block_operators import MOST_WIDTH, BlockOperator, KernelBackward, KernelForward
+from pgat_kernels.chunks import Backward, Masks
 from pgat_kernels.pairs import layer_norm, mlp
 
 
@@ -58,7 +58,7 @@ def _split(weights: Sequence[Tensor]) -> tuple[EdgeTransform, ...]:
     return tuple(EdgeTransform(*parts) for parts in zip(*weights, strict=True))
 
 
-def _plain(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Back]:
+def _plain(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Backward]:
     y, back = _plain_edge_tokens(rows[0], _split(weights))
 
     def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -68,7 +68,7 @@ def _plain(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -
     return y, backward
 
 
-def _kernels() -> tuple[Forward, Backward]:
+def _kernels() -> tuple[KernelForward, KernelBackward]:
     from pgat_kernels.triton_kernels.edge_tokens import edge_tokens_backward, edge_tokens_forward
 
     return edge_tokens_forward, edge_tokens_backward
