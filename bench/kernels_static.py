@@ -4,12 +4,10 @@
     python -m bench.kernels_static --check bench/results/kernels_static.json
 
 Every kernel is compiled in its configuration (`pgat_kernels.configurations`) at production shapes
-(`bench.kernel_cases`) for every target.
-`--out` writes a table (.md) and the figures (.json). `--check` compares with such figures: a fault is a kernel that
-spills, uses a stack or atomics, takes more shared memory than the target has, lacks tensor-core instructions where
-16-bit products are taken (HGMMA on sm_90), or takes more shared memory than before, or a quarter
-more registers. Exit status 1: there
-are faults.
+(`bench.kernel_cases`) for every target. `--out` writes a table (.md) and the figures (.json). `--check` compares with
+such figures: a fault is a kernel that spills, uses a stack or atomics, takes more shared memory than the target has,
+lacks tensor-core instructions where 16-bit products are taken (HGMMA on sm_90), or takes more shared memory than
+before, or a quarter more registers. Exit status 1: there are faults.
 
 Must not run in a process where triton interprets kernels.
 """
