@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.triton_kernels.launch import choose, dropout_arguments, launch, rounded, width_arguments
+from pgat_kernels.configurations import Configuration
+from pgat_kernels.triton_kernels.launch import choose, launch_over_rows, rounded, width_arguments
 from pgat_kernels.triton_kernels.tiles import gelu_and_slope, keep_rows, load_row, product, store_tile, tanh
 
 
@@ -130,8 +131,12 @@ def _edge_head_bwd_kernel(
 def edge_head_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
     """See `pgat_kernels.blocks.edge_head_operator`, whose arguments these are, contiguous."""
     (t,) = rows
+    inner = weights[0]
     y = torch.empty(t.shape[:-1], dtype=t.dtype, device=t.device)
-    _launch(_edge_head_fwd_kernel, "edge_head forward", (), t, weights, masks, site, (y,), 1)
+    chosen = choose("edge_head forward", inner, len(inner))
+    tensors = (t, *weights, masks.seed, masks.first_row, y)
+    own = _sizes(inner, chosen)
+    launch_over_rows(_edge_head_fwd_kernel, tensors, chosen, t, inner, masks, site, sites=1, products=1, **own)
     return y
 
 
@@ -140,38 +145,23 @@ def edge_head_backward(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of the rows and of the weights."""
     (t,) = rows
-    hidden, width = weights[0].shape
-    dtype = weights[0].dtype
+    inner = weights[0]
+    hidden, width = inner.shape
     count = t.numel() // width
-    block = choose("edge_head backward", weights[0], hidden).block
+    chosen = choose("edge_head backward", inner, hidden)
     g_t = torch.empty_like(t)
-    g_h = torch.empty((count, hidden), dtype=dtype, device=t.device)
-    sums = torch.empty((-(-count // block), 2 * hidden + 1), dtype=torch.float32, device=t.device)
-    _launch(_edge_head_bwd_kernel, "edge_head backward", (g,), t, weights, masks, site, (g_t, g_h, sums), 2)
+    g_h = torch.empty((count, hidden), dtype=inner.dtype, device=t.device)
+    sums = torch.empty((-(-count // chosen.block), 2 * hidden + 1), dtype=torch.float32, device=t.device)
+    tensors = (g, t, *weights, masks.seed, masks.first_row, g_t, g_h, sums)
+    own = _sizes(inner, chosen)
+    launch_over_rows(_edge_head_bwd_kernel, tensors, chosen, t, inner, masks, site, sites=1, products=2, **own)
     g_inner_bias, g_outer, g_outer_bias = sums.sum(dim=0).split([hidden, hidden, 1])
-    g_inner = g_h.t() @ t.view(count, width).to(dtype)
+    g_inner = g_h.t() @ t.view(count, width).to(inner.dtype)
     return [g_t], [g_inner, g_inner_bias, g_outer, g_outer_bias]
 
 
-def _launch(
-    kernel: triton.JITFunction,
-    name: str,
-    gradient: tuple[Tensor, ...],
-    t: Tensor,
-    weights: list[Tensor],
-    masks: Masks,
-    site: int,
-    results: tuple[Tensor, ...],
-    products: int,
-) -> None:
-    """`products`: of the size of the weight, that it takes."""
-    hidden, width = weights[0].shape
-    count = t.numel() // width
-    chosen = choose(name, weights[0], hidden)
-    tensors = (*gradient, t, *weights, masks.seed, masks.first_row, *results)
-    flops = products * 2 * count * width * hidden
-    launch(
-        kernel, -(-count // chosen.block), tensors, chosen, flops, rows=count, TOKENS=t.shape[-2], HIDDEN=hidden,
-        BLOCK_HIDDEN=rounded(hidden), STEP=chosen.columns, **width_arguments(width, weights[0].dtype),
-        **dropout_arguments(masks, site, 1),
-    )  # fmt: skip
+def _sizes(inner: Tensor, chosen: Configuration) -> dict[str, object]:
+    """The arguments that both kernels share, by name."""
+    hidden, width = inner.shape
+    own = {"HIDDEN": hidden, "BLOCK_HIDDEN": rounded(hidden), "STEP": chosen.columns}
+    return {**own, **width_arguments(width, inner.dtype)}

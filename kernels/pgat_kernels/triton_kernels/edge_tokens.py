@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
+from pgat_kernels.configurations import Configuration
 from pgat_kernels.triton_kernels.launch import choose, chunk_of, launch, rounded, width_arguments
 from pgat_kernels.triton_kernels.tiles import (
     gelu,
@@ -55,19 +56,9 @@ def _normal(
     total = tl.zeros((BLOCK, BLOCK_WIDTH), tl.float32)
     for start in tl.range(0, SECOND, COLUMNS, disable_licm=True):
         h = _second(
-            x,
-            start,
-            first_ptr,
-            first_bias_ptr,
-            second_ptr,
-            second_bias_ptr,
-            FIRST,
-            SECOND,
-            COLUMNS,
-            STEP,
-            BLOCK,
+            x, start, first_ptr, first_bias_ptr, second_ptr, second_bias_ptr, FIRST, SECOND, COLUMNS, STEP, BLOCK,
             PRECISION,
-        )
+        )  # fmt: skip
         w = load_weight(third_ptr, start, 0, COLUMNS, BLOCK_WIDTH, SECOND, WIDTH, 1, SECOND)
         total = tl.dot(gelu(h).to(w.dtype), w, total, input_precision=PRECISION)
     return normal_and_scale(total + load_row(third_bias_ptr, columns, WIDTH)[None, :], columns, WIDTH)
@@ -101,11 +92,9 @@ def _edge_tokens_fwd_kernel(
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
     WIDTH: tl.constexpr,
-    BLOCK_FIRST: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
-    CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -119,10 +108,8 @@ def _edge_tokens_fwd_kernel(
         second_bias_ptr + kind * SECOND, third_ptr + kind * (WIDTH * SECOND), third_bias_ptr + kind * WIDTH,
         FIRST, SECOND, WIDTH, BLOCK_WIDTH, COLUMNS, STEP, BLOCK, PRECISION,
     )  # fmt: skip
-    weight, bias = (
-        load_row(norm_ptr + kind * WIDTH, columns, WIDTH),
-        load_row(norm_bias_ptr + kind * WIDTH, columns, WIDTH),
-    )
+    weight = load_row(norm_ptr + kind * WIDTH, columns, WIDTH)
+    bias = load_row(norm_bias_ptr + kind * WIDTH, columns, WIDTH)
     y = normal * weight[None, :] + bias[None, :]
     base, row_at = _token_offsets(first, kind, NODES, KINDS, WIDTH, BLOCK)
     at = row_at[:, None] + columns[None, :]
@@ -140,7 +127,6 @@ def _edge_tokens_bwd_kernel(
     third_ptr,
     third_bias_ptr,
     norm_ptr,
-    norm_bias_ptr,
     g_values_ptr,  # [M, KINDS]
     g_sum_ptr,  # [KINDS, M, WIDTH] float32: of the third product's result
     g_y_ptr,  # the same in the dtype of W2 and W3, as the next three
@@ -194,36 +180,14 @@ def _edge_tokens_bwd_kernel(
     for start in tl.range(0, SECOND, COLUMNS, disable_licm=True):
         n = start + tl.arange(0, COLUMNS)
         h = _second(
-            x,
-            start,
-            first_ptr,
-            first_bias_ptr,
-            second_ptr,
-            second_bias_ptr,
-            FIRST,
-            SECOND,
-            COLUMNS,
-            STEP,
-            BLOCK,
+            x, start, first_ptr, first_bias_ptr, second_ptr, second_bias_ptr, FIRST, SECOND, COLUMNS, STEP, BLOCK,
             PRECISION,
-        )
+        )  # fmt: skip
         a, slope = gelu_and_slope(h)
         g_h = slope * product(
-            low,
-            g_y_ptr,
-            exists,
-            third_ptr,
-            start,
-            COLUMNS,
-            WIDTH,
-            SECOND,
-            SECOND,
-            1,
-            BLOCK_WIDTH,
-            CHUNK,
-            BLOCK,
+            low, g_y_ptr, exists, third_ptr, start, COLUMNS, WIDTH, SECOND, SECOND, 1, BLOCK_WIDTH, CHUNK, BLOCK,
             PRECISION,
-        )
+        )  # fmt: skip
         store_tile(a_second_ptr + own * SECOND, a, exists, start, SECOND, COLUMNS, BLOCK)
         store_tile(g_second_ptr + own * SECOND, g_h, exists, start, SECOND, COLUMNS, BLOCK)
         tl.store(sums_ptr + 2 * FIRST + n, tl.sum(g_h, 0), mask=n < SECOND)
@@ -243,8 +207,10 @@ def edge_tokens_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks,
     """See `pgat_kernels.edge_tokens.edge_tokens_operator`, whose arguments these are, contiguous."""
     (values,) = rows
     steps, nodes, _, kinds = values.shape
-    y = torch.empty((steps * nodes, kinds * nodes, weights[6].shape[1]), dtype=values.dtype, device=values.device)
-    _launch(_edge_tokens_fwd_kernel, "edge_tokens forward", (), values, weights, (y,), (1, 1))
+    width = weights[6].shape[1]
+    y = torch.empty((steps * nodes, kinds * nodes, width), dtype=values.dtype, device=values.device)
+    chosen = choose("edge_tokens forward", weights[2], width)
+    _launch(_edge_tokens_fwd_kernel, (values, *weights, y), chosen, values, weights, (1, 1))
     return y
 
 
@@ -256,15 +222,18 @@ def edge_tokens_backward(
     kinds, second, first = weights[2].shape
     width, dtype, device = weights[6].shape[1], weights[2].dtype, values.device
     count = values.numel() // kinds
-    tiles = -(-count // choose("edge_tokens backward", weights[2], width).block)
+    chosen = choose("edge_tokens backward", weights[2], width)
     g_values = torch.empty_like(values)
     g_y, a_second, g_second, a_first = (
         torch.empty((kinds, count, size), dtype=dtype, device=device) for size in (width, second, second, first)
     )
-    sums = torch.empty((kinds, tiles, 2 * first + second + 3 * width), dtype=torch.float32, device=device)
+    sums = torch.empty(
+        (kinds, -(-count // chosen.block), 2 * first + second + 3 * width), dtype=torch.float32, device=device
+    )
     g_sum = torch.empty((kinds, count, width), dtype=torch.float32, device=device)
-    results = (g_values, g_sum, g_y, a_second, g_second, a_first, sums)
-    _launch(_edge_tokens_bwd_kernel, "edge_tokens backward", (g,), values, weights, results, (3, 2))
+    tensors = (g, values, *weights[:-1], g_values, g_sum, g_y, a_second, g_second, a_first, sums)
+    own = {"BLOCK_FIRST": rounded(first), "CHUNK": chunk_of(dtype)}
+    _launch(_edge_tokens_bwd_kernel, tensors, chosen, values, weights, (3, 2), **own)
     sizes = [first, first, second, width, width, width]
     of_first, of_first_bias, *biases, of_norm, of_norm_bias = sums.sum(dim=1).split(sizes, dim=1)
     of_second, of_third = g_second.transpose(1, 2) @ a_first, g_y.transpose(1, 2) @ a_second
@@ -273,23 +242,21 @@ def edge_tokens_backward(
 
 def _launch(
     kernel: triton.JITFunction,
-    name: str,
-    gradient: tuple[Tensor, ...],
+    tensors: tuple[Tensor, ...],
+    chosen: Configuration,
     values: Tensor,
     weights: list[Tensor],
-    results: tuple[Tensor, ...],
     products: tuple[int, int],
+    **named: int,
 ) -> None:
     """`products`: of the sizes of W2 and W3, that it takes."""
     kinds, second, first = weights[2].shape
     width, dtype = weights[6].shape[1], weights[2].dtype
     count = values.numel() // kinds
-    chosen = choose(name, weights[2], width)
     tiles = -(-count // chosen.block)
     step = chosen.columns if dtype.itemsize == 4 else rounded(first)
     flops = 2 * kinds * count * second * (products[0] * first + products[1] * width)
     launch(
-        kernel, kinds * tiles, (*gradient, values, *weights, *results), chosen, flops, rows=count, tiles=tiles,
-        NODES=values.shape[1], KINDS=kinds, FIRST=first, SECOND=second, BLOCK_FIRST=rounded(first),
-        COLUMNS=chosen.columns, STEP=step, CHUNK=chunk_of(dtype), **width_arguments(width, dtype),
+        kernel, kinds * tiles, tensors, chosen, flops, rows=count, tiles=tiles, NODES=values.shape[1], KINDS=kinds,
+        FIRST=first, SECOND=second, COLUMNS=chosen.columns, STEP=step, **named, **width_arguments(width, dtype),
     )  # fmt: skip

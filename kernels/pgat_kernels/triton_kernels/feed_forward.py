@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.triton_kernels.launch import choose, chunk_of, dropout_arguments, launch, width_arguments
+from pgat_kernels.configurations import Configuration
+from pgat_kernels.triton_kernels.launch import choose, chunk_of, launch_over_rows, width_arguments
 from pgat_kernels.triton_kernels.tiles import (
     gelu,
     gelu_and_slope,
@@ -109,7 +110,6 @@ def _feed_forward_bwd_kernel(
     outer_ptr,
     outer_bias_ptr,
     norm_ptr,
-    norm_bias_ptr,
     seed_ptr,
     first_row_ptr,
     g_t_ptr,
@@ -162,21 +162,9 @@ def _feed_forward_bwd_kernel(
         )
         a, slope = gelu_and_slope(h + load_row(inner_bias_ptr, n, HIDDEN)[None, :])
         g_a = product(
-            low_g,
-            g_y_ptr,
-            exists,
-            outer_ptr,
-            start,
-            COLUMNS,
-            WIDTH,
-            HIDDEN,
-            HIDDEN,
-            1,
-            BLOCK_WIDTH,
-            CHUNK,
-            BLOCK,
+            low_g, g_y_ptr, exists, outer_ptr, start, COLUMNS, WIDTH, HIDDEN, HIDDEN, 1, BLOCK_WIDTH, CHUNK, BLOCK,
             PRECISION,
-        )
+        )  # fmt: skip
         if DROPOUT:
             keep = keep_rows(seed_ptr, first_row_ptr, site_offset, first, n, dropped, TOKENS, HIDDEN, BLOCK)
             a = tl.where(keep, a * kept_scale, 0.0)
@@ -193,8 +181,12 @@ def _feed_forward_bwd_kernel(
 def feed_forward_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
     """See `pgat_kernels.blocks.feed_forward_operator`, whose arguments these are, contiguous."""
     (t,) = rows
+    inner = weights[0]
     y = torch.empty_like(t)
-    _launch(_feed_forward_fwd_kernel, "feed_forward forward", (), t, weights, masks, site, (y,), 2)
+    chosen = choose("feed_forward forward", inner, t.shape[-1])
+    tensors = (t, *weights, masks.seed, masks.first_row, y)
+    own = _sizes(inner, chosen)
+    launch_over_rows(_feed_forward_fwd_kernel, tensors, chosen, t, inner, masks, site, sites=2, products=2, **own)
     return y
 
 
@@ -203,40 +195,25 @@ def feed_forward_backward(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of the rows and of the weights."""
     (t,) = rows
-    hidden, width = weights[0].shape
+    inner = weights[0]
+    hidden, width = inner.shape
     count = t.numel() // width
-    dtype = weights[0].dtype
-    block = choose("feed_forward backward", weights[0], width).block
+    dtype = inner.dtype
+    chosen = choose("feed_forward backward", inner, width)
     g_t = torch.empty(t.shape, dtype=torch.float32, device=t.device)
     g_y = torch.empty((count, width), dtype=dtype, device=t.device)
     a, g_h = (torch.empty((count, hidden), dtype=dtype, device=t.device) for _ in range(2))
-    sums = torch.empty((-(-count // block), hidden + 3 * width), dtype=torch.float32, device=t.device)
-    results = (g_t, g_y, a, g_h, sums)
-    _launch(_feed_forward_bwd_kernel, "feed_forward backward", (g,), t, weights, masks, site, results, 5)
+    sums = torch.empty((-(-count // chosen.block), hidden + 3 * width), dtype=torch.float32, device=t.device)
+    tensors = (g, t, *weights[:-1], masks.seed, masks.first_row, g_t, g_y, a, g_h, sums)
+    own = _sizes(inner, chosen)
+    launch_over_rows(_feed_forward_bwd_kernel, tensors, chosen, t, inner, masks, site, sites=2, products=5, **own)
     g_inner_bias, g_outer_bias, g_norm, g_norm_bias = sums.sum(dim=0).split([hidden, width, width, width])
     g_inner = g_h.t() @ t.view(count, width).to(dtype)
     return [g_t], [g_inner, g_inner_bias, g_y.t() @ a, g_outer_bias, g_norm, g_norm_bias]
 
 
-def _launch(
-    kernel: triton.JITFunction,
-    name: str,
-    gradient: tuple[Tensor, ...],
-    t: Tensor,
-    weights: list[Tensor],
-    masks: Masks,
-    site: int,
-    results: tuple[Tensor, ...],
-    products: int,
-) -> None:
-    """`products`: of the size of the weight, that it takes."""
-    hidden, width = weights[0].shape
-    count = t.numel() // width
-    chosen = choose(name, weights[0], width)
-    tensors = (*gradient, t, *weights, masks.seed, masks.first_row, *results)
-    flops = products * 2 * count * width * hidden
-    launch(
-        kernel, -(-count // chosen.block), tensors, chosen, flops, rows=count, TOKENS=t.shape[-2], HIDDEN=hidden,
-        COLUMNS=chosen.columns, CHUNK=chunk_of(weights[0].dtype), **width_arguments(width, weights[0].dtype),
-        **dropout_arguments(masks, site, 2),
-    )  # fmt: skip
+def _sizes(inner: Tensor, chosen: Configuration) -> dict[str, object]:
+    """The arguments that both kernels share, by name."""
+    hidden, width = inner.shape
+    chunk = chunk_of(inner.dtype)
+    return {"HIDDEN": hidden, "COLUMNS": chosen.columns, "CHUNK": chunk, **width_arguments(width, inner.dtype)}

@@ -116,6 +116,30 @@ def common_arguments(
     }
 
 
+def launch_over_rows(
+    kernel: Any,
+    tensors: tuple[Tensor, ...],
+    configuration: Configuration,
+    x: Tensor,
+    weight: Tensor,
+    masks: Masks,
+    site: int,
+    *,
+    sites: int,
+    products: int,
+    **named: Any,
+) -> None:
+    """Run a kernel whose programs own a tile of the rows of `x` [..., T, columns] each, with dropout at `sites` sites.
+
+    `products`: how many of these rows with `weight`, or of that size, it takes.
+    """
+    count = x.numel() // x.shape[-1]
+    launch(
+        kernel, -(-count // configuration.block), tensors, configuration, products * 2 * count * weight.numel(),
+        rows=count, TOKENS=x.shape[-2], **named, **dropout_arguments(masks, site, sites),
+    )  # fmt: skip
+
+
 def dropout_arguments(masks: Masks, site: int, sites: int) -> dict[str, object]:
     """Those of kernels that drop out at `site` and, with `sites` 2, the next."""
     found: dict[str, object] = {

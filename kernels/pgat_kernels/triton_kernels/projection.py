@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.triton_kernels.launch import choose, dropout_arguments, launch, rounded, width_arguments
+from pgat_kernels.configurations import Configuration
+from pgat_kernels.triton_kernels.launch import choose, launch_over_rows, rounded, width_arguments
 from pgat_kernels.triton_kernels.tiles import (
     keep_rows,
     load_row,
@@ -72,7 +73,6 @@ def _projection_fwd_kernel(
     INNER: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
-    BLOCK_INNER: tl.constexpr,
     STEP: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPOUT: tl.constexpr,
@@ -99,7 +99,6 @@ def _projection_bwd_kernel(
     weight_ptr,
     bias_ptr,
     norm_ptr,
-    norm_bias_ptr,
     seed_ptr,
     first_row_ptr,
     g_sum_ptr,  # [M, WIDTH] float32: of the residual
@@ -157,9 +156,13 @@ def _projection_bwd_kernel(
 
 def projection_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
     """See `pgat_kernels.blocks.projection_operator`, whose arguments these are, contiguous."""
-    t, _ = rows
-    y = torch.empty((*t.shape[:-1], weights[1].shape[0]), dtype=t.dtype, device=t.device)
-    _launch(_projection_fwd_kernel, "projection forward", (), rows, weights, masks, site, (y,), 1)
+    t, o = rows
+    weight = weights[1]
+    y = torch.empty((*t.shape[:-1], len(weight)), dtype=t.dtype, device=t.device)
+    chosen = choose("projection forward", weight, len(weight))
+    tensors = (t, o, *weights, masks.seed, masks.first_row, y)
+    own = _sizes(weights, chosen)
+    launch_over_rows(_projection_fwd_kernel, tensors, chosen, o, weight, masks, site, sites=1, products=1, **own)
     return y
 
 
@@ -172,39 +175,23 @@ def projection_backward(
     width, inner = weight.shape
     rank = residual.shape[1]
     count = o.numel() // inner
-    block = choose("projection backward", weight, width).block
+    chosen = choose("projection backward", weight, width)
     g_sum, g_s = (torch.empty((*t.shape[:-1], size), dtype=torch.float32, device=t.device) for size in (width, rank))
     g_o = torch.empty_like(o)
     g_y = torch.empty((count, width), dtype=weight.dtype, device=t.device)
-    sums = torch.empty((-(-count // block), (3 + rank) * width), dtype=torch.float32, device=t.device)
-    results = (g_sum, g_s, g_o, g_y, sums)
-    _launch(_projection_bwd_kernel, "projection backward", (g,), rows, weights, masks, site, results, 2)
+    sums = torch.empty((-(-count // chosen.block), (3 + rank) * width), dtype=torch.float32, device=t.device)
+    tensors = (g, t, o, *weights[:-1], masks.seed, masks.first_row, g_sum, g_s, g_o, g_y, sums)
+    own = {**_sizes(weights, chosen), "BLOCK_INNER": rounded(inner)}
+    launch_over_rows(_projection_bwd_kernel, tensors, chosen, o, weight, masks, site, sites=1, products=2, **own)
     g_bias, g_norm, g_norm_bias, *g_residual = sums.sum(dim=0).view(3 + rank, width).unbind(0)
     g_weight = g_y.t() @ o.view(count, inner).to(weight.dtype)
     of_rank = torch.stack(g_residual, dim=1) if rank else torch.empty_like(residual)
     return [g_s if rank else g_sum, g_o], [of_rank, g_weight, g_bias, g_norm, g_norm_bias]
 
 
-def _launch(
-    kernel: triton.JITFunction,
-    name: str,
-    gradient: tuple[Tensor, ...],
-    rows: list[Tensor],
-    weights: list[Tensor],
-    masks: Masks,
-    site: int,
-    results: tuple[Tensor, ...],
-    products: int,
-) -> None:
-    """`products`: of the size of the weight, that it takes."""
+def _sizes(weights: list[Tensor], chosen: Configuration) -> dict[str, object]:
+    """The arguments that both kernels share, by name."""
     residual, weight = weights[:2]
     width, inner = weight.shape
-    count = rows[1].numel() // inner
-    chosen = choose(name, weight, width)
-    tensors = (*gradient, *rows, *weights, masks.seed, masks.first_row, *results)
-    flops = products * 2 * count * width * inner
-    launch(
-        kernel, -(-count // chosen.block), tensors, chosen, flops, rows=count, TOKENS=rows[0].shape[-2], INNER=inner,
-        RANK=residual.shape[1], BLOCK_INNER=rounded(inner), STEP=chosen.columns,
-        **width_arguments(width, weight.dtype), **dropout_arguments(masks, site, 1),
-    )  # fmt: skip
+    own = {"INNER": inner, "RANK": residual.shape[1], "STEP": chosen.columns}
+    return {**own, **width_arguments(width, weight.dtype)}
