@@ -31,7 +31,7 @@ train: $(VENV)/installed $(DATA)
 # One thread a worker: the tests are small, and two workers with all threads each would wait for each other.
 # Kernels are interpreted in a second process: an interpreted kernel cannot be compiled, and torch.compile needs both.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses auto tests/interpreted
 
 check: $(VENV)/installed

@@ -160,12 +160,13 @@ def compile_in_place(model: nn.Module, device: torch.device) -> None:
 
     The work is done in the first forward and backward pass, and again for every other shape of the inputs: keep to
     one. One graph, or an error. On CUDA the passes are replayed as CUDA graphs (the mode `reduce-overhead`). Random
-    numbers are those of eager execution, so that both draw the same dropout.
+    numbers are those of eager execution, so that both draw the same dropout. Any number of models can be compiled in
+    one process: without isolation torch counts those of one class together, and gives up at the ninth.
     """
     options: dict[str, Any] = {"fallback_random": True}
     if device.type == "cuda":
         options |= torch._inductor.list_mode_options("reduce-overhead")  # torch takes a mode or options, not both
-    model.compile(fullgraph=True, dynamic=False, options=options)
+    model.compile(fullgraph=True, dynamic=False, options=options, isolate_recompiles=True)
     _compile_chunks(model, True)
 
 

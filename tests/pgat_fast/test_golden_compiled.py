@@ -17,14 +17,17 @@ CASES = {name: torch.float64 if name in NEAR_ZERO else torch.float32 for name in
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize(("name", "dtype"), CASES.items())
-def test_outputs_and_gradients_equal_the_existing_model(name: str, dtype: torch.dtype, backend: str) -> None:
+def test_outputs_and_gradients_equal_the_existing_model(
+    name: str, dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)  # else eager, without a word
     case = golden.load(name)
     state = case.state(dtype)
     ours = from_original_layout(state, case.config)
     model = build_model(case.config, backend=backend).to(dtype).eval()
     model.load_state_dict({key: tensor.detach() for key, tensor in ours.items()})
     if backend == "reference":
-        model.compile(dynamic=False)
+        model.compile(dynamic=False, isolate_recompiles=True)
     else:
         compile_in_place(model, torch.device("cpu"))
     outputs = as_list(model(*case.inputs(dtype))[0])

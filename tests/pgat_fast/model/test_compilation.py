@@ -213,6 +213,15 @@ def test_a_model_that_is_not_one_graph_is_an_error() -> None:
         model(torch.ones(3))
 
 
+def test_any_number_of_models_is_compiled_in_one_process() -> None:
+    for width in range(1, torch._dynamo.config.recompile_limit + 3):
+        model = Small()
+        compile_in_place(model, CPU)
+        torch._dynamo.utils.counters.clear()
+        model(torch.ones(width, 4))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_on_a_gpu_graphs_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     model = Small()
@@ -222,4 +231,5 @@ def test_on_a_gpu_graphs_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
         "fullgraph": True,
         "dynamic": False,
         "options": {"fallback_random": True, "triton.cudagraphs": True},
+        "isolate_recompiles": True,
     }
