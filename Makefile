@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 DATA := data/prepared_financial_data.csv
 
-.PHONY: help train test check bench gpu clean
+.PHONY: help train test check bench gpu tune clean
 
 help:
 	@echo "make train   build the data, train the quickstart on the CPU, print and write the results"
@@ -13,6 +14,7 @@ help:
 	@echo "make check   run ruff and mypy"
 	@echo "make bench   run the benchmarks"
 	@echo "make gpu     check and measure the kernels on a CUDA GPU; begins nothing after 7.5 minutes"
+	@echo "make tune    measure how kernels are best compiled, and where they pay, on a CUDA GPU: 25 minutes"
 	@echo "make clean   remove the environment and the built data (never the runs)"
 
 # The stamp is newer than what it was installed from, so a second call installs nothing.
@@ -28,11 +30,12 @@ $(DATA): | $(VENV)/installed
 train: $(VENV)/installed $(DATA)
 	$(BIN)/pgat-fast train --config configs/quickstart.yaml
 
-# One thread a worker: the tests are small, and two workers with all threads each would wait for each other.
+# One thread a worker: the tests are small, and two workers with all threads each would wait for each other. One worker
+# more than there are cores: tests of signals and of killed runs mostly wait.
 # Kernels are interpreted in a second process: an interpreted kernel cannot be compiled, and torch.compile needs both.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses auto tests/interpreted
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/interpreted
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -45,6 +48,9 @@ bench: $(VENV)/installed
 # The python of this machine, with the torch and triton that it has: a CUDA build comes from no constraints file of ours.
 gpu:
 	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --out bench/results/gpu
+
+tune:
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.tune
 
 clean:
 	rm -rf $(VENV) $(DATA) $(DATA).note.json

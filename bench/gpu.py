@@ -131,7 +131,8 @@ def repeatable(case: Case, dtype: torch.dtype, device: torch.device, timesteps: 
 
 def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) -> Record:
     """Milliseconds of forward and backward pass, torch's products with them, and what the model gives the launches."""
-    from pgat_kernels.triton_kernels.launch import gpu_of, recording
+    from pgat_kernels.dispatch import gpu_of
+    from pgat_kernels.triton_kernels.launch import recording
 
     leaves = case.leaves(dtype, device, timesteps)
     g = gradient(results(case, leaves, True)[0])
@@ -211,6 +212,7 @@ def compiled_against_eager(device: torch.device, combiner: str) -> Record:
     from pgat_fast.model.compilation import compile_in_place
     from pgat_fast.model.execution import Execution
     from pgat_fast.model.fast.pgat import FastPGAT
+    from pgat_kernels.dispatch import Kernels
 
     config = load_config("configs/quickstart.yaml", [f"model.combiner={combiner}", "run.backend=torch"])
     inputs = [x.to(device) for x in example(config.model, 2)[:4]]
@@ -219,7 +221,7 @@ def compiled_against_eager(device: torch.device, combiner: str) -> Record:
         torch.manual_seed(3)
         model = build(config, Variant("torch")).to(device, dtype).eval()
         assert isinstance(model, FastPGAT)
-        model.set_execution(Execution.of(config.run, compiled=compiled, kernels=dtype == torch.float32))
+        model.set_execution(Execution.of(config.run, compiled=compiled, kernels=Kernels(dtype == torch.float32)))
         if compiled:
             compile_in_place(model, device)
         model(*(x.to(dtype) for x in inputs))[0].square().sum().backward()
@@ -236,7 +238,7 @@ def compiled_against_eager(device: torch.device, combiner: str) -> Record:
 
 def against_cudnn(device: torch.device, timesteps: int) -> Record:
     """13 GRUs of 32 states: one after the other by cuDNN, and all at once."""
-    (case,) = (case for case in CASES if case.operator == "gru_bank")
+    case = next(case for case in CASES if case.operator == "gru_bank")
     leaves = case.leaves(torch.float32, device, timesteps)
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # as the kernel is
     grus = nn.ModuleList(nn.GRU(32, 32, batch_first=True) for _ in range(leaves[0].shape[2])).to(device)

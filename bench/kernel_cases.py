@@ -65,6 +65,14 @@ class Case(NamedTuple):
     """The inputs that have gradients."""
     run: Callable[[list[Tensor], bool], Tensor]
     """The operator on such inputs, by kernels or, where the second argument is False, in plain torch."""
+    size: int
+    """As `pgat_kernels.dispatch.wanted` takes it."""
+
+    def rows(self, timesteps: int) -> int:
+        """Of its first input, as `pgat_kernels.dispatch.wanted` counts them."""
+        shape = self.leaves(DTYPES[self.dtypes[0]], torch.device("meta"), timesteps)[0].shape
+        heads = shape[1] if self.operator == "graph_attention" else 1
+        return shape.numel() // shape[-1] // heads
 
 
 class _Block(NamedTuple):
@@ -143,7 +151,9 @@ def _of_block(block: _Block) -> Case:
             return y
         return block.operator.plain(rows, weights, Masks(RATE, seed, first), 0)[0]
 
-    return Case(block.operator.name, block.shape, ("fp32",) if block.float32 else tuple(DTYPES), leaves, run)
+    dtypes = ("fp32",) if block.float32 else tuple(DTYPES)
+    size = max(block.weights[block.operator.product])
+    return Case(block.operator.name, block.shape, dtypes, leaves, run, size)
 
 
 def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool) -> Case:
@@ -167,11 +177,11 @@ def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool)
 
         return plain_forward(q, k, v, adjacency, own["bias"], dropout, 0.3, q.shape[-1] ** -0.5)[0]
 
-    return Case("graph_attention", shape, ("fp32",) if depth < 16 else tuple(DTYPES), leaves, run)
+    return Case("graph_attention", shape, ("fp32",) if depth < 16 else tuple(DTYPES), leaves, run, nodes)
 
 
-def _gru(tensors: list[Tensor], kernels: bool) -> Tensor:
-    return gru_bank(*tensors, tensors[0].dtype, kernels)
+def _gru(recompute: bool) -> Callable[[list[Tensor], bool], Tensor]:
+    return lambda tensors, kernels: gru_bank(*tensors, tensors[0].dtype, kernels, recompute)
 
 
 def _gru_leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
@@ -191,8 +201,9 @@ CASES: Final = (
     _of_attention("169 edges", 1, 169, 26, False),
     _of_attention("169 edges, low rank", 1, 169, 4, False),
     *map(_of_block, _BLOCKS),
-    Case("aspects", "78 pairs", ("fp32",), _aspects_leaves, lambda x, kernels: aspects(*x, kernels)),
-    Case("gru_bank", "13 recurrences", ("fp32",), _gru_leaves, _gru),
+    Case("aspects", "78 pairs", ("fp32",), _aspects_leaves, lambda x, kernels: aspects(*x, kernels), 78),
+    Case("gru_bank", "13 recurrences", ("fp32",), _gru_leaves, _gru(recompute=True), 32),
+    Case("gru_bank", "13 recurrences, gates kept", ("fp32",), _gru_leaves, _gru(recompute=False), 32),
 )
 """All of them."""
 

@@ -38,6 +38,7 @@ from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
 from pgat_fast.plan.trace import MISSING_FORMULAS
 from pgat_kernels.chunks import auto_chunk
+from pgat_kernels.dispatch import Kernels
 
 _FORMULAS: Final = {**flop_registry, **{operator: shape_wrapper(f) for operator, f in MISSING_FORMULAS.items()}}
 _AT_ONCE: Final = ("pgat::attention", "pgat::attention_backward")
@@ -102,7 +103,7 @@ def work_of_a_step(config: Config, precision: Precision, batch: int, architectur
     device = torch.device("cpu")  # of tensors without data; chunks are those of a GPU
     model = build(config, Variant("torch", precision))
     assert isinstance(model, FastPGAT)
-    model.set_execution(replace(Execution.of(config.run), kernels=True))
+    model.set_execution(replace(Execution.of(config.run), kernels=Kernels.ON))
     with (
         patch(
             "pgat_fast.model.fast.part.auto_chunk", lambda rows, size, _: auto_chunk(rows, size, torch.device("cuda"))

@@ -31,8 +31,8 @@ from bench.kernel_cases import CASES, DTYPES, KERNEL_MODULES
 from bench.kernels_static import options_of, source_of, target_of
 from bench.machine import describe
 from bench.processes import Record
-from pgat_kernels.configurations import Configuration
 from pgat_kernels.dispatch import kernels_without_data
+from pgat_kernels.measured import Configuration
 from pgat_kernels.triton_kernels.launch import Launch
 
 DISTANCE = 2**24

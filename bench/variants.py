@@ -25,6 +25,7 @@ from pgat_fast.model.compilation import compile_in_place, decide_compile
 from pgat_fast.model.execution import Execution
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
+from pgat_kernels.dispatch import Kernels
 from pgat_kernels.heap import keep_freed_memory
 
 NAMES: Final = tuple(name for name in BACKENDS if name != "auto")
@@ -148,7 +149,7 @@ def build(config: Config, variant: Variant, compiled: bool = False) -> nn.Module
     """
     model = build_model(config, backend=variant.backend).train()
     if isinstance(model, FastPGAT):
-        model.set_execution(Execution.of(config.run, compiled=compiled, kernels=variant.backend == "triton"))
+        model.set_execution(Execution.of(config.run, compiled=compiled, kernels=Kernels(variant.backend == "triton")))
     if variant.fused:
         use_fused_attention(model)
     if variant.heap:

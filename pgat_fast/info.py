@@ -164,26 +164,30 @@ def _backends() -> dict[str, Any]:
 
 
 def _kernels() -> list[dict[str, str]]:
-    """Of every operator: what the backend `triton` computes it by on this machine, and why."""
+    """Of every operator: what the backends `triton` and `auto` compute it by on this machine, and why."""
+    from pgat_fast.device import resolve_device
     from pgat_fast.model import backend_reasons
-    from pgat_kernels.dispatch import COVERAGE
+    from pgat_kernels.dispatch import COVERAGE, gpu_of, measured_rows
 
-    here = backend_reasons()["triton"]
+    here, device = backend_reasons()["triton"], resolve_device("auto")
     found = []
     for operator, takes in COVERAGE:
         reason = "no kernel yet" if takes is None else here
+        measured = reason is None and device.type == "cuda"
+        auto = measured_rows(operator, gpu_of(device)) if measured else "plain torch"
         by = "kernel" if reason is None else "plain torch"
-        found.append({"operator": operator, "computed_by": by, "takes": takes or "-", "reason": reason or "-"})
+        found.append({"operator": operator, "triton": by, "auto": auto, "takes": takes or "-", "reason": reason or "-"})
     return found
 
 
 def kernels_as_text(info: dict[str, Any]) -> str:
     """The operators with a kernel or without, a line each."""
-    head = {"operator": "operator", "computed_by": "computed by", "reason": "why", "takes": "a kernel takes"}
+    head = {"operator": "operator", "triton": "with triton", "auto": "with auto", "reason": "why"}
+    head |= {"takes": "a kernel takes"}
     rows = [head, *info["kernels"]]
     widths = {key: max(len(row[key]) for row in rows) for key in head}
     lines = ["  ".join(f"{row[key]:<{widths[key]}}" for key in head).rstrip() for row in rows]
-    return "\n".join(["With the backend triton on this machine:", "", *lines])
+    return "\n".join(["By what operators are computed on this machine, with run.backend=triton and auto:", "", *lines])
 
 
 def as_text(info: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Blocks of transformers as forward passes that return their own backward pass, see `pgat_kernels.pairs`.
 
-With `kernels` they are made of operators that Triton kernels compute where they can, without of plain torch, which a
-compiler may fuse. Both compute the same function with the same dropout masks.
+Where `kernels`, one of `dispatch.Kernels`, wants it they are made of operators with Triton kernels, elsewhere of plain
+torch, which a compiler may fuse. Both compute the same function with the same dropout masks.
 
 What is one kernel and what is not follows from the bytes (`bench.kernels_model` counts them). Of the batched
 combiner's second layer at production sizes, M = 676,000 tokens of 208 numbers, float32 activations A = 562 MB, 16-bit
@@ -26,6 +26,7 @@ from torch import Tensor
 from pgat_kernels import pairs
 from pgat_kernels.block_operators import MOST_WIDTH, BlockOperator, KernelBackward, KernelForward, Plain
 from pgat_kernels.chunks import Backward, Masks
+from pgat_kernels.dispatch import Kernels, wanted
 from pgat_kernels.graph_attention import MOST_WHOLE, takes
 from pgat_kernels.low_rank_attention import LowRankWeights
 from pgat_kernels.low_rank_attention import low_rank_attention_block as plain_low_rank_block
@@ -149,18 +150,18 @@ def attention_block(
     site: int,
     bias: Tensor | None = None,
     *,
-    kernels: bool = False,
+    kernels: int = Kernels.OFF,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
     """See `pairs.attention_block`."""
     groups, tokens, width = t.shape
     head = width // n_heads
-    if not kernels or not takes(tokens, head):
+    if not takes(tokens, head) or not wanted(kernels, "graph_attention", t, tokens, w.inner.dtype):
         return pairs.attention_block(t, w, n_heads, masks, site, bias)
     qkv, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
     q, k, v = qkv.view(groups, tokens, 3, n_heads, head).permute(2, 0, 3, 1, 4).unbind(0)
     o, attend_back = _attend(q, k, v, bias, masks, site)
     no_rank = w.norm.new_empty(width, 0)
-    y, back = projection_operator([t, o], [no_rank, *w[2:]], masks, site + 1)
+    y, back = projection_operator.either(kernels, [t, o], [no_rank, *w[2:]], masks, site + 1)
 
     def backward(g: Tensor) -> tuple[Tensor, AttentionWeights, Tensor | None]:
         (g_sum, g_o), (_, *g_outer) = back(g)
@@ -174,12 +175,10 @@ def attention_block(
 
 
 def feed_forward_block(
-    t: Tensor, w: FeedForwardWeights, masks: Masks, site: int, *, kernels: bool = False
+    t: Tensor, w: FeedForwardWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, FeedForwardWeights]]]:
     """See `pairs.feed_forward_block`."""
-    if not kernels:
-        return pairs.feed_forward_block(t, w, masks, site)
-    y, back = feed_forward_operator([t], w, masks, site)
+    y, back = feed_forward_operator.either(kernels, [t], w, masks, site)
 
     def backward(g: Tensor) -> tuple[Tensor, FeedForwardWeights]:
         (g_t,), grads = back(g)
@@ -189,11 +188,11 @@ def feed_forward_block(
 
 
 def low_rank_attention_block(
-    a: Tensor, w: LowRankWeights, masks: Masks, site: int, *, kernels: bool = False
+    a: Tensor, w: LowRankWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, LowRankWeights]]]:
     """See `pgat_kernels.low_rank_attention`. With kernels, keys and values are the same few numbers for all heads."""
     groups, tokens, rank = a.shape[0], a.shape[1], a.shape[2] + 1
-    if not kernels or not takes(tokens, rank):
+    if not takes(tokens, rank) or not wanted(kernels, "graph_attention", a, tokens):
         return plain_low_rank_block(a, w, masks, site)
     n_heads = w.scores.shape[1] // rank
     s = torch.cat((a, torch.ones_like(a[..., :1])), dim=-1)  # [G, T, r]
@@ -201,7 +200,7 @@ def low_rank_attention_block(
     mapped = (flat @ w.scores).view(groups, tokens, n_heads, rank).transpose(1, 2)
     keys = s[:, None].expand(mapped.shape)
     o, attend_back = _attend(mapped, keys, keys, None, masks, site)
-    y, back = projection_operator([s, o], [w.residual, *w[2:]], masks, site + 1)
+    y, back = projection_operator.either(kernels, [s, o], [w.residual, *w[2:]], masks, site + 1)
 
     def backward(g: Tensor) -> tuple[Tensor, LowRankWeights]:
         (g_s, g_o), (g_residual, *g_outer) = back(g)
@@ -214,12 +213,10 @@ def low_rank_attention_block(
 
 
 def output_head(
-    t: Tensor, w: OutputWeights, masks: Masks, site: int, *, kernels: bool = False
+    t: Tensor, w: OutputWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, OutputWeights]]]:
     """See `pairs.output_head`."""
-    if not kernels:
-        return pairs.output_head(t, w, masks, site)
-    y, back = edge_head_operator([t], w, masks, site)
+    y, back = edge_head_operator.either(kernels, [t], w, masks, site)
 
     def backward(g: Tensor) -> tuple[Tensor, OutputWeights]:
         (g_t,), grads = back(g)

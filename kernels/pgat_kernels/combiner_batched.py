@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pgat_kernels.blocks import attention_block, feed_forward_block, low_rank_attention_block, output_head
 from pgat_kernels.chunks import Backward, Masks, RowsOperator
+from pgat_kernels.dispatch import Kernels
 from pgat_kernels.low_rank_attention import LowRankWeights
 from pgat_kernels.pairs import AttentionWeights, FeedForwardWeights, OutputWeights
 
@@ -49,7 +50,7 @@ def from_flat(tensors: list[Tensor]) -> CombinerWeights:
 
 
 def combine(
-    a: Tensor, w: CombinerWeights, n_heads: int, masks: Masks, kernels: bool = False
+    a: Tensor, w: CombinerWeights, n_heads: int, masks: Masks, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, CombinerWeights]]]:
     """Values of the edges of G timesteps, [G, T, 3], to one, [G, T] in (-1, 1), and the backward pass."""
     t, first_back = low_rank_attention_block(a, w.first, masks, 0, kernels=kernels)
@@ -101,7 +102,7 @@ def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -
 def _program(
     rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Sequence[int]
 ) -> tuple[Tensor, Backward]:
-    y, back = combine(rows[0], from_flat(weights), options[0], masks, bool(options[1]))
+    y, back = combine(rows[0], from_flat(weights), options[0], masks, options[1])
 
     def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         g_edges, grads = back(g)
@@ -114,4 +115,4 @@ batched_combiner = RowsOperator(
     "batched_combiner", _program, lambda rows: rows[0].new_empty(rows[0].shape[:2]), _narrow
 )
 """Merges the adjacencies of M timesteps: rows [edges [M, T, 3]], weights `CombinerWeights.flat()`, options [n_heads,
-kernels (0 or 1)] -> [M, T] in (-1, 1). Sections 6a and 13 of the architecture."""
+one of `Kernels`] -> [M, T] in (-1, 1). Sections 6a and 13 of the architecture."""

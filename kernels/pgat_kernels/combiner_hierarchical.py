@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pgat_kernels.blocks import attention_block, feed_forward_block, output_head
 from pgat_kernels.chunks import Backward, Masks, RowsOperator
+from pgat_kernels.dispatch import Kernels
 from pgat_kernels.edge_tokens import EdgeTransform, edge_tokens
 from pgat_kernels.identical_keys import dropped_weight_sums
 from pgat_kernels.pairs import (
@@ -296,7 +297,7 @@ def combine(
     n_heads: int,
     masks: Masks,
     exact_dropout: bool = False,
-    kernels: bool = False,
+    kernels: int = Kernels.OFF,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, HierarchicalWeights]]]:
     """Values of the edges of M timesteps [M, N, N, 3] and contexts [M, D] -> [M, N, N] in (-1, 1), and backward."""
     rows, nodes = values.shape[:2]
@@ -393,7 +394,7 @@ def _program(
     rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Sequence[int]
 ) -> tuple[Tensor, Backward]:
     n_heads, exact_dropout, kernels = options
-    y, back = combine(rows[0], rows[1], from_flat(weights), n_heads, masks, bool(exact_dropout), bool(kernels))
+    y, back = combine(rows[0], rows[1], from_flat(weights), n_heads, masks, bool(exact_dropout), kernels)
 
     def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         g_values, g_context, grads = back(g)
@@ -406,5 +407,6 @@ hierarchical_combiner = RowsOperator(
     "hierarchical_combiner", _program, lambda rows: rows[0].new_empty(rows[0].shape[:3]), _narrow
 )
 """Merges the adjacencies of M timesteps: rows [values [M, N, N, 3], context [M, D]], weights
-`HierarchicalWeights.flat()`, options [n_heads, whether dropout over identical keys is exact (0 or 1), kernels (0 or 1)]
+`HierarchicalWeights.flat()`, options [n_heads, whether dropout over identical keys is exact (0 or 1), one of
+`Kernels`]
 -> [M, N, N] in (-1, 1). Sections 6b and 13 of the architecture."""

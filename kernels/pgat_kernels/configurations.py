@@ -1,34 +1,16 @@
-"""How kernels are compiled: tile, warps, stages by kernel, size, dtype and GPU. One table, no tuning at run time."""
+"""How kernels are compiled: tile, warps, stages by kernel, size, dtype and GPU. Nothing is tuned at run time."""
 
-from typing import Final, NamedTuple
+import contextlib
+from collections.abc import Iterator
+from typing import Final
 
-
-class Configuration(NamedTuple):
-    """How a kernel is compiled: no part of what it computes."""
-
-    block: int
-    """Rows of a tile."""
-    warps: int
-    stages: int
-    columns: int = 0
-    """Of a tile of a hidden layer, where the kernel has one."""
-
-
-class Case(NamedTuple):
-    """What a configuration is chosen by, beside the GPU."""
-
-    kernel: str
-    """Operator and pass: `graph_attention forward`."""
-    itemsize: int
-    """Bytes of a number of the inputs."""
-    most: int
-    """The largest size (nodes of a graph, states of a recurrence, columns of a row, pairs) that it is for."""
-
+from pgat_kernels.measured import Case, Configuration, fitting, measured
 
 DEFAULT: Final = "default"
 """The GPU whose configurations unknown ones take."""
 
-# Not tuned: chosen by what the offline compiler says of registers (`bench/kernels_static.py`), measured on no GPU.
+# Chosen by what the offline compiler says of registers (`bench/kernels_static.py`), measured on no GPU: what has been
+# measured is in `measured.json`.
 # Tiles of 64 rows are wanted by the tensor cores of sm_90 and sm_100 alone, and take more registers.
 _WIDE: Final = {gpu: Configuration(block=64, warps=8, stages=1) for gpu in ("sm_90", "sm_100")}
 _WIDE_BLOCKS: Final = {gpu: Configuration(64, 8, 1, columns=32) for gpu in ("sm_90", "sm_100")}
@@ -88,11 +70,46 @@ TABLE: Final[dict[Case, dict[str, Configuration]]] = {
 }
 
 
+_trials: dict[Case, Configuration] = {}
+_asked: list[Case] | None = None
+
+
+@contextlib.contextmanager
+def trial(case: Case, chosen: Configuration) -> Iterator[None]:
+    """Within it kernels of this case take `chosen`: to measure it. Not to be nested for one case."""
+    _trials[case] = chosen
+    try:
+        yield
+    finally:
+        del _trials[case]
+
+
+@contextlib.contextmanager
+def asked_for() -> Iterator[list[Case]]:
+    """Within it, every case whose configuration is asked for is added to the list."""
+    global _asked
+    before, _asked = _asked, []
+    try:
+        yield _asked
+    finally:
+        _asked = before
+
+
 def configuration(kernel: str, itemsize: int, size: int, gpu: str = DEFAULT) -> Configuration:
     """That of `kernel` for inputs of `itemsize` bytes a number and this size, on `gpu`, which need not be known.
 
+    What has been measured on `gpu` goes before the table.
+
     Raises KeyError where no kernel takes such inputs.
     """
-    fitting = [case for case in TABLE if case[:2] == (kernel, itemsize) and size <= case.most]
-    known = TABLE[min(fitting, key=lambda case: case.most)] if fitting else TABLE[Case(kernel, itemsize, size)]
-    return known.get(gpu, known[DEFAULT])
+    case = fitting(TABLE, kernel, itemsize, size)
+    if case is None:
+        raise KeyError(Case(kernel, itemsize, size))
+    if _asked is not None:
+        _asked.append(case)
+    if case in _trials:
+        return _trials[case]
+    own = measured(gpu)
+    if own is not None and case in own.configurations:
+        return own.configurations[case]
+    return TABLE[case].get(gpu, TABLE[case][DEFAULT])

@@ -3,15 +3,29 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from functools import cache
 from os import environ
 from typing import Final, NamedTuple
 
 import torch
+from torch import Tensor
+
+from pgat_kernels.measured import fitting, measured
 
 logger = logging.getLogger(__name__)
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Kernels(IntEnum):
+    """Which operators are computed by kernels, where these run."""
+
+    OFF = 0
+    ON = 1
+    """All of them."""
+    MEASURED = 2
+    """Those that have been measured to be faster than plain torch on this GPU, from so many rows on."""
 
 
 class Coverage(NamedTuple):
@@ -26,7 +40,6 @@ COVERAGE: Final = (
     Coverage("graph_attention", "up to 64 nodes whole, up to 512 by tiles; head dimension up to 64"),
     Coverage("gru_bank", "the loops along time: float32, up to 128 states"),
     Coverage("attention", None),
-    Coverage("low_rank_attention", "as graph_attention and projection_block"),
     Coverage("projection_block", "up to 256 columns"),
     Coverage("feed_forward_block", "rows of up to 256 columns, any hidden layer"),
     Coverage("edge_tokens", "up to 256 columns, any second layer"),
@@ -80,6 +93,62 @@ def why_no_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> 
 _said: set[tuple[str, str]] = set()
 
 
+@cache
+def gpu_of(device: torch.device) -> str:
+    """The name of its architecture, as tables have it: `sm_90`, `gfx942`; `default` for what is no GPU."""
+    if device.type != "cuda":
+        return "default"
+    found = torch.cuda.get_device_properties(device)
+    return found.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{found.major}{found.minor}"
+
+
+def wanted(kernels: int, operator: str, x: Tensor, size: int, dtype: torch.dtype | None = None) -> bool:
+    """Whether `operator` is to be computed by a kernel, one of `Kernels` being asked for; decided once a compilation.
+
+    Args:
+        kernels: one of `Kernels`.
+        operator: as in `COVERAGE`.
+        x: its rows, [..., columns].
+        size: what its cases in the tables are told apart by, see `pgat_kernels.measured.Case`.
+        dtype: of its products; by default that of `x`.
+    """
+    if kernels != Kernels.MEASURED:
+        return bool(kernels)
+    rows, itemsize = x.numel() // x.shape[-1], (dtype or x.dtype).itemsize
+    pays: bool = _pays(operator, x.device.type, x.device.index or 0, itemsize, size, rows)
+    return pays
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # it reads a file and asks the driver
+def _pays(operator: str, device_type: str, index: int, itemsize: int, size: int, rows: int) -> bool:
+    gpu = gpu_of(torch.device(device_type, index))
+    own = measured(gpu)
+    case = None if own is None else fitting(own.from_rows, operator, itemsize, size)
+    if own is None or case is None:
+        reason = f"its kernels have not been measured on {gpu} at {8 * itemsize} bits and this size"
+    else:
+        least = own.from_rows[case]
+        if least is not None and rows >= least:
+            return True
+        reason = f"on {own.device} " + (
+            f"its kernels are faster from {least} rows on, and these are fewer" if least else "it is the faster"
+        )
+    _say_once(operator, reason)
+    return False
+
+
+def measured_rows(operator: str, gpu: str) -> str:
+    """From how many rows on `auto` has kernels compute `operator` on this architecture, in words."""
+    own = measured(gpu)
+    found = [] if own is None else [(case, rows) for case, rows in own.from_rows.items() if case.kernel == operator]
+    if not found:
+        return f"plain torch: not measured on {gpu}"
+    return "kernel: " + "; ".join(
+        f"{8 * case.itemsize} bits, up to {case.most}: " + ("never" if rows is None else f"from {rows} rows on")
+        for case, rows in found
+    )
+
+
 def use_kernel(operator: str, device: torch.device, dtypes: Iterable[torch.dtype], fits: bool) -> bool:
     """Whether `operator`, which was asked for kernels, has its kernels compute it; if not, the log says why, once.
 
@@ -89,10 +158,15 @@ def use_kernel(operator: str, device: torch.device, dtypes: Iterable[torch.dtype
     if not reasons and not fits:
         (own,) = (line for line in COVERAGE if line.operator == operator)
         reasons = [f"its kernels take {own.takes}"]
-    if reasons and (operator, reasons[0]) not in _said:
-        _said.add((operator, reasons[0]))
-        logger.info("%s is computed in plain torch: %s", operator, reasons[0])
+    if reasons:
+        _say_once(operator, reasons[0])
     return not reasons
+
+
+def _say_once(operator: str, reason: str) -> None:
+    if (operator, reason) not in _said:
+        _said.add((operator, reason))
+        logger.info("%s is computed in plain torch: %s", operator, reason)
 
 
 def kernels_run_on(device: torch.device, dtype: torch.dtype) -> bool:

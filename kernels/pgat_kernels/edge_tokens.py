@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pgat_kernels.block_operators import MOST_WIDTH, BlockOperator, KernelBackward, KernelForward
 from pgat_kernels.chunks import Backward, Masks
+from pgat_kernels.dispatch import Kernels, wanted
 from pgat_kernels.pairs import layer_norm, mlp
 
 
@@ -88,13 +89,13 @@ edge_tokens_operator = BlockOperator(
 
 
 def edge_tokens(
-    values: Tensor, transforms: Sequence[EdgeTransform], *, kernels: bool = False
+    values: Tensor, transforms: Sequence[EdgeTransform], *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, tuple[EdgeTransform, ...]]]]:
     """Values of the edges [M, N, N, kinds] to tokens in groups of one source: [M N, kinds N, D], and back.
 
-    See `pgat_kernels.pairs`; with `kernels` by an operator with a Triton kernel.
+    See `pgat_kernels.pairs`; `kernels` is one of `pgat_kernels.dispatch.Kernels`.
     """
-    if not kernels:
+    if not wanted(kernels, edge_tokens_operator.name, values, max(transforms[0][2].shape), transforms[0][2].dtype):
         return _plain_edge_tokens(values, transforms)
     nothing = torch.zeros((), dtype=torch.int64, device=values.device)
     y, back = edge_tokens_operator([values], _stacked(transforms), Masks(0.0, nothing, nothing), 0)

@@ -32,11 +32,9 @@ def _program(
     for layer, w in enumerate(_blocks(weights, options)):
         bias = hidden + w[_BLOCK] * adjacency if biased else hidden
         x, attention_back = attention_block(
-            x, AttentionWeights(*w[:6]), n_heads, masks, SITES * layer, bias, kernels=bool(kernels)
+            x, AttentionWeights(*w[:6]), n_heads, masks, SITES * layer, bias, kernels=kernels
         )
-        x, back = feed_forward_block(
-            x, FeedForwardWeights(*w[6:_BLOCK]), masks, SITES * layer + 2, kernels=bool(kernels)
-        )
+        x, back = feed_forward_block(x, FeedForwardWeights(*w[6:_BLOCK]), masks, SITES * layer + 2, kernels=kernels)
         backs.append((w, attention_back, back))
 
     def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -79,5 +77,5 @@ graph_attention_blocks = RowsOperator(
 )
 """Blocks over M graphs: rows [nodes [M, N, D], adjacency [M, N, N], hidden [M, N, N] (0, or `HIDDEN`)], weights of each
 block (`AttentionWeights`, `FeedForwardWeights`, and where options[1] is 1 the adjacency's scale in the scores, [1]),
-options [n_heads, scaled (0 or 1), kernels (0 or 1)] -> nodes [M, N, D]. `hidden` has no gradient. Section 8b of the
+options [n_heads, scaled (0 or 1), one of `Kernels`] -> nodes [M, N, D]. `hidden` has no gradient. Section 8b of the
 architecture."""

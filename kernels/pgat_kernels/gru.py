@@ -21,8 +21,9 @@ and those of a_t are the same, but e_t k_n' for n. All k_t are made outside of t
 
 three operations a step. The gradients of the weights are sums over all steps, one product each behind the loop.
 
-Saved for the backward pass: the arguments and the result. All is float32 or float64, but the factors of the products
-with W_ih, which may be 16 bits wide.
+Saved for the backward pass: the arguments and the result; without `recompute` also r, z, u_n and n of all steps, four
+times the result, for which the backward pass takes two of its six products less. All is float32 or float64, but the
+factors of the products with W_ih, which may be 16 bits wide.
 """
 
 from collections.abc import Iterator
@@ -42,9 +43,15 @@ MOST_STATES = 128
 """That a kernel takes."""
 
 
-@torch.library.custom_op("pgat::gru_bank", mutates_args=())
 def gru_bank(
-    x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype, kernels: bool = False
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    dtype: torch.dtype,
+    kernels: bool = False,
+    recompute: bool = True,
 ) -> Tensor:
     """The states of G GRUs at every step, from zero states on.
 
@@ -55,6 +62,7 @@ def gru_bank(
         b_ih, b_hh: biases, [G, 3 H].
         dtype: of the factors of the products with `w_ih`; the recurrence is at least float32 whatever it is.
         kernels: whether the loops along time may be Triton kernels: one launch each.
+        recompute: whether the backward pass computes the gates of all steps again, or they are kept for it.
 
     Returns:
         [B, S, G, H], in the wider of float32 and the dtype of `x`.
@@ -65,28 +73,52 @@ def gru_bank(
     Source: Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, 2014, in the variant of
     `torch.nn.GRU`.
     """
+    states: Tensor = gru_bank_operator(x, w_ih, w_hh, b_ih, b_hh, dtype, kernels, recompute)[0]
+    return states
+
+
+@torch.library.custom_op("pgat::gru_bank", mutates_args=())
+def gru_bank_operator(
+    x: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor,
+    b_hh: Tensor,
+    dtype: torch.dtype,
+    kernels: bool,
+    recompute: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `gru_bank`; also what is kept: r, z and u_n side by side [S, G, B, 3 H], and n [S, G, B, H], or nothing."""
     _check(x, w_ih, w_hh, b_ih, b_hh)
-    batch, steps, groups, _ = x.shape
-    size, wide = w_hh.shape[2], _wide(x)
+    steps, size, wide = x.shape[1], w_hh.shape[2], _wide(x)
     with no_autocast(x.device):
         gates, candidates = _input_part(_by_group(x.transpose(0, 1), dtype), steps, w_ih, b_ih, b_hh, wide)
         if _by_kernel(kernels, gates, size):
             from pgat_kernels.triton_kernels.gru import gru_scan
 
-            return gru_scan(gates, candidates, w_hh.to(wide).contiguous()).permute(2, 0, 1, 3).contiguous()
-        states = gates.new_empty(steps, groups, batch, size)
-        previous = gates.new_zeros(groups, batch, size)
-        weight = w_hh.to(wide).transpose(1, 2).contiguous()
-        r_and_z, u_n = gates[..., : 2 * size], gates[..., 2 * size :]
-        r, z = r_and_z.chunk(2, dim=-1)
-        parts = (gates, r_and_z, r, z, u_n, candidates, states)
-        with _small_products():
-            for gates_t, r_and_z_t, r_t, z_t, u_n_t, n_t, state in zip(*(p.unbind(0) for p in parts), strict=True):
-                gates_t.baddbmm_(previous, weight)
-                r_and_z_t.sigmoid_()
-                n_t.addcmul_(r_t, u_n_t).tanh_()
-                previous = torch.lerp(n_t, previous, z_t, out=state)
-    return states.permute(2, 0, 1, 3).contiguous()
+            states = gru_scan(gates, candidates, w_hh.to(wide).contiguous(), keep=not recompute)
+        else:
+            states = _states_along_time(gates, candidates, w_hh.to(wide))
+    kept = (gates.new_empty(0), gates.new_empty(0)) if recompute else (gates, candidates)
+    return states.permute(2, 0, 1, 3).contiguous(), *kept
+
+
+def _states_along_time(gates: Tensor, candidates: Tensor, weight: Tensor) -> Tensor:
+    """[S, G, B, 3 H], [S, G, B, H], [G, 3 H, H] -> [S, G, B, H]; `gates` and `candidates` become r, z, u_n and n."""
+    steps, groups, batch, size = candidates.shape
+    states = gates.new_empty(steps, groups, batch, size)
+    previous = gates.new_zeros(groups, batch, size)
+    weight = weight.transpose(1, 2).contiguous()
+    r_and_z, u_n = gates[..., : 2 * size], gates[..., 2 * size :]
+    r, z = r_and_z.chunk(2, dim=-1)
+    parts = (gates, r_and_z, r, z, u_n, candidates, states)
+    with _small_products():
+        for gates_t, r_and_z_t, r_t, z_t, u_n_t, n_t, state in zip(*(p.unbind(0) for p in parts), strict=True):
+            gates_t.baddbmm_(previous, weight)
+            r_and_z_t.sigmoid_()
+            n_t.addcmul_(r_t, u_n_t).tanh_()
+            previous = torch.lerp(n_t, previous, z_t, out=state)
+    return states
 
 
 @torch.library.custom_op("pgat::gru_bank_backward", mutates_args=())
@@ -98,22 +130,32 @@ def gru_bank_backward(
     b_ih: Tensor,
     b_hh: Tensor,
     result: Tensor,
+    gates: Tensor,
+    candidates: Tensor,
     dtype: torch.dtype,
-    kernels: bool = False,
+    kernels: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, w_ih, w_hh, b_ih and b_hh of `gru_bank` from that of its result, [B, S, G, H]."""
+    """Gradients of x, w_ih, w_hh, b_ih and b_hh of `gru_bank` from that of its result, [B, S, G, H].
+
+    Args beside those of `gru_bank`: its result, and what is kept of it, see `gru_bank_operator`.
+    """
     batch, steps, groups, _ = x.shape
     size, wide = w_hh.shape[2], result.dtype
     with no_autocast(x.device):
         inputs = _by_group(x.transpose(0, 1), dtype)
-        factors, n = _input_part(inputs, steps, w_ih, b_ih, b_hh, wide)  # [S, G, B, 3 H], [S, G, B, H]
         previous = torch.cat((result.new_zeros(1, groups, batch, size), result[:, :-1].permute(1, 2, 0, 3)))
         before = _by_group(previous.transpose(1, 2), wide)  # [G, S * B, H]
         weight = w_hh.to(wide)
-        factors += _by_step(before @ weight.transpose(1, 2), steps)
-        of_r, of_z, of_n = factors.chunk(3, dim=-1)  # at first r and z before their sigmoid, and u_n
-        r, z = of_r.sigmoid(), of_z.sigmoid()
-        n.addcmul_(r, of_n).tanh_()
+        if gates.dim() == 1:  # nothing is kept
+            factors, n = _input_part(inputs, steps, w_ih, b_ih, b_hh, wide)  # [S, G, B, 3 H], [S, G, B, H]
+            factors += _by_step(before @ weight.transpose(1, 2), steps)
+            of_r, of_z, of_n = factors.chunk(3, dim=-1)  # at first r and z before their sigmoid, and u_n
+            r, z = of_r.sigmoid(), of_z.sigmoid()
+            n.addcmul_(r, of_n).tanh_()
+        else:
+            factors, n = gates.clone(), candidates
+            of_r, of_z, of_n = factors.chunk(3, dim=-1)
+            r, z, _ = gates.chunk(3, dim=-1)
         of_candidate = aten.tanh_backward(1 - z, n)
         of_r.copy_(aten.sigmoid_backward(of_candidate * of_n, r))
         of_z.copy_(aten.sigmoid_backward(previous.sub_(n), z))
@@ -223,40 +265,43 @@ def _small_products() -> Iterator[None]:
         setting.fp32_precision = before
 
 
-@gru_bank.register_fake
+@gru_bank_operator.register_fake
 def _(
-    x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype, kernels: bool = False
-) -> Tensor:
-    _check(x, w_ih, w_hh, b_ih, b_hh)
-    return x.new_empty(*x.shape[:3], w_hh.shape[2], dtype=_wide(x))
-
-
-@gru_bank_backward.register_fake
-def _(
-    gradient: Tensor,
     x: Tensor,
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor,
     b_hh: Tensor,
-    result: Tensor,
     dtype: torch.dtype,
-    kernels: bool = False,
+    kernels: bool,
+    recompute: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, w_ih, w_hh, b_ih, b_hh)
+    batch, steps, groups, _ = x.shape
+    size, wide = w_hh.shape[2], _wide(x)
+    kept = [(0,), (0,)] if recompute else [(steps, groups, batch, part * size) for part in (3, 1)]
+    states, gates, candidates = (x.new_empty(shape, dtype=wide) for shape in ((batch, steps, groups, size), *kept))
+    return states, gates, candidates
+
+
+@gru_bank_backward.register_fake
+def _(
+    gradient: Tensor, x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     g_x, g_w_ih, g_w_hh, g_b_ih, g_b_hh = (tensor.new_empty(tensor.shape) for tensor in (x, w_ih, w_hh, b_ih, b_hh))
     return g_x, g_w_ih, g_w_hh, g_b_ih, g_b_hh
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.dtype, ctx.kernels = inputs
-    ctx.save_for_backward(*tensors, output)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.dtype, ctx.kernels, _ = inputs
+    ctx.save_for_backward(*tensors, *output)
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return (*gru_bank_backward(gradient, *ctx.saved_tensors, ctx.dtype, ctx.kernels), None, None)
+def _backward(ctx: Any, gradient: Tensor, *of_kept: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*gru_bank_backward(gradient, *ctx.saved_tensors, ctx.dtype, ctx.kernels), None, None, None)
 
 
-gru_bank.register_autograd(_backward, setup_context=_keep)
+gru_bank_operator.register_autograd(_backward, setup_context=_keep)
 
 
 def _flops(x: Any, w_ih: Any) -> tuple[int, int]:
@@ -272,6 +317,9 @@ def _(x: Any, w_ih: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> in
 
 
 @register_flop_formula(torch.ops.pgat.gru_bank_backward)
-def _(gradient: Any, x: Any, w_ih: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    of_inputs, recurrent = _flops(x, w_ih)
-    return 3 * (of_inputs + recurrent)  # both again, and the gradients of both factors of each
+def _(
+    gradient: Any, x: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, result: Any, gates: Any, *args: Any,
+    out_shape: Any = None, **kwargs: Any,
+) -> int:  # fmt: skip
+    """The gradients of both factors of each product, and, where nothing is kept, both products again."""
+    return (3 if len(gates) == 1 else 2) * sum(_flops(x, w_ih))

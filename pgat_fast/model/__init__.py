@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("auto", "reference", "torch", "triton")
 
 AUTO = "torch"
-"""What `auto` takes: no kernel has been measured on a GPU yet."""
+"""What `auto` takes, on a GPU with those kernels that have been measured to be faster there."""
 
 
 def backend_reasons() -> dict[str, str | None]:
@@ -70,16 +70,44 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
         return PGAT(config.model)
     from pgat_fast.model.execution import Execution
     from pgat_fast.model.fast.pgat import FastPGAT
-    from pgat_kernels.graph_attention import MOST_DEPTH
+    from pgat_kernels.dispatch import Kernels
 
+    kernels = Kernels.OFF
     if chosen == "triton":
         _check_device(config.run.device)
-        head = config.model.d_model // config.model.n_heads
-        if head > MOST_DEPTH:
-            logger.info(
-                "attention is computed in plain torch: its kernels take %d columns a head, not %d", MOST_DEPTH, head
-            )
-    return FastPGAT(config.model, Execution.of(config.run, kernels=chosen == "triton"))
+        kernels = Kernels.ON
+    elif asked == "auto" and _has_measured_kernels(config.run.device):
+        kernels = Kernels.MEASURED
+    if kernels:
+        _say_of_heads(config.model.d_model // config.model.n_heads)
+    return FastPGAT(config.model, Execution.of(config.run, kernels=kernels))
+
+
+def _has_measured_kernels(device: str) -> bool:
+    """Whether `auto` may take kernels on `device`; where they would run and are not measured, the log says so."""
+    from pgat_fast.device import resolve_device
+    from pgat_kernels.dispatch import gpu_of
+    from pgat_kernels.measured import measured
+
+    resolved = resolve_device(device)
+    if resolved.type != "cuda":
+        return False
+    gpu = gpu_of(resolved)
+    found = measured(gpu)
+    if found is None:
+        logger.info("backend auto: no kernel has been measured on %s (python -m bench.tune does): plain torch", gpu)
+        return False
+    logger.info("backend auto: kernels where they were measured to be faster on %s", found.device)
+    return True
+
+
+def _say_of_heads(head: int) -> None:
+    from pgat_kernels.graph_attention import MOST_DEPTH
+
+    if head > MOST_DEPTH:
+        logger.info(
+            "attention is computed in plain torch: its kernels take %d columns a head, not %d", MOST_DEPTH, head
+        )
 
 
 def _check_device(device: str) -> None:

@@ -102,7 +102,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes time by tile: here few large ones. Tests of single kernels have those of the table."""
 
-    from pgat_kernels.configurations import Configuration
+    from pgat_kernels.measured import Configuration
     from pgat_kernels.triton_kernels import launch
 
     def large(kernel: str, *case: object) -> Any:

@@ -21,10 +21,10 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     return [(x / size**0.5).to(dtype).requires_grad_() for x in tensors]
 
 
-def computed(shape: tuple[int, ...], dtype: torch.dtype, kernels: bool) -> list[Tensor]:
+def computed(shape: tuple[int, ...], dtype: torch.dtype, kernels: bool, recompute: bool = True) -> list[Tensor]:
     """States and all gradients."""
     tensors = inputs(shape, dtype)
-    y = gru_bank(*tensors, dtype, kernels)
+    y = gru_bank(*tensors, dtype, kernels, recompute)
     generator = torch.Generator().manual_seed(1)
     do = torch.randn(y.shape, generator=generator).to(y.dtype)
     return [y.detach(), *torch.autograd.grad(y, tensors, do)]
@@ -37,6 +37,14 @@ def test_states_and_gradients(shape: tuple[int, ...]) -> None:
     for found, theirs, truth in zip(computed(shape, torch.float32, True), plain, exact, strict=True):
         error, allowed = (float((x.double() - truth).norm()) for x in (found, theirs))
         assert error <= 2 * allowed + 2**-23 * float(truth.norm())
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+def test_gates_that_are_kept_give_the_same(shape: tuple[int, ...]) -> None:
+    kept, again = (computed(shape, torch.float32, True, recompute) for recompute in (False, True))
+    assert torch.equal(kept[0], again[0])
+    for found, other in zip(kept, again, strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-5, atol=1e-6)
 
 
 def test_the_order_of_programs_changes_no_bit(reversed_grid: Callable[[], None]) -> None:

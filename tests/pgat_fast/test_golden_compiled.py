@@ -17,10 +17,8 @@ CASES = {name: torch.float64 if name in NEAR_ZERO else torch.float32 for name in
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize(("name", "dtype"), CASES.items())
-def test_outputs_and_gradients_equal_the_existing_model(
-    name: str, dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)  # else eager, without a word
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)  # else eager, without a word
+def test_outputs_and_gradients_equal_the_existing_model(name: str, dtype: torch.dtype, backend: str) -> None:
     case = golden.load(name)
     state = case.state(dtype)
     ours = from_original_layout(state, case.config)

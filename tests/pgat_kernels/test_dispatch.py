@@ -1,13 +1,24 @@
 """Which operators are computed by kernels, and that the log says why one is not."""
 
+import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 
 from bench.kernel_cases import CASES
 from pgat_kernels import dispatch
-from pgat_kernels.dispatch import COVERAGE, kernels_without_data, use_kernel, why_no_kernels
+from pgat_kernels.dispatch import (
+    COVERAGE,
+    Kernels,
+    kernels_without_data,
+    measured_rows,
+    use_kernel,
+    wanted,
+    why_no_kernels,
+)
+from pgat_kernels.measured import FILE, Case, Configuration, Measured, as_json, read
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -47,3 +58,68 @@ def test_whether_kernels_are_interpreted_is_read_as_triton_reads_it(
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", value)
     assert dispatch.interpreted() is expected
+
+
+HEAD, BIAS = Case("edge_head", 4, 256), Case("edge_head", 2, 256)
+
+
+@pytest.fixture
+def on_a_known_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of one operator, in float32, are faster from 100 rows on."""
+    entry = Measured("a GPU", {}, {HEAD: 100, BIAS: None, Case("edge_head", 4, 64): 5})
+    monkeypatch.setattr(dispatch, "gpu_of", lambda device: "sm_90")
+    monkeypatch.setattr(dispatch, "measured", {"sm_90": entry}.get)
+
+
+@pytest.mark.usefixtures("on_a_known_gpu")
+def test_measured_kernels_are_taken_from_their_rows_on(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    def taken(rows: int, size: int = 208, dtype: torch.dtype = torch.float32, operator: str = "edge_head") -> bool:
+        return wanted(Kernels.MEASURED, operator, torch.ones(rows // 4, 4, 3), size, dtype)
+
+    for _ in range(2):
+        assert taken(100)
+        assert not taken(96)
+        assert taken(8, size=64), "the smallest case that holds it"
+        assert not taken(10_000, dtype=torch.bfloat16)
+        assert not taken(10_000, size=512)
+        assert not taken(10_000, operator="aspects")
+    assert [record.getMessage() for record in caplog.records] == [
+        "edge_head is computed in plain torch: on a GPU its kernels are faster from 100 rows on, and these are fewer",
+        "edge_head is computed in plain torch: on a GPU it is the faster",
+        "edge_head is computed in plain torch: its kernels have not been measured on sm_90 at 32 bits and this size",
+        "aspects is computed in plain torch: its kernels have not been measured on sm_90 at 32 bits and this size",
+    ]
+    assert wanted(Kernels.ON, "aspects", torch.ones(1, 3), 512)
+    assert not wanted(Kernels.OFF, "edge_head", torch.ones(1000, 3), 208)
+
+
+@pytest.mark.usefixtures("on_a_known_gpu")
+def test_the_table_says_it_in_words() -> None:
+    assert measured_rows("aspects", "sm_90") == "plain torch: not measured on sm_90"
+    assert measured_rows("edge_head", "sm_90") == (
+        "kernel: 32 bits, up to 256: from 100 rows on; 16 bits, up to 256: never; 32 bits, up to 64: from 5 rows on"
+    )
+
+
+@pytest.mark.usefixtures("on_a_known_gpu")
+def test_it_is_decided_when_a_graph_is_compiled() -> None:
+    def both(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if wanted(Kernels.MEASURED, "edge_head", x, 208) else x - 1
+
+    compiled = torch.compile(both, fullgraph=True, dynamic=False, backend="eager")
+    assert compiled(torch.zeros(100, 2)).eq(1).all()
+    assert compiled(torch.zeros(99, 2)).eq(-1).all()
+
+
+def test_the_file_of_measurements_is_read_whole_or_named(tmp_path: Path) -> None:
+    read(FILE)
+    file = tmp_path / "measured.json"
+    entry = Measured("a GPU", {HEAD: Configuration(32, 4, 1)}, {HEAD: 100, BIAS: None})
+    file.write_text(json.dumps({"sm_90": as_json(entry)}))
+    assert read(file) == {"sm_90": entry}
+    for broken in ("", "[]", '{"sm_90": {}}', '{"sm_90": {"device": "", "configurations": [1], "from_rows": []}}'):
+        file.write_text(broken)
+        with pytest.raises(ValueError, match=r"measured\.json is not what `python -m bench\.tune` writes"):
+            read(file)

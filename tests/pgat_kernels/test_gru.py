@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
-from pgat_kernels.gru import gru_bank
+from pgat_kernels.gru import gru_bank, gru_bank_operator
 
 EXACT = 1e-10
 NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
@@ -25,9 +26,9 @@ def values_of(batch: int, steps: int, groups: int, width: int, size: int) -> lis
     return [normal(batch, steps, groups, width), *weights]
 
 
-def in_one_scan(product: torch.dtype = torch.float64) -> Call:
+def in_one_scan(product: torch.dtype = torch.float64, *, recompute: bool = True) -> Call:
     def call(*values: Tensor) -> Tensor:
-        return gru_bank(*values, product)
+        return gru_bank(*values, product, recompute=recompute)
 
     return call
 
@@ -68,11 +69,15 @@ SIZES = [(1, 1, 1, 1, 1), (1, 7, 13, 32, 32), (3, 1, 2, 4, 3), (3, 7, 2, 3, 5), 
 """Samples, steps, groups, inputs, states."""
 
 
+@pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("formula", [one_by_one, step_by_step])
 @pytest.mark.parametrize("size", SIZES)
-def test_states_and_gradients_are_those_of_single_recurrences(size: tuple[int, ...], formula: Call) -> None:
+def test_states_and_gradients_are_those_of_single_recurrences(
+    size: tuple[int, ...], formula: Call, recompute: bool
+) -> None:
     values = values_of(*size)
-    for ours, theirs in zip(results(in_one_scan(), values), results(formula, values), strict=True):
+    ours_all = results(in_one_scan(recompute=recompute), values)
+    for ours, theirs in zip(ours_all, results(formula, values), strict=True):
         assert ours.shape == theirs.shape
         assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
 
@@ -162,7 +167,15 @@ def test_the_callers_float32_setting_is_put_back(precision: str) -> None:
         setting.fp32_precision = before
 
 
-def test_kept_for_the_backward_pass_are_arguments_and_result() -> None:
+def test_what_is_kept_is_not_changed() -> None:
+    values = [value.requires_grad_() for value in values_of(3, 8, 2, 3, 5)]
+    states = gru_bank(*values, torch.float64, recompute=False)
+    first, second = (torch.autograd.grad(states.sum(), values, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_kept_for_the_backward_pass_are_arguments_and_result_and_gates_if_asked_for(recompute: bool) -> None:
     values = [value.requires_grad_() for value in values_of(2, 20, 3, 5, 6)]
     kept: dict[int, int] = {}
 
@@ -171,23 +184,36 @@ def test_kept_for_the_backward_pass_are_arguments_and_result() -> None:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = gru_bank(*values, torch.float64)
-    assert sum(kept.values()) == sum(tensor.nbytes for tensor in (*values, states))
+        states = gru_bank(*values, torch.float64, recompute=recompute)
+    gates = 0 if recompute else 4 * states.nbytes
+    assert sum(kept.values()) == sum(tensor.nbytes for tensor in (*values, states)) + gates
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (3, 4, 2, 3, 5)])
 @pytest.mark.parametrize("product", [torch.float32, torch.bfloat16])
-def test_it_is_a_well_behaved_operator(size: tuple[int, ...], product: torch.dtype) -> None:
+@pytest.mark.parametrize("recompute", [True, False])
+def test_it_is_a_well_behaved_operator(size: tuple[int, ...], product: torch.dtype, recompute: bool) -> None:
     values = [value.float().requires_grad_() for value in values_of(*size)]
-    torch.library.opcheck(gru_bank, (*values, product))
-    torch.library.opcheck(gru_bank, (values[0].bfloat16().detach().requires_grad_(), *values[1:], product))
+    low = values[0].bfloat16().detach().requires_grad_()
+    torch.library.opcheck(gru_bank_operator, (*values, product, False, recompute))
+    torch.library.opcheck(gru_bank_operator, (low, *values[1:], product, False, recompute))
 
 
-def test_compiled_equals_eager() -> None:
+def test_products_that_are_not_made_again_are_not_counted() -> None:
+    values = [value.requires_grad_() for value in values_of(2, 5, 3, 4, 4)]
+    product = 2 * 2 * 5 * 3 * 12 * 4  # with the inputs, and as many with the states
+    for recompute, times in ((True, 8), (False, 6)):
+        with FlopCounterMode(display=False) as counter:
+            gru_bank(*values, torch.float64, recompute=recompute).sum().backward()
+        assert counter.get_total_flops() == times * product
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_compiled_equals_eager(recompute: bool) -> None:
     values = values_of(2, 5, 3, 4, 4)
 
     def doubled(*inputs: Tensor) -> Tensor:
-        return gru_bank(2 * inputs[0], *inputs[1:], torch.float64).tanh()
+        return gru_bank(2 * inputs[0], *inputs[1:], torch.float64, recompute=recompute).tanh()
 
     compiled = torch.compile(doubled, fullgraph=True, dynamic=False)
     for found, expected in zip(results(compiled, values), results(doubled, values), strict=True):

@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.configurations import Configuration
 from pgat_kernels.dropout import Dropout
 from pgat_kernels.graph_attention import empty_like_rows, product_flops
+from pgat_kernels.measured import Configuration
 from pgat_kernels.triton_kernels.dropout import keep_tile
 from pgat_kernels.triton_kernels.launch import choose, common_arguments, launch, pointer_or, strides_of
 

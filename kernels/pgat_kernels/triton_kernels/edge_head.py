@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.configurations import Configuration
+from pgat_kernels.measured import Configuration
 from pgat_kernels.triton_kernels.launch import choose, launch_over_rows, rounded, width_arguments
 from pgat_kernels.triton_kernels.tiles import gelu_and_slope, keep_rows, load_row, product, store_tile, tanh
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.configurations import Configuration
+from pgat_kernels.measured import Configuration
 from pgat_kernels.triton_kernels.launch import choose, chunk_of, launch, rounded, width_arguments
 from pgat_kernels.triton_kernels.tiles import (
     gelu,

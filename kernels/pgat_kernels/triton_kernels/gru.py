@@ -48,6 +48,7 @@ def _gru_scan_fwd_kernel(
     batch,
     SIZE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     group, rows = _place(groups, batch, BLOCK)
@@ -76,6 +77,11 @@ def _gru_scan_fwd_kernel(
         n = tanh(a_n + r * u_n)
         h = tl.where(inside, n + z * (h - n), 0.0)
         tl.store(states_ptr + at, h, mask=inside)
+        if KEEP:  # in the place of what they came of
+            tl.store(gates_ptr + at_gates, r, mask=inside)
+            tl.store(gates_ptr + at_gates + SIZE, z, mask=inside)
+            tl.store(gates_ptr + at_gates + 2 * SIZE, u_n, mask=inside)
+            tl.store(candidates_ptr + at, n, mask=inside)
         gates_ptr += 3 * a_step
         candidates_ptr += a_step
         states_ptr += a_step
@@ -129,16 +135,17 @@ def _gru_scan_bwd_kernel(
         at_gates -= 3 * a_step
 
 
-def gru_scan(gates: Tensor, candidates: Tensor, weight: Tensor) -> Tensor:
+def gru_scan(gates: Tensor, candidates: Tensor, weight: Tensor, *, keep: bool = False) -> Tensor:
     """The states at every step: [S, G, B, 3 H], [S, G, B, H], [G, 3 H, H] -> [S, G, B, H].
 
     Args:
         gates: what r, z and u_n are without the state's part, side by side.
         candidates: what n is without it.
         weight: W_hh.
+        keep: whether `gates` and `candidates` become r, z, u_n and n; else they stay what they are.
     """
     states = torch.empty_like(candidates)
-    _launch(_gru_scan_fwd_kernel, "gru forward", (gates, candidates, weight, states), candidates)
+    _launch(_gru_scan_fwd_kernel, "gru forward", (gates, candidates, weight, states), candidates, KEEP=keep)
     return states
 
 
@@ -156,10 +163,10 @@ def gru_scan_backward(gradient: Tensor, update: Tensor, factors: Tensor, weight:
     return errors, scaled
 
 
-def _launch(kernel: triton.JITFunction, name: str, tensors: tuple[Tensor, ...], states: Tensor) -> None:
+def _launch(kernel: triton.JITFunction, name: str, tensors: tuple[Tensor, ...], states: Tensor, **named: bool) -> None:
     steps, groups, batch, size = states.shape
     chosen = choose(name, states, size)
     launch(
         kernel, groups * -(-batch // chosen.block), tensors, chosen, 6 * steps * groups * batch * size * size,
-        steps=steps, groups=groups, batch=batch, SIZE=size, BLOCK_SIZE=rounded(size),
+        steps=steps, groups=groups, batch=batch, SIZE=size, BLOCK_SIZE=rounded(size), **named,
     )  # fmt: skip

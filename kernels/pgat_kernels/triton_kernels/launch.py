@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +9,10 @@ import triton
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.configurations import DEFAULT, Configuration, configuration
-from pgat_kernels.dispatch import kernels_without_data
+from pgat_kernels.configurations import DEFAULT, configuration
+from pgat_kernels.dispatch import gpu_of, kernels_without_data
 from pgat_kernels.dropout import Dropout, first_kept_code, keep_scale, site_offset
+from pgat_kernels.measured import Configuration
 
 
 def product_precision(dtype: torch.dtype) -> str:
@@ -60,13 +60,18 @@ def recording(gpu: str = DEFAULT) -> Iterator[list[Launch]]:
         _recorded, _recorded_for = before
 
 
-@cache
-def gpu_of(device: torch.device) -> str:
-    """The name of its architecture, as the table of configurations has it: `sm_90`, `gfx942`."""
-    if device.type != "cuda":
-        return DEFAULT
-    found = torch.cuda.get_device_properties(device)
-    return found.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{found.major}{found.minor}"
+_ran: list[Any] | None = None
+
+
+@contextlib.contextmanager
+def compiled_kernels() -> Iterator[list[Any]]:
+    """Within it, every kernel that runs is added to the list as triton compiled it; None where it is interpreted."""
+    global _ran
+    before, _ran = _ran, []
+    try:
+        yield _ran
+    finally:
+        _ran = before
 
 
 def choose(kernel: str, x: Tensor, size: int) -> Configuration:
@@ -90,7 +95,9 @@ def launch(
     block, warps, stages, _ = configuration
     device = tensors[0].device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[(programs,)](*tensors, **named, BLOCK=block, num_warps=warps, num_stages=stages)
+        compiled = kernel[(programs,)](*tensors, **named, BLOCK=block, num_warps=warps, num_stages=stages)
+    if _ran is not None:
+        _ran.append(compiled)
 
 
 def common_arguments(

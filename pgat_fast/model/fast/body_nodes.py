@@ -19,6 +19,7 @@ from pgat_fast.model.numerics import gate
 from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes
 from pgat_kernels.affine import Affine, compose
 from pgat_kernels.aspects import aspects, pair_terms
+from pgat_kernels.dispatch import wanted
 from pgat_kernels.grouped import grouped_layer_norm, grouped_linear
 from pgat_kernels.products import no_autocast
 from pgat_kernels.query_attention import QueryAttentionWeights, query_side_attention
@@ -32,7 +33,8 @@ class FastBodyNodes(Part, BodyNodes):
         states = e.flatten(0, 1)  # [M, D] with M = B * S
         inner, inner_bias, outer, outer_bias = self.aspects.parameters()
         x, constants = pair_terms(self.market(states), self.embeddings, inner, inner_bias)
-        adjacency = aspects(x, constants, outer.flatten(), outer_bias, self.execution.kernels).to(e.dtype)
+        kernels = wanted(self.execution.kernels, "aspects", x, len(constants))
+        adjacency = aspects(x, constants, outer.flatten(), outer_bias, kernels).to(e.dtype)
         networks = zip(*(self.transforms[body].parameters() for body in BODIES), strict=True)
         features = recomputed(_body_features, states, self.embeddings, *(torch.stack(own) for own in networks))
         return adjacency.unflatten(0, e.shape[:2]), features.unflatten(0, e.shape[:2])

@@ -29,6 +29,7 @@ from pgat_fast.model.fast.part import Part, recomputed
 from pgat_fast.model.numerics import at_least_float32, gate
 from pgat_fast.model.reference.phase import BodyProcessor, PhaseAwareProcessor, PhaseEdges
 from pgat_kernels.affine import Affine, compose, single_key_attention
+from pgat_kernels.dispatch import wanted
 from pgat_kernels.dropout import dropout
 from pgat_kernels.grouped import grouped_layer_norm, grouped_linear, pad_and_stack
 from pgat_kernels.gru import gru_bank
@@ -67,7 +68,9 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
         r = recomputed(
             partial(_body_networks, rate), x, self.padded_columns, self.seed(rate, x.device), *self._network_weights()
         )
-        recurrent = gru_bank(r, *self._recurrent_weights(), self.product_dtype(r), self.execution.kernels)
+        gru = self._recurrent_weights()
+        kernels = wanted(self.execution.kernels, "gru_bank", r, gru[1].shape[-1])
+        recurrent = gru_bank(r, *gru, self.product_dtype(r), kernels)
         with no_autocast(x.device):
             adjacency = _phase_adjacency(self.edges, r[:, -1] + recurrent[:, -1], x[:, -1])
             scale = 1 + (torch.log(adjacency + 1e-8) * self.scaler).mean(dim=-1)  # [B, N]
@@ -96,10 +99,11 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
         rest = ((body.project.weight, body.project.bias, body.norm.weight, body.norm.bias) for body in bodies)
         return (*expand, *(torch.stack(own) for own in zip(*rest, strict=True)))
 
-    def _recurrent_weights(self) -> tuple[Tensor, ...]:
+    def _recurrent_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of the GRUs of all bodies, first dimension N: w_ih, w_hh, b_ih, b_hh."""
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        return tuple(torch.stack([getattr(body.gru, name) for body in self._networks()]) for name in names)
+        w_ih, w_hh, b_ih, b_hh = (torch.stack([getattr(body.gru, name) for body in self._networks()]) for name in names)
+        return w_ih, w_hh, b_ih, b_hh
 
 
 def _body_networks(

@@ -68,7 +68,7 @@ def test_info_tells_what_kernels_compute(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["info", "--kernels", "--json"]) == 0
     rows = {row["operator"]: row for row in json.loads(capsys.readouterr().out)}
     assert set(rows) <= set(text.split())
-    assert rows["graph_attention"]["computed_by"] == "plain torch"
+    assert rows["graph_attention"]["triton"] == "plain torch"
     assert rows["graph_attention"]["reason"] == "Triton kernels run on GPUs, not on cpu"
     assert rows["query_attention"]["reason"] == "no kernel yet"
 

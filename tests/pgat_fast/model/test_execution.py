@@ -1,12 +1,17 @@
 """What the section `run` says of how to compute."""
 
+import logging
 from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
+import torch
 
-from pgat_fast import load_config
+from pgat_fast import build_model, load_config
 from pgat_fast.model.execution import Execution
+from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_kernels.dispatch import Kernels
+from pgat_kernels.measured import Measured
 
 
 @pytest.mark.parametrize(
@@ -26,10 +31,39 @@ def test_it_is_what_the_settings_ask_for(settings: list[str], execution: Executi
 
 
 def test_the_defaults_are_those_of_the_schema() -> None:
-    assert Execution() == Execution(compiled=False, combiner_chunk="auto", exact_dropout=False, kernels=False)
+    assert Execution() == Execution(compiled=False, combiner_chunk="auto", exact_dropout=False, kernels=Kernels.OFF)
 
 
 def test_it_does_not_change() -> None:
     execution: Any = Execution()
     with pytest.raises(FrozenInstanceError):
         execution.compiled = True
+
+
+@pytest.mark.parametrize(
+    ("asked", "known", "kernels", "said"),
+    [
+        ("auto", True, Kernels.MEASURED, "kernels where they were measured to be faster on a GPU"),
+        ("auto", False, Kernels.OFF, "no kernel has been measured on sm_90"),
+        ("torch", True, Kernels.OFF, "backend torch"),
+        ("triton", False, Kernels.ON, "backend triton"),
+    ],
+)
+def test_on_a_gpu_auto_takes_the_kernels_that_have_been_measured(
+    asked: str,
+    known: bool,
+    kernels: Kernels,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr("pgat_fast.device.resolve_device", lambda device: cuda)
+    monkeypatch.setattr("pgat_fast.model.backend_reasons", lambda: {"torch": None, "triton": None})
+    monkeypatch.setattr("pgat_kernels.dispatch.gpu_of", lambda device: "sm_90")
+    monkeypatch.setattr("pgat_kernels.measured.measured", lambda gpu: Measured("a GPU", {}, {}) if known else None)
+    model = build_model(load_config(None, ["model.d_model=13", "model.n_heads=1"]), asked)
+    assert isinstance(model, FastPGAT)
+    assert model.execution.kernels is kernels
+    assert said in caplog.text

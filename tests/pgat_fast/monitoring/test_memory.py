@@ -18,6 +18,7 @@ from pgat_fast.monitoring.memory import (
     read_memory,
     release_caches,
 )
+from tests.own_process import in_own_process
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -32,6 +33,10 @@ def test_the_resident_memory_is_what_the_system_says_of_this_process() -> None:
 
 
 def test_memory_that_is_filled_and_freed_again_stays_in_the_peak() -> None:
+    in_own_process(_fill_and_free)
+
+
+def _fill_and_free() -> None:
     before, highest = process_memory()
     size = int((highest - before) * GIB) + 100 * 2**20
     block = np.ones(size, dtype=np.uint8)

@@ -13,6 +13,7 @@ import pytest
 
 from pgat_fast.monitoring.journal import read_journal
 from pgat_fast.monitoring.memory import GIB, MemoryReading, process_memory
+from tests.own_process import in_own_process
 from tests.pgat_fast.monitoring.journals import (
     SHAPE,
     open_monitor,
@@ -224,6 +225,10 @@ def test_a_monitor_that_is_closed_takes_lines_and_drops_them(tmp_path: Path) -> 
 
 
 def test_ten_thousand_steps_leave_nothing_in_memory(tmp_path: Path) -> None:
+    in_own_process(_take_ten_thousand_steps, tmp_path)
+
+
+def _take_ten_thousand_steps(tmp_path: Path) -> None:
     with open_monitor(tmp_path, interval=25, memory_limit_gb=1e6) as monitor:
         take_steps(monitor, 2_000)
         before, _ = process_memory()

@@ -1,0 +1,77 @@
+"""The tool that measures kernels: what it tries, what it keeps, what it writes. The clock is a made-up one."""
+
+import pytest
+import torch
+
+from bench import tune
+from pgat_kernels.configurations import DEFAULT, TABLE, configuration, trial
+from pgat_kernels.measured import Case, Configuration
+
+EDGES = Case("edge_attention forward", 2, 512)
+
+
+def seconds(chosen: Configuration) -> float:
+    """Fastest: 64 rows, 8 warps, 2 stages; 128 rows do not fit."""
+    if chosen.block == 128:
+        raise RuntimeError("out of resource: shared memory")
+    return 1 + abs(chosen.block - 64) / 64 + abs(chosen.warps - 8) / 8 + abs(chosen.stages - 2)
+
+
+def test_it_finds_the_fastest_one_number_after_the_other() -> None:
+    said: list[str] = []
+    found = tune.fastest(EDGES, Configuration(32, 4, 1), seconds, said.append)
+    assert found == Configuration(64, 8, 2)
+    assert "128" in said[0]
+    assert "out of resource" in said[0]
+    assert "(32, 4, 1, 0) 3000.000 ms -> (64, 8, 2, 0) 1000.000 ms" in said[-1]
+
+
+def test_what_is_faster_by_less_than_the_noise_is_not_kept() -> None:
+    start = Configuration(32, 4, 1)
+    assert tune.fastest(EDGES, start, lambda chosen: 1.0 if chosen == start else 0.99, lambda line: None) == start
+
+
+def test_an_error_of_the_gpu_ends_it() -> None:
+    def broken(chosen: Configuration) -> float:
+        raise torch.AcceleratorError("an illegal memory access")
+
+    with pytest.raises(torch.AcceleratorError):
+        tune.fastest(EDGES, Configuration(32, 4, 1), lambda c: 1.0 if c.block == 32 else broken(c), lambda line: None)
+
+
+def test_tiles_hold_whole_graphs_and_all_pairs() -> None:
+    graphs = tune.candidates(Case("graph_attention forward", 2, 64), Configuration(64, 8, 1), "block")
+    assert [candidate.block for candidate in graphs] == [128]
+    pairs = tune.candidates(Case("aspects forward", 4, 128), Configuration(128, 8, 1, 32), "block")
+    assert not list(pairs)
+    assert not list(tune.candidates(EDGES, Configuration(32, 4, 1), "columns")), "it has none"
+
+
+def test_a_trial_is_what_kernels_take_while_it_lasts() -> None:
+    chosen = Configuration(128, 2, 3)
+    with trial(EDGES, chosen):
+        assert configuration("edge_attention forward", 2, 169, "sm_90") == chosen
+    assert configuration("edge_attention forward", 2, 169) == TABLE[EDGES][DEFAULT]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([(10, 2.0, 1.0), (100, 1.0, 2.0), (1000, 1.0, 2.0)], 100),
+        ([(10, 1.0, 2.0), (100, 2.0, 1.0), (1000, 1.0, 2.0)], 1000),
+        ([(10, 1.0, 2.0), (100, 1.0, 2.0), (1000, 1.0, float("inf"))], 10),
+        ([(10, 1.0, 2.0), (100, 1.0, 2.0), (1000, 2.0, 2.0)], None),
+    ],
+)
+def test_the_rows_from_which_on_kernels_are_faster(pairs: list[tuple[int, float, float]], expected: int | None) -> None:
+    assert tune.first_rows(pairs) == expected
+
+
+def test_sizes_are_in_buckets() -> None:
+    assert [tune.bucket(size) for size in (1, 13, 64, 65, 208, 416)] == [1, 16, 64, 128, 256, 512]
+
+
+def test_without_a_gpu_it_does_not_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tune.main([])
+    assert "no CUDA device" in capsys.readouterr().err
