@@ -3,7 +3,8 @@
     make gpu
     PYTHONPATH=.:kernels python3 -m bench.gpu --out bench/results/gpu     # where nothing can be installed
 
-What does not begin within `--seconds` is listed as not run:
+What does not begin within `--seconds` is listed as not run. On a GPU all is done in a process that is watched: after an
+error that CUDA cannot forget (an illegal address), a crash or a hang, a new one goes on with what comes next.
 
 - `parity`: every kernel's result and gradients against float64, as a multiple of the error of plain torch in the same
   dtype (at most 2 is wanted): first of 16 bits, the other dtypes near the end.
@@ -13,9 +14,8 @@ What does not begin within `--seconds` is listed as not run:
 - `steps`: training steps of the production configurations with `bench.step`, each backend in a process of its own, the
   epoch of 421 steps that follows from them, and peak memory; beside the targets. They compile anew each time.
 - `others`: cuDNN's GRU beside `gru_bank`, torch's fused attention beside `graph_attention`.
-- `compiled`: the error of gradients of the compiled model against float64, as a multiple of that of the eager one.
-
-An error of a kernel that CUDA cannot forget (an illegal address) makes all that follows fail, too.
+- `compiled`: the error of gradients of the compiled model against float64, as a multiple of that of the eager one; in
+  training, dropout and all, of the step that replays CUDA graphs.
 
 The sections `steps` and `compiled` need what pgat_fast needs (pydantic, pyyaml, numpy, pandas, psutil); without, they
 fail and say so, and all others run with torch and triton alone.
@@ -25,6 +25,8 @@ Exit status 1: a kernel is wrong or not repeatable, or something failed.
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +44,8 @@ from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, gradient, numbers
 from bench.roofline import EPOCH_STEPS, GPUS, work_of_launches
 
 Record = dict[str, Any]
+Item = tuple[str, str, Callable[[], Record]]
+"""Section, name, and what to do."""
 
 TARGETS: Final = {
     "configs/production_batched.yaml": {"epoch_seconds": 10, "peak_memory_gib": 2},
@@ -63,11 +67,18 @@ FEW: Final = 10
 """Numbers of a result whose error cannot be compared with another's."""
 STEP_SECONDS: Final = 90
 """What a process of `bench.step` may take."""
+ITEM_SECONDS: Final = 150
+"""What anything may take before it counts as hanging."""
+LOST: Final = 3
+"""Exit code of a process in which nothing more can be done on the GPU."""
+REPLAYS: Final = 4
+"""Steps of a compiled model until CUDA graphs are replayed: they are recorded in the second."""
+COMBINERS: Final = ("batched", "hierarchical")
 SECTIONS: Final = ("parity", "repeatable", "kernels", "steps", "others", "compiled")
 
 
-def sections(device: torch.device, timesteps: int, runs: int) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Section, name and what to do, in the order of what matters most."""
+def sections(device: torch.device, timesteps: int, runs: int) -> Iterator[Item]:
+    """In the order of what matters most."""
     # A multiple of 16, as the large one is: triton would compile another kernel for other numbers.
     small, large = max(1, timesteps // 16 // 16 * 16), timesteps
     first = [(case, case.dtypes[0]) for case in CASES]
@@ -93,7 +104,7 @@ def sections(device: torch.device, timesteps: int, runs: int) -> Iterator[tuple[
         yield "others", f"attention, {nodes} nodes", lambda n=nodes: against_fused(n, device, large)
     for case, dtype in others:
         yield of_parity(case, dtype)
-    for combiner in ("batched", "hierarchical"):
+    for combiner in COMBINERS:
         yield "compiled", f"quickstart, {combiner}", lambda c=combiner: compiled_against_eager(device, c)
 
 
@@ -219,12 +230,17 @@ def compiled_against_eager(device: torch.device, combiner: str) -> Record:
 
     def gradients(dtype: torch.dtype, compiled: bool) -> dict[str, Tensor]:
         torch.manual_seed(3)
-        model = build(config, Variant("torch")).to(device, dtype).eval()
+        model = build(config, Variant("torch")).to(device, dtype)
         assert isinstance(model, FastPGAT)
         model.set_execution(Execution.of(config.run, compiled=compiled, kernels=Kernels(dtype == torch.float32)))
         if compiled:
             compile_in_place(model, device)
-        model(*(x.to(dtype) for x in inputs))[0].square().sum().backward()
+        own = [x.to(dtype) for x in inputs]
+        for _ in range(REPLAYS if compiled else 1):
+            torch.manual_seed(7)  # of the dropout, whose masks do not depend on the dtype
+            torch.compiler.cudagraph_mark_step_begin()
+            model.zero_grad()
+            model(*own)[0].square().sum().backward()
         return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
 
     exact = gradients(torch.float64, compiled=False)
@@ -303,6 +319,77 @@ def _short(value: Any) -> str:
     return str(value).strip().replace("\n", " ").replace("|", "/")[-200:]
 
 
+# --- how it is done ---------------------------------------------------------------------------------------------------
+
+Done = tuple[int, Record | None]
+"""Which item, and what it gave; None for one that was not run."""
+
+
+def in_this_process(items: list[Item], first: int, deadline: float, device: torch.device) -> Iterator[Done]:
+    """Do them from `first` on. Ends early behind a record with `lost`: nothing more can be done on the GPU."""
+    for i, (_, _, do) in enumerate(items[first:], first):
+        if time.monotonic() >= deadline:
+            yield i, None
+            continue
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # processes of `bench.step` want the memory
+        started = time.monotonic()
+        try:
+            record = do()
+        except torch.OutOfMemoryError as error:
+            record = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        except torch.AcceleratorError as error:
+            record = {"ok": False, "error": f"{type(error).__name__}: {error}", "lost": True}
+        except Exception as error:  # one failure must not hide what the others show
+            record = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        yield i, record | {"seconds": time.monotonic() - started}
+        if "lost" in record:
+            return
+
+
+def in_processes(
+    command: Callable[[int, Path, float], list[str]], count: int, deadline: float, limit: float = ITEM_SECONDS
+) -> Iterator[Done]:
+    """Do `count` items in a process, and go on in another one where it does not come to its end.
+
+    Args:
+        command: from the first item, a file and the seconds left to what does them, and adds a line of JSON to the
+            file for each, `[item, record]`.
+        count: of the items.
+        deadline: what does not begin before it is not run.
+        limit: seconds that one item may take.
+    """
+    first = 0
+    while first < count:
+        if time.monotonic() >= deadline:
+            yield from ((i, None) for i in range(first, count))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "records.jsonl"
+            file.touch()
+            child = subprocess.Popen(command(first, file, deadline - time.monotonic()), start_new_session=True)
+            begun, hangs, code = time.monotonic(), False, None
+            with file.open() as lines:
+                while True:
+                    ended = child.poll() is not None
+                    for line in lines:
+                        first, record = json.loads(line)
+                        yield first, record
+                        first, begun = first + 1, time.monotonic()
+                    if ended:
+                        break
+                    if time.monotonic() - begun > limit:
+                        hangs = True
+                        os.killpg(child.pid, signal.SIGKILL)
+                        child.wait()
+                    time.sleep(0.05)
+            code = child.returncode
+        if first < count and code != LOST:
+            words = f"it took more than {limit:g} s" if hangs else f"its process ended with {code}"
+            yield first, {"ok": False, "error": words}
+            first += 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
@@ -310,31 +397,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=100, help="of every kernel, to see whether they agree")
     parser.add_argument("--timesteps", type=int, default=TIMESTEPS, help="of the inputs")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)  # first item and file, of a process that is watched
     parser.add_argument("--sections", default=",".join(SECTIONS), metavar="NAME,...")
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here: this measures kernels on a GPU")
     deadline = time.monotonic() + args.seconds
-    own = " ".join(sys.argv[1:] if arguments is None else arguments)
-    result: Record = {"command": f"python -m bench.gpu {own}".strip(), "machine": machine(), "records": []}
     wanted = args.sections.split(",")
     if unknown := sorted(set(wanted) - set(SECTIONS)):
         parser.error(f"--sections: {', '.join(unknown)}: not one of {', '.join(SECTIONS)}")
-    for section, name, do in sections(device, args.timesteps, args.runs):
-        if section not in wanted:
-            continue
-        record: Record | None = None
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # processes of `bench.step` want the memory
-        if time.monotonic() < deadline:
-            started = time.monotonic()
-            try:
-                record = do()
-            except Exception as error:  # one failure must not hide what the others show
-                record = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-            record["seconds"] = time.monotonic() - started
-        result["records"].append((section, name, record))
+    items = [item for item in sections(device, args.timesteps, args.runs) if item[0] in wanted]
+    if args.part:
+        lost = False
+        with Path(args.part[1]).open("a", buffering=1) as file:
+            for done in in_this_process(items, int(args.part[0]), deadline, device):
+                file.write(json.dumps(done) + "\n")
+                lost = done[1] is not None and "lost" in done[1]
+        return LOST if lost else 0
+    given = sys.argv[1:] if arguments is None else arguments
+
+    def command(first: int, file: Path, seconds: float) -> list[str]:
+        own = [*given, "--seconds", str(seconds), "--part", str(first), str(file)]
+        return [sys.executable, "-m", "bench.gpu", *own]
+
+    own = f"python -m bench.gpu {' '.join(given)}".strip()
+    result: Record = {"command": own, "machine": machine(), "records": []}
+    watched = in_processes(command, len(items), deadline)
+    for i, record in watched if device.type == "cuda" else in_this_process(items, 0, deadline, device):
+        result["records"].append((*items[i][:2], record))
         print(as_markdown({**result, "records": result["records"][-1:]}).splitlines()[-1], flush=True)
         if args.out:
             args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")

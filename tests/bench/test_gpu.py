@@ -1,9 +1,13 @@
 """Sections of the benchmark on a GPU that need no kernels, here on the CPU."""
 
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
-from bench.gpu import compiled_against_eager, training_steps
+from bench.gpu import LOST, compiled_against_eager, in_processes, in_this_process, training_steps
 
 CPU = torch.device("cpu")
 
@@ -23,7 +27,53 @@ def test_a_step_that_fails_says_why() -> None:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
-def test_the_model_compiles_with_operators_that_are_asked_for_kernels(combiner: str) -> None:
+def test_the_model_compiles_with_operators_that_are_asked_for_kernels() -> None:
     """In one graph, as on a GPU; here they answer in plain torch."""
-    assert compiled_against_eager(CPU, combiner)["ok"]
+    assert compiled_against_eager(CPU, "batched")["ok"]
+
+
+CHILD = """
+import json, os, signal, sys, time
+first, file = int(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
+for i in range(first, 6):
+    if i == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if i == 3:
+        time.sleep(60)
+    file.write(json.dumps([i, {"ok": i != 4}]) + "\\n")
+    if i == 4:
+        sys.exit(LOST)
+"""
+
+
+def command(first: int, file: Path, seconds: float) -> list[str]:
+    return [sys.executable, "-c", CHILD.replace("LOST", str(LOST)), str(first), str(file)]
+
+
+def test_a_crash_a_hang_and_a_lost_gpu_end_one_item_and_no_other() -> None:
+    found = list(in_processes(command, 6, time.monotonic() + 100, limit=2))
+    assert found == [
+        (0, {"ok": True}),
+        (1, {"ok": False, "error": "its process ended with -11"}),
+        (2, {"ok": True}),
+        (3, {"ok": False, "error": "it took more than 2 s"}),
+        (4, {"ok": False}),
+        (5, {"ok": True}),
+    ]
+
+
+def test_what_is_left_when_time_is_up_was_not_run() -> None:
+    assert list(in_processes(command, 2, time.monotonic())) == [(0, None), (1, None)]
+
+
+def test_an_error_that_the_gpu_keeps_ends_the_process() -> None:
+    def fail(error: Exception) -> dict[str, bool]:
+        raise error
+
+    errors = [ValueError("a"), torch.OutOfMemoryError("b"), torch.AcceleratorError("c"), ValueError("d")]
+    items = [("parity", str(error), lambda e=error: fail(e)) for error in errors]
+    found = dict(in_this_process(items, 0, time.monotonic() + 100, CPU))
+    assert list(found) == [0, 1, 2]
+    assert ["lost" in (record or {}) for record in found.values()] == [False, False, True]
+    assert found[2] is not None
+    assert found[2]["error"] == "AcceleratorError: c"
