@@ -14,7 +14,7 @@ help:
 	@echo "make check   run ruff and mypy"
 	@echo "make bench   run the benchmarks"
 	@echo "make gpu     check and measure the kernels on a CUDA GPU; begins nothing after 7.5 minutes"
-	@echo "make tune    measure how kernels are best compiled, and where they pay, on a CUDA GPU: 25 minutes"
+	@echo "make tune    how kernels are best compiled, and where they pay, on a CUDA GPU; begins nothing after 25 minutes"
 	@echo "make clean   remove the environment and the built data (never the runs)"
 
 # The stamp is newer than what it was installed from, so a second call installs nothing.

@@ -24,6 +24,7 @@ Exit status 1: a kernel is wrong or not repeatable, or something failed.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -67,10 +68,8 @@ FEW: Final = 10
 """Numbers of a result whose error cannot be compared with another's."""
 STEP_SECONDS: Final = 90
 """What a process of `bench.step` may take."""
-ITEM_SECONDS: Final = 150
-"""What anything may take before it counts as hanging."""
-LOST: Final = 3
-"""Exit code of a process in which nothing more can be done on the GPU."""
+ITEM_SECONDS: Final = 300
+"""What anything may take before it counts as hanging: two processes of `bench.step`, compilations."""
 REPLAYS: Final = 4
 """Steps of a compiled model until CUDA graphs are replayed: they are recorded in the second."""
 COMBINERS: Final = ("batched", "hierarchical")
@@ -331,20 +330,27 @@ def in_this_process(items: list[Item], first: int, deadline: float, device: torc
         if time.monotonic() >= deadline:
             yield i, None
             continue
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # processes of `bench.step` want the memory
         started = time.monotonic()
         try:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # processes of `bench.step` want the memory
             record = do()
-        except torch.OutOfMemoryError as error:
-            record = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-        except torch.AcceleratorError as error:
-            record = {"ok": False, "error": f"{type(error).__name__}: {error}", "lost": True}
         except Exception as error:  # one failure must not hide what the others show
-            record = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+            record = {"ok": False, "error": f"{type(error).__name__}: {error}"[:2000]}
+            if is_lost(device):
+                record["lost"] = True
         yield i, record | {"seconds": time.monotonic() - started}
         if "lost" in record:
             return
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether an error of CUDA stays in this process; whoever met it first may have called it something else."""
+    try:
+        wait(device)
+    except Exception:
+        return True
+    return False
 
 
 def in_processes(
@@ -364,30 +370,47 @@ def in_processes(
         if time.monotonic() >= deadline:
             yield from ((i, None) for i in range(first, count))
             return
+        lost = hangs = False
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "records.jsonl"
             file.touch()
             child = subprocess.Popen(command(first, file, deadline - time.monotonic()), start_new_session=True)
-            begun, hangs, code = time.monotonic(), False, None
-            with file.open() as lines:
-                while True:
-                    ended = child.poll() is not None
-                    for line in lines:
-                        first, record = json.loads(line)
-                        yield first, record
-                        first, begun = first + 1, time.monotonic()
-                    if ended:
-                        break
-                    if time.monotonic() - begun > limit:
-                        hangs = True
-                        os.killpg(child.pid, signal.SIGKILL)
-                        child.wait()
-                    time.sleep(0.05)
-            code = child.returncode
-        if first < count and code != LOST:
-            words = f"it took more than {limit:g} s" if hangs else f"its process ended with {code}"
+            begun, part = time.monotonic(), ""
+            try:
+                with file.open() as lines:
+                    while True:
+                        ended = child.poll() is not None
+                        *whole, part = (part + lines.read()).split("\n")
+                        for line in whole:
+                            first, record = json.loads(line)
+                            lost = record is not None and "lost" in record
+                            yield first, record
+                            first, begun = first + 1, time.monotonic()
+                        if ended:
+                            break
+                        if time.monotonic() - begun > limit:
+                            hangs = True
+                            end_with_children(child)
+                        time.sleep(0.05)
+            finally:
+                end_with_children(child)
+        if first < count and not lost:
+            words = f"it took more than {limit:g} s" if hangs else f"its process ended with {child.returncode}"
             yield first, {"ok": False, "error": words}
             first += 1
+
+
+def end_with_children(process: subprocess.Popen[bytes]) -> None:
+    """End it and what it has started, which may have a session of its own."""
+    with contextlib.suppress(ImportError):  # without it nothing is started either: `bench.step` needs it
+        import psutil
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -409,12 +432,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--sections: {', '.join(unknown)}: not one of {', '.join(SECTIONS)}")
     items = [item for item in sections(device, args.timesteps, args.runs) if item[0] in wanted]
     if args.part:
-        lost = False
         with Path(args.part[1]).open("a", buffering=1) as file:
             for done in in_this_process(items, int(args.part[0]), deadline, device):
                 file.write(json.dumps(done) + "\n")
-                lost = done[1] is not None and "lost" in done[1]
-        return LOST if lost else 0
+        return 0
     given = sys.argv[1:] if arguments is None else arguments
 
     def command(first: int, file: Path, seconds: float) -> list[str]:

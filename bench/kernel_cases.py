@@ -21,17 +21,6 @@ from pgat_kernels.graph_attention import MOST_WHOLE, graph_attention
 from pgat_kernels.gru import gru_bank
 
 DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-KERNEL_MODULES: Final = (
-    "graph_attention",
-    "edge_attention",
-    "feed_forward",
-    "projection",
-    "edge_head",
-    "edge_tokens",
-    "gru",
-    "aspects",
-)
-"""Of `pgat_kernels.triton_kernels`: those that launch kernels."""
 TIMESTEPS: Final = 4000
 """Of a batch of 16 with a history of 250."""
 BODIES: Final = 13
@@ -67,6 +56,8 @@ class Case(NamedTuple):
     """The operator on such inputs, by kernels or, where the second argument is False, in plain torch."""
     size: int
     """As `pgat_kernels.dispatch.wanted` takes it."""
+    threshold: str | None
+    """The operator under whose name `wanted` is asked for it; None where the model does not ask."""
 
     def rows(self, timesteps: int) -> int:
         """Of its first input, as `pgat_kernels.dispatch.wanted` counts them."""
@@ -153,7 +144,9 @@ def _of_block(block: _Block) -> Case:
 
     dtypes = ("fp32",) if block.float32 else tuple(DTYPES)
     size = max(block.weights[block.operator.product])
-    return Case(block.operator.name, block.shape, dtypes, leaves, run, size)
+    # The projection of low rank goes with its attention.
+    threshold = None if "low rank" in block.shape else block.operator.name
+    return Case(block.operator.name, block.shape, dtypes, leaves, run, size, threshold)
 
 
 def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool) -> Case:
@@ -177,7 +170,8 @@ def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool)
 
         return plain_forward(q, k, v, adjacency, own["bias"], dropout, 0.3, q.shape[-1] ** -0.5)[0]
 
-    return Case("graph_attention", shape, ("fp32",) if depth < 16 else tuple(DTYPES), leaves, run, nodes)
+    threshold = "graph_attention" if depth >= 16 else "low_rank_attention"
+    return Case("graph_attention", shape, ("fp32",) if depth < 16 else tuple(DTYPES), leaves, run, nodes, threshold)
 
 
 def _gru(recompute: bool) -> Callable[[list[Tensor], bool], Tensor]:
@@ -201,9 +195,9 @@ CASES: Final = (
     _of_attention("169 edges", 1, 169, 26, False),
     _of_attention("169 edges, low rank", 1, 169, 4, False),
     *map(_of_block, _BLOCKS),
-    Case("aspects", "78 pairs", ("fp32",), _aspects_leaves, lambda x, kernels: aspects(*x, kernels), 78),
-    Case("gru_bank", "13 recurrences", ("fp32",), _gru_leaves, _gru(recompute=True), 32),
-    Case("gru_bank", "13 recurrences, gates kept", ("fp32",), _gru_leaves, _gru(recompute=False), 32),
+    Case("aspects", "78 pairs", ("fp32",), _aspects_leaves, lambda x, kernels: aspects(*x, kernels), 78, "aspects"),
+    Case("gru_bank", "13 recurrences", ("fp32",), _gru_leaves, _gru(recompute=True), 32, "gru_bank"),
+    Case("gru_bank", "13 recurrences, gates kept", ("fp32",), _gru_leaves, _gru(recompute=False), 32, None),
 )
 """All of them."""
 

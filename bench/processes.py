@@ -68,7 +68,7 @@ def run_task(module: str, task: Record, time_limit: float, environment: Mapping[
         except subprocess.TimeoutExpired:
             return {"error": f"not done after {time_limit:g} s"}
         finally:
-            _end(process)
+            end(process)
     lines = output.splitlines()
     if process.returncode == 0 and lines:
         record: Record = json.loads(lines[-1])
@@ -77,7 +77,7 @@ def run_task(module: str, task: Record, time_limit: float, environment: Mapping[
     return {"error": f"the process ended with {how}" + (" (out of memory?)" if process.returncode == -9 else "")}
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[str]) -> None:
     """End `process` and those that it has started, which may outlive it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

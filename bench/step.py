@@ -107,49 +107,65 @@ def count_step(config: Config, variant: Variant, batch: int) -> Record:
 
 def time_steps(config: Config, variant: Variant, batch: int, steps: int, peak_seconds: float) -> Record:
     """Take `steps` training steps behind the warm-up; their seconds, the peak memory, the peak of products."""
-    device = resolve_device(config.run.device)
-    precision = resolve_precision(config.run.precision, device)
-    torch.manual_seed(config.training.seed)
-    memory = PeakMemory(device)
-    compiled = is_compiled(config, variant, device)
-    model = build(config, variant, compiled).to(device)
-    if compiled:
-        torch._dynamo.utils.counters.clear()
-        compile_module(model, variant, device)
-    graphs = compiled and device.type == "cuda" and variant.backend != "reference"
-    step = optimizer_step(model, config, precision, device, graphs=graphs)
-    inputs = Batch(*(tensor.to(device) for tensor in example(config.model, batch)))
+    trained = TrainedModel(config, variant, batch)
+    seconds = trained.seconds_of(steps)
+    return {"seconds": seconds, **trained.record(peak_seconds)}
 
-    def take_step() -> None:
-        step.apply(step.accumulate([lambda: inputs]), 1)
 
-    warm_up = seconds_of(take_step, COMPILED_WARM_UP if compiled else WARM_UP, device)
-    found: Record = {"precision": precision, "compiled": compiled, "warm_up_seconds": warm_up}
-    before = Compiler.now() if compiled else None
-    whole = memory.above_baseline()
-    give_back_freed()
-    take_step()
-    memory.forget()
-    found["seconds"] = seconds_of(take_step, steps, device)
-    steps_peak = memory.above_baseline()
-    reserved = memory.reserved()
-    found |= {
-        "peak_memory_gib": max(whole, steps_peak) / GIB,
-        "steps_peak_memory_gib": steps_peak / GIB,
-        "baseline_memory_gib": memory.baseline / GIB,
-        "reserved_memory_gib": None if reserved is None else reserved / GIB,
-        "device": str(device),
-    }
-    if step.flags.raised(wait=True):
-        raise RuntimeError("a step was not finite and thus left out: the timings mean nothing")
-    if before:
-        found["compiler"] = Compiler.now().record(before)
-        with count_saved([*state_of(model), *inputs]) as saved:
-            loss = step.loss(inputs)
-        found["compiler"]["saved_for_backward_bytes"] = saved.total
-        saved.forget()
-        loss.backward()
-    return found | {"matrix_peak": matrix_peak(precision, device, peak_seconds)}
+class TrainedModel:
+    """A model that takes training steps, warmed up, its memory watched."""
+
+    def __init__(self, config: Config, variant: Variant, batch: int) -> None:
+        self.device = device = resolve_device(config.run.device)
+        self.precision = resolve_precision(config.run.precision, device)
+        torch.manual_seed(config.training.seed)
+        self._memory = PeakMemory(device)
+        self.compiled = is_compiled(config, variant, device)
+        self.model = build(config, variant, self.compiled).to(device)
+        if self.compiled:
+            torch._dynamo.utils.counters.clear()
+            compile_module(self.model, variant, device)
+        graphs = self.compiled and device.type == "cuda" and variant.backend != "reference"
+        self._step = optimizer_step(self.model, config, self.precision, device, graphs=graphs)
+        self._inputs = Batch(*(tensor.to(device) for tensor in example(config.model, batch)))
+        self.warm_up = seconds_of(self._take, COMPILED_WARM_UP if self.compiled else WARM_UP, device)
+        self._compiler = Compiler.now() if self.compiled else None
+        self._whole = self._memory.above_baseline()
+        give_back_freed()
+        self._take()
+        self._memory.forget()
+
+    def _take(self) -> None:
+        self._step.apply(self._step.accumulate([lambda: self._inputs]), 1)
+
+    def seconds_of(self, steps: int) -> list[float]:
+        """Of each of so many steps."""
+        return seconds_of(self._take, steps, self.device)
+
+    def record(self, peak_seconds: float) -> Record:
+        """What is known of it beside the seconds. Raises RuntimeError where a step was not finite."""
+        steps_peak = self._memory.above_baseline()
+        reserved = self._memory.reserved()
+        found: Record = {
+            "precision": self.precision,
+            "compiled": self.compiled,
+            "warm_up_seconds": self.warm_up,
+            "peak_memory_gib": max(self._whole, steps_peak) / GIB,
+            "steps_peak_memory_gib": steps_peak / GIB,
+            "baseline_memory_gib": self._memory.baseline / GIB,
+            "reserved_memory_gib": None if reserved is None else reserved / GIB,
+            "device": str(self.device),
+        }
+        if self._step.flags.raised(wait=True):
+            raise RuntimeError("a step was not finite and thus left out: the timings mean nothing")
+        if self._compiler:
+            found["compiler"] = Compiler.now().record(self._compiler)
+            with count_saved([*state_of(self.model), *self._inputs]) as saved:
+                loss = self._step.loss(self._inputs)
+            found["compiler"]["saved_for_backward_bytes"] = saved.total
+            saved.forget()
+            loss.backward()
+        return found | {"matrix_peak": matrix_peak(self.precision, self.device, peak_seconds)}
 
 
 def optimizer_step(

@@ -6,14 +6,17 @@
 Of every configuration in `pgat_kernels.configurations` that production sizes ask for, it tries one number after the
 other (`VALUES`), from the committed one on, and keeps what makes forward and backward pass faster by 2 % and computes
 the same. What does not fit the GPU, or spills registers, is not taken. Then, from small inputs to large ones, it
-measures from how many rows on kernels beat plain torch, compiled or not: what `backend: auto` goes by.
+measures from how many rows on kernels beat plain torch, compiled or not: what `backend: auto` goes by. (Both are called
+from Python, as without CUDA graphs. Products of float32 are exact: of TF32 it says nothing.)
 
-The entries of other architectures stay. What does not begin within `--seconds` stays as it was, and is named. Commit
-the file with what `python -m bench.kernels_static --out bench/results/kernels_static` makes of it.
+The entries of other architectures stay. What does not begin within `--seconds` stays as it was, and is named; run it
+again for the rest. Commit the file, and with it what `bench.kernels_static` and `bench.kernels_model` then write.
 """
 
 import argparse
+import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +26,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from bench.gpu import milliseconds
+from bench.gpu import FEW, milliseconds
 from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, gradient, results
 from bench.kernel_cases import Case as Operator
 from pgat_kernels.configurations import asked_for, configuration, trial
@@ -36,7 +39,9 @@ HOLDS_ALL: Final = ("graph_attention", "aspects")
 """Kernels one tile of which holds the largest size of the case."""
 FASTER: Final = 0.98
 """A configuration is kept that takes this part of the time or less: what is below it may be noise."""
-LADDER: Final = (256, 64, 16, 4, 1)
+OF_CONFIGURATIONS: Final = 0.6
+"""The part of the time that configurations may take; the rest is for the comparison with plain torch."""
+LADDER: Final = (64, 8, 1)
 """The timesteps that kernels and plain torch are compared at are the largest number divided by these."""
 
 Use = tuple[Operator, torch.dtype]
@@ -55,68 +60,83 @@ def candidates(case: Case, best: Configuration, field: str) -> Iterator[Configur
 def uses(device: torch.device) -> dict[Case, list[Use]]:
     """The cases of the table that the operators ask for at production sizes, and which operators do."""
     found: dict[Case, list[Use]] = {}
-    for operator in CASES:
-        for name in operator.dtypes:
-            dtype = DTYPES[name]
-            if name == "fp16":  # has the configuration of bf16
-                continue
-            with asked_for() as cases:
-                results(operator, operator.leaves(dtype, device, 1), True)
-            for case in dict.fromkeys(cases):
-                found.setdefault(case, []).append((operator, dtype))
+    for operator, dtype in measured_operators():
+        with asked_for() as cases:
+            results(operator, operator.leaves(dtype, device, 1), True)
+        for case in dict.fromkeys(cases):
+            found.setdefault(case, []).append((operator, dtype))
     return found
+
+
+def measured_operators() -> Iterator[Use]:
+    """Those that the model uses, in float32 and bf16, whose configurations fp16 has."""
+    for operator in CASES:
+        for name in operator.dtypes if operator.threshold else ():
+            if name != "fp16":
+                yield operator, DTYPES[name]
 
 
 class UnfitError(Exception):
     """A configuration that is not to be used here."""
 
 
-def seconds_of(users: list[Use], device: torch.device, timesteps: int, wanted: list[list[Tensor]]) -> float:
-    """Of forward and backward pass of these operators.
+def seconds_of(users: list[Use], device: torch.device, timesteps: int) -> tuple[float, int, list[list[Tensor]]]:
+    """Of forward and backward pass of these operators; registers that their kernels spill; and what they compute."""
+    from pgat_kernels.triton_kernels.launch import running
 
-    Raises UnfitError where a kernel spills, or where results are not those `wanted`, which are others only by rounding.
-    """
-    from pgat_kernels.triton_kernels.launch import compiled_kernels
-
-    total = 0.0
-    for i, (operator, dtype) in enumerate(users):
-        leaves = operator.leaves(dtype, device, timesteps)
-        with compiled_kernels() as ran:
-            found = results(operator, leaves, True)
-        if any(kernel is not None and kernel.n_spills for kernel in ran):
-            raise UnfitError("it spills registers")
-        if not all(_alike(a, b, dtype) for a, b in zip(found, wanted[i], strict=True)):
-            raise UnfitError("its results differ")
-        g = gradient(found[0])
+    total, found = 0.0, []
+    with running() as ran:
+        for operator, dtype in users:
+            found.append(results(operator, operator.leaves(dtype, device, timesteps), True))
+    spilled = sum(compiled.n_spills for _, compiled in ran if compiled is not None)
+    for (operator, dtype), computed in zip(users, found, strict=True):
+        leaves, g = operator.leaves(dtype, device, timesteps), gradient(computed[0])
         total += milliseconds(lambda o=operator, x=leaves, g=g: results(o, x, True, g), device) / 1e3
-    return total
+    return total, spilled, found
 
 
-def _alike(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
-    error = float((a.double() - b.double()).norm())
-    return error <= 8 * torch.finfo(dtype).eps * (float(b.double().norm()) + b.numel() ** 0.5 * 1e-3)
+def alike(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether they differ by rounding only."""
+    a, b, eps = found.double(), expected.double(), torch.finfo(dtype).eps
+    # Of few numbers, each a long sum that may end near zero, the error is a matter of luck.
+    allowed = 8 * eps * (float(b.norm()) + b.numel() ** 0.5 * 1e-3) + (32 * eps if b.numel() < FEW else 0)
+    return float((a - b).norm()) <= allowed
 
 
 def fastest(
     case: Case, start: Configuration, seconds: Callable[[Configuration], float], say: Callable[[str], None]
-) -> Configuration:
-    """From `start` on, one number after the other; `seconds` raises where a configuration cannot be used."""
-    best, least = start, seconds(start)
+) -> Configuration | None:
+    """From `start` on, one number after the other; `seconds` raises where a configuration cannot be used.
+
+    None where none can.
+    """
+
+    def tried(chosen: Configuration) -> float:
+        try:
+            return seconds(chosen)
+        except torch.OutOfMemoryError as error:
+            reason: Exception = error
+        except torch.AcceleratorError:
+            say(f"    {tuple(chosen)} of {case.kernel}: the GPU is lost; nothing more can be measured in this process")
+            raise
+        except Exception as error:  # whatever triton says of one that does not fit
+            reason = error
+        say(f"    {tuple(chosen)}: {type(reason).__name__}: {str(reason).strip()[:100]}")
+        return math.inf
+
+    best, least = start, tried(start)
     first = least
     for field in VALUES:
         for candidate in list(candidates(case, best, field)):
-            try:
-                found = seconds(candidate)
-            except torch.AcceleratorError:
-                raise  # nothing more can be measured in this process
-            except Exception as error:  # whatever triton says of one that does not fit
-                say(f"    {tuple(candidate)}: {type(error).__name__}: {str(error).strip()[:100]}")
-                continue
-            if found <= FASTER * least:
+            found = tried(candidate)
+            if found < FASTER * least:
                 best, least = candidate, found
-    say(f"{case.kernel}, {8 * case.itemsize} bits, up to {case.most}: {tuple(start)} {1e3 * first:.3f} ms -> "
-        f"{tuple(best)} {1e3 * least:.3f} ms")  # fmt: skip
-    return best
+    say(f"{words_of(case)}: {tuple(start)} {1e3 * first:.3f} ms -> {tuple(best)} {1e3 * least:.3f} ms")
+    return best if least < math.inf else None
+
+
+def words_of(case: Case) -> str:
+    return f"{case.kernel}, {8 * case.itemsize} bits, up to {case.most}"
 
 
 def tuned(
@@ -126,14 +146,26 @@ def tuned(
     device: torch.device,
     timesteps: int,
     say: Callable[[str], None],
-) -> Configuration:
-    """The fastest for what these operators do, from `start` on."""
-    with trial(case, start):
-        wanted = [results(operator, operator.leaves(dtype, device, timesteps), True) for operator, dtype in users]
+) -> Configuration | None:
+    """The fastest for what these operators do, from `start` on; None where none can be used."""
+    known: list[tuple[int, list[list[Tensor]]]] = []
 
     def seconds(chosen: Configuration) -> float:
         with trial(case, chosen):
-            return seconds_of(users, device, timesteps, wanted)
+            taken, spilled, found = seconds_of(users, device, timesteps)
+        if not known:  # the first that runs, which the others are compared with
+            known.append((spilled, found))
+        fewest, expected = known[0]
+        if spilled > fewest:
+            raise UnfitError("it spills registers")
+        pairs = [
+            (a, b, dtype)
+            for ours, theirs, (_, dtype) in zip(found, expected, users, strict=True)
+            for a, b in zip(ours, theirs, strict=True)
+        ]
+        if not all(alike(*pair) for pair in pairs):
+            raise UnfitError("its results differ")
+        return taken
 
     return fastest(case, start, seconds, say)
 
@@ -149,24 +181,24 @@ def first_rows(pairs: list[tuple[int, float, float]]) -> int | None:
 
 
 def against_plain(
-    operator: Operator, dtype: torch.dtype, device: torch.device, timesteps: int, compiling: bool
+    operator: Operator, dtype: torch.dtype, device: torch.device, timesteps: int, *, compiling: bool = True
 ) -> list[tuple[int, float, float]]:
     """Rows, seconds of kernels, seconds of plain torch: compiled or not, what is faster; endless without memory."""
-    compiled = torch.compile(operator.run, dynamic=True)
     found = []
     for part in LADDER:
         steps = max(1, timesteps // part)
         leaves = operator.leaves(dtype, device, steps)
         g = gradient(results(operator, leaves, True)[0])
         by_kernels = milliseconds(lambda x=leaves, g=g: results(operator, x, True, g), device) / 1e3
-        plain = float("inf")
-        for run in (operator.run, compiled) if compiling else (operator.run,):
-            own = operator._replace(run=run)
-            try:
-                taken = milliseconds(lambda o=own, x=leaves, g=g: results(o, x, False, g), device) / 1e3
-            except torch.OutOfMemoryError:
-                continue
-            plain = min(plain, taken)
+        ways = [operator]
+        if compiling:  # as training does: one static shape
+            run = torch.compile(operator.run, fullgraph=True, dynamic=False, isolate_recompiles=True)
+            ways.append(operator._replace(run=run))
+        plain = math.inf
+        for way in ways:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                taken = milliseconds(lambda o=way, x=leaves, g=g: results(o, x, False, g), device) / 1e3
+                plain = min(plain, taken)
         found.append((operator.rows(steps), by_kernels, plain))
     return found
 
@@ -185,7 +217,7 @@ def tune(
     say: Callable[[str], None] = print,
 ) -> None:
     """Measure everything, and write `file` whenever something has been."""
-    gpu, deadline = gpu_of(device), time.monotonic() + limit
+    gpu, started = gpu_of(device), time.monotonic()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
     before = read(file).get(gpu) if file.exists() else None
     entry = Measured(name, dict(before.configurations), dict(before.from_rows)) if before else Measured(name, {}, {})
@@ -197,30 +229,35 @@ def tune(
         whole.write_text(json.dumps(entries, indent=1) + "\n")
         whole.replace(file)
 
-    for case, users in uses(device).items():
-        if time.monotonic() > deadline:
-            say(f"{case.kernel}, {8 * case.itemsize} bits, up to {case.most}: not measured, no time is left")
-            continue
-        start = entry.configurations.get(case) or configuration(*case, gpu)
-        entry.configurations[case] = tuned(case, start, users, device, timesteps, say)
-        write()
-    again: set[Case] = set()
-    for operator in CASES:
-        for dtype in [DTYPES[name] for name in operator.dtypes if name != "fp16"]:
-            case = Case(operator.operator, dtype.itemsize, bucket(operator.size))
-            words = f"{case.kernel}, {operator.shape}, {8 * case.itemsize} bits"
-            if time.monotonic() > deadline:
-                say(f"{words}: not compared with plain torch, no time is left")
+    with contextlib.ExitStack() as chosen:
+        every = uses(device)
+        for case in sorted(every, key=lambda case: case in entry.configurations):  # what is not known yet, first
+            if time.monotonic() > started + OF_CONFIGURATIONS * limit:
+                say(f"{words_of(case)}: stays as it is, no time is left")
                 continue
-            pairs = against_plain(operator, dtype, device, timesteps, compiling)
-            least = first_rows(pairs)
-            if case in again:  # several shapes of one case: all of them must be faster
-                known = entry.from_rows[case]
-                least = None if known is None or least is None else max(known, least)
-            again.add(case)
-            entry.from_rows[case] = least
+            start = entry.configurations.get(case) or configuration(*case, gpu)
+            best = tuned(case, start, every[case], device, timesteps, say)
+            if best is not None:
+                entry.configurations[case] = best
+                chosen.enter_context(trial(case, best))  # by all that is measured from now on
+                write()
+        for operator, dtype in measured_operators():
+            assert operator.threshold is not None
+            case = Case(operator.threshold, dtype.itemsize, bucket(operator.size))
+            if time.monotonic() > started + limit:
+                say(f"{words_of(case)}: not compared with plain torch, no time is left")
+                continue
+            try:
+                pairs = against_plain(operator, dtype, device, timesteps, compiling=compiling)
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:  # of one operator; the others can be measured
+                say(f"{words_of(case)}: not compared: {type(error).__name__}: {str(error).strip()[:300]}")
+                continue
+            least = entry.from_rows[case] = first_rows(pairs)
             shown = ", ".join(f"{rows} rows {1e3 * a:.3f} / {1e3 * b:.3f} ms" for rows, a, b in pairs)
-            say(f"{words}: kernels / plain torch {shown}: {'never' if least is None else f'from {least} rows on'}")
+            verdict = "plain torch is faster" if least is None else f"kernels from {least} rows on"
+            say(f"{words_of(case)}: kernels / plain torch {shown}: {verdict}")
             write()
 
 

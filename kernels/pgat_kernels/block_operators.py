@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from pgat_kernels.chunks import Backward, Masks, count_flops
-from pgat_kernels.dispatch import use_kernel, wanted
+from pgat_kernels.dispatch import Kernels, use_kernel, wanted
 from pgat_kernels.products import no_autocast
 
 Plain = Callable[[list[Tensor], list[Tensor], Masks, int], tuple[Tensor, Backward]]
@@ -100,7 +100,7 @@ class BlockOperator:
             cast = [grad.to(x.dtype) for grad, x in zip(grads, tensors, strict=True)]
             return cast[: ctx.count], cast[ctx.count :], *(None,) * 4
 
-        self.name, self.plain, self.product = name, plain, product
+        self.name, self.plain, self.takes, self.product = name, plain, takes, product
         self.operator = torch.library.custom_op(f"pgat::{name}", forward, mutates_args=())
         self.operator.register_fake(lambda rows, weights, *args: like(rows, weights))
         self.operator.register_autograd(autograd, setup_context=setup_context)
@@ -129,11 +129,17 @@ class BlockOperator:
 
         return y, backward
 
+    def wanted(self, kernels: int, rows: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+        """Whether kernels are to compute it, of those that take such sizes; `kernels` is one of `dispatch.Kernels`."""
+        if kernels == Kernels.MEASURED and not self.takes(list(rows), list(weights)):
+            return False
+        return wanted(kernels, self.name, rows[0], self.size(weights), weights[self.product].dtype)
+
     def either(
         self, kernels: int, rows: Sequence[Tensor], weights: Sequence[Tensor], masks: Masks, site: int
     ) -> tuple[Tensor, Backward]:
         """As a call, or in plain torch where kernels are not wanted, which a compiler can fuse with what is around."""
-        if wanted(kernels, self.name, rows[0], self.size(weights), weights[self.product].dtype):
+        if self.wanted(kernels, rows, weights):
             return self(rows, weights, masks, site)
         return self.plain(list(rows), list(weights), masks, site)
 

@@ -142,6 +142,22 @@ def _attend(
     return o.transpose(1, 2).reshape(groups, tokens, heads * head), backward
 
 
+def _attend_projected(
+    qkv: Tensor, shape: tuple[int, int, int, int], bias: Tensor | None, masks: Masks, site: int
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
+    """As `pairs.self_attention`: projections [G T, 3 D] -> [G T, D]."""
+    groups, n_heads, tokens, head = shape
+    q, k, v = qkv.view(groups, tokens, 3, n_heads, head).permute(2, 0, 3, 1, 4).unbind(0)
+    o, attend_back = _attend(q, k, v, bias, masks, site)
+
+    def backward(g: Tensor) -> tuple[Tensor, Tensor | None]:
+        g_q, g_k, g_v, *g_bias = attend_back(g)
+        g_qkv = torch.stack([x.transpose(1, 2) for x in (g_q, g_k, g_v)], dim=2).view(groups * tokens, -1)
+        return g_qkv, g_bias[0] if g_bias else None
+
+    return o.view(groups * tokens, n_heads * head), backward
+
+
 def attention_block(
     t: Tensor,
     w: AttentionWeights,
@@ -152,24 +168,22 @@ def attention_block(
     *,
     kernels: int = Kernels.OFF,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
-    """See `pairs.attention_block`."""
+    """See `pairs.attention_block`. Attention and output projection are kernels, or not, each for itself."""
     groups, tokens, width = t.shape
-    head = width // n_heads
-    if not takes(tokens, head) or not wanted(kernels, "graph_attention", t, tokens, w.inner.dtype):
+    outer = [w.norm.new_empty(width, 0), *w[2:]]
+    attends = takes(tokens, width // n_heads) and wanted(kernels, "graph_attention", t, tokens, w.inner.dtype)
+    if not attends and not projection_operator.wanted(kernels, [t], outer):
         return pairs.attention_block(t, w, n_heads, masks, site, bias)
     qkv, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
-    q, k, v = qkv.view(groups, tokens, 3, n_heads, head).permute(2, 0, 3, 1, 4).unbind(0)
-    o, attend_back = _attend(q, k, v, bias, masks, site)
-    no_rank = w.norm.new_empty(width, 0)
-    y, back = projection_operator.either(kernels, [t, o], [no_rank, *w[2:]], masks, site + 1)
+    attend = _attend_projected if attends else pairs.self_attention
+    o, attend_back = attend(qkv, (groups, n_heads, tokens, width // n_heads), bias, masks, site)
+    y, back = projection_operator.either(kernels, [t, o.view(groups, tokens, width)], outer, masks, site + 1)
 
     def backward(g: Tensor) -> tuple[Tensor, AttentionWeights, Tensor | None]:
         (g_sum, g_o), (_, *g_outer) = back(g)
-        g_q, g_k, g_v, *g_bias = attend_back(g_o)
-        g_qkv = torch.stack([x.transpose(1, 2) for x in (g_q, g_k, g_v)], dim=2).view(groups * tokens, -1)
+        g_qkv, g_bias = attend_back(g_o.reshape(groups * tokens, width))
         g_flat, g_inner, g_inner_bias = inner_back(g_qkv)
-        grads = AttentionWeights(g_inner, g_inner_bias, *g_outer)
-        return g_sum + g_flat.view_as(t), grads, g_bias[0] if g_bias else None
+        return g_sum + g_flat.view_as(t), AttentionWeights(g_inner, g_inner_bias, *g_outer), g_bias
 
     return y, backward
 
@@ -190,9 +204,12 @@ def feed_forward_block(
 def low_rank_attention_block(
     a: Tensor, w: LowRankWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, LowRankWeights]]]:
-    """See `pgat_kernels.low_rank_attention`. With kernels, keys and values are the same few numbers for all heads."""
+    """See `pgat_kernels.low_rank_attention`. With kernels, keys and values are the same few numbers for all heads.
+
+    Attention and projection are kernels together: the plain block never makes what lies between them.
+    """
     groups, tokens, rank = a.shape[0], a.shape[1], a.shape[2] + 1
-    if not takes(tokens, rank) or not wanted(kernels, "graph_attention", a, tokens):
+    if not takes(tokens, rank) or not wanted(kernels, "low_rank_attention", a, tokens):
         return plain_low_rank_block(a, w, masks, site)
     n_heads = w.scores.shape[1] // rank
     s = torch.cat((a, torch.ones_like(a[..., :1])), dim=-1)  # [G, T, r]
@@ -200,7 +217,7 @@ def low_rank_attention_block(
     mapped = (flat @ w.scores).view(groups, tokens, n_heads, rank).transpose(1, 2)
     keys = s[:, None].expand(mapped.shape)
     o, attend_back = _attend(mapped, keys, keys, None, masks, site)
-    y, back = projection_operator.either(kernels, [s, o], [w.residual, *w[2:]], masks, site + 1)
+    y, back = projection_operator([s, o], [w.residual, *w[2:]], masks, site + 1)
 
     def backward(g: Tensor) -> tuple[Tensor, LowRankWeights]:
         (g_s, g_o), (g_residual, *g_outer) = back(g)

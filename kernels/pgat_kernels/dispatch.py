@@ -40,6 +40,7 @@ COVERAGE: Final = (
     Coverage("graph_attention", "up to 64 nodes whole, up to 512 by tiles; head dimension up to 64"),
     Coverage("gru_bank", "the loops along time: float32, up to 128 states"),
     Coverage("attention", None),
+    Coverage("low_rank_attention", "as graph_attention and projection_block"),
     Coverage("projection_block", "up to 256 columns"),
     Coverage("feed_forward_block", "rows of up to 256 columns, any hidden layer"),
     Coverage("edge_tokens", "up to 256 columns, any second layer"),
@@ -131,7 +132,7 @@ def _pays(operator: str, device_type: str, index: int, itemsize: int, size: int,
         if least is not None and rows >= least:
             return True
         reason = f"on {own.device} " + (
-            f"its kernels are faster from {least} rows on, and these are fewer" if least else "it is the faster"
+            f"its kernels are faster from {least} rows on, and these are fewer" if least else "that is faster"
         )
     _say_once(operator, reason)
     return False
@@ -143,8 +144,9 @@ def measured_rows(operator: str, gpu: str) -> str:
     found = [] if own is None else [(case, rows) for case, rows in own.from_rows.items() if case.kernel == operator]
     if not found:
         return f"plain torch: not measured on {gpu}"
-    return "kernel: " + "; ".join(
-        f"{8 * case.itemsize} bits, up to {case.most}: " + ("never" if rows is None else f"from {rows} rows on")
+    return "; ".join(
+        f"{8 * case.itemsize} bits, up to {case.most}: "
+        + ("plain torch" if rows is None else f"kernel from {rows} rows on")
         for case, rows in found
     )
 

@@ -295,9 +295,13 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.dtype, ctx.kernels, _ = inputs
     ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, gradient: Tensor, *of_kept: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, gradient: Tensor | None, *of_kept: None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 8
     return (*gru_bank_backward(gradient, *ctx.saved_tensors, ctx.dtype, ctx.kernels), None, None, None)
 
 

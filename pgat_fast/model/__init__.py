@@ -84,21 +84,46 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
 
 
 def _has_measured_kernels(device: str) -> bool:
-    """Whether `auto` may take kernels on `device`; where they would run and are not measured, the log says so."""
+    """Whether `auto` may take kernels on `device`; where they would run and are not measured, the log says so.
+
+    Raises BackendError where the file of measurements is broken.
+    """
     from pgat_fast.device import resolve_device
-    from pgat_kernels.dispatch import gpu_of
+    from pgat_kernels.dispatch import gpu_of, why_no_kernels
     from pgat_kernels.measured import measured
 
     resolved = resolve_device(device)
     if resolved.type != "cuda":
         return False
+    reason = why_no_kernels(resolved)
     gpu = gpu_of(resolved)
-    found = measured(gpu)
-    if found is None:
-        logger.info("backend auto: no kernel has been measured on %s (python -m bench.tune does): plain torch", gpu)
+    try:
+        found = measured(gpu)
+    except ValueError as error:
+        raise BackendError(str(error)) from error
+    if reason is None and (found is None or not found.from_rows):
+        reason = f"none has been measured on {gpu} (make tune does)"
+    if reason is not None:
+        logger.info("backend auto takes no kernels: %s", reason)
         return False
+    assert found is not None
     logger.info("backend auto: kernels where they were measured to be faster on %s", found.device)
     return True
+
+
+def kernels_in_words(model: "nn.Module") -> str:
+    """Which operators are computed by kernels: `none`, `all`, or `measured` with what the measurements are known by."""
+    import hashlib
+
+    from pgat_fast.model.fast.pgat import FastPGAT
+    from pgat_kernels.dispatch import Kernels
+    from pgat_kernels.measured import FILE
+
+    if not isinstance(model, FastPGAT) or model.execution.kernels == Kernels.OFF:
+        return "none"
+    if model.execution.kernels == Kernels.ON:
+        return "all"
+    return f"measured {hashlib.sha256(FILE.read_bytes()).hexdigest()[:12]}"
 
 
 def _say_of_heads(head: int) -> None:

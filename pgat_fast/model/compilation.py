@@ -160,8 +160,9 @@ def compile_in_place(model: nn.Module, device: torch.device) -> None:
 
     The work is done in the first forward and backward pass, and again for every other shape of the inputs: keep to
     one. One graph, or an error. On CUDA the passes are replayed as CUDA graphs (the mode `reduce-overhead`). Random
-    numbers are those of eager execution, so that both draw the same dropout. Any number of models can be compiled in
-    one process: without isolation torch counts those of one class together, and gives up at the ninth.
+    numbers are those of eager execution, so that both draw the same dropout. Compilations of each model are
+    counted apart: else torch counts those of one class together, and gives up at the ninth model of a process (now at
+    the 257th, `accumulated_recompile_limit`).
     """
     options: dict[str, Any] = {"fallback_random": True}
     if device.type == "cuda":

@@ -17,7 +17,7 @@ from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
 from pgat_fast.evaluation.assess import assess, write_assessment
 from pgat_fast.files import write_json
-from pgat_fast.model import resolve_backend
+from pgat_fast.model import kernels_in_words, resolve_backend
 from pgat_fast.model.compilation import is_compiled
 from pgat_fast.model.precision import Precision
 from pgat_fast.training.about import versions
@@ -74,6 +74,7 @@ def finish_run(
         "resumes": progress.resumes,
         "device": describe_device(device),
         "backend": resolve_backend(config.run.backend),
+        "kernels": kernels_in_words(model),
         "precision": precision,
         "compiled": is_compiled(model),
         "versions": versions(),

@@ -31,7 +31,7 @@ from pgat_fast.errors import (
 )
 from pgat_fast.evaluation.evaluate import EVALUATION_BATCH, evaluate_split
 from pgat_fast.files import write_atomically
-from pgat_fast.model import build_model, resolve_backend
+from pgat_fast.model import build_model, kernels_in_words, resolve_backend
 from pgat_fast.model.compilation import compile_in_place, decide_compile, expected_batch_seconds
 from pgat_fast.model.precision import resolve_precision
 from pgat_fast.monitoring.memory import release_caches
@@ -166,7 +166,13 @@ class Trainer:
             self.model, make_optimizer(self.model, self.settings), config.model, self.settings, precision, self.device,
             graphs=compiled and self.device.type == "cuda",
         )  # fmt: skip
-        self.about = describe_run(config, self.table, self.splits) | {"compiled": compiled}
+        kernels = kernels_in_words(self.model)
+        self.about = describe_run(config, self.table, self.splits) | {"compiled": compiled, "kernels": kernels}
+        began = kernels if self.found is None else self.found[1].about.get("kernels", kernels)
+        if began != kernels:
+            logger.warning(
+                "kernels: the run began with %s and goes on with %s: its losses will differ by rounding", began, kernels
+            )
         self.progress = Progress(started=datetime.now(UTC).isoformat(timespec="seconds"))
         self.applying = threading.Lock()
         """Held while the weights, or the snapshot, change, and while they are saved."""

@@ -4,10 +4,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from bench.gpu import LOST, compiled_against_eager, in_processes, in_this_process, training_steps
+from bench.gpu import compiled_against_eager, in_processes, in_this_process, training_steps
 
 CPU = torch.device("cpu")
 
@@ -40,14 +41,14 @@ for i in range(first, 6):
         os.kill(os.getpid(), signal.SIGSEGV)
     if i == 3:
         time.sleep(60)
-    file.write(json.dumps([i, {"ok": i != 4}]) + "\\n")
+    file.write(json.dumps([i, {"ok": True} if i != 4 else {"ok": False, "lost": True}]) + "\\n")
     if i == 4:
-        sys.exit(LOST)
+        os.abort()
 """
 
 
 def command(first: int, file: Path, seconds: float) -> list[str]:
-    return [sys.executable, "-c", CHILD.replace("LOST", str(LOST)), str(first), str(file)]
+    return [sys.executable, "-c", CHILD, str(first), str(file)]
 
 
 def test_a_crash_a_hang_and_a_lost_gpu_end_one_item_and_no_other() -> None:
@@ -57,7 +58,7 @@ def test_a_crash_a_hang_and_a_lost_gpu_end_one_item_and_no_other() -> None:
         (1, {"ok": False, "error": "its process ended with -11"}),
         (2, {"ok": True}),
         (3, {"ok": False, "error": "it took more than 2 s"}),
-        (4, {"ok": False}),
+        (4, {"ok": False, "lost": True}),
         (5, {"ok": True}),
     ]
 
@@ -66,14 +67,26 @@ def test_what_is_left_when_time_is_up_was_not_run() -> None:
     assert list(in_processes(command, 2, time.monotonic())) == [(0, None), (1, None)]
 
 
-def test_an_error_that_the_gpu_keeps_ends_the_process() -> None:
-    def fail(error: Exception) -> dict[str, bool]:
-        raise error
+def test_an_error_that_the_gpu_keeps_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it was called: triton has a name of its own for it."""
 
-    errors = [ValueError("a"), torch.OutOfMemoryError("b"), torch.AcceleratorError("c"), ValueError("d")]
-    items = [("parity", str(error), lambda e=error: fail(e)) for error in errors]
+    def fail(name: str) -> dict[str, bool]:
+        if name == "broken":
+            monkeypatch.setattr("bench.gpu.wait", lambda device: fail("lost"))
+        raise RuntimeError(name)
+
+    items = [("parity", name, lambda n=name: fail(n)) for name in ("harmless", "broken", "never begun")]
     found = dict(in_this_process(items, 0, time.monotonic() + 100, CPU))
-    assert list(found) == [0, 1, 2]
-    assert ["lost" in (record or {}) for record in found.values()] == [False, False, True]
-    assert found[2] is not None
-    assert found[2]["error"] == "AcceleratorError: c"
+    assert {i: "lost" in (record or {}) for i, record in found.items()} == {0: False, 1: True}
+    assert found[1] is not None
+    assert found[1]["error"] == "RuntimeError: broken"
+
+
+def test_what_is_no_longer_listened_to_is_ended(tmp_path: Path) -> None:
+    sleeping = "import pathlib, os, time; pathlib.Path({!r}).write_text(str(os.getpid())); time.sleep(60)"
+    pid = tmp_path / "pid"
+    watched = in_processes(
+        lambda first, file, seconds: [sys.executable, "-c", sleeping.format(str(pid))], 1, time.monotonic() + 9, limit=1
+    )
+    assert next(watched) == (0, {"ok": False, "error": "it took more than 1 s"})
+    assert not psutil.pid_exists(int(pid.read_text()))

@@ -21,8 +21,7 @@ def test_it_finds_the_fastest_one_number_after_the_other() -> None:
     said: list[str] = []
     found = tune.fastest(EDGES, Configuration(32, 4, 1), seconds, said.append)
     assert found == Configuration(64, 8, 2)
-    assert "128" in said[0]
-    assert "out of resource" in said[0]
+    assert any("128" in line and "out of resource" in line for line in said)
     assert "(32, 4, 1, 0) 3000.000 ms -> (64, 8, 2, 0) 1000.000 ms" in said[-1]
 
 
@@ -37,6 +36,27 @@ def test_an_error_of_the_gpu_ends_it() -> None:
 
     with pytest.raises(torch.AcceleratorError):
         tune.fastest(EDGES, Configuration(32, 4, 1), lambda c: 1.0 if c.block == 32 else broken(c), lambda line: None)
+
+
+def test_where_the_committed_configuration_does_not_run_another_is_taken() -> None:
+    start = Configuration(128, 4, 1)
+    assert tune.fastest(EDGES, start, seconds, lambda line: None) == Configuration(64, 8, 2)
+
+    def none_runs(chosen: Configuration) -> float:
+        raise RuntimeError("out of resource")
+
+    assert tune.fastest(EDGES, start, none_runs, lambda line: None) is None
+
+
+def test_plain_torch_is_compared_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more shapes than torch compiles one function for."""
+    monkeypatch.setattr(tune, "LADDER", (2, 1))
+    operators = [case for case in tune.CASES if case.operator == "aspects"]
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=1):
+        pairs = tune.against_plain(operators[0], torch.float32, torch.device("cpu"), 4)
+    assert [rows for rows, *_ in pairs] == [2, 4]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
 
 
 def test_tiles_hold_whole_graphs_and_all_pairs() -> None:

@@ -1,5 +1,7 @@
 """The backend `triton`, its kernels interpreted: the numbers of the existing model, and losses as those of `torch`."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,40 +9,59 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from bench.kernel_cases import KERNEL_MODULES
 from pgat_fast import build_model, load_config
 from pgat_fast.compat import from_original_layout
 from pgat_fast.errors import BackendError
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.training.trainer import train
-from pgat_kernels.triton_kernels import launch
+from pgat_kernels import dispatch
+from pgat_kernels.measured import Case, Measured
+from pgat_kernels.triton_kernels.launch import running
 from tests import golden
 from tests.pgat_fast.test_golden import as_list
 
 pytestmark = [pytest.mark.usefixtures("large_tiles"), pytest.mark.timeout(1800)]
 
 
+def names(ran: list[tuple[Any, Any]]) -> set[str]:
+    """Of these kernels the operators."""
+    return {re.sub(r"_(fwd|bwd)\w*_kernel$", "", kernel.__name__).strip("_") for kernel, _ in ran}
+
+
 @pytest.mark.parametrize("name", ["batched_small", "hierarchical_small"])
-def test_outputs_and_gradients_equal_the_existing_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_and_gradients_equal_the_existing_model(name: str) -> None:
     case = golden.load(name)
-    launched: set[str] = set()
-    for module in KERNEL_MODULES:
-
-        def counted(*args: Any, module: str = module, **named: Any) -> None:
-            launched.add(module)
-            launch.launch(*args, **named)
-
-        monkeypatch.setattr(f"pgat_kernels.triton_kernels.{module}.launch", counted)
     run = case.config.run.model_copy(update={"combiner_chunk": 1000})  # few launches
     model = build_model(case.config.model_copy(update={"run": run}), backend="triton").eval()
     assert isinstance(model, FastPGAT)
     state = case.state(torch.float32)
-    outputs = as_list(functional_call(model, from_original_layout(state, case.config), case.inputs(torch.float32))[0])
-    case.check_outputs(outputs)
-    case.probed(outputs).backward()
+    with running() as ran:
+        ours = from_original_layout(state, case.config)
+        outputs = as_list(functional_call(model, ours, case.inputs(torch.float32))[0])
+        case.check_outputs(outputs)
+        case.probed(outputs).backward()
     case.check_gradients({key: tensor.grad for key, tensor in state.items()}, tolerance=1e-4)
     own = {"batched_small": {"edge_attention"}, "hierarchical_small": {"graph_attention", "edge_tokens"}}
-    assert launched == own[name] | {"feed_forward", "projection", "edge_head", "gru", "aspects"}
+    assert names(ran) == own[name] | {"feed_forward", "projection", "edge_head", "gru_scan", "aspects"}
+
+
+def test_what_has_been_measured_to_be_faster_is_a_kernel_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The projection without attention, of the first layer nothing, and operators from their rows on."""
+    case = golden.load("batched_small")
+    rows = {"graph_attention": None, "projection_block": 1, "gru_bank": 1, "edge_head": 10**9, "feed_forward_block": 1}
+    entry = Measured("a GPU", {}, {Case(name, 4, 512): least for name, least in rows.items()})
+    monkeypatch.setattr(dispatch, "measured", {"default": entry}.get)
+    model = build_model(case.config, backend="triton").eval()
+    assert isinstance(model, FastPGAT)
+    model.set_execution(replace(model.execution, combiner_chunk=1000, kernels=dispatch.Kernels.MEASURED))
+    state = case.state(torch.float32)
+    with running() as ran:
+        ours = from_original_layout(state, case.config)
+        outputs = as_list(functional_call(model, ours, case.inputs(torch.float32))[0])
+        case.check_outputs(outputs)
+        case.probed(outputs).backward()
+    case.check_gradients({key: tensor.grad for key, tensor in state.items()}, tolerance=1e-4)
+    assert names(ran) == {"projection", "gru_scan", "feed_forward"}
 
 
 def test_the_quickstart_has_the_losses_of_the_backend_torch(data_file: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench.kernel_cases import CASES
+from bench.tune import bucket
 from pgat_kernels import dispatch
 from pgat_kernels.dispatch import (
     COVERAGE,
@@ -31,6 +32,12 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_operator_with_kernels_is_in_the_table() -> None:
     takes = {line.operator: line.takes for line in COVERAGE}
     assert all(takes[case.operator] for case in CASES)
+
+
+def test_all_that_the_model_asks_for_is_measured_and_none_of_it_twice() -> None:
+    asked = [(case.threshold, bucket(case.size)) for case in CASES if case.threshold]
+    assert {name for name, _ in asked} == {line.operator for line in COVERAGE if line.takes}
+    assert len(set(asked)) == len(asked)
 
 
 def test_kernels_run_on_gpus_in_the_dtypes_of_the_table() -> None:
@@ -60,13 +67,13 @@ def test_whether_kernels_are_interpreted_is_read_as_triton_reads_it(
     assert dispatch.interpreted() is expected
 
 
-HEAD, BIAS = Case("edge_head", 4, 256), Case("edge_head", 2, 256)
+HEAD, LOW = Case("edge_head", 4, 256), Case("edge_head", 2, 256)
 
 
 @pytest.fixture
 def on_a_known_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels of one operator, in float32, are faster from 100 rows on."""
-    entry = Measured("a GPU", {}, {HEAD: 100, BIAS: None, Case("edge_head", 4, 64): 5})
+    entry = Measured("a GPU", {}, {HEAD: 100, LOW: None, Case("edge_head", 4, 64): 5})
     monkeypatch.setattr(dispatch, "gpu_of", lambda device: "sm_90")
     monkeypatch.setattr(dispatch, "measured", {"sm_90": entry}.get)
 
@@ -87,7 +94,7 @@ def test_measured_kernels_are_taken_from_their_rows_on(caplog: pytest.LogCapture
         assert not taken(10_000, operator="aspects")
     assert [record.getMessage() for record in caplog.records] == [
         "edge_head is computed in plain torch: on a GPU its kernels are faster from 100 rows on, and these are fewer",
-        "edge_head is computed in plain torch: on a GPU it is the faster",
+        "edge_head is computed in plain torch: on a GPU that is faster",
         "edge_head is computed in plain torch: its kernels have not been measured on sm_90 at 32 bits and this size",
         "aspects is computed in plain torch: its kernels have not been measured on sm_90 at 32 bits and this size",
     ]
@@ -99,7 +106,8 @@ def test_measured_kernels_are_taken_from_their_rows_on(caplog: pytest.LogCapture
 def test_the_table_says_it_in_words() -> None:
     assert measured_rows("aspects", "sm_90") == "plain torch: not measured on sm_90"
     assert measured_rows("edge_head", "sm_90") == (
-        "kernel: 32 bits, up to 256: from 100 rows on; 16 bits, up to 256: never; 32 bits, up to 64: from 5 rows on"
+        "32 bits, up to 256: kernel from 100 rows on; 16 bits, up to 256: plain torch; "
+        "32 bits, up to 64: kernel from 5 rows on"
     )
 
 
@@ -116,7 +124,7 @@ def test_it_is_decided_when_a_graph_is_compiled() -> None:
 def test_the_file_of_measurements_is_read_whole_or_named(tmp_path: Path) -> None:
     read(FILE)
     file = tmp_path / "measured.json"
-    entry = Measured("a GPU", {HEAD: Configuration(32, 4, 1)}, {HEAD: 100, BIAS: None})
+    entry = Measured("a GPU", {HEAD: Configuration(32, 4, 1)}, {HEAD: 100, LOW: None})
     file.write_text(json.dumps({"sm_90": as_json(entry)}))
     assert read(file) == {"sm_90": entry}
     for broken in ("", "[]", '{"sm_90": {}}', '{"sm_90": {"device": "", "configurations": [1], "from_rows": []}}'):

@@ -1,7 +1,7 @@
 """How kernels are launched: with a configuration from the table, on a GPU, or in triton's interpreter."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -40,8 +40,20 @@ class Launch(NamedTuple):
     """Of its products, recomputation included, padding not."""
 
 
-_recorded: list[Launch] | None = None
-_recorded_for = DEFAULT
+_instead: Callable[[Launch], None] | None = None
+_gpu: str | None = None
+
+
+@contextlib.contextmanager
+def handed_to(execute: Callable[[Launch], None]) -> Iterator[None]:
+    """Within it kernels, of tensors on any device, do not run: every launch is given to `execute`."""
+    global _instead
+    before, _instead = _instead, execute
+    try:
+        with kernels_without_data():
+            yield
+    finally:
+        _instead = before
 
 
 @contextlib.contextmanager
@@ -50,22 +62,22 @@ def recording(gpu: str = DEFAULT) -> Iterator[list[Launch]]:
 
     Tensors may be on the meta device.
     """
-    global _recorded, _recorded_for
-    before = _recorded, _recorded_for
-    _recorded, _recorded_for = [], gpu
+    global _gpu
+    before, _gpu = _gpu, gpu
+    found: list[Launch] = []
     try:
-        with kernels_without_data():
-            yield _recorded
+        with handed_to(found.append):
+            yield found
     finally:
-        _recorded, _recorded_for = before
+        _gpu = before
 
 
-_ran: list[Any] | None = None
+_ran: list[tuple[Any, Any]] | None = None
 
 
 @contextlib.contextmanager
-def compiled_kernels() -> Iterator[list[Any]]:
-    """Within it, every kernel that runs is added to the list as triton compiled it; None where it is interpreted."""
+def running() -> Iterator[list[tuple[Any, Any]]]:
+    """Within it, every kernel that runs is added to the list, with what triton compiled; None where it interprets."""
     global _ran
     before, _ran = _ran, []
     try:
@@ -76,8 +88,7 @@ def compiled_kernels() -> Iterator[list[Any]]:
 
 def choose(kernel: str, x: Tensor, size: int) -> Configuration:
     """The configuration of `kernel` for inputs such as `x`."""
-    gpu = gpu_of(x.device) if _recorded is None else _recorded_for
-    return configuration(kernel, x.dtype.itemsize, size, gpu)
+    return configuration(kernel, x.dtype.itemsize, size, _gpu or gpu_of(x.device))
 
 
 def launch(
@@ -87,8 +98,8 @@ def launch(
 
     `flops`: those of its products, which are counted where launches are recorded.
     """
-    if _recorded is not None:
-        _recorded.append(Launch(kernel, programs, tensors, named, configuration, flops))
+    if _instead is not None:
+        _instead(Launch(kernel, programs, tensors, named, configuration, flops))
         return
     if programs == 0:
         return
@@ -97,7 +108,7 @@ def launch(
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         compiled = kernel[(programs,)](*tensors, **named, BLOCK=block, num_warps=warps, num_stages=stages)
     if _ran is not None:
-        _ran.append(compiled)
+        _ran.append((kernel, compiled))
 
 
 def common_arguments(

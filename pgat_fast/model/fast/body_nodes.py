@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pgat_fast.data.columns import BODIES
 from pgat_fast.model.fast.part import Part, recomputed
-from pgat_fast.model.numerics import gate
+from pgat_fast.model.numerics import at_least_float32, gate
 from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes
 from pgat_kernels.affine import Affine, compose
 from pgat_kernels.aspects import aspects, pair_terms
@@ -33,7 +33,7 @@ class FastBodyNodes(Part, BodyNodes):
         states = e.flatten(0, 1)  # [M, D] with M = B * S
         inner, inner_bias, outer, outer_bias = self.aspects.parameters()
         x, constants = pair_terms(self.market(states), self.embeddings, inner, inner_bias)
-        kernels = wanted(self.execution.kernels, "aspects", x, len(constants))
+        kernels = wanted(self.execution.kernels, "aspects", at_least_float32(x), len(constants))
         adjacency = aspects(x, constants, outer.flatten(), outer_bias, kernels).to(e.dtype)
         networks = zip(*(self.transforms[body].parameters() for body in BODIES), strict=True)
         features = recomputed(_body_features, states, self.embeddings, *(torch.stack(own) for own in networks))

@@ -213,7 +213,7 @@ def test_a_model_that_is_not_one_graph_is_an_error() -> None:
         model(torch.ones(3))
 
 
-def test_any_number_of_models_is_compiled_in_one_process() -> None:
+def test_more_models_are_compiled_in_one_process_than_torch_allows_of_one_function() -> None:
     for width in range(1, torch._dynamo.config.recompile_limit + 3):
         model = Small()
         compile_in_place(model, CPU)

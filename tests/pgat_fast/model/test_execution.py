@@ -11,7 +11,7 @@ from pgat_fast import build_model, load_config
 from pgat_fast.model.execution import Execution
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_kernels.dispatch import Kernels
-from pgat_kernels.measured import Measured
+from pgat_kernels.measured import Case, Measured
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_it_does_not_change() -> None:
     ("asked", "known", "kernels", "said"),
     [
         ("auto", True, Kernels.MEASURED, "kernels where they were measured to be faster on a GPU"),
-        ("auto", False, Kernels.OFF, "no kernel has been measured on sm_90"),
+        ("auto", False, Kernels.OFF, "takes no kernels: none has been measured on sm_90"),
         ("torch", True, Kernels.OFF, "backend torch"),
         ("triton", False, Kernels.ON, "backend triton"),
     ],
@@ -62,7 +62,10 @@ def test_on_a_gpu_auto_takes_the_kernels_that_have_been_measured(
     monkeypatch.setattr("pgat_fast.device.resolve_device", lambda device: cuda)
     monkeypatch.setattr("pgat_fast.model.backend_reasons", lambda: {"torch": None, "triton": None})
     monkeypatch.setattr("pgat_kernels.dispatch.gpu_of", lambda device: "sm_90")
-    monkeypatch.setattr("pgat_kernels.measured.measured", lambda gpu: Measured("a GPU", {}, {}) if known else None)
+    monkeypatch.setattr(
+        "pgat_kernels.measured.measured",
+        lambda gpu: Measured("a GPU", {}, {Case("aspects", 4, 128): 1}) if known else None,
+    )
     model = build_model(load_config(None, ["model.d_model=13", "model.n_heads=1"]), asked)
     assert isinstance(model, FastPGAT)
     assert model.execution.kernels is kernels

@@ -1,0 +1,258 @@
+"""Which backend is how many times faster here, and how much memory it takes: one table.
+
+    pgat-fast bench                                          # a small model, some minutes
+    pgat-fast bench --config configs/production_batched.yaml --backends reference,torch:compiled
+    python -m bench.compare --json OUT
+
+A step is a whole training step (forward, backward, clipping, Adam) on random numbers of the configured shapes. Before
+anything is timed, every backend's outputs and gradients are compared with the reference's. Then `--processes` times
+each backend gets a process of its own; these take steps in turns, one each, so that what slows the machine down meets
+all of them. "Times faster" is against the first backend, with the interval that 95 of 100 such runs on this machine
+would have (`bench.ratios`); what is too noisy is not given as a number. Memory is the most that a process held above
+what it held after the imports; saved bytes are what autograd keeps between forward and backward pass.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from bench.measure import quartiles
+from bench.parity import require_parity
+from bench.processes import Record, do_task, end, first_line, positive, run_task, write
+from bench.ratios import Ratio, ratio
+from bench.step import TrainedModel, count_step
+from bench.variants import Variant, configure, parse_variants
+from pgat_fast.errors import PgatError
+from pgat_fast.model import backend_reasons
+
+MODULE: Final = "bench.compare"
+CONFIG: Final = "configs/quickstart.yaml"
+EPOCH_WINDOWS: Final = 6736
+"""Windows that the production data has to train on."""
+
+
+def backends_here(compiled: bool) -> list[Variant]:
+    """What is compared where nothing else is asked for: all that run here, and what one would do by hand."""
+    found = [Variant("reference"), Variant("reference", fused=True), Variant("torch", compiled=False)]
+    if backend_reasons()["triton"] is None:
+        found.append(Variant("triton", compiled=False))
+    if compiled:
+        found += [replace(variant, compiled=True) for variant in found if not variant.fused]
+    return found
+
+
+# --- a process that takes steps when it is told to --------------------------------------------------------------------
+
+
+def prepare(task: Record) -> Record:
+    """What is done before anything is timed, in a process of its own: compare, and count."""
+    variant = Variant(**task["variant"])
+    config = configure(variant, task["config"], task["overrides"])
+    require_parity(variant.backend, config.model.combiner)
+    return count_step(config, variant, task["batch"])
+
+
+def serve(task: Record) -> int:
+    """Build the model and warm it up, then take a step for every line `step` of standard input, until one says `end`.
+
+    Answers each, and the warm-up, with a line of JSON, which has an `error` where something failed.
+    """
+    try:
+        variant = Variant(**task["variant"])
+        trained = TrainedModel(configure(variant, task["config"], task["overrides"]), variant, task["batch"])
+        _answer({"ready": True})
+        for line in sys.stdin:
+            if line.strip() == "end":
+                _answer(trained.record(task["peak_seconds"]))
+                return 0
+            _answer({"seconds": trained.seconds_of(1)[0]})
+    except Exception as error:  # whatever stops one backend must not take the others with it
+        _answer({"error": first_line(error)})
+    return 0
+
+
+def _answer(record: Record) -> None:
+    print(json.dumps(record), flush=True)
+
+
+class Server:
+    """A process that does `serve`, from the other side."""
+
+    def __init__(self, task: Record, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", MODULE, "--serve", json.dumps(task)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        self.error = self._read().get("error")
+
+    def ask(self, word: str) -> Record:
+        """Say `step` or `end`; the answer, with an `error` where there is none."""
+        if self.error is None:
+            with suppress(BrokenPipeError):
+                assert self._process.stdin is not None
+                self._process.stdin.write(word + "\n")
+                self._process.stdin.flush()
+            answer = self._read()
+            self.error = answer.get("error")
+            return answer
+        return {"error": self.error}
+
+    def _read(self) -> Record:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                answer: Record = json.loads(line)
+                return answer
+        return {"error": f"the process ended with {self._process.wait()}"}
+
+    def close(self) -> None:
+        end(self._process)
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def take_steps(tasks: Mapping[str, Record], processes: int, steps: int) -> tuple[dict[str, list[Record]], list[str]]:
+    """Name -> what its processes found: `seconds` of the steps, taken in turns, and `TrainedModel.record`.
+
+    Of what failed the `error` alone; it is left out from then on. Also returns the names in the order of the processes.
+    """
+    found: dict[str, list[Record]] = {name: [] for name in tasks}
+    order: list[str] = []
+    with TemporaryDirectory() as caches:
+        for number in range(processes):
+            going = [name for name in tasks if not any("error" in record for record in found[name])]
+            going = going[number % len(going) :] + going[: number % len(going)] if going else going
+            servers: dict[str, Server] = {}
+            try:
+                for name in going:
+                    print(f"process {number + 1} of {processes}: {name}", file=sys.stderr, flush=True)
+                    order.append(name)
+                    cache = str(Path(caches, str(list(tasks).index(name))))
+                    servers[name] = Server(tasks[name], {"TORCHINDUCTOR_CACHE_DIR": cache})
+                seconds: dict[str, list[float]] = {name: [] for name in going}
+                for turn in range(steps):
+                    for name in going[:: 1 if turn % 2 else -1]:
+                        answer = servers[name].ask("step")
+                        seconds[name] += [answer["seconds"]] if "seconds" in answer else []
+                for name, server in servers.items():
+                    answer = server.ask("end")
+                    found[name].append(answer if "error" in answer else {"seconds": seconds[name], **answer})
+            finally:
+                for server in servers.values():
+                    server.close()
+    return found, order
+
+
+def summarize(name: str, counted: Record, processes: list[Record], batch: int) -> Record:
+    """One backend's figures."""
+    errors = [record["error"] for record in (counted, *processes) if "error" in record]
+    if errors:
+        return {"backend": name, "error": errors[0]}
+    seconds = quartiles([value for record in processes for value in record["seconds"]])
+    return {
+        "backend": name,
+        "precision": processes[0]["precision"],
+        "compiled": processes[0]["compiled"],
+        "device": processes[0]["device"],
+        "step_seconds": seconds,
+        "process_seconds": [record["seconds"] for record in processes],
+        "first_step_seconds": processes[0]["warm_up_seconds"][0],
+        "epoch_seconds_extrapolated": seconds["median"] * EPOCH_WINDOWS / batch,
+        "peak_memory_gib": max(record["peak_memory_gib"] for record in processes),
+        "reserved_memory_gib": processes[0]["reserved_memory_gib"],
+        "flop_per_second": counted["flops"] / seconds["median"],
+        **counted,
+    }
+
+
+def against(first: Record, other: Record) -> Ratio | None:
+    """How many times faster `other` is; None where one of them failed."""
+    if "error" in first or "error" in other:
+        return None
+    return ratio(first["process_seconds"], other["process_seconds"])
+
+
+def as_table(results: Sequence[Record]) -> str:
+    """For people."""
+    head = ("backend", "seconds a step", "times faster", "peak memory", "saved for backward")
+    rows = [head]
+    for result in results:
+        if "error" in result:
+            rows.append((result["backend"], result["error"], "", "", ""))
+            continue
+        step = result["step_seconds"]
+        times = result.get("times_faster")
+        rows.append(
+            (
+                result["backend"],
+                f"{step['median']:.3g} ({step['quartile_1']:.3g} to {step['quartile_3']:.3g})",
+                "1" if times is None else str(Ratio(times["estimate"], times["low"], times["high"])),
+                f"{result['peak_memory_gib'] * 1024:.0f} MiB",
+                f"{result['saved_for_backward_bytes'] / 1e6:.3g} MB",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command; importing nothing of torch is not possible here."""
+    parser.add_argument("--config", default=CONFIG, metavar="FILE", help="the model (default: %(default)s)")
+    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--backends", type=parse_variants, metavar="NAME[:WORD...],...", help="see bench.variants")
+    parser.add_argument("--compiled", action="store_true", help="also compiled: takes minutes more")
+    parser.add_argument("--batch", type=positive, default=1, help="windows of a step (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=10, help="of each process (default: %(default)s)")
+    parser.add_argument("--processes", type=positive, default=4, help="of each backend (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["--task"]:
+        return do_task(prepare, given[1])
+    if given[:1] == ["--serve"]:
+        return serve(json.loads(given[1]))
+    parser = argparse.ArgumentParser(
+        prog="pgat-fast bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    args = parser.parse_args(given)
+    variants = args.backends or backends_here(args.compiled)
+    try:
+        for variant in variants:
+            configure(variant, args.config, args.overrides)
+    except PgatError as error:
+        parser.error(str(error))
+    if args.processes < 2:
+        parser.error("--processes: at least 2, or nothing can be said of how sure a ratio is")
+    own = {"config": args.config, "overrides": args.overrides, "batch": args.batch, "peak_seconds": 0.2}
+    tasks = {str(variant): {"variant": asdict(variant), **own} for variant in variants}
+    counted = {name: run_task(MODULE, task, 3600.0) for name, task in tasks.items()}
+    right = {name: task for name, task in tasks.items() if "error" not in counted[name]}
+    found, order = take_steps(right, args.processes, args.steps)
+    results = [summarize(name, counted[name], found.get(name, []), args.batch) for name in tasks]
+    for result in results[1:]:
+        times = against(results[0], result)
+        if times is not None:
+            result["times_faster"] = times.record()
+    print(as_table(results))
+    settings = {"config": args.config, "overrides": args.overrides, "batch": args.batch, "steps": args.steps}
+    write(args.json, MODULE, {**settings, "processes": args.processes, "order": order, "results": results})
+    return int(any("error" in result for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""How many times faster, and how sure that is."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+NOISE: Final = 0.10
+"""A ratio whose interval reaches further than this to either side says nothing."""
+
+_STUDENT: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
+"""The 97.5 % quantiles of Student's distribution with 1, 2, ... degrees of freedom."""
+_NORMAL: Final = 1.96
+"""Of more degrees; a little too narrow below 30."""
+
+
+class Ratio(NamedTuple):
+    """An estimate with its 95 % confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it says nothing: see `NOISE`."""
+        return not self.high / self.estimate - 1 <= NOISE
+
+    def __str__(self) -> str:
+        if self.noisy:
+            return f"too noisy to tell ({self.low:.2g} to {self.high:.2g})"
+        return f"{self.estimate:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+    def record(self) -> dict[str, Any]:
+        return {**self._asdict(), "noisy": self.noisy}
+
+
+def ratio(first: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio:
+    """How many times less `other` takes than `first`.
+
+    Steps were taken in turns, so that the k-th of both belong together: of each pair of processes the median of their
+    ratios counts, whatever the machine did meanwhile. Processes differ, too (where memory lies, which cores they get),
+    and a later run has others: the interval is Student's, of the logarithms, over pairs of processes.
+
+    Args:
+        first, other: seconds of the steps of each process, in the same order; two processes each at least.
+
+    Raises ValueError where there are fewer, or none that belong together.
+    """
+    if len(first) < 2 or len(first) != len(other):
+        raise ValueError(f"{len(first)} and {len(other)} processes: two of each at least, and as many")
+    logarithms = [
+        statistics.median(math.log(a / b) for a, b in zip(one, two, strict=True))
+        for one, two in zip(first, other, strict=True)
+    ]
+    mean, degrees = statistics.fmean(logarithms), len(logarithms) - 1
+    times = _STUDENT[degrees - 1] if degrees <= len(_STUDENT) else _NORMAL
+    width = times * statistics.stdev(logarithms) / math.sqrt(len(logarithms))
+    return Ratio(math.exp(mean), math.exp(mean - width), math.exp(mean + width))

@@ -1,0 +1,37 @@
+"""Forecasts: how long one window takes, and how many windows a second at batch 256."""
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.parity import require_parity
+from bench.suite import configuration, measure
+from bench.variants import build, parse_variant
+from pgat_fast.model.precision import products_in, resolve_precision
+from pgat_fast.plan.trace import example
+
+
+@pytest.mark.parametrize("windows", [1, 256], ids=["latency", "throughput"])
+def test_forecast(
+    benchmark: BenchmarkFixture,
+    combiner: str,
+    backend: str,
+    precision: str,
+    windows: int,
+    seq_len: int,
+    shape: str,
+    device: torch.device,
+) -> None:
+    variant = parse_variant(backend)
+    require_parity(variant.backend, combiner)
+    config = configuration(shape, combiner, f"model.seq_len={seq_len}", *variant.overrides())
+    model = build(config, variant).to(device).eval()
+    resolved = resolve_precision(precision, device)
+    inputs = [x.to(device) for x in example(config.model, windows)[:4]]
+
+    def forecast() -> None:
+        with torch.inference_mode(), products_in(resolved, device):
+            model(*inputs)
+
+    measure(benchmark, forecast, device, saves=False)
+    benchmark.extra_info["windows_per_second"] = windows / benchmark.stats.stats.median

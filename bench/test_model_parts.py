@@ -1,0 +1,81 @@
+"""The parts of the model, each alone on what reaches it in a training step: the forward pass, and both."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from bench.measure import state_of
+from bench.parity import require_parity
+from bench.suite import configuration, measure
+from bench.variants import build, parse_variant
+from pgat_fast.model.precision import float32_products_in, products_in, resolve_precision
+from pgat_fast.plan.trace import example
+
+OF_ALL = ("graph.phase", "graph.body_nodes", "graph.body_fusion", "encoder", "decoder.0")
+"""Parts that do not depend on the combiner: timed in the model with the batched one."""
+PARTS = [("batched", part) for part in OF_ALL] + [(name, "graph.combiner") for name in ("batched", "hierarchical")]
+
+
+@contextmanager
+def calls_of(module: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
+    """Within it, what `module` is called with is added to the list."""
+    found: list[tuple[Any, Any]] = []
+    hook = module.register_forward_pre_hook(lambda _, args, kwargs: found.append((args, kwargs)), with_kwargs=True)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def own_leaves(tree: Any) -> Any:
+    """The tensors of `tree` copied, those of floating point with gradients."""
+    return tree_map(
+        lambda x: x.detach().clone().requires_grad_(x.is_floating_point()) if isinstance(x, Tensor) else x, tree
+    )
+
+
+@pytest.mark.parametrize("which", ["forward", "both"])
+@pytest.mark.parametrize(("of", "part"), PARTS, ids=[f"{part}, {of}" for of, part in PARTS])
+def test_part(
+    benchmark: BenchmarkFixture,
+    of: str,
+    part: str,
+    which: str,
+    backend: str,
+    precision: str,
+    batch: int,
+    seq_len: int,
+    shape: str,
+    device: torch.device,
+) -> None:
+    variant = parse_variant(backend)
+    require_parity(variant.backend, of)
+    config = configuration(shape, of, f"model.seq_len={seq_len}", *variant.overrides())
+    model = build(config, variant).to(device)
+    module = model.get_submodule(part)
+    resolved = resolve_precision(precision, device)
+    inputs = [x.to(device) for x in example(config.model, batch)[:4]]
+    with calls_of(module) as calls, torch.no_grad(), products_in(resolved, device):
+        model(*inputs)
+    args, kwargs = own_leaves(calls[0])
+    leaves = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+
+    def forward() -> Tensor:
+        with products_in(resolved, device):
+            results = tree_flatten(module(*args, **kwargs))[0]
+        return torch.stack([x.sum() for x in results if isinstance(x, Tensor) and x.requires_grad]).sum()
+
+    def both() -> None:
+        loss = forward()
+        with float32_products_in(resolved, device):
+            loss.backward()
+
+    measure(
+        benchmark, forward if which == "forward" else both, device, held=lambda: (*leaves, *state_of(model))
+    )  # fmt: skip

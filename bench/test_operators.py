@@ -1,0 +1,115 @@
+"""Operators with kernels at the sizes of a timestep of production: plain torch, kernels where they run, and what stock
+torch has in their place. `--shape` decides how many timesteps."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.gpu import parity
+from bench.kernel_cases import BODIES, CASES, DTYPES, HEADS, Case, gradient, numbers
+from bench.suite import TIMESTEPS, measure
+from pgat_kernels.dispatch import why_no_kernels
+
+PASSES = ("forward", "backward", "both")
+EVERY = [(case, dtype) for case in CASES for dtype in case.dtypes if dtype != "fp16"]
+IDS = [f"{case.operator}, {case.shape}, {dtype}" for case, dtype in EVERY]
+
+
+@cache
+def require_parity(case: Case, dtype: str, device: torch.device) -> None:
+    """Fail where kernels do not compute what plain torch does: a fast wrong answer is no figure."""
+    found = parity(case, DTYPES[dtype], device, 16)
+    if not found["ok"]:
+        pytest.fail(f"{case.operator}, {case.shape}, {dtype} is wrong ({found}): not timed")
+
+
+def time_passes(
+    benchmark: BenchmarkFixture,
+    which: str,
+    run: Callable[[list[Tensor]], Tensor],
+    leaves: list[Tensor],
+    device: torch.device,
+) -> None:
+    """The forward pass, the backward pass, or both, of a function of tensors that have gradients."""
+    own = [x.detach().requires_grad_() for x in leaves]
+    g = gradient(run(own).detach())
+
+    def back(y: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, own, g, allow_unused=True)
+
+    if which == "backward":
+        measure(benchmark, back, device, setup=lambda: run(own), saves=False)
+    elif which == "forward":
+        measure(benchmark, lambda: run(own), device, held=lambda: tuple(own))
+    else:
+        measure(benchmark, lambda: back(run(own)), device, held=lambda: tuple(own))
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("by", ["plain", "kernels"])
+@pytest.mark.parametrize(("case", "dtype"), EVERY, ids=IDS)
+def test_operator(
+    benchmark: BenchmarkFixture, case: Case, dtype: str, by: str, which: str, shape: str, device: torch.device
+) -> None:
+    kernels = by == "kernels"
+    reason = why_no_kernels(device, DTYPES[dtype])
+    if kernels and reason:
+        pytest.skip(reason)
+    if kernels:
+        require_parity(case, dtype, device)
+    leaves = case.leaves(DTYPES[dtype], device, TIMESTEPS[shape])
+    time_passes(benchmark, which, lambda own: case.run(own, kernels), leaves, device)
+
+
+@pytest.mark.parametrize("which", PASSES)
+def test_stock_gru(benchmark: BenchmarkFixture, which: str, shape: str, device: torch.device) -> None:
+    """`nn.GRU`, one body after the other: what `gru_bank` stands for."""
+    (case,) = (case for case in CASES if (case.operator, case.shape) == ("gru_bank", "13 recurrences"))
+    x = case.leaves(torch.float32, device, TIMESTEPS[shape])[0]
+    grus = nn.ModuleList(nn.GRU(32, 32, batch_first=True) for _ in range(BODIES)).to(device)
+    parameters = list(grus.parameters())
+
+    def run(own: list[Tensor]) -> Tensor:
+        return torch.stack([gru(own[0][:, :, i])[0] for i, gru in enumerate(grus)], dim=2)
+
+    own = [x.detach().requires_grad_()]
+    g = gradient(run(own).detach())
+
+    def back(y: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, [*own, *parameters], g)
+
+    if which == "backward":
+        measure(benchmark, back, device, setup=lambda: run(own), saves=False)
+    elif which == "forward":
+        measure(benchmark, lambda: run(own), device, held=lambda: (*own, *parameters))
+    else:
+        measure(benchmark, lambda: back(run(own)), device, held=lambda: (*own, *parameters))
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("nodes", [13, 39, 169], ids=lambda n: f"{n} nodes")
+@pytest.mark.parametrize("by", ["graph_attention", "scaled_dot_product_attention", "flex_attention"])
+def test_attention_without_mask(
+    benchmark: BenchmarkFixture, by: str, nodes: int, which: str, shape: str, device: torch.device
+) -> None:
+    """The same queries, keys and values, without bias, mask and dropout: what all of them can compute."""
+    from pgat_kernels.graph_attention import graph_attention
+
+    graphs = TIMESTEPS[shape] * (BODIES if nodes == 39 else 1)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    q, k, v = numbers((graphs, nodes, 3, HEADS, 26), dtype, device, salt=0).permute(2, 0, 3, 1, 4)
+    function: Callable[..., Tensor] = graph_attention
+    if by == "scaled_dot_product_attention":
+        function = F.scaled_dot_product_attention
+    elif by == "flex_attention":
+        if device.type != "cuda":
+            pytest.skip("FlexAttention has no backward pass on a CPU")
+        from torch.nn.attention.flex_attention import flex_attention
+
+        function = torch.compile(flex_attention, fullgraph=True, dynamic=False)
+    time_passes(benchmark, which, lambda own: function(*own), [q, k, v], device)

@@ -1,0 +1,23 @@
+"""What one waits for before work begins: imports, and the answer to `--help`."""
+
+import subprocess
+import sys
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+COMMANDS = {
+    "python": ["-c", ""],
+    "import pgat_fast": ["-c", "import pgat_fast"],
+    "import torch": ["-c", "import torch"],
+    "pgat-fast --help": ["-m", "pgat_fast.cli", "--help"],
+    "pgat-fast info": ["-m", "pgat_fast.cli", "info"],
+}
+
+
+@pytest.mark.parametrize("what", COMMANDS)
+def test_startup(benchmark: BenchmarkFixture, what: str) -> None:
+    command = [sys.executable, *COMMANDS[what]]
+    benchmark.pedantic(
+        lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), rounds=5, warmup_rounds=1
+    )

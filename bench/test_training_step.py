@@ -1,0 +1,58 @@
+"""Whole training steps (forward, backward, clipping, Adam), and the epoch that they would make.
+
+All in one process, for finding out what has changed: `pgat-fast bench` compares backends, each in processes of its own.
+"""
+
+import math
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.measure import state_of
+from bench.parity import require_parity
+from bench.step import optimizer_step
+from bench.suite import configuration, measure
+from bench.variants import build, compile_module, parse_variant
+from pgat_fast.data.windows import Batch
+from pgat_fast.model.precision import resolve_precision
+from pgat_fast.plan.trace import example
+
+WINDOWS = 6736
+"""Of the production data's training part: what is called an epoch here."""
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_training_step(
+    benchmark: BenchmarkFixture,
+    combiner: str,
+    backend: str,
+    precision: str,
+    compiled: bool,
+    batch: int,
+    seq_len: int,
+    shape: str,
+    device: torch.device,
+) -> None:
+    variant = parse_variant(backend)
+    if compiled and (precision != "highest" or combiner != "batched") and shape == "small":
+        pytest.skip(
+            "compiled once, with the batched combiner and float32: it takes minutes; --shape production has all"
+        )
+    require_parity(variant.backend, combiner)
+    config = configuration(shape, combiner, f"model.seq_len={seq_len}", *variant.overrides())
+    model = build(config, variant, compiled).to(device)
+    if compiled:
+        compile_module(model, variant, device)
+    graphs = compiled and device.type == "cuda" and variant.backend != "reference"
+    step = optimizer_step(model, config, resolve_precision(precision, device), device, graphs=graphs)
+    inputs = Batch(*(tensor.to(device) for tensor in example(config.model, batch)))
+
+    def take_step() -> None:
+        step.apply(step.accumulate([lambda: inputs]), 1)
+
+    measure(benchmark, take_step, device, held=lambda: (*state_of(model), *inputs))
+    assert not step.flags.raised(wait=True), "a step was not finite and thus left out: the timings mean nothing"
+    steps, median = math.ceil(WINDOWS / batch), benchmark.stats.stats.median
+    benchmark.extra_info["epoch_seconds_extrapolated"] = steps * median
+    benchmark.extra_info["epoch_is"] = f"{steps} steps, of which {benchmark.stats.stats.rounds} were measured"
