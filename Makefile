@@ -3,7 +3,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 DATA := data/prepared_financial_data.csv
 
 .PHONY: help train test check bench gpu tune clean
@@ -30,11 +29,11 @@ $(DATA): | $(VENV)/installed
 train: $(VENV)/installed $(DATA)
 	$(BIN)/pgat-fast train --config configs/quickstart.yaml
 
-# One thread a worker: the tests are small, and two workers with all threads each would wait for each other. One worker
-# more than there are cores: tests of signals and of killed runs mostly wait.
+# One thread a worker: the tests are small, and two workers with all threads each would wait for each other. Not more
+# workers than cores, though many tests wait: some have time limits.
 # Kernels are interpreted in a second process: an interpreted kernel cannot be compiled, and torch.compile needs both.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/interpreted
 
 check: $(VENV)/installed
