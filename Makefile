@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/prepared_financial_data.csv
 
-.PHONY: help train test check bench gpu tune clean
+.PHONY: help train test check bench bench-check gpu tune clean
 
 help:
 	@echo "make train   build the data, train the quickstart on the CPU, print and write the results"
 	@echo "make test    run the tests"
 	@echo "make check   run ruff and mypy"
 	@echo "make bench   run the benchmarks"
+	@echo "make bench-check  what has become worse than the committed results: times, memory, kernels"
 	@echo "make gpu     check and measure the kernels on a CUDA GPU; begins nothing after 7.5 minutes"
 	@echo "make tune    how kernels are best compiled, and where they pay, on a CUDA GPU; begins nothing after 25 minutes"
 	@echo "make clean   remove the environment and the built data (never the runs)"
@@ -43,6 +44,9 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest bench --benchmark-only
+
+bench-check: $(VENV)/installed
+	$(BIN)/pgat-fast bench check
 
 # The python of this machine, with the torch and triton that it has: a CUDA build comes from no constraints file of ours.
 gpu:

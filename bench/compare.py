@@ -1,8 +1,7 @@
 """Which backend is how many times faster here, and how much memory it takes: one table.
 
-    pgat-fast bench                                          # a small model, some minutes
-    pgat-fast bench --config configs/production_batched.yaml --backends reference,torch:compiled
-    python -m bench.compare --json OUT
+    pgat-fast bench compare                                  # a small model, some minutes
+    pgat-fast bench compare --config configs/production_batched.yaml --backends reference,torch:compiled --save
 
 A step is a whole training step (forward, backward, clipping, Adam) on random numbers of the configured shapes. Before
 anything is timed, every backend's outputs and gradients are compared with the reference's. Then `--processes` times
@@ -13,8 +12,10 @@ what it held after the imports; saved bytes are what autograd keeps between forw
 """
 
 import argparse
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,17 +25,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from bench.machine import describe
 from bench.measure import quartiles
 from bench.parity import require_parity
-from bench.processes import Record, do_task, end, first_line, positive, run_task, write
+from bench.processes import Record, do_task, end, first_line, run_task, write
 from bench.ratios import Ratio, ratio
 from bench.step import TrainedModel, count_step
 from bench.variants import Variant, configure, parse_variants
-from pgat_fast.errors import PgatError
+from pgat_fast.errors import ConfigError
 from pgat_fast.model import backend_reasons
 
 MODULE: Final = "bench.compare"
-CONFIG: Final = "configs/quickstart.yaml"
+KIND: Final = "comparison"
+"""What a result file of this says of itself."""
+RESULTS: Final = Path(__file__).with_name("results")
+CONFIG: Final = str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
+TIME_LIMIT: Final = 3600.0
+"""Seconds that comparing and counting may take."""
 EPOCH_WINDOWS: Final = 6736
 """Windows that the production data has to train on."""
 
@@ -207,51 +214,60 @@ def as_table(results: Sequence[Record]) -> str:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command; importing nothing of torch is not possible here."""
-    parser.add_argument("--config", default=CONFIG, metavar="FILE", help="the model (default: %(default)s)")
-    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--backends", type=parse_variants, metavar="NAME[:WORD...],...", help="see bench.variants")
-    parser.add_argument("--compiled", action="store_true", help="also compiled: takes minutes more")
-    parser.add_argument("--batch", type=positive, default=1, help="windows of a step (default: %(default)s)")
-    parser.add_argument("--steps", type=positive, default=10, help="of each process (default: %(default)s)")
-    parser.add_argument("--processes", type=positive, default=4, help="of each backend (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+def compare(
+    config: str, overrides: list[str], variants: Sequence[Variant], batch: int, steps: int, processes: int
+) -> Record:
+    """All figures, and the settings that they are of; the first of `variants` is what the others are compared with.
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    if given[:1] == ["--task"]:
-        return do_task(prepare, given[1])
-    if given[:1] == ["--serve"]:
-        return serve(json.loads(given[1]))
-    parser = argparse.ArgumentParser(
-        prog="pgat-fast bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    args = parser.parse_args(given)
-    variants = args.backends or backends_here(args.compiled)
-    try:
-        for variant in variants:
-            configure(variant, args.config, args.overrides)
-    except PgatError as error:
-        parser.error(str(error))
-    if args.processes < 2:
-        parser.error("--processes: at least 2, or nothing can be said of how sure a ratio is")
-    own = {"config": args.config, "overrides": args.overrides, "batch": args.batch, "peak_seconds": 0.2}
+    Raises PgatError where a configuration or a backend cannot be had, before anything is measured.
+    """
+    for variant in variants:
+        configure(variant, config, overrides)
+    own = {"config": config, "overrides": overrides, "batch": batch, "peak_seconds": 0.2}
     tasks = {str(variant): {"variant": asdict(variant), **own} for variant in variants}
-    counted = {name: run_task(MODULE, task, 3600.0) for name, task in tasks.items()}
+    counted = {name: run_task(MODULE, task, TIME_LIMIT) for name, task in tasks.items()}
     right = {name: task for name, task in tasks.items() if "error" not in counted[name]}
-    found, order = take_steps(right, args.processes, args.steps)
-    results = [summarize(name, counted[name], found.get(name, []), args.batch) for name in tasks]
+    found, order = take_steps(right, processes, steps)
+    results = [summarize(name, counted[name], found.get(name, []), batch) for name in tasks]
     for result in results[1:]:
         times = against(results[0], result)
         if times is not None:
             result["times_faster"] = times.record()
-    print(as_table(results))
-    settings = {"config": args.config, "overrides": args.overrides, "batch": args.batch, "steps": args.steps}
-    write(args.json, MODULE, {**settings, "processes": args.processes, "order": order, "results": results})
-    return int(any("error" in result for result in results))
+    settings = {"config": config, "overrides": overrides, "batch": batch, "steps": steps, "processes": processes}
+    return {"kind": KIND, "settings": settings, "order": order, "results": results}
+
+
+def result_file(folder: Path) -> Path:
+    """Where a comparison made here and now is to lie: MACHINE-DATE.json, with a number where that is taken."""
+    on = describe()
+    words = f"{on['gpu'] or on['processor'].split(' (')[0]} {on['cores']} cores {on['date'][:10]}"
+    stem = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    names = (f"{stem}.json" if number == 1 else f"{stem}-{number}.json" for number in itertools.count(1))
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
+def run(args: argparse.Namespace) -> int:
+    """`pgat-fast bench compare`: print the table, write the figures. Returns 1 where a backend failed."""
+    if args.processes < 2:
+        raise ConfigError("--processes must be at least 2, or nothing can be said of how sure a ratio is")
+    try:
+        variants = parse_variants(args.backends) if args.backends else backends_here(args.compiled)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--backends: {error}") from error
+    result = compare(args.config or CONFIG, args.overrides, variants, args.batch, args.steps, args.processes)
+    print(as_table(result["results"]))
+    path = result_file(RESULTS) if args.save else Path(args.json) if args.json else None
+    if path:
+        write(path, MODULE, result)
+        print(f"written to {path}", file=sys.stderr)
+    return int(any("error" in one for one in result["results"]))
+
+
+def main() -> int:
+    """In a process that measures."""
+    if sys.argv[1] == "--task":
+        return do_task(prepare, sys.argv[2])
+    return serve(json.loads(sys.argv[2]))
 
 
 if __name__ == "__main__":

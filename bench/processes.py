@@ -130,5 +130,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write(path: Path | None, module: str, results: Record) -> None:
     """Write `results` with the command and the machine, where a path is given."""
     if path:
-        command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+        called = ["pgat-fast"] if Path(sys.argv[0]).name == "pgat-fast" else ["python", "-m", module]
+        command = shlex.join([*called, *sys.argv[1:]])
         write_json(path, {"command": command, "machine": describe(), **results})

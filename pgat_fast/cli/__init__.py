@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from pgat_fast import __version__, exit_codes
-from pgat_fast.cli import checkpoint, config, data, evaluate, info, plan, predict, report, train
+from pgat_fast.cli import bench, checkpoint, config, data, evaluate, info, plan, predict, report, train
 from pgat_fast.errors import PgatError, StopRequested
 
 _EPILOG = """\
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pgat-fast {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (data, config, plan, train, evaluate, predict, report, checkpoint, info):
+    for command in (data, config, plan, train, evaluate, predict, report, checkpoint, bench, info):
         command.add_parser(commands)
     return parser
 

@@ -102,6 +102,7 @@ class ResultsRecord(_Part):
     precision: str
     """Of products in training, as `run.precision`, with `auto` resolved."""
     compiled: bool = False
+    kernels: str = "none"
     """Whether training was compiled."""
     versions: dict[str, str]
     data: DataRecord

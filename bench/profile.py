@@ -1,0 +1,102 @@
+"""Where the time of a training step goes: a trace for a browser, and a table of the most expensive operators.
+
+    pgat-fast bench profile --config configs/production_batched.yaml --out profile
+
+`trace.json` opens in Perfetto (ui.perfetto.dev) or chrome://tracing. The table has each operator's own time, without
+that of operators it calls, as torch's profiler sees it; on a GPU the time of its kernels. FLOPs are those of matrix
+products and convolutions, and their fraction is of the best product that was measured here (`bench.matrix_peak`).
+The profiler slows small operators down: compare shares, not seconds.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any, Final
+
+from torch.profiler import ProfilerActivity, profile
+
+from bench.compare import CONFIG
+from bench.machine import describe
+from bench.matrix_peak import matrix_peak
+from bench.processes import Record
+from bench.step import TrainedModel
+from bench.variants import configure, parse_variant
+from pgat_fast.errors import ConfigError
+from pgat_fast.files import write_json
+
+PRODUCTS: Final = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::conv")
+"""Operators, by what their names begin with, whose FLOPs are those of products."""
+COLUMNS: Final = ("operator", "calls_per_step", "milliseconds_per_step", "share", "gflop_per_step", "fraction_of_peak")
+
+
+def operators(events: Any, steps: int, peak: float, cuda: bool) -> list[Record]:
+    """A record an operator with `COLUMNS`, the most expensive first; None where nothing can be said."""
+    own_time = "self_device_time_total" if cuda else "self_cpu_time_total"
+    total = sum(getattr(event, own_time) for event in events)
+    found = []
+    for event in sorted(events, key=lambda event: -getattr(event, own_time)):
+        seconds = getattr(event, own_time) / 1e6
+        flops = event.flops if event.key.startswith(PRODUCTS) else 0
+        known = flops > 0 and seconds > 0
+        found.append(
+            {
+                "operator": event.key,
+                "calls_per_step": event.count / steps,
+                "milliseconds_per_step": 1e3 * seconds / steps,
+                "share": 1e6 * seconds / total if total else 0.0,
+                "gflop_per_step": flops / 1e9 / steps if known else None,
+                "fraction_of_peak": flops / seconds / peak if known else None,
+            }
+        )
+    return found
+
+
+def as_table(records: list[Record]) -> str:
+    """For people."""
+    rows = [("operator", "calls", "ms a step", "share", "GFLOP", "of the peak")]
+    for record in records:
+        flop, fraction = record["gflop_per_step"], record["fraction_of_peak"]
+        rows.append(
+            (
+                record["operator"][:60],
+                f"{record['calls_per_step']:g}",
+                f"{record['milliseconds_per_step']:.3g}",
+                f"{record['share']:.1%}",
+                "-" if flop is None else f"{flop:.3g}",
+                "-" if fraction is None else f"{fraction:.0%}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`pgat-fast bench profile`: write the trace and the table, print its ten first lines. Returns 0."""
+    try:
+        variant = parse_variant(args.backend)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--backend: {error}") from error
+    config = configure(variant, args.config or CONFIG, args.overrides)
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = TrainedModel(config, variant, args.batch)
+    cuda = trained.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities, record_shapes=True, with_flops=True) as profiled:
+        trained.seconds_of(args.steps)
+    peak = matrix_peak(trained.precision, trained.device)["flop_per_second"]
+    records = operators(profiled.key_averages(), args.steps, peak, cuda)
+    profiled.export_chrome_trace(str(folder / "trace.json"))
+    with (folder / "operators.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(records)
+    settings = {"config": args.config or CONFIG, "overrides": args.overrides, "backend": str(variant)}
+    settings |= {"batch": args.batch, "steps": args.steps}
+    write_json(
+        folder / "operators.json",
+        {"machine": describe(), "settings": settings, "peak_flop_per_second": peak, "operators": records},
+    )
+    print(as_table(records[:10]))
+    print(f"\n{folder}/trace.json opens in ui.perfetto.dev; all operators: {folder}/operators.csv and .json")
+    return 0

@@ -1,0 +1,62 @@
+"""`pgat-fast bench`: how fast it is here, what became worse, where the time goes."""
+
+import argparse
+from importlib import import_module
+
+_EPILOG = """\
+Benchmarks are in the repository, not in the installed package: run them in a clone.
+`pytest bench --benchmark-only` times operators, parts, steps, forecasts and imports one by one.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command `bench` to `subparsers`."""
+    parser = subparsers.add_parser("bench", help="measure backends, check for regressions, profile", epilog=_EPILOG)
+    kinds = parser.add_subparsers(metavar="WHAT", required=True)
+
+    compare = kinds.add_parser("compare", help="time and memory of training steps, backend by backend: one table")
+    _add_model_arguments(compare)
+    compare.add_argument(
+        "--backends", metavar="NAME[:WORD...],...", help="such as reference,torch:compiled:bf16 (default: all that run)"
+    )
+    compare.add_argument("--compiled", action="store_true", help="without --backends: also compiled, minutes more")
+    compare.add_argument("--steps", type=int, default=10, help="of each process (default: %(default)s)")
+    compare.add_argument("--processes", type=int, default=4, help="of each backend (default: %(default)s)")
+    compare.add_argument("--json", metavar="FILE", help="write the figures here")
+    compare.add_argument("--save", action="store_true", help="write them to bench/results/MACHINE-DATE.json")
+
+    check = kinds.add_parser("check", help="what has become worse than the committed results; exit code 1 if something")
+    check.add_argument("--exact", action="store_true", help="only what is the same on every machine: seconds, no noise")
+
+    profile = kinds.add_parser("profile", help="a trace for a browser, and the most expensive operators")
+    _add_model_arguments(profile)
+    profile.add_argument("--backend", default="torch", metavar="NAME[:WORD...]", help="(default: %(default)s)")
+    profile.add_argument("--steps", type=int, default=3, help="to profile (default: %(default)s)")
+    profile.add_argument("--out", default="profile", metavar="DIR", help="where to write (default: %(default)s)")
+
+    for name, own in (("compare", compare), ("check", check), ("profile", profile)):
+        own.set_defaults(run=run, module=f"bench.{name}")
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    from pgat_fast.cli.arguments import add_overrides_argument
+
+    parser.add_argument("--config", metavar="FILE", help="the model (default: configs/quickstart.yaml)")
+    add_overrides_argument(parser)
+    parser.add_argument("--batch", type=int, default=1, help="windows of a step (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it; returns the exit code of the benchmark. Raises ConfigError, or BackendError where there are none."""
+    from pgat_fast.errors import BackendError, ConfigError
+
+    for name in ("batch", "steps", "processes"):
+        if getattr(args, name, 1) < 1:
+            raise ConfigError(f"--{name} is {getattr(args, name)}: at least 1 is needed")
+    try:
+        module = import_module(args.module)
+    except ModuleNotFoundError as error:
+        if error.name not in ("bench", args.module):
+            raise
+        raise BackendError("benchmarks are in the repository, not in the installed package: run in a clone") from error
+    return int(module.run(args))

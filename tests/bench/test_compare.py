@@ -1,0 +1,109 @@
+"""Comparing backends: parity first, steps in turns, a table; what fails is said and takes nothing with it."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from bench import compare, parity, profile
+from bench.variants import Variant
+from pgat_fast.cli import main
+from pgat_fast.config.schema import Config
+
+SMALL = ["model.seq_len=6", "model.label_len=3", "model.pred_len=2", "model.d_model=26", "model.n_heads=2"]
+SMALL += ["model.fusion_layers=1", "run.device=cpu", "run.compile=off"]
+
+
+def test_one_table_of_all_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "figures.json"
+    own = ["--backends", "reference,torch:eager", "--steps", "2", "--processes", "2", "--json", str(path)]
+    assert main(["bench", "compare", *own, "--set", *SMALL]) == 0
+    head, *rows = capsys.readouterr().out.strip().splitlines()
+    assert head.split("  ")[0] == "backend"
+    assert [row.split()[0] for row in rows] == ["reference", "torch:eager"]
+    result = json.loads(path.read_text())
+    assert result["order"] == ["reference", "torch:eager", "torch:eager", "reference"]
+    first, other = result["results"]
+    assert [len(seconds) for seconds in other["process_seconds"]] == [2, 2]
+    assert other["times_faster"]["low"] <= other["times_faster"]["estimate"] <= other["times_faster"]["high"]
+    assert 0 < other["saved_for_backward_bytes"] < first["saved_for_backward_bytes"]
+    assert first["epoch_seconds_extrapolated"] == first["step_seconds"]["median"] * compare.EPOCH_WINDOWS
+    assert result["settings"]["overrides"] == SMALL
+
+
+def test_a_wrong_backend_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = parity.build
+
+    def planted(config: Config, variant: Variant) -> nn.Module:
+        model = build(config, variant)
+        if variant.backend == "torch":
+            model.get_submodule("head").register_forward_hook(lambda module, inputs, y: 1.001 * y)
+        return model
+
+    monkeypatch.setattr(parity, "build", planted)
+    parity.require_parity.cache_clear()
+    with pytest.raises(parity.ParityError, match=r"the forecast differs from the reference's by .* nothing is timed"):
+        parity.require_parity("torch", "batched")
+    parity.require_parity.cache_clear()
+
+
+def test_what_fails_is_said_and_the_others_go_on() -> None:
+    tasks = {
+        "reference": {"variant": {"backend": "reference"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
+        "nothing": {"variant": {"backend": "none"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
+    }
+    for task in tasks.values():
+        task["peak_seconds"] = 0.01
+    found, order = compare.take_steps(tasks, processes=2, steps=1)
+    assert "BackendError" in found["nothing"][0]["error"]
+    assert [len(record["seconds"]) for record in found["reference"]] == [1, 1]
+    assert order == ["reference", "nothing", "reference"]
+    table = compare.as_table([compare.summarize("nothing", {}, found["nothing"], 1)])
+    assert "BackendError" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--backends", "slow"], "--backends: 'slow': 'slow' is no backend"),
+        (["--processes", "1"], "--processes must be at least 2"),
+        (["--steps", "0"], "--steps is 0: at least 1"),
+        (["--config", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_wrong_arguments_end_it_before_anything_is_measured(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    assert main(["bench", "compare", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert time.monotonic() - started < 30
+
+
+def test_results_are_named_by_machine_and_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = {"gpu": None, "processor": "AMD EPYC 9V74 (avx2)", "cores": 2, "date": "2026-11-25T10:00:00+00:00"}
+    monkeypatch.setattr(compare, "describe", lambda: on)
+    first = compare.result_file(tmp_path)
+    assert first.name == "amd-epyc-9v74-2-cores-2026-11-25.json"
+    first.touch()
+    assert compare.result_file(tmp_path).name == "amd-epyc-9v74-2-cores-2026-11-25-2.json"
+
+
+def test_a_profile_has_a_trace_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = argparse.Namespace(config=None, overrides=SMALL, backend="reference", batch=1, steps=2, out=str(tmp_path))
+    assert profile.run(own) == 0
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    records = json.loads((tmp_path / "operators.json").read_text())["operators"]
+    assert sum(record["share"] for record in records) == pytest.approx(1)
+    shares = [record["share"] for record in records]
+    assert shares == sorted(shares, reverse=True)
+    products = [record for record in records if record["operator"] in ("aten::addmm", "aten::bmm", "aten::mm")]
+    assert products
+    assert all(0 < record["fraction_of_peak"] < 1.5 for record in products)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["operator", "calls"]
+    assert len(lines) == 1 + 10 + 2
+    assert (tmp_path / "operators.csv").read_text().startswith("operator,calls_per_step")
