@@ -102,8 +102,9 @@ class ResultsRecord(_Part):
     precision: str
     """Of products in training, as `run.precision`, with `auto` resolved."""
     compiled: bool = False
-    kernels: str = "none"
     """Whether training was compiled."""
+    kernels: str = "none"
+    """Which operators kernels computed, see `pgat_fast.model.kernels_in_words`."""
     versions: dict[str, str]
     data: DataRecord
     training_ended: str
