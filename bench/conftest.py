@@ -13,7 +13,7 @@ from pgat_fast.device import resolve_device
 PARAMETERS: Final = {
     "combiner": ("batched,hierarchical", "combiners of the model"),
     "backend": ("reference,torch", "backends of the model, with words as bench.variants takes them"),
-    "precision": ("highest,bf16", "precisions of the model and its parts"),
+    "precision": ("highest", "precisions of the model and its parts"),
     "batch": ("1", "windows of a training step"),
     "seq_len": ("16", "days of history of a window; with --shape production 250"),
 }

@@ -24,6 +24,9 @@ SECONDS: Final = 0.5
 """What the rounds of a benchmark take together, about."""
 ROUNDS: Final = (5, 50)
 """The fewest and the most of them."""
+LONG: Final = 2.0
+"""Seconds of a call from which on `FEW` rounds are enough."""
+FEW: Final = 2
 
 
 def configuration(shape: str, combiner: str, *overrides: str) -> Config:
@@ -61,11 +64,16 @@ def measure(
         synchronize(device)
         return made, {}
 
-    timed(*prepared()[0])  # the first call allocates and asks the processor what it can
-    started = time.perf_counter()
-    timed(*prepared()[0])
+    def seconds() -> float:
+        arguments = prepared()[0]
+        started = time.perf_counter()
+        timed(*arguments)
+        return time.perf_counter() - started
+
     fewest, most = ROUNDS
-    rounds = min(most, max(fewest, int(SECONDS / (time.perf_counter() - started))))
+    rounds = FEW
+    if seconds() < LONG:  # the first call allocates and asks the processor what it can
+        rounds = min(most, max(fewest, int(SECONDS / seconds())))
     benchmark.pedantic(timed, setup=prepared, rounds=rounds)
 
     arguments = prepared()[0]
