@@ -18,6 +18,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -40,6 +41,9 @@ KIND: Final = "comparison"
 """What a result file of this says of itself."""
 RESULTS: Final = Path(__file__).with_name("results")
 CONFIG: Final = str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
+TURNS_SECONDS: Final = 30.0
+"""After how long the processes of a round end their turns, though not before `FEWEST` of them."""
+FEWEST: Final = 3
 TIME_LIMIT: Final = 3600.0
 """Seconds that comparing and counting may take."""
 EPOCH_WINDOWS: Final = 6736
@@ -147,7 +151,10 @@ def take_steps(tasks: Mapping[str, Record], processes: int, steps: int) -> tuple
                     cache = str(Path(caches, str(list(tasks).index(name))))
                     servers[name] = Server(tasks[name], {"TORCHINDUCTOR_CACHE_DIR": cache})
                 seconds: dict[str, list[float]] = {name: [] for name in going}
+                begun = time.monotonic()
                 for turn in range(steps):
+                    if turn >= FEWEST and time.monotonic() - begun > TURNS_SECONDS:
+                        break
                     for name in going[:: 1 if turn % 2 else -1]:
                         answer = servers[name].ask("step")
                         seconds[name] += [answer["seconds"]] if "seconds" in answer else []
