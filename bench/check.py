@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import kernels_static
-from bench.compare import KIND, RESULTS, compare
+from bench.compare import KIND, RESULTS, ROOT, compare
 from bench.kernels_static import SHARED_LIMITS
 from bench.machine import describe
 from bench.processes import Record
@@ -52,12 +52,12 @@ def settings_of(result: Record) -> tuple[str, list[str], int]:
     """Configuration, overrides and batch of a comparison or a count, whose command has them."""
     if result.get("kind") == KIND:
         settings = result["settings"]
-        return settings["config"], settings["overrides"], settings["batch"]
+        return str(ROOT / settings["config"]), settings["overrides"], settings["batch"]
     parser = argparse.ArgumentParser()
     parser.add_argument("--config")
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[])
     args, _ = parser.parse_known_args(shlex.split(result["command"]))
-    return args.config, args.overrides, result["batch"]
+    return str(ROOT / args.config), args.overrides, result["batch"]
 
 
 def saved_bytes() -> Iterator[Fault]:
@@ -105,10 +105,11 @@ def of_this_machine() -> tuple[Path, Record] | None:
 
 def measured(before: Record) -> Iterator[Fault]:
     """Measure a comparison again."""
+    config, overrides, batch = settings_of(before)
     settings = before["settings"]
     variants = [parse_variant(one["backend"]) for one in before["results"]]
-    sizes = settings["batch"], settings["steps"], settings["processes"]
-    yield from worse(before["results"], compare(settings["config"], settings["overrides"], variants, *sizes)["results"])
+    now = compare(config, overrides, variants, batch, settings["steps"], settings["processes"])
+    yield from worse(before["results"], now["results"])
 
 
 def worse(before: list[Record], now: list[Record]) -> Iterator[Fault]:

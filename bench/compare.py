@@ -40,7 +40,8 @@ MODULE: Final = "bench.compare"
 KIND: Final = "comparison"
 """What a result file of this says of itself."""
 RESULTS: Final = Path(__file__).with_name("results")
-CONFIG: Final = str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
+ROOT: Final = Path(__file__).resolve().parents[1]
+CONFIG: Final = str(ROOT / "configs" / "quickstart.yaml")
 TURNS_SECONDS: Final = 30.0
 """After how long the processes of a round end their turns, though not before `FEWEST` of them."""
 FEWEST: Final = 3
@@ -240,7 +241,9 @@ def compare(
         times = against(results[0], result)
         if times is not None:
             result["times_faster"] = times.record()
-    settings = {"config": config, "overrides": overrides, "batch": batch, "steps": steps, "processes": processes}
+    path = Path(config).resolve()
+    named = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else config)
+    settings = {"config": named, "overrides": overrides, "batch": batch, "steps": steps, "processes": processes}
     return {"kind": KIND, "settings": settings, "order": order, "results": results}
 
 

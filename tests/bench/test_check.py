@@ -70,4 +70,4 @@ def test_one_byte_more_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_settings_of_counts_are_in_their_command() -> None:
     command = "python -m bench.step --config a.yaml --batch 3 --set run.device=cpu model.seq_len=9 --set x=1 --json b"
     found = settings_of({"command": command, "batch": 3})
-    assert found == ("a.yaml", ["run.device=cpu", "model.seq_len=9", "x=1"], 3)
+    assert found == (str(check.ROOT / "a.yaml"), ["run.device=cpu", "model.seq_len=9", "x=1"], 3)
