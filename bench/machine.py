@@ -39,7 +39,11 @@ def describe() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "c_library": " ".join(platform.libc_ver()),
-        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(SETTINGS)},
+        "environment": {
+            name: os.environ[name]
+            for name in sorted(os.environ)
+            if name.startswith(SETTINGS) and not name.endswith("_DIR")  # where, not how fast
+        },
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
