@@ -107,7 +107,7 @@ def execute(launch: Launch) -> str | None:
             own.copy_(torch.from_numpy(copy))
     race = find_race(memory.access_log)
     if race is not None:
-        return f"{race.kind} race: {race.first} and {race.second}"
+        return re.sub(r'loc\("[^"]*/', 'loc("', f"{race.kind} race: {race.first} and {race.second}")
     unknown = sorted(getattr(interpreter, "unsupported", None) or [])
     return f"not executed: {', '.join(unknown)}" if unknown else None
 

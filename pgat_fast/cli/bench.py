@@ -1,4 +1,4 @@
-"""`pgat-fast bench`: how fast it is here, what became worse, where the time goes."""
+"""`pgat-fast bench`: how fast it is here, what became worse, where the time goes, what the README says of it."""
 
 import argparse
 from importlib import import_module
@@ -34,7 +34,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     profile.add_argument("--steps", type=int, default=3, help="to profile (default: %(default)s)")
     profile.add_argument("--out", default="profile", metavar="DIR", help="where to write (default: %(default)s)")
 
-    for name, own in (("compare", compare), ("check", check), ("profile", profile)):
+    report = kinds.add_parser("report", help="write the tables and plots of README.md from the committed results")
+    report.add_argument("--check", action="store_true", help="only say whether README.md is as it would be written")
+
+    for name, own in (("compare", compare), ("check", check), ("profile", profile), ("report", report)):
         own.set_defaults(run=run, module=f"bench.{name}")
 
 
