@@ -149,9 +149,9 @@ def combiner_of(config: Config, variant: Variant, compiled: bool = False) -> nn.
     return build(config, variant, compiled).get_submodule("graph.combiner")
 
 
-def random_inputs(config: Config, batch: int, steps: int, device: torch.device) -> Inputs:
-    """Random numbers of the ranges that a combiner meets; they want gradients, as in training."""
-    nodes, width = config.model.nodes, config.model.embed_dim
+def random_inputs(config: Config, batch: int, steps: int, device: torch.device, *, nodes: int | None = None) -> Inputs:
+    """Random numbers of the ranges that a combiner meets, of so many bodies; they want gradients, as in training."""
+    nodes, width = nodes or config.model.nodes, config.model.embed_dim
     shape = (batch, steps, nodes, nodes)
     static, dynamic = (torch.rand(shape, device=device, requires_grad=True) for _ in range(2))
     learned = torch.empty(shape, device=device).uniform_(-1, 1).requires_grad_()

@@ -3,6 +3,8 @@
 import argparse
 from importlib import import_module
 
+from pgat_fast.cli.arguments import add_overrides_argument
+
 _EPILOG = """\
 Benchmarks are in the repository, not in the installed package: run them in a clone.
 `pytest bench --benchmark-only` times operators, parts, steps, forecasts and imports one by one.
@@ -34,16 +36,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     profile.add_argument("--steps", type=int, default=3, help="to profile (default: %(default)s)")
     profile.add_argument("--out", default="profile", metavar="DIR", help="where to write (default: %(default)s)")
 
+    scaling = kinds.add_parser("scaling", help="how time and memory grow with history, batch and bodies")
+    add_overrides_argument(scaling)
+    scaling.add_argument("--backends", default="reference,torch:eager", metavar="NAME[:WORD...],...")
+    scaling.add_argument("--largest", type=int, metavar="N", help="leave larger sizes out")
+    scaling.add_argument("--json", metavar="FILE", help="write the figures here")
+
     report = kinds.add_parser("report", help="write the tables and plots of README.md from the committed results")
     report.add_argument("--check", action="store_true", help="only say whether README.md is as it would be written")
 
-    for name, own in (("compare", compare), ("check", check), ("profile", profile), ("report", report)):
+    for name, own in kinds.choices.items():
         own.set_defaults(run=run, module=f"bench.{name}")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    from pgat_fast.cli.arguments import add_overrides_argument
-
     parser.add_argument("--config", metavar="FILE", help="the model (default: configs/quickstart.yaml)")
     add_overrides_argument(parser)
     parser.add_argument("--batch", type=int, default=1, help="windows of a step (default: %(default)s)")

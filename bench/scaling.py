@@ -1,0 +1,131 @@
+"""How time and memory grow with the days of history, the windows of a batch, and the number of bodies.
+
+    pgat-fast bench scaling --json bench/results/scaling.json
+
+Whole training steps for history and batch, at a quarter of the production width; for bodies, of which the model has 13,
+its combiner alone (forward and backward) on random adjacencies of more or fewer. Every size is measured in a process of
+its own, the backends after each other. The exponents are fitted to the larger half of the sizes, where what does not
+grow no longer counts: 1 is linear, 2 quadratic.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from bench.combiner import combiner_of, random_inputs, run_pass
+from bench.machine import GIB
+from bench.measure import PeakMemory, quartiles, seconds_of
+from bench.processes import Record, do_task, run_task, write
+from bench.step import TrainedModel
+from bench.variants import Variant, configure, parse_variants
+from pgat_fast.device import resolve_device
+from pgat_fast.errors import ConfigError
+from pgat_fast.model.precision import resolve_precision
+
+MODULE: Final = "bench.scaling"
+CONFIG: Final = str(Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml")
+SIZES: Final = {"history": (64, 128, 256, 512, 1024, 2000), "batch": (1, 4, 16, 64), "bodies": (8, 16, 32, 64)}
+"""What grows -> its sizes."""
+DAYS: Final = 32
+"""Of history where the batch grows."""
+TIMESTEPS: Final = 4
+"""Of the combiner where the bodies grow."""
+REPEATS: Final = 3
+TIME_LIMIT: Final = 600.0
+"""Seconds of a process."""
+
+
+def measure(task: Record) -> Record:
+    """One size, in its own process: quartiles of the seconds, peak memory above the import."""
+    variant, size = Variant(**task["variant"]), task["size"]
+    grows = {"history": [f"model.seq_len={size}"], "batch": [f"model.seq_len={DAYS}"]}
+    config = configure(variant, CONFIG, [*task["overrides"], *grows.get(task["what"], [])])
+    if task["what"] == "bodies":
+        device = resolve_device(config.run.device)
+        precision = resolve_precision(config.run.precision, device)
+        torch.manual_seed(config.training.seed)
+        memory = PeakMemory(device)
+        combiner = combiner_of(config, variant).to(device)
+        inputs = random_inputs(config, 1, TIMESTEPS, device, nodes=size)
+        run: Callable[[], None] = lambda: run_pass(combiner, inputs, precision, device)  # noqa: E731
+        seconds_of(run, 1, device)
+        return {"seconds": quartiles(seconds_of(run, REPEATS, device)), "memory_gib": memory.above_baseline() / GIB}
+    trained = TrainedModel(config, variant, size if task["what"] == "batch" else 1)
+    seconds = quartiles(trained.seconds_of(REPEATS))
+    return {"seconds": seconds, "memory_gib": trained.record(0.01)["peak_memory_gib"]}
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
+    """That of the power law through the larger half of at least two sizes; None of fewer."""
+    if len(sizes) < 2:
+        return None
+    first = min(len(sizes) // 2, len(sizes) - 2)
+    return float(np.polyfit(np.log(sizes[first:]), np.log(values[first:]), 1)[0])
+
+
+def summarize(what: str, backend: str, sizes: Sequence[int], records: Sequence[Record]) -> Record:
+    """The figures of one backend as one thing grows."""
+    found: Record = {"what": what, "backend": backend, "sizes": list(sizes), "records": list(records)}
+    good = [(size, record) for size, record in zip(sizes, records, strict=True) if "error" not in record]
+    for name, value in (
+        ("seconds", lambda record: record["seconds"]["median"]),
+        ("memory", lambda record: record["memory_gib"]),
+    ):
+        found[f"{name}_exponent"] = exponent([size for size, _ in good], [value(record) for _, record in good])
+    return found
+
+
+def describe(result: Record) -> str:
+    """A line a size, and the exponents."""
+    lines = [f"{result['what']}, {result['backend']}:"]
+    for size, record in zip(result["sizes"], result["records"], strict=True):
+        shown = record.get("error") or f"{record['seconds']['median']:.3g} s, {record['memory_gib'] * 1024:.0f} MiB"
+        lines.append(f"  {size:>5}  {shown}")
+    powers = [result["seconds_exponent"], result["memory_exponent"]]
+    shown = ["not known" if power is None else f"{power:.2f}" for power in powers]
+    return "\n".join([*lines, f"  exponent of time {shown[0]}, of memory {shown[1]}"])
+
+
+def run(args: argparse.Namespace) -> int:
+    """`pgat-fast bench scaling`: print and write what grows how. Returns 1 where a size failed."""
+    try:
+        variants = parse_variants(args.backends)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--backends: {error}") from error
+    for variant in variants:
+        configure(variant, CONFIG, args.overrides)
+    results: list[Record] = []
+    for what, sizes in SIZES.items():
+        chosen = [size for size in sizes if args.largest is None or size <= args.largest]
+        records: dict[str, list[Record]] = {str(variant): [] for variant in variants}
+        for size in chosen:
+            for variant in variants:
+                print(f"{what} {size}: {variant}", file=sys.stderr, flush=True)
+                task: dict[str, Any] = {"variant": asdict(variant), "what": what, "size": size}
+                records[str(variant)].append(run_task(MODULE, task | {"overrides": args.overrides}, TIME_LIMIT))
+        for name, found in records.items():
+            results.append(summarize(what, name, chosen, found))
+            print(describe(results[-1]), flush=True)
+    settings = {
+        "overrides": args.overrides,
+        "repeats": REPEATS,
+        "days_of_batch": DAYS,
+        "timesteps_of_bodies": TIMESTEPS,
+    }
+    write(Path(args.json) if args.json else None, MODULE, {"settings": settings, "results": results})
+    return int(any("error" in record for result in results for record in result["records"]))
+
+
+def main() -> int:
+    """In a process that measures."""
+    return do_task(measure, sys.argv[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

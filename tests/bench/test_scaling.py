@@ -1,0 +1,34 @@
+"""How things grow: the exponents of made-up figures, and real ones of small sizes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import scaling
+from pgat_fast.cli import main
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_the_exponent_is_that_of_the_large_sizes(power: float) -> None:
+    sizes = [1, 10, 1e5, 1e6]
+    assert scaling.exponent(sizes, [1 + size**power for size in sizes]) == pytest.approx(power, abs=0.01)
+    assert scaling.exponent([4], [1.0]) is None
+
+
+def test_small_sizes_are_measured_and_what_fails_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scaling, "SIZES", {"history": (8, 0), "batch": (1,), "bodies": (8,)})
+    path = tmp_path / "scaling.json"
+    small = ["model.label_len=3", "model.pred_len=2", "model.d_model=26", "run.device=cpu"]
+    assert main(["bench", "scaling", "--backends", "torch:eager", "--json", str(path), "--set", *small]) == 1
+    history, batch, bodies = json.loads(path.read_text())["results"]
+    assert "error" not in history["records"][0]
+    assert "seq_len" in history["records"][1]["error"]
+    assert history["seconds_exponent"] is None, "one size says nothing"
+    for result in (batch, bodies):
+        (record,) = result["records"]
+        assert record["seconds"]["median"] > 0
+        assert record["memory_gib"] > 0
+    assert "exponent of time not known" in capsys.readouterr().out
