@@ -247,6 +247,17 @@ def test_a_resumed_run_is_compiled_where_it_began_so(
     assert not run(tiny, tmp_path / "other")["compiled"]
 
 
+def test_a_run_that_goes_on_with_other_kernels_says_so(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run([*tiny, "training.max_steps=2"], tmp_path / "run")["kernels"] == "none"
+    run([*tiny, "training.max_steps=3"], tmp_path / "run", resume=tmp_path / "run")
+    assert "kernels" not in caplog.text
+    monkeypatch.setattr("pgat_fast.training.trainer.kernels_in_words", lambda model: "measured abc")
+    run([*tiny, "training.max_steps=4"], tmp_path / "run", resume=tmp_path / "run")
+    assert "kernels: the run began with none and goes on with measured abc" in caplog.text
+
+
 def test_a_limit_of_steps_or_minutes_shortens_what_compiling_can_save(
     tiny: list[str], tmp_path: Path, compiled_calls: list[bool], caplog: pytest.LogCaptureFixture
 ) -> None:
