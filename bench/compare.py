@@ -31,8 +31,10 @@ from bench.measure import quartiles
 from bench.parity import require_parity
 from bench.processes import Record, do_task, end, first_line, run_task, write
 from bench.ratios import Ratio, ratio
+from bench.roofline import EPOCH_WINDOWS
 from bench.step import TrainedModel, count_step
-from bench.variants import Variant, configure, parse_variants
+from bench.variants import Variant, configure, given, parse_variants
+from pgat_fast.columns_of_text import in_columns
 from pgat_fast.errors import ConfigError
 from pgat_fast.model import backend_reasons
 
@@ -47,8 +49,6 @@ TURNS_SECONDS: Final = 30.0
 FEWEST: Final = 3
 TIME_LIMIT: Final = 3600.0
 """Seconds that comparing and counting may take."""
-EPOCH_WINDOWS: Final = 6736
-"""Windows that the production data has to train on."""
 
 
 def backends_here(compiled: bool) -> list[Variant]:
@@ -83,7 +83,7 @@ def serve(task: Record) -> int:
         _answer({"ready": True})
         for line in sys.stdin:
             if line.strip() == "end":
-                _answer(trained.record(task["peak_seconds"]))
+                _answer(trained.record())
                 return 0
             _answer({"seconds": trained.seconds_of(1)[0]})
     except Exception as error:  # whatever stops one backend must not take the others with it
@@ -216,10 +216,7 @@ def as_table(results: Sequence[Record]) -> str:
                 f"{result['saved_for_backward_bytes'] / 1e6:.3g} MB",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return in_columns(rows)
 
 
 def compare(
@@ -231,7 +228,7 @@ def compare(
     """
     for variant in variants:
         configure(variant, config, overrides)
-    own = {"config": config, "overrides": overrides, "batch": batch, "peak_seconds": 0.2}
+    own = {"config": config, "overrides": overrides, "batch": batch}
     tasks = {str(variant): {"variant": asdict(variant), **own} for variant in variants}
     counted = {name: run_task(MODULE, task, TIME_LIMIT) for name, task in tasks.items()}
     right = {name: task for name, task in tasks.items() if "error" not in counted[name]}
@@ -260,10 +257,7 @@ def run(args: argparse.Namespace) -> int:
     """`pgat-fast bench compare`: print the table, write the figures. Returns 1 where a backend failed."""
     if args.processes < 2:
         raise ConfigError("--processes must be at least 2, or nothing can be said of how sure a ratio is")
-    try:
-        variants = parse_variants(args.backends) if args.backends else backends_here(args.compiled)
-    except argparse.ArgumentTypeError as error:
-        raise ConfigError(f"--backends: {error}") from error
+    variants = given(parse_variants, "--backends", args.backends) if args.backends else backends_here(args.compiled)
     result = compare(args.config or CONFIG, args.overrides, variants, args.batch, args.steps, args.processes)
     print(as_table(result["results"]))
     path = result_file(RESULTS) if args.save else Path(args.json) if args.json else None

@@ -37,14 +37,14 @@ def require_parity(backend: str, combiner: str) -> None:
     ours = build(config, Variant(backend)).double().eval()
     ours.load_state_dict(reference.state_dict())
     inputs = [x.double() for x in example(config.model, 2)[:4]]
-    for model in (reference, ours):
-        model(*inputs)[0].square().sum().backward()
-    with torch.no_grad():
-        _compare("the forecast", ours(*inputs)[0], reference(*inputs)[0])
+    right, found = (model(*inputs)[0] for model in (reference, ours))
+    for forecast in (right, found):
+        forecast.square().sum().backward()
+    _compare("the forecast", found.detach(), right.detach())
     theirs = dict(reference.named_parameters())
     for name, parameter in ours.named_parameters():
-        found, expected = (p.grad if p.grad is not None else torch.zeros_like(p) for p in (parameter, theirs[name]))
-        _compare(f"the gradient of {name}", found, expected)
+        own, its = (p.grad if p.grad is not None else torch.zeros_like(p) for p in (parameter, theirs[name]))
+        _compare(f"the gradient of {name}", own, its)
 
 
 def _compare(what: str, found: Tensor, expected: Tensor) -> None:

@@ -20,8 +20,8 @@ from bench.machine import describe
 from bench.matrix_peak import matrix_peak
 from bench.processes import Record
 from bench.step import TrainedModel
-from bench.variants import configure, parse_variant
-from pgat_fast.errors import ConfigError
+from bench.variants import configure, given, parse_variant
+from pgat_fast.columns_of_text import in_columns
 from pgat_fast.files import write_json
 
 PRODUCTS: Final = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::conv")
@@ -66,16 +66,12 @@ def as_table(records: list[Record]) -> str:
                 "-" if fraction is None else f"{fraction:.0%}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return in_columns(rows)
 
 
 def run(args: argparse.Namespace) -> int:
     """`pgat-fast bench profile`: write the trace and the table, print its ten first lines. Returns 0."""
-    try:
-        variant = parse_variant(args.backend)
-    except argparse.ArgumentTypeError as error:
-        raise ConfigError(f"--backend: {error}") from error
+    variant = given(parse_variant, "--backend", args.backend)
     config = configure(variant, args.config or CONFIG, args.overrides)
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)

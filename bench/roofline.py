@@ -32,6 +32,8 @@ GPUS: Final = (
 LAUNCH_SECONDS: Final = 3e-6
 """What an operation takes at least: about what a GPU needs between two kernels of one stream."""
 
+EPOCH_WINDOWS: Final = 6736
+"""What the production data has to train on."""
 EPOCH_STEPS: Final = 421
 """Of the production data at a batch of 16."""
 

@@ -19,17 +19,16 @@ import numpy as np
 import torch
 
 from bench.combiner import combiner_of, random_inputs, run_pass
+from bench.compare import CONFIG
 from bench.machine import GIB
 from bench.measure import PeakMemory, quartiles, seconds_of
 from bench.processes import Record, do_task, run_task, write
 from bench.step import TrainedModel
-from bench.variants import Variant, configure, parse_variants
+from bench.variants import Variant, configure, given, parse_variants
 from pgat_fast.device import resolve_device
-from pgat_fast.errors import ConfigError
 from pgat_fast.model.precision import resolve_precision
 
 MODULE: Final = "bench.scaling"
-CONFIG: Final = str(Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml")
 SIZES: Final = {"history": (64, 128, 256, 512, 1024, 2000), "batch": (1, 4, 16, 64), "bodies": (8, 16, 32, 64)}
 """What grows -> its sizes."""
 DAYS: Final = 32
@@ -58,7 +57,7 @@ def measure(task: Record) -> Record:
         return {"seconds": quartiles(seconds_of(run, REPEATS, device)), "memory_gib": memory.above_baseline() / GIB}
     trained = TrainedModel(config, variant, size if task["what"] == "batch" else 1)
     seconds = quartiles(trained.seconds_of(REPEATS))
-    return {"seconds": seconds, "memory_gib": trained.record(0.01)["peak_memory_gib"]}
+    return {"seconds": seconds, "memory_gib": trained.record()["peak_memory_gib"]}
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
@@ -94,10 +93,7 @@ def describe(result: Record) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """`pgat-fast bench scaling`: print and write what grows how. Returns 1 where a size failed."""
-    try:
-        variants = parse_variants(args.backends)
-    except argparse.ArgumentTypeError as error:
-        raise ConfigError(f"--backends: {error}") from error
+    variants = given(parse_variants, "--backends", args.backends)
     for variant in variants:
         configure(variant, CONFIG, args.overrides)
     results: list[Record] = []

@@ -109,7 +109,9 @@ def time_steps(config: Config, variant: Variant, batch: int, steps: int, peak_se
     """Take `steps` training steps behind the warm-up; their seconds, the peak memory, the peak of products."""
     trained = TrainedModel(config, variant, batch)
     seconds = trained.seconds_of(steps)
-    return {"seconds": seconds, **trained.record(peak_seconds)}
+    found = trained.record()  # its memory before that of the products below
+    peak = matrix_peak(trained.precision, trained.device, peak_seconds)
+    return {"seconds": seconds, **found, "matrix_peak": peak}
 
 
 class TrainedModel:
@@ -142,7 +144,7 @@ class TrainedModel:
         """Of each of so many steps."""
         return seconds_of(self._take, steps, self.device)
 
-    def record(self, peak_seconds: float) -> Record:
+    def record(self) -> Record:
         """What is known of it beside the seconds. Raises RuntimeError where a step was not finite."""
         steps_peak = self._memory.above_baseline()
         reserved = self._memory.reserved()
@@ -165,7 +167,7 @@ class TrainedModel:
             found["compiler"]["saved_for_backward_bytes"] = saved.total
             saved.forget()
             loss.backward()
-        return found | {"matrix_peak": matrix_peak(self.precision, self.device, peak_seconds)}
+        return found
 
 
 def optimizer_step(

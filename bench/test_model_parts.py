@@ -76,6 +76,4 @@ def test_part(
         with float32_products_in(resolved, device):
             loss.backward()
 
-    measure(
-        benchmark, forward if which == "forward" else both, device, held=lambda: (*leaves, *state_of(model))
-    )  # fmt: skip
+    measure(benchmark, forward if which == "forward" else both, device, held=lambda: (*leaves, *state_of(model)))

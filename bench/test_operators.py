@@ -1,7 +1,7 @@
 """Operators with kernels at the sizes of a timestep of production: plain torch, kernels where they run, and what stock
 torch has in their place. `--shape` decides how many timesteps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import pytest
@@ -34,20 +34,22 @@ def time_passes(
     run: Callable[[list[Tensor]], Tensor],
     leaves: list[Tensor],
     device: torch.device,
+    parameters: Sequence[Tensor] = (),
 ) -> None:
-    """The forward pass, the backward pass, or both, of a function of tensors that have gradients."""
+    """The forward pass, the backward pass, or both, of a function of tensors that have gradients, as parameters do."""
     own = [x.detach().requires_grad_() for x in leaves]
+    held = (*own, *parameters)
     g = gradient(run(own).detach())
 
     def back(y: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y, own, g, allow_unused=True)
+        return torch.autograd.grad(y, held, g, allow_unused=True)
 
     if which == "backward":
         measure(benchmark, back, device, setup=lambda: run(own), saves=False)
     elif which == "forward":
-        measure(benchmark, lambda: run(own), device, held=lambda: tuple(own))
+        measure(benchmark, lambda: run(own), device, held=lambda: held)
     else:
-        measure(benchmark, lambda: back(run(own)), device, held=lambda: tuple(own))
+        measure(benchmark, lambda: back(run(own)), device, held=lambda: held)
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -77,18 +79,7 @@ def test_stock_gru(benchmark: BenchmarkFixture, which: str, shape: str, device: 
     def run(own: list[Tensor]) -> Tensor:
         return torch.stack([gru(own[0][:, :, i])[0] for i, gru in enumerate(grus)], dim=2)
 
-    own = [x.detach().requires_grad_()]
-    g = gradient(run(own).detach())
-
-    def back(y: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y, [*own, *parameters], g)
-
-    if which == "backward":
-        measure(benchmark, back, device, setup=lambda: run(own), saves=False)
-    elif which == "forward":
-        measure(benchmark, lambda: run(own), device, held=lambda: (*own, *parameters))
-    else:
-        measure(benchmark, lambda: back(run(own)), device, held=lambda: (*own, *parameters))
+    time_passes(benchmark, which, run, [x], device, parameters)
 
 
 @pytest.mark.parametrize("which", PASSES)

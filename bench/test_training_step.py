@@ -11,15 +11,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.measure import state_of
 from bench.parity import require_parity
+from bench.roofline import EPOCH_WINDOWS
 from bench.step import optimizer_step
 from bench.suite import configuration, measure
 from bench.variants import build, compile_module, parse_variant
 from pgat_fast.data.windows import Batch
 from pgat_fast.model.precision import resolve_precision
 from pgat_fast.plan.trace import example
-
-WINDOWS = 6736
-"""Of the production data's training part: what is called an epoch here."""
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -51,6 +49,6 @@ def test_training_step(
 
     measure(benchmark, take_step, device, held=lambda: (*state_of(model), *inputs))
     assert not step.flags.raised(wait=True), "a step was not finite and thus left out: the timings mean nothing"
-    steps, median = math.ceil(WINDOWS / batch), benchmark.stats.stats.median
+    steps, median = math.ceil(EPOCH_WINDOWS / batch), benchmark.stats.stats.median
     benchmark.extra_info["epoch_seconds_extrapolated"] = steps * median
     benchmark.extra_info["epoch_is"] = f"{steps} steps, of which {benchmark.stats.stats.rounds} were measured"

@@ -11,15 +11,16 @@ A precision is one of `run.precision`; without one it is the configuration's.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from pgat_fast import build_model, load_config
 from pgat_fast.config.schema import Config
+from pgat_fast.errors import ConfigError
 from pgat_fast.model import BACKENDS, resolve_backend
 from pgat_fast.model.compilation import compile_in_place, decide_compile
 from pgat_fast.model.execution import Execution
@@ -27,6 +28,8 @@ from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
 from pgat_kernels.dispatch import Kernels
 from pgat_kernels.heap import keep_freed_memory
+
+Parsed = TypeVar("Parsed")
 
 NAMES: Final = tuple(name for name in BACKENDS if name != "auto")
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
@@ -100,6 +103,14 @@ def parse_variants(text: str) -> list[Variant]:
     if len(set(variants)) < len(variants):
         raise argparse.ArgumentTypeError(f"{text!r} names a variant twice")
     return variants
+
+
+def given(parse: Callable[[str], Parsed], option: str, text: str) -> Parsed:
+    """What `parse` makes of an option of `pgat-fast`. Raises ConfigError, with its name, where that is wrong."""
+    try:
+        return parse(text)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"{option}: {error}") from error
 
 
 def parse_precisions(text: str) -> list[Precision]:

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from pgat_fast import __version__
+from pgat_fast.columns_of_text import in_columns
 
 GIB = 2**30
 _REQUIRED = ("numpy", "pandas", "pydantic", "safetensors", "pyyaml", "psutil", "tqdm")
@@ -184,10 +185,8 @@ def kernels_as_text(info: dict[str, Any]) -> str:
     """The operators with a kernel or without, a line each."""
     head = {"operator": "operator", "triton": "with triton", "auto": "with auto", "reason": "why"}
     head |= {"takes": "a kernel takes"}
-    rows = [head, *info["kernels"]]
-    widths = {key: max(len(row[key]) for row in rows) for key in head}
-    lines = ["  ".join(f"{row[key]:<{widths[key]}}" for key in head).rstrip() for row in rows]
-    return "\n".join(["By what operators are computed on this machine, with run.backend=triton and auto:", "", *lines])
+    table = in_columns([[row[key] for key in head] for row in (head, *info["kernels"])])
+    return f"By what operators are computed on this machine, with run.backend=triton and auto:\n\n{table}"
 
 
 def as_text(info: dict[str, Any]) -> str:

@@ -3,10 +3,10 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call
 
 from pgat_fast import build_model, load_config
@@ -23,8 +23,15 @@ from tests.pgat_fast.test_golden import as_list
 pytestmark = [pytest.mark.usefixtures("large_tiles"), pytest.mark.timeout(1800)]
 
 
-def names(ran: list[tuple[Any, Any]]) -> set[str]:
-    """Of these kernels the operators."""
+def launched_for(case: golden.Case, model: nn.Module) -> set[str]:
+    """The operators whose kernels ran; outputs and gradients are those of the existing model."""
+    state = case.state(torch.float32)
+    with running() as ran:
+        ours = from_original_layout(state, case.config)
+        outputs = as_list(functional_call(model, ours, case.inputs(torch.float32))[0])
+        case.check_outputs(outputs)
+        case.probed(outputs).backward()
+    case.check_gradients({key: tensor.grad for key, tensor in state.items()}, tolerance=1e-4)
     return {re.sub(r"_(fwd|bwd)\w*_kernel$", "", kernel.__name__).strip("_") for kernel, _ in ran}
 
 
@@ -34,15 +41,8 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str) -> None:
     run = case.config.run.model_copy(update={"combiner_chunk": 1000})  # few launches
     model = build_model(case.config.model_copy(update={"run": run}), backend="triton").eval()
     assert isinstance(model, FastPGAT)
-    state = case.state(torch.float32)
-    with running() as ran:
-        ours = from_original_layout(state, case.config)
-        outputs = as_list(functional_call(model, ours, case.inputs(torch.float32))[0])
-        case.check_outputs(outputs)
-        case.probed(outputs).backward()
-    case.check_gradients({key: tensor.grad for key, tensor in state.items()}, tolerance=1e-4)
     own = {"batched_small": {"edge_attention"}, "hierarchical_small": {"graph_attention", "edge_tokens"}}
-    assert names(ran) == own[name] | {"feed_forward", "projection", "edge_head", "gru_scan", "aspects"}
+    assert launched_for(case, model) == own[name] | {"feed_forward", "projection", "edge_head", "gru_scan", "aspects"}
 
 
 def test_what_has_been_measured_to_be_faster_is_a_kernel_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,14 +54,7 @@ def test_what_has_been_measured_to_be_faster_is_a_kernel_and_nothing_else(monkey
     model = build_model(case.config, backend="triton").eval()
     assert isinstance(model, FastPGAT)
     model.set_execution(replace(model.execution, combiner_chunk=1000, kernels=dispatch.Kernels.MEASURED))
-    state = case.state(torch.float32)
-    with running() as ran:
-        ours = from_original_layout(state, case.config)
-        outputs = as_list(functional_call(model, ours, case.inputs(torch.float32))[0])
-        case.check_outputs(outputs)
-        case.probed(outputs).backward()
-    case.check_gradients({key: tensor.grad for key, tensor in state.items()}, tolerance=1e-4)
-    assert names(ran) == {"projection", "gru_scan", "feed_forward"}
+    assert launched_for(case, model) == {"projection", "gru_scan", "feed_forward"}
 
 
 def test_the_quickstart_has_the_losses_of_the_backend_torch(data_file: Path, tmp_path: Path) -> None:
