@@ -24,10 +24,8 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, Final, Literal, NamedTuple
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +49,6 @@ from pgat_fast.config.schema import Config
 from pgat_fast.device import resolve_device
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, float32_products_in, products_in, resolve_precision
-from pgat_fast.model.reference import combiner_batched, combiner_hierarchical
 
 MODULE: Final = "bench.combiner"
 
@@ -80,10 +77,7 @@ def measure(task: Record) -> Record:
     variant = Variant(**task["variant"])
     config = configure(variant, task["config"], task["overrides"])
     match task["kind"]:
-        case "useful":
-            with without_recomputation():
-                return count_passes(config, variant, task["batch"], task["sizes"])
-        case "executed":
+        case "count":
             return count_passes(config, variant, task["batch"], task["sizes"])
         case _:
             return time_passes(config, variant, task["batch"], task["steps"], task["repeats"], task["peak_seconds"])
@@ -167,20 +161,6 @@ def run_pass(combiner: nn.Module, inputs: Inputs, precision: Precision, device: 
         combined = combiner(inputs.adjacencies, inputs.context)
     with float32_products_in(precision, device):
         combined.backward(inputs.gradient.to(combined.dtype))
-
-
-@contextmanager
-def without_recomputation() -> Iterator[None]:
-    """Within it, the reference's combiners keep what they need for the backward pass."""
-
-    def call(block: nn.Module, *inputs: Tensor) -> Any:
-        return block(*inputs)
-
-    with (
-        patch.object(combiner_batched, "recompute_in_backward", call),
-        patch.object(combiner_hierarchical, "recompute_in_backward", call),
-    ):
-        yield
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -289,14 +269,16 @@ def main() -> int:
     except PgatError as error:
         parser.error(str(error))
 
-    def task(kind: Literal["useful", "executed", "time"], variant: Variant, **more: Any) -> Record:
+    def task(kind: Literal["count", "time"], variant: Variant, **more: Any) -> Record:
         common = {"kind": kind, "variant": asdict(variant), "config": file, "overrides": overrides}
         return common | {"batch": args.batch} | more
 
-    useful = run_task(MODULE, task("useful", Variant("reference", "highest"), sizes=args.steps), args.time_limit)
+    useful = run_task(
+        MODULE, task("count", Variant("reference", "highest", kept=True), sizes=args.steps), args.time_limit
+    )
     # Compiled or not, the same is counted.
     counted = {
-        variant: run_task(MODULE, task("executed", variant, sizes=args.steps), args.time_limit)
+        variant: run_task(MODULE, task("count", variant, sizes=args.steps), args.time_limit)
         for variant in {replace(variant, compiled=None): None for variant in args.backends}
     }
     tasks = {

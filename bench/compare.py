@@ -53,11 +53,12 @@ TIME_LIMIT: Final = 3600.0
 
 def backends_here(compiled: bool) -> list[Variant]:
     """What is compared where nothing else is asked for: all that run here, and what one would do by hand."""
-    found = [Variant("reference"), Variant("reference", fused=True), Variant("torch", compiled=False)]
+    found = [Variant("reference"), Variant("reference", fused=True), Variant("reference", kept=True)]
+    found.append(Variant("torch", compiled=False))
     if backend_reasons()["triton"] is None:
         found.append(Variant("triton", compiled=False))
     if compiled:
-        found += [replace(variant, compiled=True) for variant in found if not variant.fused]
+        found += [replace(variant, compiled=True) for variant in found if not (variant.fused or variant.kept)]
     return found
 
 

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **_gpu(),
         "system": f"{platform.system()} {platform.machine()}",
         "c_library": " ".join(platform.libc_ver()),
         "environment": {
@@ -46,6 +47,7 @@ def describe() -> dict[str, Any]:
         },
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": _version("triton"),
     }
 
 
@@ -63,8 +65,35 @@ def _code() -> dict[str, Any]:
     return {"commit": git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed)}
 
 
+def _gpu() -> dict[str, Any]:
+    """Name, power limit in watts, driver and CUDA of the GPU that torch takes; None each where there is none."""
+    found: dict[str, Any] = dict.fromkeys(("gpu", "gpu_power_limit_watts", "driver", "cuda"))
+    if not torch.cuda.is_available():
+        return found
+    found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    query = ["nvidia-smi", f"--id={uuid}", "--query-gpu=power.limit,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+        limit, driver = (word.strip() for word in said.strip().split(","))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return found  # no such tool, as on other makers' GPUs
+    try:
+        found["gpu_power_limit_watts"] = float(limit)
+    except ValueError:  # "[N/A]"
+        pass
+    return found | {"driver": driver}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _processor() -> str:
-    """The processor's name and the vector instructions that decide its speed."""
+    """The processor's name and model, and the vector instructions that decide its speed."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -73,4 +102,5 @@ def _processor() -> str:
     vectors = [
         flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in fields.get("flags", "").split()
     ]
-    return f"{fields.get('model name', 'unknown')} ({', '.join(vectors)})"
+    family = [f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields]  # the name may not tell
+    return f"{fields.get('model name', 'unknown')} ({', '.join([*family, *vectors])})"

@@ -3,6 +3,7 @@
     reference                 the plain model, eager, in the configuration's precision
     reference:fused           its attention without weights, so that torch takes its fused attention where it has one
     reference:compiled        under `torch.compile`, as it is
+    reference:kept            nothing computed again in the backward pass: more memory
     reference:heap            freed memory kept for reuse, as the fast backend has it on a CPU (`pgat_kernels.heap`)
     torch                     compiled or not, as `run.compile` says for a long run
     torch:eager:bf16          not compiled, products in bfloat16
@@ -34,7 +35,7 @@ Parsed = TypeVar("Parsed")
 NAMES: Final = tuple(name for name in BACKENDS if name != "auto")
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 COMPILE_WORDS: Final = ("compiled", "eager")
-OF_REFERENCE: Final = ("fused", "heap")
+OF_REFERENCE: Final = ("fused", "kept", "heap")
 """What may follow `reference` only."""
 WORDS: Final = (*PRECISIONS, *COMPILE_WORDS, *OF_REFERENCE)
 """What may follow a name."""
@@ -52,6 +53,7 @@ class Variant:
         precision: of products; None is the configuration's.
         compiled: whether by `torch.compile`; None is what the configuration says, and no for the reference.
         fused: whether attention is called without weights.
+        kept: whether a reference keeps what its backward pass needs.
         heap: whether a reference keeps freed memory.
     """
 
@@ -59,6 +61,7 @@ class Variant:
     precision: Precision | None = None
     compiled: bool | None = None
     fused: bool = False
+    kept: bool = False
     heap: bool = False
 
     def __str__(self) -> str:
@@ -163,6 +166,8 @@ def build(config: Config, variant: Variant, compiled: bool = False) -> nn.Module
         model.set_execution(Execution.of(config.run, compiled=compiled, kernels=Kernels(variant.backend == "triton")))
     if variant.fused:
         use_fused_attention(model)
+    if variant.kept:
+        model.get_submodule("graph.combiner").recompute = False  # type: ignore[assignment]
     if variant.heap:
         keep_freed_memory()
     return model

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.step import count_step
 from bench.variants import (
     Variant,
     configure,
@@ -27,6 +28,7 @@ CONFIG = "configs/quickstart.yaml"
         ("torch:bf16", Variant("torch", "bf16")),
         ("torch:high:eager", Variant("torch", "high", compiled=False)),
         ("reference:compiled:fused", Variant("reference", compiled=True, fused=True)),
+        ("reference:kept", Variant("reference", kept=True)),
         ("reference:heap", Variant("reference", heap=True)),
     ],
 )
@@ -43,7 +45,7 @@ def test_names_and_words_are_read(text: str, variant: Variant) -> None:
         ("", "'' is no backend"),
         ("torch:fast", "'fast' cannot follow torch; highest, high, bf16, fp16, compiled, eager can"),
         ("torch:fused", "'fused' cannot follow torch"),
-        ("reference:", "'' cannot follow reference; highest, high, bf16, fp16, compiled, eager, fused, heap can"),
+        ("reference:", "'' cannot follow reference; highest, high, bf16, fp16, compiled, eager, fused, kept, heap can"),
         ("torch:compiled:eager", "only one of compiled, eager can be given"),
         ("torch:bf16:high", "only one of highest, high, bf16, fp16 can be given"),
         ("reference:fused:fused", "only one of fused can be given"),
@@ -99,3 +101,13 @@ def test_fused_attention_is_asked_for_no_weights_and_computes_the_same() -> None
     assert weights is not None
     assert no_weights is None
     torch.testing.assert_close(after, before)
+
+
+def test_a_reference_that_keeps_computes_the_same_and_saves_more() -> None:
+    counted = {}
+    for variant in (Variant("reference"), Variant("reference", kept=True)):
+        config = configure(variant, CONFIG, ["model.seq_len=4", "model.label_len=2"])
+        counted[variant.kept] = count_step(config, variant, 1)
+    assert counted[True]["forward_flops"] == counted[False]["forward_flops"]
+    assert counted[True]["flops"] < counted[False]["flops"]
+    assert counted[True]["saved_for_backward_bytes"] > counted[False]["saved_for_backward_bytes"]

@@ -26,6 +26,9 @@ class BatchedFusionBlock(nn.Module):
 class BatchedCombiner(nn.Module):
     """Three adjacencies of every timestep to one."""
 
+    recompute = True
+    """Whether the layers are computed again in the backward pass, instead of keeping what that needs."""
+
     def __init__(self, width: int, n_heads: int, layers: int, dropout: float) -> None:
         super().__init__()
         self.edge_projection = nn.Linear(3, width)
@@ -40,5 +43,5 @@ class BatchedCombiner(nn.Module):
         edges = torch.stack(adjacencies, dim=-1).flatten(0, 1).flatten(1, 2)  # [B * S, N * N, 3]
         t = self.edge_projection(edges)
         for layer in self.layers:
-            t = recompute_in_backward(layer, t)
+            t = recompute_in_backward(layer, t) if self.recompute else layer(t)
         return torch.tanh(self.output(t)).view(shape)

@@ -58,6 +58,9 @@ class PairInteraction(nn.Module):
 class HierarchicalCombiner(nn.Module):
     """Three adjacencies of every timestep and its context to one adjacency."""
 
+    recompute = True
+    """Whether the layers are computed again in the backward pass, instead of keeping what that needs."""
+
     def __init__(self, width: int, n_heads: int, layers: int, dropout: float) -> None:
         super().__init__()
         self.edge_transforms = nn.ModuleDict(
@@ -92,7 +95,8 @@ class HierarchicalCombiner(nn.Module):
         t = torch.stack(kinds, dim=2).view(-1, len(KINDS) * nodes, width)  # group = (timestep, source): [M * N, 3 N, D]
         group_context = context.repeat_interleave(nodes, dim=0)  # [M * N, D]
         for layer in self.layers:
-            t = recompute_in_backward(layer, t, group_context)
+            inputs = (t, group_context)
+            t = recompute_in_backward(layer, *inputs) if self.recompute else layer(*inputs)
 
         edges = nodes * nodes
         own = (

@@ -1,0 +1,40 @@
+"""What a result says of its machine: enough to tell two apart, and nothing that only its owner should know."""
+
+import socket
+import subprocess
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench import machine
+
+
+def test_two_processors_of_one_name_differ() -> None:
+    found = machine.describe()
+    assert found["processor"] != "unknown"
+    assert {"torch", "triton", "python", "driver", "cuda", "gpu_power_limit_watts", "commit"} <= found.keys()
+    assert socket.gethostname() not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("said", "limit", "driver"),
+    [("700.00, 570.10\n", 700.0, "570.10"), ("[N/A], 570.10\n", None, "570.10"), (None, None, None)],
+)
+def test_a_gpu_has_its_power_limit_and_driver(
+    said: str | None, limit: float | None, driver: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **_: Any) -> Any:
+        assert command[1] == "--id=GPU-1234"
+        if said is None:
+            raise FileNotFoundError(command[0])
+        return SimpleNamespace(stdout=said)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
+    monkeypatch.setattr(subprocess, "run", run)
+    found = machine._gpu()
+    assert (found["gpu"], found["gpu_power_limit_watts"], found["driver"]) == ("Some GPU", limit, driver)
