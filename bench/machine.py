@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,10 +79,8 @@ def _gpu() -> dict[str, Any]:
         limit, driver = (word.strip() for word in said.strip().split(","))
     except (OSError, subprocess.SubprocessError, ValueError):
         return found  # no such tool, as on other makers' GPUs
-    try:
+    with suppress(ValueError):  # "[N/A]"
         found["gpu_power_limit_watts"] = float(limit)
-    except ValueError:  # "[N/A]"
-        pass
     return found | {"driver": driver}
 
 
