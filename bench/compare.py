@@ -6,9 +6,10 @@
 A step is a whole training step (forward, backward, clipping, Adam) on random numbers of the configured shapes. Before
 anything is timed, every backend's outputs and gradients are compared with the reference's. Then `--processes` times
 each backend gets a process of its own; these take steps in turns, one each, so that what slows the machine down meets
-all of them. "Times faster" is against the first backend, with the interval that 95 of 100 such runs on this machine
-would have (`bench.ratios`); what is too noisy is not given as a number. Memory is the most that a process held above
-what it held after the imports; saved bytes are what autograd keeps between forward and backward pass.
+all of them. "Times faster" is against the first backend, with the interval in which 95 of 100 other such runs on
+this machine have theirs (`bench.ratios`); what is too noisy is not given as a number. Memory is the most that a
+process held above what it held after the imports; saved bytes are what autograd keeps between forward and backward
+pass.
 """
 
 import argparse
@@ -31,8 +32,8 @@ from bench.measure import quartiles
 from bench.parity import require_parity
 from bench.processes import Record, do_task, end, first_line, run_task, write
 from bench.ratios import Ratio, ratio
-from bench.roofline import EPOCH_WINDOWS
 from bench.step import TrainedModel, count_step
+from bench.time_model import EPOCH_WINDOWS
 from bench.variants import Variant, configure, given, parse_variants
 from pgat_fast.columns_of_text import in_columns
 from pgat_fast.errors import ConfigError
@@ -199,7 +200,7 @@ def against(first: Record, other: Record) -> Ratio | None:
 
 
 def as_table(results: Sequence[Record]) -> str:
-    """For people."""
+    """For people who know what is compared: see `explained`."""
     head = ("backend", "seconds a step", "times faster", "peak memory", "saved for backward")
     rows = [head]
     for result in results:
@@ -220,6 +221,37 @@ def as_table(results: Sequence[Record]) -> str:
     return in_columns(rows)
 
 
+MEANINGS: Final = {
+    "reference": "the model in plain PyTorch: what training costs without this project",
+    "reference:fused": "its attention without weights, so that torch may take its fused kernels",
+    "reference:kept": "without activation checkpointing",
+    "torch": "ours, in rewritten plain torch: the same numbers and gradients",
+    "triton": "ours, by custom kernels",
+}
+"""What the words in the table stand for; `compiled` and `eager` may follow."""
+
+
+def explained(results: Sequence[Record], config: str, batch: int) -> str:
+    """What the table shows, for people who see it for the first time."""
+    on = describe()
+    lines = [
+        f"A training step (forward, backward, clipping, Adam) of {config}, batch {batch}",
+        f"on {on['gpu'] or on['processor']}, {on['cores']} cores, torch {on['torch']}.",
+        "",
+        f"times faster        than {results[0]['backend']}; in brackets where 95 of 100 other such runs have theirs",
+        "peak memory         the most that a process held above what it held after the imports",
+        "saved for backward  what autograd keeps between forward and backward pass",
+    ]
+    shown = [result["backend"].split(":") for result in results]
+    for name, meaning in MEANINGS.items():
+        base, *words = name.split(":")
+        if any(one[0] == base and set(words) == set(one[1:]) & {"fused", "kept"} for one in shown):
+            lines.append(f"{name:<20}{meaning}")
+    if any("compiled" in one for one in shown):
+        lines.append(f"{'compiled':<20}by torch.compile, which takes minutes before the first step; eager: without")
+    return "\n".join(lines)
+
+
 def compare(
     config: str, overrides: list[str], variants: Sequence[Variant], batch: int, steps: int, processes: int
 ) -> Record:
@@ -231,7 +263,10 @@ def compare(
         configure(variant, config, overrides)
     own = {"config": config, "overrides": overrides, "batch": batch}
     tasks = {str(variant): {"variant": asdict(variant), **own} for variant in variants}
-    counted = {name: run_task(MODULE, task, TIME_LIMIT) for name, task in tasks.items()}
+    counted = {}
+    for name, task in tasks.items():
+        print(f"compared with the reference, and counted: {name}", file=sys.stderr, flush=True)
+        counted[name] = run_task(MODULE, task, TIME_LIMIT)
     right = {name: task for name, task in tasks.items() if "error" not in counted[name]}
     found, order = take_steps(right, processes, steps)
     results = [summarize(name, counted[name], found.get(name, []), batch) for name in tasks]
@@ -260,7 +295,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--processes must be at least 2, or nothing can be said of how sure a ratio is")
     variants = given(parse_variants, "--backends", args.backends) if args.backends else backends_here(args.compiled)
     result = compare(args.config or CONFIG, args.overrides, variants, args.batch, args.steps, args.processes)
-    print(as_table(result["results"]))
+    print(f"{as_table(result['results'])}\n\n{explained(result['results'], result['settings']['config'], args.batch)}")
     path = result_file(RESULTS) if args.save else Path(args.json) if args.json else None
     if path:
         write(path, MODULE, result)

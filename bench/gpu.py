@@ -10,7 +10,7 @@ error that CUDA cannot forget (an illegal address), a crash or a hang, a new one
   dtype (at most 2 is wanted): first of 16 bits, the other dtypes near the end.
 - `repeatable`: whether `--runs` runs at production sizes agree to the bit.
 - `kernels`: milliseconds of forward and backward pass at production sizes, with the products of torch that belong to
-  them, and in plain torch; what the model of the time (`bench.roofline`) gives the launches of kernels alone.
+  them, and in plain torch; what the model of the time (`bench.time_model`) gives the launches of kernels alone.
 - `steps`: training steps of the production configurations with `bench.step`, each backend in a process of its own, the
   epoch of 421 steps that follows from them, and peak memory; beside the targets. They compile anew each time.
 - `others`: cuDNN's GRU beside `gru_bank`, torch's fused attention beside `graph_attention`.
@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, gradient, numbers, results
-from bench.roofline import EPOCH_STEPS, GPUS, work_of_launches
+from bench.time_model import EPOCH_STEPS, GPUS, work_of_launches
 
 Record = dict[str, Any]
 Item = tuple[str, str, Callable[[], Record]]
@@ -72,6 +72,8 @@ ITEM_SECONDS: Final = 300
 """What anything may take before it counts as hanging: two processes of `bench.step`, compilations."""
 REPLAYS: Final = 4
 """Steps of a compiled model until CUDA graphs are replayed: they are recorded in the second."""
+MOST_SECONDS: Final = 450.0
+"""What does not begin within so many is not run."""
 COMBINERS: Final = ("batched", "hierarchical")
 SECTIONS: Final = ("parity", "repeatable", "kernels", "steps", "others", "compiled")
 
@@ -416,7 +418,7 @@ def end_with_children(process: subprocess.Popen[bytes]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
-    parser.add_argument("--seconds", type=float, default=450, help="what does not begin within it is not run")
+    parser.add_argument("--seconds", type=float, default=MOST_SECONDS, help="what does not begin within it is not run")
     parser.add_argument("--runs", type=int, default=100, help="of every kernel, to see whether they agree")
     parser.add_argument("--timesteps", type=int, default=TIMESTEPS, help="of the inputs")
     parser.add_argument("--device", default="cuda")

@@ -27,8 +27,8 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 from bench.kernel_cases import Implementations
 from bench.measure import forget_data, without_data
 from bench.processes import Record, positive
-from bench.roofline import EPOCH_STEPS, GPUS, Gpu, Work, bytes_of, work_of_launches
 from bench.step import example, optimizer_step
+from bench.time_model import EPOCH_STEPS, GPUS, Gpu, Work, bytes_of, work_of_launches
 from bench.variants import PRECISIONS, Variant, build
 from pgat_fast import load_config
 from pgat_fast.config.schema import Config

@@ -43,7 +43,7 @@ def matrix_peak(precision: Precision, device: torch.device, seconds: float = 0.2
         for settings in ("torch", "pgat_fast"):
             for way, product in _ways(x, weight, transposed, out).items():
                 with torch.no_grad(), _settings(settings, precision, device):
-                    taken = _shortest(product, seconds, device)
+                    taken = shortest(product, seconds, device)
                 rates[f"{rows}x{inner}x{columns} {settings} {way}"] = 2 * rows * inner * columns / taken
     best = max(rates, key=rates.__getitem__)
     return {
@@ -61,7 +61,7 @@ def _settings(name: str, precision: Precision, device: torch.device) -> Abstract
     return nullcontext() if name == "torch" else float32_products_in(precision, device)
 
 
-def _shortest(product: Callable[[], Tensor], seconds: float, device: torch.device) -> float:
+def shortest(product: Callable[[], Tensor], seconds: float, device: torch.device) -> float:
     """The shortest time of `product`, repeated for `seconds`, but at least `LEAST_RUNS` times."""
     product()
     best, runs, until = float("inf"), 0, time.perf_counter() + seconds

@@ -86,6 +86,8 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def do_task(measure: Callable[[Record], Record], task: str) -> int:
     """In the new process: print what `measure` finds, or what stopped it, as the last line. Returns the exit status."""
+    with suppress(OSError):  # Linux: where memory runs out, this process is to end, and no other
+        Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         record = measure(json.loads(task))
     except Exception as error:  # whatever stops one measurement must not take the others with it

@@ -1,73 +1,149 @@
-"""What a launch takes at best: the longer of FLOPs / peak and bytes / bandwidth. A model, not a measurement.
+"""How near operators come to what this machine can do: its roofs, and where each operator lies below them, measured.
 
-It imports torch alone: `bench.gpu` wants it on machines where nothing else is installed.
+    pgat-fast bench roofline --json bench/results/roofline_cpu.json
+
+The roofs are the best matrix product (`bench.matrix_peak`) and the best bandwidth of copying and adding. An operator is
+a forward and a backward pass at the sizes of production (`bench.kernel_cases`); so is a combiner. Its FLOPs are those
+that are executed, recomputation included; its bytes those that cannot be avoided: every input, result and gradient
+once. What an operator writes and reads in between is not in them, so that this is also how far fusing could go; what
+stays in a cache may lie above the roof of the bandwidth.
 """
 
-import math
-from typing import Any, Final, NamedTuple
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
 
+import torch
 from torch import Tensor
 
+from bench.combiner import PRODUCTION, combiner_of, random_inputs, run_pass
+from bench.kernel_cases import CASES, DTYPES, Case, gradient, results
+from bench.matrix_peak import matrix_peak, shortest
+from bench.measure import count, seconds_of
+from bench.processes import Record, write
+from bench.suite import TIMESTEPS
+from bench.variants import Variant, configure, given, parse_variants
+from pgat_fast.columns_of_text import in_columns
+from pgat_fast.device import resolve_device
+from pgat_fast.model.precision import Precision, products_in
+from pgat_kernels.dispatch import why_no_kernels
 
-class Gpu(NamedTuple):
-    """Peak rates, dense. Source: the makers' data sheets (SXM boards)."""
-
-    name: str
-    architecture: str
-    flops_16: float
-    """Of 16-bit products a second."""
-    flops_32: float
-    """Of IEEE float32 products a second."""
-    bandwidth: float
-    """Bytes a second."""
-
-
-GPUS: Final = (
-    Gpu("A100", "sm_80", 312e12, 19.5e12, 2.04e12),
-    Gpu("H100", "sm_90", 989e12, 67e12, 3.35e12),
-    Gpu("H200", "sm_90", 989e12, 67e12, 4.8e12),
-    Gpu("B200", "sm_100", 2250e12, 75e12, 8e12),
-)
-
-LAUNCH_SECONDS: Final = 3e-6
-"""What an operation takes at least: about what a GPU needs between two kernels of one stream."""
-
-EPOCH_WINDOWS: Final = 6736
-"""What the production data has to train on."""
-EPOCH_STEPS: Final = 421
-"""Of the production data at a batch of 16."""
+ELEMENTS: Final = {"cpu": 2**26, "cuda": 2**28}
+"""Device -> float32 numbers of an array whose bandwidth is measured: far more than fit into a cache."""
+REPEATS: Final = 5
+PRECISIONS: Final[dict[str, Precision]] = {"fp32": "highest", "bf16": "bf16"}
+"""dtype of an operator -> precision of a model."""
+COMBINER_TIMESTEPS: Final = {"cpu": 16, "cuda": 250}
 
 
-class Work(NamedTuple):
-    """What an operation does."""
-
-    name: str
-    group: str
-    """`kernel`, `product` (of torch) or `elementwise` (all else of torch)."""
-    flops: int
-    bytes: int
-    wide: bool
-    """Whether its products are of float32."""
-
-    def seconds(self, gpu: Gpu) -> float:
-        peak = gpu.flops_32 if self.wide else gpu.flops_16
-        return max(self.flops / peak, self.bytes / gpu.bandwidth, LAUNCH_SECONDS)
+def bandwidth(device: torch.device, seconds: float = 0.5) -> Record:
+    """The best of two ways through memory: `bytes_per_second`, and those of `copy` and `add` (two in, one out)."""
+    x, y, out = (torch.ones(ELEMENTS[device.type], device=device) for _ in range(3))
+    ways: dict[str, tuple[int, Callable[[], Tensor]]] = {
+        "copy": (2, lambda: out.copy_(x)),
+        "add": (3, lambda: torch.add(x, y, out=out)),
+    }
+    rates = {name: arrays * x.nbytes / shortest(run, seconds, device) for name, (arrays, run) in ways.items()}
+    return {"bytes_per_second": max(rates.values()), **rates}
 
 
-def bytes_of(x: Tensor) -> int:
-    """What there is of a tensor in memory: an expanded one counts once."""
-    return x.element_size() * math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
+def operator_points(device: torch.device, dtype: str) -> Iterator[Record]:
+    """Every operator with kernels: in plain torch, and by its kernel where that runs."""
+    for case in CASES:
+        own = dtype if dtype in case.dtypes else "fp32"
+        for by in ("plain", "kernels"):
+            kernels = by == "kernels"
+            if kernels and why_no_kernels(device, DTYPES[own]):
+                continue
+            named = {"what": case.operator, "shape": case.shape, "by": by, "dtype": own}
+            yield named | _operator(case, own, kernels, device)
 
 
-def work_of_launches(launches: list[Any]) -> list[Work]:
-    """What recorded launches of kernels do."""
-    return [
-        Work(
-            launch.kernel.__name__,
-            "kernel",
-            launch.flops,
-            sum(bytes_of(x) for x in launch.tensors if x.dim()),
-            all(x.dtype.itemsize >= 4 for x in launch.tensors),
+def _operator(case: Case, dtype: str, kernels: bool, device: torch.device) -> Record:
+    timesteps = TIMESTEPS["production" if device.type == "cuda" else "small"]
+    leaves = [x.requires_grad_() for x in case.leaves(DTYPES[dtype], device, timesteps)]
+    flops = count(lambda: case.run(leaves, False)).flops
+    y = case.run(leaves, kernels).detach()
+    return _measured(lambda: results(case, leaves, kernels, gradient(y)), flops, [*leaves, y], device)
+
+
+def combiner_points(device: torch.device, dtype: str, variants: Sequence[Variant]) -> Iterator[Record]:
+    """Both combiners by every backend, eager."""
+    precision = PRECISIONS[dtype]
+    for name, path in PRODUCTION.items():
+        for variant in variants:
+            config = configure(variant, path, [f"run.precision={precision}"])
+            combiner = combiner_of(config, variant).to(device)
+            inputs = random_inputs(config, 1, COMBINER_TIMESTEPS[device.type], device)
+
+            def forward() -> Tensor:
+                with products_in(precision, device):
+                    result: Tensor = combiner(inputs.adjacencies, inputs.context)  # noqa: B023 - called at once
+                return result
+
+            def both() -> None:
+                run_pass(combiner, inputs, precision, device)  # noqa: B023 - called at once
+
+            flops = count(forward).flops
+            moved = [*combiner.parameters(), *inputs.adjacencies, inputs.context, inputs.gradient]
+            named = {"what": "combiner", "shape": name, "by": str(variant), "dtype": dtype}
+            yield named | _measured(both, flops, moved, device)
+
+
+def _measured(run: Callable[[], object], flops: int, moved: Sequence[Tensor], device: torch.device) -> Record:
+    """Seconds of `run`, its FLOPs, and the bytes of tensors and their gradients."""
+
+    def called() -> None:
+        run()
+
+    seconds_of(called, 1, device)
+    return {
+        "seconds": statistics.median(seconds_of(called, REPEATS, device)),
+        "flops": flops,
+        "bytes": 2 * sum(x.nbytes for x in moved),
+    }
+
+
+def fraction_of_roof(point: Record, peak: float, bytes_per_second: float) -> float:
+    """Of the time that the roofs leave, over the time it takes."""
+    return float(max(point["flops"] / peak, point["bytes"] / bytes_per_second) / point["seconds"])
+
+
+def as_table(points: Sequence[Record]) -> str:
+    """For people."""
+    rows = [("operator", "shape", "by", "dtype", "ms", "GFLOP/s", "FLOP a byte", "of the roof")]
+    for point in points:
+        rows.append(
+            (
+                point["what"],
+                point["shape"],
+                point["by"],
+                point["dtype"],
+                f"{1e3 * point['seconds']:.3g}",
+                f"{point['flops'] / point['seconds'] / 1e9:.3g}",
+                f"{point['flops'] / point['bytes']:.3g}",
+                f"{point['fraction_of_roof']:.0%}",
+            )
         )
-        for launch in launches
-    ]
+    return in_columns(rows)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`pgat-fast bench roofline`: print and write the roofs and the points. Returns 0."""
+    device = resolve_device(args.device)
+    dtype = "bf16" if device.type == "cuda" else "fp32"
+    variants = given(parse_variants, "--backends", args.backends)
+    peaks = {name: matrix_peak(PRECISIONS[name], device) for name in sorted({"fp32", dtype})}
+    memory = bandwidth(device)
+    points = [*operator_points(device, dtype), *combiner_points(device, dtype, variants)]
+    for point in points:
+        peak = peaks[point["dtype"]]["flop_per_second"]
+        point["fraction_of_roof"] = fraction_of_roof(point, peak, memory["bytes_per_second"])
+    print(f"{memory['bytes_per_second'] / 1e9:.3g} GB/s of memory, products at", end=" ")
+    print(", ".join(f"{peak['flop_per_second'] / 1e9:.4g} GFLOP/s in {name}" for name, peak in peaks.items()))
+    print(as_table(points))
+    found = {"device": device.type, "matrix_peak": peaks, "bandwidth": memory, "points": points}
+    write(Path(args.json) if args.json else None, "bench.roofline", found)
+    return 0

@@ -26,7 +26,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from bench.gpu import FEW, milliseconds
+from bench.gpu import FEW, is_lost, milliseconds
 from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, gradient, results
 from bench.kernel_cases import Case as Operator
 from pgat_kernels.configurations import asked_for, configuration, trial
@@ -104,25 +104,26 @@ def alike(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
 
 
 def fastest(
-    case: Case, start: Configuration, seconds: Callable[[Configuration], float], say: Callable[[str], None]
+    case: Case,
+    start: Configuration,
+    seconds: Callable[[Configuration], float],
+    say: Callable[[str], None],
+    lost: Callable[[], bool],
 ) -> Configuration | None:
     """From `start` on, one number after the other; `seconds` raises where a configuration cannot be used.
 
-    None where none can.
+    None where none can. Raises what `seconds` raised where the GPU is `lost` behind it.
     """
 
     def tried(chosen: Configuration) -> float:
         try:
             return seconds(chosen)
-        except torch.OutOfMemoryError as error:
-            reason: Exception = error
-        except torch.AcceleratorError:
-            say(f"    {tuple(chosen)} of {case.kernel}: the GPU is lost; nothing more can be measured in this process")
-            raise
         except Exception as error:  # whatever triton says of one that does not fit
-            reason = error
-        say(f"    {tuple(chosen)}: {type(reason).__name__}: {str(reason).strip()[:100]}")
-        return math.inf
+            if lost():
+                say(f"    {tuple(chosen)} of {case.kernel}: the GPU is lost; nothing more can be measured here")
+                raise
+            say(f"    {tuple(chosen)}: {type(error).__name__}: {str(error).strip()[:100]}")
+            return math.inf
 
     best, least = start, tried(start)
     first = least
@@ -167,7 +168,7 @@ def tuned(
             raise UnfitError("its results differ")
         return taken
 
-    return fastest(case, start, seconds, say)
+    return fastest(case, start, seconds, say, lambda: is_lost(device))
 
 
 def first_rows(pairs: list[tuple[int, float, float]]) -> int | None:
@@ -249,9 +250,9 @@ def tune(
                 continue
             try:
                 pairs = against_plain(operator, dtype, device, timesteps, compiling=compiling)
-            except torch.AcceleratorError:
-                raise
             except Exception as error:  # of one operator; the others can be measured
+                if is_lost(device):
+                    raise
                 say(f"{words_of(case)}: not compared: {type(error).__name__}: {str(error).strip()[:300]}")
                 continue
             least = entry.from_rows[case] = first_rows(pairs)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import TABLES, rewritten
+from bench.report import BLOCKS, rewritten
 from pgat_fast.cli import build_parser
 from tests.pgat_fast.training.runs import run
 
@@ -51,33 +51,12 @@ def test_the_files_it_names_are_there() -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_its_tables_are_those_of_the_committed_results() -> None:
+def test_what_is_written_by_the_report_is_what_it_would_write() -> None:
     assert rewritten(README) == README
-    assert set(re.findall(r"<!-- table: (\w+) -->", README)) == set(TABLES)
+    assert set(re.findall(r"<!-- written: (\w+) -->", README)) == set(BLOCKS)
 
 
 def test_every_committed_step_is_in_a_table() -> None:
     for path in (ROOT / "bench" / "results").glob("*step_*.json"):
         for result in json.loads(path.read_text())["results"]:
             assert f"| {result['step_seconds']['median']:.2f} |" in README, path.name
-
-
-def test_the_accuracy_of_precisions_is_the_committed_one() -> None:
-    record = json.loads((ROOT / "bench" / "results" / "accuracy.json").read_text())
-    changes = [f"{100 * (one['rmse_ratio'] - 1):+.2f}" for one in record["trained"] if one["precision"] == "bf16"]
-    assert f"{', '.join(changes)} %" in README
-
-
-def test_the_figures_of_known_future_covariates_are_the_committed_ones() -> None:
-    results = json.loads((ROOT / "bench" / "results" / "decoder_future.json").read_text())["results"]
-    for zeros, known in zip(results["zeros"]["origins"], results["known"]["origins"], strict=True):
-        ratio = known["mse_model"] / zeros["mse_model"]
-        skills = f"{zeros['skill_drift']:.3f} | {known['skill_drift']:.3f}"
-        assert f"| {zeros['last_date']} | {ratio:.3f} | {skills} |" in README
-
-
-def test_the_figures_of_the_data_pipeline_are_the_committed_ones() -> None:
-    record = json.loads((ROOT / "bench" / "results" / "data_pipeline_cpu.json").read_text())
-    rates = {entry["name"]: entry["extra_info"]["batches_per_second_median"] for entry in record["benchmarks"]}
-    assert f"{rates['test_windows_batch[zeros]']:,.0f} production batches a second" in README
-    assert f"{rates['test_loader_without_workers']:,.0f} without workers" in README

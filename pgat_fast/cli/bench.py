@@ -42,6 +42,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     scaling.add_argument("--largest", type=int, metavar="N", help="leave larger sizes out")
     scaling.add_argument("--json", metavar="FILE", help="write the figures here")
 
+    roofline = kinds.add_parser("roofline", help="how near operators come to what this machine can do")
+    roofline.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    roofline.add_argument("--backends", default="reference,torch:eager", metavar="NAME[:WORD...],...")
+    roofline.add_argument("--json", metavar="FILE", help="write the figures here")
+
     report = kinds.add_parser("report", help="write the tables and plots of README.md from the committed results")
     report.add_argument("--check", action="store_true", help="only say whether README.md is as it would be written")
 

@@ -21,7 +21,12 @@ def test_one_table_of_all_that_is_asked_for(tmp_path: Path, capsys: pytest.Captu
     path = tmp_path / "figures.json"
     own = ["--backends", "reference,torch:eager", "--steps", "2", "--processes", "2", "--json", str(path)]
     assert main(["bench", "compare", *own, "--set", *SMALL]) == 0
-    head, *rows = capsys.readouterr().out.strip().splitlines()
+    shown, explained = capsys.readouterr().out.split("\n\n", maxsplit=1)
+    head, *rows = shown.splitlines()
+    assert "configs/quickstart.yaml, batch 1" in explained
+    assert "\nreference           the model in plain PyTorch" in explained
+    assert "\ntorch               ours" in explained
+    assert "without activation checkpointing" not in explained, "only what is in the table"
     assert head.split("  ")[0] == "backend"
     assert [row.split()[0] for row in rows] == ["reference", "torch:eager"]
     result = json.loads(path.read_text())

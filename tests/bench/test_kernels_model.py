@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.kernels_model import as_markdown, model_of_config
-from bench.roofline import GPUS, LAUNCH_SECONDS, Work
+from bench.time_model import GPUS, LAUNCH_SECONDS, Work
 
 RESULTS = Path("bench/results")
 

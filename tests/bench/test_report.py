@@ -1,31 +1,54 @@
-"""The README's tables and plots come of the committed results, and nothing else."""
+"""What the README says of performance comes of the committed results, and of nothing else."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
 
 from bench import report
+from bench.figures import FIGURES
+from bench.plots import DRAWINGS, plots
 from pgat_fast.errors import DataError
+
+BLOCK = "<!-- written: decoder_future -->\n{}<!-- end of decoder_future -->\n"
 
 
 def test_what_stands_between_the_markers_is_replaced_and_nothing_else() -> None:
-    text = "a\n<!-- table: accuracy -->\nold\n<!-- end of table -->\nb\n"
-    found = report.rewritten(text)
-    assert found.startswith("a\n<!-- table: accuracy -->\n\n| backend, precision |")
-    assert found.endswith("|\n\n<!-- end of table -->\nb\n")
+    found = report.rewritten(f"a\n{BLOCK.format('old')}b\n")
+    assert found.startswith("a\n<!-- written: decoder_future -->\n\n| origin, 121 test windows to |")
+    assert found.endswith("|\n\n<!-- end of decoder_future -->\nb\n")
     assert "old" not in found
     assert report.rewritten(found) == found
 
 
-def test_a_table_that_there_is_not_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"asks for a table none: there are reference_steps, fast_steps"):
-        report.rewritten("<!-- table: none -->\n<!-- end of table -->")
+def test_what_there_is_not_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"asks for a block none: there are performance, "):
+        report.rewritten("<!-- written: none -->\n<!-- end of none -->")
+    monkeypatch.setattr(report, "TEMPLATE", tmp_path / "some.md")
+    report.TEMPLATE.write_text("as fast as {light}")
+    with pytest.raises(DataError, match=r"some.md asks for {light}: there are accuracy, "):
+        report.performance()
+
+
+def test_every_figure_is_used_and_every_plot_is_shown() -> None:
+    template = report.TEMPLATE.read_text()
+    assert set(re.findall(r"\{(\w+)\}", template)) == set(FIGURES)
+    assert re.findall(r"plots/(\w+)\.svg", template) == list(DRAWINGS)
+
+
+def test_no_figure_is_typed() -> None:
+    """Numbers with a unit or a point come from results; what is left are sizes, and the levels of intervals."""
+    allowed = ("95 % confidence",)
+    text = report.TEMPLATE.read_text()
+    for words in allowed:
+        text = text.replace(words, "")
+    assert re.findall(r"\d+\.\d+|\d+ ?(?:%|[GM]i?B\b|m?s\b|times|minutes|seconds|billion)", text) == []
 
 
 def test_a_readme_that_says_something_else_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- table: accuracy -->\nfaster than light\n<!-- end of table -->")
+    readme.write_text(BLOCK.format("faster than light\n"))
     monkeypatch.setattr(report, "README", readme)
     monkeypatch.setattr(report, "plots", lambda folder: [])
     assert report.run(argparse.Namespace(check=True)) == 1
@@ -35,6 +58,6 @@ def test_a_readme_that_says_something_else_is_found_out(tmp_path: Path, monkeypa
 
 
 def test_plots_are_the_same_bytes_each_time(tmp_path: Path) -> None:
-    first, second = (report.plots(tmp_path / name) for name in ("a", "b"))
-    assert [path.name for path in first] == ["speed.svg", "history.svg"]
+    first, second = (plots(tmp_path / name) for name in ("a", "b"))
+    assert [path.stem for path in first] == list(DRAWINGS)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]

@@ -1,0 +1,344 @@
+"""The tables and figures of `bench/performance.md`, and others of the README, from the committed results."""
+
+import json
+from collections.abc import Callable
+from typing import Final
+
+from bench.compare import KIND, RESULTS
+from bench.gpu import MOST_SECONDS
+from bench.processes import Record
+from bench.ratios import Ratio
+from bench.time_model import EPOCH_STEPS
+from pgat_kernels.measured import FILE
+
+ZEN4: Final = "_zen4"
+"""What the names of files from the slower processor end with."""
+
+
+def load(name: str) -> Record:
+    """A committed result."""
+    found: Record = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def combiner_of(record: Record) -> str:
+    """Of the configuration that a result's command names."""
+    return "hierarchical" if "celestial_enhanced" in record["command"] else "batched"
+
+
+def result_of(record: Record, backend: str) -> Record:
+    """Of one backend."""
+    found: Record = next(result for result in record["results"] if result["backend"] == backend)
+    return found
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """In markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def times(number: float) -> str:
+    """How many times less: `5.4`."""
+    return f"{number:.1f}"
+
+
+def span(values: list[float], form: str) -> str:
+    """`from to to`, or one number where they are shown alike."""
+    low, high = (form.format(value) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def reference_steps() -> str:
+    """Whole training steps of the reference as torch comes."""
+    rows = []
+    for path in sorted(RESULTS.glob("step_cpu_*.json"), key=lambda path: ("celestial" in path.stem, path.stem)):
+        record = load(path.stem)
+        for result in record["results"]:
+            seconds, memory = result["step_seconds"]["median"], result["peak_memory_gib"]
+            rows.append(
+                [f"combiner {combiner_of(record)}", str(record["batch"]), f"{seconds:.2f}", f"{memory:.2f} GiB"]
+            )
+    head = ["`backend: reference`", "batch", "seconds a step (median)", "peak memory above the import"]
+    return table(head, rows)
+
+
+def fast_steps(suffix: str = "") -> str:
+    """Whole training steps of all backends, on the machine whose files end with `suffix`."""
+    rows = []
+    for name in ("batched_batch1", "batched_batch4", "hierarchical_batch1"):
+        path = RESULTS / f"fast_step_{name}{suffix}.json"
+        if not path.exists():
+            continue
+        record = load(path.stem)
+        for result in record["results"]:
+            less = result.get("times_less_than_first", {"step_seconds": 1, "peak_memory_gib": 1})
+            rows.append(
+                [
+                    f"{combiner_of(record)}, {record['batch']}",
+                    f"`{result['backend']}`",
+                    f"{result['step_seconds']['median']:.2f}",
+                    times(less["step_seconds"]),
+                    f"{result['peak_memory_gib']:.2f} GiB",
+                    times(less["peak_memory_gib"]),
+                ]
+            )
+    head = ["combiner, batch", "backend", "seconds a step", "times less", "peak memory above the import", "times less"]
+    return table(head, rows)
+
+
+def saved_for_backward() -> str:
+    """Bytes and parameters of both combiners."""
+    rows = []
+    for combiner in ("batched", "hierarchical"):
+        record = load(f"saved_for_backward_{combiner}")
+        first = record["results"][0]
+        for result in record["results"]:
+            saved = result["saved_for_backward_bytes"]
+            rows.append(
+                [
+                    combiner,
+                    f"{result['parameters']:,}",
+                    f"`{result['backend']}`",
+                    f"{saved / 1e9:.2f} GB",
+                    times(first["saved_for_backward_bytes"] / saved),
+                ]
+            )
+    return table(["combiner", "parameters", "backend", "saved for backward", "times less"], rows)
+
+
+def accuracy() -> str:
+    """What each precision is off by."""
+    (errors,) = (found["errors"] for found in load("accuracy")["errors"].values())
+    rows = [[f"`{name}`", f"{error['forecast']:.1e}", f"{error['gradients']:.1e}"] for name, error in errors.items()]
+    return table(["backend, precision", "forecast", "gradients"], rows)
+
+
+def newest_comparison() -> Record:
+    """Of all committed ones."""
+    found = [record for path in RESULTS.glob("*.json") if (record := load(path.stem)).get("kind") == KIND]
+    newest: Record = max(found, key=lambda record: str(record["machine"]["date"]))
+    return newest
+
+
+def comparison_machine() -> str:
+    """Of the newest comparison."""
+    on = newest_comparison()["machine"]
+    return f"{on['gpu'] or on['processor']}, {on['cores']} cores"
+
+
+def comparison() -> str:
+    """The newest committed one."""
+    rows = []
+    for result in newest_comparison()["results"]:
+        faster = result.get("times_faster")
+        rows.append(
+            [
+                f"`{result['backend']}`",
+                f"{1e3 * result['step_seconds']['median']:.0f} ms",
+                "1" if faster is None else str(Ratio(faster["estimate"], faster["low"], faster["high"])),
+                f"{1024 * result['peak_memory_gib']:.0f} MiB",
+                f"{result['saved_for_backward_bytes'] / 1e6:.2f} MB",
+            ]
+        )
+    return table(["backend", "a step", "times faster (19 of 20 runs)", "peak memory", "saved for backward"], rows)
+
+
+def scaling() -> str:
+    """Exponents, and the largest size."""
+    rows = []
+    for result in load("scaling")["results"]:
+        measured = [
+            (size, one) for size, one in zip(result["sizes"], result["records"], strict=True) if "error" not in one
+        ]
+        size, largest = measured[-1]
+        failed = [str(size) for size, one in zip(result["sizes"], result["records"], strict=True) if "error" in one]
+        rows.append(
+            [
+                f"{result['what']}, {result['sizes'][0]} to {result['sizes'][-1]}",
+                f"`{result['backend']}`",
+                f"{result['seconds_exponent']:.2f}",
+                f"{result['memory_exponent']:.2f}",
+                f"{largest['seconds']['median']:.3g} s, {largest['memory_gib']:.2f} GiB at {size}"
+                + (f" (at {', '.join(failed)} it failed)" if failed else ""),
+            ]
+        )
+    return table(["what grows", "backend", "exponent of time", "of memory", "at the largest size"], rows)
+
+
+def combiner_lines() -> str:
+    """How straight, how much, how near to the peak, of both combiners."""
+    rows = []
+    for name in ("batched", "hierarchical"):
+        (result,) = load(f"combiner_{name}")["results"]
+        days = [size["steps"] for size in result["sizes"]]
+        executed = [100 * size["fraction_of_matrix_peak"]["executed"] for size in result["sizes"]]
+        rows.append(
+            [
+                f"[{name}](bench/results/combiner_{name}.json), {days[0]} to {days[-1]:,} days",
+                f"within {abs(result['lines']['seconds']['largest_deviation_percent']):.0f} %",
+                f"{span([size['peak_memory_gib'] for size in result['sizes']], '{:.1f}')} GiB",
+                f"{span(executed, '{:.0f}')} %",
+            ]
+        )
+    return table(["combiner", "time, of a line through the origin", "peak memory", "executed, of the peak"], rows)
+
+
+def roofline() -> str:
+    """Of the combiners, and the span of the operators."""
+    points, rows = load("roofline_cpu")["points"], []
+    for point in points:
+        if point["what"] == "combiner":
+            name = f"combiner {point['shape']}, `{point['by']}`"
+            rows.append([name, f"{100 * point['fraction_of_roof']:.0f} %"])
+    own = [100 * point["fraction_of_roof"] for point in points if point["what"] != "combiner"]
+    rows.append([f"{len(own)} operators, each alone, in plain torch", f"{span(own, '{:.0f}')} %"])
+    return table(["forward and backward", "least time, of the time taken"], rows)
+
+
+def decoder_future() -> str:
+    """Forecast errors with and without known covariates, origin by origin."""
+    results, rows = load("decoder_future")["results"], []
+    for zeros, known in zip(results["zeros"]["origins"], results["known"]["origins"], strict=True):
+        rows.append(
+            [
+                zeros["last_date"],
+                f"{known['mse_model'] / zeros['mse_model']:.3f}",
+                f"{zeros['skill_drift']:.3f}",
+                f"{known['skill_drift']:.3f}",
+            ]
+        )
+    windows = results["zeros"]["origins"][0]["windows"]
+    head = [f"origin, {windows} test windows to", "squared error, `known` / `zeros`", "skill against drift, `zeros`"]
+    return table([*head, "`known`"], rows)
+
+
+def gpu() -> str:
+    """Training steps on a GPU, where they have been measured."""
+    path = RESULTS / "gpu.json"
+    if not path.exists():
+        return "Figures of GPUs: not measured yet."
+    record = load(path.stem)
+    rows = [
+        [name, f"{one['step_seconds']:.3g}", f"{one['epoch_seconds']:.3g}", f"{one['peak_memory_gib']:.2f} GiB"]
+        for section, name, one in record["records"]
+        if section == "steps" and one and one["ok"]
+    ]
+    on, head = record["machine"], ["configuration, backend", "seconds a step", "seconds an epoch", "peak memory"]
+    return f"On {on['gpu']} ([all figures](bench/results/gpu.md)):\n\n{table(head, rows)}"
+
+
+# --- figures in sentences ---------------------------------------------------------------------------------------------
+
+
+def peak_of(name: str) -> str:
+    """Billions of float32 operations a second in products, to ten."""
+    peaks = [load(f"fast_step_{combiner}_batch1{name}")["matrix_peak"] for combiner in ("batched", "hierarchical")]
+    return f"{round(sum(peak['highest']['flop_per_second'] for peak in peaks) / len(peaks) / 1e9, -1):.0f}"
+
+
+def compile_minutes(suffix: str = "") -> str:
+    """What compiling the whole model took."""
+    records = [load(path.stem) for path in RESULTS.glob(f"fast_step_*_batch1{suffix}.json")]
+    seconds = [
+        result["compile"]["seconds"] for record in records for result in record["results"] if "compile" in result
+    ]
+    return f"{span([value / 60 for value in seconds], '{:.0f}')} minutes"
+
+
+def hierarchical_fraction() -> str:
+    """Of the peak, on the slower processor."""
+    fast = result_of(load(f"fast_step_hierarchical_batch1{ZEN4}"), "torch:highest")
+    return f"{100 * fast['fraction_of_matrix_peak']:.0f} %"
+
+
+def hierarchical_limit() -> str:
+    """How many times as fast as the reference its executed products alone would be, at the peak."""
+    record = load(f"fast_step_hierarchical_batch1{ZEN4}")
+    reference, fast = (result_of(record, name) for name in ("reference:highest", "torch:highest"))
+    peak = record["matrix_peak"]["highest"]["flop_per_second"]
+    return times(reference["step_seconds"]["median"] / (fast["flops"] / peak))
+
+
+def compiled_reference(what: str) -> str:
+    """One of the figures of the reference under torch.compile."""
+    record = load("compiled_reference_batched_batch1")
+    plain, compiled = (result_of(record, name) for name in ("reference:highest", "reference:highest:compiled"))
+    seconds, compiled_seconds = (one["step_seconds"]["median"] for one in (plain, compiled))
+    return {
+        "breaks": str(compiled["compile"]["graph_breaks"]),
+        "compile": f"{compiled['compile']['seconds'] / 60:.0f} minutes",
+        "times": times(seconds / compiled_seconds),
+        "seconds": f"{seconds:.2f} to {compiled_seconds:.2f} s",
+        "memory": f"{compiled['peak_memory_gib']:.2f} GiB instead of {plain['peak_memory_gib']:.2f}",
+    }[what]
+
+
+def model_seconds(combiner: str) -> str:
+    """Of the kernels and products of an epoch, by the model of the time."""
+    totals = load(f"kernels_model_{combiner}")["gpus"]["H100"]["totals"]
+    return f"{totals['kernels_and_products'] * EPOCH_STEPS:.0f} s"
+
+
+def measured_kernels() -> str:
+    """Of which GPUs it is known where kernels pay."""
+    known = json.loads(FILE.read_text())
+    return f"there for {', '.join(known)}" if known else "empty so far"
+
+
+def rmse_changes() -> list[str]:
+    """Percent, of every seed."""
+    return [
+        f"{100 * (one['rmse_ratio'] - 1):+.2f}" for one in load("accuracy")["trained"] if one["precision"] == "bf16"
+    ]
+
+
+def batches_per_second(name: str) -> str:
+    """Of the data pipeline."""
+    rates = {
+        entry["name"]: entry["extra_info"]["batches_per_second_median"]
+        for entry in load("data_pipeline_cpu")["benchmarks"]
+        if "batches_per_second_median" in entry["extra_info"]
+    }
+    return f"{rates[name]:,.0f}"
+
+
+FIGURES: Final[dict[str, Callable[[], str]]] = {
+    "accuracy": accuracy,
+    "combiner_lines": combiner_lines,
+    "comparison": comparison,
+    "comparison_machine": comparison_machine,
+    "compile_fast": compile_minutes,
+    "compile_slow": lambda: compile_minutes(ZEN4),
+    **{
+        f"compiled_reference_{what}": lambda what=what: compiled_reference(what)
+        for what in ("breaks", "compile", "times", "seconds", "memory")
+    },
+    "fast_steps": fast_steps,
+    "fast_steps_zen4": lambda: fast_steps(ZEN4),
+    "gpu": gpu,
+    "gpu_minutes": lambda: f"{MOST_SECONDS / 60:g}",
+    "hierarchical_fraction": hierarchical_fraction,
+    "hierarchical_limit": hierarchical_limit,
+    "loader": lambda: batches_per_second("test_loader_without_workers"),
+    "measured_kernels": measured_kernels,
+    "model_batched": lambda: model_seconds("batched"),
+    "model_hierarchical": lambda: model_seconds("hierarchical"),
+    "model_steps": lambda: str(EPOCH_STEPS),
+    "peak_fast": lambda: peak_of(""),
+    "peak_slow": lambda: peak_of(ZEN4),
+    "pipeline": lambda: batches_per_second("test_windows_batch[zeros]"),
+    "reference_steps": reference_steps,
+    "rmse_changes": lambda: ", ".join(rmse_changes()),
+    "rmse_seeds": lambda: str(len(rmse_changes())),
+    "roofline": roofline,
+    "roofline_bandwidth": lambda: f"{load('roofline_cpu')['bandwidth']['bytes_per_second'] / 1e9:.0f}",
+    "roofline_peak": lambda: f"{load('roofline_cpu')['matrix_peak']['fp32']['flop_per_second'] / 1e9:.0f}",
+    "saved_batch": lambda: str(load("saved_for_backward_batched")["batch"]),
+    "saved_for_backward": saved_for_backward,
+    "scaling": scaling,
+}
+"""What `{NAME}` of `bench/performance.md` stands for."""

@@ -1,0 +1,162 @@
+"""The plots of the README, from the committed results."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from bench.compare import RESULTS
+from bench.figures import combiner_of, load
+from bench.processes import Record
+from bench.scaling import SIZES
+
+FOLDER: Final = RESULTS / "plots"
+
+LOOKS: Final = {
+    "reference": "#999999",
+    "torch": "#3366aa",
+    "triton": "#aa6633",
+    "plain": "#3366aa",
+    "kernels": "#aa6633",
+}
+"""Backend -> colour."""
+
+
+def colour(name: str) -> str:
+    """Of a backend with words behind it."""
+    return LOOKS[name.split(":")[0]]
+
+
+def speed(plt: Any) -> Any:
+    """Bars: how many times faster than the reference."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+    for ax, name in zip(axes, ("batched_batch1", "hierarchical_batch1"), strict=True):
+        record = load(f"fast_step_{name}")
+        names = [result["backend"] for result in record["results"]]
+        faster = [result.get("times_less_than_first", {}).get("step_seconds", 1.0) for result in record["results"]]
+        ax.barh(names, faster, color=[colour(name) for name in names])
+        ax.bar_label(ax.containers[0], fmt="%.1f", padding=2)
+        ax.set_xlim(0, 1.15 * max(faster))
+        ax.invert_yaxis()
+        ax.set_title(f"combiner {combiner_of(record)}, batch 1")
+        ax.set_xlabel("times faster, a training step")
+    return figure
+
+
+def history(plt: Any) -> Any:
+    """Lines: time and memory of the combiners against the days of history."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
+    for combiner in ("batched", "hierarchical"):
+        record = load(f"combiner_{combiner}")
+        for result in record["results"]:
+            peak = record["matrix_peak"][result["precision"]]["flop_per_second"]
+            label = f"{combiner}, on {peak / 1e9:.0f} GFLOP/s"  # of the machine: the two are not the same
+            days = [size["steps"] for size in result["sizes"]]
+            axes[0].plot(days, [size["seconds"]["median"] for size in result["sizes"]], "o-", label=label)
+            axes[1].plot(days, [1024 * size["peak_memory_gib"] for size in result["sizes"]], "o-", label=label)
+    for ax, what in zip(axes, ("seconds, forward and backward", "MiB above the import"), strict=True):
+        ax.set_xlabel("days of history")
+        ax.set_ylabel(what)
+        ax.set_ylim(0)
+        ax.legend(fontsize=7)
+    return figure
+
+
+def growth(plt: Any) -> Any:
+    """Time and memory against everything that may grow, on logarithmic scales."""
+    figure, axes = plt.subplots(2, len(SIZES), figsize=(8, 4.6), layout="constrained", sharex="col")
+    units = {"history": "days of history", "batch": "windows of a batch", "bodies": "bodies"}
+    for result in load("scaling")["results"]:
+        column = list(SIZES).index(result["what"])
+        good = [(n, one) for n, one in zip(result["sizes"], result["records"], strict=True) if "error" not in one]
+        seconds, memory = ([value(one) for _, one in good] for value in (_seconds, _mebibytes))
+        for row, (values, exponent) in enumerate(
+            ((seconds, result["seconds_exponent"]), (memory, result["memory_exponent"]))
+        ):
+            label = f"{result['backend']}: {exponent:.2f}"
+            axes[row][column].plot([n for n, _ in good], values, "o-", label=label, color=colour(result["backend"]))
+        axes[1][column].set_xlabel(units[result["what"]])
+    for row, what in zip(axes, ("seconds", "MiB above the import"), strict=True):
+        row[0].set_ylabel(what)
+        for ax in row:
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log")
+            ax.legend(fontsize=7, title="exponent", title_fontsize=7)
+    return figure
+
+
+def _seconds(record: Record) -> float:
+    return float(record["seconds"]["median"])
+
+
+def _mebibytes(record: Record) -> float:
+    return float(1024 * record["memory_gib"])
+
+
+def roofline(plt: Any) -> Any:
+    """FLOP/s against FLOPs a byte below the roofs, of every machine on which it was measured."""
+    paths = sorted(RESULTS.glob("roofline_*.json"))
+    figure, axes = plt.subplots(1, len(paths), figsize=(8, 3.6), layout="constrained", squeeze=False)
+    for ax, path in zip(axes[0], paths, strict=True):
+        record = load(path.stem)
+        memory, points = record["bandwidth"]["bytes_per_second"], record["points"]
+        ends = [0.5 * min(one["flops"] / one["bytes"] for one in points)]
+        ends.append(2 * max(one["flops"] / one["bytes"] for one in points))
+        for name, peak in record["matrix_peak"].items():
+            roof = peak["flop_per_second"]
+            ax.plot(
+                [ends[0], roof / memory, ends[1]],
+                [ends[0] * memory, roof, roof],
+                "-",
+                color="black",
+                lw=0.8,
+                label=name,
+            )
+        shown = set()
+        for one in points:
+            combiner = one["what"] == "combiner"
+            label = one["by"] if combiner else f"operators, {one['by']}"
+            ax.plot(
+                one["flops"] / one["bytes"],
+                one["flops"] / one["seconds"],
+                "D" if combiner else "o",
+                color=colour(one["by"]),
+                label=None if label in shown else f"combiners, {label}" if combiner else label,
+            )
+            shown.add(label)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("FLOPs for every byte that must be moved")
+        ax.set_ylabel("FLOP/s")
+        ax.set_title(record["machine"]["gpu"] or record["machine"]["processor"], fontsize=8)
+        ax.legend(fontsize=7)
+    return figure
+
+
+DRAWINGS: Final = {"speed": speed, "history": history, "scaling": growth, "roofline": roofline}
+"""Name of a plot -> what draws it."""
+
+
+@contextmanager
+def _pyplot() -> Iterator[Any]:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    # The same bytes for the same results.
+    with mpl.rc_context({"svg.hashsalt": "pgat_fast", "svg.fonttype": "none", "font.size": 9}):
+        yield pyplot
+
+
+def plots(folder: Path) -> list[Path]:
+    """Draw them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with _pyplot() as plt:
+        for name, draw in DRAWINGS.items():
+            figure = draw(plt)
+            written.append(folder / f"{name}.svg")
+            figure.savefig(written[-1], metadata={"Date": None, "Creator": None})
+            plt.close(figure)
+    return written
