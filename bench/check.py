@@ -26,7 +26,7 @@ from typing import Final
 from bench.compare import KIND, RESULTS, ROOT, compare
 from bench.kernels_static import SHARED_LIMITS, against_committed
 from bench.machine import describe
-from bench.processes import Record
+from bench.processes import Record, write
 from bench.step import count_step
 from bench.variants import configure, parse_variant
 
@@ -100,12 +100,13 @@ def of_this_machine() -> tuple[Path, Record] | None:
     return max(found, key=lambda pair: str(pair[1]["machine"]["date"]), default=None)
 
 
-def measured(before: Record) -> Iterator[Fault]:
-    """Measure a comparison again."""
+def measured(before: Record, json_file: str | None) -> Iterator[Fault]:
+    """Measure a comparison again, and write it into `json_file`, if there is one."""
     config, overrides, batch = settings_of(before)
     settings = before["settings"]
     variants = [parse_variant(one["backend"]) for one in before["results"]]
     now = compare(config, overrides, variants, batch, settings["steps"], settings["processes"])
+    write(Path(json_file) if json_file else None, "bench.check", now)
     yield from worse(before["results"], now["results"])
 
 
@@ -152,6 +153,6 @@ def run(args: argparse.Namespace) -> int:
                 "times and memory: no comparison of this kind of machine is committed (pgat-fast bench compare --save)"
             )
         else:
-            look(f"times and memory against {known[0].name}", measured(known[1]))
+            look(f"times and memory against {known[0].name}", measured(known[1], args.json))
     print("nothing has become worse" if not faults else f"{len(faults)} worse than committed")
     return int(bool(faults))

@@ -28,7 +28,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     compare.add_argument("--save", action="store_true", help="write them to bench/results/MACHINE-DATE.json")
 
     check = kinds.add_parser("check", help="what has become worse than the committed results; exit code 1 if something")
-    check.add_argument("--exact", action="store_true", help="only what is the same on every machine: seconds, no noise")
+    check.add_argument("--exact", action="store_true", help="only what is the same on every machine: minutes, no noise")
+    check.add_argument("--json", metavar="FILE", help="write what was measured here")
 
     profile = kinds.add_parser("profile", help="a trace for a browser, and the most expensive operators")
     _add_model_arguments(profile)

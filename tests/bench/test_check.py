@@ -64,7 +64,31 @@ def test_one_byte_more_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (fault,) = saved_bytes()
     assert fault.startswith("some.json: torch:eager at batch 1 saves ")
     assert fault.endswith("bytes for the backward pass, not 1")
-    assert check.run(argparse.Namespace(exact=True)) == 1
+    assert check.run(argparse.Namespace(exact=True, json=None)) == 1
+
+
+def test_what_is_measured_again_is_written_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"config": "configs/quickstart.yaml", "overrides": [], "batch": 3, "steps": 5, "processes": 2}
+    asked: list[Any] = []
+
+    def compare(*arguments: Any) -> Record:
+        asked.extend(arguments)
+        return {"results": [result("reference"), result("torch", 5.0 / 1.2)]}
+
+    monkeypatch.setattr(check, "saved_bytes", lambda: iter(()))
+    monkeypatch.setattr(check, "static_kernels", lambda: iter(()))
+    monkeypatch.setattr(check, "compare", compare)
+    known = {"kind": "comparison", "settings": settings, "results": BEFORE}
+    monkeypatch.setattr(check, "of_this_machine", lambda: (Path("some.json"), known))
+    written = tmp_path / "now.json"
+    assert check.run(argparse.Namespace(exact=False, json=str(written))) == 1
+    config, overrides, variants, *numbers = asked
+    assert (config, overrides, numbers) == (str(check.ROOT / "configs/quickstart.yaml"), [], [3, 5, 2])
+    assert [str(variant) for variant in variants] == ["reference", "torch"]
+    assert "torch: 4.17 times faster than reference" in capsys.readouterr().out
+    assert json.loads(written.read_text())["results"][1]["times_faster"]["estimate"] == 5.0 / 1.2
 
 
 def test_settings_of_counts_are_in_their_command() -> None:
