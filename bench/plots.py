@@ -81,6 +81,7 @@ def growth(plt: Any) -> Any:
         for ax in row:
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
+            ax.xaxis.set_major_formatter("{x:.0f}")
             ax.legend(fontsize=7, title="exponent", title_fontsize=7)
     return figure
 
@@ -110,7 +111,7 @@ def roofline(plt: Any) -> Any:
                 "-",
                 color="black",
                 lw=0.8,
-                label=name,
+                label=f"roof, {name}",
             )
         shown = set()
         for one in points:
