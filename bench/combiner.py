@@ -25,6 +25,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
@@ -52,9 +53,10 @@ from pgat_fast.model.precision import Precision, float32_products_in, products_i
 
 MODULE: Final = "bench.combiner"
 
+_CONFIGS: Final = Path(__file__).resolve().parents[1] / "configs"
 PRODUCTION: Final = {
-    "batched": "configs/production_batched.yaml",
-    "hierarchical": "configs/celestial_enhanced_pgat_production.yaml",
+    "batched": str(_CONFIGS / "production_batched.yaml"),
+    "hierarchical": str(_CONFIGS / "celestial_enhanced_pgat_production.yaml"),
 }
 
 WARM_UP: Final = 2

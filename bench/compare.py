@@ -8,7 +8,8 @@ anything is timed, every backend's outputs and gradients are compared with the r
 each backend gets a process of its own; these take steps in turns, one each, so that what slows the machine down meets
 all of them. "Times faster" is against the first backend, with the interval in which 95 of 100 other such runs on
 this machine have theirs (`bench.ratios`); what is too noisy is not given as a number. Memory is the most that a
-process held above what it held after the imports; saved bytes are what autograd keeps between forward and backward
+process (on CUDA its allocator, without the pools of CUDA graphs) held above what it held after the imports, warm-up and
+compiling included, and in the steps behind them alone; saved bytes are what autograd keeps between forward and backward
 pass.
 """
 
@@ -17,8 +18,10 @@ import itertools
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,10 +33,9 @@ from typing import Final
 from bench.machine import describe
 from bench.measure import quartiles
 from bench.parity import require_parity
-from bench.processes import Record, do_task, end, first_line, run_task, write
+from bench.processes import Record, do_task, end, end_first, first_line, run_task, write
 from bench.ratios import Ratio, ratio
-from bench.step import TrainedModel, count_step
-from bench.time_model import EPOCH_WINDOWS
+from bench.step import MEMORY, TrainedModel, count_step
 from bench.variants import Variant, configure, given, parse_variants
 from pgat_fast.columns_of_text import in_columns
 from pgat_fast.errors import ConfigError
@@ -49,7 +51,7 @@ TURNS_SECONDS: Final = 30.0
 """After how long the processes of a round end their turns, though not before `FEWEST` of them."""
 FEWEST: Final = 3
 TIME_LIMIT: Final = 3600.0
-"""Seconds that comparing and counting may take."""
+"""Seconds that comparing and counting may take, and the answer of a process that takes steps."""
 
 
 def backends_here(compiled: bool) -> list[Variant]:
@@ -79,6 +81,7 @@ def serve(task: Record) -> int:
 
     Answers each, and the warm-up, with a line of JSON, which has an `error` where something failed.
     """
+    end_first()
     try:
         variant = Variant(**task["variant"])
         trained = TrainedModel(configure(variant, task["config"], task["overrides"]), variant, task["batch"])
@@ -122,11 +125,17 @@ class Server:
 
     def _read(self) -> Record:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                answer: Record = json.loads(line)
-                return answer
-        return {"error": f"the process ended with {self._process.wait()}"}
+        late = threading.Timer(TIME_LIMIT, end, [self._process])
+        late.daemon = True
+        late.start()
+        try:
+            for line in self._process.stdout:
+                if line.startswith("{"):
+                    answer: Record = json.loads(line)
+                    return answer
+        finally:
+            late.cancel()
+        return {"error": f"the process ended with {self._process.wait()}, or gave no answer within {TIME_LIMIT:g} s"}
 
     def close(self) -> None:
         end(self._process)
@@ -184,9 +193,13 @@ def summarize(name: str, counted: Record, processes: list[Record], batch: int) -
         "step_seconds": seconds,
         "process_seconds": [record["seconds"] for record in processes],
         "first_step_seconds": processes[0]["warm_up_seconds"][0],
-        "epoch_seconds_extrapolated": seconds["median"] * EPOCH_WINDOWS / batch,
-        "peak_memory_gib": max(record["peak_memory_gib"] for record in processes),
+        **{key: statistics.median(record[key] for record in processes) for key in MEMORY},
         "reserved_memory_gib": processes[0]["reserved_memory_gib"],
+        **(
+            {"compiled_saved_for_backward_bytes": processes[0]["compiler"]["saved_for_backward_bytes"]}
+            if processes[0]["compiled"]
+            else {}
+        ),
         "flop_per_second": counted["flops"] / seconds["median"],
         **counted,
     }
@@ -201,28 +214,40 @@ def against(first: Record, other: Record) -> Ratio | None:
 
 def as_table(results: Sequence[Record]) -> str:
     """For people who know what is compared: see `explained`."""
-    head = ("backend", "seconds a step", "times faster", "peak memory", "saved for backward")
-    rows = [head]
+    rows = [("backend", "seconds a step", "times faster", "peak memory", "in the steps", "saved for backward")]
     for result in results:
         if "error" in result:
-            rows.append((result["backend"], result["error"], "", "", ""))
+            rows.append((result["backend"], result["error"], "", "", "", ""))
             continue
         step = result["step_seconds"]
-        times = result.get("times_faster")
         rows.append(
             (
                 result["backend"],
                 f"{step['median']:.3g} ({step['quartile_1']:.3g} to {step['quartile_3']:.3g})",
-                "1" if times is None else str(Ratio(times["estimate"], times["low"], times["high"])),
+                faster_in_words(result, results[0]),
                 f"{result['peak_memory_gib'] * 1024:.0f} MiB",
-                f"{result['saved_for_backward_bytes'] / 1e6:.3g} MB",
+                f"{result['steps_peak_memory_gib'] * 1024:.0f} MiB",
+                f"{saved_bytes(result) / 1e6:.3g} MB",
             )
         )
     return in_columns(rows)
 
 
+def faster_in_words(result: Record, first: Record) -> str:
+    """How many times faster than `first`, with the interval."""
+    if result is first:
+        return "1"
+    times = result.get("times_faster")
+    return "not known" if times is None else str(Ratio(times["estimate"], times["low"], times["high"]))
+
+
+def saved_bytes(result: Record) -> int:
+    """What autograd keeps: of a compiled model what that keeps, which may be another number."""
+    return int(result.get("compiled_saved_for_backward_bytes", result["saved_for_backward_bytes"]))
+
+
 MEANINGS: Final = {
-    "reference": "the model in plain PyTorch: what training costs without this project",
+    "reference": "the model in plain PyTorch, with the activation checkpointing that existing users train with",
     "reference:fused": "its attention without weights, so that torch may take its fused kernels",
     "reference:kept": "without activation checkpointing",
     "torch": "ours, in rewritten plain torch: the same numbers and gradients",
@@ -238,8 +263,9 @@ def explained(results: Sequence[Record], config: str, batch: int) -> str:
         f"A training step (forward, backward, clipping, Adam) of {config}, batch {batch}",
         f"on {on['gpu'] or on['processor']}, {on['cores']} cores, torch {on['torch']}.",
         "",
-        f"times faster        than {results[0]['backend']}; in brackets where 95 of 100 other such runs have theirs",
-        "peak memory         the most that a process held above what it held after the imports",
+        f"times faster        than {results[0]['backend']}; in brackets what to expect of another run, 19 times of 20",
+        "peak memory         the most that a process held above what it held after the imports, compiling included",
+        "in the steps        the same, behind the first steps alone",
         "saved for backward  what autograd keeps between forward and backward pass",
     ]
     shown = [result["backend"].split(":") for result in results]
@@ -293,11 +319,12 @@ def run(args: argparse.Namespace) -> int:
     """`pgat-fast bench compare`: print the table, write the figures. Returns 1 where a backend failed."""
     if args.processes < 2:
         raise ConfigError("--processes must be at least 2, or nothing can be said of how sure a ratio is")
+    if args.save and describe()["changed"]:
+        raise ConfigError("--save: files differ from the commit, which a result must name: commit them first")
     variants = given(parse_variants, "--backends", args.backends) if args.backends else backends_here(args.compiled)
     result = compare(args.config or CONFIG, args.overrides, variants, args.batch, args.steps, args.processes)
     print(f"{as_table(result['results'])}\n\n{explained(result['results'], result['settings']['config'], args.batch)}")
-    path = result_file(RESULTS) if args.save else Path(args.json) if args.json else None
-    if path:
+    for path in [*([result_file(RESULTS)] if args.save else []), *([Path(args.json)] if args.json else [])]:
         write(path, MODULE, result)
         print(f"written to {path}", file=sys.stderr)
     return int(any("error" in one for one in result["results"]))

@@ -4,6 +4,7 @@ A case is a function of a dtype, a device and a number of timesteps; on the meta
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -149,6 +150,12 @@ def _of_block(block: _Block) -> Case:
     return Case(block.operator.name, block.shape, dtypes, leaves, run, size, threshold)
 
 
+@lru_cache(maxsize=4)
+def _adjacency(graphs: int, nodes: int, device: torch.device) -> Tensor:
+    """Made once: what is timed must not draw random numbers."""
+    return numbers((graphs, nodes, nodes), torch.float32, device, salt=2)
+
+
 def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool) -> Case:
     """`graphs`: a timestep. Queries, keys and values lie as a projection leaves them, side by side."""
 
@@ -161,7 +168,7 @@ def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool)
     def run(tensors: list[Tensor], kernels: bool) -> Tensor:
         q, k, v, *bias = tensors
         device = q.device
-        adjacency = numbers((len(q), q.shape[2], q.shape[2]), torch.float32, device, salt=2) if masked else None
+        adjacency = _adjacency(len(q), nodes, device) if masked else None
         dropout = Dropout(RATE, scalar(11, device), 0, scalar(0, device))
         own = {"bias": bias[0] if bias else None, "threshold": 0.3, "dropout": dropout}
         if kernels:

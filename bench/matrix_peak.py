@@ -61,7 +61,7 @@ def _settings(name: str, precision: Precision, device: torch.device) -> Abstract
     return nullcontext() if name == "torch" else float32_products_in(precision, device)
 
 
-def shortest(product: Callable[[], Tensor], seconds: float, device: torch.device) -> float:
+def shortest(product: Callable[[], object], seconds: float, device: torch.device) -> float:
     """The shortest time of `product`, repeated for `seconds`, but at least `LEAST_RUNS` times."""
     product()
     best, runs, until = float("inf"), 0, time.perf_counter() + seconds

@@ -86,8 +86,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def do_task(measure: Callable[[Record], Record], task: str) -> int:
     """In the new process: print what `measure` finds, or what stopped it, as the last line. Returns the exit status."""
-    with suppress(OSError):  # Linux: where memory runs out, this process is to end, and no other
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    end_first()
     try:
         record = measure(json.loads(task))
     except Exception as error:  # whatever stops one measurement must not take the others with it
@@ -95,6 +94,12 @@ def do_task(measure: Callable[[Record], Record], task: str) -> int:
         record = {"error": first_line(error)}
     print(json.dumps(record), flush=True)
     return 0
+
+
+def end_first() -> None:
+    """Where memory runs out, this process is to end, and no other; only Linux can be told."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def first_line(error: BaseException) -> str:
@@ -132,6 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write(path: Path | None, module: str, results: Record) -> None:
     """Write `results` with the command and the machine, where a path is given."""
     if path:
-        called = ["pgat-fast"] if Path(sys.argv[0]).name == "pgat-fast" else ["python", "-m", module]
+        of_program = sys.argv[1:2] == ["bench"]  # of `pgat-fast`, however it was started
+        called = ["pgat-fast"] if of_program else ["python", "-m", module]
         command = shlex.join([*called, *sys.argv[1:]])
         write_json(path, {"command": command, "machine": describe(), **results})

@@ -8,10 +8,11 @@ from typing import Any, Final, NamedTuple
 NOISE: Final = 0.10
 """A ratio whose interval reaches further than this to either side says nothing."""
 
-_STUDENT: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
-"""The 97.5 % quantiles of Student's distribution with 1, 2, ... degrees of freedom."""
-_NORMAL: Final = 1.96
-"""Of more degrees; a little too narrow below 30."""
+_STUDENT: Final = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""The 97.5 % quantiles of Student's distribution with 1, 2, ... degrees of freedom; the last serves for more."""
 
 
 class Ratio(NamedTuple):
@@ -56,6 +57,6 @@ def ratio(first: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) ->
         for one, two in zip(first, other, strict=True)
     ]
     mean, degrees = statistics.fmean(logarithms), len(logarithms) - 1
-    times = _STUDENT[degrees - 1] if degrees <= len(_STUDENT) else _NORMAL
+    times = _STUDENT[min(degrees, len(_STUDENT)) - 1]
     width = times * statistics.stdev(logarithms) * math.sqrt(2 / len(logarithms))
     return Ratio(math.exp(mean), math.exp(mean - width), math.exp(mean + width))

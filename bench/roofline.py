@@ -2,15 +2,15 @@
 
     pgat-fast bench roofline --json bench/results/roofline_cpu.json
 
-The roofs are the best matrix product (`bench.matrix_peak`) and the best bandwidth of copying and adding. An operator is
-a forward and a backward pass at the sizes of production (`bench.kernel_cases`); so is a combiner. Its FLOPs are those
-that are executed, recomputation included; its bytes those that cannot be avoided: every input, result and gradient
-once. What an operator writes and reads in between is not in them, so that this is also how far fusing could go; what
-stays in a cache may lie above the roof of the bandwidth.
+The roofs are the best matrix product (`bench.matrix_peak`) and the best bandwidth of copying and adding. A point is a
+forward and a backward pass: of an operator with a kernel (`bench.kernel_cases`; `plain` is autograd of its formulas in
+plain torch, with the exact float32 products of training), or of a combiner. Widths are those of production, timesteps
+few on a CPU. FLOPs are the useful ones: what is recomputed counts once. Bytes are those that cannot be avoided: every
+input, result and gradient once; what is written and read in between is not in them, so that this is also how far fusing
+could go. Times are the shortest, as those of the roofs are; what stays in a cache may lie above that of the bandwidth.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,21 +18,22 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from bench.combiner import PRODUCTION, combiner_of, random_inputs, run_pass
+from bench.combiner import PRODUCTION, combiner_of, count_passes, random_inputs, run_pass
 from bench.kernel_cases import CASES, DTYPES, Case, gradient, results
 from bench.matrix_peak import matrix_peak, shortest
-from bench.measure import count, seconds_of
+from bench.measure import count
 from bench.processes import Record, write
 from bench.suite import TIMESTEPS
 from bench.variants import Variant, configure, given, parse_variants
 from pgat_fast.columns_of_text import in_columns
 from pgat_fast.device import resolve_device
-from pgat_fast.model.precision import Precision, products_in
+from pgat_fast.model.precision import Precision, float32_products_in
 from pgat_kernels.dispatch import why_no_kernels
 
 ELEMENTS: Final = {"cpu": 2**26, "cuda": 2**28}
 """Device -> float32 numbers of an array whose bandwidth is measured: far more than fit into a cache."""
-REPEATS: Final = 5
+SECONDS: Final = 0.5
+"""That a point is measured, at least three times."""
 PRECISIONS: Final[dict[str, Precision]] = {"fp32": "highest", "bf16": "bf16"}
 """dtype of an operator -> precision of a model."""
 COMBINER_TIMESTEPS: Final = {"cpu": 16, "cuda": 250}
@@ -52,6 +53,8 @@ def bandwidth(device: torch.device, seconds: float = 0.5) -> Record:
 def operator_points(device: torch.device, dtype: str) -> Iterator[Record]:
     """Every operator with kernels: in plain torch, and by its kernel where that runs."""
     for case in CASES:
+        if case.operator == "gru_bank" and case.threshold:  # it recomputes; the other one keeps its gates
+            continue
         own = dtype if dtype in case.dtypes else "fp32"
         for by in ("plain", "kernels"):
             kernels = by == "kernels"
@@ -66,41 +69,38 @@ def _operator(case: Case, dtype: str, kernels: bool, device: torch.device) -> Re
     leaves = [x.requires_grad_() for x in case.leaves(DTYPES[dtype], device, timesteps)]
     flops = count(lambda: case.run(leaves, False)).flops
     y = case.run(leaves, kernels).detach()
-    return _measured(lambda: results(case, leaves, kernels, gradient(y)), flops, [*leaves, y], device)
+    g = gradient(y)
+
+    def both() -> None:
+        with float32_products_in(PRECISIONS[dtype], device):
+            results(case, leaves, kernels, g)
+
+    return {"timesteps": timesteps} | _measured(both, flops, [*leaves, y], device)
 
 
 def combiner_points(device: torch.device, dtype: str, variants: Sequence[Variant]) -> Iterator[Record]:
-    """Both combiners by every backend, eager."""
+    """Both combiners by every backend, eager; FLOPs are the reference's without recomputation."""
     precision = PRECISIONS[dtype]
     for name, path in PRODUCTION.items():
         for variant in variants:
             config = configure(variant, path, [f"run.precision={precision}"])
             combiner = combiner_of(config, variant).to(device)
-            inputs = random_inputs(config, 1, COMBINER_TIMESTEPS[device.type], device)
-
-            def forward() -> Tensor:
-                with products_in(precision, device):
-                    result: Tensor = combiner(inputs.adjacencies, inputs.context)  # noqa: B023 - called at once
-                return result
+            timesteps = COMBINER_TIMESTEPS[device.type]
+            inputs = random_inputs(config, 1, timesteps, device)
+            useful = count_passes(config, Variant("reference", precision, kept=True), 1, [timesteps])["counts"][0]
 
             def both() -> None:
                 run_pass(combiner, inputs, precision, device)  # noqa: B023 - called at once
 
-            flops = count(forward).flops
             moved = [*combiner.parameters(), *inputs.adjacencies, inputs.context, inputs.gradient]
             named = {"what": "combiner", "shape": name, "by": str(variant), "dtype": dtype}
-            yield named | _measured(both, flops, moved, device)
+            yield named | {"timesteps": timesteps} | _measured(both, useful["flops"], moved, device)
 
 
-def _measured(run: Callable[[], object], flops: int, moved: Sequence[Tensor], device: torch.device) -> Record:
-    """Seconds of `run`, its FLOPs, and the bytes of tensors and their gradients."""
-
-    def called() -> None:
-        run()
-
-    seconds_of(called, 1, device)
+def _measured(run: Callable[[], None], flops: int, moved: Sequence[Tensor], device: torch.device) -> Record:
+    """The shortest seconds of `run`, its FLOPs, and the bytes of tensors and their gradients."""
     return {
-        "seconds": statistics.median(seconds_of(called, REPEATS, device)),
+        "seconds": shortest(run, SECONDS, device),
         "flops": flops,
         "bytes": 2 * sum(x.nbytes for x in moved),
     }

@@ -1,14 +1,15 @@
 """How time and memory grow with the days of history, the windows of a batch, and the number of bodies.
 
-    pgat-fast bench scaling --json bench/results/scaling.json
+    pgat-fast bench scaling --what history --json bench/results/scaling_history.json
 
 Whole training steps for history and batch, at a quarter of the production width; for bodies, of which the model has 13,
 its combiner alone (forward and backward) on random adjacencies of more or fewer. Every size is measured in a process of
-its own, the backends after each other. The exponents are fitted to the larger half of the sizes, where what does not
-grow no longer counts: 1 is linear, 2 quadratic.
+its own, the backends after each other. An exponent p is that of the best `constant + factor * size ** p`: 1 is linear,
+2 quadratic. `system_share` is the part of the processor time that the system took, for handing out memory mostly.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -54,18 +55,39 @@ def measure(task: Record) -> Record:
         inputs = random_inputs(config, 1, TIMESTEPS, device, nodes=size)
         run: Callable[[], None] = lambda: run_pass(combiner, inputs, precision, device)  # noqa: E731
         seconds_of(run, 1, device)
-        return {"seconds": quartiles(seconds_of(run, REPEATS, device)), "memory_gib": memory.above_baseline() / GIB}
+        found = timed(lambda: seconds_of(run, REPEATS, device))
+        return {**found, "memory_gib": memory.above_baseline() / GIB}
     trained = TrainedModel(config, variant, size if task["what"] == "batch" else 1)
-    seconds = quartiles(trained.seconds_of(REPEATS))
-    return {"seconds": seconds, "memory_gib": trained.record()["peak_memory_gib"]}
+    found = timed(lambda: trained.seconds_of(REPEATS))
+    return {**found, "memory_gib": trained.record()["peak_memory_gib"]}
+
+
+def timed(run: Callable[[], list[float]]) -> Record:
+    """Quartiles of the seconds that `run` returns, and the system's share of the processor time meanwhile."""
+    before = os.times()
+    seconds = quartiles(run())
+    user, system = (getattr(os.times(), name) - getattr(before, name) for name in ("user", "system"))
+    return {"seconds": seconds, "system_share": system / (user + system) if user + system else 0.0}
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """That of the power law through the larger half of at least two sizes; None of fewer."""
-    if len(sizes) < 2:
+    """Of the best power law with a constant, by the least squares of relative errors; None of fewer than three sizes.
+
+    Neither constant nor factor is negative.
+    """
+    if len(sizes) < 3:
         return None
-    first = min(len(sizes) // 2, len(sizes) - 2)
-    return float(np.polyfit(np.log(sizes[first:]), np.log(values[first:]), 1)[0])
+    x, y = np.asarray(sizes, dtype=float) / max(sizes), np.asarray(values, dtype=float)
+    best, least = None, np.inf
+    for power in np.arange(0.1, 8.01, 0.05):
+        columns = np.stack((np.ones_like(x), x**power), axis=1) / y[:, None]
+        found = np.linalg.lstsq(columns, np.ones_like(y), rcond=None)[0]
+        if found[0] < 0:  # without a constant
+            found = np.array([0.0, columns[:, 1].sum() / (columns[:, 1] ** 2).sum()])
+        error = float(((columns @ found - 1) ** 2).sum())
+        if found[1] > 0 and error < least:
+            best, least = float(power), error
+    return best
 
 
 def summarize(what: str, backend: str, sizes: Sequence[int], records: Sequence[Record]) -> Record:
@@ -87,7 +109,7 @@ def describe(result: Record) -> str:
         shown = record.get("error") or f"{record['seconds']['median']:.3g} s, {record['memory_gib'] * 1024:.0f} MiB"
         lines.append(f"  {size:>5}  {shown}")
     powers = [result["seconds_exponent"], result["memory_exponent"]]
-    shown = ["not known" if power is None else f"{power:.2f}" for power in powers]
+    shown = ["not known" if power is None else f"{power:.1f}" for power in powers]
     return "\n".join([*lines, f"  exponent of time {shown[0]}, of memory {shown[1]}"])
 
 
@@ -97,7 +119,8 @@ def run(args: argparse.Namespace) -> int:
     for variant in variants:
         configure(variant, CONFIG, args.overrides)
     results: list[Record] = []
-    for what, sizes in SIZES.items():
+    for what in args.what:
+        sizes = SIZES[what]
         chosen = [size for size in sizes if args.largest is None or size <= args.largest]
         records: dict[str, list[Record]] = {str(variant): [] for variant in variants}
         for size in chosen:

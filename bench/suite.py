@@ -11,10 +11,11 @@ from torch import Tensor
 from bench.combiner import PRODUCTION
 from bench.machine import GIB
 from bench.measure import PeakMemory, count_saved, give_back_freed, synchronize
+from bench.parity import CONFIG
 from pgat_fast import load_config
 from pgat_fast.config.schema import Config
 
-SMALL: Final = "configs/quickstart.yaml"
+SMALL: Final = str(CONFIG)
 TIMESTEPS: Final = {"small": 16, "production": 4000}
 """Shape -> timesteps of the inputs of operators; of production those of a batch of 16."""
 SECONDS: Final = 0.5

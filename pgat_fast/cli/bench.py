@@ -40,6 +40,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     scaling = kinds.add_parser("scaling", help="how time and memory grow with history, batch and bodies")
     add_overrides_argument(scaling)
     scaling.add_argument("--backends", default="reference,torch:eager", metavar="NAME[:WORD...],...")
+    grows = ("history", "batch", "bodies")
+    scaling.add_argument("--what", nargs="+", choices=grows, default=grows, help="what grows (default: all)")
     scaling.add_argument("--largest", type=int, metavar="N", help="leave larger sizes out")
     scaling.add_argument("--json", metavar="FILE", help="write the figures here")
 

@@ -8,47 +8,130 @@ from typing import Any
 import pytest
 
 from bench import check
-from bench.check import saved_bytes, settings_of, worse
+from bench.check import Verdict, judge, measured, saved_bytes, settings_of
 
 Record = dict[str, Any]
 
 
 def result(backend: str, times: float | None = None, *, width: float = 0.02, memory: float = 1.0) -> Record:
-    found: Record = {"backend": backend, "peak_memory_gib": memory}
+    found: Record = {"backend": backend, "peak_memory_gib": memory, "steps_peak_memory_gib": memory}
     if times is not None:
         own = {"estimate": times, "low": times / (1 + width), "high": times * (1 + width), "noisy": width > 0.1}
         found["times_faster"] = own
     return found
 
 
-BEFORE = [result("reference"), result("torch", 5.0)]
+KNOWN = result("torch", 5.0)
 
 
-def faults(now: list[Record]) -> list[str]:
-    return list(worse(BEFORE, now))
+def verdict(new: Record) -> Verdict:
+    return judge(KNOWN, new, "reference")
 
 
 def test_what_is_as_it_was_or_better_is_no_fault() -> None:
-    assert faults(BEFORE) == []
-    assert faults([result("reference"), result("torch", 4.8)]) == []
-    assert faults([result("reference"), result("torch", 9.0, memory=0.1)]) == []
+    for new in (KNOWN, result("torch", 4.8), result("torch", 9.0, memory=0.1), result("torch", 7.0, width=0.3)):
+        assert verdict(new) == Verdict([])
 
 
 def test_a_slow_down_of_20_percent_is_named() -> None:
-    (fault,) = faults([result("reference"), result("torch", 5.0 / 1.2, width=0.08)])
-    assert fault == "torch: 4.17 times faster than reference (3.86 to 4.5), it was 5"
+    assert verdict(result("torch", 5.0 / 1.2, width=0.07)) == Verdict(
+        ["torch: 4.17 times faster than reference (3.89 to 4.46), it was 5"]
+    )
 
 
 def test_more_memory_is_named() -> None:
-    (fault,) = faults([result("reference", memory=1.2), result("torch", 5.0)])
-    assert fault == "reference: peak memory 1.2 GiB, it was 1"
+    assert verdict(result("torch", 5.0, memory=1.2)) == Verdict(
+        ["torch: peak memory 1229 MiB, it was 1024", "torch: peak memory in the steps 1229 MiB, it was 1024"]
+    )
 
 
 def test_noise_and_failure_are_no_passes() -> None:
-    (noise,) = faults([result("reference"), result("torch", 5.0, width=0.4)])
-    assert noise.startswith("torch: too noisy to tell")
-    (failure,) = faults([result("reference"), {"backend": "torch", "error": "it crashed"}])
-    assert failure == "torch: it crashed"
+    noise = verdict(result("torch", 5.0, width=0.4))
+    assert not noise.faults
+    assert str(noise.undecided).endswith("it was 5: too noisy to tell")
+    assert verdict({"backend": "torch", "error": "it crashed"}) == Verdict(["torch: it crashed"])
+    assert judge({"backend": "torch", "error": "as ever"}, {"backend": "torch", "error": "as ever"}, "x") == Verdict([])
+
+
+class Machine:
+    """Stands for `compare`: a reference of a second, and backends as fast as told, with noise."""
+
+    def __init__(self, noise: float = 0.0, **times: float) -> None:
+        self.times, self.noise, self.asked = times, noise, list[list[str]]()
+
+    def __call__(
+        self, config: str, overrides: list[str], variants: list[Any], batch: int, steps: int, n: int
+    ) -> Record:
+        names = [str(variant) for variant in variants]
+        self.asked.append(names)
+        results: list[Record] = []
+        for name in names:
+            seconds = 1 / self.times.get(name, 1.0)
+            spread = [seconds * (1 + self.noise * (-1) ** i * (name == "torch")) for i in range(n)]
+            results.append({"backend": name, "process_seconds": [[one] for one in spread]})
+            results[-1] |= {"peak_memory_gib": 1.0, "steps_peak_memory_gib": 1.0}
+        for other in results[1:]:
+            other["times_faster"] = check.against(results[0], other).record()  # type: ignore[union-attr]
+        return {"results": results}
+
+
+SETTINGS: Record = {"config": "configs/quickstart.yaml", "overrides": [], "batch": 3, "steps": 5, "processes": 4}
+BEFORE: Record = {
+    "kind": "comparison",
+    "settings": SETTINGS,
+    "results": [result("reference"), result("reference:kept", 1.3), KNOWN, result("torch:eager", 2.0)],
+}
+
+
+def test_only_ours_are_measured_again_beside_the_first() -> None:
+    machine = Machine(torch=5.0, **{"torch:eager": 2.0})
+    assert list(measured(BEFORE, None, machine)) == []
+    assert machine.asked == [["reference", "torch", "torch:eager"]]
+
+
+def test_what_is_too_noisy_is_measured_longer_and_then_named() -> None:
+    machine = Machine(noise=0.2, torch=5.0, **{"torch:eager": 2.0})
+    (fault,) = measured(BEFORE, None, machine)
+    assert fault.endswith("it was 5: too noisy to tell")
+    assert machine.asked == [["reference", "torch", "torch:eager"], ["reference", "torch"], ["reference", "torch"]]
+    quieter = Machine(noise=0.06, torch=5.0, **{"torch:eager": 2.0})
+    assert list(measured(BEFORE, None, quieter)) == []
+    assert len(quieter.asked) == 2, "twice the processes are enough"
+
+
+def test_a_slow_down_of_one_backend_is_named_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(torch=5.0, **{"torch:eager": 2.0 / 1.2})
+    monkeypatch.setattr(check, "saved_bytes", lambda: iter(()))
+    monkeypatch.setattr(check, "static_kernels", lambda: iter(()))
+    monkeypatch.setattr(check, "of_this_machine", lambda: {Path("some.json"): BEFORE})
+    monkeypatch.setattr(check, "measured", lambda before, path: measured(before, path, machine))
+    written = tmp_path / "now.json"
+    assert check.run(argparse.Namespace(exact=False, json=str(written))) == 1
+    assert "torch:eager: 1.67 times faster than reference (1.67 to 1.67), it was 2" in capsys.readouterr().out
+    assert [one["backend"] for one in json.loads(written.read_text())["results"]] == machine.asked[0]
+
+
+def test_where_nothing_is_committed_that_is_no_pass(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "saved_bytes", lambda: iter(()))
+    monkeypatch.setattr(check, "static_kernels", lambda: iter(()))
+    monkeypatch.setattr(check, "of_this_machine", dict)
+    assert check.run(argparse.Namespace(exact=False, json=None)) == 1
+    assert "times and memory cannot be checked" in capsys.readouterr().out
+    assert check.run(argparse.Namespace(exact=True, json=None)) == 0
+
+
+def test_a_result_that_git_does_not_have_is_no_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = set(check.committed())
+    assert known
+    assert all(path.parent == check.RESULTS for path in known)
+    monkeypatch.setattr(check, "_known_to_git", lambda: [])
+    monkeypatch.setattr(check, "RESULTS", tmp_path)
+    (tmp_path / "some.json").write_text(json.dumps(BEFORE))
+    assert list(check.committed()) == [tmp_path / "some.json"], "all there are, where there is no git"
 
 
 def test_the_committed_results_say_what_is_saved_today() -> None:
@@ -60,35 +143,12 @@ def test_one_byte_more_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     one = {"backend": "torch:eager", "saved_for_backward_bytes": 1}
     (tmp_path / "some.json").write_text(json.dumps({"kind": "comparison", "settings": settings, "results": [one]}))
     monkeypatch.setattr(check, "RESULTS", tmp_path)
+    monkeypatch.setattr(check, "_known_to_git", lambda: [])
     monkeypatch.setattr(check, "static_kernels", lambda: iter(()))
     (fault,) = saved_bytes()
     assert fault.startswith("some.json: torch:eager at batch 1 saves ")
     assert fault.endswith("bytes for the backward pass, not 1")
     assert check.run(argparse.Namespace(exact=True, json=None)) == 1
-
-
-def test_what_is_measured_again_is_written_and_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = {"config": "configs/quickstart.yaml", "overrides": [], "batch": 3, "steps": 5, "processes": 2}
-    asked: list[Any] = []
-
-    def compare(*arguments: Any) -> Record:
-        asked.extend(arguments)
-        return {"results": [result("reference"), result("torch", 5.0 / 1.2)]}
-
-    monkeypatch.setattr(check, "saved_bytes", lambda: iter(()))
-    monkeypatch.setattr(check, "static_kernels", lambda: iter(()))
-    monkeypatch.setattr(check, "compare", compare)
-    known = {"kind": "comparison", "settings": settings, "results": BEFORE}
-    monkeypatch.setattr(check, "of_this_machine", lambda: (Path("some.json"), known))
-    written = tmp_path / "now.json"
-    assert check.run(argparse.Namespace(exact=False, json=str(written))) == 1
-    config, overrides, variants, *numbers = asked
-    assert (config, overrides, numbers) == (str(check.ROOT / "configs/quickstart.yaml"), [], [3, 5, 2])
-    assert [str(variant) for variant in variants] == ["reference", "torch"]
-    assert "torch: 4.17 times faster than reference" in capsys.readouterr().out
-    assert json.loads(written.read_text())["results"][1]["times_faster"]["estimate"] == 5.0 / 1.2
 
 
 def test_settings_of_counts_are_in_their_command() -> None:

@@ -6,14 +6,20 @@ from pathlib import Path
 import pytest
 
 from bench import scaling
-from pgat_fast.cli import main
+from pgat_fast.cli import build_parser, main
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
 def test_the_exponent_is_that_of_the_large_sizes(power: float) -> None:
-    sizes = [1, 10, 1e5, 1e6]
-    assert scaling.exponent(sizes, [1 + size**power for size in sizes]) == pytest.approx(power, abs=0.01)
-    assert scaling.exponent([4], [1.0]) is None
+    sizes = [64, 128, 256, 512, 1024, 2000]
+    assert scaling.exponent(sizes, [1e3 + size**power for size in sizes]) == pytest.approx(power, abs=0.06)
+    assert scaling.exponent(sizes, [size**power for size in sizes]) == pytest.approx(power, abs=0.06)
+    assert scaling.exponent([4, 5], [1.0, 2.0]) is None
+
+
+def test_the_command_knows_what_grows() -> None:
+    args = build_parser().parse_args(["bench", "scaling"])
+    assert set(args.what) == set(scaling.SIZES)
 
 
 def test_small_sizes_are_measured_and_what_fails_is_said(
@@ -31,4 +37,5 @@ def test_small_sizes_are_measured_and_what_fails_is_said(
         (record,) = result["records"]
         assert record["seconds"]["median"] > 0
         assert record["memory_gib"] > 0
+        assert 0 <= record["system_share"] <= 1
     assert "exponent of time not known" in capsys.readouterr().out
