@@ -4,20 +4,28 @@ import json
 from collections.abc import Callable
 from typing import Final
 
-from bench.compare import KIND, RESULTS
+from bench.compare import KIND, RESULTS, ROOT, faster_in_words, saved_bytes
 from bench.gpu import MOST_SECONDS
 from bench.processes import Record
-from bench.ratios import Ratio
+from bench.scaling import DAYS, TIMESTEPS, summarize
 from bench.time_model import EPOCH_STEPS
+from pgat_fast.errors import DataError
 from pgat_kernels.measured import FILE
+
+QUICKSTART: Final = "configs/quickstart.yaml"
 
 ZEN4: Final = "_zen4"
 """What the names of files from the slower processor end with."""
 
 
 def load(name: str) -> Record:
-    """A committed result."""
-    found: Record = json.loads((RESULTS / f"{name}.json").read_text())
+    """A committed result. Raises DataError where there is none of that name."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise DataError(
+            f"{path.relative_to(ROOT)} is missing: the README's figures come from it; restore or measure it"
+        )
+    found: Record = json.loads(path.read_text())
     return found
 
 
@@ -52,20 +60,6 @@ def span(values: list[float], form: str) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def reference_steps() -> str:
-    """Whole training steps of the reference as torch comes."""
-    rows = []
-    for path in sorted(RESULTS.glob("step_cpu_*.json"), key=lambda path: ("celestial" in path.stem, path.stem)):
-        record = load(path.stem)
-        for result in record["results"]:
-            seconds, memory = result["step_seconds"]["median"], result["peak_memory_gib"]
-            rows.append(
-                [f"combiner {combiner_of(record)}", str(record["batch"]), f"{seconds:.2f}", f"{memory:.2f} GiB"]
-            )
-    head = ["`backend: reference`", "batch", "seconds a step (median)", "peak memory above the import"]
-    return table(head, rows)
-
-
 def fast_steps(suffix: str = "") -> str:
     """Whole training steps of all backends, on the machine whose files end with `suffix`."""
     rows = []
@@ -80,14 +74,15 @@ def fast_steps(suffix: str = "") -> str:
                 [
                     f"{combiner_of(record)}, {record['batch']}",
                     f"`{result['backend']}`",
+                    f"{record['steps']} x {record['rounds']}",
                     f"{result['step_seconds']['median']:.2f}",
                     times(less["step_seconds"]),
                     f"{result['peak_memory_gib']:.2f} GiB",
                     times(less["peak_memory_gib"]),
                 ]
             )
-    head = ["combiner, batch", "backend", "seconds a step", "times less", "peak memory above the import", "times less"]
-    return table(head, rows)
+    head = ["combiner, batch", "backend", "steps x processes", "seconds a step", "times less"]
+    return table([*head, "peak memory", "times less"], rows)
 
 
 def saved_for_backward() -> str:
@@ -118,8 +113,14 @@ def accuracy() -> str:
 
 
 def newest_comparison() -> Record:
-    """Of all committed ones."""
-    found = [record for path in RESULTS.glob("*.json") if (record := load(path.stem)).get("kind") == KIND]
+    """At the quickstart's sizes, of those that git may have."""
+    found = []
+    for path in RESULTS.glob("*.json"):
+        record = load(path.stem)
+        if record.get("kind") == KIND and record["settings"]["config"] == QUICKSTART:
+            found.append(record)
+    if not found:
+        raise DataError(f"{RESULTS.relative_to(ROOT)}: no comparison of {QUICKSTART}: pgat-fast bench compare --save")
     newest: Record = max(found, key=lambda record: str(record["machine"]["date"]))
     return newest
 
@@ -132,37 +133,59 @@ def comparison_machine() -> str:
 
 def comparison() -> str:
     """The newest committed one."""
-    rows = []
-    for result in newest_comparison()["results"]:
-        faster = result.get("times_faster")
+    results, rows = newest_comparison()["results"], []
+    for result in results:
+        if "error" in result:
+            rows.append([f"`{result['backend']}`", result["error"], "", "", "", ""])
+            continue
         rows.append(
             [
                 f"`{result['backend']}`",
                 f"{1e3 * result['step_seconds']['median']:.0f} ms",
-                "1" if faster is None else str(Ratio(faster["estimate"], faster["low"], faster["high"])),
+                faster_in_words(result, results[0]),
                 f"{1024 * result['peak_memory_gib']:.0f} MiB",
-                f"{result['saved_for_backward_bytes'] / 1e6:.2f} MB",
+                f"{1024 * result['steps_peak_memory_gib']:.0f} MiB",
+                f"{saved_bytes(result) / 1e6:.2f} MB",
             ]
         )
-    return table(["backend", "a step", "times faster (19 of 20 runs)", "peak memory", "saved for backward"], rows)
+    head = [
+        "backend",
+        "a step",
+        "times faster (and what to expect of another run)",
+        "peak memory",
+        "in the steps alone",
+    ]
+    return table([*head, "saved for backward"], rows)
+
+
+def grown() -> list[Record]:
+    """What `bench.scaling` has measured: the newest of each thing and backend, with today's exponents."""
+    found: dict[tuple[str, str], tuple[str, Record]] = {}
+    for path in sorted(RESULTS.glob("scaling*.json")):
+        record = load(path.stem)
+        date = str(record["machine"]["date"])
+        for result in record["results"]:
+            key = result["what"], result["backend"]
+            if key not in found or found[key][0] < date:
+                found[key] = date, summarize(*key, result["sizes"], result["records"])
+    return [result for _, result in found.values()]
 
 
 def scaling() -> str:
     """Exponents, and the largest size."""
     rows = []
-    for result in load("scaling")["results"]:
-        measured = [
-            (size, one) for size, one in zip(result["sizes"], result["records"], strict=True) if "error" not in one
-        ]
-        size, largest = measured[-1]
+    for result in grown():
+        measured = [pair for pair in zip(result["sizes"], result["records"], strict=True) if "error" not in pair[1]]
         failed = [str(size) for size, one in zip(result["sizes"], result["records"], strict=True) if "error" in one]
+        size, largest = measured[-1]
+        system = f", {100 * largest['system_share']:.0f} % of it the system's" if "system_share" in largest else ""
+        powers = [result["seconds_exponent"], result["memory_exponent"]]
         rows.append(
             [
                 f"{result['what']}, {result['sizes'][0]} to {result['sizes'][-1]}",
                 f"`{result['backend']}`",
-                f"{result['seconds_exponent']:.2f}",
-                f"{result['memory_exponent']:.2f}",
-                f"{largest['seconds']['median']:.3g} s, {largest['memory_gib']:.2f} GiB at {size}"
+                *("not known" if power is None else f"{power:.1f}" for power in powers),
+                f"{largest['seconds']['median']:.3g} s{system}, {largest['memory_gib']:.2f} GiB at {size}"
                 + (f" (at {', '.join(failed)} it failed)" if failed else ""),
             ]
         )
@@ -184,7 +207,7 @@ def combiner_lines() -> str:
                 f"{span(executed, '{:.0f}')} %",
             ]
         )
-    return table(["combiner", "time, of a line through the origin", "peak memory", "executed, of the peak"], rows)
+    return table(["combiner", "time, deviation from proportional", "peak memory", "of the machine's products"], rows)
 
 
 def roofline() -> str:
@@ -192,11 +215,14 @@ def roofline() -> str:
     points, rows = load("roofline_cpu")["points"], []
     for point in points:
         if point["what"] == "combiner":
-            name = f"combiner {point['shape']}, `{point['by']}`"
+            name = f"combiner {point['shape']}, `{point['by']}`, {point['timesteps']} days"
             rows.append([name, f"{100 * point['fraction_of_roof']:.0f} %"])
-    own = [100 * point["fraction_of_roof"] for point in points if point["what"] != "combiner"]
-    rows.append([f"{len(own)} operators, each alone, in plain torch", f"{span(own, '{:.0f}')} %"])
-    return table(["forward and backward", "least time, of the time taken"], rows)
+    own = [point for point in points if point["what"] != "combiner" and point["by"] == "plain"]
+    names = len({point["what"] for point in own})
+    fractions = [100 * point["fraction_of_roof"] for point in own]
+    name = f"{names} operators in {len(own)} sizes, each alone, by autograd of plain torch"
+    rows.append([name, f"{span(fractions, '{:.0f}')} %"])
+    return table(["forward and backward", "of the machine's limit"], rows)
 
 
 def decoder_future() -> str:
@@ -278,9 +304,16 @@ def compiled_reference(what: str) -> str:
 
 
 def model_seconds(combiner: str) -> str:
-    """Of the kernels and products of an epoch, by the model of the time."""
+    """Of an epoch, by the model of the time: kernels and products alone, and with all else of torch unfused."""
     totals = load(f"kernels_model_{combiner}")["gpus"]["H100"]["totals"]
-    return f"{totals['kernels_and_products'] * EPOCH_STEPS:.0f} s"
+    least, most = (totals[key] * EPOCH_STEPS for key in ("kernels_and_products", "eager"))
+    return f"{least:.0f} to {most:.0f} s"
+
+
+def monitoring() -> str:
+    """Microseconds that it adds to a step."""
+    found = [entry["extra_info"]["microseconds_per_step_median"] for entry in load("monitoring_cpu")["benchmarks"]]
+    return span(found, "{:.0f}")
 
 
 def measured_kernels() -> str:
@@ -306,8 +339,17 @@ def batches_per_second(name: str) -> str:
     return f"{rates[name]:,.0f}"
 
 
+def reference_again() -> str:
+    """What a step of the same reference took in two results of the slower processor."""
+    records = [load(name) for name in ("compiled_reference_batched_batch1", f"fast_step_batched_batch1{ZEN4}")]
+    seconds = [result_of(record, "reference:highest")["step_seconds"]["median"] for record in records]
+    return " and ".join(f"{one:.1f}" for one in sorted(seconds))
+
+
 FIGURES: Final[dict[str, Callable[[], str]]] = {
     "accuracy": accuracy,
+    "batch_days": lambda: str(DAYS),
+    "bodies_timesteps": lambda: str(TIMESTEPS),
     "combiner_lines": combiner_lines,
     "comparison": comparison,
     "comparison_machine": comparison_machine,
@@ -327,11 +369,12 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "measured_kernels": measured_kernels,
     "model_batched": lambda: model_seconds("batched"),
     "model_hierarchical": lambda: model_seconds("hierarchical"),
+    "monitoring": monitoring,
     "model_steps": lambda: str(EPOCH_STEPS),
     "peak_fast": lambda: peak_of(""),
     "peak_slow": lambda: peak_of(ZEN4),
     "pipeline": lambda: batches_per_second("test_windows_batch[zeros]"),
-    "reference_steps": reference_steps,
+    "reference_again": reference_again,
     "rmse_changes": lambda: ", ".join(rmse_changes()),
     "rmse_seeds": lambda: str(len(rmse_changes())),
     "roofline": roofline,

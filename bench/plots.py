@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.compare import RESULTS
-from bench.figures import combiner_of, load
+from bench.figures import ZEN4, combiner_of, grown, load
 from bench.processes import Record
 from bench.scaling import SIZES
 
@@ -28,17 +28,22 @@ def colour(name: str) -> str:
 
 
 def speed(plt: Any) -> Any:
-    """Bars: how many times faster than the reference."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
-    for ax, name in zip(axes, ("batched_batch1", "hierarchical_batch1"), strict=True):
-        record = load(f"fast_step_{name}")
-        names = [result["backend"] for result in record["results"]]
-        faster = [result.get("times_less_than_first", {}).get("step_seconds", 1.0) for result in record["results"]]
-        ax.barh(names, faster, color=[colour(name) for name in names])
-        ax.bar_label(ax.containers[0], fmt="%.1f", padding=2)
-        ax.set_xlim(0, 1.15 * max(faster))
-        ax.invert_yaxis()
-        ax.set_title(f"combiner {combiner_of(record)}, batch 1")
+    """Bars: how many times faster than the reference, on two machines."""
+    names = ("batched_batch1", "hierarchical_batch1")
+    figure, axes = plt.subplots(2, 2, figsize=(8, 4.8), layout="constrained")
+    for row, suffix in zip(axes, ("", ZEN4), strict=True):
+        for ax, name in zip(row, names, strict=True):
+            record = load(f"fast_step_{name}{suffix}")
+            results = [result for result in record["results"] if "error" not in result]
+            shown = [result["backend"] for result in results]
+            faster = [result.get("times_less_than_first", {}).get("step_seconds", 1.0) for result in results]
+            ax.barh(shown, faster, color=[colour(one) for one in shown])
+            ax.bar_label(ax.containers[0], fmt="%.1f", padding=2)
+            ax.set_xlim(0, 1.15 * max(faster))
+            ax.invert_yaxis()
+            peak = record["matrix_peak"]["highest"]["flop_per_second"]
+            ax.set_title(f"{combiner_of(record)}, batch 1, on {peak / 1e9:.0f} GFLOP/s", fontsize=8)
+    for ax in axes[1]:
         ax.set_xlabel("times faster, a training step")
     return figure
 
@@ -66,14 +71,15 @@ def growth(plt: Any) -> Any:
     """Time and memory against everything that may grow, on logarithmic scales."""
     figure, axes = plt.subplots(2, len(SIZES), figsize=(8, 4.6), layout="constrained", sharex="col")
     units = {"history": "days of history", "batch": "windows of a batch", "bodies": "bodies"}
-    for result in load("scaling")["results"]:
+    for result in grown():
         column = list(SIZES).index(result["what"])
         good = [(n, one) for n, one in zip(result["sizes"], result["records"], strict=True) if "error" not in one]
         seconds, memory = ([value(one) for _, one in good] for value in (_seconds, _mebibytes))
         for row, (values, exponent) in enumerate(
             ((seconds, result["seconds_exponent"]), (memory, result["memory_exponent"]))
         ):
-            label = f"{result['backend']}: {exponent:.2f}"
+            power = "?" if exponent is None else f"{exponent:.1f}"
+            label = f"{result['backend']}: {power}"
             axes[row][column].plot([n for n, _ in good], values, "o-", label=label, color=colour(result["backend"]))
         axes[1][column].set_xlabel(units[result["what"]])
     for row, what in zip(axes, ("seconds", "MiB above the import"), strict=True):

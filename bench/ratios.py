@@ -8,6 +8,10 @@ from typing import Any, Final, NamedTuple
 NOISE: Final = 0.10
 """A ratio whose interval reaches further than this to either side says nothing."""
 
+HOURS: Final = 0.03
+"""What runs of different hours differ by beyond what their processes do: 1.9 % between two of one machine an hour apart
+(`bench/results/amd-epyc-2-cores-2026-11-26-2.json` and `-3.json`, `torch:compiled`), with some reserve."""
+
 _STUDENT: Final = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
     2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
@@ -42,8 +46,8 @@ def ratio(first: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) ->
     Steps were taken in turns, so that the k-th of both belong together: of each pair of processes the median of their
     ratios counts, whatever the machine did meanwhile. Processes differ, too (where memory lies, which cores they get),
     and a later run has others: the interval is Student's prediction interval, of the logarithms, for the mean over as
-    many other pairs of processes. It is the square root of 2 wider than the 95 % confidence interval of the mean,
-    and so holds the truth more often than that.
+    many other pairs of processes. It is the square root of 2 wider than the 95 % confidence interval of the mean. What
+    a machine does to all processes of an hour alike does not show in their spread: `HOURS` is added for that.
 
     Args:
         first, other: seconds of the steps of each process, in the same order; two processes each at least.
@@ -58,5 +62,5 @@ def ratio(first: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) ->
     ]
     mean, degrees = statistics.fmean(logarithms), len(logarithms) - 1
     times = _STUDENT[min(degrees, len(_STUDENT)) - 1]
-    width = times * statistics.stdev(logarithms) * math.sqrt(2 / len(logarithms))
+    width = math.hypot(times * statistics.stdev(logarithms) * math.sqrt(2 / len(logarithms)), HOURS)
     return Ratio(math.exp(mean), math.exp(mean - width), math.exp(mean + width))

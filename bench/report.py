@@ -11,12 +11,13 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Final
 
 from bench.compare import RESULTS, ROOT
 from bench.figures import FIGURES, decoder_future
 from bench.plots import FOLDER, plots
-from pgat_fast.errors import DataError
+from pgat_fast.errors import BackendError, DataError
 from pgat_fast.files import write_atomically
 
 README: Final = ROOT / "README.md"
@@ -46,6 +47,9 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
 
 def rewritten(readme: str) -> str:
     """The README with all blocks of today's results. Raises DataError where it asks for one that there is not."""
+    opened, whole = readme.count("<!-- written: "), len(_BLOCK.findall(readme))
+    if opened != whole:
+        raise DataError(f"README.md: {opened} blocks begin, {whole} of them have their end: `<!-- end of NAME -->`")
 
     def block(match: re.Match[str]) -> str:
         opening, name, closing = match.groups()
@@ -60,11 +64,13 @@ def run(args: argparse.Namespace) -> int:
     """`pgat-fast bench report`: rewrite README.md and the plots, or say whether it is as it would be."""
     before = README.read_text()
     after = rewritten(before)
+    if not args.check and find_spec("matplotlib") is None:
+        raise BackendError('the plots need matplotlib: pip install "pgat-fast[plots]"')
     if args.check:
         print("README.md says what the results say" if after == before else "README.md is older than the results")
         return int(after != before)
-    if after != before:
-        write_atomically(README, after.encode())
     for path in plots(FOLDER):
         print(path.relative_to(ROOT), file=sys.stderr)
+    if after != before:
+        write_atomically(README, after.encode())
     return 0

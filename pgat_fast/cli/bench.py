@@ -22,8 +22,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--backends", metavar="NAME[:WORD...],...", help="such as reference,torch:compiled:bf16 (default: all that run)"
     )
     compare.add_argument("--compiled", action="store_true", help="without --backends: also compiled, minutes more")
-    compare.add_argument("--steps", type=int, default=40, help="of each process at most (default: %(default)s)")
-    compare.add_argument("--processes", type=int, default=5, help="of each backend (default: %(default)s)")
+    compare.add_argument("--steps", type=int, default=25, help="of each process at most (default: %(default)s)")
+    compare.add_argument("--processes", type=int, default=8, help="of each backend (default: %(default)s)")
     compare.add_argument("--json", metavar="FILE", help="write the figures here")
     compare.add_argument("--save", action="store_true", help="write them to bench/results/MACHINE-DATE.json")
 
