@@ -242,6 +242,34 @@ def decoder_future() -> str:
     return table([*head, "`known`"], rows)
 
 
+def ranks() -> str:
+    """Efficiency on several GPUs, on paper."""
+    papers = load("ranks")["on_paper"]
+    head = ["GPUs"]
+    for paper in papers:
+        name = "hierarchical" if "celestial_enhanced" in paper["config"] else "batched"
+        size = f"{paper['gradient_bytes'] / 1e6:.0f} MB of gradients"
+        head += [f"{name} ({size}), batch of each kept", f"{name}, batch of all kept"]
+    rows = []
+    for together in zip(*(paper["rows"] for paper in papers), strict=True):
+        cells = [str(together[0]["gpus"])]
+        for row in together:
+            cells += ["-" if row[kind] is None else f"{100 * row[kind]:.0f} %" for kind in ("weak", "strong")]
+        rows.append(cells)
+    return table(head, rows)
+
+
+def ranks_check() -> str:
+    """How far the prediction is off at the largest size, for every number of processes."""
+    rows = load("ranks")["check"]["rows"]
+    largest = max(row["bytes"] for row in rows)
+    return ", ".join(
+        f"{row['processes']} processes {1e3 * row['seconds']:.0f} ms ({1e3 * row['predicted']:.0f} predicted)"
+        for row in rows
+        if row["bytes"] == largest
+    )
+
+
 def gpu() -> str:
     """Training steps on a GPU, where they have been measured."""
     path = RESULTS / "gpu.json"
@@ -374,6 +402,9 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "peak_fast": lambda: peak_of(""),
     "peak_slow": lambda: peak_of(ZEN4),
     "pipeline": lambda: batches_per_second("test_windows_batch[zeros]"),
+    "ranks": ranks,
+    "ranks_batch": lambda: str(load("ranks")["assumptions"]["batch"]),
+    "ranks_check": ranks_check,
     "reference_again": reference_again,
     "rmse_changes": lambda: ", ".join(rmse_changes()),
     "rmse_seeds": lambda: str(len(rmse_changes())),

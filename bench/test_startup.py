@@ -10,8 +10,8 @@ COMMANDS = {
     "python": ["-c", ""],
     "import pgat_fast": ["-c", "import pgat_fast"],
     "import torch": ["-c", "import torch"],
-    "pgat-fast --help": ["-m", "pgat_fast.cli", "--help"],
-    "pgat-fast info": ["-m", "pgat_fast.cli", "info"],
+    "pgat-fast --help": ["-m", "pgat_fast", "--help"],
+    "pgat-fast info": ["-m", "pgat_fast", "info"],
 }
 
 

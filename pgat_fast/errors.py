@@ -33,6 +33,10 @@ class MemoryLimitError(PgatError, MemoryError):
     """The run came to `run.memory_limit_gb` or `run.device_memory_limit_gb`."""
 
 
+class RankError(PgatError, RuntimeError):
+    """Of several processes that train together one has ended, or does not answer; the message says which."""
+
+
 class StopRequested(BaseException):
     """Somebody asked the run to stop; the text says who, such as SIGTERM.
 

@@ -2,7 +2,7 @@
 
 import signal
 
-from pgat_fast.errors import MemoryLimitError, OutOfMemoryError, PgatError, StopRequested, TrainingError
+from pgat_fast.errors import MemoryLimitError, OutOfMemoryError, PgatError, RankError, StopRequested, TrainingError
 
 SUCCESS = 0
 FAULTS = 1
@@ -16,6 +16,8 @@ NOT_FINITE = 3
 OUT_OF_MEMORY = 4
 MEMORY_LIMIT = 5
 """The run came to its memory limit; a checkpoint has been written."""
+RANK_LOST = 6
+"""Of several processes that train together one has ended, or does not answer."""
 INTERRUPTED = 130
 
 
@@ -32,6 +34,8 @@ def of_error(error: BaseException) -> int:
             return OUT_OF_MEMORY
         case MemoryLimitError():
             return MEMORY_LIMIT
+        case RankError():
+            return RANK_LOST
         case PgatError() | OSError():  # an OSError is a full disk, or a path that the system refuses
             return WRONG_INPUT
     return FAILED

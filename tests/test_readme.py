@@ -43,7 +43,7 @@ def test_the_python_runs(code: str, workplace: Path, monkeypatch: pytest.MonkeyP
 def test_the_commands_exist_with_these_options() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("pgat-fast")]
     commands = [shlex.split(line, comments=True) for line in lines]
-    assert len(commands) == 12
+    assert len(commands) == 15
     for command in commands:
         build_parser().parse_args(command[1:])
 

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from pgat_fast import __version__, exit_codes
-from pgat_fast.cli import bench, checkpoint, config, data, evaluate, info, plan, predict, report, train
+from pgat_fast.cli import bench, checkpoint, config, data, evaluate, info, plan, predict, report, sweep, train
 from pgat_fast.errors import PgatError, StopRequested
 
 _EPILOG = """\
 exit codes: 0 success, 1 a check found faults, 2 wrong input, 3 a loss or gradient was not finite, 4 out of memory,
-5 memory limit reached, 128 + N stopped by signal N (130 is Ctrl-C).
+5 memory limit reached, 6 another process that trains with it ended or hangs, 128 + N stopped by signal N (130 is
+Ctrl-C).
 """
 
 
@@ -22,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pgat-fast {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (data, config, plan, train, evaluate, predict, report, checkpoint, bench, info):
+    for command in (data, config, plan, train, sweep, evaluate, predict, report, checkpoint, bench, info):
         command.add_parser(commands)
     return parser
 

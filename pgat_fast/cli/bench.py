@@ -50,6 +50,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     roofline.add_argument("--backends", default="reference,torch:eager", metavar="NAME[:WORD...],...")
     roofline.add_argument("--json", metavar="FILE", help="write the figures here")
 
+    ranks = kinds.add_parser("ranks", help="what training on several devices costs: on paper, and checked over gloo")
+    ranks.add_argument("--json", metavar="FILE", help="write the figures here")
+
     report = kinds.add_parser("report", help="write the tables and plots of README.md from the committed results")
     report.add_argument("--check", action="store_true", help="only say whether README.md is as it would be written")
 

@@ -2,12 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pgat_fast.cli.arguments import add_overrides_argument, start_logging
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
 SHOWN_LEVEL = 80
@@ -17,7 +19,9 @@ SHOWN_LEVEL = 80
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command `predict` to `subparsers`."""
     parser = subparsers.add_parser("predict", help="forecast the days after the last row of a file")
-    parser.add_argument("folder", metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument(
+        "folder", metavar="RUN", help="folder of a run, finished or not, or of a sweep: the mean of its best seeds"
+    )
     parser.add_argument(
         "--from",
         dest="source",
@@ -52,8 +56,11 @@ def run(args: argparse.Namespace) -> int:
 
     from pgat_fast.errors import ConfigError, DataError
     from pgat_fast.files import write_atomically
+    from pgat_fast.forecasting.ensemble import predict_ensemble
     from pgat_fast.forecasting.predict import predict
     from pgat_fast.forecasting.run import load_run
+    from pgat_fast.sweep.jobs import is_sweep, read_jobs
+    from pgat_fast.sweep.table import best_members, ensemble_skill
 
     start_logging(quiet=True)
     to_stdout = args.out == "-"
@@ -65,8 +72,11 @@ def run(args: argparse.Namespace) -> int:
     for override in args.overrides:
         if override.partition("=")[0].strip().removeprefix("data.") in ("base_price", "path"):
             raise ConfigError(f"--set {override}: of no effect here: --from names the file, --last-close the price")
-    loaded = load_run(args.folder, args.checkpoint, args.device, args.overrides)
-    forecast = predict(loaded, args.source, last_close=args.last_close, trading_days=args.trading_days)
+    folder = Path(args.folder)
+    members = best_members(folder, read_jobs(folder)) if is_sweep(folder) else [folder]
+    runs = [load_run(member, args.checkpoint, args.device, args.overrides) for member in members]
+    how = {"last_close": args.last_close, "trading_days": args.trading_days}
+    forecast = predict_ensemble(runs, args.source, **how) if is_sweep(folder) else predict(runs[0], args.source, **how)
     content = forecast.to_csv(index=False, float_format="%.10g", date_format="%Y-%m-%d", lineterminator="\n")
     if to_stdout:
         print(content, end="")
@@ -79,7 +89,10 @@ def run(args: argparse.Namespace) -> int:
     stream = sys.stderr if to_stdout else sys.stdout
     if not to_stdout:
         print(_as_text(forecast) + "\n", file=stream)
-    print("\n".join(_remarks(forecast.attrs, loaded.results)), file=stream)
+    remarks = _remarks(forecast.attrs, runs[0].results)
+    if is_sweep(folder):
+        remarks[-1:] = _of_ensemble(members, ensemble_skill(members))
+    print("\n".join(remarks), file=stream)
     if not to_stdout:
         print(f"written to {out}: {len(forecast)} days, {forecast.shape[1]} columns")
     return 0
@@ -115,6 +128,17 @@ def _remarks(attrs: Mapping[Any, Any], results: Mapping[str, Any]) -> list[str]:
     caution = "Daily prices are nearly unpredictable. " if attrs["last_close"] is not None else ""
     lines.append(caution + _skill(results, tested))
     return lines
+
+
+def _of_ensemble(members: Sequence["Path"], found: Mapping[str, Any]) -> list[str]:
+    """What the forecast is the mean of, and how good such means were."""
+    skill = ", ".join(f"{name} {value:+.4f}" for name, value in found["skill"].items() if value is not None)
+    return [
+        f"mean of {len(members)} runs, {', '.join(folder.name for folder in members)}; "
+        "bounds of intervals are the means of theirs",
+        f"Skill of the mean on the test windows, scaled units: {skill} (1 - MSE / MSE of the naive forecast; at or "
+        "below 0 it was no better).",
+    ]
 
 
 def _intervals(intervals: Mapping[str, Any], results: Mapping[str, Any]) -> str:

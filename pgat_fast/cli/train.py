@@ -32,17 +32,36 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--max-minutes", type=float, metavar="M", help="stop training M minutes after the start, then evaluate"
     )
+    parser.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="train on N GPUs of this machine, or in N processes on a CPU, each with its share of every batch; for "
+        "several machines: torchrun ... -m pgat_fast train ...",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --devices: how often to go on from the last checkpoint where a process dies (default: %(default)s)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no log lines but warnings")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and print the results; returns 0."""
+    """Train and print the results; returns 0, or the exit code of the processes that were started for it."""
+    from pgat_fast.ranks import is_main, stopped_quietly
     from pgat_fast.training.stop import StopSignals
 
+    if args.devices is not None:
+        from pgat_fast.cli.launch import launch
+
+        return launch(args)
     # First of all: what follows loads torch, which takes seconds, and a signal may come at any time.
     with StopSignals() as stop:
-        start_logging(quiet=args.quiet)
+        start_logging(quiet=args.quiet or not is_main())
         for name in ("max_steps", "max_minutes"):
             value = getattr(args, name)
             args.overrides += [] if value is None else [f"training.{name}={value}"]
@@ -51,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
         from pgat_fast.training.results import summary
         from pgat_fast.training.trainer import train
 
-        folder, results = train(config, resume=resume, stop=stop, progress=not args.quiet)
+        with stopped_quietly():
+            folder, results = train(config, resume=resume, stop=stop, progress=not args.quiet)
+    if not is_main():
+        return 0
     print(summary(results))
     print(f"\nwritten to {folder}: " + ", ".join(sorted(path.name for path in folder.iterdir() if path.name[0] != ".")))
     return 0
@@ -60,21 +82,25 @@ def run(args: argparse.Namespace) -> int:
 def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
     """The configuration, and the run folder or checkpoint to go on with."""
     from pgat_fast.errors import ConfigError
+    from pgat_fast.ranks import is_main, restarts
     from pgat_fast.training.run_folder import checkpoint_of, locked
 
-    if args.resume is None:
+    if args.resume is None and restarts() == 0:
         return config_from(args), None
-    if args.resume == "auto":
+    if args.resume in (None, "auto"):
         config = config_from(args)
         resume = _newest_run(config)
-        if resume is not None:
+        if resume is not None and is_main():
             with locked(resume):
                 pass
         return config, resume
     resume = Path(args.resume)
     folder, _ = checkpoint_of(resume)
-    with locked(folder):  # says at once, before anything else is loaded, that another process is at work there
-        pass
+    if restarts() > 0:  # the newest checkpoint, whichever the run began with
+        resume = folder
+    if is_main():
+        with locked(folder):  # says at once, before anything else is loaded, that another process is at work there
+            pass
     if args.config is None:
         if not (folder / "config.yaml").is_file():
             raise ConfigError(f"{folder}/config.yaml: missing: name the configuration of the run with --config")

@@ -19,6 +19,7 @@ from pgat_fast.model.compilation import eager
 from pgat_fast.model.forecast import Forecast, Mixture, forecast_loss, point_forecast
 from pgat_fast.model.numerics import at_least_float32
 from pgat_fast.model.precision import products_in
+from pgat_fast.world import World
 
 Array = NDArray[np.float64]
 
@@ -106,6 +107,34 @@ def evaluate_split(
         mixture=mixture_arrays(outputs),
         adjacency=(adjacency / (len(windows) * windows.seq_len)).cpu().numpy(),
     )
+
+
+@torch.no_grad()
+def mean_loss_of_split(
+    model: nn.Module,
+    windows: Windows,
+    mixture_mode: str,
+    *,
+    on_batch: Callable[[], None] | None = None,
+    world: World | None = None,
+) -> float:
+    """`evaluate_split(...).loss` with `EVALUATION_BATCH`, and nothing else; ranks share the windows.
+
+    The sum is taken in float64: it depends on the number of ranks by its rounding only.
+    """
+    world = world or World()
+    model.eval()
+    device = windows.values.device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    batches = list(batch_indices(len(windows), EVALUATION_BATCH, drop_last=False, device=device))
+    for indices in batches[world.rank :: world.size]:
+        if on_batch is not None:
+            on_batch()
+        batch = windows.batch(indices)
+        with products_in("highest", device), eager(model):
+            forecast, _ = model(*batch[:4])
+        total += len(indices) * forecast_loss(forecast, batch.y, mixture_mode)
+    return world.total(total).item() / len(windows)
 
 
 def mixture_arrays(forecasts: list[Forecast]) -> MixtureArrays | None:

@@ -98,6 +98,8 @@ class ResultsRecord(_Part):
     evaluation_seconds: float
     resumes: int
     device: str
+    ranks: int = 1
+    """Processes that trained together, in the last part of the run."""
     backend: str
     precision: str
     """Of products in training, as `run.precision`, with `auto` resolved."""

@@ -12,6 +12,7 @@ from pgat_fast.config.schema import ModelConfig, TrainingConfig
 from pgat_fast.data.windows import Batch
 from pgat_fast.model.precision import Precision, float32_products_in, products_in
 from pgat_fast.training.loss import training_loss
+from pgat_fast.world import World
 
 SMALLEST_SCALE = 2.0**-12
 """A float16 loss scale below this means that gradients are not finite at any scale. (It may well be below 1: divisions
@@ -94,7 +95,7 @@ class OptimizerStep:
     arrived, without waiting. With `sticky`, every later step is left out too, until the host has reacted.
 
     `graphs`: the model replays CUDA graphs, whose outputs the next replay overwrites. So gradients are added up in
-    tensors of their own.
+    tensors of their own. `world`: the ranks whose gradients are added up; each has its share of every batch.
     """
 
     def __init__(
@@ -107,8 +108,12 @@ class OptimizerStep:
         device: torch.device,
         *,
         graphs: bool = False,
+        world: World | None = None,
     ) -> None:
+        self.world = world or World()
         self.model, self.optimizer, self.settings = model, optimizer, settings
+        self.trained = self.world.parallel(model)
+        """The model, or what calls it and adds up gradients over ranks."""
         self.mixture_mode = config.mdn_multivariate_mode
         self.precision, self.device, self.graphs = precision, device, graphs
         self.scaler = make_scaler(precision, device)
@@ -122,26 +127,28 @@ class OptimizerStep:
         for parameter in self.parameters if graphs else ():
             parameter.grad = torch.zeros_like(parameter)
 
-    def accumulate(self, batches: Sequence[Callable[[], Batch]]) -> Tensor:
+    def accumulate(self, batches: Sequence[Callable[[], Batch]], weight: float = 1.0) -> Tensor:
         """Set the gradients to those of the mean loss of `batches`; returns the sum of their losses, a float64 scalar.
 
-        The last cycle of an epoch may be shorter than the others: the mean is over what it holds.
+        The last cycle of an epoch may be shorter than the others: the mean is over what it holds. Of several ranks each
+        has a share of every batch, whose mean counts `weight`; gradients and losses are those of all.
         """
         self.optimizer.zero_grad(set_to_none=not self.graphs)
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
-        for load in batches:
-            loss = self.loss(load())
-            with float32_products_in(self.precision, self.device):
-                self.scaler.scale(loss / len(batches)).backward()
+        for number, load in enumerate(batches, 1):
+            with self.world.adding_up(self.trained, number == len(batches)):
+                loss = self.loss(load(), self.trained) * weight
+                with float32_products_in(self.precision, self.device):
+                    self.scaler.scale(loss / len(batches)).backward()
             losses += loss.detach()
-        return losses
+        return self.world.total(losses) / self.world.size
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
         """The training loss of one batch, a float32 scalar."""
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
         with products_in(self.precision, self.device):
-            forecast, diagnostics = self.model(*batch[:4])
+            forecast, diagnostics = (model or self.model)(*batch[:4])
         return training_loss(forecast, diagnostics, batch.y, self.mixture_mode, self.settings.kl_weight)
 
     def apply(self, losses: Tensor, batches: int, context: Any = None) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ from pgat_fast.errors import (
     StopRequested,
     TrainingError,
 )
-from pgat_fast.evaluation.evaluate import EVALUATION_BATCH, evaluate_split
+from pgat_fast.evaluation.evaluate import mean_loss_of_split
 from pgat_fast.files import write_atomically
 from pgat_fast.model import build_model, kernels_in_words, resolve_backend
 from pgat_fast.model.compilation import compile_in_place, decide_compile, expected_batch_seconds
@@ -48,7 +49,7 @@ from pgat_fast.training.checkpoint import (
     verify_checkpoint,
 )
 from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
-from pgat_fast.training.generators import generator_states, restore_generators, seed_everything
+from pgat_fast.training.generators import generator_states, restore_generators, seed_everything, seed_step
 from pgat_fast.training.results import Results, finish_run
 from pgat_fast.training.resume import (
     check_same_data,
@@ -72,6 +73,7 @@ from pgat_fast.training.schedule import learning_rate
 from pgat_fast.training.state import Ending, Epoch, Progress, end_of_training
 from pgat_fast.training.step import SMALLEST_SCALE, OptimizerStep, make_optimizer
 from pgat_fast.training.stop import PATIENCE, Stop
+from pgat_fast.world import World, device_of_rank, world_of_process
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ def train(
     `adjacency.csv`, `intervals.json` and `plots/`. The test metrics are those of the weights with the best validation
     loss. However the run ends, the newest checkpoint is where it can be resumed.
 
+    Of several ranks (`pgat_fast.world`) the main one writes all of that; the others return no results.
+
     Args:
         config: the whole configuration.
         resume: folder of a run, or one of its checkpoints, to go on with exactly as if it had never stopped; its
@@ -99,21 +103,29 @@ def train(
         TrainingError: a loss or gradient became NaN or infinite; the weights are those before that step.
         OutOfMemoryError, MemoryLimitError: what the names say; a checkpoint has been written.
         StopRequested: somebody asked the run to stop; a checkpoint has been written.
+        RankError: another rank has ended, or does not answer; the main one has written a checkpoint.
     """
     stop = stop or Stop()
+    device = device_of_rank(resolve_device(config.run.device))
     with ExitStack() as held:
+        world = held.enter_context(world_of_process(device, config.run.rank_timeout_seconds))
         found = None
         if resume is not None:
             folder, name = checkpoint_of(resume)
-            held.enter_context(locked(folder))
-            for orphan in sweep(folder / CHECKPOINTS):
-                logger.warning("%s: left by a process that was killed: removed", orphan)
+            if world.is_main:
+                held.enter_context(locked(folder))
+                for orphan in sweep(folder / CHECKPOINTS):
+                    logger.warning("%s: left by a process that was killed: removed", orphan)
+            world.from_main(None)  # nobody reads before that is done
             found = open_checkpoint(folder, name)
-        trainer = Trainer(config, found, stop, progress)
+        trainer = Trainer(config, found, stop, progress and world.is_main, world)
         if found is None:
-            folder = new_folder(Path(config.run.output), config.run.name)
-            held.enter_context(locked(folder))
-        held.enter_context(log_file(folder))
+            made = new_folder(Path(config.run.output), config.run.name) if world.is_main else None
+            folder = world.from_main(made)
+            if world.is_main:
+                held.enter_context(locked(folder))
+        if world.is_main:
+            held.enter_context(log_file(folder))
         if trainer.is_finished(folder):
             logger.info("%s is finished: nothing to do (more epochs or steps would be)", folder)
             results: Results = json.loads((folder / "results.json").read_bytes())
@@ -138,7 +150,16 @@ class Snapshot:
 class Trainer:
     """A training run. Making one checks everything that can be checked and writes nothing; `run` does the rest."""
 
-    def __init__(self, config: Config, found: tuple[Path, Checkpoint] | None, stop: Stop, progress: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        found: tuple[Path, Checkpoint] | None,
+        stop: Stop,
+        progress: bool,
+        world: World | None = None,
+    ) -> None:
+        self.device = device_of_rank(resolve_device(config.run.device))
+        self.world = world = world or World()
         self.config, self.settings, self.stop, self.show_progress = config, config.training, stop, progress
         self.found = found
         self.place = None if found is None else stored_progress(*found)
@@ -146,7 +167,11 @@ class Trainer:
         if found is not None:
             mid_epoch = self.place is not None and self.place.cycle > 0
             check_same_run(found[0], found[1].about.get("config", {}), config, mid_epoch)
-        self.device = resolve_device(config.run.device)
+        if self.settings.batch_size < world.size:
+            raise ConfigError(
+                f"training.batch_size {self.settings.batch_size} is the batch of all {world.size} ranks together: "
+                "raise it, so that each has a window, or start fewer ranks"
+            )
         seed_everything(self.settings.seed, deterministic=config.run.deterministic)
         self.table, self.splits = load_splits(config.data, config.model, self.device)
         if found is not None:
@@ -164,7 +189,7 @@ class Trainer:
             logger.warning("training.warmup_epochs %d: the run ends before warm-up does", self.settings.warmup_epochs)
         self.step = OptimizerStep(
             self.model, make_optimizer(self.model, self.settings), config.model, self.settings, precision, self.device,
-            graphs=compiled and self.device.type == "cuda",
+            graphs=compiled and self.device.type == "cuda" and world.size == 1, world=world,
         )  # fmt: skip
         kernels = kernels_in_words(self.model)
         self.about = describe_run(config, self.table, self.splits) | {"compiled": compiled, "kernels": kernels}
@@ -180,6 +205,9 @@ class Trainer:
         self.saved: tuple[str, str | None] | None = None
         """Name of the last checkpoint that was written, and of the best one at that time."""
         self.stage = "start"
+        self.over: str | None = None
+        """What this rank has to say of a memory limit that it is over."""
+        self.ranks_recorded = time.monotonic()
 
     def decide_compile(self) -> bool:
         """Whether training is compiled: as it was before, or as the length of the whole run suggests."""
@@ -215,9 +243,9 @@ class Trainer:
             self.device,
             seq_len=self.config.model.seq_len,
             interval=run.monitor_interval,
-            metrics_level=run.metrics_level,
-            memory_level=run.memory_level,
-            tensorboard=run.tensorboard,
+            metrics_level=run.metrics_level if self.world.is_main else "off",
+            memory_level=run.memory_level if self.world.is_main else "off",
+            tensorboard=run.tensorboard and self.world.is_main,
             memory_limit_gb=run.memory_limit_gb,
             device_memory_limit_gb=run.device_memory_limit_gb,
         ) as self.monitor:
@@ -247,8 +275,10 @@ class Trainer:
         self.record("start", memory=True)
         if self.found is not None:
             self.restore(*self.found)
-            set_newer_aside(self.found[0])
-        write_atomically(self.folder / "config.yaml", dump_config(self.config).encode())
+            if self.world.is_main:
+                set_newer_aside(self.found[0])
+        if self.world.is_main:
+            write_atomically(self.folder / "config.yaml", dump_config(self.config).encode())
         self.stop.check()
         if self.progress.initial_validation_loss is None:
             self.stage = "validation"
@@ -262,7 +292,8 @@ class Trainer:
 
     def fit(self) -> str:
         """Train epoch after epoch; returns why it is over."""
-        if end_of_training(self.progress, self.settings) is None and (aside := set_results_aside(self.folder)):
+        goes_on = end_of_training(self.progress, self.settings) is None and self.world.is_main
+        if goes_on and (aside := set_results_aside(self.folder)):
             logger.info("the run goes on: the results of its earlier end are in %s", aside)
         while True:
             why = end_of_training(self.progress, self.settings)
@@ -301,7 +332,7 @@ class Trainer:
         ) as bar:
             self.monitor.resume_clock()
             for cycle in cycles[self.progress.cycle :]:
-                if self.limit_reached():
+                if self.agreed():
                     return False
                 self.train_step(cycle)
                 bar.update()
@@ -323,13 +354,15 @@ class Trainer:
         before, windows = self.snapshot, self.splits.train
 
         def load(indices: Tensor) -> Batch:
-            self.stop.check()
-            return windows.batch(indices)
+            if self.world.size == 1:  # ranks stop between steps, all at the same
+                self.stop.check()
+            return windows.batch(self.world.share_of(indices))
 
-        losses = self.step.accumulate([partial(load, indices) for indices in cycle])
+        weight = self.world.weight_of(self.settings.batch_size)
+        losses = self.step.accumulate([partial(load, indices) for indices in cycle], weight)
         with self.applying:
             self.step.apply(losses, len(cycle), (before, cycle))
-            self.read_flags()
+            self.read_flags(wait=self.world.size > 1)  # all ranks at the same step
             self.tick()
             self.progress = replace(self.progress, cycle=self.progress.cycle + 1, step=self.progress.step + 1)
             self.take_snapshot()
@@ -344,8 +377,42 @@ class Trainer:
                 "gradient_norm": self.step.norm.item(),
             },
         )
-        if state.over:
+        if state.over and self.world.size == 1:
             raise MemoryLimitError(state.message)
+        self.over = state.message if state.over else None
+        if self.world.size > 1 and self.progress.step % self.config.run.monitor_interval == 0:
+            self.record_ranks()
+
+    def agreed(self) -> bool:
+        """Whether a limit ends training here. Raises what any of the ranks has to be stopped for, in all of them."""
+        world = self.world
+        if world.size == 1:
+            return self.limit_reached()
+        world.reached(self.progress.step)
+        own = [kind + (text or "") for kind, text in (("stop ", self.stop.requested), ("over ", self.over)) if text]
+        if not own and world.is_main and self.limit_reached():  # of time: by one clock
+            own = ["limit "]
+        kind, _, text = (world.first_of(own[0] if own else None) or "").partition(" ")
+        if kind == "stop":
+            self.stop.request(text)
+            raise StopRequested(text)
+        if kind == "over":
+            raise MemoryLimitError(text)
+        # What dropout draws depends on the rank and the step alone, not on where a run was stopped.
+        seed_step(self.settings.seed, world.rank, self.progress.step)
+        return kind == "limit"
+
+    def record_ranks(self) -> None:
+        """Write down what every rank holds and does, and their sum."""
+        now, settings = time.monotonic(), self.settings
+        windows = len(self.world.share_of(torch.arange(settings.batch_size))) * settings.gradient_accumulation_steps
+        rate = windows * self.config.run.monitor_interval / (now - self.ranks_recorded)
+        self.ranks_recorded = now
+        keys = ("process_gib", "device_allocated_gib", "windows_per_second")
+        reading = self.monitor.reading() | {"windows_per_second": rate}
+        ranks = self.world.gather({key: reading.get(key) for key in keys})
+        total = {key: sum(one[key] or 0.0 for one in ranks) for key in keys}
+        self.record("ranks", ranks=ranks, total=total)
 
     def end_epoch(self) -> None:
         """Validate, note the epoch, save what is due."""
@@ -358,7 +425,8 @@ class Trainer:
             self.take_snapshot()
         every = self.config.run.checkpoint_epochs
         due = every is not None and after.epoch % every == 0
-        if (improved or due or end_of_training(after, self.settings)) and not self.save() and improved:
+        wanted = improved or due or end_of_training(after, self.settings) is not None
+        if wanted and not self.world.from_main(self.save()) and improved:
             logger.error("the best weights, of epoch %d, could not be saved: the ones before count", epoch.epoch)
             lost = replace(after, best=before.best, best_epoch=before.best_epoch, best_loss=before.best_loss)
             with self.applying:
@@ -370,6 +438,8 @@ class Trainer:
         ending = self.ending(why)
         if self.saved != (self.progress.name, ending.best):
             self.save(best=ending.best, required=True)
+        if not self.world.is_main:
+            return {}
         if ending.best is None:
             raise ConfigError("no step was taken: nothing to evaluate; raise training.max_minutes or max_steps")
         # From here on the model holds other weights than the snapshot: there is nothing left to save.
@@ -386,6 +456,7 @@ class Trainer:
             self.progress,
             ending,
             precision=self.step.precision,
+            ranks=self.world.size,
             peaks=self.peaks,
             on_batch=self.before_batch,
             show_progress=self.show_progress,
@@ -405,6 +476,8 @@ class Trainer:
 
     def before_batch(self) -> None:
         """Called before every window that is evaluated: whether to stop, whether memory is within its limits."""
+        if self.world.size > 1 and self.stage != "evaluation":
+            return  # ranks stop between steps, all at the same
         self.stop.check()
         if self.saved is None and self.found is None:
             return  # a run that has no checkpoint yet is not stopped for its memory: the first step will tell
@@ -414,13 +487,13 @@ class Trainer:
 
     def validate(self) -> float:
         """The validation loss, a mean over windows."""
-        loss = evaluate_split(
+        loss = mean_loss_of_split(
             self.model,
             self.splits.validation,
-            EVALUATION_BATCH,
             self.config.model.mdn_multivariate_mode,
             on_batch=self.before_batch,
-        ).loss
+            world=self.world,
+        )
         if not math.isfinite(loss):
             raise TrainingError(f"the validation loss is {loss}: lower training.learning_rate")
         return loss
@@ -489,7 +562,8 @@ class Trainer:
         where = f"epoch {place.epoch + 1}, step {place.cycle + 1}"
         report = find_nonfinite(self.step, self.splits.train, cycle, self.table.dates, before.generators)
         report = {"epoch": place.epoch + 1, "step": place.step + 1} | report
-        path = write_report(self.folder, f"nonfinite-step-{place.step + 1:08d}.json", report)
+        name = f"nonfinite-step-{place.step + 1:08d}.json"
+        path = write_report(self.folder, name, report) if self.world.is_main else self.folder / name
         left_out = int(before.totals[2].item()) + sum(epoch.skipped_steps for epoch in place.epochs)
         losses = ", ".join(f"{batch['loss']}" for batch in report["batches"])
         message = f"{where}: the gradient is not finite (losses {losses}); diagnosis in {path}"
@@ -524,6 +598,8 @@ class Trainer:
         A checkpoint that cannot be written (a full disk) does not end the run, unless `required`: the next one may.
         """
         self.read_flags(wait=True)
+        if not self.world.is_main:
+            return True
         started = time.monotonic()
         with self.applying:
             assert self.snapshot is not None
@@ -608,7 +684,7 @@ class Trainer:
         if asked or isinstance(error, OutOfMemoryError):
             reason = str(error) or "interrupted"
         self.record("stop" if state == "stopped" else "error", level="error", memory=True, reason=reason)
-        if self.snapshot is not None:
+        if self.snapshot is not None and self.world.is_main:
             try:
                 self.step.optimizer.zero_grad()
                 release_caches()
@@ -627,7 +703,8 @@ class Trainer:
         report = memory_report(self.device, self.monitor.reading(), text)
         self.step.optimizer.zero_grad()
         release_caches()
-        path = write_report(self.folder, f"out-of-memory-step-{self.progress.step:08d}.json", report)
+        rank = f"-rank-{self.world.rank}" if self.world.size > 1 else ""
+        path = write_report(self.folder, f"out-of-memory-step-{self.progress.step:08d}{rank}.json", report)
         if self.stage != "train":
             return OutOfMemoryError(
                 f"out of memory in {self.stage}: {text}; report in {path}. It computes one window at a time: lower "
@@ -643,6 +720,8 @@ class Trainer:
     def last_resort(self, reason: str) -> None:
         """Called by the thread that watches signals, when this one is too deep in a computation to answer in time."""
         note = "nothing was to be saved"
+        if not self.world.is_main:
+            return
         if not self.applying.acquire(timeout=8.0):
             note = "no checkpoint was written: the one under way may not end; older ones are whole"
         elif self.snapshot is not None:
@@ -678,6 +757,8 @@ class Trainer:
         self.monitor.record(stage, epoch=self.epoch, step=step, batch_shape=self.batch_shape, **values)
 
     def write_status(self, state: str, **more: Any) -> None:
+        if not self.world.is_main:
+            return
         place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step}
         try:
             write_status(self.folder, state, **place, **more)

@@ -166,7 +166,7 @@ def test_data_check_of_a_file_that_is_not_there_is_wrong_input(capsys: pytest.Ca
 
 def test_training_logs_that_the_width_is_raised_and_where_it_is(tiny: list[str]) -> None:
     settings = [*tiny, "model.d_model=14", "training.max_steps=1", "run.log_interval=1"]
-    result = python("-m", "pgat_fast.cli", "train", "--set", *settings)
+    result = python("-m", "pgat_fast", "train", "--set", *settings)
     assert result.returncode == 0, result.stderr
     assert "d_model 14 raised to 26, the next multiple of lcm(13 nodes, 1 heads)" in result.stderr
     assert "epoch 1, step 1 of 5: mean train loss" in result.stderr

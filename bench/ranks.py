@@ -1,0 +1,238 @@
+"""Training on several devices: what it costs in communication, on paper, and a check of that on this machine.
+
+    pgat-fast bench ranks --json bench/results/ranks.json
+
+On paper (a model, not a measurement). A step on N GPUs takes the step of one GPU at its share of the batch
+(`bench.kernels_model`, kernels and products and all else of torch unfused, in 16 bits) and one ring all-reduce of the
+gradients, float32: 2 (N - 1) / N of their bytes through the slowest link, and 2 (N - 1) messages (Patarasuk and Yuan,
+Bandwidth optimal all-reduce algorithms, 2009). Nothing of it hides behind the backward pass, as with a compiled model,
+whose gradients arrive together; eager, DistributedDataParallel hides most. Links are those of `LINKS`. `weak` keeps the
+batch of every GPU, `strong` the batch of all of them.
+
+The check: processes on this machine add up numbers over gloo. Seconds a message and bytes a second are fitted to two
+processes, and predict three and four of them, which are measured too. (More processes than cores wait for each other,
+which the model knows nothing of.)
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from bench.compare import ROOT
+from bench.processes import Record, do_task, run_task, write
+from pgat_fast.columns_of_text import in_columns
+
+MODULE: Final = "bench.ranks"
+CONFIGS: Final = ("configs/production_batched.yaml", "configs/celestial_enhanced_pgat_production.yaml")
+GPU: Final = "H100"
+BATCH: Final = 16
+"""Of one GPU where it is kept, and of all of them together where that is."""
+GPUS: Final = (1, 2, 4, 8, 16, 32, 64)
+ACCEPTABLE: Final = 0.9
+"""Efficiency below which the loss is said to begin."""
+
+
+class Link(NamedTuple):
+    """Between GPUs, in one direction. Source: the makers' data sheets; latencies are usual ones of NCCL."""
+
+    most: int
+    """GPUs that it connects."""
+    seconds: float
+    """A message."""
+    bandwidth: float
+    """Bytes a second."""
+
+
+LINKS: Final = (Link(8, 5e-6, 450e9), Link(64, 20e-6, 50e9))
+"""NVLink within a node of eight; between nodes one 400 Gb/s adapter for every GPU."""
+
+SIZES: Final = (2**12, 2**16, 2**20, 2**23, 2**25)
+"""Bytes that the check adds up; the largest is about all gradients of the model."""
+PROCESSES: Final = (2, 3, 4)
+REPEATS: Final = 7
+
+
+def all_reduce_seconds(count: int, size: float, seconds: float, bandwidth: float) -> float:
+    """Of `size` bytes among `count`, in a ring."""
+    return 2 * (count - 1) * seconds + 2 * (count - 1) / count * size / bandwidth if count > 1 else 0.0
+
+
+def on_gpus(count: int, size: float) -> float:
+    """The same through the link that connects so many GPUs."""
+    link = next(link for link in LINKS if count <= link.most)
+    return all_reduce_seconds(count, size, link.seconds, link.bandwidth)
+
+
+def efficiencies(steps: Mapping[int, float], gradient_bytes: int) -> list[Record]:
+    """For every number of GPUs, windows a second over those of one, as a part of that number.
+
+    Args:
+        steps: windows of one GPU -> seconds of its step.
+        gradient_bytes: of all parameters.
+    """
+    found = []
+    for count in GPUS:
+        added = on_gpus(count, gradient_bytes)
+        row: Record = {"gpus": count, "all_reduce_seconds": added, "weak": steps[BATCH] / (steps[BATCH] + added)}
+        share = max(1, BATCH // count)
+        row["strong"] = steps[BATCH] / (count * (steps[share] + added)) if count <= BATCH else None
+        found.append(row)
+    return found
+
+
+def loss_begins(rows: Sequence[Record], kind: str) -> int | None:
+    """The first number of GPUs whose efficiency is below `ACCEPTABLE`; None where there is none."""
+    return next((row["gpus"] for row in rows if row[kind] is not None and row[kind] < ACCEPTABLE), None)
+
+
+def on_paper(task: Record) -> Record:
+    """The model for one configuration, in a process of its own."""
+    from bench.kernels_model import table, totals, work_of_a_step
+    from bench.time_model import GPUS as KNOWN
+    from bench.variants import Variant, build
+    from pgat_fast import load_config
+
+    config = load_config(str(ROOT / task["config"]))
+    gpu = next(gpu for gpu in KNOWN if gpu.name == GPU)
+    model = build(config, Variant("torch"))
+    size = sum(4 * parameter.numel() for parameter in model.parameters())
+    shares = sorted({max(1, BATCH // count) for count in GPUS})
+    steps = {
+        share: totals(table(work_of_a_step(config, "bf16", share, gpu.architecture), gpu))["eager"] for share in shares
+    }
+    rows = efficiencies(steps, size)
+    return {
+        "config": task["config"],
+        "gradient_bytes": size,
+        "step_seconds": {str(share): seconds for share, seconds in steps.items()},
+        "rows": rows,
+        "loss_begins": {kind: loss_begins(rows, kind) for kind in ("weak", "strong")},
+    }
+
+
+# --- the check --------------------------------------------------------------------------------------------------------
+
+
+def add_up(rank: int, count: int, store: str, results: Any) -> None:
+    """In a process: the median seconds of adding up every one of `SIZES`; the first rank tells them."""
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(seconds=60)
+    )
+    found = []
+    for size in SIZES:
+        numbers = torch.ones(size // 4)
+        taken = []
+        for _ in range(2 + REPEATS):
+            distributed.barrier()
+            started = time.perf_counter()
+            distributed.all_reduce(numbers)
+            taken.append(time.perf_counter() - started)
+        found.append(statistics.median(taken[2:]))
+    if rank == 0:
+        results.put(found)
+    distributed.destroy_process_group()
+
+
+def measure(count: int) -> list[float]:
+    """Seconds of all-reduce among `count` processes, a number a size."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        store = os.path.join(folder, "store")
+        processes = [context.Process(target=add_up, args=(rank, count, store, results)) for rank in range(count)]
+        for process in processes:
+            process.start()
+        found: list[float] = results.get(timeout=120)
+        for process in processes:
+            process.join(60)
+    return found
+
+
+def fit(count: int, seconds: Sequence[float]) -> tuple[float, float]:
+    """Seconds a message and bytes a second, by the least squares of relative errors."""
+    columns = np.array([[2 * (count - 1), 2 * (count - 1) / count * size] for size in SIZES])
+    weights = 1 / np.asarray(seconds)
+    message, byte = np.linalg.lstsq(columns * weights[:, None], np.ones(len(SIZES)), rcond=None)[0]
+    return float(message), float(1 / byte)
+
+
+def check(task: Record) -> Record:
+    """Measure, fit to the fewest processes, predict the others."""
+    measured = {count: measure(count) for count in PROCESSES}
+    seconds, bandwidth = fit(PROCESSES[0], measured[PROCESSES[0]])
+    rows = [
+        {
+            "processes": count,
+            "bytes": size,
+            "seconds": taken,
+            "predicted": all_reduce_seconds(count, size, seconds, bandwidth),
+        }
+        for count, size, taken in ((c, s, t) for c in PROCESSES for s, t in zip(SIZES, measured[c], strict=True))
+    ]
+    return {"seconds_a_message": seconds, "bytes_per_second": bandwidth, "rows": rows}
+
+
+def as_text(papers: Sequence[Record], checked: Record) -> str:
+    """For people."""
+    lines = ["On paper (a model, not a measurement):"]
+    for paper in papers:
+        begins = paper["loss_begins"]
+        lines += ["", f"{paper['config']}: {paper['gradient_bytes'] / 1e6:.1f} MB of gradients a step"]
+        rows = [("GPUs", "all-reduce, ms", f"efficiency, {BATCH} windows each", f"{BATCH} windows in all")]
+        rows += [
+            (
+                str(row["gpus"]),
+                f"{1e3 * row['all_reduce_seconds']:.2f}",
+                f"{row['weak']:.0%}",
+                "-" if row["strong"] is None else f"{row['strong']:.0%}",
+            )
+            for row in paper["rows"]
+        ]
+        lines.append(in_columns(rows))
+        words = [f"{kind}: {'not up to 64' if begins[kind] is None else f'at {begins[kind]}'}" for kind in begins]
+        lines.append(f"below {ACCEPTABLE:.0%}: {', '.join(words)}")
+    lines += ["", "Over gloo on this machine:"]
+    rows = [("processes", "bytes", "measured, ms", "predicted, ms")]
+    rows += [
+        (str(row["processes"]), f"{row['bytes']:,}", f"{1e3 * row['seconds']:.2f}", f"{1e3 * row['predicted']:.2f}")
+        for row in checked["rows"]
+    ]
+    return "\n".join([*lines, in_columns(rows)])
+
+
+def run(args: argparse.Namespace) -> int:
+    """`pgat-fast bench ranks`: print and write both. Returns 1 where one failed."""
+    papers = [run_task(MODULE, {"config": config}, 600) for config in CONFIGS]
+    checked = run_task(MODULE, {}, 600)
+    failed = [record["error"] for record in (*papers, checked) if "error" in record]
+    if failed:
+        print("\n".join(failed), file=sys.stderr)
+        return 1
+    print(as_text(papers, checked))
+    assumptions = {"gpu": GPU, "batch": BATCH, "links": [link._asdict() for link in LINKS]}
+    found = {"is": "a model, but for the check", "assumptions": assumptions, "on_paper": papers, "check": checked}
+    write(Path(args.json) if args.json else None, MODULE, found)
+    return 0
+
+
+def main() -> int:
+    """In a process that computes or measures."""
+    return do_task(lambda task: on_paper(task) if task else check(task), sys.argv[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""`pgat-fast train --devices N`: torchrun for one machine, without another command to learn."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+
+def launch(args: argparse.Namespace) -> int:
+    """Start `args.devices` processes that train together; returns the exit code of the first that failed.
+
+    Raises ConfigError where there are no such devices, or the configuration is wrong: before a process starts.
+    """
+    from pgat_fast.cli.arguments import config_from
+    from pgat_fast.errors import ConfigError
+    from pgat_fast.ranks import is_distributed
+
+    if is_distributed():
+        raise ConfigError("--devices: torchrun has started this process already: leave --devices out")
+    if args.devices < 1 or args.restarts < 0:
+        raise ConfigError(f"--devices {args.devices} --restarts {args.restarts}: at least 1 and 0 are needed")
+    if args.resume in (None, "auto") or args.config is not None:
+        config = config_from(args)
+        _check_devices(args.devices, config.run.device)
+    return run_ranks(worker_arguments(args), args.devices, args.restarts)
+
+
+def _check_devices(count: int, device: str) -> None:
+    import torch
+
+    from pgat_fast.device import resolve_device
+    from pgat_fast.errors import ConfigError
+
+    if ":" in device:
+        raise ConfigError(f"--devices {count}: run.device is {device}, one GPU: set it to cuda or auto")
+    if resolve_device(device).type == "cuda" and torch.cuda.device_count() < count:
+        raise ConfigError(f"--devices {count}: torch sees {torch.cuda.device_count()} GPUs here")
+
+
+def worker_arguments(args: argparse.Namespace) -> list[str]:
+    """Those of `python -m pgat_fast` in every process: what `args` say, without the number of devices."""
+    found = ["train"]
+    found += [] if args.config is None else ["--config", args.config]
+    found += [] if args.resume is None else ["--resume", args.resume]
+    for name in ("max_steps", "max_minutes"):
+        value = getattr(args, name)
+        found += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    found += ["--quiet"] if args.quiet else []
+    return found + (["--set", *args.overrides] if args.overrides else [])
+
+
+def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
+    """Run `python -m pgat_fast` with `arguments` in `count` processes; the exit code of the first that failed, or 0."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=f"pgat-fast-{os.getpid()}", rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1,
+    )  # fmt: skip
+    start: Any = elastic_launch(config, sys.executable)
+    try:
+        start("-m", "pgat_fast", *arguments)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
+    return 0

@@ -1,0 +1,55 @@
+"""The mean forecast of several runs of one configuration."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pgat_fast.errors import ConfigError
+from pgat_fast.forecasting.history import Source
+from pgat_fast.forecasting.predict import predict
+from pgat_fast.forecasting.run import Run
+
+
+def predict_ensemble(runs: Sequence[Run], source: Source, **how: Any) -> pd.DataFrame:
+    """The mean of what `runs` forecast of the days after the last row of `source`.
+
+    Of prices it is the geometric mean, so that returns are averaged. Bounds of intervals are averaged alike: each
+    member's are calibrated on its own errors, so that those of the ensemble, whose errors are no larger on average,
+    hold at least about as much as they say; nothing is promised.
+
+    Args:
+        runs: what `load_run` opened; they forecast the same targets and as many days.
+        source, how: as `predict` takes them.
+
+    Returns:
+        As `predict`, and after each target `NAME_spread`: the standard deviation over the members, in percent of the
+        mean for prices, else in units of the target; NaN of one member. `attrs` has the `members`.
+
+    Raises what `predict` raises, and ConfigError where there are no runs, or they forecast different things.
+    """
+    if not runs:
+        raise ConfigError("an ensemble needs at least one run")
+    forecasts = [predict(run, source, **how) for run in runs]
+    first = forecasts[0]
+    for run, other in zip(runs, forecasts, strict=True):
+        if list(other.columns) != list(first.columns) or not other["date"].equals(first["date"]):
+            raise ConfigError(
+                f"{run.folder}: forecasts other columns or days than {runs[0].folder}: no ensemble of them"
+            )
+    prices = first.attrs["last_close"] is not None
+    names = [name for name in first.columns if name not in ("date", "horizon")]
+    values = np.stack([forecast[names].to_numpy(dtype=np.float64) for forecast in forecasts])
+    logs = np.log(values) if prices else values
+    mean = logs.mean(axis=0)
+    spread = logs.std(axis=0, ddof=1) if len(runs) > 1 else np.full_like(mean, np.nan)
+    mean, spread = (np.exp(mean), 100 * spread) if prices else (mean, spread)
+    columns: dict[str, Any] = {"date": first["date"], "horizon": first["horizon"]}
+    for i, name in enumerate(names):
+        columns[name] = mean[:, i]
+        if "_lower_" not in name and "_upper_" not in name:
+            columns[f"{name}_spread"] = spread[:, i]
+    frame = pd.DataFrame(columns)
+    frame.attrs = {**first.attrs, "members": [str(run.folder) for run in runs]}
+    return frame

@@ -1,0 +1,137 @@
+"""The jobs of a sweep: every combination of the settings of a grid, with every seed, each a run of its own."""
+
+import csv
+import hashlib
+import io
+import itertools
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pgat_fast.config import Config, dump_config, load_config
+from pgat_fast.errors import ConfigError
+from pgat_fast.files import write_atomically
+
+RUNS: Final = "runs"
+"""Where in the folder of a sweep its runs lie."""
+JOBS: Final = "jobs.csv"
+COMMANDS: Final = "commands.txt"
+CONFIG: Final = "config.yaml"
+_OWN: Final = {"run.name": "jobs have names of their own", "run.output": "choose --out", "training.seed": "use --seeds"}
+"""Settings that a grid cannot have -> what to do."""
+_LONGEST: Final = 100
+"""Characters of a job's name, before what makes it unique."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. `settings` are those of the grid, as they were given: key, value."""
+
+    settings: tuple[tuple[str, str], ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its run: readable, and another one for every other job."""
+        words = "-".join([*(f"{key}-{value}" for key, value in self.settings), f"seed-{self.seed}"])
+        plain = re.sub(r"[^\w.-]", "_", words)
+        if plain == words and len(plain) <= _LONGEST:
+            return plain
+        return f"{plain[:_LONGEST]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+
+    def overrides(self, folder: Path) -> list[str]:
+        """What the configuration of the sweep in `folder` becomes for this job."""
+        given = [f"{key}={value}" for key, value in self.settings]
+        return [*given, f"training.seed={self.seed}", f"run.name={self.name}", f"run.output={folder / RUNS}"]
+
+    def arguments(self, folder: Path) -> list[str]:
+        """Of `pgat-fast`. Called again, it goes on where it was stopped, or says that nothing is to be done."""
+        return ["train", "--config", str(folder / CONFIG), "--set", *self.overrides(folder), "--resume", "--quiet"]
+
+    def folder(self, sweep: Path) -> Path:
+        """Of its run."""
+        return sweep / RUNS / self.name
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Read `KEY=VALUE,VALUE,...`; a comma within brackets belongs to a value.
+
+    Raises ConfigError, which names what is wrong, for a text without values, and for a key that comes twice or that
+    every job has a value of its own for.
+    """
+    grid: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        key = key.strip()
+        split = [value.strip() for value in re.split(r",(?![^\[]*\])", values)]
+        if not key or not equals or not all(split):
+            raise ConfigError(f"--grid {text}: expected KEY=VALUE,VALUE,... such as training.learning_rate=1e-3,1e-4")
+        if key in grid:
+            raise ConfigError(f"--grid {text}: {key} is given twice: give all of its values together")
+        if key in _OWN:
+            raise ConfigError(f"--grid {text}: {key} cannot be part of a grid: {_OWN[key]}")
+        if len(set(split)) < len(split):
+            raise ConfigError(f"--grid {text}: a value is given twice")
+        grid[key] = split
+    return grid
+
+
+def jobs_of(config: Config, grid: dict[str, list[str]], seeds: int) -> list[Job]:
+    """Every combination with the seeds from that of `config` on.
+
+    Raises ConfigError where one of them is no configuration, before anything runs.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}: at least 1 is needed")
+    first, jobs = config.training.seed, []
+    for values in itertools.product(*grid.values()):
+        settings = tuple(zip(grid, values, strict=True))
+        point = [f"{key}={value}" for key, value in settings]
+        try:
+            load_config(config, point)
+        except ConfigError as error:
+            raise ConfigError(f"--grid {' '.join(point)}: {error}") from error
+        jobs += [Job(settings, first + number) for number in range(seeds)]
+    if len({job.name for job in jobs}) < len(jobs):
+        raise ConfigError("--grid: two combinations would get one name: write their values differently")
+    return jobs
+
+
+def write_jobs(folder: Path, config: Config, jobs: Sequence[Job]) -> None:
+    """Write what is to be done into `folder`: the configuration, `jobs.csv`, and `commands.txt` with a job a line.
+
+    Raises ConfigError where the folder has a sweep of another configuration, or of a seed or grid that is no part of
+    this one.
+    """
+    written = folder / CONFIG
+    if written.exists() and load_config(written) != config:
+        raise ConfigError(f"{folder}: a sweep of another configuration is there: choose another --out, or restore it")
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    keys = [key for key, _ in jobs[0].settings]
+    writer.writerow(["job", *keys, "training.seed"])
+    for job in jobs:
+        writer.writerow([job.name, *(value for _, value in job.settings), job.seed])
+    commands = [shlex.join(["pgat-fast", *job.arguments(folder)]) for job in jobs]
+    write_atomically(written, dump_config(config).encode())
+    write_atomically(folder / JOBS, rows.getvalue().encode())
+    write_atomically(folder / COMMANDS, ("\n".join(commands) + "\n").encode())
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """What `write_jobs` wrote. Raises ConfigError where `folder` holds no sweep."""
+    try:
+        with (folder / JOBS).open(newline="") as file:
+            head, *rows = csv.reader(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: no sweep: {JOBS} cannot be read ({error})") from error
+    keys = head[1:-1]
+    return [Job(tuple(zip(keys, row[1:-1], strict=True)), int(row[-1])) for row in rows]
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether `write_jobs` has written into it."""
+    return (folder / JOBS).is_file()

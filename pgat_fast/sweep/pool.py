@@ -1,0 +1,135 @@
+"""Runs the jobs of a sweep as processes of their own, as many at a time as the machine has devices for."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tqdm import tqdm
+
+from pgat_fast.errors import ConfigError, StopRequested
+from pgat_fast.files import sync_directory
+from pgat_fast.sweep.jobs import Job
+from pgat_fast.training.stop import Stop
+
+LOGS: Final = "logs"
+POLL_SECONDS: Final = 0.1
+STOP_SECONDS: Final = 60.0
+"""That a job has to save a checkpoint and end, once it is told to."""
+
+
+class Place(NamedTuple):
+    """Where one job at a time runs."""
+
+    name: str
+    environment: Mapping[str, str]
+
+
+def places(device: str, at_once: int | None) -> list[Place]:
+    """One for every GPU, or `at_once` for each; on a CPU `at_once`, by default one for every two cores.
+
+    Args:
+        device: `run.device`; `cuda:1` is that GPU alone.
+        at_once: jobs at a time, on each GPU or on the CPU.
+    """
+    if at_once is not None and at_once < 1:
+        raise ConfigError(f"--jobs is {at_once}: at least 1 is needed, or 0 to run none")
+    import torch
+
+    kind, _, number = device.partition(":")
+    if kind in ("auto", "cuda") and torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+        if number:
+            return [Place(f"GPU {number}", {})] * (at_once or 1)
+        return [Place(f"GPU {name}", {"CUDA_VISIBLE_DEVICES": name}) for name in names for _ in range(at_once or 1)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = at_once or max(1, cores // 2)
+    threads = str(max(1, cores // count))
+    own = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
+    return [Place("CPU", own)] * count
+
+
+class _Running(NamedTuple):
+    job: Job
+    place: Place
+    process: subprocess.Popen[bytes]
+
+
+def run_jobs(
+    folder: Path, jobs: Sequence[Job], where: Sequence[Place], *, stop: Stop | None = None, progress: bool = True
+) -> dict[str, str]:
+    """Run all of them; returns name -> what went wrong, of those that failed. The others go on.
+
+    What a job says is in `logs/NAME.log`. Raises StopRequested where somebody asked to stop: then the jobs under way
+    have saved a checkpoint, and none has begun since.
+    """
+    stop = stop or Stop()
+    waiting, free, running = list(jobs), list(where), list[_Running]()
+    failures: dict[str, str] = {}
+    (folder / LOGS).mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(jobs), desc="sweep", unit="job", disable=None if progress else True) as bar:
+        try:
+            while waiting or running:
+                stop.check()
+                while waiting and free:
+                    job, place = waiting.pop(0), free.pop(0)
+                    running.append(_Running(job, place, _start(folder, job, place)))
+                for one in [one for one in running if one.process.poll() is not None]:
+                    running.remove(one)
+                    free.append(one.place)
+                    bar.update()
+                    if one.process.returncode != 0:
+                        failures[one.job.name] = _failure(folder, one)
+                        bar.write(f"{one.job.name}: {failures[one.job.name]}", file=sys.stderr)
+                time.sleep(POLL_SECONDS)
+        except (StopRequested, KeyboardInterrupt):
+            _stop(running)
+            raise
+        finally:
+            for one in running:
+                if one.process.poll() is None:
+                    one.process.kill()
+    sync_directory(folder)
+    return failures
+
+
+def _log(folder: Path, job: Job) -> Path:
+    return folder / LOGS / f"{job.name}.log"
+
+
+def _start(folder: Path, job: Job, place: Place) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "pgat_fast", *job.arguments(folder)]
+    with _log(folder, job).open("ab") as log:
+        # In a session of its own: a Ctrl-C is for this process, which tells the others.
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **place.environment},
+        )  # fmt: skip
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Have all of them save and end; those that do not are killed by the caller."""
+    for one in running:
+        if one.process.poll() is None:
+            one.process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + STOP_SECONDS
+    for one in running:
+        try:
+            one.process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _failure(folder: Path, one: _Running) -> str:
+    """Its exit status, and the last line that it wrote."""
+    log = _log(folder, one.job)
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said = f": {lines[-1].strip()[:300]}" if lines else ""
+    status = one.process.returncode
+    how = f"signal {-status}" if status < 0 else f"exit code {status}"
+    return f"{how}{said} (all in {log})"

@@ -1,0 +1,163 @@
+"""What a sweep has come to: a line for every job, and the mean and spread over seeds of every point of the grid."""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from pgat_fast.errors import ConfigError
+from pgat_fast.evaluation.metrics import skill
+from pgat_fast.files import write_atomically, write_json
+from pgat_fast.sweep.jobs import Job
+from pgat_fast.training.run_folder import read_status
+
+RESULTS: Final = "results.csv"
+SUMMARY: Final = "summary.json"
+NOT_RUN: Final = "not run"
+MEASURES: Final = ("best_validation_loss", "test_rmse", "test_mae", "training_seconds")
+"""Of every finished job; errors are in scaled units."""
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The results of a run that has come to its end; None of one that has not."""
+    path = folder / "results.json"
+    if read_status(folder).get("state") != "finished" or not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_bytes())
+    return found
+
+
+def collect(folder: Path, jobs: Sequence[Job]) -> pd.DataFrame:
+    """A row a job: the settings of the grid, seed, `state`, `MEASURES`, and the skill against each baseline."""
+    rows = []
+    for job in jobs:
+        row: dict[str, Any] = {"job": job.name, **dict(job.settings), "seed": job.seed}
+        results = finished(job.folder(folder))
+        if results is None:
+            rows.append(row | {"state": read_status(job.folder(folder)).get("state", NOT_RUN)})
+            continue
+        scaled = results["test"]["scaled"]
+        overall = scaled["model"]["overall"]
+        row |= {"state": "finished", "best_validation_loss": results["best_validation_loss"]}
+        row |= {"test_rmse": overall["rmse"], "test_mae": overall["mae"]}
+        row |= {"training_seconds": results["training_seconds"]}
+        rows.append(row | {f"skill_{name}": value for name, value in scaled["skill"].items()})
+    return pd.DataFrame(rows)
+
+
+def summarize(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """A record for each point of the grid, the one with the best validation loss first.
+
+    `settings`; `seeds` that are finished, of `asked`; of every measure and skill `mean` and `spread` (the standard
+    deviation over seeds, None of one); `ensemble`, see `ensemble_skill`. A point without finished seeds comes last.
+    """
+    points: dict[tuple[tuple[str, str], ...], list[Job]] = {}
+    for job in jobs:
+        points.setdefault(job.settings, []).append(job)
+    table = collect(folder, jobs).set_index("job")
+    names = [name for name in table.columns if name in MEASURES or str(name).startswith("skill_")]
+    records = []
+    for settings, own in points.items():
+        rows = table.loc[[job.name for job in own]]
+        rows = rows[rows["state"] == "finished"]
+        record: dict[str, Any] = {"settings": dict(settings), "asked": len(own), "seeds": len(rows)}
+        record["measures"] = (
+            {str(name): _spread(rows[name].dropna().astype(float)) for name in names} if len(rows) else {}
+        )
+        members = [job.folder(folder) for job in own if job.name in rows.index]
+        record["ensemble"] = ensemble_skill(members) if len(members) > 1 else None
+        records.append(record)
+    return sorted(records, key=_loss)
+
+
+def _spread(values: Iterable[float]) -> dict[str, float | None]:
+    known = list(values)
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "spread": statistics.stdev(known) if len(known) > 1 else None,
+    }
+
+
+def _loss(record: dict[str, Any]) -> float:
+    loss = record["measures"].get("best_validation_loss", {}).get("mean")
+    return float("inf") if loss is None else float(loss)
+
+
+def best_members(folder: Path, jobs: Sequence[Job]) -> list[Path]:
+    """The finished runs of the point of the grid with the best mean validation loss.
+
+    Raises ConfigError where no job is finished.
+    """
+    best = summarize(folder, jobs)[0]
+    chosen = [job for job in jobs if dict(job.settings) == best["settings"]]
+    members = [job.folder(folder) for job in chosen if finished(job.folder(folder)) is not None]
+    if not members:
+        raise ConfigError(f"{folder}: no job of this sweep is finished yet: call `pgat-fast sweep` again to go on")
+    return members
+
+
+def ensemble_skill(members: Sequence[Path]) -> dict[str, Any]:
+    """How good the mean of the members' test forecasts is, beside the naive baselines: scaled `rmse` and `skill`.
+
+    The runs differ by their seed alone, so that their test windows are the same.
+    """
+    from pgat_fast.forecasting.run import load_run
+
+    tables = [pd.read_csv(folder / "forecasts.csv") for folder in members]
+    scaler = load_run(members[0], device="cpu").target_scaler
+    scales = dict(zip(scaler.columns, scaler.std, strict=True))
+    mean = sum(table["forecast"] for table in tables) / len(tables)
+    errors = (mean - tables[0]["truth"]) / tables[0]["target"].map(scales)
+    mse = float((errors**2).mean())
+    results = finished(members[0])
+    assert results is not None
+    scaled = results["test"]["scaled"]
+    against = {name: skill(mse, scaled[name]["overall"]["mse"]) for name in scaled["skill"]}
+    return {"members": len(members), "rmse": mse**0.5, "skill": against}
+
+
+def write_results(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Write `results.csv` (a line a job) and `summary.json` into `folder`; returns what `summarize` gives."""
+    records = summarize(folder, jobs)
+    content = collect(folder, jobs).to_csv(index=False, lineterminator="\n")
+    write_atomically(folder / RESULTS, content.encode())
+    write_json(folder / SUMMARY, {"points": records})
+    return records
+
+
+def as_text(records: Sequence[dict[str, Any]]) -> str:
+    """The summary for people, the best point first."""
+    from pgat_fast.columns_of_text import in_columns
+
+    skills = sorted({name for record in records for name in record["measures"] if name.startswith("skill_")})
+    titles = ["against " + name.removeprefix("skill_") for name in skills]
+    rows = [("settings", "seeds", "validation loss", "test RMSE", *titles, "ensemble RMSE", *titles)]
+    for record in records:
+        settings = ", ".join(f"{key}={value}" for key, value in record["settings"].items()) or "as configured"
+        ensemble, measures = record["ensemble"], record["measures"]
+        rows.append(
+            (
+                settings,
+                f"{record['seeds']} of {record['asked']}",
+                *(_shown(measures.get(name), "{:.5f}") for name in ("best_validation_loss", "test_rmse")),
+                *(_shown(measures.get(name), "{:+.4f}") for name in skills),
+                "-" if ensemble is None else f"{ensemble['rmse']:.5f}",
+                *(_skill(ensemble, name.removeprefix("skill_")) for name in skills),
+            )
+        )
+    return in_columns(rows)
+
+
+def _shown(value: dict[str, float | None] | None, form: str) -> str:
+    if value is None or value["mean"] is None:
+        return "-"
+    spread = value["spread"]
+    return form.format(value["mean"]) + ("" if spread is None else f" +- {spread:.2g}")
+
+
+def _skill(ensemble: dict[str, Any] | None, name: str) -> str:
+    value = None if ensemble is None else ensemble["skill"].get(name)
+    return "-" if value is None else f"{value:+.4f}"

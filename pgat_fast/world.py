@@ -1,0 +1,255 @@
+"""The processes of one training run: which this one is, what they tell each other, what they agree on.
+
+Started by torchrun, or by `pgat-fast train --devices N`, each process trains on its share of every batch; torch's own
+DistributedDataParallel adds their gradients up. What decides the course of a run (a stop, a limit of time, a gradient
+that is not finite) is decided by all of them alike, at the same step. They speak of it over gloo, on the CPU, whatever
+the gradients take.
+"""
+
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from pgat_fast.errors import BackendError, RankError
+from pgat_fast.ranks import is_distributed, local_rank, restarts
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+_PLACE: Final = "pgat_fast/place/"
+"""What the keys begin with under which every rank notes how far it has come: its step, how often it has met others."""
+_ALIVE: Final = "pgat_fast/alive/"
+"""What those begin with that every rank counts up as long as it lives."""
+_BEAT_SECONDS: Final = 1.0
+_ASK: Final = timedelta(seconds=5)
+"""What the store may take to say what a rank has noted, once one is missing."""
+
+
+class World:
+    """The process of a run that has but one. `Ranks` is one of several; all that is said here of ranks holds of both.
+
+    Methods that say so are called by all ranks at the same place of their program.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def share_of(self, indices: Tensor) -> Tensor:
+        """The windows of a batch that are this rank's: every `size`-th, from `rank` on."""
+        return indices[self.rank :: self.size]
+
+    def weight_of(self, batch_size: int) -> float:
+        """What a mean over this rank's share is multiplied by, so that the mean over ranks is that of the batch."""
+        return len(range(self.rank, batch_size, self.size)) * self.size / batch_size
+
+    def first_of(self, value: str | None) -> str | None:
+        """What the lowest rank has that has anything. Called by all."""
+        return value
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over ranks, on the device of `values`. Called by all."""
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank has, in their order. Called by all."""
+        return [value]
+
+    def from_main(self, value: Any) -> Any:
+        """What the main rank has. Called by all."""
+        return value
+
+    def reached(self, step: int) -> None:
+        """Note how far this rank has come, for the others to read where it is missing."""
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """What is called in training instead of `model`: gradients are the means over ranks. Called by all."""
+        return model
+
+    @contextmanager
+    def adding_up(self, model: nn.Module, now: bool) -> Iterator[None]:
+        """Around a forward and a backward pass of what `parallel` gave; unless `now`, gradients stay with the rank."""
+        yield
+
+
+class Ranks(World):
+    """One of several processes, within a process group of torch.
+
+    Where a rank does not come within `timeout` seconds, or has ended, RankError says which.
+    """
+
+    def __init__(self, device: torch.device, timeout: float) -> None:
+        super().__init__(distributed.get_rank(), distributed.get_world_size())
+        self._device, self._timeout = device, timeout
+        self._control = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        self._store = distributed.distributed_c10d._get_default_store()
+        self._step = self._met = 0
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="pgat-fast heartbeat", daemon=True)
+        self._heart.start()
+
+    def close(self) -> None:
+        """Stop counting."""
+        self._ended.set()
+        self._heart.join(timeout=2 * _BEAT_SECONDS)
+
+    def _beat(self) -> None:
+        beats = 0
+        with suppress(Exception):  # the store is gone: so is the run
+            while not self._ended.wait(_BEAT_SECONDS):
+                beats += 1
+                self._store.set(f"{_ALIVE}{self.rank}", str(beats))
+
+    def first_of(self, value: str | None) -> str | None:
+        # A number is faster than an object; hardly ever there is anything.
+        given = torch.tensor([value is not None], dtype=torch.int32)
+        self._with_all(lambda: distributed.all_reduce(given, distributed.ReduceOp.MAX, self._control))
+        return next((one for one in self.gather(value) if one is not None), None) if given.item() else None
+
+    def total(self, values: Tensor) -> Tensor:
+        summed = values.detach().clone()
+        self._with_all(lambda: distributed.all_reduce(summed))
+        return summed
+
+    def gather(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        self._with_all(lambda: distributed.all_gather_object(found, value, self._control))
+        return found
+
+    def from_main(self, value: Any) -> Any:
+        shared = [value]
+        self._with_all(lambda: distributed.broadcast_object_list(shared, 0, self._control))
+        return shared[0]
+
+    def reached(self, step: int) -> None:
+        self._step = step
+
+    def _meet(self) -> None:
+        """Note that this rank is about to wait for the others."""
+        self._met += 1
+        self._store.set(f"{_PLACE}{self.rank}", f"{self._step} {self._met}")
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        own = [self._device.index or 0] if self._device.type == "cuda" else None
+        made: Any = nn.parallel.DistributedDataParallel
+        # Buffers are the same everywhere: they are constants. How to say so changed with torch 2.13.
+        known = "forward_sync_buffers" in inspect.signature(made.__init__).parameters
+        wrapped: nn.Module = made(
+            model, device_ids=own, **{"forward_sync_buffers" if known else "broadcast_buffers": False}
+        )
+        return wrapped
+
+    @contextmanager
+    def adding_up(self, model: nn.Module, now: bool) -> Iterator[None]:
+        assert isinstance(model, nn.parallel.DistributedDataParallel)
+        if now:
+            self._meet()
+        with nullcontext() if now else model.no_sync():
+            try:
+                yield
+            except RuntimeError as error:
+                if _is_of_communication(error):
+                    raise self.lost(error) from error
+                raise
+
+    def missing(self) -> str:
+        """Which ranks do not answer or are behind this one, in words. Takes some seconds."""
+        before = [self._noted(f"{_ALIVE}{rank}") for rank in range(self.size)]
+        time.sleep(3 * _BEAT_SECONDS)
+        words = []
+        for rank in range(self.size):
+            step, _, met = (self._noted(f"{_PLACE}{rank}") or "0 0").partition(" ")
+            silent = self._noted(f"{_ALIVE}{rank}") == before[rank]
+            if rank != self.rank and (silent or int(met) < self._met):
+                words.append(f"rank {rank} {'does not answer' if silent else 'is behind'}, last seen at step {step}")
+        return "; ".join(words) or "all of them live and have come as far as this one"
+
+    def _noted(self, key: str) -> str | None:
+        """What a rank has noted; None where it has not, or where the store is gone with the process that had it."""
+        with suppress(Exception):
+            self._store.wait([key], _ASK)
+            return str(self._store.get(key).decode())
+        return None
+
+    def _with_all(self, speak: Callable[[], Result]) -> Result:
+        try:
+            self._meet()
+            return speak()
+        except RuntimeError as error:
+            raise self.lost(error) from error
+
+    def lost(self, error: BaseException) -> RankError:
+        """What to say of an error of torch's communication."""
+        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return RankError(
+            f"rank {self.rank} of {self.size} waits for others in vain (limit {self._timeout:g} s, "
+            f"run.rank_timeout_seconds): {self.missing()} ({said})"
+        )
+
+
+def _is_of_communication(error: RuntimeError) -> bool:
+    """Whether torch failed to reach another rank: it names such errors in one way only for some of them."""
+    words = (
+        "gloo",
+        "NCCL",
+        "Connection closed",
+        "Connection reset",
+        "Timed out waiting",
+        "ProcessGroup",
+        "Broken pipe",
+    )
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
+
+
+@contextmanager
+def world_of_process(device: torch.device, timeout: float) -> Iterator[World]:
+    """The world of this process: of the ranks that torchrun has started, or of one process.
+
+    Raises BackendError where there are more ranks on this machine than GPUs.
+    """
+    if not is_distributed():
+        yield World()
+        return
+    if device.type == "cuda":
+        there = torch.cuda.device_count()
+        if local_rank() >= there:
+            raise BackendError(
+                f"rank {local_rank()} of this machine has no GPU of its own: torch sees {there}; start fewer"
+            )
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    limit = timedelta(seconds=timeout)
+    store, rank, size = next(rendezvous("env://", timeout=limit))
+    # torchrun keeps one store for all of its restarts: addresses of processes that have ended are still in it.
+    own = PrefixStore(f"pgat_fast/start-{restarts()}", store)
+    distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
+    ranks = Ranks(device, timeout)
+    try:
+        yield ranks
+    finally:
+        ranks.close()
+        with suppress(RuntimeError):  # one of the others may have ended
+            distributed.destroy_process_group()
+
+
+def device_of_rank(device: torch.device) -> torch.device:
+    """`device`, or of several GPUs the one of this rank."""
+    if device.type != "cuda" or not is_distributed():
+        return device
+    own = torch.device("cuda", local_rank())
+    torch.cuda.set_device(own)
+    return own

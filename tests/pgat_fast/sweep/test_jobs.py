@@ -1,0 +1,92 @@
+"""Jobs: every combination with every seed, each with a name of its own; what is no configuration is told first."""
+
+import csv
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pgat_fast import load_config
+from pgat_fast.config import Config
+from pgat_fast.errors import ConfigError
+from pgat_fast.sweep.jobs import COMMANDS, CONFIG, JOBS, Job, is_sweep, jobs_of, parse_grid, read_jobs, write_jobs
+
+
+@pytest.fixture
+def config() -> Config:
+    return load_config(None, ["training.seed=7"])
+
+
+def test_every_combination_with_every_seed(config: Config) -> None:
+    jobs = jobs_of(config, parse_grid(["training.learning_rate=1e-3,1e-4", "model.dropout=0,0.1"]), 3)
+    assert len(jobs) == len({job.name for job in jobs}) == 12
+    assert [job.seed for job in jobs[:4]] == [7, 8, 9, 7]
+    assert jobs[4].name == "training.learning_rate-1e-3-model.dropout-0.1-seed-8"
+    made = load_config(config, jobs[4].overrides(Path("there")))
+    assert (made.training.learning_rate, made.model.dropout, made.training.seed) == (1e-3, 0.1, 8)
+    assert made.run.output == "there/runs"
+
+
+def test_without_a_grid_there_are_seeds_alone(config: Config) -> None:
+    assert [job.name for job in jobs_of(config, {}, 2)] == ["seed-7", "seed-8"]
+
+
+def test_lists_are_values() -> None:
+    assert parse_grid(["data.targets=[log_Open,log_Close],[log_Close]"]) == {
+        "data.targets": ["[log_Open,log_Close]", "[log_Close]"]
+    }
+
+
+def test_names_that_no_folder_can_have_are_made_fit() -> None:
+    odd = [Job((("data.targets", value),), 1).name for value in ("[a,b]", "[a;b]", "x" * 300)]
+    assert len(set(odd)) == 3
+    assert all(load_config(None, [f"run.name={name}"]) and len(name) < 120 for name in odd)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["training.epochs"], "expected KEY=VALUE"),
+        (["training.epochs="], "expected KEY=VALUE"),
+        (["training.epochs=1,,2"], "expected KEY=VALUE"),
+        (["training.epochs=1", "training.epochs=2"], "training.epochs is given twice"),
+        (["training.epochs=1,1"], "a value is given twice"),
+        (["training.seed=1,2"], "training.seed cannot be part of a grid: use --seeds"),
+        (["run.name=a,b"], "jobs have names of their own"),
+    ],
+)
+def test_a_wrong_grid_is_told(texts: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        parse_grid(texts)
+
+
+def test_what_is_no_configuration_is_told_before_anything_runs(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"--grid training.epochs=never: .*training.epochs"):
+        jobs_of(config, parse_grid(["training.epochs=1,never"]), 1)
+    with pytest.raises(ConfigError, match="--seeds is 0"):
+        jobs_of(config, {}, 0)
+
+
+def test_a_table_that_any_queue_can_take(config: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "a sweep"
+    jobs = jobs_of(config, parse_grid(["model.dropout=0,0.1"]), 2)
+    assert not is_sweep(folder)
+    write_jobs(folder, config, jobs)
+    assert is_sweep(folder)
+    assert read_jobs(folder) == jobs
+    assert load_config(folder / CONFIG) == config
+    commands = [shlex.split(line) for line in (folder / COMMANDS).read_text().splitlines()]
+    assert [command[:3] for command in commands] == [["pgat-fast", "train", "--config"]] * 4
+    assert f"run.output={folder / 'runs'}" in commands[0]
+    with (folder / JOBS).open() as file:
+        assert next(csv.reader(file)) == ["job", "model.dropout", "training.seed"]
+
+
+def test_more_may_be_asked_for_but_nothing_else(config: Config, tmp_path: Path) -> None:
+    write_jobs(tmp_path, config, jobs_of(config, {}, 1))
+    write_jobs(tmp_path, config, jobs_of(config, parse_grid(["model.dropout=0,0.1"]), 5))
+    other = load_config(config, ["training.epochs=77"])
+    with pytest.raises(ConfigError, match="a sweep of another configuration is there"):
+        write_jobs(tmp_path, other, jobs_of(other, {}, 1))
+    with pytest.raises(ConfigError, match="no sweep"):
+        read_jobs(tmp_path / "none")

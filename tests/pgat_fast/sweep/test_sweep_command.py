@@ -1,0 +1,119 @@
+"""`pgat-fast sweep`: real runs in processes of their own, one that fails among them; stopped, resumed, one table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pgat_fast import load_run, predict
+from pgat_fast.cli import main
+from pgat_fast.forecasting.ensemble import predict_ensemble
+from pgat_fast.sweep.jobs import read_jobs
+from pgat_fast.sweep.pool import places
+from pgat_fast.sweep.table import best_members, collect, ensemble_skill
+
+SETTINGS = ["training.epochs=1", "training.warmup_epochs=0", "run.compile=off"]
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep of two points and two seeds."""
+    folder = tmp_path_factory.mktemp("sweep") / "sweep"
+    arguments = ["--grid", "training.learning_rate=1e-3,1e-5", "--seeds", "2", "--out", str(folder), "--quiet"]
+    assert main(["sweep", *arguments, "--set", *tiny_settings, *SETTINGS]) == 0
+    return folder
+
+
+def test_every_job_is_a_run_and_the_table_has_mean_and_spread(swept: Path) -> None:
+    table = pd.read_csv(swept / "results.csv")
+    assert list(table["state"]) == ["finished"] * 4
+    assert list(table["seed"]) == [1, 2, 1, 2] or len(set(table["seed"])) == 2
+    points = json.loads((swept / "summary.json").read_text())["points"]
+    losses = [point["measures"]["best_validation_loss"]["mean"] for point in points]
+    assert losses == sorted(losses), "the best first"
+    for point in points:
+        own = table[table["training.learning_rate"] == float(point["settings"]["training.learning_rate"])]
+        assert point["seeds"] == point["asked"] == 2
+        assert point["measures"]["test_rmse"]["mean"] == pytest.approx(own["test_rmse"].mean())
+        assert point["measures"]["test_rmse"]["spread"] == pytest.approx(own["test_rmse"].std(ddof=1))
+        assert point["ensemble"]["members"] == 2
+        assert point["ensemble"]["rmse"] <= own["test_rmse"].max()
+        assert set(point["ensemble"]["skill"]) == {"last_value", "zero_return", "drift"}
+
+
+def test_called_again_nothing_is_done_again(swept: Path, tiny_settings: list[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in swept.glob("runs/*/results.json")}
+    arguments = ["--grid", "training.learning_rate=1e-3,1e-5", "--seeds", "2", "--out", str(swept), "--quiet"]
+    assert main(["sweep", *arguments, "--set", *tiny_settings, *SETTINGS]) == 0
+    assert {path: path.stat().st_mtime_ns for path in swept.glob("runs/*/results.json")} == before
+
+
+def test_an_ensemble_of_one_is_the_run(swept: Path) -> None:
+    folder = best_members(swept, read_jobs(swept))[0]
+    alone = ensemble_skill([folder])
+    results = json.loads((folder / "results.json").read_text())
+    assert alone["rmse"] == pytest.approx(results["test"]["scaled"]["model"]["overall"]["rmse"], rel=1e-6)
+    for name, value in results["test"]["scaled"]["skill"].items():
+        assert alone["skill"][name] == pytest.approx(value, abs=1e-6)
+
+
+def test_the_forecast_of_a_sweep_is_the_mean_of_its_best_seeds(
+    swept: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "forecast.csv"
+    assert main(["predict", str(swept), "--from", str(data_file), "--out", str(out)]) == 0
+    found = pd.read_csv(out)
+    runs = [load_run(folder) for folder in best_members(swept, read_jobs(swept))]
+    assert len(runs) == 2
+    closes = np.stack([predict(run, data_file)["close"] for run in runs])
+    assert found["close"].to_numpy() == pytest.approx(np.exp(np.log(closes).mean(axis=0)), rel=1e-8)
+    spread = 100 * np.log(closes).std(axis=0, ddof=1)
+    assert found["close_spread"].to_numpy() == pytest.approx(spread, rel=1e-6)
+    assert "mean of 2 runs" in capsys.readouterr().out
+    frame = predict_ensemble(runs[:1], data_file)
+    assert frame["close"].to_numpy() == pytest.approx(closes[0], rel=1e-12)
+    assert frame["close_spread"].isna().all()
+
+
+def test_what_fails_is_told_and_the_others_go_on(
+    tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    grid = ["model.seq_len=6,30"]  # of the longer one there are no windows
+    arguments = ["--grid", *grid, "--out", str(folder), "--quiet"]
+    assert main(["sweep", *arguments, "--set", *tiny_settings, *SETTINGS]) == 1
+    assert list(collect(folder, read_jobs(folder))["state"]) == ["finished", "not run"]
+    told = capsys.readouterr().out
+    assert "1 of 2 jobs are finished" in told
+    assert "failed: model.seq_len-30-seed-" in told
+    assert "exit code 2: error: " in told
+
+
+def test_a_stopped_sweep_goes_on(tiny_settings: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    arguments = ["sweep", "--seeds", "2", "--out", str(folder), "--jobs", "1", "--quiet", "--set", *tiny_settings]
+    arguments += ["training.epochs=2000", "run.compile=off", "training.patience=2000", "training.max_minutes=2"]
+    with subprocess.Popen([sys.executable, "-m", "pgat_fast", *arguments], env={**os.environ}) as process:
+        until = time.monotonic() + 100
+        while not list(folder.glob("runs/*/checkpoints/*/manifest.json")):
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=90) == 128 + signal.SIGTERM
+    (begun,) = folder.glob("runs/*")
+    assert json.loads((begun / "status.json").read_text())["state"] == "stopped"
+    assert main([*arguments, "--jobs", "0"]) == 0, "the table of what there is"
+    assert set(collect(folder, read_jobs(folder))["state"]) == {"stopped", "not run"}
+
+
+def test_places() -> None:
+    assert [place.name for place in places("cpu", 3)] == ["CPU"] * 3
+    assert len(places("cpu", None)) >= 1

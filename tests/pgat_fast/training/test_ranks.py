@@ -1,0 +1,208 @@
+"""Several processes train one model: the same numbers for every number of them, one stop for all, none left waiting."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from pgat_fast import load_config
+from pgat_fast.errors import ConfigError
+from pgat_fast.training.run_folder import read_status
+from pgat_fast.world import World
+from tests.pgat_fast.training.runs import newest
+
+ROOT = Path(__file__).parents[3]
+EXACT = ROOT / "tests" / "pgat_fast" / "training" / "exact_train.py"
+OWN = [
+    "training.max_steps=20", "training.epochs=50", "training.warmup_epochs=0", "training.patience=50",
+    "training.batch_size=4", "training.gradient_accumulation_steps=2", "training.learning_rate=1e-5",
+    "model.dropout=0", "run.compile=off", "run.rank_timeout_seconds=40",
+]  # fmt: skip
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
+
+
+def train(ranks: int, folder: Path, settings: list[str], *more: str) -> None:
+    """By `exact_train.py` under torchrun, as anybody starts several ranks."""
+    own = [f"run.output={folder.parent}", f"run.name={folder.name}"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(EXACT), "train", "--quiet", *more, "--set", *settings, *own],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **ENVIRONMENT}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return newest(folder).weights
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    for name, weight in expected.items():
+        assert (found[name] - weight).abs().max() <= 1e-6 * max(1.0, float(weight.abs().max())), name
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings: list[str]) -> list[str]:
+    return [*tiny_settings, *OWN]
+
+
+@pytest.fixture(scope="module")
+def alone(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks") / "alone"
+    train(1, folder, settings)
+    return folder
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_any_number_of_ranks_trains_the_same_weights(
+    ranks: int, settings: list[str], alone: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train(ranks, folder, settings)
+    assert_close(weights(folder), weights(alone))
+    ours, theirs = results(folder), results(alone)
+    assert ours["validation_losses"] == pytest.approx(theirs["validation_losses"], rel=1e-6)
+    assert ours["train_losses"] == pytest.approx(theirs["train_losses"], rel=1e-6)
+    assert (ours["ranks"], theirs["ranks"]) == (ranks, 1)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}, "one set of files"
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(settings: list[str], alone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(2, folder, [*settings, "training.max_steps=7"])
+    assert read_status(folder)["step"] == 7
+    train(3, folder, settings, "--resume")
+    assert_close(weights(folder), weights(alone))
+
+
+class Started:
+    """`pgat-fast train --devices 2` that trains until it is stopped."""
+
+    def __init__(self, folder: Path, settings: list[str], *more: str) -> None:
+        own = [f"run.output={folder.parent}", f"run.name={folder.name}", "training.max_steps=null"]
+        own += ["training.epochs=100000", "training.patience=100000", "run.checkpoint_epochs=1", "run.log_interval=1"]
+        self.folder, self.lines = folder, list[str]()
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "pgat_fast", "train", "--devices", "2", *more, "--set", *settings, *own], cwd=ROOT,
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, **ENVIRONMENT},
+        )  # fmt: skip
+        self.reader = threading.Thread(target=lambda: self.lines.extend(iter(self.popen.stderr.readline, "")))  # type: ignore[union-attr]
+        self.reader.start()
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while not any(re.search(pattern, line) for line in self.lines):
+            assert self.popen.poll() is None, "".join(self.lines)
+            assert time.monotonic() < until, "".join(self.lines)
+            time.sleep(0.02)
+
+    def rank(self, number: int) -> psutil.Process:
+        for process in psutil.Process(self.popen.pid).children(recursive=True):
+            try:
+                if process.environ().get("RANK") == str(number):
+                    return process
+            except psutil.Error:
+                continue
+        raise AssertionError(f"no rank {number}")
+
+    def end(self, seconds: float = 60) -> int:
+        code = self.popen.wait(timeout=seconds)
+        self.reader.join()
+        return code
+
+    def kill(self) -> None:
+        if self.popen.poll() is None:
+            for process in psutil.Process(self.popen.pid).children(recursive=True):
+                process.kill()
+            self.popen.kill()
+        self.reader.join()
+
+
+@pytest.fixture
+def started(settings: list[str], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Started]:
+    run = Started(tmp_path / "run", settings, *getattr(request, "param", ()))
+    yield run
+    run.kill()
+
+
+def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(started: Started) -> None:
+    started.wait_for(r"epoch 2, step 1 of")
+    started.rank(1).send_signal(signal.SIGUSR1)
+    assert started.end() == 128 + signal.SIGUSR1, "".join(started.lines)
+    status = read_status(started.folder)
+    assert (status["state"], status["reason"]) == ("stopped", "SIGUSR1")
+    assert newest(started.folder).about["step"] == status["step"]
+
+
+def test_a_signal_to_the_command_stops_all_of_them(started: Started) -> None:
+    started.wait_for(r"epoch 2, step 1 of")
+    started.popen.send_signal(signal.SIGTERM)
+    assert started.end() == 128 + signal.SIGTERM, "".join(started.lines)
+    status = read_status(started.folder)
+    assert (status["state"], status["reason"]) == ("stopped", "SIGTERM")
+    assert newest(started.folder).about["step"] == status["step"]
+
+
+@pytest.mark.parametrize("started", [("--restarts", "1")], indirect=True)
+def test_a_rank_that_dies_ends_the_others_and_they_go_on_from_the_last_checkpoint(started: Started) -> None:
+    started.wait_for(r"epoch 2, step 1 of")
+    began = time.monotonic()
+    started.rank(1).kill()
+    started.wait_for(r"resumed from .*: epoch")
+    assert time.monotonic() - began < 60
+    started.popen.send_signal(signal.SIGTERM)
+    assert started.end() == 128 + signal.SIGTERM
+    assert list(started.folder.parent.iterdir()) == [started.folder], "no second run"
+
+
+def test_a_rank_that_hangs_is_named(settings: list[str], tmp_path: Path) -> None:
+    started = Started(tmp_path / "run", [*settings, "run.rank_timeout_seconds=4"])
+    try:
+        started.wait_for(r"epoch 2, step 1 of")
+        started.rank(1).suspend()
+        started.wait_for(
+            r"rank 0 of 2 waits for others in vain \(limit 4 s.*: rank 1 does not answer, last seen at step \d+"
+        )
+        hung = started.rank(1)
+        hung.resume()
+        assert started.end() != 0
+        assert read_status(started.folder)["state"] == "failed"
+    finally:
+        started.kill()
+
+
+# --- without processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_shares_are_all_windows_once_and_their_means_weigh_what_they_hold(size: int) -> None:
+    indices = torch.arange(100, 107)
+    ranks = [World(rank, size) for rank in range(size)]
+    shares = [rank.share_of(indices) for rank in ranks]
+    assert sorted(torch.cat(shares).tolist()) == indices.tolist()
+    mean = sum(float(share.double().mean()) * rank.weight_of(7) for share, rank in zip(shares, ranks, strict=True))
+    assert mean / size == pytest.approx(103)
+
+
+def test_more_ranks_than_windows_are_refused(tiny: list[str]) -> None:
+    from pgat_fast.training.stop import Stop
+    from pgat_fast.training.trainer import Trainer
+
+    with pytest.raises(ConfigError, match=r"training\.batch_size 4 is the batch of all 5 ranks together"):
+        Trainer(load_config(None, tiny), None, Stop(), progress=False, world=World(0, 5))
