@@ -1,43 +1,79 @@
 """What torchrun says of this process in its environment. Imports no torch."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+CODE_FILE = "PGAT_FAST_EXIT_CODE_FILE"
+"""Environment variable that names a file for the exit code of a run that ends for good, see `ends_for_good`."""
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, "").strip()
+    return int(value) if value.isdecimal() else default
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several that train together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether this process is one of several that train together: torchrun sets all of these variables."""
+    return _number("WORLD_SIZE", 1) > 1 and all(os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def is_main() -> bool:
     """Whether it is the one that writes files and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return not is_distributed() or _number("RANK", 0) == 0
 
 
 def local_rank() -> int:
     """Which of the processes on this machine it is."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
+
+
+def machines() -> int:
+    """How many take part."""
+    return _number("GROUP_WORLD_SIZE", 1)
 
 
 def restarts() -> int:
     """How often all of them have been started anew, after one ended."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return _number("TORCHELASTIC_RESTART_COUNT", 0) if is_distributed() else 0
 
 
 def may_be_restarted() -> bool:
     """Whether torchrun would start all of them anew if this one ended with an error."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > restarts()
+    return is_distributed() and _number("TORCHELASTIC_MAX_RESTARTS", 0) > restarts()
+
+
+def job() -> str | None:
+    """The name of the job that all starts of it have in common; None where there is none of its own."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "") if is_distributed() else ""
+    return None if name in ("", "none") else name
+
+
+def end_for_good(code: int) -> None:
+    """End this process. Torchrun, which takes every code but 0 for a reason to start again, is told 0 where it would.
+
+    The code itself goes into the file that `CODE_FILE` names, if it does.
+    """
+    if not may_be_restarted():
+        os._exit(code)
+    if is_main() and os.environ.get(CODE_FILE):
+        Path(os.environ[CODE_FILE]).write_text(str(code))
+    os._exit(0)
 
 
 @contextmanager
-def stopped_quietly() -> Iterator[None]:
-    """Let a run that was asked to stop end with 0 where torchrun would take any other code for a reason to restart."""
-    from pgat_fast.errors import StopRequested
+def ends_for_good() -> Iterator[None]:
+    """Within it, what would come again after a restart, or was asked for, ends the run for good: see `end_for_good`."""
+    from pgat_fast import exit_codes
+    from pgat_fast.errors import PgatError, RankError, StopRequested
 
     try:
         yield
-    except StopRequested:
-        if not may_be_restarted():
+    except (StopRequested, PgatError) as error:
+        if isinstance(error, RankError) or not may_be_restarted():
             raise
-        os._exit(0)
+        if is_main():
+            print(f"{'stopped' if isinstance(error, StopRequested) else 'error'}: {error}", file=sys.stderr, flush=True)
+        end_for_good(exit_codes.of_error(error))

@@ -21,7 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pgat_fast.errors import BackendError, RankError
-from pgat_fast.ranks import is_distributed, local_rank, restarts
+from pgat_fast.ranks import is_distributed, local_rank, machines, restarts
 
 Result = TypeVar("Result")
 
@@ -90,7 +90,8 @@ class World:
 class Ranks(World):
     """One of several processes, within a process group of torch.
 
-    Where a rank does not come within `timeout` seconds, or has ended, RankError says which.
+    Where a rank does not come within `timeout` seconds, or has ended, RankError says which. Gradients on GPUs go over
+    NCCL, which raises nothing: there torch's own watchdog ends the process after that time.
     """
 
     def __init__(self, device: torch.device, timeout: float) -> None:
@@ -157,10 +158,10 @@ class Ranks(World):
     @contextmanager
     def adding_up(self, model: nn.Module, now: bool) -> Iterator[None]:
         assert isinstance(model, nn.parallel.DistributedDataParallel)
-        if now:
-            self._meet()
         with nullcontext() if now else model.no_sync():
             try:
+                if now:
+                    self._meet()
                 yield
             except RuntimeError as error:
                 if _is_of_communication(error):
@@ -195,10 +196,9 @@ class Ranks(World):
 
     def lost(self, error: BaseException) -> RankError:
         """What to say of an error of torch's communication."""
-        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         return RankError(
             f"rank {self.rank} of {self.size} waits for others in vain (limit {self._timeout:g} s, "
-            f"run.rank_timeout_seconds): {self.missing()} ({said})"
+            f"run.rank_timeout_seconds): {self.missing()} ({_first_line(error)})"
         )
 
 
@@ -220,24 +220,25 @@ def _is_of_communication(error: RuntimeError) -> bool:
 def world_of_process(device: torch.device, timeout: float) -> Iterator[World]:
     """The world of this process: of the ranks that torchrun has started, or of one process.
 
-    Raises BackendError where there are more ranks on this machine than GPUs.
+    Raises RankError where the ranks do not find each other, BackendError for what cannot be.
     """
     if not is_distributed():
         yield World()
         return
-    if device.type == "cuda":
-        there = torch.cuda.device_count()
-        if local_rank() >= there:
-            raise BackendError(
-                f"rank {local_rank()} of this machine has no GPU of its own: torch sees {there}; start fewer"
-            )
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    if restarts() and machines() > 1:
+        raise BackendError(
+            "ranks on several machines cannot be started again by torchrun: use --max-restarts 0, and train --resume"
+        )
     limit = timedelta(seconds=timeout)
-    store, rank, size = next(rendezvous("env://", timeout=limit))
-    # torchrun keeps one store for all of its restarts: addresses of processes that have ended are still in it.
-    own = PrefixStore(f"pgat_fast/start-{restarts()}", store)
-    distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
-    ranks = Ranks(device, timeout)
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        # torchrun keeps one store for all of its restarts: addresses of processes that have ended are still in it.
+        own = PrefixStore(f"pgat_fast/start-{restarts()}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
+        ranks = Ranks(device, timeout)
+    except RuntimeError as error:
+        raise RankError(f"the ranks do not find each other within {timeout:g} s: {_first_line(error)}") from error
     try:
         yield ranks
     finally:
@@ -247,9 +248,17 @@ def world_of_process(device: torch.device, timeout: float) -> Iterator[World]:
 
 
 def device_of_rank(device: torch.device) -> torch.device:
-    """`device`, or of several GPUs the one of this rank."""
+    """`device`, or of several GPUs the one of this rank. Raises BackendError where it has none."""
     if device.type != "cuda" or not is_distributed():
         return device
+    there = torch.cuda.device_count()
+    if local_rank() >= there:
+        raise BackendError(f"process {local_rank() + 1} of this machine has no GPU of its own: torch sees {there}")
     own = torch.device("cuda", local_rank())
     torch.cuda.set_device(own)
     return own
+
+
+def _first_line(error: BaseException) -> str:
+    said = str(error).strip()
+    return said.splitlines()[0][:200] if said else type(error).__name__

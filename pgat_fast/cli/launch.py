@@ -2,8 +2,14 @@
 
 import argparse
 import os
+import signal
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from pgat_fast.ranks import CODE_FILE
+from pgat_fast.training.stop import SIGNALS
 
 
 def launch(args: argparse.Namespace) -> int:
@@ -14,14 +20,16 @@ def launch(args: argparse.Namespace) -> int:
     from pgat_fast.cli.arguments import config_from
     from pgat_fast.errors import ConfigError
     from pgat_fast.ranks import is_distributed
+    from pgat_fast.training.run_folder import checkpoint_of
 
     if is_distributed():
         raise ConfigError("--devices: torchrun has started this process already: leave --devices out")
     if args.devices < 1 or args.restarts < 0:
         raise ConfigError(f"--devices {args.devices} --restarts {args.restarts}: at least 1 and 0 are needed")
-    if args.resume in (None, "auto") or args.config is not None:
-        config = config_from(args)
-        _check_devices(args.devices, config.run.device)
+    if args.resume not in (None, "auto"):
+        folder, _ = checkpoint_of(Path(args.resume))
+        args.config = args.config or str(folder / "config.yaml")
+    _check_devices(args.devices, config_from(args).run.device)
     return run_ranks(worker_arguments(args), args.devices, args.restarts)
 
 
@@ -59,14 +67,23 @@ def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=f"pgat-fast-{os.getpid()}", rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1,
+        rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, signals_to_handle=",".join(signals()),
     )  # fmt: skip
     start: Any = elastic_launch(config, sys.executable)
-    try:
-        start("-m", "pgat_fast", *arguments)
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code > 0 else 128 - code
-    except SignalException as stopped:
-        return 128 + int(stopped.sigval)
-    return 0
+    with TemporaryDirectory() as folder:
+        code_file = Path(folder, "code")
+        os.environ[CODE_FILE] = str(code_file)
+        try:
+            start("-m", "pgat_fast", *arguments)
+        except ChildFailedError as error:
+            code = error.get_first_failure()[1].exitcode
+            return code if code > 0 else 128 - code
+        except SignalException as stopped:
+            return 128 + int(stopped.sigval)
+        return int(code_file.read_text()) if code_file.exists() else 0
+
+
+def signals() -> list[str]:
+    """What is handed on to the processes: what stops a run, but for a SIGHUP that nohup has told us to ignore."""
+    known = [name for name in SIGNALS if hasattr(signal, name)]
+    return [name for name in known if name == "SIGINT" or signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]

@@ -89,9 +89,10 @@ def run(args: argparse.Namespace) -> int:
     stream = sys.stderr if to_stdout else sys.stdout
     if not to_stdout:
         print(_as_text(forecast) + "\n", file=stream)
-    remarks = _remarks(forecast.attrs, runs[0].results)
+    # The intervals of a mean are nobody's: what those of the first member held says nothing of them.
+    remarks = _remarks(forecast.attrs, {} if is_sweep(folder) else runs[0].results)
     if is_sweep(folder):
-        remarks[-1:] = _of_ensemble(members, ensemble_skill(members))
+        remarks[-1:] = _of_ensemble(members, ensemble_skill(members) if args.checkpoint == "best" else None)
     print("\n".join(remarks), file=stream)
     if not to_stdout:
         print(f"written to {out}: {len(forecast)} days, {forecast.shape[1]} columns")
@@ -130,12 +131,14 @@ def _remarks(attrs: Mapping[Any, Any], results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _of_ensemble(members: Sequence["Path"], found: Mapping[str, Any]) -> list[str]:
-    """What the forecast is the mean of, and how good such means were."""
+def _of_ensemble(members: Sequence["Path"], found: Mapping[str, Any] | None) -> list[str]:
+    """What the forecast is the mean of, and how good such means were; `found` is None where that is not known."""
+    of = f"mean of {len(members)} runs, {', '.join(folder.name for folder in members)}; "
+    if found is None:
+        return [of + "bounds of intervals are the means of theirs; the skill is known of the best weights only"]
     skill = ", ".join(f"{name} {value:+.4f}" for name, value in found["skill"].items() if value is not None)
     return [
-        f"mean of {len(members)} runs, {', '.join(folder.name for folder in members)}; "
-        "bounds of intervals are the means of theirs",
+        of + "bounds of intervals are the means of theirs",
         f"Skill of the mean on the test windows, scaled units: {skill} (1 - MSE / MSE of the naive forecast; at or "
         "below 0 it was no better).",
     ]

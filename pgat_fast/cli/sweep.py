@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         where = [] if args.jobs == 0 else places(config.run.device, args.jobs)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            write_jobs(folder, config, jobs)
+            jobs = write_jobs(folder, config, jobs)
             failures: dict[str, str] = {}
             if where:
                 stop.patience = STOP_SECONDS + PATIENCE  # the jobs save themselves, and are waited for

@@ -52,13 +52,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Train and print the results; returns 0, or the exit code of the processes that were started for it."""
-    from pgat_fast.ranks import is_main, stopped_quietly
+    from pgat_fast.errors import ConfigError
+    from pgat_fast.ranks import ends_for_good, is_main
     from pgat_fast.training.stop import StopSignals
 
     if args.devices is not None:
         from pgat_fast.cli.launch import launch
 
         return launch(args)
+    if args.restarts:
+        raise ConfigError("--restarts goes with --devices; torchrun has --max-restarts")
     # First of all: what follows loads torch, which takes seconds, and a signal may come at any time.
     with StopSignals() as stop:
         start_logging(quiet=args.quiet or not is_main())
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         from pgat_fast.training.results import summary
         from pgat_fast.training.trainer import train
 
-        with stopped_quietly():
+        with ends_for_good():
             folder, results = train(config, resume=resume, stop=stop, progress=not args.quiet)
     if not is_main():
         return 0
@@ -85,9 +88,10 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
     from pgat_fast.ranks import is_main, restarts
     from pgat_fast.training.run_folder import checkpoint_of, locked
 
-    if args.resume is None and restarts() == 0:
-        return config_from(args), None
-    if args.resume in (None, "auto"):
+    if args.resume is None:
+        config = config_from(args)
+        return config, _run_of_this_job(config) if restarts() > 0 else None
+    if args.resume == "auto":
         config = config_from(args)
         resume = _newest_run(config)
         if resume is not None and is_main():
@@ -106,6 +110,17 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
             raise ConfigError(f"{folder}/config.yaml: missing: name the configuration of the run with --config")
         args.config = str(folder / "config.yaml")
     return config_from(args), resume
+
+
+def _run_of_this_job(config: "Config") -> Path | None:
+    """What an earlier start of this job has begun and saved; None where there is nothing yet."""
+    from pgat_fast.ranks import job
+    from pgat_fast.training.run_folder import has_checkpoints, read_status, run_folders
+
+    for folder in run_folders(Path(config.run.output), config.run.name):
+        if job() is not None and read_status(folder).get("job") == job() and has_checkpoints(folder):
+            return folder
+    return None
 
 
 def _newest_run(config: "Config") -> Path | None:

@@ -155,17 +155,17 @@ def _trial(x: Tensor) -> Tensor:
     return (2 * x + 1).relu().sum()
 
 
-def compile_in_place(model: nn.Module, device: torch.device) -> None:
+def compile_in_place(model: nn.Module, device: torch.device, *, graphs: bool = True) -> None:
     """Compile `model` for `device` where it stands: names of parameters and modules stay what they are.
 
     The work is done in the first forward and backward pass, and again for every other shape of the inputs: keep to
-    one. One graph, or an error. On CUDA the passes are replayed as CUDA graphs (the mode `reduce-overhead`). Random
+    one. One graph, or an error. On CUDA, with `graphs`, passes are replayed as CUDA graphs (`reduce-overhead`). Random
     numbers are those of eager execution, so that both draw the same dropout. Compilations of each model are
     counted apart: else torch counts those of one class together, and gives up at the ninth model of a process (now at
     the 257th, `accumulated_recompile_limit`).
     """
     options: dict[str, Any] = {"fallback_random": True}
-    if device.type == "cuda":
+    if device.type == "cuda" and graphs:
         options |= torch._inductor.list_mode_options("reduce-overhead")  # torch takes a mode or options, not both
     model.compile(fullgraph=True, dynamic=False, options=options, isolate_recompiles=True)
     _compile_chunks(model, True)

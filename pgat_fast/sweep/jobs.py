@@ -4,6 +4,8 @@ import csv
 import hashlib
 import io
 import itertools
+import json
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from typing import Final
 from pgat_fast.config import Config, dump_config, load_config
 from pgat_fast.errors import ConfigError
 from pgat_fast.files import write_atomically
+from pgat_fast.training.run_folder import has_checkpoints, run_folders
 
 RUNS: Final = "runs"
 """Where in the folder of a sweep its runs lie."""
@@ -45,15 +48,17 @@ class Job:
     def overrides(self, folder: Path) -> list[str]:
         """What the configuration of the sweep in `folder` becomes for this job."""
         given = [f"{key}={value}" for key, value in self.settings]
-        return [*given, f"training.seed={self.seed}", f"run.name={self.name}", f"run.output={folder / RUNS}"]
+        output = json.dumps(str(folder / RUNS))
+        return [*given, f"training.seed={self.seed}", f"run.name={self.name}", f"run.output={output}"]
 
     def arguments(self, folder: Path) -> list[str]:
         """Of `pgat-fast`. Called again, it goes on where it was stopped, or says that nothing is to be done."""
         return ["train", "--config", str(folder / CONFIG), "--set", *self.overrides(folder), "--resume", "--quiet"]
 
     def folder(self, sweep: Path) -> Path:
-        """Of its run."""
-        return sweep / RUNS / self.name
+        """Of its run: the newest that has saved anything, for one that was stopped before that is begun anew."""
+        found = [folder for folder in run_folders(sweep / RUNS, self.name) if has_checkpoints(folder)]
+        return found[0] if found else sweep / RUNS / self.name
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -69,6 +74,8 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
         split = [value.strip() for value in re.split(r",(?![^\[]*\])", values)]
         if not key or not equals or not all(split):
             raise ConfigError(f"--grid {text}: expected KEY=VALUE,VALUE,... such as training.learning_rate=1e-3,1e-4")
+        if "." not in key:
+            raise ConfigError(f"--grid {text}: name the setting in full, with its section, as in training.{key}")
         if key in grid:
             raise ConfigError(f"--grid {text}: {key} is given twice: give all of its values together")
         if key in _OWN:
@@ -100,25 +107,32 @@ def jobs_of(config: Config, grid: dict[str, list[str]], seeds: int) -> list[Job]
     return jobs
 
 
-def write_jobs(folder: Path, config: Config, jobs: Sequence[Job]) -> None:
+def write_jobs(folder: Path, config: Config, jobs: Sequence[Job]) -> list[Job]:
     """Write what is to be done into `folder`: the configuration, `jobs.csv`, and `commands.txt` with a job a line.
 
-    Raises ConfigError where the folder has a sweep of another configuration, or of a seed or grid that is no part of
-    this one.
+    Jobs that are there stay where they are, new ones follow: a queue may be at work on the lines. Returns all of them.
+
+    Raises ConfigError where the folder has a sweep of another configuration, or over other settings.
     """
     written = folder / CONFIG
     if written.exists() and load_config(written) != config:
         raise ConfigError(f"{folder}: a sweep of another configuration is there: choose another --out, or restore it")
+    before = read_jobs(folder) if is_sweep(folder) else []
+    if before and [key for key, _ in before[0].settings] != [key for key, _ in jobs[0].settings]:
+        raise ConfigError(f"{folder}: a sweep over other settings is there: choose another --out")
+    jobs = [*before, *(job for job in jobs if job not in before)]
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
     keys = [key for key, _ in jobs[0].settings]
     writer.writerow(["job", *keys, "training.seed"])
     for job in jobs:
         writer.writerow([job.name, *(value for _, value in job.settings), job.seed])
-    commands = [shlex.join(["pgat-fast", *job.arguments(folder)]) for job in jobs]
+    here = shlex.quote(os.getcwd())  # paths of the configuration begin here
+    commands = [f"cd {here} && {shlex.join(['pgat-fast', *job.arguments(folder)])}" for job in jobs]
     write_atomically(written, dump_config(config).encode())
     write_atomically(folder / JOBS, rows.getvalue().encode())
     write_atomically(folder / COMMANDS, ("\n".join(commands) + "\n").encode())
+    return jobs
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -126,10 +140,10 @@ def read_jobs(folder: Path) -> list[Job]:
     try:
         with (folder / JOBS).open(newline="") as file:
             head, *rows = csv.reader(file)
-    except (OSError, ValueError) as error:
+        keys = head[1:-1]
+        return [Job(tuple(zip(keys, row[1:-1], strict=True)), int(row[-1])) for row in rows]
+    except (OSError, ValueError, IndexError) as error:
         raise ConfigError(f"{folder}: no sweep: {JOBS} cannot be read ({error})") from error
-    keys = head[1:-1]
-    return [Job(tuple(zip(keys, row[1:-1], strict=True)), int(row[-1])) for row in rows]
 
 
 def is_sweep(folder: Path) -> bool:

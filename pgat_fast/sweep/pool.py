@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from tqdm import tqdm
 
-from pgat_fast.errors import ConfigError, StopRequested
+from pgat_fast.errors import ConfigError
 from pgat_fast.files import sync_directory
 from pgat_fast.sweep.jobs import Job
 from pgat_fast.training.stop import Stop
@@ -58,6 +58,8 @@ class _Running(NamedTuple):
     job: Job
     place: Place
     process: subprocess.Popen[bytes]
+    log_began: int
+    """Bytes that earlier attempts have written."""
 
 
 def run_jobs(
@@ -65,8 +67,8 @@ def run_jobs(
 ) -> dict[str, str]:
     """Run all of them; returns name -> what went wrong, of those that failed. The others go on.
 
-    What a job says is in `logs/NAME.log`. Raises StopRequested where somebody asked to stop: then the jobs under way
-    have saved a checkpoint, and none has begun since.
+    What a job says is in `logs/NAME.log`. Whatever ends it early, such as StopRequested, tells the
+    jobs under way to save a checkpoint first, and waits for that.
     """
     stop = stop or Stop()
     waiting, free, running = list(jobs), list(where), list[_Running]()
@@ -78,7 +80,7 @@ def run_jobs(
                 stop.check()
                 while waiting and free:
                     job, place = waiting.pop(0), free.pop(0)
-                    running.append(_Running(job, place, _start(folder, job, place)))
+                    running.append(_start(folder, job, place))
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
                     free.append(one.place)
@@ -87,13 +89,9 @@ def run_jobs(
                         failures[one.job.name] = _failure(folder, one)
                         bar.write(f"{one.job.name}: {failures[one.job.name]}", file=sys.stderr)
                 time.sleep(POLL_SECONDS)
-        except (StopRequested, KeyboardInterrupt):
+        except BaseException:
             _stop(running)
             raise
-        finally:
-            for one in running:
-                if one.process.poll() is None:
-                    one.process.kill()
     sync_directory(folder)
     return failures
 
@@ -102,18 +100,20 @@ def _log(folder: Path, job: Job) -> Path:
     return folder / LOGS / f"{job.name}.log"
 
 
-def _start(folder: Path, job: Job, place: Place) -> "subprocess.Popen[bytes]":
+def _start(folder: Path, job: Job, place: Place) -> _Running:
     command = [sys.executable, "-m", "pgat_fast", *job.arguments(folder)]
     with _log(folder, job).open("ab") as log:
         # In a session of its own: a Ctrl-C is for this process, which tells the others.
-        return subprocess.Popen(
+        began = os.fstat(log.fileno()).st_size
+        process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, **place.environment},
         )  # fmt: skip
+    return _Running(job, place, process, began)
 
 
 def _stop(running: Sequence[_Running]) -> None:
-    """Have all of them save and end; those that do not are killed by the caller."""
+    """Have all of them save and end; those that do not in time are killed."""
     for one in running:
         if one.process.poll() is None:
             one.process.send_signal(signal.SIGTERM)
@@ -122,13 +122,14 @@ def _stop(running: Sequence[_Running]) -> None:
         try:
             one.process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            continue
+            one.process.kill()
 
 
 def _failure(folder: Path, one: _Running) -> str:
     """Its exit status, and the last line that it wrote."""
     log = _log(folder, one.job)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said_now = log.read_bytes()[one.log_began :].decode(errors="replace")
+    lines = [line for line in said_now.splitlines() if line.strip()]
     said = f": {lines[-1].strip()[:300]}" if lines else ""
     status = one.process.returncode
     how = f"signal {-status}" if status < 0 else f"exit code {status}"

@@ -18,10 +18,13 @@ from types import TracebackType
 from typing import Self
 
 from pgat_fast.errors import StopRequested
+from pgat_fast.ranks import end_for_good
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 """What stops a run; the exit code is 128 plus the number of the signal. Windows has two of them."""
 
+PATIENCE_OF_OTHERS = 60.0
+"""The same for a rank that saves nothing: it waits until the main one has."""
 PATIENCE = 12.0
 """Seconds that the main thread has to stop by itself while it trains; the last resort after it takes a few more."""
 
@@ -84,17 +87,17 @@ class StopSignals(Stop):
         self._reader.close()
 
     def _watch(self) -> None:
-        first = -ECHO
+        first: float | None = None  # what others asked for, with `request`, is no signal
         while received := self._reader.recv(64):
             for number in received:
                 if number not in self._numbers or self.ended.is_set():
                     continue
                 name = signal.Signals(number).name
-                if self.requested is not None:
+                if first is not None:
                     if time.monotonic() - first < ECHO:
                         continue
                     _say(f"{name} again: leaving at once")
-                    os._exit(128 + number)
+                    end_for_good(128 + number)
                 _say(f"{name}: saving a checkpoint and stopping (again: leave at once)")
                 first = time.monotonic()
                 self.request(name)
@@ -111,7 +114,7 @@ class StopSignals(Stop):
         finally:
             if not self.ended.is_set():
                 sys.stderr.flush()
-                os._exit(128 + number)
+                end_for_good(128 + number)
 
 
 def _leave_it_to_the_thread(number: int, frame: object) -> None:

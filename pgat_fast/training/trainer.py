@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +27,7 @@ from pgat_fast.errors import (
     MemoryLimitError,
     OutOfMemoryError,
     PgatError,
+    RankError,
     StopRequested,
     TrainingError,
 )
@@ -38,6 +39,7 @@ from pgat_fast.model.precision import resolve_precision
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
+from pgat_fast.ranks import job
 from pgat_fast.training.about import describe_run
 from pgat_fast.training.checkpoint import (
     Checkpoint,
@@ -72,7 +74,7 @@ from pgat_fast.training.run_folder import (
 from pgat_fast.training.schedule import learning_rate
 from pgat_fast.training.state import Ending, Epoch, Progress, end_of_training
 from pgat_fast.training.step import SMALLEST_SCALE, OptimizerStep, make_optimizer
-from pgat_fast.training.stop import PATIENCE, Stop
+from pgat_fast.training.stop import PATIENCE, PATIENCE_OF_OTHERS, Stop
 from pgat_fast.world import World, device_of_rank, world_of_process
 
 logger = logging.getLogger(__name__)
@@ -110,14 +112,16 @@ def train(
     with ExitStack() as held:
         world = held.enter_context(world_of_process(device, config.run.rank_timeout_seconds))
         found = None
+        resume = world.from_main(resume)  # one rank looks, lest another sees other files
         if resume is not None:
             folder, name = checkpoint_of(resume)
             if world.is_main:
                 held.enter_context(locked(folder))
                 for orphan in sweep(folder / CHECKPOINTS):
                     logger.warning("%s: left by a process that was killed: removed", orphan)
-            world.from_main(None)  # nobody reads before that is done
-            found = open_checkpoint(folder, name)
+                found = open_checkpoint(folder, name)
+            name = world.from_main(None if found is None else found[0].name)
+            found = found or open_checkpoint(folder, name)
         trainer = Trainer(config, found, stop, progress and world.is_main, world)
         if found is None:
             made = new_folder(Path(config.run.output), config.run.name) if world.is_main else None
@@ -126,7 +130,7 @@ def train(
                 held.enter_context(locked(folder))
         if world.is_main:
             held.enter_context(log_file(folder))
-        if trainer.is_finished(folder):
+        if world.from_main(trainer.is_finished(folder)):
             logger.info("%s is finished: nothing to do (more epochs or steps would be)", folder)
             results: Results = json.loads((folder / "results.json").read_bytes())
             return folder, results
@@ -184,7 +188,8 @@ class Trainer:
         self.model = build_model(config).to(self.device)
         compiled = self.decide_compile()
         if compiled:
-            compile_in_place(self.model, self.device)
+            # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
+            compile_in_place(self.model, self.device, graphs=world.size == 1)
         if self.settings.lr_schedule == "warmup_cosine" and self.settings.warmup_epochs >= self.settings.epochs:
             logger.warning("training.warmup_epochs %d: the run ends before warm-up does", self.settings.warmup_epochs)
         self.step = OptimizerStep(
@@ -208,10 +213,12 @@ class Trainer:
         self.over: str | None = None
         """What this rank has to say of a memory limit that it is over."""
         self.ranks_recorded = time.monotonic()
+        self.all_end = False
+        """Whether all ranks have come to the same error, at the same place."""
 
     def decide_compile(self) -> bool:
         """Whether training is compiled: as it was before, or as the length of the whole run suggests."""
-        batch = expected_batch_seconds(self.config, self.device)
+        batch = expected_batch_seconds(self.config, self.device) / self.world.size
         settings = self.settings
         seconds_per_step = batch * settings.gradient_accumulation_steps
         batches = len(self.splits.train) // settings.batch_size
@@ -279,14 +286,15 @@ class Trainer:
                 set_newer_aside(self.found[0])
         if self.world.is_main:
             write_atomically(self.folder / "config.yaml", dump_config(self.config).encode())
-        self.stop.check()
+        if self.world.size == 1:
+            self.stop.check()
         if self.progress.initial_validation_loss is None:
             self.stage = "validation"
             initial = self.validate()
             logger.info("before training: validation loss %.5f", initial)
             self.progress = replace(self.progress, initial_validation_loss=initial)
         self.take_snapshot()
-        self.stop.patience = PATIENCE
+        self.stop.patience = PATIENCE if self.world.is_main else PATIENCE_OF_OTHERS
         if not (self.checkpoints / self.progress.name).exists():
             self.save(required=True)
 
@@ -360,6 +368,8 @@ class Trainer:
 
         weight = self.world.weight_of(self.settings.batch_size)
         losses = self.step.accumulate([partial(load, indices) for indices in cycle], weight)
+        if self.world.size > 1:
+            losses.item()  # waits for all, before the lock is taken that the last resort wants
         with self.applying:
             self.step.apply(losses, len(cycle), (before, cycle))
             self.read_flags(wait=self.world.size > 1)  # all ranks at the same step
@@ -393,6 +403,7 @@ class Trainer:
         if not own and world.is_main and self.limit_reached():  # of time: by one clock
             own = ["limit "]
         kind, _, text = (world.first_of(own[0] if own else None) or "").partition(" ")
+        self.all_end = kind in ("stop", "over")
         if kind == "stop":
             self.stop.request(text)
             raise StopRequested(text)
@@ -400,6 +411,7 @@ class Trainer:
             raise MemoryLimitError(text)
         # What dropout draws depends on the rank and the step alone, not on where a run was stopped.
         seed_step(self.settings.seed, world.rank, self.progress.step)
+        self.take_snapshot()
         return kind == "limit"
 
     def record_ranks(self) -> None:
@@ -560,10 +572,11 @@ class Trainer:
         """Write down where the value that is not finite came from; stop, unless such steps are to be left out."""
         place = before.progress
         where = f"epoch {place.epoch + 1}, step {place.cycle + 1}"
-        report = find_nonfinite(self.step, self.splits.train, cycle, self.table.dates, before.generators)
+        own = [self.world.share_of(indices) for indices in cycle]
+        report = find_nonfinite(self.step, self.splits.train, own, self.table.dates, before.generators)
         report = {"epoch": place.epoch + 1, "step": place.step + 1} | report
-        name = f"nonfinite-step-{place.step + 1:08d}.json"
-        path = write_report(self.folder, name, report) if self.world.is_main else self.folder / name
+        rank = f"-rank-{self.world.rank}" if self.world.size > 1 else ""  # each has looked at its own windows
+        path = write_report(self.folder, f"nonfinite-step-{place.step + 1:08d}{rank}.json", report)
         left_out = int(before.totals[2].item()) + sum(epoch.skipped_steps for epoch in place.epochs)
         losses = ", ".join(f"{batch['loss']}" for batch in report["batches"])
         message = f"{where}: the gradient is not finite (losses {losses}); diagnosis in {path}"
@@ -573,6 +586,7 @@ class Trainer:
             return
         if self.step.sticky:  # else later steps may have been applied, on a GPU
             self.snapshot = before
+        self.all_end = True  # the gradient is that of all
         raise TrainingError(
             f"{message}; the weights are as before this step. Lower training.learning_rate or "
             "training.clip_grad_norm, or check the data with `pgat-fast data check`"
@@ -659,7 +673,8 @@ class Trainer:
             raise unfit_training_state(path, error) from error
         for group in self.step.optimizer.param_groups:
             group["weight_decay"] = self.settings.weight_decay
-        if progress.best is not None and verify_checkpoint(self.checkpoints / progress.best):
+        gone = progress.best is not None and bool(verify_checkpoint(self.checkpoints / progress.best))
+        if self.world.from_main(gone):
             logger.warning("%s: the best checkpoint so far is missing or damaged: the best begins anew", progress.best)
             progress = replace(progress, best=None, best_epoch=progress.epoch, best_loss=None)
         self.progress = replace(progress, resumes=progress.resumes + 1)
@@ -694,6 +709,9 @@ class Trainer:
             except Exception as failure:
                 logger.error("no checkpoint could be written: %s; older ones are whole", failure)
         self.write_status(state, reason=reason, exit_code=exit_codes.of_error(error))
+        if self.all_end:  # torchrun ends all as soon as one has ended: not before the main one has saved
+            with suppress(RankError):
+                self.world.from_main(None)
         raise error
 
     def out_of_memory(self, error: BaseException) -> OutOfMemoryError:
@@ -759,7 +777,7 @@ class Trainer:
     def write_status(self, state: str, **more: Any) -> None:
         if not self.world.is_main:
             return
-        place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step}
+        place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step, "job": job()}
         try:
             write_status(self.folder, state, **place, **more)
         except OSError as error:

@@ -1,6 +1,7 @@
 """Jobs: every combination with every seed, each with a name of its own; what is no configuration is told first."""
 
 import csv
+import os
 import shlex
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def test_names_that_no_folder_can_have_are_made_fit() -> None:
         (["training.epochs=1,,2"], "expected KEY=VALUE"),
         (["training.epochs=1", "training.epochs=2"], "training.epochs is given twice"),
         (["training.epochs=1,1"], "a value is given twice"),
+        (["epochs=1,2"], "name the setting in full, with its section, as in training.epochs"),
         (["training.seed=1,2"], "training.seed cannot be part of a grid: use --seeds"),
         (["run.name=a,b"], "jobs have names of their own"),
     ],
@@ -76,15 +78,23 @@ def test_a_table_that_any_queue_can_take(config: Config, tmp_path: Path) -> None
     assert read_jobs(folder) == jobs
     assert load_config(folder / CONFIG) == config
     commands = [shlex.split(line) for line in (folder / COMMANDS).read_text().splitlines()]
-    assert [command[:3] for command in commands] == [["pgat-fast", "train", "--config"]] * 4
-    assert f"run.output={folder / 'runs'}" in commands[0]
+    assert [command[:6] for command in commands] == [["cd", os.getcwd(), "&&", "pgat-fast", "train", "--config"]] * 4
+    assert f'run.output="{folder / "runs"}"' in commands[0]
     with (folder / JOBS).open() as file:
         assert next(csv.reader(file)) == ["job", "model.dropout", "training.seed"]
 
 
 def test_more_may_be_asked_for_but_nothing_else(config: Config, tmp_path: Path) -> None:
-    write_jobs(tmp_path, config, jobs_of(config, {}, 1))
-    write_jobs(tmp_path, config, jobs_of(config, parse_grid(["model.dropout=0,0.1"]), 5))
+    few, more = (
+        jobs_of(config, parse_grid([f"model.dropout={values}"]), n) for values, n in (("0.1", 2), ("0,0.1", 3))
+    )
+    assert write_jobs(tmp_path, config, few) == few
+    both = write_jobs(tmp_path, config, more)
+    assert both[:2] == few, "lines stay where a queue has found them"
+    assert set(both) == set(more)
+    assert write_jobs(tmp_path, config, few) == both, "nothing is taken away"
+    with pytest.raises(ConfigError, match="a sweep over other settings is there"):
+        write_jobs(tmp_path, config, jobs_of(config, {}, 1))
     other = load_config(config, ["training.epochs=77"])
     with pytest.raises(ConfigError, match="a sweep of another configuration is there"):
         write_jobs(tmp_path, other, jobs_of(other, {}, 1))

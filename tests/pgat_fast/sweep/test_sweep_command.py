@@ -114,6 +114,19 @@ def test_a_stopped_sweep_goes_on(tiny_settings: list[str], tmp_path: Path) -> No
     assert set(collect(folder, read_jobs(folder))["state"]) == {"stopped", "not run"}
 
 
+def test_a_job_that_was_stopped_before_it_saved_anything_counts_when_it_is_done(
+    tiny_settings: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    arguments = ["sweep", "--out", str(folder), "--quiet", "--set", *tiny_settings, *SETTINGS]
+    assert main([*arguments, "--jobs", "0"]) == 0
+    (job,) = read_jobs(folder)
+    (folder / "runs" / job.name).mkdir(parents=True)  # what a run leaves that was stopped before its first checkpoint
+    assert main(arguments) == 0
+    assert list(collect(folder, [job])["state"]) == ["finished"]
+    assert job.folder(folder).name == f"{job.name}-2"
+
+
 def test_places() -> None:
     assert [place.name for place in places("cpu", 3)] == ["CPU"] * 3
     assert len(places("cpu", None)) >= 1

@@ -94,13 +94,17 @@ def test_a_run_goes_on_with_another_number_of_ranks(settings: list[str], alone: 
 class Started:
     """`pgat-fast train --devices 2` that trains until it is stopped."""
 
-    def __init__(self, folder: Path, settings: list[str], *more: str) -> None:
+    def __init__(self, folder: Path, settings: list[str], *more: str, program: Path | None = None) -> None:
         own = [f"run.output={folder.parent}", f"run.name={folder.name}", "training.max_steps=null"]
         own += ["training.epochs=100000", "training.patience=100000", "run.checkpoint_epochs=1", "run.log_interval=1"]
         self.folder, self.lines = folder, list[str]()
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        begin = (
+            ["-m", "pgat_fast", "train", "--devices", "2"] if program is None else [*torchrun, str(program), "train"]
+        )
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "pgat_fast", "train", "--devices", "2", *more, "--set", *settings, *own], cwd=ROOT,
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, **ENVIRONMENT},
+            [sys.executable, *begin, *more, "--set", *settings, *own], cwd=ROOT, stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, text=True, env={**os.environ, **ENVIRONMENT},
         )  # fmt: skip
         self.reader = threading.Thread(target=lambda: self.lines.extend(iter(self.popen.stderr.readline, "")))  # type: ignore[union-attr]
         self.reader.start()
@@ -150,13 +154,51 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(started: Started) ->
     assert newest(started.folder).about["step"] == status["step"]
 
 
+SLOW = """
+import sys, time
+from pgat_fast.cli import main
+from pgat_fast.training import trainer
+save = trainer.save_checkpoint
+def slow(*args):
+    time.sleep(3)
+    return save(*args)
+trainer.save_checkpoint = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_others_wait_until_the_first_rank_has_saved(settings: list[str], tmp_path: Path) -> None:
+    """torchrun ends all of them as soon as one has ended."""
+    program = tmp_path / "slow.py"
+    program.write_text(SLOW)
+    started = Started(tmp_path / "run", settings, program=program)
+    try:
+        started.wait_for(r"epoch 2, step 1 of")
+        started.rank(1).send_signal(signal.SIGUSR1)
+        started.end()
+        status = read_status(started.folder)
+        assert (status["state"], status["reason"]) == ("stopped", "SIGUSR1"), "".join(started.lines)
+        assert newest(started.folder).about["step"] == status["step"]
+    finally:
+        started.kill()
+
+
 def test_a_signal_to_the_command_stops_all_of_them(started: Started) -> None:
     started.wait_for(r"epoch 2, step 1 of")
-    started.popen.send_signal(signal.SIGTERM)
-    assert started.end() == 128 + signal.SIGTERM, "".join(started.lines)
+    started.popen.send_signal(signal.SIGUSR1)
+    assert started.end() == 128 + signal.SIGUSR1, "".join(started.lines)
     status = read_status(started.folder)
-    assert (status["state"], status["reason"]) == ("stopped", "SIGTERM")
+    assert (status["state"], status["reason"]) == ("stopped", "SIGUSR1")
     assert newest(started.folder).about["step"] == status["step"]
+
+
+@pytest.mark.parametrize("started", [("--restarts", "1")], indirect=True)
+def test_a_stop_is_no_reason_to_start_again(started: Started) -> None:
+    started.wait_for(r"epoch 2, step 1 of")
+    started.rank(0).send_signal(signal.SIGUSR1)
+    assert started.end() == 128 + signal.SIGUSR1, "".join(started.lines)
+    assert read_status(started.folder)["state"] == "stopped"
+    assert not any("resumed from" in line for line in started.lines)
 
 
 @pytest.mark.parametrize("started", [("--restarts", "1")], indirect=True)
