@@ -1,18 +1,31 @@
 """Before kernels are timed they are compared with the reference: what is right passes, what is wrong is named."""
 
+from collections.abc import Iterator
+
 import pytest
-import torch
 from torch import nn
 
 from bench import parity
 from bench.variants import Variant
 from pgat_fast.config.schema import Config
 
+TINY = (
+    "model.seq_len=2", "model.label_len=1", "model.pred_len=1", "model.d_model=13", "model.n_heads=1",
+    "model.fusion_layers=1", "run.device=cpu",
+)  # fmt: skip
+"""An interpreter takes its time."""
 
-@pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
-def test_kernels_that_are_right_may_be_timed(combiner: str) -> None:
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(parity, "SETTINGS", TINY)
     parity.require_parity.cache_clear()
-    parity.require_parity("triton", combiner)
+    yield
+    parity.require_parity.cache_clear()
+
+
+def test_kernels_that_are_right_may_be_timed() -> None:
+    parity.require_parity("triton", "batched")
 
 
 def test_kernels_that_are_wrong_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,11 +34,9 @@ def test_kernels_that_are_wrong_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     def planted(config: Config, variant: Variant) -> nn.Module:
         model = build(config, variant)
         if variant.backend == "triton":
-            model.get_submodule("readout").register_forward_hook(lambda module, inputs, y: y * torch.tensor(1.001))
+            model.get_submodule("readout").register_forward_hook(lambda module, inputs, y: 1.001 * y)
         return model
 
     monkeypatch.setattr(parity, "build", planted)
-    parity.require_parity.cache_clear()
     with pytest.raises(parity.ParityError, match=r"the forecast by kernels is off by .*: nothing is timed that"):
         parity.require_parity("triton", "batched")
-    parity.require_parity.cache_clear()
