@@ -97,7 +97,10 @@ def serve(task: Record) -> int:
 
 
 def _answer(record: Record) -> None:
-    print(json.dumps(record), flush=True)
+    try:
+        print(json.dumps(record), flush=True)
+    except BrokenPipeError:  # whoever asked has ended
+        os._exit(1)
 
 
 class Server:
@@ -263,9 +266,10 @@ def explained(results: Sequence[Record], config: str, batch: int) -> str:
         f"A training step (forward, backward, clipping, Adam) of {config}, batch {batch}",
         f"on {on['gpu'] or on['processor']}, {on['cores']} cores, torch {on['torch']}.",
         "",
+        "seconds a step      the median; in brackets the middle half of all steps",
         f"times faster        than {results[0]['backend']}; in brackets what to expect of another run, 19 times of 20",
         "peak memory         the most that a process held above what it held after the imports, compiling included",
-        "in the steps        the same, behind the first steps alone",
+        "in the steps        the highest in the timed steps, without warm-up and compiling",
         "saved for backward  what autograd keeps between forward and backward pass",
     ]
     shown = [result["backend"].split(":") for result in results]

@@ -81,8 +81,8 @@ def fast_steps(suffix: str = "") -> str:
                     times(less["peak_memory_gib"]),
                 ]
             )
-    head = ["combiner, batch", "backend", "steps x processes", "seconds a step", "times less"]
-    return table([*head, "peak memory", "times less"], rows)
+    head = ["combiner, batch", "backend", "steps x processes", "seconds a step", "times faster"]
+    return table([*head, "peak memory", "times less memory"], rows)
 
 
 def saved_for_backward() -> str:
@@ -153,7 +153,7 @@ def comparison() -> str:
         "a step",
         "times faster (and what to expect of another run)",
         "peak memory",
-        "in the steps alone",
+        "in the steps",
     ]
     return table([*head, "saved for backward"], rows)
 
@@ -249,7 +249,8 @@ def ranks() -> str:
     for paper in papers:
         name = "hierarchical" if "celestial_enhanced" in paper["config"] else "batched"
         size = f"{paper['gradient_bytes'] / 1e6:.0f} MB of gradients"
-        head += [f"{name} ({size}), batch of each kept", f"{name}, batch of all kept"]
+        windows = load("ranks")["assumptions"]["batch"]
+        head += [f"{name} ({size}), {windows} windows a GPU", f"{name}, {windows} windows in all, divided"]
     rows = []
     for together in zip(*(paper["rows"] for paper in papers), strict=True):
         cells = [str(together[0]["gpus"])]

@@ -33,7 +33,7 @@ class Ratio(NamedTuple):
 
     def __str__(self) -> str:
         if self.noisy:
-            return f"too noisy to tell ({self.low:.2g} to {self.high:.2g})"
+            return f"too noisy for a number: {self.low:.2g} to {self.high:.2g}"
         return f"{self.estimate:.2f} ({self.low:.2f} to {self.high:.2f})"
 
     def record(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Runs the jobs of a sweep as processes of their own, as many at a time as the machine has devices for."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from pgat_fast.errors import ConfigError
 from pgat_fast.files import sync_directory
 from pgat_fast.sweep.jobs import Job
 from pgat_fast.training.stop import Stop
+
+logger = logging.getLogger(__name__)
 
 LOGS: Final = "logs"
 POLL_SECONDS: Final = 0.1
@@ -74,6 +77,7 @@ def run_jobs(
     waiting, free, running = list(jobs), list(where), list[_Running]()
     failures: dict[str, str] = {}
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
+    logger.info("%d jobs to do, %d at a time; what they say is in %s", len(jobs), len(where), folder / LOGS)
     with tqdm(total=len(jobs), desc="sweep", unit="job", disable=None if progress else True) as bar:
         try:
             while waiting or running:
@@ -85,6 +89,8 @@ def run_jobs(
                     running.remove(one)
                     free.append(one.place)
                     bar.update()
+                    left = len(waiting) + len(running)
+                    logger.info("%s ended with %d, %d jobs are left", one.job.name, one.process.returncode, left)
                     if one.process.returncode != 0:
                         failures[one.job.name] = _failure(folder, one)
                         bar.write(f"{one.job.name}: {failures[one.job.name]}", file=sys.stderr)

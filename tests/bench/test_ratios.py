@@ -42,7 +42,7 @@ def test_what_meets_both_alike_does_not_matter() -> None:
 def test_noise_is_called_noise() -> None:
     found = ratio([[1.0], [2.0]], [[1.0], [1.0]])
     assert found.noisy
-    assert str(found).startswith("too noisy to tell")
+    assert str(found).startswith("too noisy for a number: ")
     assert found.record()["noisy"]
     assert not ratio([[1.0], [1.0 + NOISE / 100]], [[1.0], [1.0]]).noisy
 
