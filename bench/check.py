@@ -152,8 +152,7 @@ def judge(old: Record, new: Record, first: str) -> Verdict:
             faults.append(f"{name}: {words} {new[key] * 1024:.0f} MiB, it was {old[key] * 1024:.0f}")
     if "times_faster" not in old or "times_faster" not in new:
         return Verdict(faults)
-    ratio, known = new["times_faster"], old["times_faster"]["estimate"]
-    shown = Ratio(ratio["estimate"], ratio["low"], ratio["high"])
+    shown, known = Ratio.of(new["times_faster"]), old["times_faster"]["estimate"]
     words = f"{name}: {shown.estimate:.3g} times faster than {first} ({shown.low:.3g} to {shown.high:.3g}), it was"
     if shown.high < known * (1 - SLOWER):
         return Verdict([*faults, f"{words} {known:.3g}"])

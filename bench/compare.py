@@ -241,7 +241,7 @@ def faster_in_words(result: Record, first: Record) -> str:
     if result is first:
         return "1"
     times = result.get("times_faster")
-    return "not known" if times is None else str(Ratio(times["estimate"], times["low"], times["high"]))
+    return "not known" if times is None else str(Ratio.of(times))
 
 
 def saved_bytes(result: Record) -> int:

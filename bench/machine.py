@@ -12,6 +12,8 @@ from typing import Any, Final
 import psutil
 import torch
 
+from pgat_fast.cores import usable_cores
+
 GIB = 1024**3
 
 SETTINGS: Final = (
@@ -35,7 +37,7 @@ def describe() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **_code(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
         **_gpu(),

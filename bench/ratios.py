@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, Self
 
 NOISE: Final = 0.10
 """A ratio whose interval reaches further than this to either side says nothing."""
@@ -25,6 +25,11 @@ class Ratio(NamedTuple):
     estimate: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """What `record` gave."""
+        return cls(record["estimate"], record["low"], record["high"])
 
     @property
     def noisy(self) -> bool:

@@ -64,11 +64,11 @@ def run(args: argparse.Namespace) -> int:
     """`pgat-fast bench report`: rewrite README.md and the plots, or say whether it is as it would be."""
     before = README.read_text()
     after = rewritten(before)
-    if not args.check and find_spec("matplotlib") is None:
-        raise BackendError('the plots need matplotlib: pip install "pgat-fast[plots]"')
     if args.check:
         print("README.md says what the results say" if after == before else "README.md is older than the results")
         return int(after != before)
+    if find_spec("matplotlib") is None:
+        raise BackendError('the plots need matplotlib: pip install "pgat-fast[plots]"')
     for path in plots(FOLDER):
         print(path.relative_to(ROOT), file=sys.stderr)
     if after != before:

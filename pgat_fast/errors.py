@@ -1,6 +1,12 @@
 """The errors that bad input raises. Each message names the file, key, row or shape and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of what `error` says; its type where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
 class PgatError(Exception):
     """Base of every error that a user can cause and repair."""
 

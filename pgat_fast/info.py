@@ -1,6 +1,5 @@
 """What is installed, what this machine has, and which backends can run here."""
 
-import os
 import platform
 import sys
 from importlib import metadata
@@ -11,6 +10,7 @@ import psutil
 
 from pgat_fast import __version__
 from pgat_fast.columns_of_text import in_columns
+from pgat_fast.cores import usable_cores
 
 GIB = 2**30
 _REQUIRED = ("numpy", "pandas", "pydantic", "safetensors", "pyyaml", "psutil", "tqdm")
@@ -80,14 +80,13 @@ def _optional() -> dict[str, dict[str, str | None]]:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_fp16", "sve", "bf16")
     known = torch.cpu.get_capabilities()
     return {
         "model": _cpu_model(),
         "cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
-        "usable_logical_cores": allowed,
+        "usable_logical_cores": usable_cores(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "instruction_sets": [flag for flag in flags if known.get(flag)],
         "onednn": torch.backends.mkldnn.is_available(),

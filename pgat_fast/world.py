@@ -7,7 +7,6 @@ the gradients take.
 """
 
 import inspect
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +19,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from pgat_fast.errors import BackendError, RankError
+from pgat_fast.errors import BackendError, RankError, first_line
 from pgat_fast.ranks import is_distributed, local_rank, machines, restarts
 
 Result = TypeVar("Result")
-
-logger = logging.getLogger(__name__)
 
 _PLACE: Final = "pgat_fast/place/"
 """What the keys begin with under which every rank notes how far it has come: its step, how often it has met others."""
@@ -198,7 +195,7 @@ class Ranks(World):
         """What to say of an error of torch's communication."""
         return RankError(
             f"rank {self.rank} of {self.size} waits for others in vain (limit {self._timeout:g} s, "
-            f"run.rank_timeout_seconds): {self.missing()} ({_first_line(error)})"
+            f"run.rank_timeout_seconds): {self.missing()} ({first_line(error)[:200]})"
         )
 
 
@@ -238,7 +235,7 @@ def world_of_process(device: torch.device, timeout: float) -> Iterator[World]:
         distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
         ranks = Ranks(device, timeout)
     except RuntimeError as error:
-        raise RankError(f"the ranks do not find each other within {timeout:g} s: {_first_line(error)}") from error
+        raise RankError(f"the ranks do not find each other within {timeout:g} s: {first_line(error)[:200]}") from error
     try:
         yield ranks
     finally:
@@ -257,8 +254,3 @@ def device_of_rank(device: torch.device) -> torch.device:
     own = torch.device("cuda", local_rank())
     torch.cuda.set_device(own)
     return own
-
-
-def _first_line(error: BaseException) -> str:
-    said = str(error).strip()
-    return said.splitlines()[0][:200] if said else type(error).__name__

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pgat_fast.cores import usable_cores
 from pgat_fast.ranks import CODE_FILE
 from pgat_fast.training.stop import SIGNALS
 
@@ -50,9 +51,6 @@ def worker_arguments(args: argparse.Namespace) -> list[str]:
     found = ["train"]
     found += [] if args.config is None else ["--config", args.config]
     found += [] if args.resume is None else ["--resume", args.resume]
-    for name in ("max_steps", "max_minutes"):
-        value = getattr(args, name)
-        found += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     found += ["--quiet"] if args.quiet else []
     return found + (["--set", *args.overrides] if args.overrides else [])
 
@@ -63,8 +61,7 @@ def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=f"pgat-fast-{os.getpid()}", rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, signals_to_handle=",".join(signals()),

@@ -73,10 +73,11 @@ def run(args: argparse.Namespace) -> int:
         if override.partition("=")[0].strip().removeprefix("data.") in ("base_price", "path"):
             raise ConfigError(f"--set {override}: of no effect here: --from names the file, --last-close the price")
     folder = Path(args.folder)
-    members = best_members(folder, read_jobs(folder)) if is_sweep(folder) else [folder]
+    swept = is_sweep(folder)
+    members = best_members(folder, read_jobs(folder)) if swept else [folder]
     runs = [load_run(member, args.checkpoint, args.device, args.overrides) for member in members]
     how = {"last_close": args.last_close, "trading_days": args.trading_days}
-    forecast = predict_ensemble(runs, args.source, **how) if is_sweep(folder) else predict(runs[0], args.source, **how)
+    forecast = predict_ensemble(runs, args.source, **how) if swept else predict(runs[0], args.source, **how)
     content = forecast.to_csv(index=False, float_format="%.10g", date_format="%Y-%m-%d", lineterminator="\n")
     if to_stdout:
         print(content, end="")
@@ -90,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
     if not to_stdout:
         print(_as_text(forecast) + "\n", file=stream)
     # The intervals of a mean are nobody's: what those of the first member held says nothing of them.
-    remarks = _remarks(forecast.attrs, {} if is_sweep(folder) else runs[0].results)
-    if is_sweep(folder):
+    remarks = _remarks(forecast.attrs, {} if swept else runs[0].results)
+    if swept:
         remarks[-1:] = _of_ensemble(members, ensemble_skill(members) if args.checkpoint == "best" else None)
     print("\n".join(remarks), file=stream)
     if not to_stdout:

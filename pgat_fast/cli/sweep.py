@@ -62,13 +62,14 @@ def run(args: argparse.Namespace) -> int:
                 stop.patience = STOP_SECONDS + PATIENCE  # the jobs save themselves, and are waited for
                 waiting = [job for job in jobs if finished(job.folder(folder)) is None]
                 failures = run_jobs(folder, waiting, where, stop=stop, progress=not args.quiet)
-            print(as_text(write_results(folder, jobs)))
-    missing = sum(finished(job.folder(folder)) is None for job in jobs)
+            records = write_results(folder, jobs)
+    print(as_text(records))
+    done = sum(record["seeds"] for record in records)
     print(
         "\nbest first, by the validation loss; mean +- standard deviation over seeds; errors in scaled units. Against a"
         "\nnaive forecast: 1 - MSE / its MSE, above 0 is better. The ensemble is the mean forecast of the seeds."
     )
-    print(f"\nwritten to {folder}: results.csv, summary.json; {len(jobs) - missing} of {len(jobs)} jobs are finished")
+    print(f"\nwritten to {folder}: results.csv, summary.json; {done} of {len(jobs)} jobs are finished")
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}")
     return int(bool(failures))

@@ -56,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
     from pgat_fast.ranks import ends_for_good, is_main
     from pgat_fast.training.stop import StopSignals
 
+    for name in ("max_steps", "max_minutes"):
+        value = getattr(args, name)
+        args.overrides += [] if value is None else [f"training.{name}={value}"]
     if args.devices is not None:
         from pgat_fast.cli.launch import launch
 
@@ -65,9 +68,6 @@ def run(args: argparse.Namespace) -> int:
     # First of all: what follows loads torch, which takes seconds, and a signal may come at any time.
     with StopSignals() as stop:
         start_logging(quiet=args.quiet or not is_main())
-        for name in ("max_steps", "max_minutes"):
-            value = getattr(args, name)
-            args.overrides += [] if value is None else [f"training.{name}={value}"]
         config, resume = _what_to_train(args)
 
         from pgat_fast.training.results import summary

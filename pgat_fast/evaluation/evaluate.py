@@ -1,6 +1,6 @@
 """Forecast every window of a split and compare with what happened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.table import Table
-from pgat_fast.data.windows import Splits, Windows, batch_indices
+from pgat_fast.data.windows import Batch, Splits, Windows, batch_indices
 from pgat_fast.evaluation.baselines import naive_forecasts
 from pgat_fast.evaluation.metrics import metrics_by_target, rmse_by_horizon, skill
 from pgat_fast.model.compilation import eager
-from pgat_fast.model.forecast import Forecast, Mixture, forecast_loss, point_forecast
+from pgat_fast.model.forecast import Diagnostics, Forecast, Mixture, forecast_loss, point_forecast
 from pgat_fast.model.numerics import at_least_float32
 from pgat_fast.model.precision import products_in
 from pgat_fast.world import World
@@ -85,17 +85,9 @@ def evaluate_split(
     outputs, truths = [], []
     total = torch.zeros((), dtype=torch.float64, device=device)
     adjacency = torch.zeros((), dtype=torch.float64, device=device)
-    for indices in batch_indices(len(windows), batch_size, drop_last=False, device=device):
-        if on_batch is not None:
-            on_batch()
-        batch = windows.batch(indices)
-        if change is not None:
-            x_enc, x_dec = change(batch.x_enc, indices), batch.x_dec
-            x_dec[:, : windows.label_len] = x_enc[:, windows.seq_len - windows.label_len :]
-            batch = batch._replace(x_enc=x_enc)
-        with products_in("highest", device), eager(model):
-            forecast, diagnostics = model(*batch[:4])
-        total += len(indices) * forecast_loss(forecast, batch.y, mixture_mode)
+    batches = batch_indices(len(windows), batch_size, drop_last=False, device=device)
+    for batch, forecast, diagnostics in _forecasts(model, windows, batches, on_batch, change):
+        total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
         # Summed in float64 without a float64 copy of [B, S, N, N], which may be the largest tensor of all.
         adjacency = adjacency + diagnostics["adjacency"].sum(dim=(0, 1), dtype=torch.float64)
         outputs.append(forecast)
@@ -127,14 +119,31 @@ def mean_loss_of_split(
     device = windows.values.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     batches = list(batch_indices(len(windows), EVALUATION_BATCH, drop_last=False, device=device))
-    for indices in batches[world.rank :: world.size]:
+    for batch, forecast, _ in _forecasts(model, windows, batches[world.rank :: world.size], on_batch):
+        total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
+    return world.total(total).item() / len(windows)
+
+
+def _forecasts(
+    model: nn.Module,
+    windows: Windows,
+    batches: Iterable[Tensor],
+    on_batch: Callable[[], None] | None,
+    change: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Iterator[tuple[Batch, Forecast, Diagnostics]]:
+    """Every batch and what the model makes of it, see `evaluate_split`."""
+    device = windows.values.device
+    for indices in batches:
         if on_batch is not None:
             on_batch()
         batch = windows.batch(indices)
+        if change is not None:
+            x_enc, x_dec = change(batch.x_enc, indices), batch.x_dec
+            x_dec[:, : windows.label_len] = x_enc[:, windows.seq_len - windows.label_len :]
+            batch = batch._replace(x_enc=x_enc)
         with products_in("highest", device), eager(model):
-            forecast, _ = model(*batch[:4])
-        total += len(indices) * forecast_loss(forecast, batch.y, mixture_mode)
-    return world.total(total).item() / len(windows)
+            forecast, diagnostics = model(*batch[:4])
+        yield batch, forecast, diagnostics
 
 
 def mixture_arrays(forecasts: list[Forecast]) -> MixtureArrays | None:

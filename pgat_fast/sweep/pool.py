@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from tqdm import tqdm
 
+from pgat_fast.cores import usable_cores
 from pgat_fast.errors import ConfigError
 from pgat_fast.files import sync_directory
 from pgat_fast.sweep.jobs import Job
@@ -50,9 +51,8 @@ def places(device: str, at_once: int | None) -> list[Place]:
         if number:
             return [Place(f"GPU {number}", {})] * (at_once or 1)
         return [Place(f"GPU {name}", {"CUDA_VISIBLE_DEVICES": name}) for name in names for _ in range(at_once or 1)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = at_once or max(1, cores // 2)
-    threads = str(max(1, cores // count))
+    count = at_once or max(1, usable_cores() // 2)
+    threads = str(max(1, usable_cores() // count))
     own = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
     return [Place("CPU", own)] * count
 

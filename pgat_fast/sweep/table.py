@@ -48,8 +48,8 @@ def collect(folder: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def summarize(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """A record for each point of the grid, the one with the best validation loss first.
+def summarize(folder: Path, jobs: Sequence[Job], found: pd.DataFrame) -> list[dict[str, Any]]:
+    """A record for each point of the grid, the one with the best validation loss first; `found` is by `collect`.
 
     `settings`; `seeds` that are finished, of `asked`; of every measure and skill `mean` and `spread` (the standard
     deviation over seeds, None of one); `ensemble`, see `ensemble_skill`. A point without finished seeds comes last.
@@ -57,7 +57,7 @@ def summarize(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     points: dict[tuple[tuple[str, str], ...], list[Job]] = {}
     for job in jobs:
         points.setdefault(job.settings, []).append(job)
-    table = collect(folder, jobs).set_index("job")
+    table = found.set_index("job")
     names = [name for name in table.columns if name in MEASURES or str(name).startswith("skill_")]
     records = []
     for settings, own in points.items():
@@ -91,9 +91,10 @@ def best_members(folder: Path, jobs: Sequence[Job]) -> list[Path]:
 
     Raises ConfigError where no job is finished.
     """
-    best = summarize(folder, jobs)[0]
+    found = collect(folder, jobs)
+    best, done = summarize(folder, jobs, found)[0], set(found["job"][found["state"] == "finished"])
     chosen = [job for job in jobs if dict(job.settings) == best["settings"]]
-    members = [job.folder(folder) for job in chosen if finished(job.folder(folder)) is not None]
+    members = [job.folder(folder) for job in chosen if job.name in done]
     if not members:
         raise ConfigError(f"{folder}: no job of this sweep is finished yet: call `pgat-fast sweep` again to go on")
     return members
@@ -121,8 +122,9 @@ def ensemble_skill(members: Sequence[Path]) -> dict[str, Any]:
 
 def write_results(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """Write `results.csv` (a line a job) and `summary.json` into `folder`; returns what `summarize` gives."""
-    records = summarize(folder, jobs)
-    content = collect(folder, jobs).to_csv(index=False, lineterminator="\n")
+    found = collect(folder, jobs)
+    records = summarize(folder, jobs, found)
+    content = found.to_csv(index=False, lineterminator="\n")
     write_atomically(folder / RESULTS, content.encode())
     write_json(folder / SUMMARY, {"points": records})
     return records

@@ -30,6 +30,7 @@ from pgat_fast.errors import (
     RankError,
     StopRequested,
     TrainingError,
+    first_line,
 )
 from pgat_fast.evaluation.evaluate import mean_loss_of_split
 from pgat_fast.files import write_atomically
@@ -716,7 +717,7 @@ class Trainer:
 
     def out_of_memory(self, error: BaseException) -> OutOfMemoryError:
         """Release what the failed step held, and say in a file and a message what happened."""
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        text = first_line(error)
         error.__traceback__ = None  # its frames hold the tensors of the failed step
         report = memory_report(self.device, self.monitor.reading(), text)
         self.step.optimizer.zero_grad()

@@ -6,12 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from torch import nn
 
 from bench import compare, parity, profile
-from bench.variants import Variant
 from pgat_fast.cli import main
-from pgat_fast.config.schema import Config
+from tests.bench.planting import plant
 
 SMALL = ["model.seq_len=6", "model.label_len=3", "model.pred_len=2", "model.d_model=26", "model.n_heads=2"]
 SMALL += ["model.fusion_layers=1", "run.device=cpu", "run.compile=off"]
@@ -40,15 +38,7 @@ def test_one_table_of_all_that_is_asked_for(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_wrong_backend_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = parity.build
-
-    def planted(config: Config, variant: Variant) -> nn.Module:
-        model = build(config, variant)
-        if variant.backend == "torch":
-            model.get_submodule("head").register_forward_hook(lambda module, inputs, y: 1.001 * y)
-        return model
-
-    monkeypatch.setattr(parity, "build", planted)
+    plant(monkeypatch, "torch", "head")
     parity.require_parity.cache_clear()
     with pytest.raises(parity.ParityError, match=r"the forecast differs from the reference's by .* nothing is timed"):
         parity.require_parity("torch", "batched")

@@ -3,11 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
-from torch import nn
 
 from bench import parity
-from bench.variants import Variant
-from pgat_fast.config.schema import Config
+from tests.bench.planting import plant
 
 TINY = (
     "model.seq_len=2", "model.label_len=1", "model.pred_len=1", "model.d_model=13", "model.n_heads=1",
@@ -29,14 +27,6 @@ def test_kernels_that_are_right_may_be_timed() -> None:
 
 
 def test_kernels_that_are_wrong_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = parity.build
-
-    def planted(config: Config, variant: Variant) -> nn.Module:
-        model = build(config, variant)
-        if variant.backend == "triton":
-            model.get_submodule("readout").register_forward_hook(lambda module, inputs, y: 1.001 * y)
-        return model
-
-    monkeypatch.setattr(parity, "build", planted)
+    plant(monkeypatch, "triton", "readout")
     with pytest.raises(parity.ParityError, match=r"the forecast by kernels is off by .*: nothing is timed that"):
         parity.require_parity("triton", "batched")

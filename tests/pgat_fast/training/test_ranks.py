@@ -2,11 +2,9 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from pgat_fast.errors import ConfigError
 from pgat_fast.training.run_folder import read_status
 from pgat_fast.world import World
 from tests.pgat_fast.training.runs import newest
+from tests.pgat_fast.training.watched import Watched
 
 ROOT = Path(__file__).parents[3]
 EXACT = ROOT / "tests" / "pgat_fast" / "training" / "exact_train.py"
@@ -91,30 +90,20 @@ def test_a_run_goes_on_with_another_number_of_ranks(settings: list[str], alone: 
     assert_close(weights(folder), weights(alone))
 
 
-class Started:
+class Started(Watched):
     """`pgat-fast train --devices 2` that trains until it is stopped."""
 
     def __init__(self, folder: Path, settings: list[str], *more: str, program: Path | None = None) -> None:
         own = [f"run.output={folder.parent}", f"run.name={folder.name}", "training.max_steps=null"]
         own += ["training.epochs=100000", "training.patience=100000", "run.checkpoint_epochs=1", "run.log_interval=1"]
-        self.folder, self.lines = folder, list[str]()
+        self.folder = folder
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         begin = (
             ["-m", "pgat_fast", "train", "--devices", "2"] if program is None else [*torchrun, str(program), "train"]
         )
-        self.popen = subprocess.Popen(
-            [sys.executable, *begin, *more, "--set", *settings, *own], cwd=ROOT, stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, text=True, env={**os.environ, **ENVIRONMENT},
-        )  # fmt: skip
-        self.reader = threading.Thread(target=lambda: self.lines.extend(iter(self.popen.stderr.readline, "")))  # type: ignore[union-attr]
-        self.reader.start()
-
-    def wait_for(self, pattern: str, seconds: float = 60) -> None:
-        until = time.monotonic() + seconds
-        while not any(re.search(pattern, line) for line in self.lines):
-            assert self.popen.poll() is None, "".join(self.lines)
-            assert time.monotonic() < until, "".join(self.lines)
-            time.sleep(0.02)
+        super().__init__(
+            [sys.executable, *begin, *more, "--set", *settings, *own], environment={**os.environ, **ENVIRONMENT}
+        )
 
     def rank(self, number: int) -> psutil.Process:
         for process in psutil.Process(self.popen.pid).children(recursive=True):
@@ -124,11 +113,6 @@ class Started:
             except psutil.Error:
                 continue
         raise AssertionError(f"no rank {number}")
-
-    def end(self, seconds: float = 60) -> int:
-        code = self.popen.wait(timeout=seconds)
-        self.reader.join()
-        return code
 
     def kill(self) -> None:
         if self.popen.poll() is None:

@@ -1,11 +1,8 @@
 """Signals in every phase of a real process: a checkpoint, an exit code, and a run that ends as if nothing had been."""
 
 import json
-import re
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ from pgat_fast import load_config
 from pgat_fast.training.checkpoint import newest_good
 from pgat_fast.training.run_folder import read_status
 from tests.pgat_fast.training.runs import assert_same, outcome, run
+from tests.pgat_fast.training.watched import Watched
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,36 +43,18 @@ def whole(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict
     return outcome(folder)
 
 
-class Process:
-    """`pgat-fast train` in a process of its own, its log read as it comes."""
+class Process(Watched):
+    """`pgat-fast train` in a process of its own."""
 
     def __init__(self, *arguments: str, code: str = "") -> None:
         start = f"import sys; {code}from pgat_fast.cli import main; sys.exit(main(sys.argv[1:]))"
-        self.popen = subprocess.Popen(
-            [sys.executable, "-c", start, "train", *arguments],
-            cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        self.lines: list[str] = []
-        self.reader = threading.Thread(target=self._read)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.popen.stderr is not None
-        self.lines.extend(iter(self.popen.stderr.readline, ""))
-
-    def wait_for(self, pattern: str, seconds: float = 60) -> None:
-        until = time.monotonic() + seconds
-        while not any(re.search(pattern, line) for line in self.lines):
-            assert self.popen.poll() is None, "".join(self.lines)
-            assert time.monotonic() < until, "".join(self.lines)
-            time.sleep(0.002)
+        super().__init__([sys.executable, "-c", start, "train", *arguments])
 
     def stop(self, number: int) -> float:
         """Send a signal and wait for the end; returns the seconds that it took."""
         started = time.monotonic()
         self.popen.send_signal(number)
-        self.popen.wait(timeout=60)
-        self.reader.join()
+        self.end()
         return time.monotonic() - started
 
 

@@ -1,0 +1,21 @@
+"""Wrong models, for tests of what must find them out."""
+
+import pytest
+from torch import nn
+
+from bench import parity
+from bench.variants import Variant
+from pgat_fast.config.schema import Config
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, backend: str, part: str) -> None:
+    """Have `bench.parity` build models of `backend` whose `part` returns a thousandth too much."""
+    build = parity.build
+
+    def planted(config: Config, variant: Variant) -> nn.Module:
+        model = build(config, variant)
+        if variant.backend == backend:
+            model.get_submodule(part).register_forward_hook(lambda module, inputs, y: 1.001 * y)
+        return model
+
+    monkeypatch.setattr(parity, "build", planted)
