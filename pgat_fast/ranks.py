@@ -30,11 +30,6 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
-def machines() -> int:
-    """How many take part."""
-    return _number("GROUP_WORLD_SIZE", 1)
-
-
 def restarts() -> int:
     """How often all of them have been started anew, after one ended."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) if is_distributed() else 0

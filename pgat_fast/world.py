@@ -1,7 +1,8 @@
 """The processes of one training run: which this one is, what they tell each other, what they agree on.
 
 Started by torchrun, or by `pgat-fast train --devices N`, each process trains on its share of every batch; torch's own
-DistributedDataParallel adds their gradients up. What decides the course of a run (a stop, a limit of time, a gradient
+DistributedDataParallel adds their gradients up, or its `fully_shard` does, which leaves each a part of the weights, too
+(`pgat_fast.sharding`). What decides the course of a run (a stop, a limit of time, a gradient
 that is not finite) is decided by all of them alike, at the same step. They speak of it over gloo, on the CPU, whatever
 the gradients take.
 """
@@ -9,20 +10,24 @@ the gradients take.
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pgat_fast.errors import BackendError, RankError, first_line
-from pgat_fast.ranks import is_distributed, local_rank, machines, restarts
+from pgat_fast.ranks import is_distributed, local_rank, restarts
 
 Result = TypeVar("Result")
+
+Strategy = Literal["ddp", "fsdp"]
+"""What ranks share besides the batch: gradients alone (DistributedDataParallel), or weights and optimizer, too."""
 
 _PLACE: Final = "pgat_fast/place/"
 """What the keys begin with under which every rank notes how far it has come: its step, how often it has met others."""
@@ -38,6 +43,11 @@ class World:
 
     Methods that say so are called by all ranks at the same place of their program.
     """
+
+    restarted = False
+    """Whether torchrun has started the ranks of this job before."""
+    sharded = False
+    """Whether each rank holds a part of the weights: then every forward pass is one of all ranks."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
@@ -75,13 +85,39 @@ class World:
         """Note how far this rank has come, for the others to read where it is missing."""
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """What is called in training instead of `model`: gradients are the means over ranks. Called by all."""
+        """What is called in training instead of `model`: gradients are the means over ranks. Called by all.
+
+        Where weights are sharded, `model` itself changes: make the optimizer of its parameters afterwards.
+        """
         return model
 
     @contextmanager
     def adding_up(self, model: nn.Module, now: bool) -> Iterator[None]:
         """Around a forward and a backward pass of what `parallel` gave; unless `now`, gradients stay with the rank."""
         yield
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around a forward pass without gradients. Called by all where weights are sharded, else by any."""
+        yield
+
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        """Of all gradients together, a scalar. Called by all."""
+        return nn.utils.get_total_norm(gradients)
+
+    def whole(self, tree: Any) -> Any:
+        """A copy of nested dicts and lists with every tensor whole, on the CPU; those there are not copied.
+
+        Called by all where weights are sharded; ranks other than the main one get nothing of use then.
+        """
+        return to_cpu(tree)
+
+    def spread(self, tree: dict[Any, Any], like: Mapping[Any, Tensor]) -> dict[Any, Any]:
+        """`tree` with every tensor of the size of `like[key]` held as that one is: the opposite of `whole`.
+
+        Its values are tensors, or dicts of tensors.
+        """
+        return tree
 
 
 class Ranks(World):
@@ -91,8 +127,11 @@ class Ranks(World):
     NCCL, which raises nothing: there torch's own watchdog ends the process after that time.
     """
 
-    def __init__(self, device: torch.device, timeout: float) -> None:
+    def __init__(
+        self, device: torch.device, timeout: float, strategy: Strategy = "ddp", restarted: bool = False
+    ) -> None:
         super().__init__(distributed.get_rank(), distributed.get_world_size())
+        self.sharded, self.restarted = strategy == "fsdp", restarted
         self._device, self._timeout = device, timeout
         self._control = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._store = distributed.distributed_c10d._get_default_store()
@@ -143,6 +182,10 @@ class Ranks(World):
         self._store.set(f"{_PLACE}{self.rank}", f"{self._step} {self._met}")
 
     def parallel(self, model: nn.Module) -> nn.Module:
+        if self.sharded:
+            from pgat_fast.sharding import shard
+
+            return shard(model, self._device, self.size)
         own = [self._device.index or 0] if self._device.type == "cuda" else None
         made: Any = nn.parallel.DistributedDataParallel
         # Buffers are the same everywhere: they are constants. How to say so changed with torch 2.13.
@@ -154,16 +197,53 @@ class Ranks(World):
 
     @contextmanager
     def adding_up(self, model: nn.Module, now: bool) -> Iterator[None]:
-        assert isinstance(model, nn.parallel.DistributedDataParallel)
-        with nullcontext() if now else model.no_sync():
-            try:
-                if now:
-                    self._meet()
+        if self.sharded:
+            from pgat_fast.sharding import adding_up
+
+            with self._meeting(), adding_up(model, now):
                 yield
-            except RuntimeError as error:
-                if _is_of_communication(error):
-                    raise self.lost(error) from error
-                raise
+            return
+        assert isinstance(model, nn.parallel.DistributedDataParallel)
+        with self._meeting() if now else model.no_sync():
+            yield
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        with self._meeting() if self.sharded else nullcontext():
+            yield
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """Around a computation that waits for the other ranks somewhere."""
+        try:
+            self._meet()
+            yield
+        except RuntimeError as error:
+            if _is_of_communication(error):
+                raise self.lost(error) from error
+            raise
+
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        norm = super().norm(gradients)
+        if not self.sharded:
+            return norm
+        parts: Any = norm
+        summed: Tensor = self._with_all(parts.full_tensor)
+        return summed
+
+    def whole(self, tree: Any) -> Any:
+        if not self.sharded:
+            return to_cpu(tree)
+        from pgat_fast.sharding import whole
+
+        return self._with_all(lambda: to_cpu(whole(tree, keep=self.is_main)))
+
+    def spread(self, tree: dict[Any, Any], like: Mapping[Any, Tensor]) -> dict[Any, Any]:
+        if not self.sharded:
+            return tree
+        from pgat_fast.sharding import spread
+
+        return spread(tree, like)
 
     def missing(self) -> str:
         """Which ranks do not answer or are behind this one, in words. Takes some seconds."""
@@ -213,27 +293,40 @@ def _is_of_communication(error: RuntimeError) -> bool:
     return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
 
 
+def to_cpu(tree: Any) -> Any:
+    """A copy of nested dicts and lists with every tensor on the CPU; tensors that are there already are not copied."""
+    if isinstance(tree, Tensor):
+        return tree.detach().cpu()
+    if isinstance(tree, dict):
+        return {key: to_cpu(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(map(to_cpu, tree))
+    return tree
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: all of it, where weights are not sharded."""
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own.detach()
+
+
 @contextmanager
-def world_of_process(device: torch.device, timeout: float) -> Iterator[World]:
+def world_of_process(device: torch.device, timeout: float, strategy: Strategy = "ddp") -> Iterator[World]:
     """The world of this process: of the ranks that torchrun has started, or of one process.
 
-    Raises RankError where the ranks do not find each other, BackendError for what cannot be.
+    Raises RankError where the ranks do not find each other.
     """
     if not is_distributed():
         yield World()
         return
-    if restarts() and machines() > 1:
-        raise BackendError(
-            "ranks on several machines cannot be started again by torchrun: use --max-restarts 0, and train --resume"
-        )
     limit = timedelta(seconds=timeout)
     try:
         store, rank, size = next(rendezvous("env://", timeout=limit))
-        # torchrun keeps one store for all of its restarts: addresses of processes that have ended are still in it.
-        own = PrefixStore(f"pgat_fast/start-{restarts()}", store)
+        start = meet_at(store, rank, size, timeout)
+        own = PrefixStore(f"pgat_fast/start-{start}", store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
-        ranks = Ranks(device, timeout)
+        ranks = Ranks(device, timeout, strategy, restarted=start > 1 or restarts() > 0)
     except RuntimeError as error:
         raise RankError(f"the ranks do not find each other within {timeout:g} s: {first_line(error)[:200]}") from error
     try:
@@ -242,6 +335,44 @@ def world_of_process(device: torch.device, timeout: float) -> Iterator[World]:
         ranks.close()
         with suppress(RuntimeError):  # one of the others may have ended
             distributed.destroy_process_group()
+
+
+_STARTS: Final = "pgat_fast/starts"
+"""How often the main rank has come to the store."""
+_POLL_SECONDS: Final = 0.02
+
+
+def meet_at(store: Store, rank: int, size: int, timeout: float) -> int:
+    """Wait for all ranks of this start of the job; returns its number, from 1.
+
+    torchrun keeps one store for all starts of a job, and what ended processes wrote is still in it: torch itself would
+    connect to them. How often the machine of a rank was started anew is no number that all have. So the main rank
+    gives each start the next number of a counter, and tells it to every rank that asks. A rank asks under a name that
+    no other process has had, and confirms the answer; the main one answers until all have.
+
+    Raises RankError that names who has not come within `timeout` seconds.
+    """
+    limit = timedelta(seconds=timeout)
+    if rank:
+        name = uuid.uuid4().hex
+        store.set(f"{_STARTS}/asks/{rank}", name)
+        store.wait([f"{_STARTS}/answer/{name}"], limit)
+        start = int(store.get(f"{_STARTS}/answer/{name}"))
+        store.set(f"{_STARTS}/{start}/{rank}", "")
+        return start
+    start = store.add(_STARTS, 1)
+    missing, until = set(range(1, size)), time.monotonic() + timeout
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"{_STARTS}/{start}/{other}"]):
+                missing.discard(other)
+            elif store.check([f"{_STARTS}/asks/{other}"]):
+                store.set(f"{_STARTS}/answer/{store.get(f'{_STARTS}/asks/{other}').decode()}", str(start))
+        if missing and time.monotonic() > until:
+            ranks = ", ".join(map(str, sorted(missing)))
+            raise RankError(f"the ranks do not find each other within {timeout:g} s: rank {ranks} did not come")
+        time.sleep(_POLL_SECONDS)
+    return start
 
 
 def device_of_rank(device: torch.device) -> torch.device:

@@ -85,12 +85,11 @@ def run(args: argparse.Namespace) -> int:
 def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
     """The configuration, and the run folder or checkpoint to go on with."""
     from pgat_fast.errors import ConfigError
-    from pgat_fast.ranks import is_main, restarts
+    from pgat_fast.ranks import is_main
     from pgat_fast.training.run_folder import checkpoint_of, locked
 
     if args.resume is None:
-        config = config_from(args)
-        return config, _run_of_this_job(config) if restarts() > 0 else None
+        return config_from(args), None
     if args.resume == "auto":
         config = config_from(args)
         resume = _newest_run(config)
@@ -100,8 +99,6 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
         return config, resume
     resume = Path(args.resume)
     folder, _ = checkpoint_of(resume)
-    if restarts() > 0:  # the newest checkpoint, whichever the run began with
-        resume = folder
     if is_main():
         with locked(folder):  # says at once, before anything else is loaded, that another process is at work there
             pass
@@ -110,17 +107,6 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
             raise ConfigError(f"{folder}/config.yaml: missing: name the configuration of the run with --config")
         args.config = str(folder / "config.yaml")
     return config_from(args), resume
-
-
-def _run_of_this_job(config: "Config") -> Path | None:
-    """What an earlier start of this job has begun and saved; None where there is nothing yet."""
-    from pgat_fast.ranks import job
-    from pgat_fast.training.run_folder import has_checkpoints, read_status, run_folders
-
-    for folder in run_folders(Path(config.run.output), config.run.name):
-        if job() is not None and read_status(folder).get("job") == job() and has_checkpoints(folder):
-            return folder
-    return None
 
 
 def _newest_run(config: "Config") -> Path | None:

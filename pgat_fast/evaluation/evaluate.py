@@ -112,15 +112,19 @@ def mean_loss_of_split(
 ) -> float:
     """`evaluate_split(...).loss` with `EVALUATION_BATCH`, and nothing else; ranks share the windows.
 
-    The sum is taken in float64: it depends on the number of ranks by its rounding only.
+    The sum is taken in float64: it depends on the number of ranks by its rounding only. All ranks compute as many
+    batches, and call `on_batch` as often: the last one of some may be one that does not count.
     """
     world = world or World()
     model.eval()
     device = windows.values.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     batches = list(batch_indices(len(windows), EVALUATION_BATCH, drop_last=False, device=device))
-    for batch, forecast, _ in _forecasts(model, windows, batches[world.rank :: world.size], on_batch):
-        total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
+    own = batches[world.rank :: world.size]
+    padded = own + [batches[-1]] * (-(-len(batches) // world.size) - len(own))
+    for number, (batch, forecast, _) in enumerate(_forecasts(model, windows, padded, on_batch, world=world)):
+        if number < len(own):
+            total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
     return world.total(total).item() / len(windows)
 
 
@@ -130,9 +134,10 @@ def _forecasts(
     batches: Iterable[Tensor],
     on_batch: Callable[[], None] | None,
     change: Callable[[Tensor, Tensor], Tensor] | None = None,
+    world: World | None = None,
 ) -> Iterator[tuple[Batch, Forecast, Diagnostics]]:
     """Every batch and what the model makes of it, see `evaluate_split`."""
-    device = windows.values.device
+    device, world = windows.values.device, world or World()
     for indices in batches:
         if on_batch is not None:
             on_batch()
@@ -141,7 +146,7 @@ def _forecasts(
             x_enc, x_dec = change(batch.x_enc, indices), batch.x_dec
             x_dec[:, : windows.label_len] = x_enc[:, windows.seq_len - windows.label_len :]
             batch = batch._replace(x_enc=x_enc)
-        with products_in("highest", device), eager(model):
+        with products_in("highest", device), eager(model), world.computing():
             forecast, diagnostics = model(*batch[:4])
         yield batch, forecast, diagnostics
 

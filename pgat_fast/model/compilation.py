@@ -1,7 +1,7 @@
 """Whether and how a model is compiled for training with `torch.compile`. Evaluation is never compiled."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -155,19 +155,24 @@ def _trial(x: Tensor) -> Tensor:
     return (2 * x + 1).relu().sum()
 
 
-def compile_in_place(model: nn.Module, device: torch.device, *, graphs: bool = True) -> None:
+def compile_in_place(
+    model: nn.Module, device: torch.device, *, graphs: bool = True, parts: Sequence[nn.Module] | None = None
+) -> None:
     """Compile `model` for `device` where it stands: names of parameters and modules stay what they are.
 
     The work is done in the first forward and backward pass, and again for every other shape of the inputs: keep to
-    one. One graph, or an error. On CUDA, with `graphs`, passes are replayed as CUDA graphs (`reduce-overhead`). Random
-    numbers are those of eager execution, so that both draw the same dropout. Compilations of each model are
-    counted apart: else torch counts those of one class together, and gives up at the ninth model of a process (now at
-    the 257th, `accumulated_recompile_limit`).
+    one. One graph (one of each of `parts`, where they are given), or an error. On CUDA, with `graphs`, passes are
+    replayed as CUDA graphs (`reduce-overhead`). Random numbers are those of eager execution, so that both draw the same
+    dropout. Compilations of each model are counted apart: else torch counts those of one class together, and gives up
+    at the ninth model of a process (now at the 257th, `accumulated_recompile_limit`).
     """
     options: dict[str, Any] = {"fallback_random": True}
     if device.type == "cuda" and graphs:
         options |= torch._inductor.list_mode_options("reduce-overhead")  # torch takes a mode or options, not both
-    model.compile(fullgraph=True, dynamic=False, options=options, isolate_recompiles=True)
+    for module in (model,) if parts is None else parts:
+        if isinstance(module, nn.Linear):
+            continue  # one product; torch's compiler skips modules of torch's own
+        module.compile(fullgraph=True, dynamic=False, options=options, isolate_recompiles=True)
     _compile_chunks(model, True)
 
 
@@ -181,19 +186,22 @@ def _compile_chunks(model: nn.Module, compiled: bool) -> None:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether calling `model` runs compiled code."""
-    return model._compiled_call_impl is not None
+    return any(module._compiled_call_impl is not None for module in model.modules())
 
 
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """Within it, `model` is called without its compiled code: with other shapes, in evaluation, with hooks."""
-    compiled, model._compiled_call_impl = model._compiled_call_impl, None
-    if compiled is None:
+    compiled = {module: call for module in model.modules() if (call := module._compiled_call_impl) is not None}
+    if not compiled:
         yield
         return
+    for module in compiled:
+        module._compiled_call_impl = None
     _compile_chunks(model, False)
     try:
         yield
     finally:
-        model._compiled_call_impl = compiled
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
         _compile_chunks(model, True)

@@ -3,7 +3,7 @@
 import gc
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pgat_fast.files import write_json
 from pgat_fast.model.compilation import eager, is_compiled
 from pgat_fast.training.generators import generator_states, restore_generators
 from pgat_fast.training.step import OptimizerStep
+from pgat_fast.world import World, own_part
 
 logger = logging.getLogger(__name__)
 
@@ -58,20 +59,17 @@ def find_nonfinite(
     The weights are those before the step, and `generators` the state that it began with, so that it fails in the same
     place. Leaves gradients and generators as they were.
     """
-    names = {id(parameter): name for name, parameter in step.model.named_parameters()}
-    broken = [
-        names[id(parameter)]
-        for parameter in step.parameters
-        if parameter.grad is not None and not parameter.grad.isfinite().all()
-    ]
-    weights = [name for name, parameter in step.model.named_parameters() if not parameter.isfinite().all()]
+    parameters = dict(step.model.named_parameters())
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    broken = _not_finite(step.world, gradients)
+    weights = _not_finite(step.world, parameters)
     batches = []
     before = generator_states()
     restore_generators(generators)
     with torch.no_grad():
         for indices in cycle:
             batch = windows.batch(indices)
-            with eager(step.model), _watched(step.model) as found:
+            with eager(step.model), step.world.computing(), _watched(step.model) as found:
                 loss = step.loss(batch)
             inputs = [name for name, value in batch._asdict().items() if not value.isfinite().all()]
             value = loss.item()
@@ -96,6 +94,13 @@ def find_nonfinite(
         "compiled": is_compiled(step.model),
         "batches": batches,
     }
+
+
+def _not_finite(world: World, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those with a value that is not finite in what any of the ranks holds of it."""
+    own = world.gather([name for name, tensor in tensors.items() if not own_part(tensor).isfinite().all()])
+    broken = {name for names in own for name in names}
+    return [name for name in tensors if name in broken]
 
 
 @contextmanager

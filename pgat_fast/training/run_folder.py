@@ -9,12 +9,16 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from pgat_fast.errors import ConfigError
 from pgat_fast.files import write_json
+from pgat_fast.ranks import job
+
+if TYPE_CHECKING:
+    from pgat_fast.config import Config
 
 CHECKPOINTS = "checkpoints"
 RESULT_FILES = (
@@ -53,6 +57,14 @@ def run_folders(output: Path, name: str) -> list[Path]:
 def has_checkpoints(folder: Path) -> bool:
     """Whether a checkpoint has ever been saved in the run folder."""
     return any((folder / CHECKPOINTS).glob("*/manifest.json"))
+
+
+def run_of_this_job(config: "Config") -> Path | None:
+    """What an earlier start of this job has begun and saved; None where there is nothing yet."""
+    for folder in run_folders(Path(config.run.output), config.run.name):
+        if job() is not None and read_status(folder).get("job") == job() and has_checkpoints(folder):
+            return folder
+    return None
 
 
 def checkpoint_of(path: Path) -> tuple[Path, str | None]:

@@ -96,6 +96,7 @@ class OptimizerStep:
 
     `graphs`: the model replays CUDA graphs, whose outputs the next replay overwrites. So gradients are added up in
     tensors of their own. `world`: the ranks whose gradients are added up; each has its share of every batch.
+    `trained`: what `world.parallel` made of the model.
     """
 
     def __init__(
@@ -109,11 +110,11 @@ class OptimizerStep:
         *,
         graphs: bool = False,
         world: World | None = None,
+        trained: nn.Module | None = None,
     ) -> None:
         self.world = world or World()
         self.model, self.optimizer, self.settings = model, optimizer, settings
-        self.trained = self.world.parallel(model)
-        """The model, or what calls it and adds up gradients over ranks."""
+        self.trained = trained or model
         self.mixture_mode = config.mdn_multivariate_mode
         self.precision, self.device, self.graphs = precision, device, graphs
         self.scaler = make_scaler(precision, device)
@@ -156,7 +157,7 @@ class OptimizerStep:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        self.norm = nn.utils.get_total_norm(gradients)
+        self.norm = self.world.norm(gradients)
         finite = torch.isfinite(self.norm) & torch.isfinite(losses)
         if self.settings.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_grad_norm, self.norm)

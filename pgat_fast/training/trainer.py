@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from pgat_fast.errors import (
 )
 from pgat_fast.evaluation.evaluate import mean_loss_of_split
 from pgat_fast.files import write_atomically
-from pgat_fast.model import build_model, kernels_in_words, resolve_backend
+from pgat_fast.model import build_model, kernels_in_words, parts_of, resolve_backend
 from pgat_fast.model.compilation import compile_in_place, decide_compile, expected_batch_seconds
 from pgat_fast.model.precision import resolve_precision
 from pgat_fast.monitoring.memory import release_caches
@@ -69,6 +69,7 @@ from pgat_fast.training.run_folder import (
     log_file,
     new_folder,
     read_status,
+    run_of_this_job,
     set_results_aside,
     write_status,
 )
@@ -79,6 +80,9 @@ from pgat_fast.training.stop import PATIENCE, PATIENCE_OF_OTHERS, Stop
 from pgat_fast.world import World, device_of_rank, world_of_process
 
 logger = logging.getLogger(__name__)
+
+SHARDED = "each rank has a part of the weights only; older checkpoints are whole"
+"""Why a rank cannot save alone with `run.strategy=fsdp`."""
 
 
 def train(
@@ -111,8 +115,10 @@ def train(
     stop = stop or Stop()
     device = device_of_rank(resolve_device(config.run.device))
     with ExitStack() as held:
-        world = held.enter_context(world_of_process(device, config.run.rank_timeout_seconds))
+        world = held.enter_context(world_of_process(device, config.run.rank_timeout_seconds, config.run.strategy))
         found = None
+        if world.restarted:
+            resume = checkpoint_of(resume)[0] if resume is not None else run_of_this_job(config)
         resume = world.from_main(resume)  # one rank looks, lest another sees other files
         if resume is not None:
             folder, name = checkpoint_of(resume)
@@ -136,6 +142,10 @@ def train(
             results: Results = json.loads((folder / "results.json").read_bytes())
             return folder, results
         return folder, trainer.run(folder)
+
+
+Due = Literal["end", "save", "step"]
+"""What comes next: training ends by a limit, a checkpoint, a step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,12 +200,14 @@ class Trainer:
         compiled = self.decide_compile()
         if compiled:
             # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
-            compile_in_place(self.model, self.device, graphs=world.size == 1)
+            parts = parts_of(self.model) if world.sharded else None  # weights are gathered between them
+            compile_in_place(self.model, self.device, graphs=world.size == 1, parts=parts)
         if self.settings.lr_schedule == "warmup_cosine" and self.settings.warmup_epochs >= self.settings.epochs:
             logger.warning("training.warmup_epochs %d: the run ends before warm-up does", self.settings.warmup_epochs)
+        trained = world.parallel(self.model)
         self.step = OptimizerStep(
             self.model, make_optimizer(self.model, self.settings), config.model, self.settings, precision, self.device,
-            graphs=compiled and self.device.type == "cuda" and world.size == 1, world=world,
+            graphs=compiled and self.device.type == "cuda" and world.size == 1, world=world, trained=trained,
         )  # fmt: skip
         kernels = kernels_in_words(self.model)
         self.about = describe_run(config, self.table, self.splits) | {"compiled": compiled, "kernels": kernels}
@@ -341,8 +353,11 @@ class Trainer:
         ) as bar:
             self.monitor.resume_clock()
             for cycle in cycles[self.progress.cycle :]:
-                if self.agreed():
+                due = self.agreed()
+                if due == "end":
                     return False
+                if due == "save":
+                    self.save()
                 self.train_step(cycle)
                 bar.update()
                 if self.progress.cycle % self.config.run.log_interval == 0:
@@ -353,9 +368,6 @@ class Trainer:
                             "epoch %d, step %d of %d: mean train loss %.5f",
                             number + 1, self.progress.cycle, len(cycles), mean,
                         )  # fmt: skip
-                minutes = self.config.run.checkpoint_minutes
-                if minutes is not None and time.monotonic() - self.last_save >= 60 * minutes:
-                    self.save()
         return True
 
     def train_step(self, cycle: list[Tensor]) -> None:
@@ -394,26 +406,40 @@ class Trainer:
         if self.world.size > 1 and self.progress.step % self.config.run.monitor_interval == 0:
             self.record_ranks()
 
-    def agreed(self) -> bool:
-        """Whether a limit ends training here. Raises what any of the ranks has to be stopped for, in all of them."""
+    def agreed(self) -> Due:
+        """What is due: that a limit ends training, a checkpoint, a step; the same in all ranks.
+
+        Raises what any of the ranks has to be stopped for, in all of them.
+        """
         world = self.world
         if world.size == 1:
-            return self.limit_reached()
+            return self.due()
         world.reached(self.progress.step)
-        own = [kind + (text or "") for kind, text in (("stop ", self.stop.requested), ("over ", self.over)) if text]
-        if not own and world.is_main and self.limit_reached():  # of time: by one clock
-            own = ["limit "]
-        kind, _, text = (world.first_of(own[0] if own else None) or "").partition(" ")
+        kind = self.agree_to_stop(self.due() if world.is_main else "step")  # of time: by one clock
+        # What dropout draws depends on the rank and the step alone, not on where a run was stopped.
+        seed_step(self.settings.seed, world.rank, self.progress.step)
+        self.take_snapshot()
+        return kind
+
+    def due(self) -> Due:
+        """By the limits of training, and the minutes between checkpoints."""
+        if self.limit_reached():
+            return "end"
+        minutes = self.config.run.checkpoint_minutes
+        return "save" if minutes is not None and time.monotonic() - self.last_save >= 60 * minutes else "step"
+
+    def agree_to_stop(self, due: Due = "step") -> Due:
+        """Raise, in all ranks, what any of them has to be stopped for; else return what the main one says is `due`."""
+        own = [f"{kind} {text}" for kind, text in (("stop", self.stop.requested), ("over", self.over)) if text]
+        own += [due] if due != "step" else []
+        kind, _, text = (self.world.first_of(own[0] if own else None) or "step").partition(" ")
         self.all_end = kind in ("stop", "over")
         if kind == "stop":
             self.stop.request(text)
             raise StopRequested(text)
         if kind == "over":
             raise MemoryLimitError(text)
-        # What dropout draws depends on the rank and the step alone, not on where a run was stopped.
-        seed_step(self.settings.seed, world.rank, self.progress.step)
-        self.take_snapshot()
-        return kind == "limit"
+        return cast(Due, kind)
 
     def record_ranks(self) -> None:
         """Write down what every rank holds and does, and their sum."""
@@ -439,7 +465,7 @@ class Trainer:
         every = self.config.run.checkpoint_epochs
         due = every is not None and after.epoch % every == 0
         wanted = improved or due or end_of_training(after, self.settings) is not None
-        if wanted and not self.world.from_main(self.save()) and improved:
+        if wanted and not self.save() and improved:
             logger.error("the best weights, of epoch %d, could not be saved: the ones before count", epoch.epoch)
             lost = replace(after, best=before.best, best_epoch=before.best_epoch, best_loss=before.best_loss)
             with self.applying:
@@ -458,6 +484,8 @@ class Trainer:
         # From here on the model holds other weights than the snapshot: there is nothing left to save.
         self.stage, self.snapshot, self.stop.patience = "evaluation", None, 0.0
         self.stop.check()
+        if self.world.sharded:  # the others compute nothing any more
+            self.model = build_model(self.config).to(self.device)
         load_weights(self.model, self.checkpoints / ending.best)
         self.record("evaluation", memory=True)
         return finish_run(
@@ -490,7 +518,8 @@ class Trainer:
     def before_batch(self) -> None:
         """Called before every window that is evaluated: whether to stop, whether memory is within its limits."""
         if self.world.size > 1 and self.stage != "evaluation":
-            return  # ranks stop between steps, all at the same
+            self.agree_to_stop()
+            return
         self.stop.check()
         if self.saved is None and self.found is None:
             return  # a run that has no checkpoint yet is not stopped for its memory: the first step will tell
@@ -508,6 +537,7 @@ class Trainer:
             world=self.world,
         )
         if not math.isfinite(loss):
+            self.all_end = True  # it is the loss of all
             raise TrainingError(f"the validation loss is {loss}: lower training.learning_rate")
         return loss
 
@@ -613,39 +643,43 @@ class Trainer:
         A checkpoint that cannot be written (a full disk) does not end the run, unless `required`: the next one may.
         """
         self.read_flags(wait=True)
-        if not self.world.is_main:
-            return True
-        started = time.monotonic()
         with self.applying:
             assert self.snapshot is not None
-            name = self.snapshot.progress.name
-            try:
-                save_checkpoint(self.checkpoints, name, self.checkpoint(self.snapshot, best))
-                prune(self.checkpoints, self.config.run.keep_checkpoints, [self.snapshot.progress.best, name])
-                self.saved = name, best or self.snapshot.progress.best
-            except CheckpointError as error:
-                self.record("checkpoint", level="error", name=name, error=str(error))
-                if required:
-                    raise
-                logger.error("%s; the run goes on, older checkpoints are whole", error)
-                return False
-            finally:
-                self.last_save = time.monotonic()
-        self.record("checkpoint", name=name, ok=True, seconds=self.last_save - started)
-        self.write_status("running")
+            checkpoint = self.checkpoint(self.snapshot, best)
+            written = self.world.from_main(self.write(checkpoint, best, required) if self.world.is_main else None)
+            if written:
+                self.saved = self.snapshot.progress.name, best or self.snapshot.progress.best
+        self.last_save = time.monotonic()
         self.monitor.resume_clock()
+        return bool(written)
+
+    def write(self, checkpoint: Checkpoint, best: str | None, required: bool) -> bool:
+        """What `save` does in the main rank."""
+        assert self.snapshot is not None
+        started, name = time.monotonic(), self.snapshot.progress.name
+        try:
+            save_checkpoint(self.checkpoints, name, checkpoint)
+            prune(self.checkpoints, self.config.run.keep_checkpoints, [self.snapshot.progress.best, name])
+        except CheckpointError as error:
+            self.record("checkpoint", level="error", name=name, error=str(error))
+            if required:
+                raise
+            logger.error("%s; the run goes on, older checkpoints are whole", error)
+            return False
+        self.record("checkpoint", name=name, ok=True, seconds=time.monotonic() - started)
+        self.write_status("running")
         return True
 
     def checkpoint(self, snapshot: Snapshot, best: str | None = None) -> Checkpoint:
-        """Everything that the run needs to go on from `snapshot`."""
+        """Everything that the run needs to go on from `snapshot`. Called by all ranks, where weights are sharded."""
         progress = snapshot.progress
         return Checkpoint(
-            weights=to_cpu(self.model.state_dict()),
+            weights=self.world.whole(self.model.state_dict()),
             training={
                 "progress": replace(progress, peaks=self.peaks()).to_dict(),
                 "totals": snapshot.totals.tolist(),
                 "generators": snapshot.generators,
-                "optimizer": to_cpu(self.step.optimizer.state_dict()),
+                "optimizer": self.world.whole(self.step.optimizer.state_dict()),
                 "scaler": self.step.scaler.state_dict(),
             },
             about=self.about
@@ -659,13 +693,16 @@ class Trainer:
 
     def restore(self, path: Path, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`. One that was imported holds weights only: training begins with them."""
-        fit_weights(self.model, path, checkpoint)
+        weights = self.world.spread(checkpoint.weights, self.model.state_dict())
+        fit_weights(self.model, path, replace(checkpoint, weights=weights))
         training, progress = checkpoint.training, self.place
         if progress is None:
             logger.info("%s holds weights only: training begins with them, with a fresh optimizer", path)
             return
         try:
-            self.step.optimizer.load_state_dict(training["optimizer"])
+            optimizer = training["optimizer"]
+            state = self.world.spread(optimizer["state"], dict(enumerate(self.model.parameters())))
+            self.step.optimizer.load_state_dict(optimizer | {"state": state})
             if training["scaler"] and self.step.scaler.is_enabled():
                 self.step.scaler.load_state_dict(training["scaler"])
             self.step.totals.reset(training["totals"])
@@ -700,20 +737,32 @@ class Trainer:
         if asked or isinstance(error, OutOfMemoryError):
             reason = str(error) or "interrupted"
         self.record("stop" if state == "stopped" else "error", level="error", memory=True, reason=reason)
-        if self.snapshot is not None and self.world.is_main:
-            try:
-                self.step.optimizer.zero_grad()
-                release_caches()
-                with self.applying:
-                    save_checkpoint(self.checkpoints, self.snapshot.progress.name, self.checkpoint(self.snapshot))
-                logger.info("saved %s: go on with --resume %s", self.snapshot.progress.name, self.folder)
-            except Exception as failure:
-                logger.error("no checkpoint could be written: %s; older ones are whole", failure)
+        if self.snapshot is not None:
+            self.save_what_there_is(self.snapshot)
         self.write_status(state, reason=reason, exit_code=exit_codes.of_error(error))
         if self.all_end:  # torchrun ends all as soon as one has ended: not before the main one has saved
             with suppress(RankError):
                 self.world.from_main(None)
         raise error
+
+    def save_what_there_is(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint of a run that ends with an error, if that can be done."""
+        if self.world.sharded and not self.all_end:
+            if self.world.is_main:
+                logger.error("no checkpoint was written: %s", SHARDED)
+            return
+        if not self.world.sharded and not self.world.is_main:
+            return
+        try:
+            self.step.optimizer.zero_grad()
+            release_caches()
+            with self.applying:
+                checkpoint = self.checkpoint(snapshot)
+                if self.world.is_main:
+                    save_checkpoint(self.checkpoints, snapshot.progress.name, checkpoint)
+                    logger.info("saved %s: go on with --resume %s", snapshot.progress.name, self.folder)
+        except Exception as failure:
+            logger.error("no checkpoint could be written: %s; older ones are whole", failure)
 
     def out_of_memory(self, error: BaseException) -> OutOfMemoryError:
         """Release what the failed step held, and say in a file and a message what happened."""
@@ -743,6 +792,8 @@ class Trainer:
             return
         if not self.applying.acquire(timeout=8.0):
             note = "no checkpoint was written: the one under way may not end; older ones are whole"
+        elif self.world.sharded:
+            note = f"no checkpoint was written: {SHARDED}"
         elif self.snapshot is not None:
             # The lock is never released: this process is about to end.
             name = self.snapshot.progress.name
@@ -783,17 +834,6 @@ class Trainer:
             write_status(self.folder, state, **place, **more)
         except OSError as error:
             logger.error("%s/status.json cannot be written: %s", self.folder, error)
-
-
-def to_cpu(tree: Any) -> Any:
-    """A copy of nested dicts and lists with every tensor on the CPU; tensors that are there already are not copied."""
-    if isinstance(tree, Tensor):
-        return tree.detach().cpu()
-    if isinstance(tree, dict):
-        return {key: to_cpu(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(map(to_cpu, tree))
-    return tree
 
 
 def chunk(items: list[Tensor], size: int) -> list[list[Tensor]]:
