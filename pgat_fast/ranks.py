@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_ADDRESS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that say where ranks meet."""
+
 CODE_FILE = "PGAT_FAST_EXIT_CODE_FILE"
 """Environment variable that names a file for the exit code of a run that ends for good, see `ends_for_good`."""
 
@@ -17,7 +20,12 @@ def _number(name: str, default: int) -> int:
 
 def is_distributed() -> bool:
     """Whether this process is one of several that train together: torchrun sets all of these variables."""
-    return _number("WORLD_SIZE", 1) > 1 and all(os.environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    return _number("WORLD_SIZE", 1) > 1 and all(os.environ.get(name) for name in _ADDRESS)
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun has started this process, be it the only one that is left of several."""
+    return bool(os.environ.get("TORCHELASTIC_RUN_ID")) and all(os.environ.get(name) for name in _ADDRESS)
 
 
 def is_main() -> bool:
@@ -31,18 +39,18 @@ def local_rank() -> int:
 
 
 def restarts() -> int:
-    """How often all of them have been started anew, after one ended."""
-    return _number("TORCHELASTIC_RESTART_COUNT", 0) if is_distributed() else 0
+    """How often this machine's processes have been started anew, after one ended."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0) if by_torchrun() else 0
 
 
 def may_be_restarted() -> bool:
     """Whether torchrun would start all of them anew if this one ended with an error."""
-    return is_distributed() and _number("TORCHELASTIC_MAX_RESTARTS", 0) > restarts()
+    return by_torchrun() and _number("TORCHELASTIC_MAX_RESTARTS", 0) > restarts()
 
 
 def job() -> str | None:
     """The name of the job that all starts of it have in common; None where there is none of its own."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "") if is_distributed() else ""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "") if by_torchrun() else ""
     return None if name in ("", "none") else name
 
 

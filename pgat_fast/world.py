@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from itertools import count
 from typing import Any, Final, Literal, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pgat_fast.errors import BackendError, RankError, first_line
-from pgat_fast.ranks import is_distributed, local_rank, restarts
+from pgat_fast.ranks import by_torchrun, is_distributed, local_rank, restarts
 
 Result = TypeVar("Result")
 
@@ -44,13 +45,13 @@ class World:
     Methods that say so are called by all ranks at the same place of their program.
     """
 
-    restarted = False
-    """Whether torchrun has started the ranks of this job before."""
     sharded = False
     """Whether each rank holds a part of the weights: then every forward pass is one of all ranks."""
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, restarted: bool = False) -> None:
         self.rank, self.size = rank, size
+        self.restarted = restarted
+        """Whether torchrun has started the ranks of this job before."""
 
     @property
     def is_main(self) -> bool:
@@ -130,8 +131,8 @@ class Ranks(World):
     def __init__(
         self, device: torch.device, timeout: float, strategy: Strategy = "ddp", restarted: bool = False
     ) -> None:
-        super().__init__(distributed.get_rank(), distributed.get_world_size())
-        self.sharded, self.restarted = strategy == "fsdp", restarted
+        super().__init__(distributed.get_rank(), distributed.get_world_size(), restarted)
+        self.sharded = strategy == "fsdp"
         self._device, self._timeout = device, timeout
         self._control = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._store = distributed.distributed_c10d._get_default_store()
@@ -316,19 +317,25 @@ def world_of_process(device: torch.device, timeout: float, strategy: Strategy = 
 
     Raises RankError where the ranks do not find each other.
     """
-    if not is_distributed():
+    if not is_distributed() and not by_torchrun():
         yield World()
         return
     limit = timedelta(seconds=timeout)
     try:
         store, rank, size = next(rendezvous("env://", timeout=limit))
         start = meet_at(store, rank, size, timeout)
-        own = PrefixStore(f"pgat_fast/start-{start}", store)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
-        ranks = Ranks(device, timeout, strategy, restarted=start > 1 or restarts() > 0)
+        here = next(_starts_of_this_process)
+        restarted = start > here or (here == 1 and restarts() > 0)
+        if size > 1:
+            own = PrefixStore(f"pgat_fast/start-{start}", store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
+            ranks = Ranks(device, timeout, strategy, restarted)
     except RuntimeError as error:
         raise RankError(f"the ranks do not find each other within {timeout:g} s: {first_line(error)[:200]}") from error
+    if size == 1:
+        yield World(restarted=restarted)
+        return
     try:
         yield ranks
     finally:
@@ -340,6 +347,7 @@ def world_of_process(device: torch.device, timeout: float, strategy: Strategy = 
 _STARTS: Final = "pgat_fast/starts"
 """How often the main rank has come to the store."""
 _POLL_SECONDS: Final = 0.02
+_starts_of_this_process = count(1)
 
 
 def meet_at(store: Store, rank: int, size: int, timeout: float) -> int:
