@@ -43,9 +43,20 @@ def restarts() -> int:
     return _number("TORCHELASTIC_RESTART_COUNT", 0) if by_torchrun() else 0
 
 
+_agreed: bool | None = None
+
+
 def may_be_restarted() -> bool:
-    """Whether torchrun would start all of them anew if this one ended with an error."""
+    """Whether torchrun would start all of them anew if this one ended with an error: on any of their machines."""
+    if _agreed is not None:
+        return _agreed
     return by_torchrun() and _number("TORCHELASTIC_MAX_RESTARTS", 0) > restarts()
+
+
+def agree_on_restarts(any_may: bool) -> None:
+    """From now on `may_be_restarted` answers so, in all of them: each machine counts its own restarts."""
+    global _agreed
+    _agreed = any_may
 
 
 def job() -> str | None:

@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pgat_fast.errors import BackendError, RankError, first_line
-from pgat_fast.ranks import by_torchrun, is_distributed, local_rank, restarts
+from pgat_fast.ranks import agree_on_restarts, by_torchrun, is_distributed, local_rank, may_be_restarted, restarts
 
 Result = TypeVar("Result")
 
@@ -331,6 +331,7 @@ def world_of_process(device: torch.device, timeout: float, strategy: Strategy = 
             backend = "nccl" if device.type == "cuda" else "gloo"
             distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
             ranks = Ranks(device, timeout, strategy, restarted)
+            agree_on_restarts(any(ranks.gather(may_be_restarted())))
     except RuntimeError as error:
         raise RankError(f"the ranks do not find each other within {timeout:g} s: {first_line(error)[:200]}") from error
     if size == 1:

@@ -18,7 +18,6 @@ from pgat_fast.data.windows import Splits
 from pgat_fast.evaluation.assess import assess, write_assessment
 from pgat_fast.files import write_json
 from pgat_fast.model import kernels_in_words, resolve_backend
-from pgat_fast.model.compilation import is_compiled
 from pgat_fast.model.precision import Precision
 from pgat_fast.training.about import versions
 from pgat_fast.training.checklist import checklist, checklist_text
@@ -42,6 +41,7 @@ def finish_run(
     ending: Ending,
     *,
     precision: Precision,
+    compiled: bool,
     ranks: int,
     peaks: Callable[[], dict[str, float | None]],
     on_batch: Callable[[], None],
@@ -78,7 +78,7 @@ def finish_run(
         "backend": resolve_backend(config.run.backend),
         "kernels": kernels_in_words(model),
         "precision": precision,
-        "compiled": is_compiled(model),
+        "compiled": compiled,
         "versions": versions(),
         "data": {
             "path": config.data.path,

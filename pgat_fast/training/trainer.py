@@ -497,6 +497,7 @@ class Trainer:
             self.progress,
             ending,
             precision=self.step.precision,
+            compiled=self.about["compiled"],
             ranks=self.world.size,
             peaks=self.peaks,
             on_batch=self.before_batch,

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ def train(ranks: int, folder: Path, settings: list[str], *more: str) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     done = subprocess.run(
         [sys.executable, *torchrun, str(EXACT), "train", "--quiet", *more, "--set", *settings, *own],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **ENVIRONMENT}, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=360, env={**os.environ, **ENVIRONMENT}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -82,37 +85,48 @@ def test_any_number_of_ranks_trains_the_same_weights(
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}, "one set of files"
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(settings: list[str], alone: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_another_number_of_ranks_that_share_less(
+    settings: list[str], alone: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
-    train(2, folder, [*settings, "training.max_steps=7"])
+    train(2, folder, [*settings, "training.max_steps=7", "run.strategy=fsdp"])
     assert read_status(folder)["step"] == 7
     train(3, folder, settings, "--resume")
     assert_close(weights(folder), weights(alone))
 
 
-class Started(Watched):
-    """`pgat-fast train --devices 2` that trains until it is stopped."""
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_compiled_ranks_train_the_same_weights(strategy: str, settings: list[str], alone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(2, folder, [*settings, "run.compile=on", f"run.strategy={strategy}"])
+    assert results(folder)["compiled"]
+    assert_close(weights(folder), weights(alone))
 
-    def __init__(self, folder: Path, settings: list[str], *more: str, program: Path | None = None) -> None:
+
+class Started(Watched):
+    """`pgat-fast train --devices 2`, or another command that starts it, that trains until it is stopped."""
+
+    def __init__(self, folder: Path, settings: list[str], *more: str, begin: list[str] | None = None) -> None:
         own = [f"run.output={folder.parent}", f"run.name={folder.name}", "training.max_steps=null"]
         own += ["training.epochs=100000", "training.patience=100000", "run.checkpoint_epochs=1", "run.log_interval=1"]
         self.folder = folder
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        begin = (
-            ["-m", "pgat_fast", "train", "--devices", "2"] if program is None else [*torchrun, str(program), "train"]
-        )
+        begin = begin or ["-m", "pgat_fast", "train", "--devices", "2"]
         super().__init__(
             [sys.executable, *begin, *more, "--set", *settings, *own], environment={**os.environ, **ENVIRONMENT}
         )
 
     def rank(self, number: int) -> psutil.Process:
+        return next(process for process in self.processes() if process.environ().get("RANK") == str(number))
+
+    def processes(self) -> list[psutil.Process]:
+        """Those that it has started and that can be asked."""
+        found = []
         for process in psutil.Process(self.popen.pid).children(recursive=True):
-            try:
-                if process.environ().get("RANK") == str(number):
-                    return process
-            except psutil.Error:
-                continue
-        raise AssertionError(f"no rank {number}")
+            with suppress(psutil.Error):
+                process.environ()
+                found.append(process)
+        return found
 
     def kill(self) -> None:
         if self.popen.poll() is None:
@@ -129,6 +143,7 @@ def started(settings: list[str], tmp_path: Path, request: pytest.FixtureRequest)
     run.kill()
 
 
+@pytest.mark.parametrize("started", [(), ("--set", "run.strategy=fsdp")], ids=["ddp", "fsdp"], indirect=True)
 def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(started: Started) -> None:
     started.wait_for(r"epoch 2, step 1 of")
     started.rank(1).send_signal(signal.SIGUSR1)
@@ -141,12 +156,12 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(started: Started) ->
 SLOW = """
 import sys, time
 from pgat_fast.cli import main
-from pgat_fast.training import trainer
-save = trainer.save_checkpoint
-def slow(*args):
-    time.sleep(3)
-    return save(*args)
-trainer.save_checkpoint = slow
+from pgat_fast.training.trainer import Trainer
+save = Trainer.save_what_there_is
+def slow(self, snapshot):
+    time.sleep(2 * self.world.is_main)
+    save(self, snapshot)
+Trainer.save_what_there_is = slow
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -155,7 +170,8 @@ def test_the_others_wait_until_the_first_rank_has_saved(settings: list[str], tmp
     """torchrun ends all of them as soon as one has ended."""
     program = tmp_path / "slow.py"
     program.write_text(SLOW)
-    started = Started(tmp_path / "run", settings, program=program)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    started = Started(tmp_path / "run", settings, begin=[*torchrun, str(program), "train"])
     try:
         started.wait_for(r"epoch 2, step 1 of")
         started.rank(1).send_signal(signal.SIGUSR1)
@@ -197,6 +213,40 @@ def test_a_rank_that_dies_ends_the_others_and_they_go_on_from_the_last_checkpoin
     assert list(started.folder.parent.iterdir()) == [started.folder], "no second run"
 
 
+def test_ranks_of_two_machines_go_on_from_the_last_checkpoint(settings: list[str], tmp_path: Path) -> None:
+    """Each counts its own restarts, and one need not have counted any."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    begin = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
+    begin += ["--rdzv-backend", "c10d", "--rdzv-id", "two", "--rdzv-endpoint", f"localhost:{port}", "-m", "pgat_fast"]
+    machines = [Started(tmp_path / "run", settings, begin=[*begin, "train"]) for _ in range(2)]
+    try:
+        main = wait_for_one(machines, r"epoch 2, step 1 of")
+        other = machines[1 - machines.index(main)]
+        other.rank(1).kill()
+        wait_for_one(machines, r"resumed from .*: epoch")
+        other.rank(1).send_signal(signal.SIGUSR1)
+        codes = {machine.end(seconds=30) for machine in machines}
+        assert len(codes) == 1, "0 where one of them would start again"
+        assert read_status(tmp_path / "run")["state"] == "stopped"
+        assert list(tmp_path.iterdir()) == [tmp_path / "run"], "no second run"
+    finally:
+        for machine in machines:
+            machine.kill()
+
+
+def wait_for_one(machines: list[Started], pattern: str, seconds: float = 60) -> Started:
+    """The one that writes a line that matches."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for machine in machines:
+            if any(re.search(pattern, line) for line in machine.lines):
+                return machine
+        time.sleep(0.01)
+    raise AssertionError("".join(line for machine in machines for line in machine.lines))
+
+
 def test_a_rank_that_hangs_is_named(settings: list[str], tmp_path: Path) -> None:
     started = Started(tmp_path / "run", [*settings, "run.rank_timeout_seconds=4"])
     try:
@@ -232,3 +282,22 @@ def test_more_ranks_than_windows_are_refused(tiny: list[str]) -> None:
 
     with pytest.raises(ConfigError, match=r"training\.batch_size 4 is the batch of all 5 ranks together"):
         Trainer(load_config(None, tiny), None, Stop(), progress=False, world=World(0, 5))
+
+
+def test_a_stop_is_agreed_within_a_validation(tiny: list[str], tmp_path: Path) -> None:
+    from pgat_fast.errors import StopRequested
+    from pgat_fast.training.stop import Stop
+    from pgat_fast.training.trainer import Trainer
+
+    class Told(World):
+        asked = 0
+
+        def first_of(self, value: str | None) -> str | None:
+            self.asked += 1
+            return "stop SIGUSR1" if self.asked == 2 else value  # the other rank has got a signal
+
+    world = Told(0, 2)
+    trainer = Trainer(load_config(None, tiny), None, Stop(), progress=False, world=world)
+    with pytest.raises(StopRequested, match="SIGUSR1"):
+        trainer.run(tmp_path)
+    assert (world.asked, trainer.stage) == (2, "validation")
