@@ -3,26 +3,33 @@
     pgat-fast bench ranks --json bench/results/ranks.json
 
 On paper (a model, not a measurement). A step on N GPUs takes the step of one GPU at its share of the batch
-(`bench.kernels_model`, kernels and products and all else of torch unfused, in 16 bits) and one ring all-reduce of the
-gradients, float32: 2 (N - 1) / N of their bytes through the slowest link, and 2 (N - 1) messages (Patarasuk and Yuan,
-Bandwidth optimal all-reduce algorithms, 2009). Nothing of it hides behind the backward pass, as with a compiled model,
-whose gradients arrive together; eager, DistributedDataParallel hides most. Links are those of `LINKS`. `weak` keeps the
-batch of every GPU, `strong` the batch of all of them.
+(`bench.kernels_model`, kernels and products and all else of torch unfused, in 16 bits) and what is communicated:
+
+- `ddp`: one ring all-reduce of the gradients, float32: 2 (N - 1) / N of their bytes through the slowest link, and
+  2 (N - 1) messages (Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, 2009). Nothing of it hides behind
+  the backward pass, as with a compiled model, whose gradients arrive together; eager, most of it hides.
+- `fsdp`: for every part that gathers its weights, two all-gathers and a reduce-scatter, half an all-reduce each.
+- The loss: one number, in a tree of 2 log2 N messages. What ranks tell each other of stops passes while they compute.
+
+Links are those of `LINKS`. `weak` keeps the batch of every GPU, `strong` the batch of all of them.
 
 The check: processes on this machine add up numbers over gloo. Seconds a message and bytes a second are fitted to two
-processes, and predict three and four of them, which are measured too. (More processes than cores wait for each other,
-which the model knows nothing of.)
+processes, and predict more of them, and training steps of the quickstart's model, which are measured too. Where there
+are more processes than cores, the part of a step that one process takes is predicted to take longer by their ratio.
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +38,7 @@ import numpy as np
 from bench.compare import ROOT
 from bench.processes import Record, do_task, run_task, write
 from pgat_fast.columns_of_text import in_columns
+from pgat_fast.cores import usable_cores
 
 MODULE: Final = "bench.ranks"
 CONFIGS: Final = ("configs/production_batched.yaml", "configs/celestial_enhanced_pgat_production.yaml")
@@ -60,6 +68,11 @@ SIZES: Final = (2**12, 2**16, 2**20, 2**23, 2**25)
 """Bytes that the check adds up; the largest is about all gradients of the model."""
 PROCESSES: Final = (2, 3, 4)
 REPEATS: Final = 7
+STEP_CONFIG: Final = "configs/quickstart.yaml"
+STEP_BATCH: Final = 4
+"""Windows of each process."""
+STEPS: Final = 15
+STRATEGIES: Final = ("ddp", "fsdp")
 
 
 def all_reduce_seconds(count: int, size: float, seconds: float, bandwidth: float) -> float:
@@ -67,27 +80,47 @@ def all_reduce_seconds(count: int, size: float, seconds: float, bandwidth: float
     return 2 * (count - 1) * seconds + 2 * (count - 1) / count * size / bandwidth if count > 1 else 0.0
 
 
-def on_gpus(count: int, size: float) -> float:
-    """The same through the link that connects so many GPUs."""
-    link = next(link for link in LINKS if count <= link.most)
-    return all_reduce_seconds(count, size, link.seconds, link.bandwidth)
+def communication(strategy: str, count: int, size: float, parts: int, seconds: float, bandwidth: float) -> float:
+    """Seconds of a step of `count` ranks that hides behind nothing.
+
+    Args:
+        strategy: `ddp` or `fsdp`.
+        count: of ranks.
+        size: bytes of all gradients.
+        parts: of the model that gather their weights, with `fsdp`.
+        seconds: of a message.
+        bandwidth: bytes a second.
+    """
+    loss = 2 * math.ceil(math.log2(count)) * seconds
+    if strategy == "ddp":
+        return loss + all_reduce_seconds(count, size, seconds, bandwidth)
+    return loss + 1.5 * parts * all_reduce_seconds(count, size / parts, seconds, bandwidth)
 
 
-def efficiencies(steps: Mapping[int, float], gradient_bytes: int) -> list[Record]:
+def efficiencies(steps: Mapping[int, float], gradient_bytes: int, parts: int) -> list[Record]:
     """For every number of GPUs, windows a second over those of one, as a part of that number.
 
     Args:
         steps: windows of one GPU -> seconds of its step.
         gradient_bytes: of all parameters.
+        parts: of the model that gather their weights.
     """
     found = []
     for count in GPUS:
-        added = on_gpus(count, gradient_bytes)
-        row: Record = {"gpus": count, "all_reduce_seconds": added, "weak": steps[BATCH] / (steps[BATCH] + added)}
+        link = next(link for link in LINKS if count <= link.most)
+        row: Record = {"gpus": count}
+        for strategy in STRATEGIES:
+            added = communication(strategy, count, gradient_bytes, parts, link.seconds, link.bandwidth)
+            row[f"{strategy}_seconds"] = added
+            row[f"{strategy}_weak"] = steps[BATCH] / (steps[BATCH] + added)
         share = max(1, BATCH // count)
-        row["strong"] = steps[BATCH] / (count * (steps[share] + added)) if count <= BATCH else None
+        divided = count * (steps[share] + row["ddp_seconds"])
+        row["ddp_strong"] = steps[BATCH] / divided if count <= BATCH else None
         found.append(row)
     return found
+
+
+KINDS: Final = ("ddp_weak", "ddp_strong", "fsdp_weak")
 
 
 def loss_begins(rows: Sequence[Record], kind: str) -> int | None:
@@ -101,6 +134,7 @@ def on_paper(task: Record) -> Record:
     from bench.time_model import GPUS as KNOWN
     from bench.variants import Variant, build
     from pgat_fast import load_config
+    from pgat_fast.sharding import gathered_parts
 
     config = load_config(str(ROOT / task["config"]))
     gpu = next(gpu for gpu in KNOWN if gpu.name == GPU)
@@ -110,28 +144,42 @@ def on_paper(task: Record) -> Record:
     steps = {
         share: totals(table(work_of_a_step(config, "bf16", share, gpu.architecture), gpu))["eager"] for share in shares
     }
-    rows = efficiencies(steps, size)
+    parts = len(gathered_parts(model))
+    rows = efficiencies(steps, size, parts)
     return {
         "config": task["config"],
         "gradient_bytes": size,
+        "parts": parts,
         "step_seconds": {str(share): seconds for share, seconds in steps.items()},
         "rows": rows,
-        "loss_begins": {kind: loss_begins(rows, kind) for kind in ("weak", "strong")},
+        "loss_begins": {kind: loss_begins(rows, kind) for kind in KINDS},
     }
 
 
 # --- the check --------------------------------------------------------------------------------------------------------
 
 
-def add_up(rank: int, count: int, store: str, results: Any) -> None:
-    """In a process: the median seconds of adding up every one of `SIZES`; the first rank tells them."""
+@contextmanager
+def one_of(rank: int, count: int, store: str) -> Iterator[None]:
+    """In a process with one thread: it is `rank` of a group over gloo, where there are several."""
     import torch
     from torch import distributed
 
     torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(seconds=60)
-    )
+    if count > 1:
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(seconds=60)
+        )
+    yield
+    if count > 1:
+        distributed.destroy_process_group()
+
+
+def add_up(count: int) -> list[float]:
+    """In a process: the median seconds of adding up every one of `SIZES`."""
+    import torch
+    from torch import distributed
+
     found = []
     for size in SIZES:
         numbers = torch.ones(size // 4)
@@ -142,18 +190,56 @@ def add_up(rank: int, count: int, store: str, results: Any) -> None:
             distributed.all_reduce(numbers)
             taken.append(time.perf_counter() - started)
         found.append(statistics.median(taken[2:]))
-    if rank == 0:
-        results.put(found)
-    distributed.destroy_process_group()
+    return found
 
 
-def measure(count: int) -> list[float]:
-    """Seconds of all-reduce among `count` processes, a number a size."""
+def take_steps(count: int, strategy: Any) -> list[float]:
+    """In a process: the median seconds of a training step; bytes of gradients and parts of the model behind it."""
+    import torch
+
+    from bench.step import optimizer_step
+    from bench.variants import Variant, build
+    from pgat_fast import load_config
+    from pgat_fast.plan.trace import example
+    from pgat_fast.sharding import gathered_parts
+    from pgat_fast.world import Ranks, World
+
+    torch.manual_seed(0)
+    cpu, config = torch.device("cpu"), load_config(str(ROOT / STEP_CONFIG))
+    model = build(config, Variant("torch"))
+    size, parts = sum(4 * parameter.numel() for parameter in model.parameters()), len(gathered_parts(model))
+    world = Ranks(cpu, 60.0, strategy) if count > 1 else World()
+    step = optimizer_step(model, config, "highest", cpu, world=world)
+    inputs = example(config.model, STEP_BATCH)
+    taken = []
+    for _ in range(3 + STEPS):
+        started = time.perf_counter()
+        world.heard()
+        world.tell(None)
+        step.apply(step.accumulate([lambda: inputs]), 1)
+        taken.append(time.perf_counter() - started)
+    if isinstance(world, Ranks):
+        world.close()
+    return [statistics.median(taken[3:]), size, parts]
+
+
+def work(rank: int, count: int, store: str, results: Any, what: Callable[..., list[float]], *more: Any) -> None:
+    """In a process: do it; the first rank tells what it found."""
+    with one_of(rank, count, store):
+        found = what(count, *more)
+        if rank == 0:
+            results.put(found)
+
+
+def measure(count: int, what: Callable[..., list[float]] = add_up, *more: Any) -> list[float]:
+    """What `what` finds among `count` processes."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         store = os.path.join(folder, "store")
-        processes = [context.Process(target=add_up, args=(rank, count, store, results)) for rank in range(count)]
+        processes = [
+            context.Process(target=work, args=(rank, count, store, results, what, *more)) for rank in range(count)
+        ]
         for process in processes:
             process.start()
         found: list[float] = results.get(timeout=120)
@@ -183,7 +269,27 @@ def check(task: Record) -> Record:
         }
         for count, size, taken in ((c, s, t) for c in PROCESSES for s, t in zip(SIZES, measured[c], strict=True))
     ]
-    return {"seconds_a_message": seconds, "bytes_per_second": bandwidth, "rows": rows}
+    return {
+        "seconds_a_message": seconds,
+        "bytes_per_second": bandwidth,
+        "all_reduce": rows,
+        "config": STEP_CONFIG,
+        "batch": STEP_BATCH,
+        "cores": usable_cores(),
+        "steps": check_steps(seconds, bandwidth),
+    }
+
+
+def check_steps(seconds: float, bandwidth: float) -> list[Record]:
+    """Training steps of one process and of several, beside what the first and the two numbers predict."""
+    alone, size, parts = measure(1, take_steps, "ddp")
+    rows: list[Record] = [{"processes": 1, "strategy": None, "seconds": alone, "predicted": alone}]
+    for count, strategy in product(PROCESSES, STRATEGIES):
+        added = communication(strategy, count, size, int(parts), seconds, bandwidth)
+        taken = measure(count, take_steps, strategy)[0]
+        predicted = alone * max(1.0, count / usable_cores()) + added
+        rows.append({"processes": count, "strategy": strategy, "seconds": taken, "predicted": predicted})
+    return rows
 
 
 def as_text(papers: Sequence[Record], checked: Record) -> str:
@@ -192,13 +298,12 @@ def as_text(papers: Sequence[Record], checked: Record) -> str:
     for paper in papers:
         begins = paper["loss_begins"]
         lines += ["", f"{paper['config']}: {paper['gradient_bytes'] / 1e6:.1f} MB of gradients a step"]
-        rows = [("GPUs", "all-reduce, ms", f"efficiency, {BATCH} windows each", f"{BATCH} windows in all")]
+        rows = [("GPUs", "ddp, ms", "fsdp, ms", f"ddp, {BATCH} windows each", f"{BATCH} in all", f"fsdp, {BATCH} each")]
         rows += [
             (
                 str(row["gpus"]),
-                f"{1e3 * row['all_reduce_seconds']:.2f}",
-                f"{row['weak']:.0%}",
-                "-" if row["strong"] is None else f"{row['strong']:.0%}",
+                *(f"{1e3 * row[f'{strategy}_seconds']:.2f}" for strategy in STRATEGIES),
+                *("-" if row[kind] is None else f"{row[kind]:.0%}" for kind in KINDS),
             )
             for row in paper["rows"]
         ]
@@ -209,7 +314,18 @@ def as_text(papers: Sequence[Record], checked: Record) -> str:
     rows = [("processes", "bytes", "measured, ms", "predicted, ms")]
     rows += [
         (str(row["processes"]), f"{row['bytes']:,}", f"{1e3 * row['seconds']:.2f}", f"{1e3 * row['predicted']:.2f}")
-        for row in checked["rows"]
+        for row in checked["all_reduce"]
+    ]
+    lines += [in_columns(rows), "", f"Training steps of {STEP_CONFIG}, {STEP_BATCH} windows each, a thread each:"]
+    rows = [("processes", "strategy", "measured, ms", "predicted, ms")]
+    rows += [
+        (
+            str(row["processes"]),
+            row["strategy"] or "-",
+            f"{1e3 * row['seconds']:.1f}",
+            f"{1e3 * row['predicted']:.1f}",
+        )
+        for row in checked["steps"]
     ]
     return "\n".join([*lines, in_columns(rows)])
 

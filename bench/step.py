@@ -68,6 +68,7 @@ from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.plan.trace import example
 from pgat_fast.training.step import OptimizerStep, make_optimizer
+from pgat_fast.world import World
 
 MODULE: Final = "bench.step"
 
@@ -171,12 +172,21 @@ class TrainedModel:
 
 
 def optimizer_step(
-    model: nn.Module, config: Config, precision: Precision, device: torch.device, *, graphs: bool = False
+    model: nn.Module,
+    config: Config,
+    precision: Precision,
+    device: torch.device,
+    *,
+    graphs: bool = False,
+    world: World | None = None,
 ) -> OptimizerStep:
     """Takes steps of `model` as training does, with a learning rate that random numbers do not upset."""
     settings = config.training.model_copy(update={"learning_rate": 1e-5})
+    trained = None if world is None else world.parallel(model)
     optimizer = make_optimizer(model, settings)
-    return OptimizerStep(model, optimizer, config.model, settings, precision, device, graphs=graphs)
+    return OptimizerStep(
+        model, optimizer, config.model, settings, precision, device, graphs=graphs, world=world, trained=trained
+    )
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,15 @@ def shard(model: nn.Module, device: torch.device, ranks: int) -> nn.Module:
     # Torch warns of changes in place to what a part returns, where that is a view. Nothing here makes any.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (ranks,))
-    total = _numbers(model)
-    for part in parts_of(model):
-        if _numbers(part) >= _SMALLEST * total:
-            fully_shard(part, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for part in gathered_parts(model):
+        fully_shard(part, mesh=mesh)
     return model
+
+
+def gathered_parts(model: nn.Module) -> list[nn.Module]:
+    """What gathers its weights by itself: the parts with many of them; at last the model, for all others."""
+    total = _numbers(model)
+    return [part for part in parts_of(model) if _numbers(part) >= _SMALLEST * total] + [model]
 
 
 def _numbers(module: nn.Module) -> int:

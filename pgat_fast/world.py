@@ -52,6 +52,7 @@ class World:
         self.rank, self.size = rank, size
         self.restarted = restarted
         """Whether torchrun has started the ranks of this job before."""
+        self._told: str | None = None
 
     @property
     def is_main(self) -> bool:
@@ -69,6 +70,14 @@ class World:
     def first_of(self, value: str | None) -> str | None:
         """What the lowest rank has that has anything. Called by all."""
         return value
+
+    def tell(self, value: str | None) -> None:
+        """Begin `first_of`, whose result `heard` will have: messages pass while a step is computed. Called by all."""
+        self._told = value
+
+    def heard(self) -> str | None:
+        """What the lowest rank has told that has told anything; None where nobody has. Called by all."""
+        return self._told
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over ranks, on the device of `values`. Called by all."""
@@ -137,6 +146,8 @@ class Ranks(World):
         self._control = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._store = distributed.distributed_c10d._get_default_store()
         self._step = self._met = 0
+        self._any = torch.zeros(1, dtype=torch.int32)
+        self._telling: distributed.Work | None = None
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="pgat-fast heartbeat", daemon=True)
         self._heart.start()
@@ -154,10 +165,21 @@ class Ranks(World):
                 self._store.set(f"{_ALIVE}{self.rank}", str(beats))
 
     def first_of(self, value: str | None) -> str | None:
+        self.tell(value)
+        return self.heard()
+
+    def tell(self, value: str | None) -> None:
         # A number is faster than an object; hardly ever there is anything.
-        given = torch.tensor([value is not None], dtype=torch.int32)
-        self._with_all(lambda: distributed.all_reduce(given, distributed.ReduceOp.MAX, self._control))
-        return next((one for one in self.gather(value) if one is not None), None) if given.item() else None
+        self._told, self._any = value, torch.tensor([value is not None], dtype=torch.int32)
+        self._telling = self._with_all(
+            lambda: distributed.all_reduce(self._any, distributed.ReduceOp.MAX, self._control, async_op=True)
+        )
+
+    def heard(self) -> str | None:
+        if self._telling is not None:
+            self._with_all(self._telling.wait)
+            self._telling = None
+        return next((one for one in self.gather(self._told) if one is not None), None) if self._any.item() else None
 
     def total(self, values: Tensor) -> Tensor:
         summed = values.detach().clone()

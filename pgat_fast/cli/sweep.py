@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
         start_logging(quiet=args.quiet)
         from pathlib import Path
 
-        from pgat_fast.sweep.jobs import jobs_of, parse_grid, write_jobs
+        from pgat_fast.sweep.jobs import Job, jobs_of, parse_grid, write_jobs
         from pgat_fast.sweep.pool import STOP_SECONDS, places, run_jobs
         from pgat_fast.sweep.table import as_text, finished, write_results
-        from pgat_fast.training.run_folder import locked
+        from pgat_fast.training.run_folder import is_locked, locked
 
         config = config_from(args)
         jobs = jobs_of(config, parse_grid(args.grid), args.seeds)
@@ -58,10 +58,13 @@ def run(args: argparse.Namespace) -> int:
         with locked(folder):
             jobs = write_jobs(folder, config, jobs)
             failures: dict[str, str] = {}
+            elsewhere: list[Job] = []
             if where:
                 stop.patience = STOP_SECONDS + PATIENCE  # the jobs save themselves, and are waited for
                 waiting = [job for job in jobs if finished(job.folder(folder)) is None]
-                failures = run_jobs(folder, waiting, where, stop=stop, progress=not args.quiet)
+                elsewhere = [job for job in waiting if is_locked(job.folder(folder))]
+                mine = [job for job in waiting if job not in elsewhere]
+                failures = run_jobs(folder, mine, where, stop=stop, progress=not args.quiet)
             records = write_results(folder, jobs)
     print(as_text(records))
     done = sum(record["seeds"] for record in records)
@@ -70,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         "\nnaive forecast: 1 - MSE / its MSE, above 0 is better. The ensemble is the mean forecast of the seeds."
     )
     print(f"\nwritten to {folder}: results.csv, summary.json; {done} of {len(jobs)} jobs are finished")
+    if elsewhere:
+        print(f"left to the processes that are at work on them: {', '.join(job.name for job in elsewhere)}")
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}")
     return int(bool(failures))

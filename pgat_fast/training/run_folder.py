@@ -99,6 +99,19 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process is at work in `folder`."""
+    if not (folder / ".lock").exists():
+        return False
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 class _LogFile(logging.FileHandler):
     """A log file that may fail, on a full disk say, without ending a run or filling the screen with tracebacks."""
 

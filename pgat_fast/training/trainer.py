@@ -144,8 +144,8 @@ def train(
         return folder, trainer.run(folder)
 
 
-Due = Literal["end", "save", "step"]
-"""What comes next: training ends by a limit, a checkpoint, a step."""
+Due = Literal["end", "save"] | None
+"""What comes before a step: the end of training, by a limit; a checkpoint; nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +225,8 @@ class Trainer:
         self.stage = "start"
         self.over: str | None = None
         """What this rank has to say of a memory limit that it is over."""
-        self.ranks_recorded = time.monotonic()
+        self.counted_from = time.monotonic(), 0
+        """When, and at which step, counting of windows a second began: training alone counts."""
         self.all_end = False
         """Whether all ranks have come to the same error, at the same place."""
 
@@ -352,12 +353,10 @@ class Trainer:
             disable=None if self.show_progress else True,
         ) as bar:
             self.monitor.resume_clock()
+            self.counted_from = time.monotonic(), self.progress.step
             for cycle in cycles[self.progress.cycle :]:
-                due = self.agreed()
-                if due == "end":
+                if self.before_step():
                     return False
-                if due == "save":
-                    self.save()
                 self.train_step(cycle)
                 bar.update()
                 if self.progress.cycle % self.config.run.log_interval == 0:
@@ -406,47 +405,58 @@ class Trainer:
         if self.world.size > 1 and self.progress.step % self.config.run.monitor_interval == 0:
             self.record_ranks()
 
-    def agreed(self) -> Due:
-        """What is due: that a limit ends training, a checkpoint, a step; the same in all ranks.
+    def before_step(self) -> bool:
+        """Whether a limit ends training before the next step. Saves what is due by time. The same in all ranks.
 
-        Raises what any of the ranks has to be stopped for, in all of them.
+        Raises, in all of them, what any has to be stopped for. Each tells of it before a step and hears of it before
+        the next one: nobody waits for a message.
         """
-        world = self.world
-        if world.size == 1:
-            return self.due()
-        world.reached(self.progress.step)
-        kind = self.agree_to_stop(self.due() if world.is_main else "step")  # of time: by one clock
-        # What dropout draws depends on the rank and the step alone, not on where a run was stopped.
-        seed_step(self.settings.seed, world.rank, self.progress.step)
-        self.take_snapshot()
-        return kind
+        if self.world.size == 1:
+            due = self.due()
+        else:
+            self.world.reached(self.progress.step)
+            # What dropout draws depends on the rank and the step alone, not on where a run was stopped.
+            seed_step(self.settings.seed, self.world.rank, self.progress.step)
+            self.take_snapshot()
+            said = self.obey(self.world.heard())
+            due = "end" if end_of_training(self.progress, self.settings) is not None else said
+        if due == "save":
+            self.save()
+        elif due == "end":
+            return True
+        self.world.tell(self.reason_to_stop() or (self.due() if self.world.is_main else None))  # time: by one clock
+        return False
 
     def due(self) -> Due:
         """By the limits of training, and the minutes between checkpoints."""
         if self.limit_reached():
             return "end"
         minutes = self.config.run.checkpoint_minutes
-        return "save" if minutes is not None and time.monotonic() - self.last_save >= 60 * minutes else "step"
+        return "save" if minutes is not None and time.monotonic() - self.last_save >= 60 * minutes else None
 
-    def agree_to_stop(self, due: Due = "step") -> Due:
-        """Raise, in all ranks, what any of them has to be stopped for; else return what the main one says is `due`."""
-        own = [f"{kind} {text}" for kind, text in (("stop", self.stop.requested), ("over", self.over)) if text]
-        own += [due] if due != "step" else []
-        kind, _, text = (self.world.first_of(own[0] if own else None) or "step").partition(" ")
+    def reason_to_stop(self) -> str | None:
+        """What this rank knows of."""
+        reasons = (("stop", self.stop.requested), ("over", self.over))
+        return next((f"{kind} {text}" for kind, text in reasons if text), None)
+
+    def obey(self, said: str | None) -> Due:
+        """Raise what somebody has to be stopped for; else return what the main rank says is due."""
+        kind, _, text = (said or "").partition(" ")
         self.all_end = kind in ("stop", "over")
         if kind == "stop":
             self.stop.request(text)
             raise StopRequested(text)
         if kind == "over":
             raise MemoryLimitError(text)
-        return cast(Due, kind)
+        return cast(Due, kind or None)
 
     def record_ranks(self) -> None:
         """Write down what every rank holds and does, and their sum."""
         now, settings = time.monotonic(), self.settings
         windows = len(self.world.share_of(torch.arange(settings.batch_size))) * settings.gradient_accumulation_steps
-        rate = windows * self.config.run.monitor_interval / (now - self.ranks_recorded)
-        self.ranks_recorded = now
+        since, step = self.counted_from
+        rate = windows * (self.progress.step - step) / (now - since)
+        self.counted_from = now, self.progress.step
         keys = ("process_gib", "device_allocated_gib", "windows_per_second")
         reading = self.monitor.reading() | {"windows_per_second": rate}
         ranks = self.world.gather({key: reading.get(key) for key in keys})
@@ -519,7 +529,7 @@ class Trainer:
     def before_batch(self) -> None:
         """Called before every window that is evaluated: whether to stop, whether memory is within its limits."""
         if self.world.size > 1 and self.stage != "evaluation":
-            self.agree_to_stop()
+            self.obey(self.world.first_of(self.reason_to_stop()))
             return
         self.stop.check()
         if self.saved is None and self.found is None:

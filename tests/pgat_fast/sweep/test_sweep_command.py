@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pgat_fast import load_run, predict
+from pgat_fast import load_config, load_run, predict
 from pgat_fast.cli import main
 from pgat_fast.forecasting.ensemble import predict_ensemble
 from pgat_fast.sweep.jobs import read_jobs
 from pgat_fast.sweep.pool import places
-from pgat_fast.sweep.table import best_members, collect, ensemble_skill
+from pgat_fast.sweep.table import best_members, collect, ensemble_skill, finished
+from pgat_fast.training.run_folder import locked
 
 SETTINGS = ["training.epochs=1", "training.warmup_epochs=0", "run.compile=off"]
 
@@ -34,7 +35,8 @@ def swept(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) ->
 def test_every_job_is_a_run_and_the_table_has_mean_and_spread(swept: Path) -> None:
     table = pd.read_csv(swept / "results.csv")
     assert list(table["state"]) == ["finished"] * 4
-    assert list(table["seed"]) == [1, 2, 1, 2] or len(set(table["seed"])) == 2
+    first = load_config(swept / "config.yaml").training.seed
+    assert list(table["seed"]) == [first, first + 1] * 2
     points = json.loads((swept / "summary.json").read_text())["points"]
     losses = [point["measures"]["best_validation_loss"]["mean"] for point in points]
     assert losses == sorted(losses), "the best first"
@@ -125,6 +127,21 @@ def test_a_job_that_was_stopped_before_it_saved_anything_counts_when_it_is_done(
     assert main(arguments) == 0
     assert list(collect(folder, [job])["state"]) == ["finished"]
     assert job.folder(folder).name == f"{job.name}-2"
+
+
+def test_what_another_process_is_at_work_on_is_left_to_it(
+    tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    arguments = ["sweep", "--seeds", "2", "--out", str(folder), "--quiet", "--set", *tiny_settings, *SETTINGS]
+    assert main([*arguments, "--jobs", "0"]) == 0
+    first, second = read_jobs(folder)
+    (folder / "runs" / first.name).mkdir(parents=True)
+    with locked(folder / "runs" / first.name):  # a queue has begun with it
+        assert main(arguments) == 0
+    assert finished(second.folder(folder)) is not None
+    assert finished(first.folder(folder)) is None
+    assert f"left to the processes that are at work on them: {first.name}" in capsys.readouterr().out
 
 
 def test_places() -> None:
