@@ -19,8 +19,8 @@ are more processes than cores, the part of a step that one process takes is pred
 """
 
 import argparse
+import json
 import math
-import multiprocessing
 import os
 import statistics
 import sys
@@ -223,28 +223,21 @@ def take_steps(count: int, strategy: Any) -> list[float]:
     return [statistics.median(taken[3:]), size, parts]
 
 
-def work(rank: int, count: int, store: str, results: Any, what: Callable[..., list[float]], *more: Any) -> None:
-    """In a process: do it; the first rank tells what it found."""
-    with one_of(rank, count, store):
+def work(rank: int, count: int, folder: str, what: Callable[..., list[float]], *more: Any) -> None:
+    """In a process: do it; the first rank writes what it found into `folder`."""
+    with one_of(rank, count, os.path.join(folder, "store")):
         found = what(count, *more)
         if rank == 0:
-            results.put(found)
+            Path(folder, "found").write_text(json.dumps(found))
 
 
 def measure(count: int, what: Callable[..., list[float]] = add_up, *more: Any) -> list[float]:
     """What `what` finds among `count` processes."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
+    from torch.multiprocessing.spawn import spawn
+
     with tempfile.TemporaryDirectory() as folder:
-        store = os.path.join(folder, "store")
-        processes = [
-            context.Process(target=work, args=(rank, count, store, results, what, *more)) for rank in range(count)
-        ]
-        for process in processes:
-            process.start()
-        found: list[float] = results.get(timeout=120)
-        for process in processes:
-            process.join(60)
+        spawn(work, (count, folder, what, *more), nprocs=count)
+        found: list[float] = json.loads(Path(folder, "found").read_text())
     return found
 
 

@@ -1,16 +1,19 @@
-"""What torchrun says of this process in its environment. Imports no torch."""
+"""What torchrun says of this process in its environment, and how a run of several ends for good. Imports no torch."""
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _ADDRESS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that say where ranks meet."""
 
 CODE_FILE = "PGAT_FAST_EXIT_CODE_FILE"
 """Environment variable that names a file for the exit code of a run that ends for good, see `ends_for_good`."""
+
+_OVER = "pgat_fast/over"
 
 
 def _number(name: str, default: int) -> int:
@@ -38,11 +41,22 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def local_size() -> int:
+    """How many there are on this machine."""
+    return _number("LOCAL_WORLD_SIZE", local_rank() + 1)
+
+
 def restarts() -> int:
     """How often this machine's processes have been started anew, after one ended."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) if by_torchrun() else 0
 
 
+# --- ending -----------------------------------------------------------------------------------------------------------
+# torchrun takes every exit code but 0 for a reason to start all again. A run that ends for good says so to the other
+# ranks, which end then, too, and for the same reason: without it they would find somebody missing.
+
+_store: Any = None
+"""Where the ranks of this start of the job note things for each other, once they have met."""
 _agreed: bool | None = None
 
 
@@ -53,23 +67,40 @@ def may_be_restarted() -> bool:
     return by_torchrun() and _number("TORCHELASTIC_MAX_RESTARTS", 0) > restarts()
 
 
+def joined(store: Any) -> None:
+    """Ranks have met at `store` (of torch), which is theirs alone."""
+    global _store
+    _store = store
+    if is_main() and os.environ.get(CODE_FILE):
+        Path(os.environ[CODE_FILE]).unlink(missing_ok=True)  # of an earlier start
+
+
 def agree_on_restarts(any_may: bool) -> None:
     """From now on `may_be_restarted` answers so, in all of them: each machine counts its own restarts."""
     global _agreed
     _agreed = any_may
 
 
-def job() -> str | None:
-    """The name of the job that all starts of it have in common; None where there is none of its own."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "") if by_torchrun() else ""
-    return None if name in ("", "none") else name
+def over() -> int | None:
+    """The exit code with which a rank has ended the run for good; None where none has, or nobody can tell."""
+    with suppress(Exception):
+        if _store is not None and _store.check([_OVER]):
+            return int(_store.get(_OVER))
+    return None
+
+
+def _say_over(code: int) -> None:
+    with suppress(Exception):
+        if _store is not None:
+            _store.set(_OVER, str(code))
 
 
 def end_for_good(code: int) -> None:
-    """End this process. Torchrun, which takes every code but 0 for a reason to start again, is told 0 where it would.
+    """End this process, and the run. Torchrun is told 0 where it would start again.
 
     The code itself goes into the file that `CODE_FILE` names, if it does.
     """
+    _say_over(code)
     if not may_be_restarted():
         os._exit(code)
     if is_main() and os.environ.get(CODE_FILE):
@@ -79,15 +110,24 @@ def end_for_good(code: int) -> None:
 
 @contextmanager
 def ends_for_good() -> Iterator[None]:
-    """Within it, what would come again after a restart, or was asked for, ends the run for good: see `end_for_good`."""
+    """Within it, what would come again after a restart, or was asked for, ends the run for good: see `end_for_good`.
+
+    A rank that is lost does not, unless it has ended for good itself.
+    """
     from pgat_fast import exit_codes
     from pgat_fast.errors import PgatError, RankError, StopRequested
 
     try:
         yield
     except (StopRequested, PgatError) as error:
-        if isinstance(error, RankError) or not may_be_restarted():
+        code = over() if isinstance(error, RankError) else exit_codes.of_error(error)
+        if code is None or not by_torchrun():
             raise
-        if is_main():
+        _say_over(code)
+        if not may_be_restarted():
+            raise
+        if isinstance(error, RankError):
+            print("another rank has ended the run for good", file=sys.stderr, flush=True)
+        elif is_main() or not isinstance(error, StopRequested):
             print(f"{'stopped' if isinstance(error, StopRequested) else 'error'}: {error}", file=sys.stderr, flush=True)
-        end_for_good(exit_codes.of_error(error))
+        end_for_good(code)

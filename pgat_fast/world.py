@@ -8,6 +8,7 @@ the gradients take.
 """
 
 import inspect
+import logging
 import threading
 import time
 import uuid
@@ -23,7 +24,20 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pgat_fast.errors import BackendError, RankError, first_line
-from pgat_fast.ranks import agree_on_restarts, by_torchrun, is_distributed, local_rank, may_be_restarted, restarts
+from pgat_fast.ranks import (
+    agree_on_restarts,
+    by_torchrun,
+    end_for_good,
+    is_distributed,
+    joined,
+    local_rank,
+    local_size,
+    may_be_restarted,
+    over,
+    restarts,
+)
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -37,6 +51,10 @@ _ALIVE: Final = "pgat_fast/alive/"
 _BEAT_SECONDS: Final = 1.0
 _ASK: Final = timedelta(seconds=5)
 """What the store may take to say what a rank has noted, once one is missing."""
+_DONE: Final = "pgat_fast/done"
+"""The key that the main rank sets when it needs the others no more."""
+_PATIENCE: Final = 60.0
+"""Seconds in which a rank must have found that another has ended the run for good, before it is ended, too."""
 
 
 class World:
@@ -48,11 +66,11 @@ class World:
     sharded = False
     """Whether each rank holds a part of the weights: then every forward pass is one of all ranks."""
 
-    def __init__(self, rank: int = 0, size: int = 1, restarted: bool = False) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, job: str | None = None) -> None:
         self.rank, self.size = rank, size
-        self.restarted = restarted
-        """Whether torchrun has started the ranks of this job before."""
-        self._told: str | None = None
+        self.job = job
+        """What all starts of this run by one torchrun have in common, and nothing else has; None without torchrun."""
+        self._told: list[str] = []
 
     @property
     def is_main(self) -> bool:
@@ -67,16 +85,12 @@ class World:
         """What a mean over this rank's share is multiplied by, so that the mean over ranks is that of the batch."""
         return len(range(self.rank, batch_size, self.size)) * self.size / batch_size
 
-    def first_of(self, value: str | None) -> str | None:
-        """What the lowest rank has that has anything. Called by all."""
-        return value
+    def tell(self, word: str | None) -> None:
+        """Tell all ranks a word, or that there is none. It passes while they compute. Called by all."""
+        self._told = [word] if word else []
 
-    def tell(self, value: str | None) -> None:
-        """Begin `first_of`, whose result `heard` will have: messages pass while a step is computed. Called by all."""
-        self._told = value
-
-    def heard(self) -> str | None:
-        """What the lowest rank has told that has told anything; None where nobody has. Called by all."""
+    def heard(self) -> list[str]:
+        """The words that ranks have told last, in their order. Called by all, after `tell` or before all."""
         return self._told
 
     def total(self, values: Tensor) -> Tensor:
@@ -90,6 +104,13 @@ class World:
     def from_main(self, value: Any) -> Any:
         """What the main rank has. Called by all."""
         return value
+
+    def wait_for(self, value: Tensor) -> None:
+        """Until the device has computed `value`, for which all ranks are needed. Called by all."""
+        value.item()
+
+    def until_main_is_done(self, check: Callable[[], None]) -> None:
+        """Wait for the main rank, which needs the others no more; `check` is called meanwhile, and may raise."""
 
     def reached(self, step: int) -> None:
         """Note how far this rank has come, for the others to read where it is missing."""
@@ -134,18 +155,20 @@ class Ranks(World):
     """One of several processes, within a process group of torch.
 
     Where a rank does not come within `timeout` seconds, or has ended, RankError says which. Gradients on GPUs go over
-    NCCL, which raises nothing: there torch's own watchdog ends the process after that time.
+    NCCL, which raises nothing: there the log says which, shortly before torch's own watchdog ends the process.
     """
 
     def __init__(
-        self, device: torch.device, timeout: float, strategy: Strategy = "ddp", restarted: bool = False
+        self, device: torch.device, timeout: float, strategy: Strategy = "ddp", job: str | None = None
     ) -> None:
-        super().__init__(distributed.get_rank(), distributed.get_world_size(), restarted)
+        super().__init__(distributed.get_rank(), distributed.get_world_size(), job)
         self.sharded = strategy == "fsdp"
         self._device, self._timeout = device, timeout
         self._control = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._store = distributed.distributed_c10d._get_default_store()
         self._step = self._met = 0
+        self._waits_since: float | None = None
+        self._word: str | None = None
         self._any = torch.zeros(1, dtype=torch.int32)
         self._telling: distributed.Work | None = None
         self._ended = threading.Event()
@@ -153,33 +176,47 @@ class Ranks(World):
         self._heart.start()
 
     def close(self) -> None:
-        """Stop counting."""
+        """Let go of the other ranks."""
+        with suppress(Exception):  # the store may be gone
+            if self.is_main:
+                self._store.set(_DONE, "")
         self._ended.set()
         self._heart.join(timeout=2 * _BEAT_SECONDS)
 
     def _beat(self) -> None:
-        beats = 0
+        """Show that this rank lives; look whether it waits for one that does not come, and whether the run is over."""
+        beats, complained, over_since = 0, 0, None
         with suppress(Exception):  # the store is gone: so is the run
             while not self._ended.wait(_BEAT_SECONDS):
                 beats += 1
                 self._store.set(f"{_ALIVE}{self.rank}", str(beats))
+                since, now = self._waits_since, time.monotonic()
+                if since is not None and now - since > 0.9 * self._timeout and complained != self._met:
+                    complained = self._met
+                    threading.Thread(target=self._complain, daemon=True).start()
+                code = over()
+                over_since = now if code is not None and over_since is None else over_since
+                if code is not None and over_since is not None and now - over_since > _PATIENCE:
+                    end_for_good(code)  # it waits on a GPU for what will not come
 
-    def first_of(self, value: str | None) -> str | None:
-        self.tell(value)
-        return self.heard()
+    def _complain(self) -> None:
+        logger.warning(
+            "rank %d of %d has computed, or waited for others, for nearly %g s (run.rank_timeout_seconds): %s",
+            self.rank, self.size, self._timeout, self.missing(),
+        )  # fmt: skip
 
-    def tell(self, value: str | None) -> None:
-        # A number is faster than an object; hardly ever there is anything.
-        self._told, self._any = value, torch.tensor([value is not None], dtype=torch.int32)
+    def tell(self, word: str | None) -> None:
+        # A number is faster than an object; hardly ever there is a word.
+        self._word, self._any = word, torch.tensor([word is not None], dtype=torch.int32)
         self._telling = self._with_all(
             lambda: distributed.all_reduce(self._any, distributed.ReduceOp.MAX, self._control, async_op=True)
         )
 
-    def heard(self) -> str | None:
+    def heard(self) -> list[str]:
         if self._telling is not None:
             self._with_all(self._telling.wait)
             self._telling = None
-        return next((one for one in self.gather(self._told) if one is not None), None) if self._any.item() else None
+        return [word for word in self.gather(self._word) if word is not None] if self._any.item() else []
 
     def total(self, values: Tensor) -> Tensor:
         summed = values.detach().clone()
@@ -196,26 +233,43 @@ class Ranks(World):
         self._with_all(lambda: distributed.broadcast_object_list(shared, 0, self._control))
         return shared[0]
 
+    def wait_for(self, value: Tensor) -> None:
+        with self._meeting():
+            value.item()
+
+    def until_main_is_done(self, check: Callable[[], None]) -> None:
+        alive, seen = "", time.monotonic()
+        while not self.is_main:
+            check()
+            try:
+                if self._store.check([_DONE]):
+                    return
+                beats = self._store.get(f"{_ALIVE}0").decode()
+            except RuntimeError as error:
+                raise self.lost(error) from error
+            if beats != alive:
+                alive, seen = beats, time.monotonic()
+            elif time.monotonic() - seen > self._timeout:
+                raise self.lost(RuntimeError("the main rank shows no sign of life"))
+            time.sleep(0.2)
+
     def reached(self, step: int) -> None:
         self._step = step
-
-    def _meet(self) -> None:
-        """Note that this rank is about to wait for the others."""
-        self._met += 1
-        self._store.set(f"{_PLACE}{self.rank}", f"{self._step} {self._met}")
 
     def parallel(self, model: nn.Module) -> nn.Module:
         if self.sharded:
             from pgat_fast.sharding import shard
 
-            return shard(model, self._device, self.size)
+            with self._meeting():
+                return shard(model, self._device, self.size)
         own = [self._device.index or 0] if self._device.type == "cuda" else None
         made: Any = nn.parallel.DistributedDataParallel
         # Buffers are the same everywhere: they are constants. How to say so changed with torch 2.13.
         known = "forward_sync_buffers" in inspect.signature(made.__init__).parameters
-        wrapped: nn.Module = made(
-            model, device_ids=own, **{"forward_sync_buffers" if known else "broadcast_buffers": False}
-        )
+        with self._meeting():
+            wrapped: nn.Module = made(
+                model, device_ids=own, **{"forward_sync_buffers" if known else "broadcast_buffers": False}
+            )
         return wrapped
 
     @contextmanager
@@ -237,14 +291,18 @@ class Ranks(World):
 
     @contextmanager
     def _meeting(self) -> Iterator[None]:
-        """Around a computation that waits for the other ranks somewhere."""
+        """Around what waits for the other ranks somewhere."""
         try:
-            self._meet()
+            self._met += 1
+            self._store.set(f"{_PLACE}{self.rank}", f"{self._step} {self._met}")
+            self._waits_since = time.monotonic()
             yield
         except RuntimeError as error:
             if _is_of_communication(error):
                 raise self.lost(error) from error
             raise
+        finally:
+            self._waits_since = None
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
         norm = super().norm(gradients)
@@ -288,11 +346,8 @@ class Ranks(World):
         return None
 
     def _with_all(self, speak: Callable[[], Result]) -> Result:
-        try:
-            self._meet()
+        with self._meeting():
             return speak()
-        except RuntimeError as error:
-            raise self.lost(error) from error
 
     def lost(self, error: BaseException) -> RankError:
         """What to say of an error of torch's communication."""
@@ -345,32 +400,60 @@ def world_of_process(device: torch.device, timeout: float, strategy: Strategy = 
     limit = timedelta(seconds=timeout)
     try:
         store, rank, size = next(rendezvous("env://", timeout=limit))
-        start = meet_at(store, rank, size, timeout)
-        here = next(_starts_of_this_process)
-        restarted = start > here or (here == 1 and restarts() > 0)
+        own = PrefixStore(f"pgat_fast/start-{meet_at(store, rank, size, timeout)}", store)
+        joined(own)
+        job = job_at(store) if rank == 0 else None
         if size > 1:
-            own = PrefixStore(f"pgat_fast/start-{start}", store)
             backend = "nccl" if device.type == "cuda" else "gloo"
             distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
-            ranks = Ranks(device, timeout, strategy, restarted)
+            ranks = Ranks(device, timeout, strategy, job)
             agree_on_restarts(any(ranks.gather(may_be_restarted())))
+    except RankError:
+        raise
     except RuntimeError as error:
         raise RankError(f"the ranks do not find each other within {timeout:g} s: {first_line(error)[:200]}") from error
     if size == 1:
-        yield World(restarted=restarted)
+        yield World(job=job)
         return
     try:
         yield ranks
-    finally:
+    except BaseException:
         ranks.close()
-        with suppress(RuntimeError):  # one of the others may have ended
-            distributed.destroy_process_group()
+        if device.type != "cuda":  # NCCL would wait there for work that may never end
+            _leave()
+        raise
+    ranks.close()
+    _leave()
+
+
+def _leave() -> None:
+    with suppress(RuntimeError):  # one of the others may have ended
+        distributed.destroy_process_group()
+
+
+_trainings = count(1)
+"""Of this process."""
+
+
+def job_at(store: Store) -> str:
+    """The name of what this process does now and processes before it, in the same place, have done. For the main rank.
+
+    torchrun keeps `store` for all starts of a job. Neither its own name for a job (which another one may have had) nor
+    its count of restarts (each machine has its own) tells two jobs apart.
+    """
+    name = uuid.uuid4().hex
+    kept = store.compare_set(f"pgat_fast/job-{next(_trainings)}", "", name).decode()
+    if kept == name and restarts():
+        logger.warning(
+            "torchrun has started this job before, but not kept its store: a new run begins; "
+            "train --resume goes on with the old one"
+        )
+    return kept
 
 
 _STARTS: Final = "pgat_fast/starts"
 """How often the main rank has come to the store."""
 _POLL_SECONDS: Final = 0.02
-_starts_of_this_process = count(1)
 
 
 def meet_at(store: Store, rank: int, size: int, timeout: float) -> int:
@@ -411,8 +494,8 @@ def device_of_rank(device: torch.device) -> torch.device:
     if device.type != "cuda" or not is_distributed():
         return device
     there = torch.cuda.device_count()
-    if local_rank() >= there:
-        raise BackendError(f"process {local_rank() + 1} of this machine has no GPU of its own: torch sees {there}")
+    if local_size() > there:  # all of this machine say so
+        raise BackendError(f"{local_size()} processes on this machine, of which torch sees {there} GPUs: start fewer")
     own = torch.device("cuda", local_rank())
     torch.cuda.set_device(own)
     return own

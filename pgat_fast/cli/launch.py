@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import uuid
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 from pgat_fast.cores import usable_cores
 from pgat_fast.ranks import CODE_FILE
 from pgat_fast.training.stop import SIGNALS
+
+SHUTDOWN_SECONDS = 90
+"""That the processes have to save a checkpoint and end, once they are told to."""
 
 
 def launch(args: argparse.Namespace) -> int:
@@ -63,8 +67,9 @@ def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=f"pgat-fast-{os.getpid()}", rdzv_backend="c10d",
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=f"pgat-fast-{uuid.uuid4().hex}", rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, signals_to_handle=",".join(signals()),
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )  # fmt: skip
     start: Any = elastic_launch(config, sys.executable)
     with TemporaryDirectory() as folder:

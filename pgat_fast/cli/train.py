@@ -66,15 +66,14 @@ def run(args: argparse.Namespace) -> int:
     if args.restarts:
         raise ConfigError("--restarts goes with --devices; torchrun has --max-restarts")
     # First of all: what follows loads torch, which takes seconds, and a signal may come at any time.
-    with StopSignals() as stop:
+    with StopSignals() as stop, ends_for_good():
         start_logging(quiet=args.quiet or not is_main())
         config, resume = _what_to_train(args)
 
         from pgat_fast.training.results import summary
         from pgat_fast.training.trainer import train
 
-        with ends_for_good():
-            folder, results = train(config, resume=resume, stop=stop, progress=not args.quiet)
+        folder, results = train(config, resume=resume, stop=stop, progress=not args.quiet)
     if not is_main():
         return 0
     print(summary(results))
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
     """The configuration, and the run folder or checkpoint to go on with."""
     from pgat_fast.errors import ConfigError
-    from pgat_fast.ranks import is_main
+    from pgat_fast.ranks import is_distributed
     from pgat_fast.training.run_folder import checkpoint_of, locked
 
     if args.resume is None:
@@ -93,13 +92,13 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
     if args.resume == "auto":
         config = config_from(args)
         resume = _newest_run(config)
-        if resume is not None and is_main():
+        if resume is not None and not is_distributed():
             with locked(resume):
                 pass
         return config, resume
     resume = Path(args.resume)
     folder, _ = checkpoint_of(resume)
-    if is_main():
+    if not is_distributed():
         with locked(folder):  # says at once, before anything else is loaded, that another process is at work there
             pass
     if args.config is None:

@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 
 from pgat_fast.errors import ConfigError
 from pgat_fast.files import write_json
-from pgat_fast.ranks import job
 
 if TYPE_CHECKING:
     from pgat_fast.config import Config
@@ -59,12 +58,15 @@ def has_checkpoints(folder: Path) -> bool:
     return any((folder / CHECKPOINTS).glob("*/manifest.json"))
 
 
-def run_of_this_job(config: "Config") -> Path | None:
-    """What an earlier start of this job has begun and saved; None where there is nothing yet."""
-    for folder in run_folders(Path(config.run.output), config.run.name):
-        if job() is not None and read_status(folder).get("job") == job() and has_checkpoints(folder):
-            return folder
-    return None
+def run_of_job(job: str, config: "Config", resume: Path | None) -> Path | None:
+    """The run that an earlier start of `job` has begun and saved, or gone on with; None where there is none yet.
+
+    `resume`: what the job was to go on with.
+    """
+    folders = run_folders(Path(config.run.output), config.run.name)
+    folders += [] if resume is None else [checkpoint_of(resume)[0]]
+    own = next((folder for folder in folders if read_status(folder).get("job") == job), None)
+    return own if own is not None and has_checkpoints(own) else None
 
 
 def checkpoint_of(path: Path) -> tuple[Path, str | None]:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,7 +39,6 @@ from pgat_fast.model.precision import resolve_precision
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
-from pgat_fast.ranks import job
 from pgat_fast.training.about import describe_run
 from pgat_fast.training.checkpoint import (
     Checkpoint,
@@ -69,7 +67,7 @@ from pgat_fast.training.run_folder import (
     log_file,
     new_folder,
     read_status,
-    run_of_this_job,
+    run_of_job,
     set_results_aside,
     write_status,
 )
@@ -111,14 +109,16 @@ def train(
         OutOfMemoryError, MemoryLimitError: what the names say; a checkpoint has been written.
         StopRequested: somebody asked the run to stop; a checkpoint has been written.
         RankError: another rank has ended, or does not answer; the main one has written a checkpoint.
+
+    With `run.strategy=fsdp` a rank that is alone with its error cannot write a checkpoint: older ones count.
     """
     stop = stop or Stop()
     device = device_of_rank(resolve_device(config.run.device))
     with ExitStack() as held:
         world = held.enter_context(world_of_process(device, config.run.rank_timeout_seconds, config.run.strategy))
         found = None
-        if world.restarted:
-            resume = checkpoint_of(resume)[0] if resume is not None else run_of_this_job(config)
+        if world.job is not None:
+            resume = run_of_job(world.job, config, resume) or resume
         resume = world.from_main(resume)  # one rank looks, lest another sees other files
         if resume is not None:
             folder, name = checkpoint_of(resume)
@@ -176,7 +176,8 @@ class Trainer:
         self.device = device_of_rank(resolve_device(config.run.device))
         self.world = world = world or World()
         self.config, self.settings, self.stop, self.show_progress = config, config.training, stop, progress
-        self.found = found
+        self.found, self.resumed = found, found is not None
+        """The checkpoint to go on from, until that is done; whether there is or was one."""
         self.place = None if found is None else stored_progress(*found)
         """Where the checkpoint to go on from stands."""
         if found is not None:
@@ -225,8 +226,10 @@ class Trainer:
         self.stage = "start"
         self.over: str | None = None
         """What this rank has to say of a memory limit that it is over."""
-        self.counted_from = time.monotonic(), 0
-        """When, and at which step, counting of windows a second began: training alone counts."""
+        self.counted_since, self.windows_counted = time.monotonic(), 0
+        """When counting of this rank's windows began, and what was counted; without validations."""
+        self.begun = False
+        """Whether the run stands where it was to go on from."""
         self.all_end = False
         """Whether all ranks have come to the same error, at the same place."""
 
@@ -295,9 +298,13 @@ class Trainer:
         """Restore the checkpoint to go on from; a new run is validated once and saved before its first step."""
         self.record("start", memory=True)
         if self.found is not None:
-            self.restore(*self.found)
+            path, checkpoint = self.found
+            self.restore(path, checkpoint)
             if self.world.is_main:
-                set_newer_aside(self.found[0])
+                set_newer_aside(path)
+            self.found = None  # as large as weights and optimizer together
+        self.begun = True
+        self.write_status("running")
         if self.world.is_main:
             write_atomically(self.folder / "config.yaml", dump_config(self.config).encode())
         if self.world.size == 1:
@@ -308,8 +315,9 @@ class Trainer:
             logger.info("before training: validation loss %.5f", initial)
             self.progress = replace(self.progress, initial_validation_loss=initial)
         self.take_snapshot()
-        self.stop.patience = PATIENCE if self.world.is_main else PATIENCE_OF_OTHERS
-        if not (self.checkpoints / self.progress.name).exists():
+        alone = self.world.is_main and not self.world.sharded
+        self.stop.patience = PATIENCE if alone else PATIENCE_OF_OTHERS
+        if not self.world.from_main((self.checkpoints / self.progress.name).exists()):
             self.save(required=True)
 
     def fit(self) -> str:
@@ -353,7 +361,7 @@ class Trainer:
             disable=None if self.show_progress else True,
         ) as bar:
             self.monitor.resume_clock()
-            self.counted_from = time.monotonic(), self.progress.step
+            self.counted_since, self.windows_counted = time.monotonic(), 0
             for cycle in cycles[self.progress.cycle :]:
                 if self.before_step():
                     return False
@@ -381,7 +389,7 @@ class Trainer:
         weight = self.world.weight_of(self.settings.batch_size)
         losses = self.step.accumulate([partial(load, indices) for indices in cycle], weight)
         if self.world.size > 1:
-            losses.item()  # waits for all, before the lock is taken that the last resort wants
+            self.world.wait_for(losses)  # before the lock is taken that the last resort wants
         with self.applying:
             self.step.apply(losses, len(cycle), (before, cycle))
             self.read_flags(wait=self.world.size > 1)  # all ranks at the same step
@@ -402,6 +410,7 @@ class Trainer:
         if state.over and self.world.size == 1:
             raise MemoryLimitError(state.message)
         self.over = state.message if state.over else None
+        self.windows_counted += sum(len(self.world.share_of(indices)) for indices in cycle)
         if self.world.size > 1 and self.progress.step % self.config.run.monitor_interval == 0:
             self.record_ranks()
 
@@ -439,24 +448,22 @@ class Trainer:
         reasons = (("stop", self.stop.requested), ("over", self.over))
         return next((f"{kind} {text}" for kind, text in reasons if text), None)
 
-    def obey(self, said: str | None) -> Due:
-        """Raise what somebody has to be stopped for; else return what the main rank says is due."""
-        kind, _, text = (said or "").partition(" ")
-        self.all_end = kind in ("stop", "over")
-        if kind == "stop":
-            self.stop.request(text)
-            raise StopRequested(text)
-        if kind == "over":
-            raise MemoryLimitError(text)
-        return cast(Due, kind or None)
+    def obey(self, said: list[str]) -> Due:
+        """Raise what any rank has to be stopped for; else return what the main one says is due."""
+        words = {kind: text for kind, _, text in (word.partition(" ") for word in reversed(said))}
+        self.all_end = "stop" in words or "over" in words
+        if "stop" in words:
+            self.stop.request(words["stop"])
+            raise StopRequested(words["stop"])
+        if "over" in words:
+            raise MemoryLimitError(words["over"])
+        return cast(Due, next(iter(words), None))
 
     def record_ranks(self) -> None:
         """Write down what every rank holds and does, and their sum."""
-        now, settings = time.monotonic(), self.settings
-        windows = len(self.world.share_of(torch.arange(settings.batch_size))) * settings.gradient_accumulation_steps
-        since, step = self.counted_from
-        rate = windows * (self.progress.step - step) / (now - since)
-        self.counted_from = now, self.progress.step
+        now = time.monotonic()
+        rate = self.windows_counted / (now - self.counted_since)
+        self.counted_since, self.windows_counted = now, 0
         keys = ("process_gib", "device_allocated_gib", "windows_per_second")
         reading = self.monitor.reading() | {"windows_per_second": rate}
         ranks = self.world.gather({key: reading.get(key) for key in keys})
@@ -488,6 +495,8 @@ class Trainer:
         if self.saved != (self.progress.name, ending.best):
             self.save(best=ending.best, required=True)
         if not self.world.is_main:
+            self.stage, self.snapshot = "evaluation", None
+            self.world.until_main_is_done(self.stop.check)
             return {}
         if ending.best is None:
             raise ConfigError("no step was taken: nothing to evaluate; raise training.max_minutes or max_steps")
@@ -529,10 +538,11 @@ class Trainer:
     def before_batch(self) -> None:
         """Called before every window that is evaluated: whether to stop, whether memory is within its limits."""
         if self.world.size > 1 and self.stage != "evaluation":
-            self.obey(self.world.first_of(self.reason_to_stop()))
+            self.world.tell(self.reason_to_stop())
+            self.obey(self.world.heard())
             return
         self.stop.check()
-        if self.saved is None and self.found is None:
+        if self.saved is None and not self.resumed:
             return  # a run that has no checkpoint yet is not stopped for its memory: the first step will tell
         state = self.monitor.limit_state()
         if state.over:
@@ -840,7 +850,9 @@ class Trainer:
     def write_status(self, state: str, **more: Any) -> None:
         if not self.world.is_main:
             return
-        place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step, "job": job()}
+        place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step}
+        if self.begun:  # before that, another start of the job must not take the run for its own
+            place["job"] = self.world.job
         try:
             write_status(self.folder, state, **place, **more)
         except OSError as error:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from pgat_fast import load_config
+from pgat_fast import exit_codes, load_config
 from pgat_fast.errors import ConfigError
 from pgat_fast.training.run_folder import read_status
 from pgat_fast.world import World
@@ -153,6 +153,8 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(started: Started) ->
     assert newest(started.folder).about["step"] == status["step"]
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
 SLOW = """
 import sys, time
 from pgat_fast.cli import main
@@ -170,8 +172,7 @@ def test_the_others_wait_until_the_first_rank_has_saved(settings: list[str], tmp
     """torchrun ends all of them as soon as one has ended."""
     program = tmp_path / "slow.py"
     program.write_text(SLOW)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    started = Started(tmp_path / "run", settings, begin=[*torchrun, str(program), "train"])
+    started = Started(tmp_path / "run", settings, begin=[*TORCHRUN, str(program), "train"])
     try:
         started.wait_for(r"epoch 2, step 1 of")
         started.rank(1).send_signal(signal.SIGUSR1)
@@ -201,6 +202,50 @@ def test_a_stop_is_no_reason_to_start_again(started: Started) -> None:
     assert not any("resumed from" in line for line in started.lines)
 
 
+LONG = """
+import sys, time
+from pgat_fast.cli import main
+from pgat_fast.training import trainer
+trainer.PATIENCE = 1.0
+step = trainer.Trainer.train_step
+def long(self, cycle):
+    time.sleep(6 * (self.progress.step == 5))
+    step(self, cycle)
+trainer.Trainer.train_step = long
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_stop_in_a_long_step_is_no_reason_to_start_again(settings: list[str], tmp_path: Path) -> None:
+    """The first rank saves and leaves from within it; the other one finds it gone."""
+    program = tmp_path / "long.py"
+    program.write_text(LONG)
+    started = Started(tmp_path / "run", settings, begin=[*TORCHRUN, "--max-restarts", "1", str(program), "train"])
+    try:
+        started.wait_for(r"epoch 2, step 2 of")  # step 5; the next one is long
+        started.rank(0).send_signal(signal.SIGUSR1)
+        started.end()
+        assert not any("resumed from" in line for line in started.lines), "".join(started.lines)
+        status = read_status(started.folder)
+        assert (status["state"], status["step"]) == ("stopped", 5), status
+        assert newest(started.folder).about["step"] == 5
+    finally:
+        started.kill()
+
+
+def test_what_one_rank_alone_cannot_do_ends_all_for_good(settings: list[str], tmp_path: Path) -> None:
+    """Only the first makes folders: the other one learns why it is gone."""
+    (tmp_path / "taken").write_text("")
+    started = Started(tmp_path / "taken" / "run", settings, "--restarts", "3")
+    try:
+        assert started.end() == exit_codes.WRONG_INPUT
+        said = "".join(started.lines)
+        assert said.count("cannot make a folder there") == 1, said
+        assert "another rank has ended the run for good" in said
+    finally:
+        started.kill()
+
+
 @pytest.mark.parametrize("started", [("--restarts", "1")], indirect=True)
 def test_a_rank_that_dies_ends_the_others_and_they_go_on_from_the_last_checkpoint(started: Started) -> None:
     started.wait_for(r"epoch 2, step 1 of")
@@ -220,7 +265,8 @@ def test_ranks_of_two_machines_go_on_from_the_last_checkpoint(settings: list[str
         port = free.getsockname()[1]
     begin = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
     begin += ["--rdzv-backend", "c10d", "--rdzv-id", "two", "--rdzv-endpoint", f"localhost:{port}", "-m", "pgat_fast"]
-    machines = [Started(tmp_path / "run", settings, begin=[*begin, "train"]) for _ in range(2)]
+    sharded = [*settings, "run.strategy=fsdp"]
+    machines = [Started(tmp_path / "run", sharded, begin=[*begin, "train"]) for _ in range(2)]
     try:
         main = wait_for_one(machines, r"epoch 2, step 1 of")
         other = machines[1 - machines.index(main)]
@@ -292,9 +338,9 @@ def test_a_stop_is_agreed_within_a_validation(tiny: list[str], tmp_path: Path) -
     class Told(World):
         asked = 0
 
-        def first_of(self, value: str | None) -> str | None:
+        def heard(self) -> list[str]:
             self.asked += 1
-            return "stop SIGUSR1" if self.asked == 2 else value  # the other rank has got a signal
+            return ["stop SIGUSR1"] if self.asked == 2 else super().heard()  # the other rank has got a signal
 
     world = Told(0, 2)
     trainer = Trainer(load_config(None, tiny), None, Stop(), progress=False, world=world)
