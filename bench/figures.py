@@ -7,6 +7,7 @@ from typing import Final
 from bench.compare import KIND, RESULTS, ROOT, faster_in_words, saved_bytes
 from bench.gpu import MOST_SECONDS
 from bench.processes import Record
+from bench.ranks import KINDS, STRATEGIES
 from bench.scaling import DAYS, TIMESTEPS, summarize
 from bench.time_model import EPOCH_STEPS
 from pgat_fast.errors import DataError
@@ -251,24 +252,37 @@ def ranks() -> str:
         size = f"{paper['gradient_bytes'] / 1e6:.0f} MB of gradients"
         windows = load("ranks")["assumptions"]["batch"]
         head += [f"{name} ({size}), {windows} windows a GPU", f"{name}, {windows} windows in all, divided"]
+        head += [f"{name}, `fsdp`, {windows} windows a GPU"]
     rows = []
     for together in zip(*(paper["rows"] for paper in papers), strict=True):
         cells = [str(together[0]["gpus"])]
         for row in together:
-            cells += ["-" if row[kind] is None else f"{100 * row[kind]:.0f} %" for kind in ("weak", "strong")]
+            cells += ["-" if row[kind] is None else f"{100 * row[kind]:.0f} %" for kind in KINDS]
         rows.append(cells)
     return table(head, rows)
 
 
 def ranks_check() -> str:
     """How far the prediction is off at the largest size, for every number of processes."""
-    rows = load("ranks")["check"]["rows"]
+    rows = load("ranks")["check"]["all_reduce"]
     largest = max(row["bytes"] for row in rows)
     return ", ".join(
         f"{row['processes']} processes {1e3 * row['seconds']:.0f} ms ({1e3 * row['predicted']:.0f} predicted)"
         for row in rows
         if row["bytes"] == largest
     )
+
+
+def ranks_steps() -> str:
+    """Training steps of several processes, beside what was predicted."""
+    head = ["processes", *(title for strategy in STRATEGIES for title in (f"`{strategy}`, measured", "predicted"))]
+    found = {(row["processes"], row["strategy"]): row for row in load("ranks")["check"]["steps"]}
+    rows = []
+    for count in sorted({count for count, _ in found}):
+        both = [found.get((count, strategy), found.get((count, None))) for strategy in STRATEGIES]
+        cells = [f"{1e3 * row[key]:.0f} ms" for row in both for key in ("seconds", "predicted")]
+        rows.append([str(count), *cells])
+    return table(head, rows)
 
 
 def gpu() -> str:
@@ -406,6 +420,9 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "ranks": ranks,
     "ranks_batch": lambda: str(load("ranks")["assumptions"]["batch"]),
     "ranks_check": ranks_check,
+    "ranks_steps": ranks_steps,
+    "ranks_step_batch": lambda: str(load("ranks")["check"]["batch"]),
+    "ranks_cores": lambda: str(load("ranks")["check"]["cores"]),
     "reference_again": reference_again,
     "rmse_changes": lambda: ", ".join(rmse_changes()),
     "rmse_seeds": lambda: str(len(rmse_changes())),
