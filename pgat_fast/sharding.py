@@ -1,7 +1,8 @@
 """Weights, gradients and optimizer spread over ranks by torch's `fully_shard` (FSDP2): each holds a part of every one.
 
 A part of the model gets its weights from all ranks right before it computes and lets go of them afterwards, so that a
-rank needs the memory of one part's weights at a time (Zhao et al., PyTorch FSDP, 2023). Imports what takes half a
+rank needs the memory of one part's weights at a time (Zhao et al., PyTorch FSDP, 2023), and with gradient accumulation
+that of all gradients. Imports what takes half a
 second: imported where it is asked for.
 """
 
@@ -25,6 +26,7 @@ _SMALLEST: Final = 0.01
 def shard(model: nn.Module, device: torch.device, ranks: int) -> nn.Module:
     """Leave each of `ranks` its part of the parameters of `model`, in place; they become `DTensor`s. Called by all.
 
+    `model` may be on the CPU: part by part it moves to `device`.
     Its parts (`parts_of`) gather their weights one after the other.
     """
     # Torch warns of changes in place to what a part returns, where that is a view. Nothing here makes any.

@@ -1,5 +1,6 @@
 """Where a run stands: everything that must survive a kill, besides the weights."""
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -100,3 +101,16 @@ def end_of_training(progress: Progress, settings: TrainingConfig) -> str | None:
     if settings.max_steps is not None and progress.step >= settings.max_steps:
         return f"training.max_steps {settings.max_steps} reached"
     return None
+
+
+def most_steps(settings: TrainingConfig, windows: int, seconds_per_step: float) -> int:
+    """Optimizer steps of the whole run as its limits allow, with `windows` to train on.
+
+    Early stopping is not foreseen; `seconds_per_step` tells what `max_minutes` allows.
+    """
+    steps = settings.epochs * math.ceil(windows // settings.batch_size / settings.gradient_accumulation_steps)
+    if settings.max_steps is not None:
+        steps = min(steps, settings.max_steps)
+    if settings.max_minutes is not None:
+        steps = min(steps, math.ceil(60 * settings.max_minutes / seconds_per_step))
+    return steps

@@ -72,7 +72,7 @@ from pgat_fast.training.run_folder import (
     write_status,
 )
 from pgat_fast.training.schedule import learning_rate
-from pgat_fast.training.state import Ending, Epoch, Progress, end_of_training
+from pgat_fast.training.state import Ending, Epoch, Progress, end_of_training, most_steps
 from pgat_fast.training.step import SMALLEST_SCALE, OptimizerStep, make_optimizer
 from pgat_fast.training.stop import PATIENCE, PATIENCE_OF_OTHERS, Stop
 from pgat_fast.world import World, device_of_rank, world_of_process
@@ -197,7 +197,9 @@ class Trainer:
         if config.run.tensorboard:
             writer_class()
         precision = resolve_precision(config.run.precision, self.device)
-        self.model = build_model(config).to(self.device)
+        self.model = build_model(config)
+        if not world.sharded:  # else it goes there part by part
+            self.model.to(self.device)
         compiled = self.decide_compile()
         if compiled:
             # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
@@ -235,20 +237,14 @@ class Trainer:
 
     def decide_compile(self) -> bool:
         """Whether training is compiled: as it was before, or as the length of the whole run suggests."""
-        batch = expected_batch_seconds(self.config, self.device) / self.world.size
         settings = self.settings
+        batch = expected_batch_seconds(self.config, self.device) / self.world.size
         seconds_per_step = batch * settings.gradient_accumulation_steps
-        batches = len(self.splits.train) // settings.batch_size
-        steps = settings.epochs * math.ceil(batches / settings.gradient_accumulation_steps)
-        if settings.max_steps is not None:
-            steps = min(steps, settings.max_steps)
-        if settings.max_minutes is not None:
-            steps = min(steps, math.ceil(60 * settings.max_minutes / seconds_per_step))
         return decide_compile(
             self.config.run.compile,
             resolve_backend(self.config.run.backend),
             self.device,
-            expected_steps=steps,
+            expected_steps=most_steps(settings, len(self.splits.train), seconds_per_step),
             seconds_per_step=seconds_per_step,
             before=None if self.found is None else self.found[1].about.get("compiled"),
         )
@@ -627,8 +623,7 @@ class Trainer:
         own = [self.world.share_of(indices) for indices in cycle]
         report = find_nonfinite(self.step, self.splits.train, own, self.table.dates, before.generators)
         report = {"epoch": place.epoch + 1, "step": place.step + 1} | report
-        rank = f"-rank-{self.world.rank}" if self.world.size > 1 else ""  # each has looked at its own windows
-        path = write_report(self.folder, f"nonfinite-step-{place.step + 1:08d}{rank}.json", report)
+        path = write_report(self.folder, self.report_name("nonfinite", place.step + 1), report)
         left_out = int(before.totals[2].item()) + sum(epoch.skipped_steps for epoch in place.epochs)
         losses = ", ".join(f"{batch['loss']}" for batch in report["batches"])
         message = f"{where}: the gradient is not finite (losses {losses}); diagnosis in {path}"
@@ -792,16 +787,23 @@ class Trainer:
         report = memory_report(self.device, self.monitor.reading(), text)
         self.step.optimizer.zero_grad()
         release_caches()
-        rank = f"-rank-{self.world.rank}" if self.world.size > 1 else ""
-        path = write_report(self.folder, f"out-of-memory-step-{self.progress.step:08d}{rank}.json", report)
+        path = write_report(self.folder, self.report_name("out-of-memory", self.progress.step), report)
+        where = self.stage if self.stage != "train" else f"train, epoch {self.epoch}, step {self.progress.step + 1}"
+        return OutOfMemoryError(f"out of memory in {where}: {text}; report in {path}. {self.what_to_lower()}")
+
+    def report_name(self, what: str, step: int) -> str:
+        """Of several ranks each has one of its own."""
+        return f"{what}-step-{step:08d}{f'-rank-{self.world.rank}' if self.world.size > 1 else ''}.json"
+
+    def what_to_lower(self) -> str:
+        """For less memory."""
         if self.stage != "train":
-            return OutOfMemoryError(
-                f"out of memory in {self.stage}: {text}; report in {path}. It computes one window at a time: lower "
-                "model.seq_len or the size of the model, or free memory, and go on with --resume"
+            return (
+                "It computes one window at a time: lower model.seq_len or the size of the model, or free memory, and "
+                "go on with --resume"
             )
         batch, accumulated = self.settings.batch_size, self.settings.gradient_accumulation_steps
-        return OutOfMemoryError(
-            f"out of memory in train, epoch {self.epoch}, step {self.progress.step + 1}: {text}; report in {path}. "
+        return (
             f"Lower training.batch_size from {batch} (raise training.gradient_accumulation_steps from {accumulated}, "
             "for the same optimizer step), or model.seq_len; `pgat-fast plan` predicts what fits"
         )

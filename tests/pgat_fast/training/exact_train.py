@@ -6,6 +6,7 @@ steps it makes a difference of 1e-7 in a gradient one of 1e-2 in a weight. A pro
 
 import sys
 
+import torch
 from torch import nn
 
 from pgat_fast.cli import main
@@ -25,4 +26,7 @@ if __name__ == "__main__":
     nn.Dropout.__init__ = without_dropout  # type: ignore[method-assign]
     Windows.batch = lambda self, indices: Batch(*(x.double() for x in cut(self, indices)))  # type: ignore[method-assign]
     trainer.build_model = in_float64  # type: ignore[attr-defined]
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    print(f"compiled graphs: {graphs}", file=sys.stderr)
+    sys.exit(code)

@@ -34,8 +34,8 @@ OWN = [
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
 
 
-def train(ranks: int, folder: Path, settings: list[str], *more: str) -> None:
-    """By `exact_train.py` under torchrun, as anybody starts several ranks."""
+def train(ranks: int, folder: Path, settings: list[str], *more: str) -> str:
+    """By `exact_train.py` under torchrun, as anybody starts several ranks; what they wrote to standard error."""
     own = [f"run.output={folder.parent}", f"run.name={folder.name}"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     done = subprocess.run(
@@ -43,6 +43,7 @@ def train(ranks: int, folder: Path, settings: list[str], *more: str) -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=360, env={**os.environ, **ENVIRONMENT}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -99,8 +100,9 @@ def test_a_run_goes_on_with_another_number_of_ranks_that_share_less(
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_compiled_ranks_train_the_same_weights(strategy: str, settings: list[str], alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train(2, folder, [*settings, "run.compile=on", f"run.strategy={strategy}"])
+    said = train(2, folder, [*settings, "run.compile=on", f"run.strategy={strategy}"])
     assert results(folder)["compiled"]
+    assert len(re.findall("compiled graphs: [1-9]", said)) == 2, said
     assert_close(weights(folder), weights(alone))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from pgat_fast.config.schema import TrainingConfig
 from pgat_fast.training.generators import generator_states, restore_generators, seed_everything
-from pgat_fast.training.state import Epoch, Progress, end_of_training
+from pgat_fast.training.state import Epoch, Progress, end_of_training, most_steps
 
 
 def epoch(number: int, loss: float) -> Epoch:
@@ -83,3 +83,10 @@ def test_the_same_seed_gives_the_same_numbers_everywhere() -> None:
     assert draw() == first
     seed_everything(2025)
     assert all(one != other for one, other in zip(draw(), first, strict=True))
+
+
+def test_the_most_steps_of_a_run() -> None:
+    settings = TrainingConfig(epochs=10, batch_size=4, gradient_accumulation_steps=3)
+    assert most_steps(settings, 103, 1.0) == 10 * 9  # 25 batches make 8 steps of three, and one of one
+    assert most_steps(settings.model_copy(update={"max_steps": 7}), 103, 1.0) == 7
+    assert most_steps(settings.model_copy(update={"max_minutes": 1.0}), 103, 8.0) == 8
