@@ -37,10 +37,16 @@ def performance() -> str:
     return _FIGURE.sub(figure, TEMPLATE.read_text()).strip()
 
 
+def printed(name: str) -> str:
+    """What a command has printed."""
+    return f"```\n{(RESULTS / name).with_suffix('.txt').read_text().strip()}\n```"
+
+
 BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "performance": performance,
     "decoder_future": decoder_future,
-    "make_train": lambda: f"```\n{(RESULTS / 'make_train.txt').read_text().strip()}\n```",
+    "make_train": lambda: printed("make_train"),
+    "sweep": lambda: printed("sweep"),
 }
 """What is written into the README."""
 

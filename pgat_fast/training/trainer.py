@@ -429,7 +429,7 @@ class Trainer:
             self.save()
         elif due == "end":
             return True
-        self.world.tell(self.reason_to_stop() or (self.due() if self.world.is_main else None))  # time: by one clock
+        self.tell_others()
         return False
 
     def due(self) -> Due:
@@ -439,10 +439,11 @@ class Trainer:
         minutes = self.config.run.checkpoint_minutes
         return "save" if minutes is not None and time.monotonic() - self.last_save >= 60 * minutes else None
 
-    def reason_to_stop(self) -> str | None:
-        """What this rank knows of."""
+    def tell_others(self) -> None:
+        """What this rank has to be stopped for; the main one also what is due by its clock."""
         reasons = (("stop", self.stop.requested), ("over", self.over))
-        return next((f"{kind} {text}" for kind, text in reasons if text), None)
+        reason = next((f"{kind} {text}" for kind, text in reasons if text), None)
+        self.world.tell(reason or (self.due() if self.world.is_main else None))
 
     def obey(self, said: list[str]) -> Due:
         """Raise what any rank has to be stopped for; else return what the main one says is due."""
@@ -534,8 +535,8 @@ class Trainer:
     def before_batch(self) -> None:
         """Called before every window that is evaluated: whether to stop, whether memory is within its limits."""
         if self.world.size > 1 and self.stage != "evaluation":
-            self.world.tell(self.reason_to_stop())
-            self.obey(self.world.heard())
+            self.tell_others()
+            self.obey(self.world.heard())  # what is due, the next step hears again
             return
         self.stop.check()
         if self.saved is None and not self.resumed:

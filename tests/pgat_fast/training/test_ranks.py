@@ -96,6 +96,14 @@ def test_a_run_goes_on_with_another_number_of_ranks_that_share_less(
     assert_close(weights(folder), weights(alone))
 
 
+def test_a_limit_of_time_ends_all_of_them(settings: list[str], tmp_path: Path) -> None:
+    folder, limits = tmp_path / "run", ["training.max_steps=null", "training.epochs=100000", "training.patience=100000"]
+    train(2, folder, [*settings, *limits, "training.max_minutes=0.05", "run.checkpoint_minutes=0.01"])
+    assert results(folder)["training_ended"] == "training.max_minutes 0.05 are over"
+    saved = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"checkpoint"' in line]
+    assert len(saved) > 3, "by the minutes, too"
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_compiled_ranks_train_the_same_weights(strategy: str, settings: list[str], alone: Path, tmp_path: Path) -> None:
