@@ -136,7 +136,17 @@ def as_text(records: Sequence[dict[str, Any]]) -> str:
 
     skills = sorted({name for record in records for name in record["measures"] if name.startswith("skill_")})
     titles = ["against " + name.removeprefix("skill_") for name in skills]
-    rows = [("settings", "seeds", "validation loss", "test RMSE", *titles, "ensemble RMSE", *titles)]
+    rows = [
+        (
+            "settings",
+            "seeds",
+            "validation loss",
+            "test RMSE",
+            *titles,
+            "ensemble RMSE",
+            *(f"it {title}" for title in titles),
+        )
+    ]
     for record in records:
         settings = ", ".join(f"{key}={value}" for key, value in record["settings"].items()) or "as configured"
         ensemble, measures = record["ensemble"], record["measures"]
