@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ CODE_FILE = "PGAT_FAST_EXIT_CODE_FILE"
 """Environment variable that names a file for the exit code of a run that ends for good, see `ends_for_good`."""
 
 _OVER = "pgat_fast/over"
+_SAY_SECONDS = 2.0
+"""That a process which ends waits for the store to know why: it may be busy, or gone."""
 
 
 def _number(name: str, default: int) -> int:
@@ -70,7 +73,7 @@ def may_be_restarted() -> bool:
 def joined(store: Any) -> None:
     """Ranks have met at `store` (of torch), which is theirs alone."""
     global _store
-    _store = store
+    _store = store.clone()  # a connection of its own: the other one is taken as long as somebody waits there
     if is_main() and os.environ.get(CODE_FILE):
         Path(os.environ[CODE_FILE]).unlink(missing_ok=True)  # of an earlier start
 
@@ -89,10 +92,23 @@ def over() -> int | None:
     return None
 
 
+_SIGTERM = 128 + 15
+
+
 def _say_over(code: int) -> None:
-    with suppress(Exception):
-        if _store is not None:
-            _store.set(_OVER, str(code))
+    """Let the others know, if they do not yet. Not of a SIGTERM: torchrun sends it before it starts all again.
+
+    (One that a user sends to a rank is agreed on between steps; in the middle of a long one it is taken for that.)
+    """
+
+    def say() -> None:
+        with suppress(Exception):
+            _store.compare_set(_OVER, "", str(code))
+
+    if _store is not None and code != _SIGTERM:
+        saying = threading.Thread(target=say, daemon=True)
+        saying.start()
+        saying.join(_SAY_SECONDS)
 
 
 def end_for_good(code: int) -> None:
@@ -112,7 +128,7 @@ def end_for_good(code: int) -> None:
 def ends_for_good() -> Iterator[None]:
     """Within it, what would come again after a restart, or was asked for, ends the run for good: see `end_for_good`.
 
-    A rank that is lost does not, unless it has ended for good itself.
+    A rank that is lost does not, unless it has ended the run for good itself.
     """
     from pgat_fast import exit_codes
     from pgat_fast.errors import PgatError, RankError, StopRequested
@@ -121,7 +137,7 @@ def ends_for_good() -> Iterator[None]:
         yield
     except (StopRequested, PgatError) as error:
         code = over() if isinstance(error, RankError) else exit_codes.of_error(error)
-        if code is None or not by_torchrun():
+        if code is None or _store is None:  # before ranks have met nobody could be told
             raise
         _say_over(code)
         if not may_be_restarted():

@@ -23,7 +23,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from pgat_fast.errors import BackendError, RankError, first_line
+from pgat_fast.errors import BackendError, PgatError, RankError, first_line
 from pgat_fast.ranks import (
     agree_on_restarts,
     by_torchrun,
@@ -52,9 +52,9 @@ _BEAT_SECONDS: Final = 1.0
 _ASK: Final = timedelta(seconds=5)
 """What the store may take to say what a rank has noted, once one is missing."""
 _DONE: Final = "pgat_fast/done"
-"""The key that the main rank sets when it needs the others no more."""
-_PATIENCE: Final = 60.0
-"""Seconds in which a rank must have found that another has ended the run for good, before it is ended, too."""
+"""The key that the main rank sets when it needs the others no more: whether it has come to its end."""
+_PATIENCE: Final = 30.0
+"""Seconds that a rank may wait for others when one has ended the run for good, before it is ended, too."""
 
 
 class World:
@@ -69,7 +69,8 @@ class World:
     def __init__(self, rank: int = 0, size: int = 1, job: str | None = None) -> None:
         self.rank, self.size = rank, size
         self.job = job
-        """What all starts of this run by one torchrun have in common, and nothing else has; None without torchrun."""
+        """What all starts of this run by one torchrun have in common, and nothing else has; None without torchrun, and
+        in other ranks than the main one."""
         self._told: list[str] = []
 
     @property
@@ -175,28 +176,29 @@ class Ranks(World):
         self._heart = threading.Thread(target=self._beat, name="pgat-fast heartbeat", daemon=True)
         self._heart.start()
 
-    def close(self) -> None:
-        """Let go of the other ranks."""
+    def close(self, ended: bool = True) -> None:
+        """Let go of the other ranks. `ended`: whether all has been done, without an error."""
         with suppress(Exception):  # the store may be gone
             if self.is_main:
-                self._store.set(_DONE, "")
+                self._store.set(_DONE, "yes" if ended else "no")
         self._ended.set()
         self._heart.join(timeout=2 * _BEAT_SECONDS)
 
     def _beat(self) -> None:
         """Show that this rank lives; look whether it waits for one that does not come, and whether the run is over."""
-        beats, complained, over_since = 0, 0, None
+        shared: Any = self._store
+        beats, complained, store = 0, 0, shared.clone()  # the other connection is taken as long as somebody waits
+        patience = min(_PATIENCE, self._timeout / 2)
         with suppress(Exception):  # the store is gone: so is the run
             while not self._ended.wait(_BEAT_SECONDS):
                 beats += 1
-                self._store.set(f"{_ALIVE}{self.rank}", str(beats))
-                since, now = self._waits_since, time.monotonic()
-                if since is not None and now - since > 0.9 * self._timeout and complained != self._met:
+                store.set(f"{_ALIVE}{self.rank}", str(beats))
+                since = self._waits_since
+                waited = 0.0 if since is None else time.monotonic() - since
+                if waited > 0.9 * self._timeout and complained != self._met:
                     complained = self._met
                     threading.Thread(target=self._complain, daemon=True).start()
-                code = over()
-                over_since = now if code is not None and over_since is None else over_since
-                if code is not None and over_since is not None and now - over_since > _PATIENCE:
+                if waited > patience and (code := over()) is not None:
                     end_for_good(code)  # it waits on a GPU for what will not come
 
     def _complain(self) -> None:
@@ -243,7 +245,11 @@ class Ranks(World):
             check()
             try:
                 if self._store.check([_DONE]):
-                    return
+                    if self._store.get(_DONE) == b"yes":
+                        return
+                    raise RuntimeError("the main rank has failed")
+                if over() is not None:
+                    raise RuntimeError("the run is over")
                 beats = self._store.get(f"{_ALIVE}0").decode()
             except RuntimeError as error:
                 raise self.lost(error) from error
@@ -392,7 +398,7 @@ def own_part(tensor: Tensor) -> Tensor:
 def world_of_process(device: torch.device, timeout: float, strategy: Strategy = "ddp") -> Iterator[World]:
     """The world of this process: of the ranks that torchrun has started, or of one process.
 
-    Raises RankError where the ranks do not find each other.
+    Raises RankError where the ranks do not find each other, BackendError where a restart has nothing to go on from.
     """
     if not is_distributed() and not by_torchrun():
         yield World()
@@ -408,7 +414,7 @@ def world_of_process(device: torch.device, timeout: float, strategy: Strategy = 
             distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
             ranks = Ranks(device, timeout, strategy, job)
             agree_on_restarts(any(ranks.gather(may_be_restarted())))
-    except RankError:
+    except PgatError:
         raise
     except RuntimeError as error:
         raise RankError(f"the ranks do not find each other within {timeout:g} s: {first_line(error)[:200]}") from error
@@ -418,7 +424,7 @@ def world_of_process(device: torch.device, timeout: float, strategy: Strategy = 
     try:
         yield ranks
     except BaseException:
-        ranks.close()
+        ranks.close(ended=False)
         if device.type != "cuda":  # NCCL would wait there for work that may never end
             _leave()
         raise
@@ -442,11 +448,11 @@ def job_at(store: Store) -> str:
     its count of restarts (each machine has its own) tells two jobs apart.
     """
     name = uuid.uuid4().hex
-    kept = store.compare_set(f"pgat_fast/job-{next(_trainings)}", "", name).decode()
+    kept: str = store.compare_set(f"pgat_fast/job-{next(_trainings)}", "", name).decode()
     if kept == name and restarts():
-        logger.warning(
-            "torchrun has started this job before, but not kept its store: a new run begins; "
-            "train --resume goes on with the old one"
+        raise BackendError(
+            "torchrun has started this job before, but not kept its store: which run is to go on? Start it again, with "
+            "train --resume"
         )
     return kept
 

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
     """The configuration, and the run folder or checkpoint to go on with."""
     from pgat_fast.errors import ConfigError
-    from pgat_fast.ranks import is_distributed
+    from pgat_fast.ranks import is_distributed, restarts
     from pgat_fast.training.run_folder import checkpoint_of, locked
 
     if args.resume is None:
@@ -97,6 +97,8 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
                 pass
         return config, resume
     resume = Path(args.resume)
+    if restarts() and not resume.exists():  # the checkpoint that the job began with has made room for newer ones
+        resume = resume.parent
     folder, _ = checkpoint_of(resume)
     if not is_distributed():
         with locked(folder):  # says at once, before anything else is loaded, that another process is at work there

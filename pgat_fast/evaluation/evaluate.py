@@ -125,7 +125,9 @@ def mean_loss_of_split(
     for number, (batch, forecast, _) in enumerate(_forecasts(model, windows, padded, on_batch, world=world)):
         if number < len(own):
             total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
-    return world.total(total).item() / len(windows)
+    total = world.total(total)
+    world.wait_for(total)
+    return total.item() / len(windows)
 
 
 def _forecasts(

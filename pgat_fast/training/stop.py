@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from pgat_fast.errors import StopRequested
-from pgat_fast.ranks import end_for_good
+from pgat_fast.ranks import end_for_good, is_distributed
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 """What stops a run; the exit code is 128 plus the number of the signal. Windows has two of them."""
@@ -27,8 +27,9 @@ PATIENCE = 12.0
 """Seconds that the main thread has to stop by itself while it trains; the last resort after it takes a few more."""
 PATIENCE_OF_OTHERS = 60.0
 """The same for a rank that can save nothing alone: it waits for the others."""
-LAST_RESORT_SECONDS = 60.0
-"""That the last resort may take: a GPU that waits for a rank that is lost gives no weights away."""
+LAST_RESORT_SECONDS = 15.0
+"""That the last resort may take in one of several ranks: a GPU that waits for one that is lost gives no weights away.
+With `PATIENCE` less than the 30 s after which torchrun kills."""
 
 ECHO = 1.5
 """Seconds in which more signals are taken for the first one: a shell and the kernel both tell of a closed terminal."""
@@ -107,9 +108,10 @@ class StopSignals(Stop):
     def _resort(self, name: str, number: int) -> None:
         if self.ended.wait(self.patience):
             return
-        limit = threading.Timer(LAST_RESORT_SECONDS, end_for_good, (128 + number,))
-        limit.daemon = True
-        limit.start()
+        if is_distributed():
+            limit = threading.Timer(LAST_RESORT_SECONDS, end_for_good, (128 + number,))
+            limit.daemon = True
+            limit.start()
         try:
             if self.last_resort is not None:
                 self.last_resort(name)

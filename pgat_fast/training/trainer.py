@@ -39,6 +39,7 @@ from pgat_fast.model.precision import resolve_precision
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
+from pgat_fast.ranks import over
 from pgat_fast.training.about import describe_run
 from pgat_fast.training.checkpoint import (
     Checkpoint,
@@ -539,6 +540,8 @@ class Trainer:
             self.obey(self.world.heard())  # what is due, the next step hears again
             return
         self.stop.check()
+        if self.world.size > 1 and over() is not None:
+            raise RankError("another rank has ended the run")
         if self.saved is None and not self.resumed:
             return  # a run that has no checkpoint yet is not stopped for its memory: the first step will tell
         state = self.monitor.limit_state()
@@ -753,10 +756,13 @@ class Trainer:
         reason = f"{type(error).__name__}: {error}"
         if asked or isinstance(error, OutOfMemoryError):
             reason = str(error) or "interrupted"
+        code = exit_codes.of_error(error)
+        if isinstance(error, RankError) and (told := over()) is not None:
+            state, reason, code = "stopped", f"another rank has ended the run ({reason})", told
         self.record("stop" if state == "stopped" else "error", level="error", memory=True, reason=reason)
         if self.snapshot is not None:
             self.save_what_there_is(self.snapshot)
-        self.write_status(state, reason=reason, exit_code=exit_codes.of_error(error))
+        self.write_status(state, reason=reason, exit_code=code)
         if self.all_end:  # torchrun ends all as soon as one has ended: not before the main one has saved
             with suppress(RankError):
                 self.world.from_main(None)
@@ -853,9 +859,9 @@ class Trainer:
     def write_status(self, state: str, **more: Any) -> None:
         if not self.world.is_main:
             return
-        place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step}
-        if self.begun:  # before that, another start of the job must not take the run for its own
-            place["job"] = self.world.job
+        # Before the run has begun, another start of the job must not take it for its own, if none has.
+        job = self.world.job if self.begun else read_status(self.folder).get("job")
+        place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step, "job": job}
         try:
             write_status(self.folder, state, **place, **more)
         except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pgat_fast import load_config
 from pgat_fast.errors import ConfigError
 from pgat_fast.training.run_folder import (
     CHECKPOINTS,
@@ -20,8 +21,12 @@ from pgat_fast.training.run_folder import (
     new_folder,
     read_status,
     run_folders,
+    run_of_job,
     write_status,
 )
+from pgat_fast.training.stop import Stop
+from pgat_fast.training.trainer import Trainer
+from pgat_fast.world import World
 
 HOLD = """
 import sys, time
@@ -113,3 +118,31 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pyte
     with log_file(tmp_path):
         logging.getLogger("pgat_fast").info("a line")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_run_of_a_job(tmp_path: Path) -> None:
+    config = load_config(None, [f"run.output={tmp_path}", "run.name=mine"])
+    assert run_of_job("ours", config, None) is None
+    for name, job in (("mine", "ours"), ("mine-2", "theirs"), ("elsewhere", "ours too")):
+        folder = tmp_path / name
+        (folder / CHECKPOINTS / "epoch-0000-step-00000000").mkdir(parents=True)
+        write_status(folder, "failed", job=job)
+    assert run_of_job("ours", config, None) is None, "it has saved nothing"
+    for name in ("mine", "mine-2", "elsewhere"):
+        (tmp_path / name / CHECKPOINTS / "epoch-0000-step-00000000" / "manifest.json").write_text("{}")
+    assert run_of_job("ours", config, None) == tmp_path / "mine"
+    assert run_of_job("ours too", config, None) is None
+    assert run_of_job("ours too", config, tmp_path / "elsewhere") == tmp_path / "elsewhere"
+
+
+def test_a_start_that_fails_early_leaves_the_run_to_its_job(tiny: list[str], tmp_path: Path) -> None:
+    trainer = Trainer(load_config(None, tiny), None, Stop(), progress=False, world=World(0, 1, "theirs"))
+    trainer.folder = tmp_path
+    trainer.write_status("failed")
+    assert read_status(tmp_path)["job"] is None, "not ours before we stand where we were to go on"
+    write_status(tmp_path, "running", job="ours")
+    trainer.write_status("failed")
+    assert read_status(tmp_path)["job"] == "ours"
+    trainer.begun = True
+    trainer.write_status("running")
+    assert read_status(tmp_path)["job"] == "theirs"
