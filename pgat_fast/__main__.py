@@ -1,7 +1,6 @@
 """`python -m pgat_fast`, what torchrun starts: the command line."""
 
-import sys
-
 from pgat_fast.cli import main
+from pgat_fast.ranks import leave
 
-sys.exit(main())
+leave(main())

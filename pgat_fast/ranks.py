@@ -124,6 +124,18 @@ def end_for_good(code: int) -> None:
     os._exit(0)
 
 
+def leave(code: int) -> None:
+    """End this process; one of several without taking the interpreter apart: torch's threads may be at work in it, and
+    one of them that wants to go on then makes an abort of the end.
+    """
+    if not is_distributed():
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
 @contextmanager
 def ends_for_good() -> Iterator[None]:
     """Within it, what would come again after a restart, or was asked for, ends the run for good: see `end_for_good`.

@@ -134,3 +134,13 @@ def test_one_process_of_torchrun_has_a_job_and_one_without_has_none(monkeypatch:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert ranks.by_torchrun()
     assert not ranks.is_distributed()
+
+
+def test_one_of_several_leaves_at_once_and_any_other_in_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LeftError, match=r"^3$"):
+        ranks.leave(3)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(SystemExit):
+        ranks.leave(3)

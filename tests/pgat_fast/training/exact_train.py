@@ -12,6 +12,7 @@ from torch import nn
 from pgat_fast.cli import main
 from pgat_fast.config import Config
 from pgat_fast.data.windows import Batch, Windows
+from pgat_fast.ranks import leave
 from pgat_fast.training import trainer
 
 if __name__ == "__main__":
@@ -29,4 +30,4 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     print(f"compiled graphs: {graphs}", file=sys.stderr)
-    sys.exit(code)
+    leave(code)
