@@ -102,7 +102,7 @@ def _say_over(code: int) -> None:
     """
 
     def say() -> None:
-        with suppress(Exception):
+        with suppress(Exception):  # it may be gone, with the processes that could have read it
             _store.compare_set(_OVER, "", str(code))
 
     if _store is not None and code != _SIGTERM:
@@ -131,7 +131,7 @@ def leave(code: int) -> None:
     if not is_distributed():
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
+        with suppress(OSError):  # nobody reads it
             stream.flush()
     os._exit(code)
 
@@ -151,8 +151,8 @@ def ends_for_good() -> Iterator[None]:
         code = over() if isinstance(error, RankError) else exit_codes.of_error(error)
         if code is None or _store is None:  # before ranks have met nobody could be told
             raise
-        _say_over(code)
         if not may_be_restarted():
+            _say_over(code)
             raise
         if isinstance(error, RankError):
             print("another rank has ended the run for good", file=sys.stderr, flush=True)

@@ -2,28 +2,26 @@
 
 Started by torchrun, or by `pgat-fast train --devices N`, each process trains on its share of every batch; torch's own
 DistributedDataParallel adds their gradients up, or its `fully_shard` does, which leaves each a part of the weights, too
-(`pgat_fast.sharding`). What decides the course of a run (a stop, a limit of time, a gradient
-that is not finite) is decided by all of them alike, at the same step. They speak of it over gloo, on the CPU, whatever
-the gradients take.
+(`pgat_fast.sharding`). What decides the course of a run (a stop, a limit of time, a gradient that is not finite) is
+decided by all of them alike, at the same step. They speak of it over gloo, on the CPU, whatever the gradients take.
 """
 
 import inspect
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from itertools import count
 from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pgat_fast.errors import BackendError, PgatError, RankError, first_line
+from pgat_fast.meeting import job_at, meet_at
 from pgat_fast.ranks import (
     agree_on_restarts,
     by_torchrun,
@@ -34,7 +32,6 @@ from pgat_fast.ranks import (
     local_size,
     may_be_restarted,
     over,
-    restarts,
 )
 
 logger = logging.getLogger(__name__)
@@ -77,6 +74,11 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
+
+    @property
+    def makes_checkpoints(self) -> bool:
+        """Whether this process is needed for one: the main rank, and all that hold a part of the weights."""
+        return self.is_main or self.sharded
 
     def share_of(self, indices: Tensor) -> Tensor:
         """The windows of a batch that are this rank's: every `size`-th, from `rank` on."""
@@ -435,64 +437,6 @@ def world_of_process(device: torch.device, timeout: float, strategy: Strategy = 
 def _leave() -> None:
     with suppress(RuntimeError):  # one of the others may have ended
         distributed.destroy_process_group()
-
-
-_trainings = count(1)
-"""Of this process."""
-
-
-def job_at(store: Store) -> str:
-    """The name of what this process does now and processes before it, in the same place, have done. For the main rank.
-
-    torchrun keeps `store` for all starts of a job. Neither its own name for a job (which another one may have had) nor
-    its count of restarts (each machine has its own) tells two jobs apart.
-    """
-    name = uuid.uuid4().hex
-    kept: str = store.compare_set(f"pgat_fast/job-{next(_trainings)}", "", name).decode()
-    if kept == name and restarts():
-        raise BackendError(
-            "torchrun has started this job before, but not kept its store: which run is to go on? Start it again, with "
-            "train --resume"
-        )
-    return kept
-
-
-_STARTS: Final = "pgat_fast/starts"
-"""How often the main rank has come to the store."""
-_POLL_SECONDS: Final = 0.02
-
-
-def meet_at(store: Store, rank: int, size: int, timeout: float) -> int:
-    """Wait for all ranks of this start of the job; returns its number, from 1.
-
-    torchrun keeps one store for all starts of a job, and what ended processes wrote is still in it: torch itself would
-    connect to them. How often the machine of a rank was started anew is no number that all have. So the main rank
-    gives each start the next number of a counter, and tells it to every rank that asks. A rank asks under a name that
-    no other process has had, and confirms the answer; the main one answers until all have.
-
-    Raises RankError that names who has not come within `timeout` seconds.
-    """
-    limit = timedelta(seconds=timeout)
-    if rank:
-        name = uuid.uuid4().hex
-        store.set(f"{_STARTS}/asks/{rank}", name)
-        store.wait([f"{_STARTS}/answer/{name}"], limit)
-        start = int(store.get(f"{_STARTS}/answer/{name}"))
-        store.set(f"{_STARTS}/{start}/{rank}", "")
-        return start
-    start = store.add(_STARTS, 1)
-    missing, until = set(range(1, size)), time.monotonic() + timeout
-    while missing:
-        for other in sorted(missing):
-            if store.check([f"{_STARTS}/{start}/{other}"]):
-                missing.discard(other)
-            elif store.check([f"{_STARTS}/asks/{other}"]):
-                store.set(f"{_STARTS}/answer/{store.get(f'{_STARTS}/asks/{other}').decode()}", str(start))
-        if missing and time.monotonic() > until:
-            ranks = ", ".join(map(str, sorted(missing)))
-            raise RankError(f"the ranks do not find each other within {timeout:g} s: rank {ranks} did not come")
-        time.sleep(_POLL_SECONDS)
-    return start
 
 
 def device_of_rank(device: torch.device) -> torch.device:

@@ -105,13 +105,11 @@ def is_locked(folder: Path) -> bool:
     """Whether another process is at work in `folder`."""
     if not (folder / ".lock").exists():
         return False
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
-    except Timeout:
+        with locked(folder):
+            return False
+    except ConfigError:
         return True
-    lock.release()
-    return False
 
 
 class _LogFile(logging.FileHandler):

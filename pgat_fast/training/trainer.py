@@ -430,7 +430,8 @@ class Trainer:
             self.save()
         elif due == "end":
             return True
-        self.tell_others()
+        if self.world.size > 1:
+            self.tell_others()
         return False
 
     def due(self) -> Due:
@@ -665,8 +666,9 @@ class Trainer:
         self.read_flags(wait=True)
         with self.applying:
             assert self.snapshot is not None
-            checkpoint = self.checkpoint(self.snapshot, best)
-            written = self.world.from_main(self.write(checkpoint, best, required) if self.world.is_main else None)
+            made = self.checkpoint(self.snapshot, best) if self.world.makes_checkpoints else None
+            own = self.write(made, best, required) if made is not None and self.world.is_main else False
+            written = self.world.from_main(own)
             if written:
                 self.saved = self.snapshot.progress.name, best or self.snapshot.progress.best
         self.last_save = time.monotonic()
@@ -774,7 +776,7 @@ class Trainer:
             if self.world.is_main:
                 logger.error("no checkpoint was written: %s", SHARDED)
             return
-        if not self.world.sharded and not self.world.is_main:
+        if not self.world.makes_checkpoints:
             return
         try:
             self.step.optimizer.zero_grad()
