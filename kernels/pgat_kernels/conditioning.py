@@ -1,0 +1,138 @@
+"""Measure how far float results may differ by rounding alone, and bound errors by that.
+
+Two correct programs for one function differ by rounding, and how much of it reaches a result depends on the inputs: the
+gradient of a division by a sum near zero can lose five of the seven digits of float32. "At most twice the error of
+another program" compares two random numbers. What the inputs say is their condition: move every input by one unit in
+the last place at random, which no program can tell from its own rounding, and see how far the results move.
+
+    spread = rounding_spread(plain_in_float32, inputs)
+    errors = relative_errors(kernels_in_float32(inputs), plain_in_float64(inputs))
+    assert all(error <= bound for error, bound in zip(errors, error_bounds(spread, torch.float32)))
+
+Needs torch alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+ZERO_BESIDE: Final = 1e-6
+"""A result is judged as if its norm were at least this much of the largest norm among the results.
+
+Some gradients are zero in exact arithmetic (the bias of keys under a softmax). What is computed for them is the
+rounding of terms as large as other gradients, a few 1e-7 of these in float32, which has no relative error of its own.
+"""
+SPREADS: Final = 4.0
+"""How many spreads an error may come to.
+
+A moved run differs from an unmoved one by the effect of the moved inputs and by the rounding inside both runs, so that
+one spread is more than one program's rounding. Another program for the same function may round at more places (partial
+sums, units that are computed again): a correct one was measured to stay below 2 spreads, and one with a gradient that
+is off by 1e-2 is hundreds of spreads away wherever the case is well conditioned.
+"""
+ROUNDINGS: Final = 2.0
+"""How many times a dtype's epsilon is allowed beyond that: a result that is written and read again in another order is
+rounded twice, and the spread of a few numbers can be zero by chance."""
+
+_BITS: Final = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+def moved_by_rounding(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Move every element by -1, 0 or +1 unit in the last place at random.
+
+    Args:
+        x: of any shape. Tensors of another dtype than float64, float32, float16 and bfloat16 are returned as they are.
+        generator: draws on its own device, so that a generator on the CPU gives the same moves on every device.
+
+    Returns:
+        A new tensor of the shape, dtype, device and `requires_grad` of `x`. Zeros stay zeros: they stand for what is
+        masked or padded, and nothing rounds there. What is infinite or NaN stays so, and nothing finite becomes it.
+    """
+    if x.dtype not in _BITS:
+        return x
+    values = x.detach()
+    steps = torch.randint(-1, 2, x.shape, generator=generator, dtype=torch.int8, device=generator.device).to(x.device)
+    # Floats are sign and magnitude: the next pattern of bits is the next magnitude, for either sign.
+    moved = (values.view(_BITS[x.dtype]) + steps).view(x.dtype)
+    return torch.where((values == 0) | ~values.isfinite() | ~moved.isfinite(), values, moved).requires_grad_(
+        x.requires_grad
+    )
+
+
+def relative_errors(results: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """Compute norm(result - expected) / norm(expected) of each result, in float64.
+
+    The norm below is at least `ZERO_BESIDE` times the largest norm among `expected`. Where a result or what is expected
+    of it has a NaN or is infinite, and where something is there and exactly nothing is expected anywhere, the error is
+    infinite; that of a tensor without elements is 0.
+
+    Raises ValueError where the shapes, or how many tensors there are, differ.
+    """
+    if len(results) != len(expected):
+        raise ValueError(f"there are {len(results)} results where {len(expected)} are expected")
+    for place, (result, truth) in enumerate(zip(results, expected, strict=True)):
+        if result.shape != truth.shape:
+            raise ValueError(f"result {place} has the shape {tuple(result.shape)}, expected {tuple(truth.shape)}")
+    norms = [_norm(truth) for truth in expected]
+    floor = ZERO_BESIDE * max((norm for norm in norms if norm < float("inf")), default=0.0)
+    errors = []
+    for result, truth, norm in zip(results, expected, norms, strict=True):
+        difference = _norm(result.detach().double() - truth.detach().double())
+        scale = max(norm, floor)
+        if difference == 0:
+            errors.append(0.0)
+        elif norm == float("inf") or scale == 0:
+            errors.append(float("inf"))
+        else:
+            errors.append(difference / scale)
+    return errors
+
+
+def rounding_spread(
+    compute: Callable[[list[Tensor]], list[Tensor]], inputs: list[Tensor], *, draws: int = 3, seed: int = 0
+) -> list[float]:
+    """Measure how far each result of `compute` moves when all its inputs move by one unit in the last place.
+
+    Args:
+        compute: maps inputs to results (outputs, gradients). It is called `draws + 1` times, must give the same for
+            the same inputs (seed the dropout inside it) and must not change its inputs.
+        inputs: all that rounding may have touched: weights as well as data, in the dtype whose rounding is meant.
+        draws: how many times the inputs are moved, at least 1.
+        seed: of the moves.
+
+    Returns:
+        For each result the worst of its relative errors against the unmoved result, as `relative_errors` gives them.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+    generator = torch.Generator().manual_seed(seed)
+    unmoved = [result.detach().clone() for result in compute(list(inputs))]
+    worst = [0.0] * len(unmoved)
+    for _ in range(draws):
+        moved = compute([moved_by_rounding(x, generator) for x in inputs])
+        worst = [max(pair) for pair in zip(worst, relative_errors(moved, unmoved), strict=True)]
+    return worst
+
+
+def error_bounds(spread: Sequence[float], dtype: torch.dtype) -> list[float]:
+    """Bound the relative error of each result by its spread: `SPREADS` times it, and `ROUNDINGS` epsilons of `dtype`.
+
+    Args:
+        spread: as `rounding_spread` gives it.
+        dtype: that of the products, whose rounding no result escapes.
+    """
+    floor = ROUNDINGS * torch.finfo(dtype).eps
+    return [SPREADS * one + floor for one in spread]
+
+
+def _norm(x: Tensor) -> float:
+    """Compute the Euclidean norm in float64; infinite where an element is NaN or infinite."""
+    norm = float(x.detach().double().norm())
+    return norm if norm < float("inf") else float("inf")  # a NaN is not below it

@@ -1,0 +1,210 @@
+"""Moves by one unit in the last place, relative errors, and the spread of results that follows from both."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pgat_kernels.conditioning import error_bounds, moved_by_rounding, relative_errors, rounding_spread
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+# --- moves ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_element_moves_to_a_neighbour_or_stays(dtype: torch.dtype) -> None:
+    x = torch.cat((normal(3000, dtype=dtype), torch.tensor([1.0, -1.0, 2.0, -0.5], dtype=dtype)))
+    moved = moved_by_rounding(x, generator())
+    infinity = torch.tensor(math.inf, dtype=dtype)
+    up, down = torch.nextafter(x, infinity), torch.nextafter(x, -infinity)
+    for neighbour in (up, x, down):
+        assert 0.28 < float((moved == neighbour).double().mean()) < 0.39
+    assert bool(((moved == up) | (moved == x) | (moved == down)).all())
+
+
+def test_float16_moves_by_its_unit() -> None:
+    x = torch.ones(300, dtype=torch.float16)
+    assert moved_by_rounding(x, generator()).unique().tolist() == [1 - 2**-11, 1, 1 + 2**-10]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_zeros_and_what_is_not_finite_stay(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    special = [0.0, -0.0, math.inf, -math.inf, math.nan, largest, -largest]
+    x = torch.tensor(special, dtype=dtype).repeat(50)
+    moved = moved_by_rounding(x, generator()).view(50, -1)
+    expected = torch.tensor(special, dtype=dtype).expand(50, -1)
+    assert torch.equal(moved[:, :4], expected[:, :4])
+    assert torch.equal(moved[:, :2].signbit(), expected[:, :2].signbit())
+    assert bool(moved[:, 4].isnan().all())
+    assert bool(moved[:, 5:].isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64])
+def test_other_dtypes_are_unchanged(dtype: torch.dtype) -> None:
+    x = torch.ones(9, dtype=dtype)
+    assert moved_by_rounding(x, generator()) is x
+
+
+def test_moves_follow_from_the_generator_and_leave_the_input_alone() -> None:
+    x = normal(50)
+    before = x.clone()
+    first, again, other = (moved_by_rounding(x, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(x, before)
+    one = generator(1)
+    assert not torch.equal(moved_by_rounding(x, one), moved_by_rounding(x, one))
+
+
+def test_shape_layout_and_requires_grad_are_kept() -> None:
+    x = normal(4, 5, 6).permute(2, 0, 1).requires_grad_()
+    moved = moved_by_rounding(x, generator())
+    assert (moved.shape, moved.stride(), moved.dtype) == (x.shape, x.stride(), x.dtype)
+    assert moved.requires_grad
+    assert moved.is_leaf
+    assert not moved_by_rounding(x.detach(), generator()).requires_grad
+    assert moved_by_rounding(normal(1, 3).expand(5, 3), generator()).shape == (5, 3)
+    assert moved_by_rounding(torch.tensor(1.0), generator()).shape == ()
+    assert moved_by_rounding(torch.empty(0, 3), generator()).shape == (0, 3)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_errors_are_relative_to_the_norm() -> None:
+    expected = [torch.tensor([3.0, 4.0]), torch.tensor([[10.0]])]
+    results = [torch.tensor([3.0, 4.5]), torch.tensor([[10.0]])]
+    assert relative_errors(results, expected) == [pytest.approx(0.1, rel=1e-15), 0.0]
+
+
+def test_errors_are_computed_in_float64() -> None:
+    (error,) = relative_errors([torch.tensor([1.0])], [torch.tensor([1.0 + 1e-12], dtype=torch.float64)])
+    assert error == pytest.approx(1e-12, rel=1e-3)
+    (error,) = relative_errors([torch.full((4,), 3e38)], [torch.full((4,), 2e38)])  # its square is beyond float32
+    assert error == pytest.approx(0.5, rel=1e-6)
+
+
+def test_a_gradient_that_is_zero_is_judged_beside_the_largest() -> None:
+    expected = [torch.tensor([1000.0]), torch.tensor([1e-17])]
+    results = [torch.tensor([1000.0]), torch.tensor([5e-4])]
+    assert relative_errors(results, expected) == [0.0, pytest.approx(0.5, rel=1e-6)]
+    assert relative_errors(results[1:], expected[1:])[0] > 1e12  # nothing is beside it
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_infinitely_wrong(bad: float) -> None:
+    good, broken = torch.ones(3), torch.tensor([1.0, bad, 1.0])
+    assert relative_errors([broken, good], [good, good]) == [math.inf, 0.0]
+    assert relative_errors([good, good], [broken, good]) == [math.inf, 0.0]
+    assert relative_errors([broken, good], [broken, good]) == [math.inf, 0.0]
+
+
+def test_zero_and_empty_results() -> None:
+    zero, empty = torch.zeros(2), torch.empty(0)
+    assert relative_errors([zero, empty], [zero, empty]) == [0.0, 0.0]
+    assert relative_errors([torch.ones(2)], [zero]) == [math.inf]
+    assert relative_errors([], []) == []
+
+
+def test_results_of_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"result 1 has the shape \(1, 3\), expected \(3,\)"):
+        relative_errors([torch.ones(1), torch.ones(1, 3)], [torch.ones(1), torch.ones(3)])
+    with pytest.raises(ValueError, match="there are 1 results where 2 are expected"):
+        relative_errors([torch.ones(1)], [torch.ones(1), torch.ones(3)])
+
+
+# --- spread -----------------------------------------------------------------------------------------------------------
+
+
+def divided(inputs: list[Tensor]) -> list[Tensor]:
+    """Rows divided by their sums, and the gradient of the squares of the first."""
+    x = inputs[0].detach().requires_grad_()
+    y = x / x.sum(dim=1, keepdim=True)
+    return [y, *torch.autograd.grad(y[:, 0].square().sum(), x)]
+
+
+def with_row_sums(gap: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows [20, 8] of numbers about 1 whose sum is `gap`."""
+    x = normal(20, 8, dtype=torch.float64)
+    return (x - x.mean(dim=1, keepdim=True) + gap / 8).to(dtype)
+
+
+def test_the_spread_is_that_of_the_condition() -> None:
+    good, bad = (rounding_spread(divided, [with_row_sums(gap)]) for gap in (8.0, 1e-3))
+    assert all(2**-25 < spread < 2**-20 for spread in good)
+    assert all(1e-5 < spread < 1e-2 for spread in bad)
+
+
+@pytest.mark.parametrize("gap", [8.0, 1e-1, 1e-3])
+def test_the_error_of_float32_is_within_its_bound_at_any_condition(gap: float) -> None:
+    x = with_row_sums(gap)
+    errors = relative_errors(divided([x]), divided([x.double()]))
+    bounds = error_bounds(rounding_spread(divided, [x]), torch.float32)
+    assert all(error <= bound for error, bound in zip(errors, bounds, strict=True))
+
+
+def test_a_wrong_gradient_is_beyond_its_bound_where_the_case_is_well_conditioned() -> None:
+    x = with_row_sums(8.0)
+    bounds = error_bounds(rounding_spread(divided, [x]), torch.float32)
+    result, gradient = divided([x])
+    errors = relative_errors([result, gradient * 1.0001], divided([x.double()]))
+    assert errors[0] <= bounds[0]
+    assert errors[1] > 10 * bounds[1]
+
+
+def test_every_input_moves_and_draws_are_reproducible() -> None:
+    seen: list[list[Tensor]] = []
+
+    def note(inputs: list[Tensor]) -> list[Tensor]:
+        seen.append(inputs)
+        return [inputs[0] * inputs[1].sum()]
+
+    inputs = [normal(40), normal(30, seed=2), torch.arange(3)]
+    spread = rounding_spread(note, inputs, draws=2, seed=5)
+    assert len(seen) == 3
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], inputs, strict=True))
+    for moved in seen[1:]:
+        assert not torch.equal(moved[0], inputs[0])
+        assert not torch.equal(moved[1], inputs[1])
+        assert torch.equal(moved[2], inputs[2])
+    assert not torch.equal(seen[1][0], seen[2][0])
+    assert rounding_spread(note, inputs, draws=2, seed=5) == spread
+    assert rounding_spread(note, inputs, draws=3, seed=5)[0] >= spread[0] > 0
+    assert rounding_spread(note, inputs, draws=2, seed=6) != spread
+
+
+def test_results_that_are_written_over_are_compared_as_they_were() -> None:
+    """As gradients that accumulate in the same tensors are."""
+    place = torch.zeros(30)
+
+    def write(inputs: list[Tensor]) -> list[Tensor]:
+        return [place.copy_(inputs[0])]
+
+    assert rounding_spread(write, [normal(30)])[0] > 0
+
+
+def test_a_result_that_is_not_finite_has_no_bound_that_is() -> None:
+    spread = rounding_spread(lambda inputs: [inputs[0].log()], [torch.tensor([-1.0])])
+    assert spread == [math.inf]
+
+
+def test_no_draws_are_refused() -> None:
+    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+        rounding_spread(divided, [with_row_sums(1.0)], draws=0)
+
+
+def test_bounds_are_spreads_and_roundings() -> None:
+    assert error_bounds([0.0, 1e-3], torch.float32) == [2 * 2**-23, pytest.approx(4e-3 + 2 * 2**-23)]
+    assert error_bounds([0.0], torch.bfloat16) == [2 * 2**-7]
