@@ -32,6 +32,7 @@ from bench.kernel_cases import Case as Operator
 from pgat_kernels.configurations import asked_for, configuration, trial
 from pgat_kernels.dispatch import gpu_of
 from pgat_kernels.measured import FILE, Case, Configuration, Measured, as_json, read
+from pgat_kernels.torch_features import compile_apart
 
 VALUES: Final = {"block": (16, 32, 64, 128), "warps": (2, 4, 8, 16), "columns": (16, 32, 64), "stages": (1, 2, 3)}
 """Of each number of a configuration, in the order in which they are tried."""
@@ -193,7 +194,7 @@ def against_plain(
         by_kernels = milliseconds(lambda x=leaves, g=g: results(operator, x, True, g), device) / 1e3
         ways = [operator]
         if compiling:  # as training does: one static shape
-            run = torch.compile(operator.run, fullgraph=True, dynamic=False, isolate_recompiles=True)
+            run = compile_apart(operator.run, fullgraph=True, dynamic=False)
             ways.append(operator._replace(run=run))
         plain = math.inf
         for way in ways:

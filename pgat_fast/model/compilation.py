@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast.errors import BackendError
+from pgat_kernels.torch_features import compile_apart
 
 if TYPE_CHECKING:
     from pgat_fast.config.schema import Config
@@ -163,8 +164,7 @@ def compile_in_place(
     The work is done in the first forward and backward pass, and again for every other shape of the inputs: keep to
     one. One graph (one of each of `parts`, where they are given), or an error. On CUDA, with `graphs`, passes are
     replayed as CUDA graphs (`reduce-overhead`). Random numbers are those of eager execution, so that both draw the same
-    dropout. Compilations of each model are counted apart: else torch counts those of one class together, and gives up
-    at the ninth model of a process (now at the 257th, `accumulated_recompile_limit`).
+    dropout. A process may compile as many models as it likes: see `compile_apart`.
     """
     options: dict[str, Any] = {"fallback_random": True}
     if device.type == "cuda" and graphs:
@@ -172,7 +172,7 @@ def compile_in_place(
     for module in (model,) if parts is None else parts:
         if isinstance(module, nn.Linear):
             continue  # one product; torch's compiler skips modules of torch's own
-        module.compile(fullgraph=True, dynamic=False, options=options, isolate_recompiles=True)
+        module._compiled_call_impl = compile_apart(module._call_impl, fullgraph=True, dynamic=False, options=options)
     _compile_chunks(model, True)
 
 

@@ -1,0 +1,26 @@
+"""What the supported versions of torch do differently, in one place: nothing else looks at what a version can do."""
+
+from collections.abc import Callable
+from types import CellType, FunctionType
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+def compile_apart(function: Callable[..., Result], **settings: Any) -> Callable[..., Result]:
+    """Return `torch.compile(function, **settings)` whose compilations are counted apart from all others.
+
+    torch counts compilations by code object and gives up at the ninth of one. All models share the code of
+    `nn.Module`, so that without this the ninth model of a process would not be compiled. What is compiled here is a
+    call of `function` that has a code object of its own. (`isolate_recompiles` of torch 2.13 does the same up to 256
+    models; older versions lack it.)
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Result:
+        return function(*args, **kwargs)
+
+    apart = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, closure=(CellType(function),))
+    compiled: Callable[..., Result] = torch.compile(apart, **settings)
+    return compiled
