@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := data/prepared_financial_data.csv
 
-.PHONY: help train test check bench bench-check gpu tune clean
+.PHONY: help train test test-all check bench bench-check gpu tune clean
 
 help:
 	@echo "make train   build the data, train the quickstart on the CPU, print and write the results"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests that show that an installation is right, in minutes"
+	@echo "make test-all  run all the others: the slow ones, those that compile, those of several processes"
 	@echo "make check   run ruff and mypy"
 	@echo "make bench   run the benchmarks"
 	@echo "make bench-check  what has become worse than the committed results: times, memory, kernels"
@@ -30,12 +31,28 @@ $(DATA): | $(VENV)/installed
 train: $(VENV)/installed $(DATA)
 	$(BIN)/pgat-fast train --config configs/quickstart.yaml
 
-# One thread a worker: the tests are small, and two workers with all threads each would wait for each other. Not more
-# workers than cores, though many tests wait: some have time limits.
-# Kernels are interpreted in a second process: an interpreted kernel cannot be compiled, and torch.compile needs both.
+# `make test` and `make test-all` together run every test once. One thread a worker: the tests are small, and two workers
+# with all threads each would wait for each other. Not more workers than cores, though many tests wait: some have time
+# limits. Kernels are interpreted in processes of their own: an interpreted kernel cannot be compiled, and torch.compile
+# needs both. What one test has compiled, the others find in the cache.
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+LONG := slow or compile or multiprocess
+test test-all: export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
+test test-all: export OMP_NUM_THREADS = 1
+
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal tests/interpreted
+	$(PYTEST) -m 'not ($(LONG))'
+	TRITON_INTERPRET=1 $(PYTEST) -m 'not ($(LONG))' tests/interpreted
+
+# The last three: the same numbers on processors with narrower vectors, and with more than one thread.
+PARITY = $(PYTEST) -m 'parity and not ($(LONG))'
+
+test-all: $(VENV)/installed
+	$(PYTEST) -m '$(LONG)'
+	TRITON_INTERPRET=1 $(PYTEST) -m '$(LONG)' tests/interpreted
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PARITY)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PARITY)
+	OMP_NUM_THREADS=2 $(PARITY)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

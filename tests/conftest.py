@@ -6,6 +6,18 @@ import pytest
 
 from pgat_fast.data.build import build_file
 
+SLOW_FIRST = ("compile", "multiprocess", "slow")
+"""Markers of tests that begin before all others, in this order: a long one that began last would be waited for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        marks = {mark.name for mark in item.iter_markers()}
+        return next((at for at, name in enumerate(SLOW_FIRST) if name in marks), len(SLOW_FIRST))
+
+    items.sort(key=rank)
+
+
 TINY = (
     "model.seq_len=6", "model.label_len=3", "model.pred_len=2", "model.d_model=13", "model.n_heads=1",
     "model.combiner=batched", "model.fusion_layers=1", "model.d_layers=1", "model.dropout=0.1",

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CONFIG = "configs/production_batched.yaml"
 
 
+@pytest.mark.multiprocess
 def test_errors_and_trainings_are_measured(tiny_settings: list[str], tmp_path: Path) -> None:
     out = tmp_path / "accuracy.json"
     command = [sys.executable, "-m", "bench.accuracy", "--config", CONFIG, "--errors", CONFIG, "--seeds", "1"]
@@ -28,6 +31,7 @@ def test_errors_and_trainings_are_measured(tiny_settings: list[str], tmp_path: P
     assert bf16["rmse"] != highest["rmse"]
 
 
+@pytest.mark.multiprocess
 def test_a_training_that_fails_is_told_of(tiny_settings: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.accuracy", "--config", CONFIG, "--seeds", "1", "--precisions", "highest"]
     settings = [*tiny_settings, f"data.path={tmp_path / 'nowhere.csv'}"]

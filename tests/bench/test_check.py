@@ -134,6 +134,7 @@ def test_a_result_that_git_does_not_have_is_no_baseline(tmp_path: Path, monkeypa
     assert list(check.committed()) == [tmp_path / "some.json"], "all there are, where there is no git"
 
 
+@pytest.mark.slow  # models of production sizes
 def test_the_committed_results_say_what_is_saved_today() -> None:
     assert list(saved_bytes()) == []
 

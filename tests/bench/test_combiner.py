@@ -29,6 +29,7 @@ def config_of(combiner: str) -> Config:
     return configure(REFERENCE, "configs/production_batched.yaml", [*TINY, f"model.combiner={combiner}"])
 
 
+@pytest.mark.multiprocess
 def test_it_measures_every_size_in_turns(tmp_path: Path) -> None:
     out = tmp_path / "combiner.json"
     command = [sys.executable, "-m", "bench.combiner", "--combiner", "batched", "--backends", "reference"]
@@ -53,6 +54,7 @@ def test_it_measures_every_size_in_turns(tmp_path: Path) -> None:
     assert "reference: seconds within " in result.stdout
 
 
+@pytest.mark.slow  # every product is counted in python
 @pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
 def test_without_recomputation_nothing_is_computed_twice(combiner: str) -> None:
     config = config_of(combiner)

@@ -15,6 +15,7 @@ SMALL = ["model.seq_len=6", "model.label_len=3", "model.pred_len=2", "model.d_mo
 SMALL += ["model.fusion_layers=1", "run.device=cpu", "run.compile=off"]
 
 
+@pytest.mark.multiprocess
 def test_one_table_of_all_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "figures.json"
     own = ["--backends", "reference,torch:eager", "--steps", "2", "--processes", "2", "--json", str(path)]
@@ -45,6 +46,7 @@ def test_a_wrong_backend_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     parity.require_parity.cache_clear()
 
 
+@pytest.mark.multiprocess
 def test_what_fails_is_said_and_the_others_go_on() -> None:
     tasks = {
         "reference": {"variant": {"backend": "reference"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
@@ -85,6 +87,7 @@ def test_results_are_named_by_machine_and_day(tmp_path: Path, monkeypatch: pytes
     assert compare.result_file(tmp_path).name == "amd-epyc-9v74-2-cores-2026-11-25-2.json"
 
 
+@pytest.mark.slow  # steps under a profiler
 def test_a_profile_has_a_trace_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = argparse.Namespace(config=None, overrides=SMALL, backend="reference", batch=1, steps=2, out=str(tmp_path))
     assert profile.run(own) == 0

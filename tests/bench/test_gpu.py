@@ -13,6 +13,7 @@ from bench.gpu import compiled_against_eager, in_processes, in_this_process, tra
 CPU = torch.device("cpu")
 
 
+@pytest.mark.multiprocess
 def test_training_steps_in_a_process_of_their_own() -> None:
     found = training_steps("configs/quickstart.yaml", "torch:highest:eager", CPU, batch=1, steps=1)
     assert found["ok"]
@@ -21,12 +22,14 @@ def test_training_steps_in_a_process_of_their_own() -> None:
     assert found["target"] is None
 
 
+@pytest.mark.multiprocess
 def test_a_step_that_fails_says_why() -> None:
     found = training_steps("configs/none.yaml", "torch", CPU)
     assert not found["ok"]
     assert "configs/none.yaml" in found["error"]
 
 
+@pytest.mark.compile  # a whole model: minutes
 @pytest.mark.timeout(1800)
 def test_the_model_compiles_with_operators_that_are_asked_for_kernels() -> None:
     """In one graph, as on a GPU; here they answer in plain torch."""
@@ -51,6 +54,7 @@ def command(first: int, file: Path, seconds: float) -> list[str]:
     return [sys.executable, "-c", CHILD, str(first), str(file)]
 
 
+@pytest.mark.multiprocess
 def test_a_crash_a_hang_and_a_lost_gpu_end_one_item_and_no_other() -> None:
     found = list(in_processes(command, 6, time.monotonic() + 100, limit=2))
     assert found == [

@@ -22,6 +22,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> subproces
     )
 
 
+@pytest.mark.multiprocess
 def test_it_measures_in_turns_and_writes_the_command_and_the_machine(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     arguments = ["--batch", "2", "--steps", "2", "--rounds", "2", "--peak-seconds", "0.01", "--json", str(out)]
@@ -55,6 +56,7 @@ def test_it_measures_in_turns_and_writes_the_command_and_the_machine(tmp_path: P
     assert "less than the first: " in result.stdout
 
 
+@pytest.mark.multiprocess
 def test_without_steps_it_only_counts(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     result = run("--backends", "reference,torch:eager", "--batch", "3", "--steps", "0", "--json", str(out))
@@ -67,6 +69,7 @@ def test_without_steps_it_only_counts(tmp_path: Path) -> None:
     assert record["order"] == []
 
 
+@pytest.mark.multiprocess
 def test_what_cannot_be_compiled_is_told_of(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     arguments = ["--steps", "1", "--rounds", "1", "--peak-seconds", "0.01", "--json", str(out)]

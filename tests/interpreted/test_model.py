@@ -35,7 +35,7 @@ def launched_for(case: golden.Case, model: nn.Module) -> set[str]:
     return {re.sub(r"_(fwd|bwd)\w*_kernel$", "", kernel.__name__).strip("_") for kernel, _ in ran}
 
 
-@pytest.mark.parametrize("name", ["batched_small", "hierarchical_small"])
+@pytest.mark.parametrize("name", ["batched_small", pytest.param("hierarchical_small", marks=pytest.mark.slow)])
 def test_outputs_and_gradients_equal_the_existing_model(name: str) -> None:
     case = golden.load(name)
     run = case.config.run.model_copy(update={"combiner_chunk": 1000})  # few launches
@@ -57,6 +57,7 @@ def test_what_has_been_measured_to_be_faster_is_a_kernel_and_nothing_else(monkey
     assert launched_for(case, model) == {"projection", "gru_scan", "feed_forward"}
 
 
+@pytest.mark.slow  # whole training steps, interpreted
 def test_the_quickstart_has_the_losses_of_the_backend_torch(data_file: Path, tmp_path: Path) -> None:
     """Some steps of it on real data, few days of them, with dropout: both backends draw the same masks."""
     few = ["data.rows=40", "data.validation_length=6", "data.test_length=7", "training.batch_size=2"]

@@ -74,6 +74,7 @@ def work(rank: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.timeout(300)
 def test_gradients_are_those_of_the_plain_model(tmp_path: Path) -> None:
     spawn(work, (tmp_path,), nprocs=RANKS)

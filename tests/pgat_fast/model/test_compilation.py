@@ -125,6 +125,7 @@ def test_without_triton_a_gpu_is_not_compiled_for(monkeypatch: pytest.MonkeyPatc
     assert "no triton" in reason
 
 
+@pytest.mark.multiprocess
 def test_a_compiler_that_lacks_headers_is_found_out_before_work_starts(tmp_path: Path) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text(
@@ -213,6 +214,7 @@ def test_a_model_that_is_not_one_graph_is_an_error() -> None:
         model(torch.ones(3))
 
 
+@pytest.mark.compile
 def test_more_models_are_compiled_in_one_process_than_torch_allows_of_one_function() -> None:
     for width in range(1, torch._dynamo.config.recompile_limit + 3):
         model = Small()

@@ -224,6 +224,7 @@ def test_a_monitor_that_is_closed_takes_lines_and_drops_them(tmp_path: Path) -> 
 # --- the monitor itself -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # thousands of steps
 def test_ten_thousand_steps_leave_nothing_in_memory(tmp_path: Path) -> None:
     in_own_process(_take_ten_thousand_steps, tmp_path)
 

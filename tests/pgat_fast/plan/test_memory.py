@@ -17,6 +17,7 @@ FAST = [json.loads(path.read_text()) for path in sorted(Path("bench/results").gl
 MEASURED = [json.loads(path.read_text()) for path in sorted(Path("bench/results").glob("step_cpu_*.json"))]
 
 
+@pytest.mark.slow  # steps of production sizes are traced
 @pytest.mark.parametrize("record", MEASURED, ids=lambda record: record["command"].split("configs/")[1].split(" --b")[0])
 def test_the_prediction_for_a_process_is_near_its_measured_peak(record: dict[str, Any]) -> None:
     path = record["command"].split("--config ")[1].split()[0]
@@ -33,6 +34,7 @@ def test_the_prediction_for_a_process_is_near_its_measured_peak(record: dict[str
     assert tensor_bytes(memory, parameters.trainable_bytes) / GIB < peak
 
 
+@pytest.mark.slow  # steps of production sizes are traced
 @pytest.mark.parametrize("record", FAST, ids=lambda record: record["command"].split("configs/")[1].split(" --s")[0])
 def test_the_prediction_for_the_fast_backend_is_near_its_measured_peak(record: dict[str, Any]) -> None:
     config = load_config(record["command"].split("--config ")[1].split()[0], ["run.device=cpu"])

@@ -32,6 +32,7 @@ def swept(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.mark.multiprocess
 def test_every_job_is_a_run_and_the_table_has_mean_and_spread(swept: Path) -> None:
     table = pd.read_csv(swept / "results.csv")
     assert list(table["state"]) == ["finished"] * 4
@@ -50,6 +51,7 @@ def test_every_job_is_a_run_and_the_table_has_mean_and_spread(swept: Path) -> No
         assert set(point["ensemble"]["skill"]) == {"last_value", "zero_return", "drift"}
 
 
+@pytest.mark.multiprocess
 def test_called_again_nothing_is_done_again(swept: Path, tiny_settings: list[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in swept.glob("runs/*/results.json")}
     arguments = ["--grid", "training.learning_rate=1e-3,1e-5", "--seeds", "2", "--out", str(swept), "--quiet"]
@@ -57,6 +59,7 @@ def test_called_again_nothing_is_done_again(swept: Path, tiny_settings: list[str
     assert {path: path.stat().st_mtime_ns for path in swept.glob("runs/*/results.json")} == before
 
 
+@pytest.mark.multiprocess
 def test_an_ensemble_of_one_is_the_run(swept: Path) -> None:
     folder = best_members(swept, read_jobs(swept))[0]
     alone = ensemble_skill([folder])
@@ -66,6 +69,7 @@ def test_an_ensemble_of_one_is_the_run(swept: Path) -> None:
         assert alone["skill"][name] == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.multiprocess
 def test_the_forecast_of_a_sweep_is_the_mean_of_its_best_seeds(
     swept: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +88,7 @@ def test_the_forecast_of_a_sweep_is_the_mean_of_its_best_seeds(
     assert frame["close_spread"].isna().all()
 
 
+@pytest.mark.multiprocess
 def test_what_fails_is_told_and_the_others_go_on(
     tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +103,7 @@ def test_what_fails_is_told_and_the_others_go_on(
     assert "exit code 2: error: " in told
 
 
+@pytest.mark.multiprocess
 def test_a_stopped_sweep_goes_on(tiny_settings: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     arguments = ["sweep", "--seeds", "2", "--out", str(folder), "--jobs", "1", "--quiet", "--set", *tiny_settings]
@@ -116,6 +122,7 @@ def test_a_stopped_sweep_goes_on(tiny_settings: list[str], tmp_path: Path) -> No
     assert set(collect(folder, read_jobs(folder))["state"]) == {"stopped", "not run"}
 
 
+@pytest.mark.multiprocess
 def test_a_job_that_was_stopped_before_it_saved_anything_counts_when_it_is_done(
     tiny_settings: list[str], tmp_path: Path
 ) -> None:
@@ -129,6 +136,7 @@ def test_a_job_that_was_stopped_before_it_saved_anything_counts_when_it_is_done(
     assert job.folder(folder).name == f"{job.name}-2"
 
 
+@pytest.mark.multiprocess
 def test_what_another_process_is_at_work_on_is_left_to_it(
     tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from pgat_fast.training.checkpoint import Checkpoint, newest_good, prune, save_checkpoint, sweep, verify_checkpoint
@@ -48,6 +49,7 @@ def kill_while_saving(root: Path, last: int, large: Checkpoint, after: float) ->
     return told
 
 
+@pytest.mark.multiprocess
 def test_200_of_200_kills_leave_a_newest_checkpoint_at_most_one_save_old(tmp_path: Path) -> None:
     root = tmp_path / "run" / "checkpoints"
     large = Checkpoint({"weight": torch.zeros(500_000)}, {"moments": [torch.ones(500_000)]})

@@ -56,6 +56,7 @@ def test_it_learns_as_an_eager_one_and_compiles_once(tiny: list[str], tmp_path: 
     assert eager["initial_validation_loss"] == compiled["initial_validation_loss"]
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("precision", ["highest", "bf16"])
 def test_interrupted_and_resumed_it_is_the_same_to_the_bit(tiny: list[str], tmp_path: Path, precision: str) -> None:
     settings = [*tiny, *COMPILED, f"run.precision={precision}"]
@@ -64,6 +65,7 @@ def test_interrupted_and_resumed_it_is_the_same_to_the_bit(tiny: list[str], tmp_
     assert_same(outcome(tmp_path / "stopped"), outcome(tmp_path / "whole"))
 
 
+@pytest.mark.compile
 def test_what_is_not_finite_is_found_eagerly(
     tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ def test_the_report_is_written_even_where_tensors_cannot_be_counted(monkeypatch:
     assert memory_report(torch.device("cpu"), {}, "no memory")["tensors"] is None
 
 
+@pytest.mark.multiprocess
 def test_a_real_lack_of_memory_has_its_exit_code(tiny: list[str], tmp_path: Path) -> None:
     """The process may have 200 MB more than it begins with; one tensor of the step wants nearly that much.
 
@@ -274,6 +275,7 @@ def test_a_disk_that_is_full_from_the_beginning_is_told_before_training(
     assert read_status(tmp_path / "run")["state"] == "failed"
 
 
+@pytest.mark.multiprocess
 def test_a_real_full_disk(tiny: list[str], tmp_path: Path) -> None:
     """Files of this process may have 200 kB: a checkpoint of the tiny model has more."""
     code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 STEPS = 1500
 """After 500 of warm-up, in which allocators find their size."""
 
@@ -26,6 +28,7 @@ print(seen[%d] - seen[500])
 """
 
 
+@pytest.mark.slow  # thousands of steps
 def test_memory_grows_by_less_than_a_megabyte_in_a_thousand_steps(tiny: list[str], tmp_path: Path) -> None:
     """Everything on: both journals at every step, limits, checkpoints every few epochs."""
     small = [

@@ -22,6 +22,7 @@ SIZES = [
 checkpoints every five epochs are those of production; `d_model` 16 is raised to 104, half of what production has."""
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("config", ["celestial_enhanced_pgat_production", "production_batched"])
 def test_killed_three_times_production_ends_as_if_it_never_had_been(
     tmp_path: Path, processes: list[Process], long_data_file: Path, config: str

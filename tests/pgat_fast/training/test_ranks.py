@@ -72,7 +72,7 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.multiprocess)])
 def test_any_number_of_ranks_trains_the_same_weights(
     ranks: int, settings: list[str], alone: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +86,7 @@ def test_any_number_of_ranks_trains_the_same_weights(
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}, "one set of files"
 
 
+@pytest.mark.multiprocess
 def test_a_run_goes_on_with_another_number_of_ranks_that_share_less(
     settings: list[str], alone: Path, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_that_share_less(
     assert_close(weights(folder), weights(alone))
 
 
+@pytest.mark.multiprocess
 def test_a_limit_of_time_ends_all_of_them(settings: list[str], tmp_path: Path) -> None:
     folder, limits = tmp_path / "run", ["training.max_steps=null", "training.epochs=100000", "training.patience=100000"]
     train(2, folder, [*settings, *limits, "training.max_minutes=0.05", "run.checkpoint_minutes=0.01"])
@@ -104,6 +106,8 @@ def test_a_limit_of_time_ends_all_of_them(settings: list[str], tmp_path: Path) -
     assert len(saved) > 3, "by the minutes, too"
 
 
+@pytest.mark.compile
+@pytest.mark.multiprocess
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_compiled_ranks_train_the_same_weights(strategy: str, settings: list[str], alone: Path, tmp_path: Path) -> None:
@@ -153,6 +157,7 @@ def started(settings: list[str], tmp_path: Path, request: pytest.FixtureRequest)
     run.kill()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("started", [(), ("--set", "run.strategy=fsdp")], ids=["ddp", "fsdp"], indirect=True)
 def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(started: Started) -> None:
     started.wait_for(r"epoch 2, step 1 of")
@@ -178,6 +183,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.multiprocess
 def test_the_others_wait_until_the_first_rank_has_saved(settings: list[str], tmp_path: Path) -> None:
     """torchrun ends all of them as soon as one has ended."""
     program = tmp_path / "slow.py"
@@ -194,6 +200,7 @@ def test_the_others_wait_until_the_first_rank_has_saved(settings: list[str], tmp
         started.kill()
 
 
+@pytest.mark.multiprocess
 def test_a_signal_to_the_command_stops_all_of_them(started: Started) -> None:
     started.wait_for(r"epoch 2, step 1 of")
     started.popen.send_signal(signal.SIGUSR1)
@@ -203,6 +210,7 @@ def test_a_signal_to_the_command_stops_all_of_them(started: Started) -> None:
     assert newest(started.folder).about["step"] == status["step"]
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("started", [("--restarts", "1")], indirect=True)
 def test_a_stop_is_no_reason_to_start_again(started: Started) -> None:
     started.wait_for(r"epoch 2, step 1 of")
@@ -226,6 +234,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.multiprocess
 def test_a_stop_in_a_long_step_is_no_reason_to_start_again(settings: list[str], tmp_path: Path) -> None:
     """The first rank saves and leaves from within it; the other one finds it gone."""
     program = tmp_path / "long.py"
@@ -243,6 +252,7 @@ def test_a_stop_in_a_long_step_is_no_reason_to_start_again(settings: list[str], 
         started.kill()
 
 
+@pytest.mark.multiprocess
 def test_what_one_rank_alone_cannot_do_ends_all_for_good(settings: list[str], tmp_path: Path) -> None:
     """Only the first makes folders: the other one learns why it is gone."""
     (tmp_path / "taken").write_text("")
@@ -256,6 +266,7 @@ def test_what_one_rank_alone_cannot_do_ends_all_for_good(settings: list[str], tm
         started.kill()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("started", [("--restarts", "1")], indirect=True)
 def test_a_rank_that_dies_ends_the_others_and_they_go_on_from_the_last_checkpoint(started: Started) -> None:
     started.wait_for(r"epoch 2, step 1 of")
@@ -268,6 +279,7 @@ def test_a_rank_that_dies_ends_the_others_and_they_go_on_from_the_last_checkpoin
     assert list(started.folder.parent.iterdir()) == [started.folder], "no second run"
 
 
+@pytest.mark.multiprocess
 def test_ranks_of_two_machines_go_on_from_the_last_checkpoint(settings: list[str], tmp_path: Path) -> None:
     """Each counts its own restarts, and one need not have counted any."""
     with socket.socket() as free:
@@ -303,6 +315,7 @@ def wait_for_one(machines: list[Started], pattern: str, seconds: float = 60) -> 
     raise AssertionError("".join(line for machine in machines for line in machine.lines))
 
 
+@pytest.mark.multiprocess
 def test_a_rank_that_hangs_is_named(settings: list[str], tmp_path: Path) -> None:
     started = Started(tmp_path / "run", [*settings, "run.rank_timeout_seconds=4"])
     try:

@@ -34,6 +34,7 @@ def places(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -
     return outcome(folder), stop.asked
 
 
+@pytest.mark.slow  # some fifty runs
 def test_stopped_at_every_single_place_and_resumed(
     tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]
 ) -> None:

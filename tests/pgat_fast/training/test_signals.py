@@ -69,6 +69,7 @@ def processes() -> Iterator[list[Process]]:
         process.reader.join()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_saves_a_checkpoint_and_ends_with_its_code_and_the_run_goes_on(
@@ -90,6 +91,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_with_its_code_and_the_run_goes_on(
     assert_same(outcome(tmp_path / "run"), whole)
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("delay", [0.3, 1.0, 2.0])
 def test_a_signal_at_the_start_ends_the_process_with_its_code(
     settings: list[str], tmp_path: Path, processes: list[Process], delay: float
@@ -103,6 +105,7 @@ def test_a_signal_at_the_start_ends_the_process_with_its_code(
         assert process.popen.returncode == 143 or not (tmp_path / "run").exists()
 
 
+@pytest.mark.multiprocess
 def test_in_the_middle_of_one_long_step_the_state_before_it_is_saved(
     tiny: list[str], tmp_path: Path, processes: list[Process]
 ) -> None:
@@ -125,6 +128,7 @@ def test_in_the_middle_of_one_long_step_the_state_before_it_is_saved(
     assert found[1].about["step"] == status["step"]
 
 
+@pytest.mark.multiprocess
 def test_a_second_signal_ends_the_process_at_once(
     settings: list[str], tmp_path: Path, processes: list[Process]
 ) -> None:
@@ -136,6 +140,7 @@ def test_a_second_signal_ends_the_process_at_once(
     assert seconds < 5
 
 
+@pytest.mark.multiprocess
 def test_a_second_process_is_refused_within_a_second(
     settings: list[str], tmp_path: Path, processes: list[Process]
 ) -> None:

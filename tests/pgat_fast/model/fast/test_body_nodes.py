@@ -211,6 +211,7 @@ def test_without_gradients_nothing_is_recomputed() -> None:
     assert not any(tensor.requires_grad for tensor in found)
 
 
+@pytest.mark.compile
 def test_compiled_results_equal_eager_ones() -> None:
     class Both(nn.Module):
         def __init__(self, nodes: nn.Module, fusion: nn.Module) -> None:
@@ -227,6 +228,7 @@ def test_compiled_results_equal_eager_ones() -> None:
     assert_close(results(both[1], normal(2, 3, 6)), expected)
 
 
+@pytest.mark.compile
 def test_compiled_dropout_runs_whole() -> None:
     _, ours = fusions_of(6, 2, dropout=0.4)
     ours.train().compile(fullgraph=True, dynamic=False)

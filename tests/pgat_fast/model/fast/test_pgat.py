@@ -155,6 +155,7 @@ def test_dropout_keeps_the_mean_and_spread_of_the_references_forecasts() -> None
     assert float((ratio - 1).abs().max()) < 0.25
 
 
+@pytest.mark.compile  # a whole model: minutes
 @pytest.mark.parametrize("name", ["batched", "hierarchical attention, bias"])
 def test_the_whole_model_compiles_without_a_break(name: str) -> None:
     """fullgraph raises at a break; a second batch of the same shape compiles nothing."""

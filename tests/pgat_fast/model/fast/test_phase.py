@@ -236,6 +236,7 @@ def test_of_a_timestep_little_is_kept() -> None:
     assert a_timestep <= 2 * 13 * 32 * 4  # the normalised features and the states
 
 
+@pytest.mark.compile
 def test_compiled_training_equals_eager() -> None:
     fast = FastPhaseAwareProcessor(2, "named", "computed")
     x = inputs_of(1, 3).float()
