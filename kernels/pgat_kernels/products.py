@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from pgat_kernels.torch_features import has_autocast
+
 
 def _setting() -> Any:
     """Torch's setting for float32 products of oneDNN, which its type stubs do not know."""
@@ -65,4 +67,4 @@ def no_autocast(device: torch.device) -> AbstractContextManager[None]:
     as on the meta device.
     """
     kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if has_autocast(kind) else nullcontext()

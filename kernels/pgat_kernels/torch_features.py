@@ -24,3 +24,9 @@ def compile_apart(function: Callable[..., Result], **settings: Any) -> Callable[
     apart = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, closure=(CellType(function),))
     compiled: Callable[..., Result] = torch.compile(apart, **settings)
     return compiled
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch 2.11 cannot compile what it calls
+def has_autocast(device_type: str) -> bool:
+    """Return whether torch knows automatic mixed precision on this type of device."""
+    return torch.amp.is_autocast_available(device_type)

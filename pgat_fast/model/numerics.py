@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from pgat_kernels.torch_features import has_autocast
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32, or as it is in float64."""
@@ -22,7 +24,7 @@ def beyond_float16(x: Tensor) -> AbstractContextManager[None]:
     bfloat16 reaches as far as float32 and goes on.
     """
     kind = x.device.type
-    available = torch.amp.is_autocast_available(kind)  # not on the meta device
+    available = has_autocast(kind)  # not on the meta device
     if available and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
         return torch.autocast(kind, enabled=False)
     return nullcontext()

@@ -14,6 +14,7 @@ from pgat_kernels.chunks import auto_chunk
 from pgat_kernels.dropout import draw_seed, dropout
 from pgat_kernels.pairs import AttentionWeights, FeedForwardWeights, OutputWeights
 from pgat_kernels.products import no_autocast
+from pgat_kernels.torch_features import has_autocast
 
 
 class Part(nn.Module):
@@ -25,7 +26,7 @@ class Part(nn.Module):
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of matrix products with `x`: autocast's where it is on, which operators of our own do not see."""
         kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # not on the meta device
+        if has_autocast(kind) and torch.is_autocast_enabled(kind):  # not on the meta device
             return torch.get_autocast_dtype(kind)
         return x.dtype
 
