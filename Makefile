@@ -2,27 +2,29 @@
 
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 DATA := data/prepared_financial_data.csv
 
-.PHONY: help train test test-all check bench bench-check gpu tune clean
+.PHONY: help train test test-all test-torch check bench bench-check gpu tune clean
 
 help:
 	@echo "make train   build the data, train the quickstart on the CPU, print and write the results"
 	@echo "make test    run the tests that show that an installation is right, in minutes"
 	@echo "make test-all  run all the others: the slow ones, those that compile, those of several processes"
+	@echo "make test-torch TORCH=2.14.1  run what make test runs, with that torch, in an environment of its own"
 	@echo "make check   run ruff and mypy"
 	@echo "make bench   run the benchmarks"
 	@echo "make bench-check  what has become worse than the committed results: times, memory, kernels"
 	@echo "make gpu     check and measure the kernels on a CUDA GPU; begins nothing after 7.5 minutes"
 	@echo "make tune    how kernels are best compiled, and where they pay, on a CUDA GPU; begins nothing after 25 minutes"
-	@echo "make clean   remove the environment and the built data (never the runs)"
+	@echo "make clean   remove the environments and the built data (never the runs)"
 
 # The stamp is newer than what it was installed from, so a second call installs nothing.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[data,plots,tensorboard,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[data,plots,tensorboard,dev]'
 	touch $@
 
 $(DATA): | $(VENV)/installed
@@ -54,6 +56,21 @@ test-all: $(VENV)/installed
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PARITY)
 	OMP_NUM_THREADS=2 $(PARITY)
 
+# The pinned versions of everything but torch and triton, which comes with torch. A build for CUDA takes 6 GB.
+TORCH_VENV = .venv-torch-$(TORCH)
+
+$(TORCH_VENV)/constraints.txt: constraints.txt
+	mkdir -p $(@D)
+	(grep -vE '^(torch|triton)==' constraints.txt; echo 'torch==$(TORCH)') > $@
+
+ifdef TORCH
+test-torch: $(TORCH_VENV)/constraints.txt
+	$(MAKE) test VENV=$(TORCH_VENV) CONSTRAINTS=$<
+else
+test-torch:
+	@echo "Which torch? make test-torch TORCH=2.14.1"; exit 2
+endif
+
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,4 +90,4 @@ tune:
 	PYTHONPATH=.:kernels $(PYTHON) -m bench.tune
 
 clean:
-	rm -rf $(VENV) $(DATA) $(DATA).note.json
+	rm -rf $(VENV) .venv-torch-* $(DATA) $(DATA).note.json
