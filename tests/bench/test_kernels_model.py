@@ -19,6 +19,7 @@ def test_a_launch_takes_the_longest_of_its_parts() -> None:
     assert Work("x", "kernel", 0, 0, wide=False).seconds(gpu) == LAUNCH_SECONDS
 
 
+@pytest.mark.slow  # models of production sizes
 @pytest.mark.parametrize(
     ("name", "config"),
     [

@@ -53,6 +53,7 @@ def test_the_peak_is_that_since_the_last_time_it_was_forgotten() -> None:
     assert memory.above_baseline() < 30 * MIB
 
 
+@pytest.mark.multiprocess
 def test_a_process_does_not_inherit_the_peak_of_its_parent() -> None:
     held = torch.ones(900 * MIB, dtype=torch.uint8)
     code = "import torch; from bench.measure import PeakMemory; print(PeakMemory(torch.device('cpu')).baseline)"

@@ -13,6 +13,7 @@ from pgat_kernels.blocks import edge_head_operator, feed_forward_operator, proje
 from pgat_kernels.chunks import Masks
 from pgat_kernels.edge_tokens import edge_tokens_operator
 from pgat_kernels.triton_kernels.launch import recording
+from tests.combinations import pairwise_each_value_first
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -84,6 +85,11 @@ IDS = [
 ]
 
 
+def name_of(value: object) -> str:
+    """Of a parameter; a number that is not a rate is that of a case."""
+    return IDS[value] if isinstance(value, int) else str(value)
+
+
 def gradient_of(y: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(y.numel())
     return torch.randn(y.shape, generator=generator).to(y.dtype)
@@ -114,12 +120,11 @@ def check(found: list[Tensor], theirs: list[Tensor], exact: list[Tensor], dtype:
         assert error <= factor * (allowed + rounding)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rate", [0.0, 0.25])
-@pytest.mark.parametrize(("operator", "wide", "inputs"), CASES, ids=IDS)
-def test_results_and_gradients(
-    operator: BlockOperator, wide: tuple[int, ...], inputs: Inputs, rate: float, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize(
+    ("case", "rate", "dtype"), pairwise_each_value_first(range(len(CASES)), [0.0, 0.25], DTYPES), ids=name_of
+)
+def test_results_and_gradients(case: int, rate: float, dtype: torch.dtype) -> None:
+    operator, wide, inputs = CASES[case]
     with recording() as launches:
         computed(operator, wide, inputs, dtype, rate, plain=False)
     assert len(launches) == 2

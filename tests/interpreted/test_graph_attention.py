@@ -11,6 +11,7 @@ from pgat_kernels.dispatch import kernels_run_on
 from pgat_kernels.dropout import Dropout
 from pgat_kernels.graph_attention import graph_attention, plain_backward, plain_forward
 from pgat_kernels.triton_kernels import launch
+from tests.combinations import pairwise_each_value_first
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -76,22 +77,26 @@ class Case:
             assert float(error) <= 2 * float(allowed) + 2 * float(rounding)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rate", [0.0, 0.25])
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
-@pytest.mark.parametrize("shape", SMALL, ids=str)
+BOTH = [False, True]
+"""Whether there is a mask; whether there is a bias."""
+
+
+@pytest.mark.parametrize(
+    ("shape", "masked", "biased", "rate", "dtype"),
+    pairwise_each_value_first(SMALL, BOTH, BOTH, [0.0, 0.25], DTYPES),
+    ids=str,
+)
 def test_whole_graphs(
     shape: tuple[int, int, int, int], masked: bool, biased: bool, rate: float, dtype: torch.dtype
 ) -> None:
     Case(shape, dtype, masked, biased, rate).check()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("masked", "biased", "rate"), [(False, False, 0.1), (True, True, 0.25), (True, False, 0.0), (False, True, 0.0)]
+    ("shape", "masked", "biased", "rate", "dtype"),
+    pairwise_each_value_first(TILED, BOTH, BOTH, [0.0, 0.1], DTYPES),
+    ids=str,
 )
-@pytest.mark.parametrize("shape", TILED, ids=str)
 def test_tiles_of_graphs(
     shape: tuple[int, int, int, int], masked: bool, biased: bool, rate: float, dtype: torch.dtype
 ) -> None:

@@ -179,6 +179,7 @@ def test_torch_accepts_the_operators(dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.compile
 def test_compiled_results_equal_eager_ones() -> None:
     values = parameters(7, 5, 6)
     compiled = torch.compile(rewritten, fullgraph=True, dynamic=False)

@@ -96,7 +96,7 @@ def test_gradients_with_dropout_are_those_of_the_function(shape: tuple[int, ...]
     def call(*tensors: Tensor) -> Tensor:
         return attention(*tensors, n_heads=shape[1], seed=SEED, rate=0.3)
 
-    assert torch.autograd.gradcheck(call, given)
+    assert torch.autograd.gradcheck(call, given, fast_mode=True)
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -123,8 +123,8 @@ def test_dropout_keeps_the_expectation_and_follows_the_seed() -> None:
     shape = (1, 2, 6, 40, 8)
     given = [x.detach() for x in inputs(shape, torch.float32)]
     truth = attention(*given, n_heads=2, seed=SEED)
-    draws = torch.stack([attention(*given, n_heads=2, seed=torch.tensor(s), rate=0.2) for s in range(2000)])
-    assert float((draws.mean(dim=0) - truth).abs().max()) < 6 * float(draws.std(dim=0).max()) / 2000**0.5
+    draws = torch.stack([attention(*given, n_heads=2, seed=torch.tensor(s), rate=0.2) for s in range(500)])
+    assert float((draws.mean(dim=0) - truth).abs().max()) < 6 * float(draws.std(dim=0).max()) / 500**0.5
     again = attention(*given, n_heads=2, seed=torch.tensor(5), rate=0.2)
     assert torch.equal(again, draws[5])
 
@@ -148,6 +148,7 @@ def test_the_operator_is_well_formed(biased: bool) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.compile
 def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WORTH_COMPILING", 0)
     monkeypatch.setattr(chunks, "CACHE", 2000)  # several blocks, the last one padded

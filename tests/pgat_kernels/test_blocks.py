@@ -129,6 +129,7 @@ def test_the_operators_are_well_formed(name: str) -> None:
     torch.library.opcheck(operator.backward_operator, (g, own, maps, *rest))
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("name", OPERATORS)
 def test_compiled_gradients_equal_eager_ones(name: str) -> None:
     operator, rows, weights = leaves(name)

@@ -134,6 +134,7 @@ def test_seeds_follow_the_global_generator() -> None:
     assert first.dtype == torch.int64
 
 
+@pytest.mark.compile
 def test_compiled_masks_equal_eager_ones() -> None:
     def call(seed: Tensor, first_row: Tensor) -> tuple[Tensor, ...]:
         even = dropout(torch.ones(33, 6, 4), 0.3, seed, 3, first_row)
@@ -147,6 +148,7 @@ def test_compiled_masks_equal_eager_ones() -> None:
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.compile
 def test_compiled_masks_stay_within_their_memory() -> None:
     """A multiplied counter once made the compiler write vectors beyond the end, where rows are no multiple of them."""
 

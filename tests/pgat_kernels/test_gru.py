@@ -208,6 +208,7 @@ def test_products_that_are_not_made_again_are_not_counted() -> None:
         assert counter.get_total_flops() == times * product
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("recompute", [True, False])
 def test_compiled_equals_eager(recompute: bool) -> None:
     values = values_of(2, 5, 3, 4, 4)

@@ -155,6 +155,7 @@ def test_the_rounding_is_at_most_twice_the_references(autocast: bool) -> None:
     assert dropped <= 2 * theirs + floor
 
 
+@pytest.mark.compile
 def test_compiled_results_equal_eager_ones() -> None:
     _, weights = reference(8, 2, 0.0)
 

@@ -163,6 +163,7 @@ def test_bad_arguments_are_refused() -> None:
         query_side_attention(query, tokens, w, 3, 1.0, SEED)
 
 
+@pytest.mark.compile
 def test_compiled_results_equal_eager_ones() -> None:
     values = values_of(SIZES[4])
     compiled = torch.compile(ours(3, 0.3), fullgraph=True, dynamic=False)

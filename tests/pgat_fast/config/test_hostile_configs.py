@@ -49,9 +49,10 @@ def test_a_hostile_file_is_refused_in_time(tmp_path: Path, text: str) -> None:
     assert all(fault.startswith(f"{path}:") for fault in refused_faults(path))
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_override_is_refused_in_time(text: str) -> None:
-    assert all(fault.startswith("override ") for fault in refused_faults(None, [f"epochs={text}"]))
+@pytest.mark.parametrize("name", ["aliases", "long integer", "deep lists", "control characters"])
+def test_a_hostile_override_is_refused_in_time(name: str) -> None:
+    """The reader is that of files: one text for each kind of fault."""
+    assert all(fault.startswith("override ") for fault in refused_faults(None, [f"epochs={HOSTILE[name]}"]))
 
 
 @pytest.mark.parametrize(

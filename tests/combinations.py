@@ -1,0 +1,38 @@
+"""Combinations of parameters for tests: not all of them, but every two values together."""
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+
+Row = tuple[Any, ...]
+Part = frozenset[tuple[int, Any]]
+"""Some values of a row, each with its place in it."""
+
+
+def parts(row: Row, size: int) -> set[Part]:
+    """All choices of `size` values of a row."""
+    return {frozenset(chosen) for chosen in combinations(enumerate(row), size)}
+
+
+def covering(rows: Sequence[Row], size: int) -> list[Row]:
+    """Few of `rows`, in which any `size` values that occur together do so again; always the same ones."""
+    left = set[Part]().union(*(parts(row, size) for row in rows))
+    taken = []
+    while left:
+        taken.append(max(rows, key=lambda row: len(left & parts(row, size))))
+        left -= parts(taken[-1], size)
+    return taken
+
+
+def pairwise(*values: Iterable[Any]) -> list[Row]:
+    """Rows of one value of each, in which any two values occur together. Values must be hashable."""
+    return covering(list(product(*values)), 2)
+
+
+def pairwise_each_value_first(*values: Iterable[Any]) -> list[Any]:
+    """`pairwise` as parameters of a test. Some rows, in which every value occurs, are not slow; the others are."""
+    rows = pairwise(*values)
+    first = set(covering(rows, 1))
+    return [pytest.param(*row, marks=() if row in first else pytest.mark.slow) for row in rows]
