@@ -40,12 +40,14 @@ def test_the_fit_finds_what_it_was_made_of() -> None:
     assert bandwidth == pytest.approx(2e9)
 
 
+@pytest.mark.multiprocess
 def test_processes_add_up() -> None:
     found = ranks.measure(2)
     assert len(found) == len(ranks.SIZES)
     assert all(0 < seconds < 10 for seconds in found)
 
 
+@pytest.mark.multiprocess
 def test_processes_take_steps() -> None:
     seconds, size, parts = ranks.measure(2, ranks.take_steps, "fsdp")
     assert 0 < seconds < 10
