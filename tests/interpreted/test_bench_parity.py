@@ -7,6 +7,8 @@ import pytest
 from bench import parity
 from tests.bench.planting import plant
 
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("large_tiles")]
+
 TINY = (
     "model.seq_len=2", "model.label_len=1", "model.pred_len=1", "model.d_model=13", "model.n_heads=1",
     "model.fusion_layers=1", "run.device=cpu",
