@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import pgat_kernels.aspects as module
 from pgat_kernels.aspects import aspects, node_count, pair_terms
+from tests.rounding import assert_right_up_to_rounding
 
 EXACT = 1e-10
 Call = Callable[..., Tensor]
@@ -72,13 +73,16 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, rows: 
         assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
 
 
+@pytest.mark.parity
 def test_float32_is_as_accurate_as_the_formula() -> None:
     values = parameters(40, 13, 52)
-    exact = results(of_every_pair, values)
-    ours, theirs = (results(call, values, torch.float32) for call in (rewritten, of_every_pair))
-    for found, formula, truth in zip(ours, theirs, exact, strict=True):
-        floor = 1e-7 * truth.norm()
-        assert (found - truth).norm() <= 2 * (formula - truth).norm() + floor
+    assert_right_up_to_rounding(
+        results(rewritten, values, torch.float32),
+        results(of_every_pair, values),
+        lambda tensors: results(of_every_pair, tensors, torch.float32),
+        [value.float() for value in values],
+        torch.float32,
+    )
 
 
 def test_bfloat16_terms_are_computed_in_float32() -> None:

@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgat_kernels.gru import gru_bank, gru_bank_operator
+from tests.rounding import assert_right_up_to_rounding
 
 EXACT = 1e-10
 NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
@@ -102,21 +103,21 @@ def test_saturated_gates_give_finite_gradients() -> None:
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=EXACT)
 
 
-def errors(found: list[Tensor], exact: list[Tensor]) -> list[Tensor]:
-    return [(ours - truth).norm() / truth.norm() for ours, truth in zip(found, exact, strict=True)]
-
-
+@pytest.mark.parity
 def test_float32_is_as_accurate_as_torch() -> None:
     values = values_of(3, 60, 4, 16, 16)
-    exact = results(one_by_one, values)
-    ours = errors(results(in_one_scan(torch.float32), values, torch.float32), exact)
-    theirs = errors(results(one_by_one, values, torch.float32), exact)
-    assert all(error <= 2 * other + 1e-7 for error, other in zip(ours, theirs, strict=True))
+    assert_right_up_to_rounding(
+        results(in_one_scan(torch.float32), values, torch.float32),
+        results(one_by_one, values),
+        lambda tensors: results(one_by_one, tensors, torch.float32),
+        [value.float() for value in values],
+        torch.float32,
+    )
 
 
+@pytest.mark.parity
 def test_of_16_bits_are_only_the_products_with_the_inputs() -> None:
     values = values_of(3, 60, 4, 16, 16)
-    exact = results(one_by_one, values)
 
     def with_autocast(call: Call) -> Call:
         def autocast(*inputs: Tensor) -> Tensor:
@@ -126,10 +127,15 @@ def test_of_16_bits_are_only_the_products_with_the_inputs() -> None:
         return autocast
 
     ours = results(with_autocast(in_one_scan(torch.bfloat16)), values, torch.float32)
-    theirs = results(with_autocast(one_by_one), values, torch.float32)
     assert all(tensor.dtype == torch.float32 for tensor in ours)
-    for error, other in zip(errors(ours, exact), errors(theirs, exact), strict=True):
-        assert error <= 2 * other
+    assert_right_up_to_rounding(
+        ours,
+        results(one_by_one, values),
+        lambda tensors: results(with_autocast(one_by_one), tensors, torch.float32),
+        [value.float() for value in values],
+        torch.bfloat16,
+        roundings=0,
+    )
     # Asked for float32, autocast does not reach inside.
     plain = results(in_one_scan(torch.float32), values, torch.float32)
     for found, expected in zip(

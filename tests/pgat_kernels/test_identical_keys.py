@@ -6,10 +6,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from pgat_fast.model.reference.attention import IdenticalKeysAttention
+from pgat_kernels.conditioning import ROUNDINGS
 from pgat_kernels.identical_keys import dropped_weight_sums, identical_keys_dropout, identical_keys_value
 from tests.pgat_fast.model.by_hand import normal, randomize
+from tests.rounding import assert_right_up_to_rounding
 
 EXACT = 1e-10
 SEED = torch.tensor(5)
@@ -131,28 +134,30 @@ def test_bad_arguments_are_refused(keys: int, rate: float, n_heads: int, message
         identical_keys_dropout(normal(2, 8), 4, keys, *weights, n_heads, rate, SEED, 0)
 
 
-def errors(call: Callable[..., Tensor], inputs: list[Tensor], exact: Tensor, *, autocast: bool) -> float:
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = call(*(tensor.float() for tensor in inputs))
-    return float((found.double() - exact).norm())
-
-
+@pytest.mark.parity
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_rounding_is_at_most_twice_the_references(autocast: bool) -> None:
+def test_the_rounding_is_that_of_the_reference(autocast: bool) -> None:
     attention, weights = reference(32, 4, 0.0)
     context = normal(50, 32)
     exact = attention(context, 6, 39).detach()
     single = attention.float()
-    with torch.no_grad():
-        theirs = errors(lambda c: single(c, 6, 39), [context], exact, autocast=autocast)
-        inputs = [context, *(weight.detach() for weight in weights)]
-        path = errors(lambda *values: identical_keys_value(*values)[:, None], inputs, exact, autocast=autocast)
-        dropped = errors(
-            lambda c, *w: identical_keys_dropout(c, 6, 39, *w, 4, 0.0, SEED, 0), inputs, exact, autocast=autocast
-        )
-    floor = 1e-7 * float(exact.norm())
-    assert path <= 2 * theirs + floor
-    assert dropped <= 2 * theirs + floor
+    names = ["value.weight", "value.bias", "output.weight", "output.bias"]
+
+    def rounded(call: Callable[..., Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+        def compute(tensors: list[Tensor]) -> list[Tensor]:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+                return [call(*tensors).expand_as(exact)]
+
+        return compute
+
+    inputs = [tensor.detach().float() for tensor in (context, *weights)]
+    plain = rounded(lambda c, *w: functional_call(single, dict(zip(names, w, strict=True)), (c, 6, 39)))
+    for call in (
+        lambda *values: identical_keys_value(*values)[:, None],
+        lambda c, *w: identical_keys_dropout(c, 6, 39, *w, 4, 0.0, SEED, 0),
+    ):
+        dtype, roundings = (torch.bfloat16, 1e-4) if autocast else (torch.float32, ROUNDINGS)
+        assert_right_up_to_rounding(rounded(call)(inputs), [exact], plain, inputs, dtype, roundings)
 
 
 @pytest.mark.compile

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pgat_kernels.conditioning import ROUNDINGS
 from pgat_kernels.dropout import keep_mask, keep_scale
 from pgat_kernels.query_attention import QueryAttentionWeights, query_side_attention
+from tests.rounding import assert_right_up_to_rounding
 
 EXACT = 1e-10
 SEED = torch.tensor(77)
@@ -106,20 +108,25 @@ def test_the_bias_of_the_keys_changes_nothing_and_its_gradient_is_zero() -> None
     assert all(torch.equal(a, b) for a, b in zip(results(ours(8, 0.3), values), expected, strict=True))
 
 
-def errors(call: Call, values: list[Tensor], exact: list[Tensor], *, autocast: bool) -> list[float]:
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = results(call, values, torch.float32)
-    return [float((a.double() - b).norm()) for a, b in zip(found, exact, strict=True)]
-
-
+@pytest.mark.parity
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("size", [(30, 1, 13, 48, 48, 64, 48, 8), (6, 40, 3, 48, 48, 48, 48, 8)])
-def test_the_rounding_is_at_most_twice_that_of_projected_tokens(size: Size, autocast: bool) -> None:
+def test_the_rounding_is_that_of_projected_tokens(size: Size, autocast: bool) -> None:
     values = values_of(size)
-    exact = results(of_every_token(8), values)
-    theirs = errors(of_every_token(8), values, exact, autocast=autocast)
-    for error, formula, truth in zip(errors(ours(8), values, exact, autocast=autocast), theirs, exact, strict=True):
-        assert error <= 2 * formula + 1e-7 * float(truth.norm())
+
+    def rounded(call: Call, tensors: list[Tensor]) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return results(call, tensors, torch.float32)
+
+    dtype, roundings = (torch.bfloat16, 1e-4) if autocast else (torch.float32, ROUNDINGS)
+    assert_right_up_to_rounding(
+        rounded(ours(8), values),
+        results(of_every_token(8), values),
+        lambda tensors: rounded(of_every_token(8), tensors),
+        [value.float() for value in values],
+        dtype,
+        roundings,
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])

@@ -11,7 +11,9 @@ from torch.func import functional_call
 
 from pgat_fast.model.fast.body_nodes import FastBodyFusion, FastBodyNodes
 from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes
+from pgat_kernels.conditioning import ROUNDINGS
 from tests.pgat_fast.model.by_hand import EXACT, normal, randomize
+from tests.rounding import assert_right_up_to_rounding
 
 Pair = tuple[nn.Module, nn.Module]
 SHAPES = [(1, 1), (3, 7)]
@@ -76,21 +78,27 @@ def test_outputs_are_contiguous_and_symmetric() -> None:
     assert bool((adjacency.diagonal(dim1=2, dim2=3) == 1).all())
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("part", ["nodes", "fusion"])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_rounding_is_at_most_twice_the_references(part: str, autocast: bool) -> None:
+def test_the_rounding_is_that_of_the_reference(part: str, autocast: bool) -> None:
     width = 52
     reference, ours = nodes_of(width) if part == "nodes" else fusions_of(width, 4)
     values = [normal(3, 40, width)] if part == "nodes" else [normal(3, 40, width), normal(3, 40, 13, width, seed=4)]
     exact = results(reference, *values)
+    moving = [tensor.detach().float() for tensor in (*values, *reference.parameters())]
 
-    def errors(module: nn.Module) -> list[float]:
+    def rounded(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
+        """Of values and parameters."""
+        with torch.no_grad():
+            for parameter, tensor in zip(module.float().parameters(), tensors[len(values) :], strict=True):
+                parameter.copy_(tensor)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            found = results(module.float(), *values)
-        return [float((a.double() - b).norm()) for a, b in zip(found, exact, strict=True)]
+            return results(module, *tensors[: len(values)])
 
-    for error, theirs, truth in zip(errors(ours), errors(reference), exact, strict=True):
-        assert error <= 2 * theirs + 1e-7 * float(truth.norm())
+    dtype, roundings = (torch.bfloat16, 1e-4) if autocast else (torch.float32, ROUNDINGS)
+    found = rounded(ours, moving)
+    assert_right_up_to_rounding(found, exact, lambda tensors: rounded(reference, tensors), moving, dtype, roundings)
 
 
 def test_dtypes_are_the_references() -> None:
