@@ -6,7 +6,6 @@ DistributedDataParallel adds their gradients up, or its `fully_shard` does, whic
 decided by all of them alike, at the same step. They speak of it over gloo, on the CPU, whatever the gradients take.
 """
 
-import inspect
 import logging
 import threading
 import time
@@ -33,6 +32,7 @@ from pgat_fast.ranks import (
     may_be_restarted,
     over,
 )
+from pgat_kernels.torch_features import skip_buffer_broadcast
 
 logger = logging.getLogger(__name__)
 
@@ -271,14 +271,8 @@ class Ranks(World):
             with self._meeting():
                 return shard(model, self._device, self.size)
         own = [self._device.index or 0] if self._device.type == "cuda" else None
-        made: Any = nn.parallel.DistributedDataParallel
-        # Buffers are the same everywhere: they are constants. How to say so changed with torch 2.13.
-        known = "forward_sync_buffers" in inspect.signature(made.__init__).parameters
-        with self._meeting():
-            wrapped: nn.Module = made(
-                model, device_ids=own, **{"forward_sync_buffers" if known else "broadcast_buffers": False}
-            )
-        return wrapped
+        with self._meeting():  # buffers are the same everywhere: they are constants
+            return nn.parallel.DistributedDataParallel(model, device_ids=own, **skip_buffer_broadcast())
 
     @contextmanager
     def adding_up(self, model: nn.Module, now: bool) -> Iterator[None]:

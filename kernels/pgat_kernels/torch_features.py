@@ -1,10 +1,12 @@
 """What the supported versions of torch do differently, in one place: nothing else looks at what a version can do."""
 
+import inspect
 from collections.abc import Callable
 from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 Result = TypeVar("Result")
 
@@ -30,3 +32,12 @@ def compile_apart(function: Callable[..., Result], **settings: Any) -> Callable[
 def has_autocast(device_type: str) -> bool:
     """Return whether torch knows automatic mixed precision on this type of device."""
     return torch.amp.is_autocast_available(device_type)
+
+
+def skip_buffer_broadcast() -> dict[str, Any]:
+    """Return the argument by which `DistributedDataParallel` does not broadcast buffers before each forward pass.
+
+    torch 2.13 has given it a new name, and warns of the old one.
+    """
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}

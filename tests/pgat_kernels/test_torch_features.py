@@ -1,12 +1,14 @@
 """What the supported versions of torch do differently behaves alike on each of them."""
 
 import gc
+import warnings
 import weakref
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from pgat_kernels.torch_features import compile_apart
+from pgat_kernels.torch_features import compile_apart, has_autocast, skip_buffer_broadcast
 
 LIMITS = {"recompile_limit": 1, "accumulated_recompile_limit": 2}
 SETTINGS = {"fullgraph": True, "dynamic": False, "backend": "eager"}
@@ -45,3 +47,23 @@ def test_a_compiled_module_is_freed_with_its_last_reference() -> None:
     del module
     gc.collect()
     assert known() is None
+
+
+def test_autocast_is_known_for_processors_and_not_without_data() -> None:
+    def ask(x: Tensor) -> Tensor:
+        return x + (10 * has_autocast(x.device.type) + has_autocast("meta"))
+
+    assert ask(torch.zeros(2)).tolist() == [10.0, 10.0]
+    assert torch.compile(ask, **SETTINGS)(torch.zeros(2)).tolist() == [10.0, 10.0]
+
+
+def test_buffers_are_not_broadcast_and_nothing_is_warned_of(tmp_path: Path) -> None:
+    module = nn.BatchNorm1d(2)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            made = nn.parallel.DistributedDataParallel(module, **skip_buffer_broadcast())
+        assert not made.will_sync_module_buffers()
+    finally:
+        distributed.destroy_process_group()
