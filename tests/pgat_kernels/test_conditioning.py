@@ -153,15 +153,16 @@ def test_the_spread_is_that_of_the_condition() -> None:
 def test_the_error_of_float32_is_within_its_bound_at_any_condition(gap: float) -> None:
     x = with_row_sums(gap)
     errors = relative_errors(divided([x]), divided([x.double()]))
-    bounds = error_bounds(rounding_spread(divided, [x]), torch.float32)
+    bounds = error_bounds(rounding_spread(divided, [x]), [0.0, 0.0], torch.float32)
     assert all(error <= bound for error, bound in zip(errors, bounds, strict=True))
 
 
 def test_a_wrong_gradient_is_beyond_its_bound_where_the_case_is_well_conditioned() -> None:
     x = with_row_sums(8.0)
-    bounds = error_bounds(rounding_spread(divided, [x]), torch.float32)
     result, gradient = divided([x])
-    errors = relative_errors([result, gradient * 1.0001], divided([x.double()]))
+    exact = divided([x.double()])
+    bounds = error_bounds(rounding_spread(divided, [x]), relative_errors([result, gradient], exact), torch.float32)
+    errors = relative_errors([result, gradient * 1.0001], exact)
     assert errors[0] <= bounds[0]
     assert errors[1] > 10 * bounds[1]
 
@@ -200,8 +201,22 @@ def test_results_that_are_written_over_are_compared_as_they_were() -> None:
 def test_a_result_that_is_not_finite_bounds_nothing() -> None:
     spread = rounding_spread(lambda inputs: [inputs[0].log()], [torch.tensor([-1.0])])
     assert spread == [math.inf]
-    with pytest.raises(ValueError, match="result 0 is not finite"):
-        error_bounds(spread, torch.float32)
+    for given, plain in ((spread, [0.0]), ([0.0], spread), ([0.0], [math.nan])):
+        with pytest.raises(ValueError, match="result 0 of the plain program is not finite"):
+            error_bounds(given, plain, torch.float32)
+
+
+def test_rounding_that_no_move_shows_is_in_the_errors_of_the_plain_program() -> None:
+    """Of a saturated sigmoid."""
+
+    def slope(inputs: list[Tensor]) -> list[Tensor]:
+        x = inputs[0].detach().requires_grad_()
+        return list(torch.autograd.grad(x.sigmoid().sum(), x))
+
+    x = torch.tensor([12.7])
+    spread, errors = rounding_spread(slope, [x]), relative_errors(slope([x]), slope([x.double()]))
+    assert errors[0] > 8 * spread[0] + 2 * 2**-23
+    assert errors[0] <= error_bounds(spread, errors, torch.float32)[0]
 
 
 def test_no_draws_are_refused() -> None:
@@ -209,6 +224,7 @@ def test_no_draws_are_refused() -> None:
         rounding_spread(divided, [with_row_sums(1.0)], draws=0)
 
 
-def test_bounds_are_spreads_and_roundings() -> None:
-    assert error_bounds([0.0, 1e-3], torch.float32) == [2 * 2**-23, pytest.approx(8e-3 + 2 * 2**-23)]
-    assert error_bounds([0.0], torch.bfloat16) == [2 * 2**-7]
+def test_bounds_are_errors_spreads_and_roundings() -> None:
+    bounds = error_bounds([0.0, 1e-3], [0.0, 2e-3], torch.float32)
+    assert bounds == [2 * 2**-23, pytest.approx(1e-2 + 2 * 2**-23)]
+    assert error_bounds([0.0], [0.0], torch.bfloat16) == [2 * 2**-7]
