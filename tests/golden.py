@@ -6,6 +6,7 @@ and the product of the gradient with a known direction; `<case>.npz` holds outpu
 
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgat_fast import Config, load_config
+from pgat_kernels.conditioning import SPREADS
 
 FOLDER = Path(__file__).parent / "data" / "golden"
 CASES = {
@@ -25,6 +27,15 @@ CASES = {
     "no_celestial_small": "hierarchical",  # it has no combiner
 }
 """Case -> the combiner that it was computed with, which the settings of the existing model do not say."""
+TOLERANCE = 1e-4
+"""Of gradients, relative to their norms.
+
+The existing model computes positions in float32 arithmetic even in float64, so that no two programs agree beyond
+float32. In the cases that are well conditioned, rounding of float32 moves gradients by 1e-5 (hierarchical_small: 1.2e-5
+at worst; batched_small: 2.6e-5, a bias whose gradient is a sum that nearly cancels). Where row sums come near zero it
+moves them by more than this tolerance (everything_small: 3e-4, no_celestial_small: 5e-4): there `check_gradients` is
+told the spread.
+"""
 
 
 def rng(name: str, salt: int) -> np.random.Generator:
@@ -87,17 +98,26 @@ class Case(NamedTuple):
             total = total + (output * torch.tensor(probe, dtype=output.dtype)).sum()
         return total
 
-    def check_outputs(self, outputs: list[Tensor]) -> None:
-        """Every recorded output within 1e-5."""
-        assert len(outputs) == len(self.outputs)
-        for found, expected in zip(outputs, self.outputs, strict=True):
-            assert np.abs(found.detach().double().numpy() - expected).max() < 1e-5
+    def check_outputs(self, outputs: list[Tensor], spread: Sequence[float] | None = None) -> None:
+        """Every recorded output within 1e-5: ten times what rounding of float32 moves them by, but near zero sums.
 
-    def check_gradients(self, gradients: dict[str, Tensor | None], tolerance: float) -> None:
-        """Every recorded norm and projection within `tolerance`, relative to the norm.
+        `spread`: of the outputs in float32, as in `check_gradients`.
+        """
+        assert len(outputs) == len(self.outputs)
+        for i, (found, expected) in enumerate(zip(outputs, self.outputs, strict=True)):
+            allowed = max(1e-5, SPREADS * spread[i] * float(np.linalg.norm(expected)) if spread else 0.0)
+            assert np.abs(found.detach().double().numpy() - expected).max() < allowed
+
+    def check_gradients(self, gradients: dict[str, Tensor | None], spread: Mapping[str, float] | None = None) -> None:
+        """Every recorded norm and projection within `TOLERANCE` of the norm, or within the rounding of float32.
 
         Where the recorded gradient is rounding noise about a mathematical zero (a key bias under a softmax), it
         must be as near to zero as float32 resolves beside the largest gradient.
+
+        Args:
+            gradients: by the names of the original layout.
+            spread: of gradients in float32, by name, as `rounding_spread` gives it, where a case is badly conditioned:
+                `SPREADS` times it is allowed where that is more than `TOLERANCE`.
         """
         largest = max(norm for norm, _ in self.gradients.values())
         wrong = []
@@ -108,6 +128,7 @@ class Case(NamedTuple):
                 continue
             values = gradient.double().numpy()
             direction = rng("grad/" + name, self.salt).standard_normal(values.shape)
+            tolerance = max(TOLERANCE, SPREADS * (spread or {}).get(name, 0.0))
             scale = 1e-6 * largest if norm < 1e-12 * largest else tolerance * norm
             found = float(np.linalg.norm(values)), float((values * direction).sum())
             if abs(found[0] - norm) > scale or abs(found[1] - projection) > scale:
