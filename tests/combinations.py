@@ -1,6 +1,7 @@
 """Combinations of parameters for tests: not all of them, but every two values together."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, product
 from typing import Any
 
@@ -19,10 +20,16 @@ def parts(row: Row, size: int) -> set[Part]:
 def covering(rows: Sequence[Row], size: int) -> list[Row]:
     """Few of `rows`, in which any `size` values that occur together do so again; always the same ones."""
     left = set[Part]().union(*(parts(row, size) for row in rows))
-    taken = []
+    taken, times = list[Row](), Counter[Part]()
+
+    def gain(row: Row) -> tuple[int, int]:
+        """What it adds; and of those that add as much, one whose values are rare so far."""
+        return len(left & parts(row, size)), -sum(times[part] for part in parts(row, 1))
+
     while left:
-        taken.append(max(rows, key=lambda row: len(left & parts(row, size))))
+        taken.append(max(rows, key=gain))
         left -= parts(taken[-1], size)
+        times.update(parts(taken[-1], 1))
     return taken
 
 
@@ -31,8 +38,11 @@ def pairwise(*values: Iterable[Any]) -> list[Row]:
     return covering(list(product(*values)), 2)
 
 
-def pairwise_each_value_first(*values: Iterable[Any]) -> list[Any]:
-    """`pairwise` as parameters of a test. Some rows, in which every value occurs, are not slow; the others are."""
+def pairwise_each_value_first(*values: Iterable[Any], slow: Callable[[Row], bool] = lambda row: False) -> list[Any]:
+    """`pairwise` as parameters of a test, marked as slow but for some rows in which every value occurs.
+
+    Rows that are `slow` are so in any case.
+    """
     rows = pairwise(*values)
-    first = set(covering(rows, 1))
+    first = set(covering([row for row in rows if not slow(row)], 1))
     return [pytest.param(*row, marks=() if row in first else pytest.mark.slow) for row in rows]

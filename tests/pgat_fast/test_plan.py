@@ -178,6 +178,7 @@ def test_counting_draws_no_random_numbers(backend: str, tiny: list[str]) -> None
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow  # models of production sizes, operator by operator
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_the_production_model_is_planned_in_well_under_a_minute(backend: str) -> None:
     # Of this process: other work on the machine does not count.

@@ -164,6 +164,7 @@ def test_data_check_of_a_file_that_is_not_there_is_wrong_input(capsys: pytest.Ca
     assert "error: nowhere.csv: there is no such file" in capsys.readouterr().err
 
 
+@pytest.mark.multiprocess
 def test_training_logs_that_the_width_is_raised_and_where_it_is(tiny: list[str]) -> None:
     settings = [*tiny, "model.d_model=14", "training.max_steps=1", "run.log_interval=1"]
     result = python("-m", "pgat_fast", "train", "--set", *settings)

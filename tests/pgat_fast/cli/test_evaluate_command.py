@@ -28,6 +28,7 @@ def test_evaluating_a_finished_run_gives_its_own_figures_to_the_bit(
         assert line in printed
 
 
+@pytest.mark.slow  # the evaluation of a run, again and again
 def test_metrics_do_not_depend_on_the_batch_size(tiny: list[str], tmp_path: Path) -> None:
     run(tiny, tmp_path / "run")
     found = [
@@ -36,6 +37,7 @@ def test_metrics_do_not_depend_on_the_batch_size(tiny: list[str], tmp_path: Path
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.slow  # the evaluation of a run
 def test_any_checkpoint_can_be_evaluated_and_is_told_apart(tiny: list[str], tmp_path: Path) -> None:
     run(tiny, tmp_path / "run")
     first = "epoch-0000-step-00000000"
@@ -43,6 +45,7 @@ def test_any_checkpoint_can_be_evaluated_and_is_told_apart(tiny: list[str], tmp_
     assert (tmp_path / "run" / f"evaluation-{first}" / "evaluation.json").is_file()
 
 
+@pytest.mark.slow  # the evaluation of a run
 def test_the_tables_are_pandas(tiny: list[str], tmp_path: Path) -> None:
     results = run(tiny, tmp_path / "run")
     assessment = evaluate(load_run(tmp_path / "run"))
@@ -62,6 +65,7 @@ def test_other_data_have_another_scale_and_are_refused(
     assert "another scale than the run was trained with" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # whole runs
 def test_a_backtest_is_printed_and_written(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run([*tiny, "training.max_steps=2"], tmp_path / "run")
     assert main(["evaluate", str(tmp_path / "run"), "--origins", "2", "--quiet"]) == 0

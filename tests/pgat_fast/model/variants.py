@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -72,6 +73,9 @@ FEW = (
     "no bodies, everything",
 )
 """Variants that between them run every part, for what takes long."""
+
+FEW_FIRST = [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name not in FEW)]
+"""All variants as parameters of a test: those beyond `FEW` are slow."""
 
 
 def config_of(variant: str, **changes: Any) -> Config:

@@ -32,6 +32,7 @@ def test_the_resident_memory_is_what_the_system_says_of_this_process() -> None:
     assert 0 < reading.system_available_gib < psutil.virtual_memory().total / GIB
 
 
+@pytest.mark.multiprocess
 def test_memory_that_is_filled_and_freed_again_stays_in_the_peak() -> None:
     in_own_process(_fill_and_free)
 
@@ -57,6 +58,7 @@ def test_a_peak_from_before_the_watch_does_not_count() -> None:
     assert read_memory(CPU, baseline_gib=0).process_peak_gib == pytest.approx(peak, rel=0.01)
 
 
+@pytest.mark.multiprocess
 def test_a_run_started_by_a_large_process_does_not_inherit_its_peak() -> None:
     child = "from pgat_fast.monitoring.memory import process_memory; print(*process_memory())"
     parent = (

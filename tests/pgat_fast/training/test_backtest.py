@@ -48,6 +48,7 @@ def test_an_origin_without_finite_errors_is_left_out_and_counted() -> None:
     assert summarize(table.iloc[1:])["drift"]["mean"] is None
 
 
+@pytest.mark.slow  # whole runs
 def test_an_interrupted_backtest_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> None:
     config = load_config(None, [*tiny, *SHORT])
     whole = backtest(config, tmp_path / "whole", 2, progress=False)

@@ -43,6 +43,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
 COMPILED = ["run.compile=on", "training.gradient_accumulation_steps=2"]
 
 
+@pytest.mark.compile
 def test_it_learns_as_an_eager_one_and_compiles_once(tiny: list[str], tmp_path: Path) -> None:
     torch._dynamo.reset()
     eager = run([*tiny, *COMPILED, "run.compile=off"], tmp_path / "eager")

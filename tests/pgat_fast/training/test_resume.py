@@ -59,6 +59,7 @@ def test_three_interruptions_in_one_epoch(tiny: list[str], tmp_path: Path, place
     assert_same(outcome(tmp_path / "run"), places[0])
 
 
+@pytest.mark.slow  # three runs each
 @pytest.mark.parametrize(
     "settings",
     [
@@ -78,6 +79,7 @@ def test_every_kind_of_training_goes_on_exactly(tiny: list[str], tmp_path: Path,
     assert_same(outcome(tmp_path / "stopped"), outcome(tmp_path / "whole"))
 
 
+@pytest.mark.slow  # whole runs
 def test_the_same_seed_twice_gives_the_same_to_the_bit(
     tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]
 ) -> None:
@@ -87,6 +89,7 @@ def test_the_same_seed_twice_gives_the_same_to_the_bit(
     assert other["train_losses"] != places[0]["results"]["train_losses"]
 
 
+@pytest.mark.slow  # whole runs
 def test_a_limit_within_an_epoch_costs_nothing(
     tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]
 ) -> None:
@@ -99,6 +102,7 @@ def test_a_limit_within_an_epoch_costs_nothing(
     assert_same(outcome(tmp_path / "run"), places[0])
 
 
+@pytest.mark.slow  # whole runs
 def test_minutes_end_training_and_the_run_is_evaluated(tiny: list[str], tmp_path: Path) -> None:
     results = run([*tiny, "training.epochs=1000", "training.max_minutes=0.02"], tmp_path / "run")
     assert results["training_ended"] == "training.max_minutes 0.02 are over"
@@ -106,6 +110,7 @@ def test_minutes_end_training_and_the_run_is_evaluated(tiny: list[str], tmp_path
     assert results["test"]["scaled"]["model"]["overall"]["rmse"] > 0
 
 
+@pytest.mark.slow  # whole runs
 def test_more_epochs_can_be_added(tiny: list[str], tmp_path: Path) -> None:
     constant = ["training.lr_schedule=constant"]
     first = run([*tiny, *constant, "training.epochs=1"], tmp_path / "run")
@@ -117,6 +122,7 @@ def test_more_epochs_can_be_added(tiny: list[str], tmp_path: Path) -> None:
     assert_same(one, two)
 
 
+@pytest.mark.slow  # whole runs
 def test_a_finished_run_resumed_is_the_same_run(tiny: list[str], tmp_path: Path) -> None:
     run(tiny, tmp_path / "run")
     before = outcome(tmp_path / "run")
@@ -124,6 +130,7 @@ def test_a_finished_run_resumed_is_the_same_run(tiny: list[str], tmp_path: Path)
     assert_same(outcome(tmp_path / "run"), before)
 
 
+@pytest.mark.slow  # whole runs
 def test_an_older_checkpoint_can_be_chosen_and_nothing_is_lost(tiny: list[str], tmp_path: Path) -> None:
     run([*tiny, "run.keep_checkpoints=9"], tmp_path / "run")
     before = outcome(tmp_path / "run")
@@ -135,7 +142,7 @@ def test_an_older_checkpoint_can_be_chosen_and_nothing_is_lost(tiny: list[str], 
     assert (root / "superseded" / names[2]).is_dir()
 
 
-@pytest.mark.parametrize("damage", ["a flipped bit", "a missing file"])
+@pytest.mark.parametrize("damage", ["a flipped bit", pytest.param("a missing file", marks=pytest.mark.slow)])
 def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(
     tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int], damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,6 +190,7 @@ def test_another_run_is_not_gone_on_with(tiny: list[str], tmp_path: Path, settin
     assert {path.name for path in after if after[path] != before[path]} <= {"train.log"}
 
 
+@pytest.mark.slow  # whole runs
 def test_other_data_are_not_gone_on_with_and_moved_data_are(tiny: list[str], tmp_path: Path, data_file: Path) -> None:
     moved = tmp_path / "moved.csv"
     moved.write_bytes(data_file.read_bytes())
@@ -196,6 +204,7 @@ def test_other_data_are_not_gone_on_with_and_moved_data_are(tiny: list[str], tmp
         run([*tiny, f"data.path={moved}"], tmp_path / "run", resume=tmp_path / "run")
 
 
+@pytest.mark.slow  # whole runs
 def test_other_settings_of_training_are_warned_of(
     tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,6 +213,7 @@ def test_other_settings_of_training_are_warned_of(
     assert "training.learning_rate is 0.01, was 0.001: the run goes on, but not as it would have" in caplog.text
 
 
+@pytest.mark.slow  # whole runs
 def test_another_way_to_compute_is_warned_of(tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run([*tiny, "training.epochs=1"], tmp_path / "run")
     other = ["run.precision=bf16", "run.exact_dropout=true", "run.combiner_chunk=2", "run.compile=off"]
@@ -215,6 +225,7 @@ def test_another_way_to_compute_is_warned_of(tiny: list[str], tmp_path: Path, ca
     assert (results["precision"], results["compiled"]) == ("bf16", False)
 
 
+@pytest.mark.slow  # whole runs
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_run_from_before_the_precision_moved_goes_on(
     tiny: list[str], tmp_path: Path, kept: bool, caplog: pytest.LogCaptureFixture
@@ -245,6 +256,7 @@ def test_a_run_from_before_the_precision_moved_goes_on(
         assert_same(outcome(folder), outcome(tmp_path / "whole"))
 
 
+@pytest.mark.slow  # whole runs
 def test_what_is_left_by_a_killed_process_is_removed(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         run(tiny, tmp_path / "run", stop=StopAt(11))
@@ -257,6 +269,7 @@ def test_what_is_left_by_a_killed_process_is_removed(tiny: list[str], tmp_path: 
     assert not any(path.exists() for path in orphans)
 
 
+@pytest.mark.slow  # whole runs
 def test_the_state_of_a_run_is_told_when_it_is_stopped_and_when_it_is_finished(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         run(tiny, tmp_path / "run", stop=StopAt(11))
@@ -270,6 +283,7 @@ def test_the_state_of_a_run_is_told_when_it_is_stopped_and_when_it_is_finished(t
     assert json.loads((tmp_path / "run" / "results.json").read_bytes())["resumes"] == 1
 
 
+@pytest.mark.slow  # whole runs
 def test_the_run_folder_alone_is_enough_to_go_on(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         run(tiny, tmp_path / "run", stop=StopAt(11))

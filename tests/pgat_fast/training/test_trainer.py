@@ -81,6 +81,7 @@ def test_the_checklist_says_no_where_a_run_fell_short(tiny: list[str], tmp_path:
         assert lines[f"skill against {name} above 0"]["passed"] is (skill > 0)
 
 
+@pytest.mark.slow  # whole runs
 def test_the_same_seed_gives_the_same_run_and_another_one_another(tiny: list[str], tmp_path: Path) -> None:
     def weights_and_losses(name: str, *more: str) -> tuple[bytes, list[float]]:
         results = run([*tiny, *more], tmp_path / name)
@@ -106,6 +107,7 @@ def test_every_step_has_the_learning_rate_of_its_own_epoch(
     assert [epoch["learning_rate"] for epoch in results["epochs"]] == pytest.approx([0.002, 0.004, 0.004])
 
 
+@pytest.mark.slow  # whole runs
 def test_accumulated_batches_step_like_one_large_batch(tiny: list[str], tmp_path: Path) -> None:
     # Without the celestial graph there is no dropout but `dropout`: the two runs draw nothing.
     inputs = ["use_celestial_graph=false", "data.inputs=log_Open,log_High,log_Low,log_Close,time_delta"]
@@ -145,6 +147,7 @@ def test_max_steps_ends_the_run_after_so_many_steps(
     assert [epoch["optimizer_steps"] for epoch in results["epochs"]] == [5, 2]
 
 
+@pytest.mark.slow  # whole runs
 def test_patience_ends_a_run_that_gets_no_better(tiny: list[str], tmp_path: Path) -> None:
     # At this rate the second epoch is worse than the first.
     settings = ["training.epochs=9", "training.patience=1", "training.learning_rate=3", "training.lr_schedule=constant"]
@@ -235,6 +238,7 @@ def newest_compiled(folder: Path) -> Any:
     return found[1].about["compiled"]
 
 
+@pytest.mark.slow  # whole runs
 def test_a_resumed_run_is_compiled_where_it_began_so(
     tiny: list[str], tmp_path: Path, compiled_calls: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +251,7 @@ def test_a_resumed_run_is_compiled_where_it_began_so(
     assert not run(tiny, tmp_path / "other")["compiled"]
 
 
+@pytest.mark.slow  # whole runs
 def test_a_run_that_goes_on_with_other_kernels_says_so(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,11 +11,12 @@ from pgat_fast import build_model
 from tests.pgat_fast.model.variants import config_of, inputs_of
 
 RATE = 0.35
-DRAWS = 300
+SEEDS, COPIES = 6, 50
+"""Each of the copies of a window in a batch has masks of its own: 300 draws."""
 
 
 def forecasts(variant: str, backend: str) -> Tensor:
-    """Of one window, under `DRAWS` seeds: [DRAWS, numbers of a forecast]."""
+    """Of one window: [draws, numbers of a forecast]."""
     config = config_of(variant, dropout=RATE)
     config = config.model_copy(update={"run": config.run.model_copy(update={"exact_dropout": True})})
     torch.manual_seed(0)
@@ -23,15 +24,15 @@ def forecasts(variant: str, backend: str) -> Tensor:
     for module in model.modules():
         if "Stochastic" in type(module).__name__:
             module.eval()
-    inputs = [x[:1] for x in inputs_of(config)]
+    inputs = [x[:1].repeat(COPIES, 1, 1) for x in inputs_of(config)]
     drawn = []
     with torch.no_grad():
-        for seed in range(DRAWS):
+        for seed in range(SEEDS):
             torch.manual_seed(seed)
             forecast = model(*inputs)[0]
             first = forecast if isinstance(forecast, Tensor) else forecast[0]
-            drawn.append(first.flatten())
-    return torch.stack(drawn)
+            drawn.append(first.flatten(start_dim=1))
+    return torch.cat(drawn)
 
 
 @pytest.mark.parametrize("variant", ["batched", "hierarchical everything, joint", "no bodies"])
