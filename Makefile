@@ -47,7 +47,7 @@ test: $(VENV)/installed
 	TRITON_INTERPRET=1 $(PYTEST) -m 'not ($(LONG))' tests/interpreted
 
 # The last three: the same numbers on processors with narrower vectors, and with more than one thread.
-PARITY = $(PYTEST) -m 'parity and not ($(LONG))'
+PARITY = $(PYTEST) -m 'parity and not compile'
 
 test-all: $(VENV)/installed
 	$(PYTEST) -m '$(LONG)'

@@ -26,7 +26,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from bench.gpu import FEW, is_lost, milliseconds
+from bench.gpu import is_lost, milliseconds
 from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, gradient, results
 from bench.kernel_cases import Case as Operator
 from pgat_kernels.configurations import asked_for, configuration, trial
@@ -44,6 +44,8 @@ OF_CONFIGURATIONS: Final = 0.6
 """The part of the time that configurations may take; the rest is for the comparison with plain torch."""
 LADDER: Final = (64, 8, 1)
 """The timesteps that kernels and plain torch are compared at are the largest number divided by these."""
+FEW: Final = 10
+"""Numbers of a result whose error cannot be compared with another's."""
 
 Use = tuple[Operator, torch.dtype]
 

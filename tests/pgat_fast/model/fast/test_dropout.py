@@ -35,7 +35,13 @@ def forecasts(variant: str, backend: str) -> Tensor:
     return torch.cat(drawn)
 
 
-@pytest.mark.parametrize("variant", ["batched", "hierarchical everything, joint", "no bodies"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("batched", "hierarchical everything, joint")),
+        "no bodies",
+    ],
+)
 def test_forecasts_scatter_as_those_of_the_reference(variant: str) -> None:
     expected, found = forecasts(variant, "reference"), forecasts(variant, "torch")
     quarters = torch.tensor([0.25, 0.5, 0.75])
