@@ -39,7 +39,7 @@ from tests.pgat_fast.training.hostile import (
 )
 
 SLOWEST = 2.0
-"""Seconds for one of them, bar R10."""
+"""Seconds of the processor for one of them, bar R10: what else a machine does is no fault of the file."""
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def assert_refused(path: Path, file: str) -> str:
     """It is found, in time, with its name; the run goes on from the one before. Returns the fault."""
-    started = time.monotonic()
+    started = time.process_time()
     faults = verify_checkpoint(path)
-    assert time.monotonic() - started < SLOWEST
+    assert time.process_time() - started < SLOWEST
     assert len(faults) == 1
     assert faults[0].startswith(str(path / file))
     assert len(faults[0]) < 1000
@@ -295,9 +295,9 @@ def test_originals(root: Path, kind: str, original: dict[str, torch.Tensor], tin
     make, message = ORIGINALS[kind]
     file = tmp_path / "weights.pth"
     file.write_bytes(make(original))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(CheckpointError, match=message) as error:
         import_checkpoint(file, load_config(None, tiny), tmp_path / "imported")
-    assert time.monotonic() - started < SLOWEST
+    assert time.process_time() - started < SLOWEST
     assert str(error.value).startswith(f"{file}: ")
     assert not (tmp_path / "imported").exists()
