@@ -9,6 +9,7 @@ import pytest
 from pgat_fast.cli import main
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 def test_plan_prints_a_table(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", "configs/production_batched.yaml", "--set", *tiny]) == 0
     printed = capsys.readouterr().out
@@ -22,7 +23,7 @@ def test_plan_prints_a_table(tiny: list[str], capsys: pytest.CaptureFixture[str]
         assert row in printed
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "torch"])
 def test_plan_prints_json(backend: str, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--json", "--backend", backend, "--set", *tiny]) == 0
     plan = json.loads(capsys.readouterr().out)

@@ -59,7 +59,7 @@ def test_of_rows_it_is_the_bytes_of_one_chunk_and_the_whole_result() -> None:
     assert found.all - result.all == 3 * 10 * 400 + 8
 
 
-@pytest.mark.parametrize("timesteps", [1, 5, 7, 20, 22])
+@pytest.mark.parametrize("timesteps", [1, 7, *(pytest.param(many, marks=pytest.mark.slow) for many in (5, 20, 22))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_combiner_of_many_rows_holds_what_few_of_them_tell(timesteps: int, dtype: torch.dtype) -> None:
     from pgat_fast.model.fast.combiner_batched import FastBatchedCombiner
@@ -79,7 +79,9 @@ def test_a_combiner_of_many_rows_holds_what_few_of_them_tell(timesteps: int, dty
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("groups", "queries"), [(3, 700), (9, 700), (9, 20)])
+@pytest.mark.parametrize(
+    ("groups", "queries"), [(9, 20), *(pytest.param(many, 700, marks=pytest.mark.slow) for many in (3, 9))]
+)
 def test_an_attention_of_many_groups_holds_what_few_of_them_tell(groups: int, queries: int, masked: bool) -> None:
     width, seed = 16, torch.zeros((), dtype=torch.int64)
     x, weight, bias = torch.empty(groups, queries, width), torch.empty(3 * width, width), torch.empty(3 * width)
