@@ -75,7 +75,7 @@ def work(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_gradients_are_those_of_the_plain_model(tmp_path: Path) -> None:
     spawn(work, (tmp_path,), nprocs=RANKS)
     found = json.loads((tmp_path / "found").read_text())

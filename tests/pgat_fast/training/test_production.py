@@ -23,6 +23,7 @@ checkpoints every five epochs are those of production; `d_model` 16 is raised to
 
 
 @pytest.mark.multiprocess
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("config", ["celestial_enhanced_pgat_production", "production_batched"])
 def test_killed_three_times_production_ends_as_if_it_never_had_been(
     tmp_path: Path, processes: list[Process], long_data_file: Path, config: str
@@ -36,12 +37,12 @@ def test_killed_three_times_production_ends_as_if_it_never_had_been(
     whole = start("whole")
     killed = start("killed")
     for pattern, delay in (("epoch 2, step 2 of", 0.05), ("epoch 4, step 1 of", 0.2), ("epoch 6 of 6", 0.02)):
-        killed.wait_for(pattern, seconds=300)
+        killed.wait_for(pattern, seconds=600)
         time.sleep(delay)
         killed.stop(signal.SIGKILL)
         assert killed.popen.returncode == -signal.SIGKILL, "".join(killed.lines)
         killed = start("killed", "--resume")
         killed.wait_for("resumed from", seconds=60)
-    assert killed.popen.wait(timeout=300) == 0, "".join(killed.lines)
-    assert whole.popen.wait(timeout=300) == 0, "".join(whole.lines)
+    assert killed.popen.wait(timeout=600) == 0, "".join(killed.lines)
+    assert whole.popen.wait(timeout=600) == 0, "".join(whole.lines)
     assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))

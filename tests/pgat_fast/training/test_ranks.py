@@ -40,7 +40,7 @@ def train(ranks: int, folder: Path, settings: list[str], *more: str) -> str:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     done = subprocess.run(
         [sys.executable, *torchrun, str(EXACT), "train", "--quiet", *more, "--set", *settings, *own],
-        cwd=ROOT, capture_output=True, text=True, timeout=360, env={**os.environ, **ENVIRONMENT}, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=900, env={**os.environ, **ENVIRONMENT}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
@@ -108,7 +108,7 @@ def test_a_limit_of_time_ends_all_of_them(settings: list[str], tmp_path: Path) -
 
 @pytest.mark.compile
 @pytest.mark.multiprocess
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_compiled_ranks_train_the_same_weights(strategy: str, settings: list[str], alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"

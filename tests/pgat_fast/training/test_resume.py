@@ -35,6 +35,7 @@ def places(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.slow  # some fifty runs
+@pytest.mark.timeout(2400)
 def test_stopped_at_every_single_place_and_resumed(
     tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]
 ) -> None:
