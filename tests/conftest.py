@@ -6,16 +6,19 @@ import pytest
 
 from pgat_fast.data.build import build_file
 
-SLOW_FIRST = ("compile", "multiprocess", "slow")
-"""Markers of tests that begin before all others, in this order: a long one that began last would be waited for."""
+LONGEST = ("test_ranks.py", "test_signals.py", "test_production.py", "test_sharding.py")
+MARKERS = ("compile", "multiprocess", "slow")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def rank(item: pytest.Item) -> int:
-        marks = {mark.name for mark in item.iter_markers()}
-        return next((at for at, name in enumerate(SLOW_FIRST) if name in marks), len(SLOW_FIRST))
+    """What takes long begins first, by marker and by file: a long test that began last would be waited for."""
 
-    items.sort(key=rank)
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        marks = {mark.name for mark in item.iter_markers()}
+        marker = next((at for at, name in enumerate(MARKERS) if name in marks), len(MARKERS))
+        return item.path.name not in LONGEST, marker
+
+    items.sort(key=place)
 
 
 TINY = (
