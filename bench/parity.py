@@ -97,7 +97,7 @@ def _require_kernels(config: Config, reference: nn.Module) -> None:
     else:
         raise ParityError(f"plain torch is off by more than {WELL_CONDITIONED:.2g} with all of {SEEDS} inputs")
     errors = relative_errors(computed_by("triton", torch.float32)(tensors), exact)
-    bounds = error_bounds(spread, plain_errors, torch.float32)
+    bounds = error_bounds(spread, torch.float32, plain_errors)
     for what, error, allowed in zip(("the forecast", *names), errors, bounds, strict=True):
         if not error <= allowed:
             raise ParityError(

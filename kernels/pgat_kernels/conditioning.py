@@ -7,7 +7,7 @@ the last place at random, which no program can tell from its own rounding, and s
 
     exact = plain_in_float64(inputs)
     plain_errors = relative_errors(plain_in_float32(inputs), exact)
-    bounds = error_bounds(rounding_spread(plain_in_float32, inputs), plain_errors, torch.float32)
+    bounds = error_bounds(rounding_spread(plain_in_float32, inputs), torch.float32, plain_errors)
     assert all(error <= bound for error, bound in zip(relative_errors(kernels(inputs), exact), bounds))
 
 Needs torch alone.
@@ -131,20 +131,23 @@ def rounding_spread(
     return worst
 
 
-def error_bounds(spread: Sequence[float], plain_errors: Sequence[float], dtype: torch.dtype) -> list[float]:
+def error_bounds(
+    spread: Sequence[float], dtype: torch.dtype, plain_errors: Sequence[float] | None = None
+) -> list[float]:
     """Bound the relative error of each result: the plain program's, `SPREADS` spreads, and `ROUNDINGS` epsilons.
 
     Args:
         spread: of the plain program, as `rounding_spread` gives it.
-        plain_errors: of the plain program in the same dtype, against exact results. Not all rounding moves with the
-            inputs: the gradient of a saturated sigmoid is g (1 - g), where the few digits of 1 - g stay the same
-            however the inputs move, so that all programs in float32 are off by the same 1e-5 and no spread shows it.
         dtype: that of the products, whose rounding no result escapes.
+        plain_errors: of the plain program in the same dtype, against exact results; None where results are compared
+            with those of the plain program itself. Not all rounding moves with the inputs: the gradient of a saturated
+            sigmoid is g (1 - g), where the few digits of 1 - g stay the same however the inputs move, so that all
+            programs in float32 are off by the same 1e-5 and no spread shows it.
 
     Raises ValueError where a number is not finite: any error would be within the bound.
     """
     bounds = []
-    for place, (moved, plain) in enumerate(zip(spread, plain_errors, strict=True)):
+    for place, (moved, plain) in enumerate(zip(spread, plain_errors or [0.0] * len(spread), strict=True)):
         bound = plain + SPREADS * moved + ROUNDINGS * torch.finfo(dtype).eps
         if not math.isfinite(bound):
             raise ValueError(f"result {place} of the plain program is not finite: it bounds no error")
@@ -179,7 +182,7 @@ def errors_and_bounds(
     Raises ValueError where the plain program gives something that is not finite.
     """
     plain_errors = relative_errors(plain(inputs), expected)
-    bounds = error_bounds(rounding_spread(plain, inputs), plain_errors, dtype)
+    bounds = error_bounds(rounding_spread(plain, inputs), dtype, plain_errors)
     if torch.finfo(dtype).bits == 16:
         bounds = [
             2 * average + roundings * torch.finfo(dtype).eps if truth.numel() >= MANY else bound

@@ -153,7 +153,7 @@ def test_the_spread_is_that_of_the_condition() -> None:
 def test_the_error_of_float32_is_within_its_bound_at_any_condition(gap: float) -> None:
     x = with_row_sums(gap)
     errors = relative_errors(divided([x]), divided([x.double()]))
-    bounds = error_bounds(rounding_spread(divided, [x]), [0.0, 0.0], torch.float32)
+    bounds = error_bounds(rounding_spread(divided, [x]), torch.float32)
     assert all(error <= bound for error, bound in zip(errors, bounds, strict=True))
 
 
@@ -161,7 +161,7 @@ def test_a_wrong_gradient_is_beyond_its_bound_where_the_case_is_well_conditioned
     x = with_row_sums(8.0)
     result, gradient = divided([x])
     exact = divided([x.double()])
-    bounds = error_bounds(rounding_spread(divided, [x]), relative_errors([result, gradient], exact), torch.float32)
+    bounds = error_bounds(rounding_spread(divided, [x]), torch.float32, relative_errors([result, gradient], exact))
     errors = relative_errors([result, gradient * 1.0001], exact)
     assert errors[0] <= bounds[0]
     assert errors[1] > 10 * bounds[1]
@@ -203,7 +203,7 @@ def test_a_result_that_is_not_finite_bounds_nothing() -> None:
     assert spread == [math.inf]
     for given, plain in ((spread, [0.0]), ([0.0], spread), ([0.0], [math.nan])):
         with pytest.raises(ValueError, match="result 0 of the plain program is not finite"):
-            error_bounds(given, plain, torch.float32)
+            error_bounds(given, torch.float32, plain)
 
 
 def test_rounding_that_no_move_shows_is_in_the_errors_of_the_plain_program() -> None:
@@ -216,7 +216,7 @@ def test_rounding_that_no_move_shows_is_in_the_errors_of_the_plain_program() -> 
     x = torch.tensor([12.7])
     spread, errors = rounding_spread(slope, [x]), relative_errors(slope([x]), slope([x.double()]))
     assert errors[0] > 8 * spread[0] + 2 * 2**-23
-    assert errors[0] <= error_bounds(spread, errors, torch.float32)[0]
+    assert errors[0] <= error_bounds(spread, torch.float32, errors)[0]
 
 
 def test_no_draws_are_refused() -> None:
@@ -225,6 +225,6 @@ def test_no_draws_are_refused() -> None:
 
 
 def test_bounds_are_errors_spreads_and_roundings() -> None:
-    bounds = error_bounds([0.0, 1e-3], [0.0, 2e-3], torch.float32)
+    bounds = error_bounds([0.0, 1e-3], torch.float32, [0.0, 2e-3])
     assert bounds == [2 * 2**-23, pytest.approx(1e-2 + 2 * 2**-23)]
-    assert error_bounds([0.0], [0.0], torch.bfloat16) == [2 * 2**-7]
+    assert error_bounds([0.0], torch.bfloat16) == [2 * 2**-7]

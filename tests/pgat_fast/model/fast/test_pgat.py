@@ -144,7 +144,7 @@ def test_a_wrong_gradient_is_refused(name: str) -> None:
     found = of_tensors(fast, config, False)(tensors)
     plain = of_tensors(reference, config, False)
     plain_errors = relative_errors(plain(tensors), truth)
-    bounds = error_bounds(rounding_spread(plain, tensors), plain_errors, torch.float32)
+    bounds = error_bounds(rounding_spread(plain, tensors), torch.float32, plain_errors)
     errors = relative_errors([1.01 * result for result in found], truth)
     zero = [float(result.norm()) < ZERO_BESIDE * max(float(one.norm()) for one in truth) for result in truth]
     passed = [place for place, error in enumerate(errors) if error <= bounds[place] and not zero[place]]
