@@ -6,7 +6,6 @@ dropout mask. What is kept are the tokens. Memory is linear in their number; a b
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from pgat_kernels.chunks import Masks, auto_chunk, call_compiled
+from pgat_kernels.chunks import Masks, auto_chunk, how_compiled
 from pgat_kernels.pairs import linear, softmax_dropout
 from pgat_kernels.products import fast_exact_float32, no_autocast
 
@@ -57,16 +56,12 @@ def _block(
     return forward, backward
 
 
-def _forward_block(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, rows: Tensor, rate: float
-) -> Tensor:
-    return _block(q, k, v, bias, Masks(rate, seed, rows))[0]()
+def _forward_block(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks) -> Tensor:
+    return _block(q, k, v, bias, masks)[0]()
 
 
-def _backward_block(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, rows: Tensor, rate: float
-) -> Blocks:
-    return _block(q, k, v, bias, Masks(rate, seed, rows))[1](g)
+def _backward_block(g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks) -> Blocks:
+    return _block(q, k, v, bias, masks)[1](g)
 
 
 class _Block(NamedTuple):
@@ -127,12 +122,12 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, rate: float, compile_blocks: bool
 ) -> Tensor:
     """[G, H, Q, d], [G, H, T, d] -> [G, H, Q, d]."""
-    run: Callable[..., Any] = partial(call_compiled, _forward_block) if compile_blocks else _forward_block
+    run, fragments = how_compiled(_forward_block, compile_blocks, q.device)
     result = torch.empty_like(q)
     rows = _row_numbers(q)
     for block in _blocks(q, k):
         own = [block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
-        y = run(*own, seed, block.of_queries(rows).reshape(-1), rate)
+        y = run(*own, Masks(rate, seed, block.of_queries(rows).reshape(-1), fragments))
         out = result[block.group, block.head, block.query]
         out.copy_(y[: out.shape[0], :, : out.shape[2]])
     return result
@@ -149,7 +144,7 @@ def _attend_backward(
     compile_blocks: bool,
 ) -> Blocks:
     """Gradients of q, k, v and bias; those that add up over blocks, of k, v and bias, at least float32."""
-    run: Callable[..., Any] = partial(call_compiled, _backward_block) if compile_blocks else _backward_block
+    run, fragments = how_compiled(_backward_block, compile_blocks, q.device)
     wide = torch.promote_types(q.dtype, torch.float32)
     g_q = torch.empty_like(q)
     g_k, g_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
@@ -157,7 +152,7 @@ def _attend_backward(
     rows = _row_numbers(q)
     for block in _blocks(q, k):
         own = [block.of_queries(g), block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
-        part_q, part_k, part_v, part_bias = run(*own, seed, block.of_queries(rows).reshape(-1), rate)
+        part_q, part_k, part_v, part_bias = run(*own, Masks(rate, seed, block.of_queries(rows).reshape(-1), fragments))
         out = g_q[block.group, block.head, block.query]
         out.copy_(part_q[: out.shape[0], :, : out.shape[2]])
         for total, part in ((g_k, part_k), (g_v, part_v)):

@@ -30,7 +30,7 @@ from pgat_kernels.dispatch import Kernels, wanted
 from pgat_kernels.graph_attention import MOST_WHOLE, takes
 from pgat_kernels.low_rank_attention import LowRankWeights
 from pgat_kernels.low_rank_attention import low_rank_attention_block as plain_low_rank_block
-from pgat_kernels.pairs import AttentionWeights, FeedForwardWeights, OutputWeights, dropout, layer_norm, linear
+from pgat_kernels.pairs import AttentionWeights, FeedForwardWeights, OutputWeights, dropout_add_norm, linear
 
 # --- operators --------------------------------------------------------------------------------------------------------
 
@@ -72,12 +72,12 @@ def _plain_projection(rows: list[Tensor], weights: list[Tensor], masks: Masks, s
     groups, tokens, inner = o.shape
     width, rank = residual.shape
     y, outer_back = linear(o.reshape(groups * tokens, inner), outer, outer_bias)
-    y, dropout_back = dropout(y.view(groups, tokens, width), masks, site)
-    result, norm_back = layer_norm((t @ residual.t() if rank else t) + y, norm, norm_bias)
+    y = y.view(groups, tokens, width)
+    result, norm_back = dropout_add_norm(t @ residual.t() if rank else t, y, norm, norm_bias, masks, site)
 
     def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        g_sum, g_norm, g_norm_bias = norm_back(g.contiguous())
-        g_o, g_outer, g_outer_bias = outer_back(dropout_back(g_sum).view(groups * tokens, width))
+        g_sum, g_y, g_norm, g_norm_bias = norm_back(g.contiguous())
+        g_o, g_outer, g_outer_bias = outer_back(g_y.view(groups * tokens, width))
         g_t, g_residual = g_sum, torch.zeros_like(residual)
         if rank:
             flat = g_sum.view(groups * tokens, width)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from pgat_kernels.dropout import keep_mask, keep_scale
+from pgat_kernels.dropout import keep_mask, keep_scale, site_key
 from pgat_kernels.products import fast_exact_float32, no_autocast
 
 CACHE = 5 * 2**20
@@ -35,6 +35,21 @@ class Masks(NamedTuple):
     seed: Tensor
     first_row: Tensor
     """Number of the first row, or of every row."""
+    compiled: bool = False
+    """Whether `run` compiles."""
+
+    def run(self, fragment: Callable[..., Any], *args: Any) -> Any:
+        """Return `fragment(*args)`, compiled where that is asked for.
+
+        A fragment is a module-level tensor function between two matrix products: one pass over memory where it is
+        compiled, many where it is not. Compiled once, it serves every layer and chunk of the same shapes.
+        """
+        return call_compiled(fragment, *args) if self.compiled else fragment(*args)
+
+    def at(self, site: int) -> tuple[Tensor, Tensor, float]:
+        """Return what `keep_bytes` wants at `site`: key, first row, rate. Tensors, so that no site is compiled
+        into a fragment."""
+        return site_key(self.seed, site), self.first_row, self.rate
 
     def keep(self, site: int, like: Tensor) -> Tensor | None:
         """Which elements of `like` are kept; None where all are."""
@@ -106,6 +121,19 @@ def call_compiled(function: Callable[..., Any], *args: Any) -> Any:
         return _compiled[key](*args)
 
 
+def how_compiled(
+    program: Callable[..., Any], compile_chunks: bool, device: torch.device
+) -> tuple[Callable[..., Any], bool]:
+    """Return the program as it is to be called, and whether its fragments (`Masks.run`) are compiled.
+
+    On a CPU fragments alone are: products are calls of a library either way, and a dozen fragments that layers share
+    compile in a third of the time of whole programs and run as fast. On a GPU the whole program is, for few launches.
+    """
+    if compile_chunks and device.type != "cpu":
+        return partial(call_compiled, program), False
+    return program, compile_chunks
+
+
 def count_flops(
     program: Callable[..., tuple[Tensor, Backward]],
     rows: list[Tensor],
@@ -162,8 +190,9 @@ class RowsOperator:
             first_row: Tensor,
             rate: float,
             options: Sequence[int],
+            fragments: bool,
         ) -> Tensor:
-            return program(rows, weights, Masks(rate, seed, first_row), options)[0]
+            return program(rows, weights, Masks(rate, seed, first_row, fragments), options)[0]
 
         def backward_chunk(
             g: Tensor,
@@ -173,8 +202,9 @@ class RowsOperator:
             first_row: Tensor,
             rate: float,
             options: Sequence[int],
+            fragments: bool,
         ) -> tuple[list[Tensor], list[Tensor]]:
-            return program(rows, weights, Masks(rate, seed, first_row), options)[1](g)
+            return program(rows, weights, Masks(rate, seed, first_row, fragments), options)[1](g)
 
         def forward(
             rows: list[Tensor],
@@ -186,14 +216,14 @@ class RowsOperator:
             dtype: torch.dtype,
             compile_chunks: bool,
         ) -> Tensor:
-            run = partial(call_compiled, forward_chunk) if compile_chunks else forward_chunk
+            run, fragments = how_compiled(forward_chunk, compile_chunks, seed.device)
             low = narrow(weights, dtype, options)
             result = like(rows)
             count = len(result)
             with fast_exact_float32(), no_autocast(result.device):
                 for start in range(0, count, chunk):
                     parts = [take(x, start, chunk) for x in rows]
-                    y = run(parts, low, seed, seed.new_full((), start), rate, options)
+                    y = run(parts, low, seed, seed.new_full((), start), rate, options, fragments)
                     result[start : start + chunk] = y[: count - start]
             return result
 
@@ -208,7 +238,7 @@ class RowsOperator:
             dtype: torch.dtype,
             compile_chunks: bool,
         ) -> list[Tensor]:
-            run = partial(call_compiled, backward_chunk) if compile_chunks else backward_chunk
+            run, fragments = how_compiled(backward_chunk, compile_chunks, seed.device)
             low = narrow(weights, dtype, options)
             results = [torch.empty_like(x) for x in rows]
             totals = [torch.zeros_like(w) for w in weights]
@@ -216,7 +246,7 @@ class RowsOperator:
                 for start in range(0, len(g), chunk):
                     parts = [take(x, start, chunk) for x in rows]
                     g_rows, g_weights = run(
-                        take(g, start, chunk), parts, low, seed, seed.new_full((), start), rate, options
+                        take(g, start, chunk), parts, low, seed, seed.new_full((), start), rate, options, fragments
                     )
                     for result, part in zip(results, g_rows, strict=True):
                         result[start : start + chunk] = part[: len(result) - start]

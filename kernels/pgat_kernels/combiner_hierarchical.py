@@ -24,9 +24,8 @@ from pgat_kernels.pairs import (
     AttentionWeights,
     FeedForwardWeights,
     OutputWeights,
-    dropout,
+    dropout_add_norm,
     gelu,
-    layer_norm,
     linear,
     mlp,
     sigmoid,
@@ -170,22 +169,31 @@ def context_block(
 
     else:
         once, outer_back = linear(v, w.outer, w.outer_bias)
-        o = once[:, None].expand(t.shape)
+        o = once[:, None]
 
         def attention_back(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return outer_back(g.sum(dim=1))
 
-    y, dropout_back = dropout(o, masks, site)
-    result, norm_back = layer_norm(t + y, w.norm, w.norm_bias)
+    result, norm_back = dropout_add_norm(t, o, w.norm, w.norm_bias, masks, site)
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor, ContextWeights]:
-        g_sum, g_norm, g_norm_bias = norm_back(g)
-        g_v, g_outer, g_outer_bias = attention_back(dropout_back(g_sum))
+        g_sum, g_o, g_norm, g_norm_bias = norm_back(g)
+        g_v, g_outer, g_outer_bias = attention_back(g_o)
         g_context, g_value, g_value_bias = value_back(g_v)
         grads = ContextWeights(g_value, g_value_bias, g_outer, g_outer_bias, g_norm, g_norm_bias)
         return g_sum, g_context.to(context.dtype), grads
 
     return result, backward
+
+
+def _weighted_tokens(kept: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over kinds of weights [M, N, 3, N, H] times tokens [M, N, 3, N, D] -> [M, N, N, H, D]."""
+    return (kept[..., None] * t[..., None, :]).sum(dim=2).to(dtype)
+
+
+def _weighted_tokens_backward(g: Tensor, kept: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    g = g.to(t.dtype)
+    return (g * t[..., None, :]).sum(dim=-1), (kept[..., None] * g).sum(dim=-2)
 
 
 def edge_query_attention(
@@ -204,8 +212,7 @@ def edge_query_attention(
     p = torch.softmax(scores.view(rows, nodes, kinds, nodes, n_heads), dim=2)
     keep = masks.keep(site, p)
     kept = p * masks.scale if keep is None else torch.where(keep, p * masks.scale, 0.0)
-    # sum over kinds: [M, N, N, H, D]
-    z = (kept[..., None] * t[..., None, :]).sum(dim=2).to(dtype).view(-1, n_heads, width).transpose(0, 1)
+    z = masks.run(_weighted_tokens, kept, t, dtype).view(-1, n_heads, width).transpose(0, 1)
     value = w.value.view(n_heads, head, width)
     attended = torch.bmm(z, value.transpose(1, 2)).transpose(0, 1).reshape(-1, width) + w.value_bias
     if keep is not None:  # then weights do not add up to 1, and the bias is weighted with them
@@ -219,9 +226,8 @@ def edge_query_attention(
         by_head = g_attended.view(-1, n_heads, head)
         g_z = torch.bmm(by_head.transpose(0, 1), value)  # [H, M E, D]
         g_value = torch.bmm(by_head.permute(1, 2, 0), z).to(wide).reshape(width, width)
-        g_z = g_z.transpose(0, 1).reshape(rows, nodes, 1, nodes, n_heads, width).to(wide)
-        g_kept = (g_z * t[..., None, :]).sum(dim=-1)
-        g_t = (kept[..., None] * g_z).sum(dim=-2)
+        g_z = g_z.transpose(0, 1).reshape(rows, nodes, 1, nodes, n_heads, width)
+        g_kept, g_t = masks.run(_weighted_tokens_backward, g_z, kept, t)
         if keep is None:
             g_value_bias = g_attended.sum(dim=0, dtype=wide)
             g_p = g_kept * masks.scale

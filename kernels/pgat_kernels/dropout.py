@@ -4,10 +4,16 @@ A chunk of timesteps gets the same mask in the forward pass and when the backwar
 of the chunks, in eager mode and compiled; nothing has to be kept. Drawing masks with torch's own generator takes a
 third of a training step on a CPU.
 
-Each decision takes 32 bits of a hash of a counter: two decisions an integer of 64 bits. The hash is that of
-SplitMix64 (Steele, Lea & Flood, Fast Splittable Pseudorandom Number Generators, 2014). A rate is thus realised as a
-multiple of 2**-32; kept values are scaled by what was realised, so that the expectation is exact. (16 bits would do,
-but compilers for CPUs do not vectorise what mixes them with float32.)
+Each decision takes 8 bits of a hash of a counter: four decisions an integer of 32 bits. A rate is thus realised as a
+multiple of 1/256 (0.1 as 0.1016), never as 0 where it is above 0; kept values are scaled by what was realised, so that
+the expectation is exact. FlashAttention decides by 8 bits, too. Products of 32-bit integers have vector instructions on
+every processor, those of 64-bit integers on few: with two decisions an integer of 64 bits, masks took four fifths of
+the softmax they belong to on a processor with AVX2.
+
+The hash is lowbias32 (Wellons, Prospecting for Hash Functions, 2018) with half of the key added to the counter and half
+between its two multiplications: two keys that are near each other do not give shifted copies of one mask. The key is
+the seed and the site through the finalizer of SplitMix64 (Steele, Lea & Flood, Fast Splittable Pseudorandom Number
+Generators, 2014).
 """
 
 import math
@@ -23,9 +29,13 @@ def _signed(x: int) -> int:
 
 
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
-FACTORS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
-_LANES = 2
-"""Decisions of 32 bits in an integer of 64."""
+KEY_FACTORS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
+FACTORS = (0x7FEB352D, 0x846CA68B - 2**32)
+"""Of the hash, as int32."""
+SHIFTS = (16, 15, 16)
+LANES = 4
+"""Decisions of 8 bits in an integer of 32."""
+_CODES = 2**8
 
 
 class Dropout(NamedTuple):
@@ -49,49 +59,70 @@ def _mix(x: Tensor) -> Tensor:
 
     Only the last of its shifts is logical. With the others arithmetic, two in 2**63 numbers share a hash.
     """
-    for shift, factor in zip((30, 27), FACTORS, strict=True):
+    for shift, factor in zip((30, 27), KEY_FACTORS, strict=True):
         x.bitwise_xor_(x >> shift).mul_(factor)
     return x.bitwise_xor_((x >> 31).bitwise_and_(2**33 - 1))
 
 
+def _hash(counter: Tensor, key: Tensor) -> Tensor:
+    """Return the hash of int32 numbers, in place; `key` as `site_key` gives it."""
+
+    def shifted(x: Tensor, shift: int) -> Tensor:  # torch shifts arithmetically
+        return (x >> shift).bitwise_and_(2 ** (32 - shift) - 1)
+
+    x = counter.add_(key[0])
+    x.bitwise_xor_(shifted(x, SHIFTS[0])).mul_(FACTORS[0]).bitwise_xor_(key[1])
+    x.bitwise_xor_(shifted(x, SHIFTS[1])).mul_(FACTORS[1])
+    return x.bitwise_xor_(shifted(x, SHIFTS[2]))
+
+
 def _dropped_codes(rate: float) -> int:
-    """How many of the 2**32 values of 32 bits mean that an element is dropped."""
+    """How many of the 256 values of 8 bits mean that an element is dropped."""
     if not 0 <= rate < 1:
         raise ValueError(f"the dropout rate is {rate}: it must be at least 0 and below 1")
-    return min(round(rate * 2**32), 2**32 - 1)
+    return min(max(round(rate * _CODES), int(rate > 0)), _CODES - 1)
 
 
 def first_kept_code(rate: float) -> int:
-    """The smallest int32 code that means that an element is kept."""
-    return _dropped_codes(rate) - 2**31
+    """Return the smallest value of 8 bits, without sign, that means that an element is kept."""
+    return _dropped_codes(rate)
 
 
 def site_offset(site: int) -> int:
-    """What is added to the seed at `site`, as an int64."""
+    """Return what is added to the seed at `site`, as an int64."""
     return _signed((site + 1) * _GOLDEN)
 
 
 def keep_scale(rate: float) -> float:
-    """What kept values are multiplied by: 1 / (1 - the rate that is realised)."""
-    return 2**32 / (2**32 - _dropped_codes(rate))
+    """Return what kept values are multiplied by: 1 / (1 - the rate that is realised)."""
+    return _CODES / (_CODES - _dropped_codes(rate))
 
 
-def _codes(seed: Tensor, site: int, rows: int, per_row: int, first_row: int | Tensor) -> Tensor:
-    """Random int32 numbers, all values equally likely, [rows, per_row]; not contiguous where `per_row` is odd."""
-    lanes = -(-per_row // _LANES)
-    key = _mix(seed + site_offset(site))
-    if isinstance(first_row, Tensor) and first_row.dim():
-        counter = (first_row * lanes)[:, None] + torch.arange(lanes, dtype=torch.int64, device=seed.device)
-    else:
-        counter = torch.arange(rows * lanes, dtype=torch.int64, device=seed.device) + first_row * lanes
+def site_key(seed: Tensor, site: int) -> Tensor:
+    """Return the key of the hash at `site`, int32 [2], all values equally likely; `seed` is an int64 scalar."""
+    return _mix(seed + site_offset(site)).reshape(1).view(torch.int32)
+
+
+def _random_integers(key: Tensor, rows: int, per_row: int, first_row: int | Tensor) -> Tensor:
+    """Return random int32 numbers, all values equally likely, [rows, per_row].
+
+    Row numbers count on from `first_row`, or are its elements where it is a vector. Counters beyond 32 bits wrap.
+    """
+    if not isinstance(first_row, Tensor):
+        first_row = torch.full((), first_row, dtype=torch.int64, device=key.device)
     # No constant may multiply the counter: a compiler makes of it an index whose overflow C++ does not define.
-    codes = _mix(counter + key).view(rows, lanes).view(torch.int32)  # [rows, 2 * lanes]
-    return codes if per_row == lanes * _LANES else codes[:, :per_row]
+    if first_row.dim():
+        steps = torch.arange(per_row, dtype=torch.int32, device=key.device)
+        counter = (first_row * per_row).to(torch.int32)[:, None] + steps
+    else:
+        steps = torch.arange(rows * per_row, dtype=torch.int32, device=key.device)
+        counter = (steps + (first_row * per_row).to(torch.int32)).view(rows, per_row)
+    return _hash(counter, key)
 
 
 def random_codes(seed: Tensor, site: int, shape: tuple[int, ...], first_row: int | Tensor = 0) -> Tensor:
     """Random numbers, all 2**32 values equally likely: int32 `shape`. Arguments: see `keep_mask`."""
-    return _codes(seed, site, shape[0], math.prod(shape[1:]), first_row).reshape(shape).contiguous()
+    return _random_integers(site_key(seed, site), shape[0], math.prod(shape[1:]), first_row).view(shape)
 
 
 def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], rate: float, first_row: int | Tensor = 0) -> Tensor:
@@ -107,8 +138,30 @@ def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], rate: float, firs
     Raises:
         ValueError: a rate outside of [0, 1).
     """
-    codes = _codes(seed, site, shape[0], math.prod(shape[1:]), first_row)
-    return (codes >= first_kept_code(rate)).view(shape)
+    kept = keep_bytes(site_key(seed, site), shape, rate, first_row)
+    # Bytes of 0 and 1 are booleans already; inductor of torch 2.13 writes C++ for that view that does not compile.
+    return kept != 0 if torch.compiler.is_compiling() else kept.view(torch.bool)
+
+
+def keep_bytes(key: Tensor, shape: tuple[int, ...], rate: float, first_row: int | Tensor = 0) -> Tensor:
+    """Return `keep_mask` for a `site_key`, as int8: 1 is kept, 0 dropped; rows may lie apart in memory.
+
+    To multiply by it is what `torch.where` does, at a quarter of the time. Programs that are compiled once for all
+    sites take the key as an input.
+    """
+    per_row = math.prod(shape[1:])
+    x = _random_integers(key, shape[0], -(-per_row // LANES), first_row)
+    # Four comparisons `byte >= first` in one: bit 7 of the sum says so for the lower 7 bits of each byte.
+    first = first_kept_code(rate)
+    sums = (x & 0x7F7F7F7F).add_(_four_bytes(128 - first % 128))
+    sums = sums.bitwise_or_(x) if first < 128 else sums.bitwise_and_(x)
+    kept = (sums >> 7).bitwise_and_(0x01010101).view(torch.int8)
+    return kept[:, :per_row].view(shape)
+
+
+def _four_bytes(byte: int) -> int:
+    """Return the int32 whose bytes are all `byte`."""
+    return byte * 0x01010101 - 2**32 * (byte > 127)
 
 
 def dropout(x: Tensor, rate: float, seed: Tensor, site: int, first_row: int | Tensor = 0) -> Tensor:

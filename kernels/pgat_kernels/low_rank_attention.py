@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.pairs import dropout, layer_norm, softmax_dropout
+from pgat_kernels.pairs import dropout_add_norm, softmax_dropout
 
 
 class LowRankWeights(NamedTuple):
@@ -126,13 +126,12 @@ def low_rank_attention_block(
     o, attend_back = _attend(mapped.view(groups, n_heads, tokens, rank), s, masks, site)
     attended = from_heads(o.reshape(groups, n_heads * tokens, rank))
     y = torch.addmm(w.outer_bias, attended, w.outer.t())
-    y, dropout_back = dropout(y.view(groups, tokens, width), masks, site + 1)
-    result, norm_back = layer_norm((flat @ w.residual.t()).view(groups, tokens, width) + y, w.norm, w.norm_bias)
+    t = (flat @ w.residual.t()).view(groups, tokens, width)
+    result, norm_back = dropout_add_norm(t, y.view(groups, tokens, width), w.norm, w.norm_bias, masks, site + 1)
 
     def backward(g: Tensor) -> tuple[Tensor, LowRankWeights]:
-        g_sum, g_norm, g_norm_bias = norm_back(g)
-        g_flat_sum = g_sum.view(groups * tokens, width)
-        g_y = dropout_back(g_sum).view(groups * tokens, width)
+        g_sum, g_y, g_norm, g_norm_bias = norm_back(g)
+        g_flat_sum, g_y = g_sum.view(groups * tokens, width), g_y.view(groups * tokens, width)
         g_attended = to_heads(g_y @ w.outer)
         g_heads, g_s = attend_back(g_attended.view(groups, n_heads, tokens, rank))
         g_mapped = from_heads(g_heads.reshape(groups, n_heads * tokens, rank))

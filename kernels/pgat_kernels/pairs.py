@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
+from pgat_kernels.dropout import keep_bytes, keep_scale
 
 aten = torch.ops.aten
 
@@ -74,6 +75,18 @@ def layer_norm(
     return y, backward
 
 
+def _softmax_and_drop(
+    scores: Tensor, dtype: torch.dtype, key: Tensor, first_row: Tensor, rate: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    p = aten._softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)), -1, False)
+    keep = keep_bytes(key, tuple(p.shape), rate, first_row)
+    return (p * keep).to(dtype), p, keep
+
+
+def _softmax_and_drop_backward(g: Tensor, p: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
+    return aten._softmax_backward_data(g.to(p.dtype) * keep, p, -1, p.dtype).to(dtype)  # type: ignore[no-any-return]
+
+
 def softmax_dropout(
     scores: Tensor, dtype: torch.dtype, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -81,18 +94,75 @@ def softmax_dropout(
 
     `scores` in any dtype; the result and what is computed with it are in `dtype`, sums in at least float32.
     """
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    p = aten._softmax(scores.to(wide), -1, False)
-    keep = masks.keep(site, p)
-    dropped = (p if keep is None else torch.where(keep, p, 0.0)).to(dtype)
+    if masks.rate == 0:
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        p = aten._softmax(scores.to(wide), -1, False)
+        return p.to(dtype), lambda g: aten._softmax_backward_data(g.to(wide), p, -1, wide).to(dtype)
+    dropped, p, keep = masks.run(_softmax_and_drop, scores, dtype, *masks.at(site))
+    return dropped, lambda g: masks.run(_softmax_and_drop_backward, g, p, keep, dtype)
 
-    def backward(g: Tensor) -> Tensor:
-        g = g.to(wide)
-        if keep is not None:
-            g = torch.where(keep, g, 0.0)
-        return aten._softmax_backward_data(g, p, -1, wide).to(dtype)  # type: ignore[no-any-return]
 
-    return dropped, backward
+def _gelu_and_drop(x: Tensor, key: Tensor, first_row: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    keep = keep_bytes(key, tuple(x.shape), rate, first_row)
+    return aten.gelu(x).mul_(keep).mul_(keep_scale(rate)), keep
+
+
+def _gelu_and_drop_backward(g: Tensor, x: Tensor, keep: Tensor, rate: float) -> Tensor:
+    return aten.gelu_backward((g.to(x.dtype) * keep).mul_(keep_scale(rate)), x)  # type: ignore[no-any-return]
+
+
+def gelu_dropout(x: Tensor, masks: Masks, site: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Exact gelu and dropout behind it, elementwise."""
+    if masks.rate == 0:
+        return gelu(x)
+    y, keep = masks.run(_gelu_and_drop, x, *masks.at(site))
+    return y, lambda g: masks.run(_gelu_and_drop_backward, g, x, keep, masks.rate)
+
+
+def _drop_and_norm(
+    t: Tensor, y: Tensor, weight: Tensor, bias: Tensor, key: Tensor, first_row: Tensor, rate: float
+) -> tuple[Tensor, ...]:
+    keep = keep_bytes(key, tuple(t.shape), rate, first_row)
+    total = torch.add(t, y * keep, alpha=keep_scale(rate))
+    return *aten.native_layer_norm(total, [t.shape[-1]], weight, bias, 1e-5), total, keep
+
+
+def _drop_and_norm_backward(
+    g: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, keep: Tensor, dtype: torch.dtype, rate: float
+) -> tuple[Tensor, ...]:
+    """Gradients of t, y (in `dtype`), weight and bias."""
+    g_total, g_weight, g_bias = aten.native_layer_norm_backward(
+        g, total, [total.shape[-1]], mean, rstd, weight, weight, [True, True, True]
+    )
+    return g_total, (g_total * keep).mul_(keep_scale(rate)).to(dtype), g_weight, g_bias
+
+
+FourGradients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def dropout_add_norm(
+    t: Tensor, y: Tensor, weight: Tensor, bias: Tensor, masks: Masks, site: int
+) -> tuple[Tensor, FourGradients]:
+    """LayerNorm(t + dropout(y)), eps 1e-5: [G, T, D] -> [G, T, D]; y may be [G, 1, D], one for all tokens of a group.
+
+    The gradient of y is [G, T, D], in the dtype of y.
+    """
+    if masks.rate == 0:
+        result, norm_back = layer_norm(t + y, weight, bias)
+
+        def undropped(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            g_total, g_weight, g_bias = norm_back(g)
+            return g_total, g_total.to(y.dtype), g_weight, g_bias
+
+        return result, undropped
+    result, mean, rstd, total, keep = masks.run(_drop_and_norm, t, y, weight, bias, *masks.at(site))
+
+    def backward(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return masks.run(  # type: ignore[no-any-return]
+            _drop_and_norm_backward, g, total, mean, rstd, weight, keep, y.dtype, masks.rate
+        )
+
+    return result, backward
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
@@ -200,12 +270,11 @@ def attention_block(
     qkv, inner_back = linear(flat, w.inner, w.inner_bias)
     o, attend_back = self_attention(qkv, (groups, n_heads, tokens, head), bias, masks, site)
     y, outer_back = linear(o, w.outer, w.outer_bias)
-    y, dropout_back = dropout(y.view(groups, tokens, width), masks, site + 1)
-    result, norm_back = layer_norm(t + y, w.norm, w.norm_bias)
+    result, norm_back = dropout_add_norm(t, y.view(groups, tokens, width), w.norm, w.norm_bias, masks, site + 1)
 
     def backward(g: Tensor) -> tuple[Tensor, AttentionWeights, Tensor | None]:
-        g_sum, g_norm, g_norm_bias = norm_back(g)
-        g_o, g_outer, g_outer_bias = outer_back(dropout_back(g_sum).view(groups * tokens, width))
+        g_sum, g_y, g_norm, g_norm_bias = norm_back(g)
+        g_o, g_outer, g_outer_bias = outer_back(g_y.view(groups * tokens, width))
         g_qkv, g_bias = attend_back(g_o)
         g_flat, g_inner, g_inner_bias = inner_back(g_qkv)
         grads = AttentionWeights(g_inner, g_inner_bias, g_outer, g_outer_bias, g_norm, g_norm_bias)
@@ -220,16 +289,14 @@ def feed_forward_block(
     """t <- LayerNorm(t + dropout(W2 dropout(gelu(W1 t)))): [G, T, D] -> [G, T, D]. Uses sites `site` and `site` + 1."""
     groups, tokens, width = t.shape
     h, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
-    a, gelu_back = gelu(h.view(groups, tokens, -1))
-    a, hidden_dropout_back = dropout(a, masks, site)
+    a, gelu_back = gelu_dropout(h.view(groups, tokens, -1), masks, site)
     y, outer_back = linear(a.view(groups * tokens, -1), w.outer, w.outer_bias)
-    y, dropout_back = dropout(y.view(groups, tokens, width), masks, site + 1)
-    result, norm_back = layer_norm(t + y, w.norm, w.norm_bias)
+    result, norm_back = dropout_add_norm(t, y.view(groups, tokens, width), w.norm, w.norm_bias, masks, site + 1)
 
     def backward(g: Tensor) -> tuple[Tensor, FeedForwardWeights]:
-        g_sum, g_norm, g_norm_bias = norm_back(g)
-        g_a, g_outer, g_outer_bias = outer_back(dropout_back(g_sum).view(groups * tokens, width))
-        g_h = gelu_back(hidden_dropout_back(g_a.view(groups, tokens, -1)))
+        g_sum, g_y, g_norm, g_norm_bias = norm_back(g)
+        g_a, g_outer, g_outer_bias = outer_back(g_y.view(groups * tokens, width))
+        g_h = gelu_back(g_a.view(groups, tokens, -1))
         g_flat, g_inner, g_inner_bias = inner_back(g_h.view(groups * tokens, -1))
         grads = FeedForwardWeights(g_inner, g_inner_bias, g_outer, g_outer_bias, g_norm, g_norm_bias)
         return g_sum + g_flat.view_as(t), grads
@@ -274,15 +341,14 @@ def output_head(
     """tanh(W2 dropout(gelu(W1 t))): [G, T, D] -> [G, T] in (-1, 1)."""
     groups, tokens, width = t.shape
     h, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
-    h, gelu_back = gelu(h)
-    h, dropout_back = dropout(h.view(groups, tokens, -1), masks, site)
+    h, gelu_back = gelu_dropout(h.view(groups, tokens, -1), masks, site)
     logits, outer_back = linear(h.view(groups * tokens, -1), w.outer, w.outer_bias)
     y = torch.tanh(logits.to(t.dtype)).view(groups, tokens)
 
     def backward(g: Tensor) -> tuple[Tensor, OutputWeights]:
         g_h, g_outer, g_outer_bias = outer_back((g * (1 - y * y)).view(groups * tokens, 1))
-        g_h = gelu_back(dropout_back(g_h.view(groups, tokens, -1)).view(groups * tokens, -1))
-        g_t, g_inner, g_inner_bias = inner_back(g_h)
+        g_h = gelu_back(g_h.view(groups, tokens, -1))
+        g_t, g_inner, g_inner_bias = inner_back(g_h.view(groups * tokens, -1))
         return g_t.to(t.dtype).view_as(t), OutputWeights(g_inner, g_inner_bias, g_outer, g_outer_bias)
 
     return y, backward

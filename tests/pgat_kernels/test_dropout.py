@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgat_kernels.dropout import draw_seed, dropout, keep_mask, keep_scale, random_codes
+from pgat_kernels.dropout import (
+    draw_seed,
+    dropout,
+    keep_bytes,
+    keep_mask,
+    keep_scale,
+    random_codes,
+    site_key,
+)
 
 CPU = torch.device("cpu")
 SHAPES = [(1,), (7,), (5, 1), (3, 7), (4, 6), (2, 3, 5), (6, 2, 2, 3)]
@@ -24,15 +32,33 @@ def correlation(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.35, 0.5, 0.9])
 def test_the_rate_is_realised(rate: float) -> None:
     mask = keep_mask(seed_of(1), 0, (1001, 999), rate)
+    realised = 1 - 1 / keep_scale(rate)
+    assert abs(realised - rate) <= 1 / 512, "half of the step of 1/256"
     error = (rate * (1 - rate) / mask.numel()) ** 0.5
-    assert abs(float(mask.double().mean()) - (1 - rate)) < 4 * error
+    assert abs(float(mask.double().mean()) - (1 - realised)) < 4 * error
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.999, 1 - 2**-40])
 def test_kept_values_are_scaled_by_what_is_realised(rate: float) -> None:
-    assert 1 / keep_scale(rate) == pytest.approx(1 - rate, abs=2**-32)  # the step of the realised rates
-    dropped = (1 - 1 / keep_scale(rate)) * 2**32
+    assert 1 / keep_scale(rate) == pytest.approx(1 - rate, abs=2**-8)  # the step of the realised rates
+    dropped = (1 - 1 / keep_scale(rate)) * 2**8
     assert dropped == pytest.approx(round(dropped), abs=1e-6)  # a whole number of codes
+
+
+def test_a_small_rate_still_drops_and_a_large_one_still_keeps() -> None:
+    for rate in (1e-9, 1 - 1e-9):
+        mask = keep_mask(seed_of(1), 0, (100, 1000), rate)
+        assert mask.any()
+        assert not mask.all()
+
+
+def test_near_keys_give_no_shifted_copies_of_a_mask() -> None:
+    """The key is added to a counter: without its second half, keys that differ by 1 would shift the mask by 4."""
+    key = site_key(seed_of(1), 0)
+    first, second = (keep_bytes(key + torch.tensor([step, 0]).int(), (1, 4000), 0.5) for step in (0, 1))
+    assert torch.equal(first[:, 4:], second[:, :-4])
+    second = keep_bytes(key + torch.tensor([1, 0x5EED1234]).int(), (1, 4000), 0.5)
+    assert abs(correlation(first[:, 4:], second[:, :-4])) < 5 / 4000**0.5
 
 
 def test_the_expectation_of_a_dropped_value_is_the_value() -> None:

@@ -3,19 +3,29 @@
 import triton
 import triton.language as tl
 
-from pgat_kernels.dropout import FACTORS
+from pgat_kernels.dropout import FACTORS, KEY_FACTORS
+from pgat_kernels.dropout import LANES as DECISIONS
 
-_FIRST_FACTOR = tl.constexpr(FACTORS[0])
-_SECOND_FACTOR = tl.constexpr(FACTORS[1])
-_LOGICAL = tl.constexpr(2**33 - 1)
+_KEY_FACTORS = tl.constexpr(KEY_FACTORS)
+_FACTORS = tl.constexpr(FACTORS)
+_DECISIONS = tl.constexpr(DECISIONS)
 
 
 @triton.jit
-def _mix(x):
-    """The hash of int64 numbers."""
-    x = (x ^ (x >> 30)) * _FIRST_FACTOR
-    x = (x ^ (x >> 27)) * _SECOND_FACTOR
-    return x ^ ((x >> 31) & _LOGICAL)
+def _key(x):
+    """The key of a site: the hash of an int64 number."""
+    x = (x ^ (x >> 30)) * _KEY_FACTORS[0]
+    x = (x ^ (x >> 27)) * _KEY_FACTORS[1]
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+@triton.jit
+def _hash(counter, key):
+    """The hash of int32 numbers; `key` is an int64."""
+    x = counter + key.to(tl.int32)
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _FACTORS[0] ^ (key >> 32).to(tl.int32)
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * _FACTORS[1]
+    return x ^ ((x >> 16) & 0xFFFF)
 
 
 @triton.jit
@@ -25,7 +35,7 @@ def keep_tile(seed, site_offset, rows, columns, dropped, COLUMNS: tl.constexpr):
     `seed`: int64, see `pgat_kernels.dropout.draw_seed`. `site_offset`: the function of that name there. `rows` (int64),
     `columns` (int32): numbers of the elements. `dropped`: the first code that is kept, int32.
     """
-    LANES: tl.constexpr = (COLUMNS + 1) // 2
-    x = _mix(rows * LANES + columns // 2 + _mix(seed + site_offset))
-    codes = tl.where(columns % 2 == 0, x.to(tl.int32), (x >> 32).to(tl.int32))
+    LANES: tl.constexpr = (COLUMNS + _DECISIONS - 1) // _DECISIONS
+    x = _hash((rows * LANES).to(tl.int32) + columns // _DECISIONS, _key(seed + site_offset))
+    codes = (x >> (8 * (columns % _DECISIONS))) & 0xFF
     return codes >= dropped
