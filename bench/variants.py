@@ -6,6 +6,8 @@
     reference:kept            nothing computed again in the backward pass: more memory
     reference:heap            freed memory kept for reuse, as the fast backend has it on a CPU (`pgat_kernels.heap`)
     torch                     compiled or not, as `run.compile` says for a long run
+    torch:compiled            as `run.compile=on` compiles it: on a CPU the operators alone
+    torch:whole               the whole model compiled, on a CPU too
     torch:eager:bf16          not compiled, products in bfloat16
 
 A precision is one of `run.precision`; without one it is the configuration's.
@@ -23,7 +25,7 @@ from pgat_fast import build_model, load_config
 from pgat_fast.config.schema import Config
 from pgat_fast.errors import ConfigError
 from pgat_fast.model import BACKENDS, resolve_backend
-from pgat_fast.model.compilation import compile_in_place, decide_compile
+from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile
 from pgat_fast.model.execution import Execution
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
@@ -34,7 +36,7 @@ Parsed = TypeVar("Parsed")
 
 NAMES: Final = tuple(name for name in BACKENDS if name != "auto")
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
-COMPILE_WORDS: Final = ("compiled", "eager")
+COMPILE_WORDS: Final = ("compiled", "whole", "eager")
 OF_REFERENCE: Final = ("fused", "kept", "heap")
 """What may follow `reference` only."""
 WORDS: Final = (*PRECISIONS, *COMPILE_WORDS, *OF_REFERENCE)
@@ -52,6 +54,7 @@ class Variant:
         backend: one of `NAMES`.
         precision: of products; None is the configuration's.
         compiled: whether by `torch.compile`; None is what the configuration says, and no for the reference.
+        whole: whether all of the model is compiled, not the operators alone.
         fused: whether attention is called without weights.
         kept: whether a reference keeps what its backward pass needs.
         heap: whether a reference keeps freed memory.
@@ -60,6 +63,7 @@ class Variant:
     backend: str
     precision: Precision | None = None
     compiled: bool | None = None
+    whole: bool = False
     fused: bool = False
     kept: bool = False
     heap: bool = False
@@ -67,9 +71,14 @@ class Variant:
     def __str__(self) -> str:
         words = [self.backend]
         words += [self.precision] if self.precision else []
-        words += [] if self.compiled is None else ["compiled" if self.compiled else "eager"]
+        words += [] if self.compiled is None else [self.compile_word]
         words += [word for word in OF_REFERENCE if getattr(self, word)]
         return ":".join(words)
+
+    @property
+    def compile_word(self) -> str:
+        """One of `COMPILE_WORDS`, where something is said."""
+        return ("whole" if self.whole else "compiled") if self.compiled else "eager"
 
     def overrides(self) -> list[str]:
         """The settings that it stands for, as `load_config` takes them."""
@@ -78,7 +87,8 @@ class Variant:
         if self.backend == "reference":  # compiled by `build`: a run never compiles it
             found.append("run.compile=off")
         elif self.compiled is not None:
-            found.append(f"run.compile={'on' if self.compiled else 'off'}")
+            setting = {"compiled": "on", "whole": "whole", "eager": "off"}[self.compile_word]
+            found.append(f"run.compile={setting}")
         return found
 
 
@@ -87,7 +97,7 @@ def parse_variant(text: str) -> Variant:
     name, *words = text.split(":")
     if name not in NAMES:
         raise argparse.ArgumentTypeError(f"{text!r}: {name!r} is no backend; there are {', '.join(NAMES)}")
-    allowed = WORDS if name == "reference" else tuple(word for word in WORDS if word not in OF_REFERENCE)
+    allowed = tuple(word for word in WORDS if word not in (("whole",) if name == "reference" else OF_REFERENCE))
     for word in words:
         if word not in allowed:
             raise argparse.ArgumentTypeError(f"{text!r}: {word!r} cannot follow {name}; {', '.join(allowed)} can")
@@ -96,8 +106,8 @@ def parse_variant(text: str) -> Variant:
         if len(given) > 1:
             raise argparse.ArgumentTypeError(f"{text!r}: only one of {', '.join(kind)} can be given")
     precision = next((precision for precision in PRECISIONS if precision in words), None)
-    compiled = "compiled" in words if set(words) & set(COMPILE_WORDS) else None
-    return Variant(name, precision, compiled, **{word: word in words for word in OF_REFERENCE})
+    compiled = "eager" not in words if set(words) & set(COMPILE_WORDS) else None
+    return Variant(name, precision, compiled, **{word: word in words for word in ("whole", *OF_REFERENCE)})
 
 
 def parse_variants(text: str) -> list[Variant]:
@@ -150,7 +160,8 @@ def is_compiled(config: Config, variant: Variant, device: torch.device) -> bool:
     """
     if variant.backend == "reference":
         return bool(variant.compiled)
-    return decide_compile(config.run.compile, variant.backend, device, expected_steps=LONG_RUN, seconds_per_step=1.0)
+    regions = decide_compile(config.run.compile, variant.backend, device, expected_steps=LONG_RUN, seconds_per_step=1.0)
+    return regions != "none"
 
 
 def build(config: Config, variant: Variant, compiled: bool = False) -> nn.Module:
@@ -178,7 +189,8 @@ def compile_module(module: nn.Module, variant: Variant, device: torch.device) ->
     if variant.backend == "reference":
         module.compile(dynamic=False)
     else:
-        compile_in_place(module, device)
+        regions: Regions = "whole" if variant.whole or device.type == "cuda" else "operators"
+        compile_in_place(module, device, regions=regions)
 
 
 def use_fused_attention(model: nn.Module) -> None:

@@ -328,8 +328,10 @@ class RunConfig(Section):
         default="highest",
         description="of products in training; high: TF32 where there is any; auto: 16 bits on a GPU, else highest",
     )
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = Field(
-        default="auto", description="torch.compile for training; auto: where the run is long enough to pay for it"
+    compile: Annotated[Literal["auto", "on", "whole", "off"], BeforeValidator(_on_off)] = Field(
+        default="auto",
+        description="torch.compile for training; auto: where the run is long enough to pay for it; "
+        "on a CPU auto and on compile the operators alone, whole the whole model",
     )
     combiner_chunk: Annotated[Literal["auto", "off"] | Count, BeforeValidator(_off)] = Field(
         default="auto", description="timesteps that the combiner computes at a time; off: all, nothing recomputed"

@@ -1,10 +1,16 @@
-"""Whether and how a model is compiled for training with `torch.compile`. Evaluation is never compiled."""
+"""Whether and how a model is compiled for training with `torch.compile`. Evaluation is never compiled.
+
+What is compiled is one of `Regions`. On a CPU `run.compile=on` and `auto` compile the operators alone: what dropout is
+part of, between two products, a dozen small functions that all layers share. Their products are library calls either
+way, so that compiling the whole model (`run.compile=whole`) costs three times as long and gains little. On CUDA the
+whole training step is compiled, for few launches.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +22,9 @@ if TYPE_CHECKING:
     from pgat_fast.config.schema import Config
 
 logger = logging.getLogger(__name__)
+
+Regions = Literal["none", "operators", "whole"]
+"""What is compiled: nothing, the fast model's operators, or the model with them."""
 
 COMPILE_SECONDS: Final = 150.0
 """What compiling the forward and the backward pass of a whole model takes: 126 to 158 s for the production models on
@@ -68,9 +77,9 @@ def decide_compile(
     *,
     expected_steps: int,
     seconds_per_step: float,
-    before: bool | None = None,
-) -> bool:
-    """Whether training is compiled; the reason is logged.
+    before: Regions | None = None,
+) -> Regions:
+    """Decide what of training is compiled, and log the reason.
 
     Args:
         asked: `run.compile`.
@@ -80,26 +89,33 @@ def decide_compile(
         seconds_per_step: what one takes eagerly, about.
         before: what was decided where the run began; `auto` keeps to it, so that the run goes on as it was.
 
-    Raises BackendError where `asked` is `on` and the model cannot be compiled here: it says what to do.
+    Raises BackendError where `asked` is `on` or `whole` and the model cannot be compiled here: it says what to do.
     """
     if asked == "off":
-        return False
-    if asked == "auto" and not _pays(expected_steps, seconds_per_step, before):
-        return False
+        return "none"
+    regions: Regions = "whole" if asked == "whole" or device.type == "cuda" else "operators"
+    if asked == "auto":
+        if before is not None:
+            logger.info("compile auto: the run began with %s compiled, and goes on so", IN_WORDS[before])
+            regions = before
+        elif not _pays(expected_steps, seconds_per_step):
+            regions = "none"
+        if regions == "none":
+            return "none"
     reason = why_not(backend, device)
     if reason is None:
-        logger.info("compile %s: training is compiled; the first step takes minutes", asked)
-        return True
-    if asked == "on":
-        raise BackendError(f"run.compile is on, but {reason}")
+        logger.info("compile %s: %s is compiled during the first step", asked, IN_WORDS[regions])
+        return regions
+    if asked != "auto":
+        raise BackendError(f"run.compile is {asked}, but {reason}")
     logger.info("compile auto: not compiled: %s", reason)
-    return False
+    return "none"
 
 
-def _pays(steps: int, seconds_per_step: float, before: bool | None) -> bool:
-    if before is not None:
-        logger.info("compile auto: the run began %s, and goes on so", "compiled" if before else "without compiling")
-        return before
+IN_WORDS: Final[dict[Regions, str]] = {"none": "nothing", "operators": "each operator", "whole": "the whole step"}
+
+
+def _pays(steps: int, seconds_per_step: float) -> bool:
     eager = steps * seconds_per_step
     saved = eager * (1 - 1 / EXPECTED_SPEEDUP)
     pays = saved > COMPILE_SECONDS
@@ -157,15 +173,23 @@ def _trial(x: Tensor) -> Tensor:
 
 
 def compile_in_place(
-    model: nn.Module, device: torch.device, *, graphs: bool = True, parts: Sequence[nn.Module] | None = None
+    model: nn.Module,
+    device: torch.device,
+    *,
+    regions: Regions = "whole",
+    graphs: bool = True,
+    parts: Sequence[nn.Module] | None = None,
 ) -> None:
-    """Compile `model` for `device` where it stands: names of parameters and modules stay what they are.
+    """Compile `regions` of `model` for `device` where it stands: names of parameters and modules stay what they are.
 
     The work is done in the first forward and backward pass, and again for every other shape of the inputs: keep to
     one. One graph (one of each of `parts`, where they are given), or an error. On CUDA, with `graphs`, passes are
     replayed as CUDA graphs (`reduce-overhead`). Random numbers are those of eager execution, so that both draw the same
     dropout. A process may compile as many models as it likes: see `compile_apart`.
     """
+    _compile_operators(model, regions != "none")
+    if regions != "whole":
+        return
     options: dict[str, Any] = {"fallback_random": True}
     if device.type == "cuda" and graphs:
         options |= torch._inductor.list_mode_options("reduce-overhead")  # torch takes a mode or options, not both
@@ -173,35 +197,54 @@ def compile_in_place(
         if isinstance(module, nn.Linear):
             continue  # one product; torch's compiler skips modules of torch's own
         module._compiled_call_impl = compile_apart(module._call_impl, fullgraph=True, dynamic=False, options=options)
-    _compile_chunks(model, True)
 
 
-def _compile_chunks(model: nn.Module, compiled: bool) -> None:
-    """Let the fast model's operators over chunks run compiled code, or not; the reference has none."""
+def _compile_operators(model: nn.Module, compiled: bool) -> None:
+    """Let the fast model's operators run compiled code, or not; the reference has none."""
     from pgat_fast.model.fast.pgat import FastPGAT
 
     if isinstance(model, FastPGAT):
         model.set_execution(replace(model.execution, compiled=compiled))
 
 
+def _has_compiled_operators(model: nn.Module) -> bool:
+    from pgat_fast.model.fast.pgat import FastPGAT
+
+    return isinstance(model, FastPGAT) and model.execution.compiled
+
+
 def is_compiled(model: nn.Module) -> bool:
-    """Whether calling `model` runs compiled code."""
-    return any(module._compiled_call_impl is not None for module in model.modules())
+    """Return whether calling `model` runs compiled code."""
+    return compiled_regions_of(model) != "none"
+
+
+def compiled_regions_of(model: nn.Module) -> Regions:
+    """Return what `compile_in_place` has compiled of `model`."""
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        return "whole"
+    return "operators" if _has_compiled_operators(model) else "none"
 
 
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """Within it, `model` is called without its compiled code: with other shapes, in evaluation, with hooks."""
     compiled = {module: call for module in model.modules() if (call := module._compiled_call_impl) is not None}
-    if not compiled:
-        yield
-        return
+    operators = _has_compiled_operators(model)
     for module in compiled:
         module._compiled_call_impl = None
-    _compile_chunks(model, False)
+    if operators:
+        _compile_operators(model, False)
     try:
         yield
     finally:
         for module, call in compiled.items():
             module._compiled_call_impl = call
-        _compile_chunks(model, True)
+        if operators:
+            _compile_operators(model, True)
+
+
+def undo_compilation(model: nn.Module) -> None:
+    """Call `model` eagerly from now on, as if it had never been compiled."""
+    for module in model.modules():
+        module._compiled_call_impl = None
+    _compile_operators(model, False)

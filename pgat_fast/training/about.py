@@ -11,6 +11,7 @@ from pgat_fast.config import Config, config_to_dict
 from pgat_fast.data.table import Table
 from pgat_fast.data.trading_days import calendar_of
 from pgat_fast.data.windows import Splits
+from pgat_fast.model.compilation import Regions
 
 
 def describe_run(config: Config, table: Table, splits: Splits) -> dict[str, Any]:
@@ -31,6 +32,12 @@ def describe_run(config: Config, table: Table, splits: Splits) -> dict[str, Any]
         "versions": versions(),
         "backend": config.run.backend,
     }
+
+
+def compiled_regions(about: dict[str, Any]) -> Regions:
+    """Return what of the training was compiled, also from a checkpoint of a version that only says whether."""
+    regions: Regions = about.get("compiled_regions", "whole" if about.get("compiled") else "none")
+    return regions
 
 
 def versions() -> dict[str, str]:

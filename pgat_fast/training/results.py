@@ -42,6 +42,7 @@ def finish_run(
     *,
     precision: Precision,
     compiled: bool,
+    compile_check: dict[str, Any] | None,
     ranks: int,
     peaks: Callable[[], dict[str, float | None]],
     on_batch: Callable[[], None],
@@ -79,6 +80,7 @@ def finish_run(
         "kernels": kernels_in_words(model),
         "precision": precision,
         "compiled": compiled,
+        "compile_check": compile_check,
         "versions": versions(),
         "data": {
             "path": config.data.path,

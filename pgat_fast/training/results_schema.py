@@ -105,6 +105,9 @@ class ResultsRecord(_Part):
     """Of products in training, as `run.precision`, with `auto` resolved."""
     compiled: bool = False
     """Whether training was compiled."""
+    compile_check: dict[str, Any] | None = None
+    """How far the first compiled step of the last process was from an eager one: `regions`, `fault` (None where there
+    is none), `worst_error`, `bound`, `parameter`, `eager_seconds`, `compiled_seconds`."""
     kernels: str = "none"
     """Which operators kernels computed, see `pgat_fast.model.kernels_in_words`."""
     versions: dict[str, str]

@@ -144,6 +144,14 @@ class OptimizerStep:
             losses += loss.detach()
         return self.world.total(losses) / self.world.size
 
+    def set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Set the gradients of `parameters`, in their order; with `graphs` the tensors that graphs add to are kept."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if self.graphs and parameter.grad is not None and gradient is not None:
+                parameter.grad.copy_(gradient)
+            else:
+                parameter.grad = gradient
+
     def loss(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
         """The training loss of one batch, a float32 scalar."""
         if self.graphs:

@@ -5,6 +5,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from pgat_fast.data.load import load_splits
 from pgat_fast.data.windows import Batch, batch_indices
 from pgat_fast.device import resolve_device
 from pgat_fast.errors import (
+    BackendError,
     CheckpointError,
     ConfigError,
     MemoryLimitError,
@@ -34,13 +36,14 @@ from pgat_fast.errors import (
 from pgat_fast.evaluation.evaluate import mean_loss_of_split
 from pgat_fast.files import write_atomically
 from pgat_fast.model import build_model, kernels_in_words, parts_of, resolve_backend
-from pgat_fast.model.compilation import compile_in_place, decide_compile, expected_batch_seconds
+from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds
+from pgat_fast.model.compile_cache import CompileCache, compile_cache
 from pgat_fast.model.precision import resolve_precision
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
 from pgat_fast.ranks import over
-from pgat_fast.training.about import describe_run
+from pgat_fast.training.about import compiled_regions, describe_run
 from pgat_fast.training.checkpoint import (
     Checkpoint,
     fit_weights,
@@ -50,6 +53,7 @@ from pgat_fast.training.checkpoint import (
     sweep,
     verify_checkpoint,
 )
+from pgat_fast.training.compile_check import check_compiled_step
 from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
 from pgat_fast.training.generators import generator_states, restore_generators, seed_everything, seed_step
 from pgat_fast.training.results import Results, finish_run
@@ -116,6 +120,7 @@ def train(
     stop = stop or Stop()
     device = device_of_rank(resolve_device(config.run.device))
     with ExitStack() as held:
+        cache = held.enter_context(compile_cache()) if config.run.compile != "off" else None
         world = held.enter_context(world_of_process(device, config.run.rank_timeout_seconds, config.run.strategy))
         found = None
         if world.job is not None:
@@ -130,7 +135,7 @@ def train(
                 found = open_checkpoint(folder, name)
             name = world.from_main(None if found is None else found[0].name)
             found = found or open_checkpoint(folder, name)
-        trainer = Trainer(config, found, stop, progress and world.is_main, world)
+        trainer = Trainer(config, found, stop, progress and world.is_main, world, cache)
         if found is None:
             made = new_folder(Path(config.run.output), config.run.name) if world.is_main else None
             folder = world.from_main(made)
@@ -173,7 +178,9 @@ class Trainer:
         stop: Stop,
         progress: bool,
         world: World | None = None,
+        cache: CompileCache | None = None,
     ) -> None:
+        self.cache = cache
         self.device = device_of_rank(resolve_device(config.run.device))
         self.world = world = world or World()
         self.config, self.settings, self.stop, self.show_progress = config, config.training, stop, progress
@@ -201,25 +208,33 @@ class Trainer:
         self.model = build_model(config)
         if not world.sharded:  # else it goes there part by part
             self.model.to(self.device)
-        compiled = self.decide_compile()
-        if compiled:
+        regions = self.decide_compile()
+        if regions != "none":
             # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
             parts = parts_of(self.model) if world.sharded else None  # weights are gathered between them
-            compile_in_place(self.model, self.device, graphs=world.size == 1, parts=parts)
+            compile_in_place(self.model, self.device, regions=regions, graphs=world.size == 1, parts=parts)
+        self.check_compilation = regions != "none"
+        """Whether the next step is the first one of this process that is compiled: it is compared with an eager one."""
         if self.settings.lr_schedule == "warmup_cosine" and self.settings.warmup_epochs >= self.settings.epochs:
             logger.warning("training.warmup_epochs %d: the run ends before warm-up does", self.settings.warmup_epochs)
         trained = world.parallel(self.model)
         self.step = OptimizerStep(
             self.model, make_optimizer(self.model, self.settings), config.model, self.settings, precision, self.device,
-            graphs=compiled and self.device.type == "cuda" and world.size == 1, world=world, trained=trained,
+            graphs=regions == "whole" and self.device.type == "cuda" and world.size == 1, world=world, trained=trained,
         )  # fmt: skip
         kernels = kernels_in_words(self.model)
-        self.about = describe_run(config, self.table, self.splits) | {"compiled": compiled, "kernels": kernels}
+        self.about = describe_run(config, self.table, self.splits) | {
+            "compiled": regions != "none",
+            "compiled_regions": regions,
+            "kernels": kernels,
+        }
         began = kernels if self.found is None else self.found[1].about.get("kernels", kernels)
         if began != kernels:
             logger.warning(
                 "kernels: the run began with %s and goes on with %s: its losses will differ by rounding", began, kernels
             )
+        self.compile_check: dict[str, Any] | None = None
+        """What the comparison of the first compiled step with an eager one has shown, in this process."""
         self.progress = Progress(started=datetime.now(UTC).isoformat(timespec="seconds"))
         self.applying = threading.Lock()
         """Held while the weights, or the snapshot, change, and while they are saved."""
@@ -236,8 +251,8 @@ class Trainer:
         self.all_end = False
         """Whether all ranks have come to the same error, at the same place."""
 
-    def decide_compile(self) -> bool:
-        """Whether training is compiled: as it was before, or as the length of the whole run suggests."""
+    def decide_compile(self) -> Regions:
+        """Decide what of training is compiled: as it was before, or as the length of the whole run suggests."""
         settings = self.settings
         batch = expected_batch_seconds(self.config, self.device) / self.world.size
         seconds_per_step = batch * settings.gradient_accumulation_steps
@@ -247,7 +262,7 @@ class Trainer:
             self.device,
             expected_steps=most_steps(settings, len(self.splits.train), seconds_per_step),
             seconds_per_step=seconds_per_step,
-            before=None if self.found is None else self.found[1].about.get("compiled"),
+            before=None if self.found is None else compiled_regions(self.found[1].about),
         )
 
     # --- the whole run --------------------------------------------------------------------------------------------
@@ -384,7 +399,11 @@ class Trainer:
             return windows.batch(self.world.share_of(indices))
 
         weight = self.world.weight_of(self.settings.batch_size)
-        losses = self.step.accumulate([partial(load, indices) for indices in cycle], weight)
+        batches = [partial(load, indices) for indices in cycle]
+        if self.check_compilation:
+            losses = self.first_compiled_step(batches, weight)
+        else:
+            losses = self.step.accumulate(batches, weight)
         if self.world.size > 1:
             self.world.wait_for(losses)  # before the lock is taken that the last resort wants
         with self.applying:
@@ -410,6 +429,31 @@ class Trainer:
         self.windows_counted += sum(len(self.world.share_of(indices)) for indices in cycle)
         if self.world.size > 1 and self.progress.step % self.config.run.monitor_interval == 0:
             self.record_ranks()
+
+    def first_compiled_step(self, batches: Sequence[Callable[[], Batch]], weight: float) -> Tensor:
+        """As `OptimizerStep.accumulate`; what is compiled is compared with an eager step of the same random state.
+
+        Where it fails or computes other gradients, `run.compile=auto` goes on eagerly, with the eager gradients; `on`
+        and `whole` end the run, whose checkpoint is that of before the step.
+        """
+        check = check_compiled_step(self.step, batches, weight, self.stop.check)
+        self.check_compilation = False
+        self.record("compilation", level="info" if check.fault is None else "error", **check.to_dict())
+        self.compile_check = check.to_dict()
+        if check.fault is None:
+            logger.info("%s", check.text())
+            if self.cache is not None:
+                self.cache.record()
+        elif self.config.run.compile == "auto":
+            logger.warning("%s; the run goes on without compilation", check.text())
+            self.about |= {"compiled": False, "compiled_regions": "none"}
+        else:
+            self.all_end = True  # the gradients are those of all
+            raise BackendError(
+                f"{check.text()}. Set run.compile=off, or auto, which goes on without compilation; another version of "
+                "torch may compile it right (`pgat-fast info` shows this one)"
+            )
+        return check.losses
 
     def before_step(self) -> bool:
         """Whether a limit ends training before the next step. Saves what is due by time. The same in all ranks.
@@ -516,6 +560,7 @@ class Trainer:
             ending,
             precision=self.step.precision,
             compiled=self.about["compiled"],
+            compile_check=self.compile_check,
             ranks=self.world.size,
             peaks=self.peaks,
             on_batch=self.before_batch,

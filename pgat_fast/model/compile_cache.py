@@ -1,0 +1,187 @@
+"""Where compiled code is kept between runs, and how damaged files are kept out of it.
+
+torch keeps what its compiler makes in a folder for temporary files, which a reboot empties, and lets g++ write
+libraries there in place: a process that is killed meanwhile leaves a broken one, at which every later run fails. Here
+the folder is in the user's cache, one for each version of torch and Python, with a list of all files that were whole
+when a run ended its compilation. What is not as listed is removed before the next run, and compiled again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
+
+from pgat_fast.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch is told of the folder; who sets it chooses another one."""
+LIST: Final = "pgat-fast.json"
+_LOCKS: Final = "pgat-fast.locks"
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled code: what `TORCHINDUCTOR_CACHE_DIR` names, or one in the user's cache folder."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen).absolute()
+    versions = f"torch-{version('torch')}-python-{platform.python_version()}-{platform.machine()}"
+    return _user_cache() / "pgat_fast" / "compiled" / versions
+
+
+def _user_cache() -> Path:
+    """Return where the system keeps caches of this user (XDG Base Directory Specification; Apple's and Microsoft's)."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(chosen) if os.path.isabs(chosen) else Path.home() / ".cache"
+
+
+class CompileCache:
+    """The folder of compiled code, while a run uses it; see `compile_cache`."""
+
+    def __init__(self, folder: Path, own: bool) -> None:
+        """
+        Args:
+            folder: exists.
+            own: whether nobody but us writes there.
+        """
+        self.folder, self._own = folder, own
+        self._listed = self._read_list()
+        self._before = set(self._files())
+
+    def remove_damaged(self) -> list[Path]:
+        """Remove and return what is not as it was listed, and what a killed compiler left unlisted.
+
+        Of a folder that others write to, too, only libraries whose end is missing count as left by a killed compiler.
+        """
+        removed = []
+        for name, path in self._files().items():
+            listed = self._listed.get(name)
+            if listed is not None:
+                damaged = listed != _fingerprint(path)
+            else:
+                damaged = self._own or (path.suffix == ".so" and not _is_whole_library(path))
+            if damaged:
+                with suppress(OSError):
+                    path.unlink()
+                    removed.append(path)
+                    self._before.discard(name)
+        return removed
+
+    def record(self) -> None:
+        """List the files that are new since this run began: they are whole now."""
+        files = self._files()
+        known = self._read_list() | self._listed
+        listed = {name: mark for name, mark in known.items() if name in files}
+        listed |= {name: _fingerprint(path) for name, path in files.items() if name not in self._before}
+        self._listed = listed
+        try:
+            write_atomically(self.folder / LIST, json.dumps(listed, indent=0).encode())
+        except OSError as error:
+            logger.debug("the list of compiled files was not written: %s", error)
+
+    def _read_list(self) -> dict[str, str]:
+        try:
+            listed = json.loads((self.folder / LIST).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(listed, dict):
+            return {}
+        return {str(name): str(mark) for name, mark in listed.items()}
+
+    def _files(self) -> dict[str, Path]:
+        """Return all files but locks and our own, by their names from the folder on."""
+        found = {}
+        for root, folders, names in os.walk(self.folder):
+            folders[:] = [name for name in folders if name not in ("locks", _LOCKS)]
+            for name in names:
+                path = Path(root, name)
+                relative = path.relative_to(self.folder).as_posix()
+                if relative != LIST and not name.endswith((".lock", ".tmp")):
+                    found[relative] = path
+        return found
+
+
+@contextmanager
+def compile_cache() -> Iterator[CompileCache | None]:
+    """Within it, torch keeps compiled code in `cache_folder`; None where that cannot be made, and torch's own is used.
+
+    torch reads the folder from the environment whenever it compiles, and writes it there itself: the variable is set,
+    and afterwards what it was. Damaged files are removed unless another process uses the folder now.
+    """
+    before = os.environ.get(VARIABLE)
+    folder = cache_folder()
+    with ExitStack() as held:
+        try:
+            locks = folder / _LOCKS
+            locks.mkdir(parents=True, exist_ok=True)
+            cache = CompileCache(folder, own=before is None)
+            with FileLock(locks / "entering.lock", timeout=60):
+                alone = _nobody_else(locks)
+                held.enter_context(FileLock(locks / f"user-{os.getpid()}.lock", timeout=0))
+                if alone and (removed := cache.remove_damaged()):
+                    logger.warning(
+                        "%s: %d damaged or unfinished files of an earlier compilation removed, such as %s",
+                        folder, len(removed), removed[0].name,
+                    )  # fmt: skip
+        except (OSError, Timeout) as error:
+            logger.warning("compiled code cannot be kept in %s (%s): it is kept where torch keeps it", folder, error)
+            yield None
+            return
+        os.environ[VARIABLE] = str(folder)
+        try:
+            yield cache
+        finally:
+            if before is None:
+                os.environ.pop(VARIABLE, None)
+            else:
+                os.environ[VARIABLE] = before
+
+
+def _nobody_else(locks: Path) -> bool:
+    """Return whether no other process uses the folder; remove the locks of processes that have ended."""
+    alone = True
+    for path in locks.glob("user-*.lock"):
+        try:
+            with FileLock(path, timeout=0):
+                pass
+        except Timeout:
+            alone = False
+        else:
+            path.unlink(missing_ok=True)
+    return alone
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _is_whole_library(path: Path) -> bool:
+    """Return whether a 64-bit ELF file reaches to the end of its table of sections, which linkers write last."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(64)
+        size = path.stat().st_size
+    except OSError:
+        return False
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+        return len(header) > 0 and header[:4] != b"\x7fELF" and sys.platform != "linux"
+    (start,) = struct.unpack_from("<Q", header, 40)
+    entry, count = struct.unpack_from("<HH", header, 58)
+    return start > 0 and start + entry * count <= size

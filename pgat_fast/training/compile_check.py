@@ -1,0 +1,236 @@
+"""Compare the first compiled training step with an eager one: a compiler can be wrong without a word.
+
+Inductor of torch 2.13.0, for one, gets the gradients of embedding tables wrong by more than their size where a batch is
+one window and the whole model is compiled. The check costs one eager step a process. Only where the gradients differ by
+more than float rounding usually makes of it are three more eager steps taken, with weights and inputs moved by one unit
+in the last place: how far those move the gradients is what rounding can explain (`pgat_kernels.conditioning`).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from pgat_fast.data.windows import Batch
+from pgat_fast.errors import first_line
+from pgat_fast.model.compilation import Regions, compiled_regions_of, eager, undo_compilation
+from pgat_fast.model.compile_cache import cache_folder
+from pgat_fast.model.precision import product_dtype
+from pgat_fast.training.faults import is_out_of_memory
+from pgat_fast.training.generators import generator_states, restore_generators
+from pgat_fast.training.step import OptimizerStep
+from pgat_fast.world import own_part
+from pgat_kernels.conditioning import SPREADS, moved_by_rounding, relative_errors
+
+logger = logging.getLogger(__name__)
+
+USUAL: Final[dict[torch.dtype, float]] = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
+"""Dtype of the products -> relative error of a gradient up to which nothing more is asked.
+
+The production models differ by at most 2e-4 in float32 between compiled and eager; a wrong program is off by the size
+of the gradient. In between, the condition of the case decides: twice `SPREADS` spreads are allowed beyond this, since
+both programs round.
+"""
+DRAWS: Final = 3
+"""Eager steps with moved weights and inputs."""
+MOST_NAMES: Final = 10
+"""Parameters that a message names."""
+
+
+@dataclass(frozen=True)
+class CompileCheck:
+    """What came out.
+
+    Attributes:
+        regions: what was compiled.
+        fault: None, or why the compiled step cannot be used.
+        losses: as `OptimizerStep.accumulate` returns them; the gradients of the step belong to them.
+        worst_error: the largest relative error of a parameter's gradient, compiled against eager; None where there
+            was no compiled step.
+        bound: what was allowed for that parameter.
+        parameter: its name.
+        wrong: all parameters beyond their bound.
+        eager_seconds, compiled_seconds: of the two steps; the compiled one compiles.
+    """
+
+    regions: Regions
+    fault: str | None
+    losses: Tensor
+    worst_error: float | None
+    bound: float | None
+    parameter: str | None
+    wrong: list[str]
+    eager_seconds: float
+    compiled_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON, without the losses; of the wrong parameters at most `MOST_NAMES`."""
+        values = {name: value for name, value in vars(self).items() if name != "losses"}
+        return values | {"wrong": self.wrong[:MOST_NAMES]}
+
+    def text(self) -> str:
+        """Return one line about it."""
+        if self.fault is not None:
+            return f"compiled training ({self.regions}) cannot be used: {self.fault}"
+        return (
+            f"compiled in {self.compiled_seconds:.0f} s; gradients are those of an eager step "
+            f"({self.eager_seconds:.1f} s) up to {self.worst_error:.1e} ({self.parameter}; {self.bound:.1e} is allowed)"
+        )
+
+
+def check_compiled_step(
+    step: OptimizerStep, batches: Sequence[Callable[[], Batch]], weight: float, check_stop: Callable[[], None]
+) -> CompileCheck:
+    """Compute the gradients of a step eagerly and compiled, with the same random state.
+
+    Args:
+        step: its model is compiled; afterwards it is not any more where there is a fault, and its gradients are those
+            of the compiled step, or of the eager one where there is a fault.
+        batches, weight: see `OptimizerStep.accumulate`.
+        check_stop: raises where the run was asked to stop; called when the compiler fails, since an interrupt from a
+            terminal reaches the C++ compiler too.
+    """
+    regions = compiled_regions_of(step.model)
+    names = [name for name, parameter in step.model.named_parameters() if parameter.requires_grad]
+    before = generator_states()
+    started = time.monotonic()
+    with eager(step.model):
+        eager_losses = step.accumulate(batches, weight)
+    expected = _copies(step)
+    eager_seconds = time.monotonic() - started
+    after = generator_states()
+
+    def fail(
+        fault: str, wrong: Sequence[str] = (), error: float | None = None, bound: float | None = None
+    ) -> CompileCheck:
+        """Go on as if this had been an eager step all along."""
+        undo_compilation(step.model)
+        step.set_gradients(expected)
+        restore_generators(after)
+        return CompileCheck(
+            regions=regions,
+            fault=fault,
+            losses=eager_losses,
+            worst_error=error,
+            bound=bound,
+            parameter=wrong[0] if wrong else None,
+            wrong=list(wrong),
+            eager_seconds=eager_seconds,
+            compiled_seconds=time.monotonic() - started - eager_seconds,
+        )
+
+    restore_generators(before)
+    try:
+        losses = step.accumulate(batches, weight)
+    except Exception as error:
+        if is_out_of_memory(error) or step.world.size > 1:
+            raise
+        _wait_for_stop(check_stop)
+        logger.debug("compiling failed", exc_info=error)
+        return fail(
+            f"torch could not compile it ({type(error).__name__}: {first_line(error)[:300]}); compiled code is kept in "
+            f"{cache_folder()}: delete that folder if this comes again"
+        )
+    compiled_seconds = time.monotonic() - started - eager_seconds
+    dtype = product_dtype(step.precision) or torch.float32
+    errors = relative_errors(_gradients(step), _or_zeros(step, expected))
+    bounds = [USUAL[dtype]] * len(errors)
+    if _any(step, (error > bound for error, bound in zip(errors, bounds, strict=True))):
+        computed = _copies(step)
+        spread = _spread(step, batches, weight, expected, before, dtype)
+        bounds = [USUAL[dtype] + 2 * SPREADS * moved for moved in spread]
+        step.set_gradients(computed)
+        restore_generators(after)
+    order = sorted(range(len(errors)), key=lambda k: errors[k] / bounds[k], reverse=True)
+    wrong = [k for k in order if errors[k] > bounds[k]]
+    worst = order[0]
+    if _any(step, [bool(wrong)]):
+        shown = [f"{names[k]} by {errors[k]:.2g} ({bounds[k]:.2g} allowed)" for k in wrong[:MOST_NAMES]]
+        if len(wrong) > MOST_NAMES:
+            shown.append(f"and {len(wrong) - MOST_NAMES} more")
+        where = ", ".join(shown) or "in another rank"
+        fault = f"its gradients differ from those of an eager step: {where}"
+        return fail(fault, [names[k] for k in wrong], errors[worst], bounds[worst])
+    return CompileCheck(
+        regions=regions,
+        fault=None,
+        losses=losses,
+        worst_error=errors[worst],
+        bound=bounds[worst],
+        parameter=names[worst],
+        wrong=[],
+        eager_seconds=eager_seconds,
+        compiled_seconds=compiled_seconds,
+    )
+
+
+def _spread(
+    step: OptimizerStep,
+    batches: Sequence[Callable[[], Batch]],
+    weight: float,
+    expected: list[Tensor | None],
+    generators: dict[str, Any],
+    dtype: torch.dtype,
+) -> list[float]:
+    """Return how far eager gradients move with weights and inputs, by rounding in `dtype`; the worst of `DRAWS`."""
+    moves = torch.Generator().manual_seed(0)
+    originals = [parameter.detach().clone() for parameter in step.parameters]
+    reference = _or_zeros(step, expected)
+    worst = [0.0] * len(originals)
+
+    def moved(x: Tensor) -> Tensor:
+        return moved_by_rounding(x.to(dtype), moves).to(x.dtype)
+
+    def move(load: Callable[[], Batch]) -> Batch:
+        batch = load()
+        # Not the calendar marks: they are read as whole numbers, which a unit in the last place can change.
+        return batch._replace(x_enc=moved(batch.x_enc), x_dec=moved(batch.x_dec))
+
+    try:
+        for _ in range(DRAWS):
+            with torch.no_grad():
+                for parameter, original in zip(step.parameters, originals, strict=True):
+                    parameter.copy_(moved(original))
+            restore_generators(generators)
+            with eager(step.model):
+                step.accumulate([partial(move, load) for load in batches], weight)
+            worst = [max(pair) for pair in zip(worst, relative_errors(_gradients(step), reference), strict=True)]
+    finally:
+        with torch.no_grad():
+            for parameter, original in zip(step.parameters, originals, strict=True):
+                parameter.copy_(original)
+    return worst
+
+
+def _copies(step: OptimizerStep) -> list[Tensor | None]:
+    return [None if parameter.grad is None else parameter.grad.detach().clone() for parameter in step.parameters]
+
+
+def _gradients(step: OptimizerStep) -> list[Tensor]:
+    """Return the gradients; compiled code hands out zeros where autograd hands out nothing."""
+    return _or_zeros(step, [parameter.grad for parameter in step.parameters])
+
+
+def _or_zeros(step: OptimizerStep, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return this rank's part of each gradient."""
+    return [
+        own_part(torch.zeros_like(parameter) if gradient is None else gradient)
+        for parameter, gradient in zip(step.parameters, gradients, strict=True)
+    ]
+
+
+def _any(step: OptimizerStep, flags: Iterable[bool]) -> bool:
+    """Return whether a flag is set in any rank."""
+    return any(step.world.gather(any(flags)))
+
+
+def _wait_for_stop(check_stop: Callable[[], None]) -> None:
+    """Give a signal that ended the C++ compiler time to arrive here; raise what `check_stop` raises."""
+    for _ in range(20):
+        check_stop()
+        time.sleep(0.1)

@@ -1,0 +1,136 @@
+"""The first compiled step of a run is compared with an eager one."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pgat_fast.config import Config
+from pgat_fast.errors import BackendError
+from pgat_fast.training import trainer
+from tests.pgat_fast.training.runs import run
+
+
+class Twice(torch.autograd.Function):
+    """The identity, whose gradient is `factor` times what it should be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+class Forecaster(nn.Module):
+    """One product over the last day; called as the model is."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model = config.model
+        self.shape = (model.pred_len, model.c_out)
+        self.inner = nn.Linear(model.enc_in, 8)
+        self.outer = nn.Linear(8, model.pred_len * model.c_out)
+        self.adjacency = nn.Buffer(torch.eye(model.nodes), persistent=False)
+
+    def forward(self, x: Tensor, *_: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        h = nn.functional.dropout(self.inner(x[:, -1]).tanh(), 0.25, self.training)
+        return self.outer(h).unflatten(1, self.shape), {"adjacency": self.adjacency.expand(*x.shape[:2], -1, -1)}
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stand-in for a compiler: what it compiles has gradients that are `factor` times as large, or it raises `error`."""
+    fault: dict[str, Any] = {"factor": 1.0, "error": None}
+
+    def compile_in_place(model: nn.Module, device: torch.device, **settings: object) -> None:
+        def call(*inputs: Tensor) -> Any:
+            if fault["error"] is not None:
+                raise fault["error"]
+            forecast, diagnostics = model._call_impl(*inputs)
+            return Twice.apply(forecast, fault["factor"]), diagnostics
+
+        model._compiled_call_impl = call
+
+    monkeypatch.setattr(trainer, "build_model", Forecaster)
+    monkeypatch.setattr(trainer, "resolve_backend", lambda backend: "torch")
+    monkeypatch.setattr(trainer, "compile_in_place", compile_in_place)
+    monkeypatch.setattr("pgat_fast.model.compilation.why_not", lambda backend, device: None)
+    monkeypatch.setattr("pgat_fast.model.compilation.COMPILE_SECONDS", 0.0)
+    return fault
+
+
+def losses(results: dict[str, Any]) -> Any:
+    return results["train_losses"], results["validation_losses"]
+
+
+def test_right_gradients_are_recorded_with_their_error_and_change_nothing(
+    tiny: list[str], tmp_path: Path, compiler: dict[str, Any]
+) -> None:
+    eager = run([*tiny, "run.compile=off"], tmp_path / "eager")
+    compiled = run([*tiny, "run.compile=whole"], tmp_path / "compiled")
+    assert losses(compiled) == losses(eager), "neither the weights nor the random state are touched by the comparison"
+    check = compiled["compile_check"]
+    assert (check["regions"], check["fault"], check["worst_error"]) == ("whole", None, 0.0)
+    assert eager["compile_check"] is None
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_with_auto_a_run_with_wrong_gradients_goes_on_eagerly_and_loses_nothing(
+    accumulated: int, tiny: list[str], tmp_path: Path, compiler: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="pgat_fast")
+    settings = [*tiny, f"training.gradient_accumulation_steps={accumulated}"]
+    eager = run([*settings, "run.compile=off"], tmp_path / "eager")
+    compiler["factor"] = 2.3
+    results = run([*settings, "run.compile=auto"], tmp_path / "run")
+    assert losses(results) == losses(eager)
+    assert results["compiled"] is False
+    assert results["compile_check"]["worst_error"] == pytest.approx(1.3, rel=1e-4)
+    assert sorted(results["compile_check"]["wrong"]) == ["inner.bias", "inner.weight", "outer.bias", "outer.weight"]
+    (line,) = [text for text in caplog.messages if "goes on without compilation" in text]
+    assert "outer.weight by 1.3" in line
+    metrics = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["stage"] for entry in metrics].count("compilation") == 1
+
+
+@pytest.mark.parametrize("asked", ["on", "whole"])
+def test_where_compilation_was_asked_for_wrong_gradients_end_the_run_before_its_first_step(
+    asked: str, tiny: list[str], tmp_path: Path, compiler: dict[str, Any]
+) -> None:
+    compiler["factor"] = 2.3
+    with pytest.raises(BackendError, match=r"outer\.weight by 1\.3.*Set run\.compile=off"):
+        run([*tiny, f"run.compile={asked}"], tmp_path / "run")
+    status = json.loads((tmp_path / "run" / "status.json").read_bytes())
+    assert (status["state"], status["step"], status["exit_code"]) == ("failed", 0, 2)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["epoch-0000-step-00000000"]
+
+
+def test_what_rounding_explains_is_no_fault(tiny: list[str], tmp_path: Path, compiler: dict[str, Any]) -> None:
+    compiler["factor"] = 1 + 1e-6
+    check = run([*tiny, "run.compile=on"], tmp_path / "run")["compile_check"]
+    assert check["fault"] is None
+    assert 0 < check["worst_error"] < 1e-5
+
+
+def test_a_compiler_that_fails_costs_an_auto_run_nothing_but_time(
+    tiny: list[str], tmp_path: Path, compiler: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="pgat_fast")
+    eager = run([*tiny, "run.compile=off"], tmp_path / "eager")
+    compiler["error"] = RuntimeError("file too short\n" + "a line of C++\n" * 150)
+    results = run([*tiny, "run.compile=auto"], tmp_path / "run")
+    assert losses(results) == losses(eager)
+    (line,) = [text for text in caplog.messages if "goes on without compilation" in text]
+    assert "RuntimeError: file too short" in line
+    assert "delete that folder" in line
+    assert "a line of C++" not in line
+    with pytest.raises(BackendError, match="file too short") as raised:
+        run([*tiny, "run.compile=on"], tmp_path / "refused")
+    assert len(str(raised.value)) < 1000
