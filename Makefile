@@ -46,15 +46,18 @@ test: $(VENV)/installed
 	$(PYTEST) -m 'not ($(LONG))'
 	TRITON_INTERPRET=1 $(PYTEST) -m 'not ($(LONG))' tests/interpreted
 
-# The last three: the same numbers on processors with narrower vectors, and with more than one thread.
-PARITY = $(PYTEST) -m 'parity and not compile'
+# The same numbers in another environment: on processors with narrower vectors, with more than one thread.
+define parity
+	$(1) $(PYTEST) -m 'parity and not compile'
+	$(1) TRITON_INTERPRET=1 $(PYTEST) -m 'parity and not ($(LONG))' tests/interpreted
+endef
 
 test-all: $(VENV)/installed
 	$(PYTEST) -m '$(LONG)'
 	TRITON_INTERPRET=1 $(PYTEST) -m '$(LONG)' tests/interpreted
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PARITY)
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PARITY)
-	OMP_NUM_THREADS=2 $(PARITY)
+	$(call parity,ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2)
+	$(call parity,ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41)
+	$(call parity,OMP_NUM_THREADS=2)
 
 # The pinned versions of everything but torch and triton, which comes with torch. A build for CUDA takes 6 GB.
 TORCH_VENV = .venv-torch-$(TORCH)
