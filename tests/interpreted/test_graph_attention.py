@@ -104,6 +104,7 @@ def test_tiles_of_graphs(
     Case(shape, dtype, masked, biased, rate).check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", LARGEST, ids=str)
 def test_the_largest_graph(shape: tuple[int, int, int, int]) -> None:
     Case(shape, torch.float32, True, True, 0.1).check()
@@ -120,8 +121,7 @@ def test_the_dropout_is_that_of_plain_torch(shape: tuple[int, int, int, int]) ->
     assert 0.3 < float((weights == 0).double().mean()) < 0.5
 
 
-@pytest.mark.parametrize("shape", [SMALL[0], TILED[1]], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), pairwise_each_value_first([SMALL[0], TILED[1]], DTYPES), ids=str)
 def test_the_order_of_programs_changes_no_bit(
     shape: tuple[int, int, int, int], dtype: torch.dtype, reversed_grid: Callable[[], None]
 ) -> None:

@@ -5,6 +5,7 @@ import pytest
 from examples.swap_one_import import main
 
 
+@pytest.mark.multiprocess
 def test_a_script_with_one_import_swapped_trains_saves_and_finds_its_loss_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -66,6 +66,12 @@ def page_of(run: Path) -> Page:
     return Page(write_report(run))
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of words: drawing takes most of the time that a page takes."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Page]:
     folder = tmp_path_factory.mktemp("runs") / "nightly"
@@ -193,7 +199,9 @@ def test_what_happened_in_the_night_is_told(finished: tuple[dict[str, Any], Page
 
 
 @pytest.mark.parametrize("place", ["name", "config", "reason", "target"])
-def test_hostile_text_stays_text(tmp_path: Path, place: str) -> None:
+def test_hostile_text_stays_text(tmp_path: Path, place: str, request: pytest.FixtureRequest) -> None:
+    if place in ("config", "reason"):  # of which no figure knows
+        request.getfixturevalue("without_figures")
     folder = tmp_path / "run"
     targets = (HOSTILE, "log_Close") if place == "target" else ("log_Open", "log_Close")
     name = HOSTILE if place == "name" else "run"
@@ -253,6 +261,7 @@ def test_a_run_of_which_nothing_is_left_but_its_status_has_a_page(tmp_path: Path
     assert "svg" not in page.tags
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_how_to_go_on_is_told_where_there_is_a_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "my run"
     write_unfinished_run(folder, "stopped", reason="SIGTERM")
@@ -261,6 +270,7 @@ def test_how_to_go_on_is_told_where_there_is_a_checkpoint(tmp_path: Path) -> Non
     assert f"To go on from epoch-0003-step-00000122: pgat-fast train --resume '{folder}'" in page_of(folder).text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_run_without_prices_intervals_and_diagnostics_has_a_page(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     results = write_finished_run(folder, targets=("spread",), epochs=1, windows=1, days=1)
@@ -292,11 +302,11 @@ def test_intervals_that_are_told_in_another_form_are_shown_as_they_are(tmp_path:
     assert page.tags.count("svg") == 7
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_without_matplotlib_the_page_has_no_figures_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_finished_run(tmp_path / "run", epochs=1, windows=2, days=1)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     page = page_of(tmp_path / "run")
     assert 'This page has no figures: plots need matplotlib: pip install "pgat-fast[plots]"' in page.text
     assert "the report has no figures" in caplog.text
@@ -304,6 +314,7 @@ def test_without_matplotlib_the_page_has_no_figures_and_says_so(
     assert "Checklist" in page.text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_page_goes_where_it_is_asked_to(tmp_path: Path) -> None:
     write_unfinished_run(tmp_path / "run", "running")
     out = tmp_path / "elsewhere" / "page.html"
@@ -314,12 +325,14 @@ def test_the_page_goes_where_it_is_asked_to(tmp_path: Path) -> None:
         write_report(tmp_path / "run", tmp_path)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_page_on_the_same_files_is_the_same(tmp_path: Path) -> None:
     write_finished_run(tmp_path / "run", epochs=2, windows=3, days=2)
     first = write_report(tmp_path / "run").read_bytes()
     assert write_report(tmp_path / "run").read_bytes() == first
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_damaged_run_leaves_the_old_page_alone(tmp_path: Path) -> None:
     write_unfinished_run(tmp_path / "run", "running")
     page = write_report(tmp_path / "run").read_bytes()

@@ -85,7 +85,7 @@ ODD: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", ODD)
+@pytest.mark.parametrize("settings", [ODD[0], *(pytest.param(odd, marks=pytest.mark.slow) for odd in ODD[1:])])
 def test_small_large_and_oddly_named_runs_are_drawn(tmp_path: Path, settings: dict[str, Any]) -> None:
     write_finished_run(tmp_path / "run", **settings)
     assert [path.stem for path in write_plots(tmp_path / "run")] == list(PLOTS)
@@ -105,7 +105,7 @@ def spans_of_labels(axes: Axes, side: int) -> list[tuple[float, float]]:
     return sorted(spans)
 
 
-@pytest.mark.parametrize("settings", [{}, ODD[0], ODD[1], ODD[2]])
+@pytest.mark.parametrize("settings", [{}, *(pytest.param(odd, marks=pytest.mark.slow) for odd in ODD[:3])])
 def test_no_text_lies_over_other_text(tmp_path: Path, settings: dict[str, Any]) -> None:
     write_finished_run(tmp_path / "run", **settings)
     for name, figure in draw_plots(read_run(tmp_path / "run")):
