@@ -1,7 +1,7 @@
 """These tests run kernels in triton's interpreter: a process of their own, with `TRITON_INTERPRET=1` (`make test`).
 
-Elsewhere nothing of this folder is collected. The interpreter of triton 3.7 is wrong about bfloat16: it multiplies the
-bits as integers. Here it is put right, so that its errors cannot hide ours.
+Elsewhere nothing of this folder is collected. The interpreter of triton 3.6 to 3.8 is wrong about bfloat16: it
+multiplies the bits as integers. Here it is put right, so that its errors cannot hide ours.
 """
 
 import os
@@ -52,6 +52,19 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         InterpreterBuilder, "create_dot", lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
     )
+
+
+@pytest.fixture(autouse=True)
+def whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array of one element is a number: triton 3.6 converts it in a way that numpy has refused since 2.4."""
+    from triton.runtime import interpreter
+
+    def patch(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    original = interpreter._patch_lang_tensor
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch)
 
 
 @pytest.fixture(autouse=True)
