@@ -131,7 +131,7 @@ def test_the_order_of_programs_changes_no_bit(
     assert all(torch.equal(a, b) for a, b in zip(case.computed(), forwards, strict=True))
 
 
-@pytest.mark.parametrize("nodes", [13, 65])
+@pytest.mark.parametrize("nodes", [13, pytest.param(65, marks=pytest.mark.slow)])
 def test_strides_may_be_any_and_one_tensor_all_three(nodes: int) -> None:
     case = Case((3, 2, nodes, 26), torch.float32, False, False, 0.0)
     expected = graph_attention(case.q, case.k, case.v)

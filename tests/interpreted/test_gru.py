@@ -45,7 +45,7 @@ def test_states_and_gradients(shape: tuple[int, ...]) -> None:
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[2], pytest.param(SHAPES[1], marks=pytest.mark.slow)], ids=str)
 def test_gates_that_are_kept_give_the_same(shape: tuple[int, ...]) -> None:
     kept, again = (computed(shape, torch.float32, True, recompute) for recompute in (False, True))
     assert torch.equal(kept[0], again[0])

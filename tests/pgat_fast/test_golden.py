@@ -80,8 +80,16 @@ def spread_in_float32(name: str) -> tuple[list[float], dict[str, float]]:
     return spread[:count], dict(zip(case.gradients, spread[count:], strict=True))
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "backend"),
+    [
+        (torch.float64, "reference"),
+        (torch.float64, "torch"),
+        (torch.float32, "torch"),
+        pytest.param(torch.float32, "reference", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", golden.CASES)
 def test_outputs_and_gradients_equal_the_existing_model(name: str, dtype: torch.dtype, backend: str) -> None:
     case = golden.load(name)
@@ -93,7 +101,9 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str, dtype: torch.
     case.check_gradients({key: tensor.grad for key, tensor in state.items()}, of_gradients)
 
 
-@pytest.mark.parametrize("name", golden.CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "batched_small" else pytest.mark.slow) for name in golden.CASES]
+)
 def test_a_wrong_gradient_is_refused(name: str) -> None:
     """One that is a hundredth too large, in float32: in each of the parts of the model that have one."""
     case = golden.load(name)

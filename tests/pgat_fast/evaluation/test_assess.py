@@ -180,6 +180,7 @@ def test_the_files_of_a_run_are_written_whole(tiny: list[str], tmp_path: Path) -
     assert stored.to_dict() == found.intervals.to_dict()
 
 
+@pytest.mark.slow
 def test_the_same_model_is_assessed_the_same(tiny: list[str], tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_assessment(tmp_path / name, assess(*prepared(tiny, "use_mixture_decoder=true")))

@@ -314,6 +314,7 @@ def test_plots_of_no_run_are_refused(tmp_path: Path) -> None:
         write_plots(tmp_path)
 
 
+@pytest.mark.multiprocess
 def test_the_plots_need_no_torch(run: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom pgat_fast.report.plots import write_plots\n"
