@@ -223,6 +223,7 @@ def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return calls
 
 
+@pytest.mark.compile
 def test_training_alone_is_compiled_and_the_results_say_so(
     tiny: list[str], tmp_path: Path, compiled_calls: list[bool]
 ) -> None:
