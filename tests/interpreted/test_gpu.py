@@ -9,6 +9,7 @@ from bench import gpu
 from bench.kernel_cases import CASES
 
 
+@pytest.mark.slow  # every case of every kernel
 @pytest.mark.usefixtures("large_tiles")
 def test_sections_of_kernels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -39,6 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "milliseconds", milliseconds)
 
 
+@pytest.mark.slow  # kernels are run again and again
 def test_it_writes_what_dispatch_goes_by(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "measured.json"
     other = Measured("another", {Case("gru forward", 4, 128): Configuration(32, 2, 1)}, {})
@@ -70,6 +71,7 @@ def test_without_time_nothing_is_measured_and_all_is_named(small: None, tmp_path
     assert all("no time is left" in line for line in said)
 
 
+@pytest.mark.slow  # kernels are run again and again
 def test_later_measurements_are_of_the_chosen_configurations(small: None, tmp_path: Path) -> None:
     """A clock by which tiles of 32 rows are the faster, and what runs when plain torch is compared with."""
     taken = []
