@@ -46,6 +46,7 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str) -> None:
     assert launched_for(case, model) == own[name] | {"feed_forward", "projection", "edge_head", "gru_scan", "aspects"}
 
 
+@pytest.mark.slow  # half a minute in the interpreter
 def test_what_has_been_measured_to_be_faster_is_a_kernel_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """The projection without attention, of the first layer nothing, and operators from their rows on."""
     case = golden.load("batched_small")

@@ -304,7 +304,7 @@ def test_ranks_of_two_machines_go_on_from_the_last_checkpoint(settings: list[str
             machine.kill()
 
 
-def wait_for_one(machines: list[Started], pattern: str, seconds: float = 60) -> Started:
+def wait_for_one(machines: list[Started], pattern: str, seconds: float = 240) -> Started:
     """The one that writes a line that matches."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -160,17 +160,19 @@ def test_a_second_process_is_refused_within_a_second(
 
 
 def test_resume_auto_goes_on_with_the_newest_run_or_begins_one(
-    settings: list[str], tmp_path: Path, processes: list[Process], whole: dict[str, object]
+    tiny_settings: list[str], tmp_path: Path, processes: list[Process]
 ) -> None:
-    arguments = ["--resume", "--set", *settings, f"run.output={tmp_path}", "run.name=run"]
+    settings, runs = [*tiny_settings, "run.log_interval=1"], tmp_path / "runs"
+    run(settings, tmp_path / "whole")
+    arguments = ["--resume", "--set", *settings, f"run.output={runs}", "run.name=run"]
     processes.append(first := Process(*arguments))
-    first.wait_for(PHASES["training"])
+    first.wait_for(r"epoch 2, step 1 of")
     first.stop(signal.SIGKILL)
     assert any("a new one" in line for line in first.lines)
     processes.append(second := Process(*arguments))
-    assert second.popen.wait(timeout=120) == 0, "".join(second.lines)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert_same(outcome(tmp_path / "run"), whole)
-    assert load_config(tmp_path / "run" / "config.yaml").run.name == "run"
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert second.popen.wait(timeout=300) == 0, "".join(second.lines)
+    assert [path.name for path in runs.iterdir()] == ["run"]
+    assert_same(outcome(runs / "run"), outcome(tmp_path / "whole"))
+    assert load_config(runs / "run" / "config.yaml").run.name == "run"
+    lines = [json.loads(line) for line in (runs / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines].count("resume") == 1

@@ -25,7 +25,7 @@ class Watched:
         assert self.popen.stderr is not None
         self.lines.extend(iter(self.popen.stderr.readline, ""))
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> None:
+    def wait_for(self, pattern: str, seconds: float = 240) -> None:
         """Until a line matches `pattern`; fails where the process ends, or takes longer."""
         until = time.monotonic() + seconds
         while not any(re.search(pattern, line) for line in self.lines):
