@@ -37,6 +37,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "log"
 
 
+@pytest.mark.multiprocess
 def test_they_take_turns_and_each_has_a_cache_of_its_own(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = {name: {"name": name, "log": str(log)} for name in ("a", "b")}
     found, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)
@@ -50,6 +51,7 @@ def test_they_take_turns_and_each_has_a_cache_of_its_own(log: Path, capsys: pyte
     assert "round 2 of 2: b: " in capsys.readouterr().err
 
 
+@pytest.mark.multiprocess
 def test_one_that_fails_is_told_of_and_left_out_later(log: Path) -> None:
     tasks = {"a": {"name": "a", "log": str(log), "raise": True}, "b": {"name": "b", "log": str(log)}}
     found, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)

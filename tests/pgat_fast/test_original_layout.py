@@ -208,6 +208,7 @@ model(torch.zeros(1, 5, 118), torch.zeros(1, 5, 4), torch.zeros(1, 2, 118), torc
 """
 
 
+@pytest.mark.multiprocess
 def test_translating_may_be_the_first_thing_that_a_process_does() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     run = subprocess.run(

@@ -115,6 +115,7 @@ def test_a_batch_that_the_windows_do_not_fill_is_refused(tiny: list[str]) -> Non
         make_plan(config_with(tiny, "training.batch_size=21"))
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.usefixtures("quick_traces")
 def test_what_will_not_fit_is_a_warning_with_the_batch_that_does(tiny: list[str]) -> None:
     room = make_plan(config_with(tiny, "training.batch_size=4"))
@@ -140,6 +141,7 @@ def test_what_will_not_fit_is_a_warning_with_the_batch_that_does(tiny: list[str]
     assert "none: one window needs" in as_text(hopeless)
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.usefixtures("quick_traces")
 def test_a_gpu_that_is_not_here_is_planned_for(tiny: list[str]) -> None:
     settings = ["run.device=cuda:99", "run.precision=auto"]
@@ -169,6 +171,7 @@ def test_it_is_for_the_backend_that_will_run(tiny: list[str]) -> None:
     assert 0 < fast.memory.kept < reference.memory.kept
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_counting_draws_no_random_numbers(backend: str, tiny: list[str]) -> None:
     config, before = config_with(tiny), torch.get_rng_state()

@@ -23,7 +23,8 @@ def test_plan_prints_a_table(tiny: list[str], capsys: pytest.CaptureFixture[str]
         assert row in printed
 
 
-@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "torch"])
+@pytest.mark.slow  # steps are traced, operator by operator
+@pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_plan_prints_json(backend: str, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--json", "--backend", backend, "--set", *tiny]) == 0
     plan = json.loads(capsys.readouterr().out)

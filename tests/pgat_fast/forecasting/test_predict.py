@@ -20,6 +20,7 @@ from pgat_fast.errors import CheckpointError, ConfigError, DataError
 from pgat_fast.evaluation.evaluate import evaluate_split
 from pgat_fast.forecasting.predict import known_future, predict
 from pgat_fast.forecasting.run import Run, load_run
+from tests.combinations import pairwise_each_value_first
 from tests.pgat_fast.forecasting.small_run import make_run
 
 KINDS = ("returns", "levels")
@@ -50,9 +51,10 @@ def cut(source: Path, rows: int, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("decoder_future", ["zeros", "known"])
-@pytest.mark.parametrize("combiner", ["hierarchical", "batched"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "combiner", "decoder_future"),
+    pairwise_each_value_first(KINDS, ["hierarchical", "batched"], ["zeros", "known"]),
+)
 def test_a_forecast_from_the_rows_before_a_test_window_is_that_of_the_evaluation(
     tiny: list[str], data_file: Path, level_file: Path, tmp_path: Path, kind: str, combiner: str, decoder_future: str
 ) -> None:
@@ -90,8 +92,7 @@ def test_the_table_has_dates_horizons_and_prices_and_says_what_was_assumed(run: 
     assert "from the close 2109.79 before its rows" in table.attrs["last_close_from"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("decoder_future", ["zeros", "known"])
+@pytest.mark.parametrize(("kind", "decoder_future"), pairwise_each_value_first(KINDS, ["zeros", "known"]))
 def test_prices_and_the_data_file_built_from_them_lead_to_one_forecast(
     tiny: list[str], level_file: Path, data_file: Path, prices: Path, tmp_path: Path, kind: str, decoder_future: str
 ) -> None:

@@ -25,6 +25,7 @@ from pgat_fast.plan.trace import (
     trace_memory,
 )
 from pgat_kernels import aspects, chunks
+from tests.combinations import pairwise_each_value_first
 from tests.pgat_fast.model.variants import FEW, config_of
 
 REAL = (*FEW, "stochastic")
@@ -56,15 +57,13 @@ def trace_reference(config: Config, batch: int, precision: torch.dtype | None = 
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("variant", REAL)
+@pytest.mark.parametrize(("variant", "backend"), pairwise_each_value_first(REAL, BACKENDS))
 def test_a_real_step_on_the_cpu_holds_the_same_bytes(variant: str, backend: str) -> None:
     config = config_of(variant)
     assert trace_memory(config, 3, backend=backend) == real_memory(config, 3, backend=backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("precision", "backend"), pairwise_each_value_first([torch.bfloat16, torch.float16], BACKENDS))
 def test_a_real_step_in_16_bits_holds_nearly_the_same_bytes(precision: torch.dtype, backend: str) -> None:
     config = config_of("batched")
     counted = trace_memory(config, 3, precision, backend=backend)

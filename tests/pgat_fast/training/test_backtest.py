@@ -15,6 +15,7 @@ from tests.pgat_fast.training.runs import StopAt
 SHORT = ["training.max_steps=2", "data.validation_length=4", "data.test_length=4"]
 
 
+@pytest.mark.slow  # whole runs
 def test_the_test_splits_lie_one_behind_the_other_and_training_ends_before_them(
     tiny: list[str], tmp_path: Path
 ) -> None:
