@@ -98,6 +98,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(tiny: list[str
     assert other[1] != first[1]
 
 
+@pytest.mark.slow  # whole runs
 def test_every_step_has_the_learning_rate_of_its_own_epoch(
     tiny: list[str], tmp_path: Path, learning_rates: list[float]
 ) -> None:
