@@ -53,6 +53,7 @@ def test_stopped_at_every_single_place_and_resumed(
         assert_same(outcome(folder), expected)
 
 
+@pytest.mark.slow  # whole runs
 def test_three_interruptions_in_one_epoch(tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]) -> None:
     # Questions of a resumed process: one at its beginning, then one a batch.
     results = interrupted([*tiny, *ACCUMULATE], tmp_path / "run", [9, 4, 2, 4])
