@@ -17,6 +17,7 @@ from pgat_fast.model.compilation import (
     COMPILE_SECONDS,
     EXPECTED_SPEEDUP,
     STEP_SECONDS,
+    Regions,
     compile_in_place,
     decide_compile,
     eager,
@@ -53,28 +54,37 @@ class Breaking(nn.Module):
         return x + 1 if x.sum().item() > 0 else x - 1
 
 
-def decide(asked: str, seconds: float, before: bool | None = None, backend: str = "torch") -> bool:
-    return decide_compile(asked, backend, CPU, expected_steps=100, seconds_per_step=seconds / 100, before=before)
+def decide(
+    asked: str, seconds: float, before: Regions | None = None, backend: str = "torch", device: torch.device = CPU
+) -> Regions:
+    return decide_compile(asked, backend, device, expected_steps=100, seconds_per_step=seconds / 100, before=before)
 
 
 @pytest.mark.parametrize(
     ("asked", "seconds", "before", "decision"),
     [
-        ("off", 1e9, None, False),
-        ("off", 1e9, True, False),
-        ("on", 0.1, None, True),
-        ("on", 0.1, False, True),
-        ("auto", 0.9 * BREAK_EVEN, None, False),
-        ("auto", 1.1 * BREAK_EVEN, None, True),
-        ("auto", 0.1, True, True),
-        ("auto", 1e9, False, False),
+        ("off", 1e9, None, "none"),
+        ("off", 1e9, "whole", "none"),
+        ("on", 0.1, None, "operators"),
+        ("on", 0.1, "none", "operators"),
+        ("whole", 0.1, None, "whole"),
+        ("auto", 0.9 * BREAK_EVEN, None, "none"),
+        ("auto", 1.1 * BREAK_EVEN, None, "operators"),
+        ("auto", 0.1, "operators", "operators"),
+        ("auto", 0.1, "whole", "whole"),
+        ("auto", 1e9, "none", "none"),
     ],
 )
 def test_it_is_decided_by_what_was_asked_the_length_of_the_run_and_what_was_before(
-    asked: str, seconds: float, before: bool | None, decision: bool, monkeypatch: pytest.MonkeyPatch
+    asked: str, seconds: float, before: Regions | None, decision: Regions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "why_not", lambda backend, device: None)
-    assert decide(asked, seconds, before) is decision
+    assert decide(asked, seconds, before) == decision
+
+
+def test_on_a_gpu_the_whole_step_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "why_not", lambda backend, device: None)
+    assert [decide(asked, 1e9, device=torch.device("cuda:0")) for asked in ("auto", "on", "whole")] == ["whole"] * 3
 
 
 def test_where_it_is_impossible_auto_says_so_in_one_line_and_on_is_an_error(
@@ -82,7 +92,7 @@ def test_where_it_is_impossible_auto_says_so_in_one_line_and_on_is_an_error(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(compilation, "why_not", lambda backend, device: "there is no compiler: install one")
-    assert not decide("auto", 2 * BREAK_EVEN)
+    assert decide("auto", 2 * BREAK_EVEN) == "none"
     assert [line for line in caplog.messages if "no compiler" in line] == [
         "compile auto: not compiled: there is no compiler: install one"
     ]
@@ -95,7 +105,7 @@ def test_a_short_run_does_not_even_look_for_a_compiler(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(compilation, "why_not", lambda backend, device: pytest.fail("it looked"))
-    assert not decide("auto", 10.0)
+    assert decide("auto", 10.0) == "none"
     (line,) = caplog.messages
     assert line.startswith("compile auto: 100 steps take about 10 s, of which compiling would save 3 s and cost 150 s")
     assert line.endswith(": not compiled")
@@ -104,7 +114,7 @@ def test_a_short_run_does_not_even_look_for_a_compiler(
 def test_the_reference_is_not_compiled() -> None:
     with pytest.raises(BackendError, match=r"reference is not compiled.*: use run\.backend=torch or auto"):
         decide("on", 1.0, backend="reference")
-    assert not decide("auto", 1e9, backend="reference")
+    assert decide("auto", 1e9, backend="reference") == "none"
 
 
 def test_this_machine_compiles() -> None:

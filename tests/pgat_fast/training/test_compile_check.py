@@ -46,7 +46,7 @@ class Forecaster(nn.Module):
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Stand-in for a compiler: what it compiles has gradients that are `factor` times as large, or it raises `error`."""
+    """Stand in for a compiler: gradients of what it compiles are `factor` times as large, or it raises `error`."""
     fault: dict[str, Any] = {"factor": 1.0, "error": None}
 
     def compile_in_place(model: nn.Module, device: torch.device, **settings: object) -> None:

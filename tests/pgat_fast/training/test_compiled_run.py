@@ -40,7 +40,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "resolve_backend", lambda backend: "torch")
 
 
-COMPILED = ["run.compile=on", "training.gradient_accumulation_steps=2"]
+COMPILED = ["run.compile=whole", "training.gradient_accumulation_steps=2"]
 
 
 @pytest.mark.compile

@@ -1,0 +1,137 @@
+"""Compiled code is kept in the user's cache; damaged files are removed before a run meets them."""
+
+import os
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from pgat_fast.model.compile_cache import LIST, VARIABLE, cache_folder, compile_cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in a user's cache that is empty."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return cache_folder()
+
+
+def library(size: int = 256) -> bytes:
+    """A 64-bit ELF file with one section, whose table is the last thing in it."""
+    header = bytearray(64)
+    header[:5] = b"\x7fELF\x02"
+    struct.pack_into("<Q", header, 40, size - 64)
+    struct.pack_into("<HH", header, 58, 64, 1)
+    return bytes(header).ljust(size, b"\0")
+
+
+def compiled(folder: Path) -> list[Path]:
+    """Write what a compiler would, within the cache, and list it."""
+    with compile_cache() as cache:
+        assert cache is not None
+        paths = [folder / "ab" / "one.main.so", folder / "ab" / "one.main.cpp", folder / "fxgraph" / "entry"]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(library())
+        cache.record()
+    return paths
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where the user's cache is on Linux")
+def test_the_folder_is_in_the_users_cache_and_names_the_versions(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cache.is_relative_to(tmp_path / "pgat_fast")
+    assert cache.name.startswith("torch-2.")
+    assert "-python-3." in cache.name
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative, which the specification forbids")
+    assert cache_folder().is_relative_to(Path.home() / ".cache")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "chosen"))
+    assert cache_folder() == tmp_path / "chosen"
+
+
+@pytest.mark.parametrize("before", [None, "chosen"])
+def test_the_environment_is_afterwards_what_it_was(
+    before: str | None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before is not None:
+        monkeypatch.setenv(VARIABLE, str(tmp_path / before))
+    said = os.environ.get(VARIABLE)
+    with suppress(ZeroDivisionError), compile_cache():
+        assert os.environ[VARIABLE] == str(cache if before is None else tmp_path / before)
+        raise ZeroDivisionError
+    assert os.environ.get(VARIABLE) == said
+
+
+def test_what_is_whole_stays(cache: Path) -> None:
+    paths = compiled(cache)
+    with compile_cache():
+        assert all(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("damage", [b"", library()[:100], library()[:-1] + b"x"], ids=["empty", "cut", "changed"])
+def test_what_is_damaged_is_removed_and_reported(
+    place: int, damage: bytes, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = compiled(cache)
+    paths[place].write_bytes(damage)
+    with compile_cache():
+        assert [path.exists() for path in paths] == [k != place for k in range(3)]
+    assert (
+        f"1 damaged or unfinished files of an earlier compilation removed, such as {paths[place].name}" in caplog.text
+    )
+
+
+def test_what_a_killed_compiler_left_is_removed(cache: Path) -> None:
+    paths = compiled(cache)
+    left = cache / "cd" / "left.main.so"
+    left.parent.mkdir()
+    left.write_bytes(library())
+    with compile_cache():
+        assert not left.exists()
+        assert all(path.exists() for path in paths)
+
+
+def test_in_a_folder_of_others_only_broken_libraries_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    (tmp_path / "theirs.so").write_bytes(library())
+    (tmp_path / "theirs.py").write_bytes(b"")
+    (tmp_path / "broken.so").write_bytes(b"")
+    (tmp_path / "cut.so").write_bytes(library()[:200])
+    with compile_cache():
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["theirs.py", "theirs.so"]
+
+
+def test_nothing_is_removed_while_another_process_compiles(cache: Path) -> None:
+    paths = compiled(cache)
+    paths[0].write_bytes(b"")
+    with FileLock(cache / "pgat-fast.locks" / "user-1.lock"), compile_cache():
+        assert paths[0].exists()
+    with compile_cache():
+        assert not paths[0].exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"ab/one.main.so": 1}'])
+def test_a_damaged_list_costs_a_compilation_and_no_error(content: str, cache: Path) -> None:
+    paths = compiled(cache)
+    (cache / LIST).write_text(content)
+    with compile_cache() as found:
+        assert found is not None
+        assert not any(path.exists() for path in paths)
+
+
+def test_where_no_folder_can_be_made_torch_keeps_its_own(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pgat_fast").write_text("in the way")
+    with compile_cache() as found:
+        assert found is None
+        assert VARIABLE not in os.environ
+    assert "compiled code cannot be kept in" in caplog.text

@@ -1,0 +1,85 @@
+"""Compiled gradients are the eager ones: of every parameter, for batches of one window and more, in both precisions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from pgat_fast import Config, build_model
+from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.precision import Precision, float32_products_in, products_in
+from pgat_kernels.conditioning import SPREADS, moved_by_rounding, relative_errors
+from tests.pgat_fast.model.variants import config_of, inputs_of, loss_of
+
+CPU = torch.device("cpu")
+EPSILONS = 16.0
+"""How many epsilons of the products' dtype a gradient may be off by beyond the spread: both programs sum some hundred
+terms, in other orders."""
+
+CASES: list[tuple[str, str, Precision]] = [
+    ("batched", "fraction", "highest"),
+    ("hierarchical", "integer", "highest"),
+    ("batched", "integer", "bf16"),
+    ("hierarchical", "fraction", "bf16"),
+]
+"""Every two of combiner, calendar marks and precision."""
+
+
+def gradients(model: FastPGAT, config: Config, inputs: tuple[Tensor, ...], precision: Precision) -> list[Tensor]:
+    """Loss and gradients, with the same dropout each time."""
+    torch.manual_seed(2)
+    model.zero_grad()
+    with products_in(precision, CPU):
+        result = model(*inputs)
+    loss = loss_of(config, result)
+    with float32_products_in(precision, CPU):
+        loss.backward()
+    return [loss.detach(), *(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters())]
+
+
+def spread(
+    model: FastPGAT, config: Config, inputs: tuple[Tensor, ...], precision: Precision, expected: list[Tensor]
+) -> list[float]:
+    """How far rounding in the products' dtype moves each gradient: the worst of three draws."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    moves = torch.Generator().manual_seed(1)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    worst = [0.0] * len(expected)
+    for _ in range(3):
+        model.load_state_dict({name: moved_by_rounding(x.to(dtype), moves).float() for name, x in state.items()})
+        values = [moved_by_rounding(x.to(dtype), moves).float() if k % 2 == 0 else x for k, x in enumerate(inputs)]
+        errors = relative_errors(gradients(model, config, tuple(values), precision), expected)
+        worst = [max(pair) for pair in zip(worst, errors, strict=True)]
+    model.load_state_dict(state)
+    return worst
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("combiner", "marks", "precision"), CASES)
+def test_compiled_gradients_are_the_eager_ones_at_every_batch_size(
+    combiner: str, marks: str, precision: Precision, training: bool
+) -> None:
+    config = config_of(combiner, dropout=0.1, calendar_marks=marks)
+    torch.manual_seed(0)
+    model = build_model(config, backend="torch").train(training)
+    assert isinstance(model, FastPGAT)
+    epsilon = torch.finfo(torch.bfloat16 if precision == "bf16" else torch.float32).eps
+    names = ["loss", *(name for name, _ in model.named_parameters())]
+    # One chunk of three timesteps for all batch sizes: the last one of each is a part of a chunk.
+    execution = replace(model.execution, combiner_chunk=3)
+    for batch in (1, 2, 3):
+        inputs = inputs_of(config, batch=batch)
+        model.set_execution(execution)
+        expected = gradients(model, config, inputs, precision)
+        moved = spread(model, config, inputs, precision, expected)
+        model.set_execution(replace(execution, compiled=True))
+        errors = relative_errors(gradients(model, config, inputs, precision), expected)
+        bounds = [2 * SPREADS * one + EPSILONS * epsilon for one in moved]
+        wrong = [
+            f"{name}: {error:.2g}, {bound:.2g} allowed"
+            for name, error, bound in zip(names, errors, bounds, strict=True)
+            if not error <= bound
+        ]
+        assert not wrong, f"batch of {batch}: {wrong}"
