@@ -144,8 +144,11 @@ def test_results_and_gradients(case: int, rate: float, dtype: torch.dtype) -> No
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", [2, 6, 11, 13], ids=lambda i: IDS[i])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    pairwise_each_value_first([2, 6, 11, 13], DTYPES, slow=lambda row: row == (2, torch.float32)),
+    ids=name_of,
+)
 def test_the_order_of_programs_changes_no_bit(case: int, dtype: torch.dtype, reversed_grid: Callable[[], None]) -> None:
     operator, wide, inputs = CASES[case]
     forwards = computed(operator, wide, inputs, dtype, 0.25, plain=False)

@@ -90,6 +90,7 @@ def test_later_measurements_are_of_the_chosen_configurations(small: None, tmp_pa
     assert taken[-1] == 32
 
 
+@pytest.mark.slow  # kernels are run again and again
 def test_what_computes_something_else_is_not_taken(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     original = tune.seconds_of
     wrong = Configuration(32, 8, 1, columns=16)

@@ -247,7 +247,7 @@ def test_any_call_may_fail(root: Path, faults: Faults, before: Callable[[Path], 
     assert failed >= len([call for call in calls if call in ("mkdir", "write", "fsync", "rename")])
 
 
-@pytest.mark.parametrize("before", [nothing, good])
+@pytest.mark.parametrize("before", [nothing, pytest.param(good, marks=pytest.mark.slow)])
 def test_the_disk_may_be_gone_from_any_call_on(root: Path, faults: Faults, before: Callable[[Path], None]) -> None:
     path = root / name_of(2)
     before(path)
