@@ -131,6 +131,7 @@ def test_accumulated_batches_step_like_one_large_batch(tiny: list[str], tmp_path
         assert (one - two).abs().max() < 1e-4 * scale  # float32, behind row sums near zero
 
 
+@pytest.mark.slow  # whole runs
 def test_the_last_cycle_of_an_epoch_counts_what_it_holds(
     tiny: list[str], tmp_path: Path, learning_rates: list[float]
 ) -> None:
