@@ -46,18 +46,22 @@ test: $(VENV)/installed
 	$(PYTEST) -m 'not ($(LONG))'
 	TRITON_INTERPRET=1 $(PYTEST) -m 'not ($(LONG))' tests/interpreted
 
+# `make test-all MINUTES=60`: tests that have not begun by then are skipped, and counted as skipped. Of the minutes, this
+# many hundredths are for the command.
+share = $(if $(MINUTES),--begin-within $(shell expr $(MINUTES) \* $(1) / 100))
+
 # The same numbers in another environment: on processors with narrower vectors, with more than one thread.
 define parity
-	$(1) $(PYTEST) -m 'parity and not compile'
-	$(1) TRITON_INTERPRET=1 $(PYTEST) -m 'parity and not ($(LONG))' tests/interpreted
+	$(1) $(PYTEST) $(call share,8) -m 'parity and not compile'
+	$(1) TRITON_INTERPRET=1 $(PYTEST) $(call share,2) -m 'parity and not ($(LONG))' tests/interpreted
 endef
 
 test-all: $(VENV)/installed
-	$(PYTEST) -m '$(LONG)'
-	TRITON_INTERPRET=1 $(PYTEST) -m '$(LONG)' tests/interpreted
 	$(call parity,ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2)
 	$(call parity,ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41)
 	$(call parity,OMP_NUM_THREADS=2)
+	$(PYTEST) $(call share,55) -m '$(LONG)'
+	TRITON_INTERPRET=1 $(PYTEST) $(call share,15) -m '$(LONG)' tests/interpreted
 
 # The pinned versions of everything but torch and triton, which comes with torch. A build for CUDA takes 6 GB.
 TORCH_VENV = .venv-torch-$(TORCH)

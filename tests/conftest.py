@@ -1,5 +1,6 @@
 """What many tests need."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,24 @@ from pgat_fast.data.build import build_file
 
 LONGEST = ("test_ranks.py", "test_signals.py", "test_production.py", "test_sharding.py")
 MARKERS = ("compile", "multiprocess", "slow")
+
+
+STARTED = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--begin-within",
+        type=float,
+        metavar="MINUTES",
+        help="skip the tests that have not begun by then (the summary counts them): for machines with a limit of time",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--begin-within")
+    if minutes is not None and time.monotonic() - STARTED > 60 * minutes:
+        pytest.skip(f"not begun within {minutes:g} minutes (--begin-within)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
