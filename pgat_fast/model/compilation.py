@@ -26,13 +26,15 @@ logger = logging.getLogger(__name__)
 Regions = Literal["none", "operators", "whole"]
 """What is compiled: nothing, the fast model's operators, or the model with them."""
 
-COMPILE_SECONDS: Final = 150.0
-"""What compiling the forward and the backward pass of a whole model takes: 126 to 158 s for the production models on
-two cores (`bench/results/fast_step_*.json`), more where they are not idle."""
+COMPILE_SECONDS: Final = {"cpu": 30.0, "cuda": 150.0}
+"""Device -> what compiling takes before the first step. On a CPU the operators of the quickstart: 29 s with an empty
+cache and 7 s with a warm one, on two cores that take 90 GFLOP/s. On a GPU that of a whole model on a CPU; not measured.
+"""
 
-EXPECTED_SPEEDUP: Final = 1.5
-"""Seconds of an eager step / seconds of a compiled one: 1.6 for the production model with the batched combiner on a CPU
-(`bench/results/fast_step_batched_batch1.json`), 1.4 in trials of the hierarchical one; on a GPU not measured yet."""
+EXPECTED_SPEEDUP: Final = {"cpu": 1.03, "cuda": 1.5}
+"""Device -> seconds of an eager step / seconds of a compiled one. On a CPU the operators of the quickstart (medians of
+six steps in turns, one thread of that machine): since masks are cheap, little is left to fuse. On a GPU not measured.
+"""
 
 STEP_SECONDS: Final = {
     ("cpu", "batched"): 2.8,
@@ -98,7 +100,7 @@ def decide_compile(
         if before is not None:
             logger.info("compile auto: the run began with %s compiled, and goes on so", IN_WORDS[before])
             regions = before
-        elif not _pays(expected_steps, seconds_per_step):
+        elif not _pays(expected_steps, seconds_per_step, device.type):
             regions = "none"
         if regions == "none":
             return "none"
@@ -115,13 +117,13 @@ def decide_compile(
 IN_WORDS: Final[dict[Regions, str]] = {"none": "nothing", "operators": "each operator", "whole": "the whole step"}
 
 
-def _pays(steps: int, seconds_per_step: float) -> bool:
+def _pays(steps: int, seconds_per_step: float, device: str) -> bool:
     eager = steps * seconds_per_step
-    saved = eager * (1 - 1 / EXPECTED_SPEEDUP)
-    pays = saved > COMPILE_SECONDS
+    saved, cost = eager * (1 - 1 / EXPECTED_SPEEDUP[device]), COMPILE_SECONDS[device]
+    pays = saved > cost
     logger.info(
         "compile auto: %d steps take about %.0f s, of which compiling would save %.0f s and cost %.0f s%s",
-        steps, eager, saved, COMPILE_SECONDS, "" if pays else ": not compiled",
+        steps, eager, saved, cost, "" if pays else ": not compiled",
     )  # fmt: skip
     return pays
 
