@@ -14,7 +14,8 @@ STEM = Path("bench/results/kernels_static")
 COMMITTED: dict[str, Any] = json.loads(STEM.with_suffix(".json").read_text())
 
 
-@pytest.mark.slow  # ninety kernels through the offline compiler
+@pytest.mark.slow  # more than a hundred kernels through the offline compiler
+@pytest.mark.timeout(1800)
 def test_kernels_compile_as_they_did() -> None:
     """For two of the targets, with tensor-core instructions of two kinds; the others are in the committed figures."""
     command = [sys.executable, "-m", "bench.kernels_static", "--check", f"{STEM}.json", "--targets", "sm_80,sm_90"]

@@ -56,7 +56,7 @@ WRONG_VALUES = [
     ("name: '..'", "run.name: found '..', expected a name of letters, digits, `_`, `.` and `-`"),
     ("precision: float32", "run.precision: found 'float32', expected auto, highest, high, bf16 or fp16"),
     ("precision: true", "run.precision: found true, expected auto, highest, high, bf16 or fp16"),
-    ("compile: yes", "run.compile: found 'yes', expected auto, on or off"),
+    ("compile: yes", "run.compile: found 'yes', expected auto, on, whole or off"),
     ("combiner_chunk: 0", "run.combiner_chunk: found 0, expected auto or off, or an integer, at least 1"),
     ("combiner_chunk: true", "run.combiner_chunk: found true, expected auto or off, or an integer, at least 1"),
     ("combiner_chunk: 2.5", "run.combiner_chunk: found 2.5, expected auto or off, or an integer, at least 1"),
