@@ -1,6 +1,7 @@
 """The fast model computes what the reference computes: every variant, every output, every gradient."""
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pgat_fast.model.execution import Execution
 from pgat_fast.model.fast.part import Part
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_kernels.conditioning import (
+    SPREADS,
     ZERO_BESIDE,
     error_bounds,
     moved_by_rounding,
@@ -115,13 +117,19 @@ def of_tensors(model: nn.Module, config: Config, mixed: bool) -> Callable[[list[
     return compute
 
 
+def of_seed(config: Config, seed: int) -> tuple[nn.Module, nn.Module, FastPGAT]:
+    """The reference in float64, it and the fast model in float32, all with the weights that `seed` gives."""
+    torch.manual_seed(seed)
+    reference, fast = models(config, torch.float32)
+    return deepcopy(reference).double(), reference, fast
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize(("name", "seed"), pairwise_each_value_first(CONDITIONED, [0, 1]))
 def test_the_error_of_float32_is_what_rounding_explains(name: str, seed: int) -> None:
-    """In every output and gradient, whatever the condition of these inputs: row sums come near zero in some."""
+    """In every output and gradient, at any condition: those of "batched" move by 1e-2 with seed 0, by 2e-6 with 1."""
     config = config_of(name)
-    exact, _ = models(config)
-    reference, fast = models(config, torch.float32)
+    exact, reference, fast = of_seed(config, seed)
     tensors = [*(parameter.detach() for parameter in reference.parameters()), *inputs_of(config, seed=seed)]
     assert_right_up_to_rounding(
         of_tensors(fast, config, False)(tensors),
@@ -135,20 +143,24 @@ def test_the_error_of_float32_is_what_rounding_explains(name: str, seed: int) ->
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ONE_FIRST)
 def test_a_wrong_gradient_is_refused(name: str) -> None:
-    """One that is a hundredth too large, of every tenth weight."""
+    """Each that is a hundredth too large, for the first weights and inputs that are well conditioned in nearly all."""
     config = config_of(name)
-    exact, _ = models(config)
-    reference, fast = models(config, torch.float32)
-    tensors = [*(parameter.detach() for parameter in reference.parameters()), *inputs_of(config)]
-    truth = of_tensors(exact, config, False)([tensor.double() for tensor in tensors])
-    found = of_tensors(fast, config, False)(tensors)
-    plain = of_tensors(reference, config, False)
-    plain_errors = relative_errors(plain(tensors), truth)
-    bounds = error_bounds(rounding_spread(plain, tensors), torch.float32, plain_errors)
-    errors = relative_errors([1.01 * result for result in found], truth)
-    zero = [float(result.norm()) < ZERO_BESIDE * max(float(one.norm()) for one in truth) for result in truth]
-    passed = [place for place, error in enumerate(errors) if error <= bounds[place] and not zero[place]]
-    assert not passed
+    for seed in range(8):
+        exact, reference, fast = of_seed(config, seed)
+        plain = of_tensors(reference, config, False)
+        tensors = [*(parameter.detach() for parameter in reference.parameters()), *inputs_of(config, seed=seed)]
+        truth = of_tensors(exact, config, False)([tensor.double() for tensor in tensors])
+        largest = max(float(result.norm()) for result in truth)
+        zero = [float(result.norm()) < ZERO_BESIDE * largest for result in truth]
+        spread = rounding_spread(plain, tensors)
+        # Eight spreads of these are half of what is planted at most: of some inputs all results, of some none.
+        judged = [moved < 5e-3 / SPREADS and not none for moved, none in zip(spread, zero, strict=True)]
+        if sum(judged) > 0.95 * len(judged):
+            break
+    assert sum(judged) > 0.95 * len(judged)
+    bounds = error_bounds(spread, torch.float32, relative_errors(plain(tensors), truth))
+    errors = relative_errors([1.01 * result for result in of_tensors(fast, config, False)(tensors)], truth)
+    assert not [place for place, error in enumerate(errors) if error <= bounds[place] and judged[place]]
 
 
 @pytest.mark.parity
@@ -160,8 +172,7 @@ def test_the_error_of_16_bits_is_what_rounding_explains(name: str) -> None:
     unit in the last place of bfloat16, twice: sums over some hundred results, where both are far from luck.
     """
     config = config_of(name)
-    exact, _ = models(config)
-    reference, fast = models(config, torch.float32)
+    exact, reference, fast = of_seed(config, 1)
     generator = torch.Generator().manual_seed(0)
     ours, theirs, moved = 0.0, 0.0, 0.0
     for seed in range(3):
