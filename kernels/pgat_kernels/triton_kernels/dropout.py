@@ -36,6 +36,7 @@ def keep_tile(seed, site_offset, rows, columns, dropped, COLUMNS: tl.constexpr):
     `columns` (int32): numbers of the elements. `dropped`: the first code that is kept, int32.
     """
     LANES: tl.constexpr = (COLUMNS + _DECISIONS - 1) // _DECISIONS
-    x = _hash((rows * LANES).to(tl.int32) + columns // _DECISIONS, _key(seed + site_offset))
-    codes = (x >> (8 * (columns % _DECISIONS))) & 0xFF
+    # Columns are not negative: shifts and masks, where // and % would treat the sign.
+    x = _hash((rows * LANES).to(tl.int32) + (columns >> 2), _key(seed + site_offset))
+    codes = (x >> ((columns & 3) << 3)) & 0xFF
     return codes >= dropped
