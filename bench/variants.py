@@ -25,7 +25,7 @@ from pgat_fast import build_model, load_config
 from pgat_fast.config.schema import Config
 from pgat_fast.errors import ConfigError
 from pgat_fast.model import BACKENDS, resolve_backend
-from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile
+from pgat_fast.model.compilation import compile_in_place, decide_compile, regions_on
 from pgat_fast.model.execution import Execution
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
@@ -189,8 +189,7 @@ def compile_module(module: nn.Module, variant: Variant, device: torch.device) ->
     if variant.backend == "reference":
         module.compile(dynamic=False)
     else:
-        regions: Regions = "whole" if variant.whole or device.type == "cuda" else "operators"
-        compile_in_place(module, device, regions=regions)
+        compile_in_place(module, device, regions=regions_on(device, whole=variant.whole))
 
 
 def use_fused_attention(model: nn.Module) -> None:

@@ -95,7 +95,7 @@ def decide_compile(
     """
     if asked == "off":
         return "none"
-    regions: Regions = "whole" if asked == "whole" or device.type == "cuda" else "operators"
+    regions = regions_on(device, whole=asked == "whole")
     if asked == "auto":
         if before is not None:
             logger.info("compile auto: the run began with %s compiled, and goes on so", IN_WORDS[before])
@@ -112,6 +112,11 @@ def decide_compile(
         raise BackendError(f"run.compile is {asked}, but {reason}")
     logger.info("compile auto: not compiled: %s", reason)
     return "none"
+
+
+def regions_on(device: torch.device, *, whole: bool = False) -> Regions:
+    """Return what compiling means on `device`: the operators on a CPU, all of the model with `whole` and on CUDA."""
+    return "whole" if whole or device.type == "cuda" else "operators"
 
 
 IN_WORDS: Final[dict[Regions, str]] = {"none": "nothing", "operators": "each operator", "whole": "the whole step"}

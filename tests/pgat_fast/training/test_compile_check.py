@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.config import Config
 from pgat_fast.errors import BackendError
 from pgat_fast.model import compilation
 from pgat_fast.training import trainer
+from tests.pgat_fast.training.forecaster import Forecaster
 from tests.pgat_fast.training.runs import run
 
 
@@ -27,22 +27,6 @@ class Twice(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] * ctx.factor, None
-
-
-class Forecaster(nn.Module):
-    """One product over the last day; called as the model is."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        model = config.model
-        self.shape = (model.pred_len, model.c_out)
-        self.inner = nn.Linear(model.enc_in, 8)
-        self.outer = nn.Linear(8, model.pred_len * model.c_out)
-        self.adjacency = nn.Buffer(torch.eye(model.nodes), persistent=False)
-
-    def forward(self, x: Tensor, *_: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        h = nn.functional.dropout(self.inner(x[:, -1]).tanh(), 0.25, self.training)
-        return self.outer(h).unflatten(1, self.shape), {"adjacency": self.adjacency.expand(*x.shape[:2], -1, -1)}
 
 
 @pytest.fixture

@@ -7,31 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pgat_fast.config import Config
 from pgat_fast.errors import TrainingError
 from pgat_fast.training import trainer
-from pgat_kernels.dropout import draw_seed, dropout
+from tests.pgat_fast.training.forecaster import Forecaster
 from tests.pgat_fast.training.runs import assert_same, interrupted, outcome, run
-
-
-class Forecaster(nn.Module):
-    """One product over the last day, with dropout; called as the model is."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        model = config.model
-        self.shape = (model.pred_len, model.c_out)
-        self.inner = nn.Linear(model.enc_in, 8)
-        self.outer = nn.Linear(8, model.pred_len * model.c_out)
-        self.adjacency = nn.Buffer(torch.eye(model.nodes), persistent=False)
-
-    def forward(self, x: Tensor, *_: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        h = self.inner(x[:, -1]).tanh()
-        if self.training:
-            h = dropout(h, 0.25, draw_seed(h.device), 0)
-        return self.outer(h).unflatten(1, self.shape), {"adjacency": self.adjacency.expand(*x.shape[:2], -1, -1)}
 
 
 @pytest.fixture(autouse=True)
