@@ -177,8 +177,8 @@ class Model(nn.Module):
     change a number, nor the distribution of one.
 
     Args:
-        args: the existing settings, a namespace or a dict. Settings of the model, `backend`, `combiner_chunk` and
-            `exact_dropout` are read, under their existing names; whatever else a script keeps there is left alone.
+        args: the existing settings, a namespace or a dict. Settings of the model, `backend`, `combiner_chunk`,
+            `recompute` and `exact_dropout` are read, under their existing names; whatever else a script keeps there is left alone.
             Existing settings do not say which combiner was used: set `combiner` to `hierarchical` (the default, the
             12,310,208-parameter layout) or `batched`.
 
@@ -241,7 +241,7 @@ def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(args, Mapping) and not hasattr(args, "__dict__"):
         raise ConfigError(f"args is a {type(args).__name__}: pass a namespace or a dict of settings")
     given = dict(args) if isinstance(args, Mapping) else vars(args)
-    read = set(ModelConfig.model_fields) | {"backend", "combiner_chunk", "exact_dropout"}
+    read = set(ModelConfig.model_fields) | {"backend", "combiner_chunk", "recompute", "exact_dropout"}
     read |= {name for name, old in OLD_NAMES.items() if getattr(old, "setting", "").startswith("model.")}
     left = sorted(name for name in given if name not in read)
     if left:

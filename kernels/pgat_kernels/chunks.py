@@ -1,11 +1,13 @@
-"""Operators over many independent rows, computed a chunk at a time and recomputed in the backward pass (rewrite 7).
+"""Operators over many independent rows, computed a chunk at a time (rewrite 7).
 
 Where no row depends on another, nothing of a row needs to be kept for the backward pass but its inputs: `RowsOperator`
 computes the forward pass of a chunk again there, with the same dropout masks, right before the chunk's backward pass.
-Memory becomes that of one chunk, and on a CPU a chunk stays in cache. Gradients of the weights are added up in the
-order of the chunks: results are bitwise repeatable.
+Memory becomes that of one chunk, and on a CPU a chunk stays in cache. Where memory is plentiful, what the backward
+passes of the first chunks need is kept instead: the same numbers to the bit, and a forward pass less. Gradients of the
+weights are added up in the order of the chunks: results are bitwise repeatable.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FunctionType
@@ -13,10 +15,11 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from pgat_kernels.dropout import keep_mask, keep_scale, site_key
+from pgat_kernels.dropout import keep_scale, kept_bytes, kept_words, site_key
 from pgat_kernels.products import fast_exact_float32, no_autocast
 
 CACHE = 5 * 2**20
@@ -46,16 +49,15 @@ class Masks(NamedTuple):
         """
         return call_compiled(fragment, *args) if self.compiled else fragment(*args)
 
-    def at(self, site: int) -> tuple[Tensor, Tensor, float]:
-        """Return what `keep_bytes` wants at `site`: key, first row, rate. Tensors, so that no site is compiled
-        into a fragment."""
-        return site_key(self.seed, site), self.first_row, self.rate
+    def keep(self, site: int, like: Tensor) -> Tensor:
+        """Which elements of `like` are kept: int8, 1 or 0. The rate is above 0.
 
-    def keep(self, site: int, like: Tensor) -> Tensor | None:
-        """Which elements of `like` are kept; None where all are."""
-        if self.rate == 0:
-            return None
-        return keep_mask(self.seed, site, tuple(like.shape), self.rate, self.first_row)
+        Who multiplies by it converts it first: torch's products of bytes and floats take twice as long as both, and
+        inductor's.
+        """
+        rows, *rest = like.shape
+        words = self.run(kept_words, site_key(self.seed, site), rows, math.prod(rest), self.rate, self.first_row)
+        return kept_bytes(words, tuple(like.shape))
 
     @property
     def scale(self) -> float:
@@ -152,6 +154,90 @@ def count_flops(
     return int(counter.get_total_flops())
 
 
+def storages_in(back: Any) -> dict[int, int]:
+    """Return the storages of the tensors in `back`, a backward pass (its closure) or a list: what it is -> bytes."""
+    sizes: dict[int, int] = {}
+    seen: set[int] = set()
+    todo = [back]
+    while todo:
+        x = todo.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, Tensor):
+            storage = x.untyped_storage()
+            sizes[storage._cdata] = storage.nbytes()
+        elif isinstance(x, list | tuple):
+            todo.extend(x)
+        elif isinstance(x, FunctionType):
+            todo += [cell.cell_contents for cell in x.__closure__ or ()]
+    return sizes
+
+
+def bytes_held(back: Backward, inputs: Sequence[Tensor]) -> int:
+    """Return the bytes that a backward pass holds beside `inputs`."""
+    ours = storages_in(inputs)
+    return sum(size for storage, size in storages_in(back).items() if storage not in ours)
+
+
+class _Backs:
+    """Backward passes of the first chunks, as many as hold no more than `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held, self.full = most, 0, False
+        self.backs: dict[int, Backward] = {}
+
+    def add(self, start: int, back: Backward, inputs: Sequence[Tensor]) -> None:
+        """Keep that of the chunk at row `start`, unless that would be too much: then no other is kept, either.
+
+        `inputs` are there anyway.
+        """
+        self.held += bytes_held(back, inputs)
+        self.full = self.held > self.most
+        if not self.full:
+            self.backs[start] = back
+
+    def take(self, start: int) -> Backward | None:
+        """Hand out that of the chunk at row `start`, and hold it no longer; None where there is none.
+
+        A second backward pass over a graph that was retained thus computes the forward pass again.
+        """
+        return self.backs.pop(start, None)
+
+
+class _Kept(torch.autograd.Function):
+    """A `RowsOperator` that keeps backward passes of chunks, with the tensors that they need."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operator: "RowsOperator",
+        count: int,
+        keep: int,
+        plain: tuple[float, list[int], int, torch.dtype, bool],
+        seed: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.operator, ctx.count, ctx.plain = operator, count, plain
+        ctx.save_for_backward(seed, *tensors)
+        ctx.kept = _Backs(keep)
+        with torch._C._AutoDispatchBelowAutograd():  # as torch calls a custom operator
+            return operator.compute(tensors[:count], tensors[count:], seed, *plain, ctx.kept)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        seed, *tensors = ctx.saved_tensors  # raises where a weight has changed since
+        rows, weights = tensors[: ctx.count], tensors[ctx.count :]
+        with torch._C._AutoDispatchBelowAutograd():
+            grads = ctx.operator.differentiate(g.contiguous(), rows, weights, seed, *ctx.plain, ctx.kept)
+        return *(None,) * 5, *grads
+
+
+rows_operators: "dict[str, RowsOperator]" = {}
+"""Name in torch's registry, `pgat::NAME` -> operator."""
+
+
 class RowsOperator:
     """A differentiable operator `pgat::NAME` made from a program, with a fake implementation for compilers.
 
@@ -164,6 +250,8 @@ class RowsOperator:
         chunk: rows at a time, at least 1.
         dtype: of the large matrix products: that of the rows, or one of 16 bits. The program says what stays wider.
         compile_chunks: whether a chunk is computed by compiled code.
+        keep: bytes of what backward passes need that are kept at most; 0 has every chunk computed again. On a GPU a
+            compiled chunk always is. The results are the same to the bit.
 
     It returns a tensor [M, ...] in the dtype of the rows.
     """
@@ -216,16 +304,7 @@ class RowsOperator:
             dtype: torch.dtype,
             compile_chunks: bool,
         ) -> Tensor:
-            run, fragments = how_compiled(forward_chunk, compile_chunks, seed.device)
-            low = narrow(weights, dtype, options)
-            result = like(rows)
-            count = len(result)
-            with fast_exact_float32(), no_autocast(result.device):
-                for start in range(0, count, chunk):
-                    parts = [take(x, start, chunk) for x in rows]
-                    y = run(parts, low, seed, seed.new_full((), start), rate, options, fragments)
-                    result[start : start + chunk] = y[: count - start]
-            return result
+            return self.compute(rows, weights, seed, rate, options, chunk, dtype, compile_chunks)
 
         def backward(
             g: Tensor,
@@ -238,20 +317,7 @@ class RowsOperator:
             dtype: torch.dtype,
             compile_chunks: bool,
         ) -> list[Tensor]:
-            run, fragments = how_compiled(backward_chunk, compile_chunks, seed.device)
-            low = narrow(weights, dtype, options)
-            results = [torch.empty_like(x) for x in rows]
-            totals = [torch.zeros_like(w) for w in weights]
-            with fast_exact_float32(), no_autocast(g.device):
-                for start in range(0, len(g), chunk):
-                    parts = [take(x, start, chunk) for x in rows]
-                    g_rows, g_weights = run(
-                        take(g, start, chunk), parts, low, seed, seed.new_full((), start), rate, options, fragments
-                    )
-                    for result, part in zip(results, g_rows, strict=True):
-                        result[start : start + chunk] = part[: len(result) - start]
-                    torch._foreach_add_(totals, list(g_weights))
-            return [*results, *totals]
+            return self.differentiate(g, rows, weights, seed, rate, options, chunk, dtype, compile_chunks)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             rows, weights, seed, *ctx.plain = inputs
@@ -265,7 +331,9 @@ class RowsOperator:
             return grads[: ctx.count], grads[ctx.count :], *(None,) * 6
 
         self.name = name
-        self.program, self.narrow = program, narrow
+        rows_operators[f"pgat::{name}"] = self
+        self.program, self.like, self.narrow = program, like, narrow
+        self.forward_chunk, self.backward_chunk = forward_chunk, backward_chunk
         operator = torch.library.custom_op(f"pgat::{name}", forward, mutates_args=())
         operator.register_fake(lambda rows, *args: like(rows))
         operator.register_autograd(autograd, setup_context=setup_context)
@@ -274,16 +342,99 @@ class RowsOperator:
         self.backward_operator.register_fake(
             lambda g, rows, weights, *args: [torch.empty_like(tensor) for tensor in (*rows, *weights)]
         )
-        register_flop_formula(self.operator._opoverload._overloadpacket, get_raw=True)(self._forward_flops)
-        register_flop_formula(self.backward_operator._opoverload._overloadpacket, get_raw=True)(self._backward_flops)
+        register_flop_formula(self.operator._opoverload._overloadpacket, get_raw=True)(self.forward_flops)
+        register_flop_formula(self.backward_operator._opoverload._overloadpacket, get_raw=True)(self.backward_flops)
 
-    def _forward_flops(
+    def compute(
+        self,
+        rows: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        seed: Tensor,
+        rate: float,
+        options: list[int],
+        chunk: int,
+        dtype: torch.dtype,
+        compile_chunks: bool,
+        kept: _Backs | None = None,
+    ) -> Tensor:
+        """The forward pass; `kept` takes the backward passes of chunks until it is full."""
+        run, fragments = how_compiled(self.forward_chunk, compile_chunks, seed.device)
+        low = self.narrow(list(weights), dtype, options)
+        result = self.like(list(rows))
+        count = len(result)
+        with fast_exact_float32(), no_autocast(result.device):
+            for start in range(0, count, chunk):
+                parts = [take(x, start, chunk) for x in rows]
+                first_row = seed.new_full((), start)
+                if kept is None or kept.full:
+                    y = run(parts, low, seed, first_row, rate, options, fragments)
+                else:
+                    y, back = self.program(parts, low, Masks(rate, seed, first_row, fragments), options)
+                    kept.add(start, back, [*parts, *low, seed])
+                result[start : start + chunk] = y[: count - start]
+        return result
+
+    def differentiate(
+        self,
+        g: Tensor,
+        rows: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        seed: Tensor,
+        rate: float,
+        options: list[int],
+        chunk: int,
+        dtype: torch.dtype,
+        compile_chunks: bool,
+        kept: _Backs | None = None,
+    ) -> list[Tensor]:
+        """Gradients of rows and weights: by what `kept` holds of the first chunks, computing others again."""
+        run, fragments = how_compiled(self.backward_chunk, compile_chunks, seed.device)
+        low = self.narrow(list(weights), dtype, options)
+        results = [torch.empty_like(x) for x in rows]
+        totals = [torch.zeros_like(w) for w in weights]
+        with fast_exact_float32(), no_autocast(g.device):
+            for start in range(0, len(g), chunk):
+                own = take(g, start, chunk)
+                back = None if kept is None else kept.take(start)
+                if back is None:
+                    parts = [take(x, start, chunk) for x in rows]
+                    g_rows, g_weights = run(own, parts, low, seed, seed.new_full((), start), rate, options, fragments)
+                else:
+                    g_rows, g_weights = back(own)
+                    del back  # and what it holds
+                for result, part in zip(results, g_rows, strict=True):
+                    result[start : start + chunk] = part[: len(result) - start]
+                torch._foreach_add_(totals, list(g_weights))
+        return [*results, *totals]
+
+    def count_kept(
+        self,
+        rows: list[Tensor],
+        weights: list[Tensor],
+        rate: float,
+        options: list[int],
+        chunk: int,
+        dtype: torch.dtype,
+        keep: int,
+    ) -> tuple[int, int]:
+        """Chunks that are kept with `keep` bytes at most, and the bytes that they hold: only shapes are looked at."""
+        with torch.device("meta"):
+            parts = [torch.empty((chunk, *x.shape[1:]), dtype=x.dtype) for x in rows]
+            maps = [torch.empty(w.shape, dtype=w.dtype) for w in weights]
+            seed, start = (torch.empty((), dtype=torch.int64) for _ in range(2))
+            low = self.narrow(maps, dtype, options)
+            _, back = self.program(parts, low, Masks(rate, seed, start), options)
+        a_chunk = bytes_held(back, [*parts, *low, seed])
+        kept = min(-(-len(rows[0]) // chunk), keep // a_chunk)
+        return kept, kept * a_chunk
+
+    def forward_flops(
         self, rows: list[Tensor], weights: list[Tensor], seed: Tensor, rate: float, options: list[int], chunk: int,
         *args: Any, **kwargs: Any,
     ) -> int:  # fmt: skip
         return self._flops(rows, weights, options, chunk, backward=False)
 
-    def _backward_flops(
+    def backward_flops(
         self, g: Tensor, rows: list[Tensor], weights: list[Tensor], seed: Tensor, rate: float, options: list[int],
         chunk: int, *args: Any, **kwargs: Any,
     ) -> int:  # fmt: skip
@@ -307,6 +458,7 @@ class RowsOperator:
         chunk: int | None,
         dtype: torch.dtype,
         compile_chunks: bool,
+        keep: int = 0,
     ) -> Tensor:
         """See the class.
 
@@ -315,10 +467,21 @@ class RowsOperator:
         given = rows[0].dtype
         wide = torch.promote_types(given, torch.float32)  # what a model cast to 16 bits hands over is computed in 32
         rows, weights = [x.to(wide) for x in rows], [w.to(wide) for w in weights]
-        if chunk is None:
+        # A graph that is compiled as one cannot hold the backward pass of a chunk: its compiler decides what to keep.
+        if chunk is None or (keep > 0 and torch.compiler.is_compiling()):
             start = torch.zeros((), dtype=torch.int64, device=seed.device)
             with no_autocast(seed.device):
                 y = self.program(rows, self.narrow(weights, dtype, options), Masks(rate, seed, start), options)[0]
+        elif keep > 0 and self._may_keep(rows, weights, compile_chunks):
+            plain = rate, options, chunk, dtype, compile_chunks
+            y = _Kept.apply(self, len(rows), keep, plain, seed, *rows, *weights)  # type: ignore[no-untyped-call]
         else:
             y = self.operator(rows, weights, seed, rate, options, chunk, dtype, compile_chunks)
         return y.to(given)
+
+    @staticmethod
+    def _may_keep(rows: list[Tensor], weights: list[Tensor], compile_chunks: bool) -> bool:
+        """Whether backward passes can be kept, not where a chunk's program is compiled whole, and will be called."""
+        if compile_chunks and rows[0].device.type != "cpu":
+            return False
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*rows, *weights))

@@ -138,25 +138,29 @@ def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], rate: float, firs
     Raises:
         ValueError: a rate outside of [0, 1).
     """
-    kept = keep_bytes(site_key(seed, site), shape, rate, first_row)
+    per_row = math.prod(shape[1:])
+    kept = kept_bytes(kept_words(site_key(seed, site), shape[0], per_row, rate, first_row), shape)
     # Bytes of 0 and 1 are booleans already; inductor of torch 2.13 writes C++ for that view that does not compile.
     return kept != 0 if torch.compiler.is_compiling() else kept.view(torch.bool)
 
 
-def keep_bytes(key: Tensor, shape: tuple[int, ...], rate: float, first_row: int | Tensor = 0) -> Tensor:
-    """Return `keep_mask` for a `site_key`, as int8: 1 is kept, 0 dropped; rows may lie apart in memory.
+def kept_words(key: Tensor, rows: int, per_row: int, rate: float, first_row: int | Tensor = 0) -> Tensor:
+    """Return `keep_mask` for a `site_key`, four elements an integer: int32 [rows, per_row / 4 rounded up].
 
-    To multiply by it is what `torch.where` does, at a quarter of the time. Programs that are compiled once for all
-    sites take the key as an input.
+    Each byte is 1 (kept) or 0, the first element in the lowest one. Programs that are compiled once for all sites take
+    the key as an input.
     """
-    per_row = math.prod(shape[1:])
-    x = _random_integers(key, shape[0], -(-per_row // LANES), first_row)
+    x = _random_integers(key, rows, -(-per_row // LANES), first_row)
     # Four comparisons `byte >= first` in one: bit 7 of the sum says so for the lower 7 bits of each byte.
     first = first_kept_code(rate)
     sums = (x & 0x7F7F7F7F).add_(_four_bytes(128 - first % 128))
     sums = sums.bitwise_or_(x) if first < 128 else sums.bitwise_and_(x)
-    kept = (sums >> 7).bitwise_and_(0x01010101).view(torch.int8)
-    return kept[:, :per_row].view(shape)
+    return (sums >> 7).bitwise_and_(0x01010101)
+
+
+def kept_bytes(words: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the bytes of `kept_words` as int8 `shape`; rows may lie apart in memory."""
+    return words.view(torch.int8)[:, : math.prod(shape[1:])].view(shape)
 
 
 def _four_bytes(byte: int) -> int:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.chunks import Masks
-from pgat_kernels.dropout import keep_bytes, keep_scale
 
 aten = torch.ops.aten
 
@@ -50,18 +49,6 @@ def gelu(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     return aten.gelu(x), backward
 
 
-def dropout(x: Tensor, masks: Masks, site: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Dropout, elementwise."""
-    keep = masks.keep(site, x)
-    if keep is None:
-        return x, lambda g: g
-
-    def apply(x: Tensor) -> Tensor:
-        return torch.where(keep, x * masks.scale, 0.0)
-
-    return apply(x), apply
-
-
 def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
@@ -75,12 +62,9 @@ def layer_norm(
     return y, backward
 
 
-def _softmax_and_drop(
-    scores: Tensor, dtype: torch.dtype, key: Tensor, first_row: Tensor, rate: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    p = aten._softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)), -1, False)
-    keep = keep_bytes(key, tuple(p.shape), rate, first_row)
-    return (p * keep).to(dtype), p, keep
+def _softmax_and_drop(scores: Tensor, keep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    p = aten._softmax(scores.to(keep.dtype), -1, False)
+    return (p * keep).to(dtype), p
 
 
 def _softmax_and_drop_backward(g: Tensor, p: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
@@ -94,47 +78,47 @@ def softmax_dropout(
 
     `scores` in any dtype; the result and what is computed with it are in `dtype`, sums in at least float32.
     """
+    wide = torch.promote_types(scores.dtype, torch.float32)
     if masks.rate == 0:
-        wide = torch.promote_types(scores.dtype, torch.float32)
         p = aten._softmax(scores.to(wide), -1, False)
         return p.to(dtype), lambda g: aten._softmax_backward_data(g.to(wide), p, -1, wide).to(dtype)
-    dropped, p, keep = masks.run(_softmax_and_drop, scores, dtype, *masks.at(site))
-    return dropped, lambda g: masks.run(_softmax_and_drop_backward, g, p, keep, dtype)
+    keep = masks.keep(site, scores)
+    dropped, p = masks.run(_softmax_and_drop, scores, keep.to(wide), dtype)
+    return dropped, lambda g: masks.run(_softmax_and_drop_backward, g, p, keep.to(wide), dtype)
 
 
-def _gelu_and_drop(x: Tensor, key: Tensor, first_row: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    keep = keep_bytes(key, tuple(x.shape), rate, first_row)
-    return aten.gelu(x).mul_(keep).mul_(keep_scale(rate)), keep
+def _gelu_and_drop(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    return aten.gelu(x).mul_(keep).mul_(scale)  # type: ignore[no-any-return]
 
 
-def _gelu_and_drop_backward(g: Tensor, x: Tensor, keep: Tensor, rate: float) -> Tensor:
-    return aten.gelu_backward((g.to(x.dtype) * keep).mul_(keep_scale(rate)), x)  # type: ignore[no-any-return]
+def _gelu_and_drop_backward(g: Tensor, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    return aten.gelu_backward((g.to(x.dtype) * keep).mul_(scale), x)  # type: ignore[no-any-return]
 
 
 def gelu_dropout(x: Tensor, masks: Masks, site: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Exact gelu and dropout behind it, elementwise."""
     if masks.rate == 0:
         return gelu(x)
-    y, keep = masks.run(_gelu_and_drop, x, *masks.at(site))
-    return y, lambda g: masks.run(_gelu_and_drop_backward, g, x, keep, masks.rate)
+    keep = masks.keep(site, x)
+    y = masks.run(_gelu_and_drop, x, keep.to(x.dtype), masks.scale)
+    return y, lambda g: masks.run(_gelu_and_drop_backward, g, x, keep.to(x.dtype), masks.scale)
 
 
 def _drop_and_norm(
-    t: Tensor, y: Tensor, weight: Tensor, bias: Tensor, key: Tensor, first_row: Tensor, rate: float
-) -> tuple[Tensor, ...]:
-    keep = keep_bytes(key, tuple(t.shape), rate, first_row)
-    total = torch.add(t, y * keep, alpha=keep_scale(rate))
-    return *aten.native_layer_norm(total, [t.shape[-1]], weight, bias, 1e-5), total, keep
+    t: Tensor, y: Tensor, weight: Tensor, bias: Tensor, keep: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    total = torch.addcmul(t, y.to(t.dtype), keep, value=scale)
+    return *aten.native_layer_norm(total, [t.shape[-1]], weight, bias, 1e-5), total
 
 
 def _drop_and_norm_backward(
-    g: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, keep: Tensor, dtype: torch.dtype, rate: float
+    g: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, keep: Tensor, dtype: torch.dtype, scale: float
 ) -> tuple[Tensor, ...]:
     """Gradients of t, y (in `dtype`), weight and bias."""
     g_total, g_weight, g_bias = aten.native_layer_norm_backward(
         g, total, [total.shape[-1]], mean, rstd, weight, weight, [True, True, True]
     )
-    return g_total, (g_total * keep).mul_(keep_scale(rate)).to(dtype), g_weight, g_bias
+    return g_total, (g_total * keep).mul_(scale).to(dtype), g_weight, g_bias
 
 
 FourGradients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -155,11 +139,12 @@ def dropout_add_norm(
             return g_total, g_total.to(y.dtype), g_weight, g_bias
 
         return result, undropped
-    result, mean, rstd, total, keep = masks.run(_drop_and_norm, t, y, weight, bias, *masks.at(site))
+    keep, dtype = masks.keep(site, t), y.dtype
+    result, mean, rstd, total = masks.run(_drop_and_norm, t, y, weight, bias, keep.to(t.dtype), masks.scale)
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return masks.run(  # type: ignore[no-any-return]
-            _drop_and_norm_backward, g, total, mean, rstd, weight, keep, y.dtype, masks.rate
+            _drop_and_norm_backward, g, total, mean, rstd, weight, keep.to(g.dtype), dtype, masks.scale
         )
 
     return result, backward

@@ -334,7 +334,12 @@ class RunConfig(Section):
         "on a CPU auto and on compile the operators alone, whole the whole model",
     )
     combiner_chunk: Annotated[Literal["auto", "off"] | Count, BeforeValidator(_off)] = Field(
-        default="auto", description="timesteps that the combiner computes at a time; off: all, nothing recomputed"
+        default="auto", description="timesteps that the combiner computes at a time; off: all at once, slowly"
+    )
+    recompute: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = Field(
+        default="auto",
+        description="compute the combiner again in the backward pass: less memory, more time, the same results; auto: "
+        "on a CPU only what does not fit into a quarter of the free memory",
     )
     exact_dropout: bool = Field(
         default=False, description="draw the dropout of attention over identical keys too, as the reference does"

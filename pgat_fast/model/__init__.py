@@ -1,6 +1,7 @@
 """The model: one architecture, several backends that compute the same function of the same parameters."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,17 @@ def kernels_in_words(model: "nn.Module") -> str:
     if model.execution.kernels == Kernels.ON:
         return "all"
     return f"measured {hashlib.sha256(FILE.read_bytes()).hexdigest()[:12]}"
+
+
+def kept_in_words(model: "nn.Module") -> str:
+    """What the operators of `model` keep for the backward pass, instead of computing it again."""
+    from pgat_fast.model.fast.pgat import FastPGAT
+
+    keep = model.execution.keep if isinstance(model, FastPGAT) else 0
+    if keep == 0:
+        return "combiner and graph attention are computed again in the backward pass"
+    most = "all that it needs" if keep == sys.maxsize else f"up to {keep / 2**30:.1f} GiB each"
+    return f"combiner and graph attention keep {most} for the backward pass"
 
 
 def _say_of_heads(head: int) -> None:

@@ -1,8 +1,12 @@
 """How a model is computed, as far as it does not change what is computed."""
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
+from pgat_fast.device import resolve_device
+from pgat_fast.monitoring.memory import free_memory
+from pgat_fast.ranks import local_size
 from pgat_kernels.dispatch import Kernels
 
 if TYPE_CHECKING:
@@ -16,8 +20,10 @@ class Execution:
     Attributes:
         compiled: whether the model will run under `torch.compile`. `compilation.decide_compile` decides it: a setting
             alone does not say it.
-        combiner_chunk: timesteps that the combiner computes at a time, and computes again in the backward pass;
-            `auto` fits them to the device; None computes all at once and nothing twice.
+        combiner_chunk: timesteps that the combiner computes at a time; `auto` fits them to the device; None hands all
+            of them to torch's autograd at once, which keeps everything and is slow.
+        keep: bytes that combiner and graph attention, each, keep at most for the backward pass. Chunks that do not fit
+            are computed again there: the same results to the bit.
         exact_dropout: whether attention weights over identical keys are dropped out as the reference does it. Else that
             dropout is left out where a rewrite has removed the weights.
         kernels: which operators are computed by Triton kernels: all that have one with the backend `triton`, those that
@@ -26,11 +32,25 @@ class Execution:
 
     compiled: bool = False
     combiner_chunk: int | Literal["auto"] | None = "auto"
+    keep: int = 0
     exact_dropout: bool = False
     kernels: Kernels = Kernels.OFF
 
     @classmethod
     def of(cls, run: "RunConfig", *, compiled: bool = False, kernels: Kernels = Kernels.OFF) -> Self:
-        """What the section `run` of a configuration asks for."""
+        """What the section `run` of a configuration asks for; of the memory that is free now with `recompute: auto`."""
         chunk = None if run.combiner_chunk == "off" else run.combiner_chunk
-        return cls(compiled, chunk, run.exact_dropout, kernels)
+        return cls(compiled, chunk, bytes_to_keep(run), run.exact_dropout, kernels)
+
+
+def bytes_to_keep(run: "RunConfig") -> int:
+    """Return `Execution.keep` as `run.recompute` asks for it.
+
+    With `auto` on a CPU a quarter of the memory that is free now, for each of the two operators that keep anything, and
+    shared by the processes that train together here; on a GPU 0.
+    """
+    if run.recompute != "auto":
+        return {"on": 0, "off": sys.maxsize}[run.recompute]
+    if run.device.startswith("cuda") or resolve_device(run.device).type == "cuda":  # the first may not be here: `plan`
+        return 0
+    return free_memory(run.memory_limit_gb) // (4 * local_size())

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import psutil
 import torch
 
+from pgat_fast.info import container_memory_limit
+
 logger = logging.getLogger("pgat_fast.monitoring")
 
 GIB = 2**30
@@ -107,6 +109,20 @@ def process_memory() -> tuple[float, float]:
         in_bytes = sys.platform == "darwin"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if in_bytes else 1024)
     return info.rss / GIB, max(info.rss, peak) / GIB
+
+
+def free_memory(limit_gb: float | None = None) -> int:
+    """Return the bytes that this process can still take: of the machine, its container and `limit_gb`.
+
+    `limit_gb` is `run.memory_limit_gb`: GiB of the process.
+    """
+    held = process_memory()[0]
+    free = psutil.virtual_memory().available / GIB
+    container = container_memory_limit()
+    for limit in (limit_gb, None if container is None else container / GIB):
+        if limit is not None:
+            free = min(free, limit - held)
+    return max(0, int(free * GIB))
 
 
 def _device_fields(device: torch.device, system: bool) -> dict[str, Any]:

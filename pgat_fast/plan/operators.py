@@ -5,7 +5,7 @@ here, on tensors without data, and is followed. An operator that takes rows or q
 of one chunk, however many there are: it is given few of them, so that counting takes no longer for a large batch.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pgat_kernels.chunks import auto_chunk
+from pgat_kernels.chunks import RowsOperator, auto_chunk, rows_operators
 from pgat_kernels.products import fast_exact_float32
 
 LARGE = 32 * 2**20
@@ -114,6 +114,46 @@ def _in_blocks(args: Sequence[Any], named: dict[str, int], run: Callable[[Sequen
 
     most = of(_GROUPS)
     return most + (most - of(_GROUPS - 1)) * (groups - _GROUPS)
+
+
+def bytes_kept(function: Any, args: Sequence[Any], keep: int) -> int:
+    """What an operator over rows leaves for its backward pass where it may keep `keep` bytes.
+
+    Negative for its backward pass, which frees that; 0 for all other operators.
+    """
+    name: str = function._schema.name
+    operator = rows_operators.get(name.removesuffix("_backward"))
+    if operator is None or keep == 0:
+        return 0
+    backward = name.endswith("_backward")
+    _, size = _count_kept(operator, args[1:] if backward else args, keep)
+    return -size if backward else size
+
+
+def _count_kept(operator: RowsOperator, args: Sequence[Any], keep: int) -> tuple[int, int]:
+    """Chunks and bytes that are kept, by the arguments of the forward pass."""
+    rows, weights, _, rate, options, chunk, dtype, *_ = args
+    return operator.count_kept(rows, weights, rate, options, chunk, dtype, keep)
+
+
+def formulas_of_kept(keep: int) -> Mapping[Any, Callable[..., int]]:
+    """FLOPs of the backward passes of operators over rows that may keep `keep` bytes: those chunks run once less."""
+
+    def formula_of(operator: RowsOperator) -> Callable[..., int]:
+        def formula(g: Any, *args: Any, **kwargs: Any) -> int:
+            kept, _ = _count_kept(operator, args, keep)
+            chunks: int = -(-len(args[0][0]) // args[5])
+            return operator.backward_flops(g, *args) - operator.forward_flops(*args) * kept // chunks
+
+        formula._get_raw = True  # type: ignore[attr-defined]  # tensors, not shapes: what register_flop_formula sets
+        return formula
+
+    if keep == 0:
+        return {}
+    return {
+        operator.backward_operator._opoverload._overloadpacket: formula_of(operator)
+        for operator in rows_operators.values()
+    }
 
 
 def tensors_in(result: Any) -> list[Tensor]:

@@ -2,13 +2,14 @@
 
 The model and its inputs are fake tensors: they have shapes, types and storages, but no data. A step runs on them,
 backward pass and recomputation included, and every storage is followed from its birth to its death. Operators of our
-own are followed inside, too: see `operators`. The model is that of the backend that will run, never compiled.
+own are followed inside, too: see `operators`. What they keep for the backward pass with `run.recompute` off or auto is
+counted from one chunk. The model is that of the backend that will run, never compiled.
 """
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +22,17 @@ from pgat_fast.config.schema import Config, ModelConfig
 from pgat_fast.data.calendar import CELLS
 from pgat_fast.data.windows import Batch
 from pgat_fast.model import build_model
-from pgat_fast.plan.operators import LARGE, Held, held_by, implementation, prepare, tensors_in
+from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.plan.operators import (
+    LARGE,
+    Held,
+    bytes_kept,
+    formulas_of_kept,
+    held_by,
+    implementation,
+    prepare,
+    tensors_in,
+)
 from pgat_fast.plan.stand_ins import cuda_operators, replace_recurrences
 from pgat_fast.training.loss import training_loss
 
@@ -53,10 +64,13 @@ class LiveBytes(TorchDispatchMode):
         peak_large: the most bytes that lived at once in storages of at least `LARGE` bytes; peak_small: in others.
     """
 
-    def __init__(self, ignored: Iterable[Tensor] = (), device: str = "cpu") -> None:
-        """Follow all but `ignored`, which must outlive this, with the temporaries that operators have on `device`."""
+    def __init__(self, ignored: Iterable[Tensor] = (), device: str = "cpu", keep: int = 0) -> None:
+        """Follow all but `ignored`, which must outlive this, with the temporaries that operators have on `device`.
+
+        With `keep` each of our operators over rows counts as one that keeps as many bytes, see `Execution.keep`.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._on_cpu = device == "cpu"
+        self._on_cpu, self._keep = device == "cpu", keep
         self.live = self.peak = self.peak_small = self.peak_large = 0
         self._small = 0
         self._sizes: dict[int, int] = {}
@@ -81,9 +95,9 @@ class LiveBytes(TorchDispatchMode):
         self._change(size, 1)
         self._change(size, -1)
 
-    def _change(self, size: int, sign: int) -> None:
+    def _change(self, size: int, sign: int, *, small: bool | None = None) -> None:
         self.live += sign * size
-        self._small += sign * size if size < LARGE else 0
+        self._small += sign * size if (size < LARGE if small is None else small) else 0
         self.peak = max(self.peak, self.live)
         self.peak_small = max(self.peak_small, self._small)
         self.peak_large = max(self.peak_large, self.live - self._small)
@@ -115,11 +129,16 @@ class LiveBytes(TorchDispatchMode):
                 code(*args)
             return Held(inside.peak, inside.peak_small, inside.peak_large)
 
+        kept = bytes_kept(func, args, self._keep)
+        if kept > 0:
+            self._change(kept, 1, small=True)
         held = held_by(func, args, result, run)
         self.peak = max(self.peak, self.live + held.all)
         self.peak_small = max(self.peak_small, self._small + held.small)
         self.peak_large = max(self.peak_large, self.live - self._small + held.large)
         self.add(*tensors_in(result))
+        if kept < 0:
+            self._change(-kept, -1, small=True)
         return result
 
 
@@ -158,8 +177,8 @@ def trace_memory(
         device: `cpu` or `cuda`: whose operators to count (`stand_ins.cuda_operators`). No GPU is used.
         backend: as `build_model` takes it.
     """
-    with _without_data(config, backend, device) as model:
-        return memory_of_step(model, example(config.model, batch), config, precision, device)
+    with _without_data(config, backend, device) as (model, keep):
+        return memory_of_step(model, example(config.model, batch), config, precision, device, keep)
 
 
 def trace_flops(config: Config, batch: int, backend: str | None = None) -> Flops:
@@ -167,29 +186,44 @@ def trace_flops(config: Config, batch: int, backend: str | None = None) -> Flops
 
     `backend`: as `build_model` takes it.
     """
-    with _without_data(config, backend) as model:
-        return flops_of_step(model, example(config.model, batch), config)
+    with _without_data(config, backend) as (model, keep):
+        return flops_of_step(model, example(config.model, batch), config, keep)
 
 
 @contextmanager
-def _without_data(config: Config, backend: str | None, device: str = "cpu") -> Iterator[nn.Module]:
-    """Within it tensors have no data; yields the model."""
+def _without_data(config: Config, backend: str | None, device: str = "cpu") -> Iterator[tuple[nn.Module, int]]:
+    """Within it tensors have no data; yields the model, and the bytes that its operators keep at most.
+
+    The model itself keeps nothing here: to follow each operation of each chunk would take minutes.
+    """
     prepare()
     with FakeTensorMode(), cuda_operators() if device == "cuda" else nullcontext():
         model = build_model(config, backend).train()
         replace_recurrences(model)
-        yield model
+        keep = 0
+        if isinstance(model, FastPGAT):
+            keep = model.execution.keep
+            model.set_execution(replace(model.execution, keep=0))
+        yield model, keep
 
 
 def memory_of_step(
-    model: nn.Module, batch: Batch, config: Config, precision: torch.dtype | None = None, device: str = "cpu"
+    model: nn.Module,
+    batch: Batch,
+    config: Config,
+    precision: torch.dtype | None = None,
+    device: str = "cpu",
+    keep: int = 0,
 ) -> Memory:
-    """Count the bytes of a step of `model` on `batch`. With real tensors on the CPU it computes the step, too."""
+    """Count the bytes of a step of `model` on `batch`. With real tensors on the CPU it computes the step, too.
+
+    `keep`: what its operators are to be counted with, see `LiveBytes`.
+    """
     parameters = list(model.parameters())
     if config.training.gradient_accumulation_steps > 1:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-    live = LiveBytes(parameters, device)
+    live = LiveBytes(parameters, device, keep)
     live.add(*batch, *(parameter.grad for parameter in parameters if parameter.grad is not None))
     with live:
         loss = _loss(model, batch, config, precision)
@@ -198,10 +232,10 @@ def memory_of_step(
     return Memory(len(batch.y), kept=kept, peak=live.peak, peak_small=live.peak_small, peak_large=live.peak_large)
 
 
-def flops_of_step(model: nn.Module, batch: Batch, config: Config) -> Flops:
-    """Count the FLOPs of a step of `model` on `batch`, real tensors or not."""
+def flops_of_step(model: nn.Module, batch: Batch, config: Config, keep: int = 0) -> Flops:
+    """Count the FLOPs of a step of `model` on `batch`, real tensors or not; `keep` as in `memory_of_step`."""
     # A pass of its own: the counter keeps tensors alive that a step frees.
-    with FlopCounterMode(display=False, custom_mapping=dict(MISSING_FORMULAS)) as counter:
+    with FlopCounterMode(display=False, custom_mapping={**MISSING_FORMULAS, **formulas_of_kept(keep)}) as counter:
         loss = _loss(model, batch, config, None)
         forward = counter.get_total_flops()
         loss.backward()

@@ -35,7 +35,7 @@ from pgat_fast.errors import (
 )
 from pgat_fast.evaluation.evaluate import mean_loss_of_split
 from pgat_fast.files import write_atomically
-from pgat_fast.model import build_model, kernels_in_words, parts_of, resolve_backend
+from pgat_fast.model import build_model, kept_in_words, kernels_in_words, parts_of, resolve_backend
 from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds
 from pgat_fast.model.compile_cache import CompileCache, compile_cache
 from pgat_fast.model.precision import resolve_precision
@@ -208,6 +208,7 @@ class Trainer:
         self.model = build_model(config)
         if not world.sharded:  # else it goes there part by part
             self.model.to(self.device)
+        logger.info("recompute %s: %s", config.run.recompute, kept_in_words(self.model))
         regions = self.decide_compile()
         if regions != "none":
             # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
@@ -857,9 +858,10 @@ class Trainer:
                 "go on with --resume"
             )
         batch, accumulated = self.settings.batch_size, self.settings.gradient_accumulation_steps
+        recompute = "" if self.config.run.recompute == "on" else "Set run.recompute=on. "
         return (
-            f"Lower training.batch_size from {batch} (raise training.gradient_accumulation_steps from {accumulated}, "
-            "for the same optimizer step), or model.seq_len; `pgat-fast plan` predicts what fits"
+            f"{recompute}Lower training.batch_size from {batch} (raise training.gradient_accumulation_steps from "
+            f"{accumulated}, for the same optimizer step), or model.seq_len; `pgat-fast plan` predicts what fits"
         )
 
     def last_resort(self, reason: str) -> None:

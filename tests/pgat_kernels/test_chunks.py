@@ -1,6 +1,7 @@
 """Operators over rows: the same result and gradients whatever the chunks are, and nothing kept but the inputs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pgat_kernels import chunks
 from pgat_kernels.chunks import Backward, Masks, RowsOperator, auto_chunk, take
-from pgat_kernels.pairs import dropout, gelu, linear
+from pgat_kernels.pairs import gelu_dropout, linear
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -18,11 +19,10 @@ def _program(
 ) -> tuple[Tensor, Backward]:
     """dropout(gelu(x W' + b)) * options[0] + y."""
     h, linear_back = linear(rows[0], *weights)
-    a, gelu_back = gelu(h)
-    a, dropout_back = dropout(a, masks, 0)
+    a, gelu_back = gelu_dropout(h, masks, 0)
 
     def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        g_x, *grads = linear_back(gelu_back(dropout_back(g * options[0])))
+        g_x, *grads = linear_back(gelu_back(g * options[0]))
         return [g_x.to(g.dtype), g], grads
 
     return a.to(rows[1].dtype) * options[0] + rows[1], backward
@@ -46,10 +46,10 @@ def inputs(count: int, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor]
     return [randn(count, 5), randn(count, 6)], [randn(6, 5), randn(6)]
 
 
-def run(count: int, chunk: int | None, rate: float, compiled: bool = False) -> list[Tensor]:
+def run(count: int, chunk: int | None, rate: float, compiled: bool = False, keep: int = 0) -> list[Tensor]:
     """Result and all gradients."""
     rows, weights = inputs(count)
-    y = example(rows, weights, SEED, rate, [3], chunk, torch.float64, compiled)
+    y = example(rows, weights, SEED, rate, [3], chunk, torch.float64, compiled, keep)
     return [y, *torch.autograd.grad(y.square().sum(), [*rows, *weights])]
 
 
@@ -89,6 +89,61 @@ def test_only_inputs_are_kept() -> None:
         example(rows, weights, SEED, 0.1, [3], 4, torch.float64, False)
     storages = {tensor.untyped_storage().data_ptr() for tensor in (*rows, *weights, SEED)}
     assert {tensor.untyped_storage().data_ptr() for tensor in saved} <= storages
+
+
+A_CHUNK = 3 * (6 * 8 + 8) + 8
+"""Bytes that the backward pass of 3 rows holds: hidden units in float64, a mask of whole words, the number of the first
+row."""
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("keep", [1, A_CHUNK, 2 * A_CHUNK, 10**9])
+def test_what_is_kept_changes_no_bit(keep: int, rate: float) -> None:
+    for found, expected in zip(run(8, 3, rate, keep=keep), run(8, 3, rate), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(A_CHUNK - 1, 0), (A_CHUNK, 1), (2 * A_CHUNK, 2), (3 * A_CHUNK, 3)])
+def test_as_many_chunks_are_kept_as_fit(keep: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, weights = inputs(9)
+    assert example.count_kept(rows, weights, 0.3, [3], 3, torch.float64, keep) == (kept, kept * A_CHUNK)
+    y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, keep)
+    again: list[int] = []
+    backward = example.backward_chunk
+
+    def counted(*args: Any) -> Any:
+        again.append(1)
+        return backward(*args)
+
+    monkeypatch.setattr(example, "backward_chunk", counted)
+    y.sum().backward()
+    assert len(again) == 3 - kept
+
+
+def test_kept_chunks_serve_one_backward_pass_and_a_second_one_computes_them_again() -> None:
+    rows, weights = inputs(9)
+    y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, 10**9).sum()
+    first = torch.autograd.grad(y, [*rows, *weights], retain_graph=True)
+    second = torch.autograd.grad(y, [*rows, *weights])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_weight_that_changed_before_the_backward_pass_is_an_error() -> None:
+    rows, weights = inputs(9)
+    y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, 10**9).sum()
+    with torch.no_grad():
+        weights[0].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_nothing_is_kept_where_nobody_asks_for_gradients(grad: bool) -> None:
+    rows, weights = inputs(9)
+    rows, weights = [x.detach() for x in rows], [w.detach() for w in weights]
+    with torch.set_grad_enabled(grad):
+        y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, 10**9)
+    assert y.grad_fn is None
 
 
 def test_bfloat16_weights_give_gradients_in_the_dtype_of_the_parameters() -> None:

@@ -9,9 +9,10 @@ from torch import Tensor
 from pgat_kernels.dropout import (
     draw_seed,
     dropout,
-    keep_bytes,
     keep_mask,
     keep_scale,
+    kept_bytes,
+    kept_words,
     random_codes,
     site_key,
 )
@@ -54,10 +55,14 @@ def test_a_small_rate_still_drops_and_a_large_one_still_keeps() -> None:
 
 def test_near_keys_give_no_shifted_copies_of_a_mask() -> None:
     """The key is added to a counter: without its second half, keys that differ by 1 would shift the mask by 4."""
+
+    def of(key: Tensor) -> Tensor:
+        return kept_bytes(kept_words(key, 1, 4000, 0.5), (1, 4000))
+
     key = site_key(seed_of(1), 0)
-    first, second = (keep_bytes(key + torch.tensor([step, 0]).int(), (1, 4000), 0.5) for step in (0, 1))
+    first, second = (of(key + torch.tensor([step, 0]).int()) for step in (0, 1))
     assert torch.equal(first[:, 4:], second[:, :-4])
-    second = keep_bytes(key + torch.tensor([1, 0x5EED1234]).int(), (1, 4000), 0.5)
+    second = of(key + torch.tensor([1, 0x5EED1234]).int())
     assert abs(correlation(first[:, 4:], second[:, :-4])) < 5 / 4000**0.5
 
 

@@ -40,7 +40,6 @@ def feed_forward_weights() -> FeedForwardWeights:
 CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]]]] = {
     "linear": (lambda rate, x, w, b: pairs.linear(x, w, b), lambda: [randn(G, D), randn(F, D), randn(F)]),
     "gelu": (lambda rate, x: pairs.gelu(x), lambda: [randn(G, D)]),
-    "dropout": (lambda rate, x: pairs.dropout(x, masks(rate), 3), lambda: [randn(G, T, D)]),
     "layer_norm": (lambda rate, x, w, b: pairs.layer_norm(x, w, b), lambda: [randn(G, D), randn(D), randn(D)]),
     "softmax_dropout": (
         lambda rate, x: pairs.softmax_dropout(x, torch.float64, masks(rate), 1),

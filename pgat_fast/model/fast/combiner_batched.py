@@ -56,5 +56,6 @@ class FastBatchedCombiner(Part, BatchedCombiner):
                 chunk,
                 dtype,
                 self.execution.compiled,
+                self.execution.keep,
             )
         return merged.view(shape)

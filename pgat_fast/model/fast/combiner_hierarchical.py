@@ -95,5 +95,6 @@ class FastHierarchicalCombiner(Part, HierarchicalCombiner):
                 chunk,
                 dtype,
                 self.execution.compiled,
+                self.execution.keep,
             )
         return merged.view(shape)

@@ -38,6 +38,14 @@ class FastGraphAttention(Part, GraphAttention):
         options = [first.n_heads, int(scaled), int(self.execution.kernels)]
         with no_autocast(x.device):
             y = graph_attention_blocks(
-                [x, graphs, hidden], weights, seed, rate, options, chunk, dtype, self.execution.compiled
+                [x, graphs, hidden],
+                weights,
+                seed,
+                rate,
+                options,
+                chunk,
+                dtype,
+                self.execution.compiled,
+                self.execution.keep,
             )
         return y.view_as(nodes)

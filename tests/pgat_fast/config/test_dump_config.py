@@ -85,6 +85,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
             "output": draw(texts | awkward),
             "device": draw(st.sampled_from(["cpu", "cuda:1"])),
             "compile": draw(st.sampled_from(["auto", "on", "off"])),
+            "recompute": draw(st.sampled_from(["auto", "on", "off"])),
             "combiner_chunk": draw(st.sampled_from(["auto", "off"]) | counts),
         },
     }

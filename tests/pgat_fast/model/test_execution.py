@@ -1,21 +1,25 @@
 """What the section `run` says of how to compute."""
 
 import logging
+import sys
 
 import pytest
 import torch
 
 from pgat_fast import build_model, load_config
-from pgat_fast.model.execution import Execution
+from pgat_fast.model.execution import Execution, bytes_to_keep
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_kernels.dispatch import Kernels
 from pgat_kernels.measured import Case, Measured
+
+GIB = 2**30
 
 
 @pytest.mark.parametrize(
     ("settings", "execution"),
     [
         ([], Execution()),
+        (["run.recompute=off"], Execution(keep=sys.maxsize)),
         (["run.combiner_chunk=off"], Execution(combiner_chunk=None)),
         (["run.combiner_chunk=7"], Execution(combiner_chunk=7)),
         (["run.exact_dropout=true"], Execution(exact_dropout=True)),
@@ -23,13 +27,42 @@ from pgat_kernels.measured import Case, Measured
     ],
 )
 def test_it_is_what_the_settings_ask_for(settings: list[str], execution: Execution) -> None:
-    run = load_config(None, settings).run
+    run = load_config({"recompute": "on"}, settings).run
     assert Execution.of(run) == execution
     assert Execution.of(run, compiled=True).compiled
 
 
 def test_the_defaults_are_those_of_the_schema() -> None:
-    assert Execution() == Execution(compiled=False, combiner_chunk="auto", exact_dropout=False, kernels=Kernels.OFF)
+    assert Execution() == Execution(
+        compiled=False, combiner_chunk="auto", keep=0, exact_dropout=False, kernels=Kernels.OFF
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "free", "keep"),
+    [
+        ({}, 8 * GIB, 2 * GIB),
+        ({"device": "cpu"}, 8 * GIB, 2 * GIB),
+        ({"device": "cuda"}, 8 * GIB, 0),
+        ({"recompute": "on"}, 8 * GIB, 0),
+        ({"recompute": "off"}, 0, sys.maxsize),
+        ({}, 0, 0),
+    ],
+)
+def test_a_quarter_of_the_free_memory_is_kept_on_a_cpu(
+    settings: dict[str, str], free: int, keep: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float | None] = []
+    monkeypatch.setattr("pgat_fast.model.execution.resolve_device", lambda device: torch.device("cpu"))
+    monkeypatch.setattr("pgat_fast.model.execution.free_memory", lambda limit: limits.append(limit) or free)
+    assert bytes_to_keep(load_config({"memory_limit_gb": 3} | settings).run) == keep
+    assert set(limits) <= {3}
+
+
+def test_processes_that_train_together_share_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgat_fast.model.execution.free_memory", lambda limit: 8 * GIB)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert bytes_to_keep(load_config({"device": "cpu"}).run) == GIB
 
 
 @pytest.mark.parametrize(

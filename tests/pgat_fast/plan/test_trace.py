@@ -1,6 +1,7 @@
 """A step that is counted on tensors without data holds and computes what a real one does."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,10 +27,16 @@ from pgat_fast.plan.trace import (
 )
 from pgat_kernels import aspects, chunks
 from tests.combinations import pairwise_each_value_first
-from tests.pgat_fast.model.variants import FEW, config_of
+from tests.pgat_fast.model import variants
+from tests.pgat_fast.model.variants import FEW
 
 REAL = (*FEW, "stochastic")
 BACKENDS = ("reference", "torch")
+
+
+def config_of(variant: str, **changes: Any) -> Config:
+    """The configuration of a variant that computes its combiner again, where nothing else is asked for."""
+    return variants.config_of(variant, **{"recompute": "on", **changes})
 
 
 def real_model(config: Config, stand_ins_too: bool, backend: str = "reference") -> nn.Module:
@@ -116,6 +123,26 @@ def test_the_fast_model_keeps_far_less() -> None:
     for variant in ("batched", "hierarchical"):
         config = config_of(variant)
         assert 4 * trace_memory(config, 8, backend="torch").kept < trace_reference(config, 8).kept
+
+
+@pytest.mark.parametrize("variant", ["batched", "hierarchical attention, bias"])
+def test_what_operators_keep_counts_as_what_a_real_step_keeps(variant: str) -> None:
+    config = config_of(variant, recompute="off")
+    counted, real = trace_memory(config, 3, backend="torch"), real_memory(config, 3, backend="torch")
+    assert counted.kept == real.kept
+    # What two chunks hold at a time is counted beside what is kept of them.
+    again = trace_memory(config_of(variant), 3, backend="torch")
+    assert real.peak <= counted.peak <= real.peak + again.peak
+
+
+def test_chunks_that_are_kept_are_not_computed_again() -> None:
+    batch = 3
+    kept, again = (trace_flops(config_of("batched", recompute=how), batch, "torch") for how in ("off", "on"))
+    config = config_of("batched", recompute="off")
+    real = flops_of_step(real_model(config, True, "torch"), example(config.model, batch), config)
+    assert kept == real
+    assert kept.forward == again.forward
+    assert kept.step < again.step
 
 
 def test_views_count_once_and_only_while_they_live() -> None:
