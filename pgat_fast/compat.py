@@ -178,9 +178,9 @@ class Model(nn.Module):
 
     Args:
         args: the existing settings, a namespace or a dict. Settings of the model, `backend`, `combiner_chunk`,
-            `recompute` and `exact_dropout` are read, under their existing names; whatever else a script keeps there is left alone.
-            Existing settings do not say which combiner was used: set `combiner` to `hierarchical` (the default, the
-            12,310,208-parameter layout) or `batched`.
+            `recompute` and `exact_dropout` are read, under their existing names; whatever else a script keeps there is
+            left alone. Existing settings do not say which combiner was used: set `combiner` to `hierarchical` (the
+            default, the 12,310,208-parameter layout) or `batched`.
 
     Its dropout and other layers are not among `modules()`, which hold parameters alone. For several GPUs use
     `DistributedDataParallel`, one process each, with `find_unused_parameters=True` as the never-used ones demand;

@@ -9,6 +9,7 @@ weights are added up in the order of the chunks: results are bitwise repeatable.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
@@ -170,7 +171,9 @@ def storages_in(back: Any) -> dict[int, int]:
         elif isinstance(x, list | tuple):
             todo.extend(x)
         elif isinstance(x, FunctionType):
-            todo += [cell.cell_contents for cell in x.__closure__ or ()]
+            for cell in x.__closure__ or ():
+                with suppress(ValueError):  # a variable that was never assigned
+                    todo.append(cell.cell_contents)
     return sizes
 
 

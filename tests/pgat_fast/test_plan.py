@@ -161,7 +161,7 @@ def test_a_backend_that_cannot_run_is_refused(tiny: list[str]) -> None:
 
 
 def test_it_is_for_the_backend_that_will_run(tiny: list[str]) -> None:
-    config = config_with(tiny, "run.backend=reference")
+    config = config_with(tiny, "run.backend=reference", "run.recompute=on")
     reference, fast = make_plan(config), make_plan(config, backend="torch")
     assert (reference.backend, fast.backend) == ("reference", "torch")
     assert make_plan(config_with(tiny)).backend == resolve_backend("auto")

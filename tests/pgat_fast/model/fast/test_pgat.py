@@ -277,8 +277,9 @@ def test_the_whole_model_compiles_without_a_break(name: str) -> None:
 
 @pytest.mark.parametrize(("combiner", "limit"), [("batched", 0.45), ("hierarchical", 0.45)])
 def test_little_is_kept_for_the_backward_pass(combiner: str, limit: float) -> None:
-    """GB at production sizes and batch 16; tensors without data, the same number on every device."""
-    config = load_config(f"configs/{CONFIGS[combiner]}.yaml")
+    """GB at production sizes and batch 16, where the combiner is computed again; tensors without data, the same number
+    on every device."""
+    config = load_config(f"configs/{CONFIGS[combiner]}.yaml", ["run.recompute=on"])
     with FakeTensorMode():
         model = build_model(config, backend="torch").train()
         inputs = inputs_of(config, batch=16)
