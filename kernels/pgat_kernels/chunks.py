@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from pgat_kernels.dropout import keep_scale, kept_bytes, kept_words, site_key
+from pgat_kernels.dropout import hash_counters, keep_scale, kept_bytes, kept_words, site_key, words_of
 from pgat_kernels.products import fast_exact_float32, no_autocast
 
 CACHE = 5 * 2**20
@@ -57,7 +57,9 @@ class Masks(NamedTuple):
         inductor's.
         """
         rows, *rest = like.shape
-        words = self.run(kept_words, site_key(self.seed, site), rows, math.prod(rest), self.rate, self.first_row)
+        counters = hash_counters(rows, words_of(math.prod(rest)), self.first_row, like.device)
+        own = counters, site_key(self.seed, site), self.rate
+        words = call_compiled(kept_words, *own, dynamic=True) if self.compiled else kept_words(*own)
         return kept_bytes(words, tuple(like.shape))
 
     @property
@@ -100,15 +102,17 @@ def take(x: Tensor, start: int, chunk: int) -> Tensor:
 _compiled: dict[Any, Callable[..., Any]] = {}
 
 
-def call_compiled(function: Callable[..., Any], *args: Any) -> Any:
+def call_compiled(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> Any:
     """`function(*args)`, compiled whole for the shapes, dtypes and plain values of `args`, and what else torch guards.
 
-    Each of these gets a code object of its own: torch counts compilations by code object, and gives up after a few.
+    With `dynamic` sizes above 1 are left open: one compilation for all of them. Each compilation gets a code object of
+    its own: torch counts compilations by code object, and gives up after a few.
     """
 
     def describe(x: Any) -> Any:
         if isinstance(x, Tensor):
-            return x.shape, x.stride(), x.dtype, x.device, x.requires_grad, torch._C._dispatch_keys(x).raw_repr()
+            layout = (x.dim(), x.is_contiguous()) if dynamic else (x.shape, x.stride())
+            return *layout, x.dtype, x.device, x.requires_grad, torch._C._dispatch_keys(x).raw_repr()
         return tuple(map(describe, x)) if isinstance(x, list | tuple) else x
 
     key = function, describe(args)
@@ -117,7 +121,7 @@ def call_compiled(function: Callable[..., Any], *args: Any) -> Any:
         own = FunctionType(
             function.__code__.replace(), function.__globals__, closure=function.__closure__, name=function.__name__
         )
-        _compiled[key] = torch.compile(own, fullgraph=True, dynamic=False)
+        _compiled[key] = torch.compile(own, fullgraph=True, dynamic=dynamic)
     # Operators are called above and below torch's autograd; a compilation holds for one of the two states.
     views = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
     with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(views):

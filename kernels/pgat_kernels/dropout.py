@@ -65,12 +65,12 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _hash(counter: Tensor, key: Tensor) -> Tensor:
-    """Return the hash of int32 numbers, in place; `key` as `site_key` gives it."""
+    """Return the hash of int32 numbers; `key` as `site_key` gives it."""
 
     def shifted(x: Tensor, shift: int) -> Tensor:  # torch shifts arithmetically
         return (x >> shift).bitwise_and_(2 ** (32 - shift) - 1)
 
-    x = counter.add_(key[0])
+    x = counter + key[0]
     x.bitwise_xor_(shifted(x, SHIFTS[0])).mul_(FACTORS[0]).bitwise_xor_(key[1])
     x.bitwise_xor_(shifted(x, SHIFTS[1])).mul_(FACTORS[1])
     return x.bitwise_xor_(shifted(x, SHIFTS[2]))
@@ -103,26 +103,26 @@ def site_key(seed: Tensor, site: int) -> Tensor:
     return _mix(seed + site_offset(site)).reshape(1).view(torch.int32)
 
 
-def _random_integers(key: Tensor, rows: int, per_row: int, first_row: int | Tensor) -> Tensor:
-    """Return random int32 numbers, all values equally likely, [rows, per_row].
+def hash_counters(rows: int, per_row: int, first_row: int | Tensor, device: torch.device) -> Tensor:
+    """Return the numbers that are hashed for `rows` times `per_row` integers, one after the other: int32.
 
-    Row numbers count on from `first_row`, or are its elements where it is a vector. Counters beyond 32 bits wrap.
+    Row numbers count on from `first_row`, or are its elements where it is a vector. Numbers beyond 32 bits wrap.
     """
     if not isinstance(first_row, Tensor):
-        first_row = torch.full((), first_row, dtype=torch.int64, device=key.device)
+        first_row = torch.full((), first_row, dtype=torch.int64, device=device)
     # No constant may multiply the counter: a compiler makes of it an index whose overflow C++ does not define.
     if first_row.dim():
-        steps = torch.arange(per_row, dtype=torch.int32, device=key.device)
-        counter = (first_row * per_row).to(torch.int32)[:, None] + steps
-    else:
-        steps = torch.arange(rows * per_row, dtype=torch.int32, device=key.device)
-        counter = (steps + (first_row * per_row).to(torch.int32)).view(rows, per_row)
-    return _hash(counter, key)
+        steps = torch.arange(per_row, dtype=torch.int32, device=device)
+        return ((first_row * per_row).to(torch.int32)[:, None] + steps).flatten()
+    steps = torch.arange(rows * per_row, dtype=torch.int32, device=device)
+    return steps.add_((first_row * per_row).to(torch.int32))
 
 
 def random_codes(seed: Tensor, site: int, shape: tuple[int, ...], first_row: int | Tensor = 0) -> Tensor:
     """Random numbers, all 2**32 values equally likely: int32 `shape`. Arguments: see `keep_mask`."""
-    return _random_integers(site_key(seed, site), shape[0], math.prod(shape[1:]), first_row).view(shape)
+    return _hash(hash_counters(shape[0], math.prod(shape[1:]), first_row, seed.device), site_key(seed, site)).view(
+        shape
+    )
 
 
 def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], rate: float, first_row: int | Tensor = 0) -> Tensor:
@@ -138,19 +138,19 @@ def keep_mask(seed: Tensor, site: int, shape: tuple[int, ...], rate: float, firs
     Raises:
         ValueError: a rate outside of [0, 1).
     """
-    per_row = math.prod(shape[1:])
-    kept = kept_bytes(kept_words(site_key(seed, site), shape[0], per_row, rate, first_row), shape)
+    counters = hash_counters(shape[0], words_of(math.prod(shape[1:])), first_row, seed.device)
+    kept = kept_bytes(kept_words(counters, site_key(seed, site), rate), shape)
     # Bytes of 0 and 1 are booleans already; inductor of torch 2.13 writes C++ for that view that does not compile.
     return kept != 0 if torch.compiler.is_compiling() else kept.view(torch.bool)
 
 
-def kept_words(key: Tensor, rows: int, per_row: int, rate: float, first_row: int | Tensor = 0) -> Tensor:
-    """Return `keep_mask` for a `site_key`, four elements an integer: int32 [rows, per_row / 4 rounded up].
+def kept_words(counters: Tensor, key: Tensor, rate: float) -> Tensor:
+    """Return `keep_mask` for a `site_key`, four elements an integer: int32, of the shape of `hash_counters`.
 
-    Each byte is 1 (kept) or 0, the first element in the lowest one. Programs that are compiled once for all sites take
+    Each byte is 1 (kept) or 0, the first element in the lowest one. A program that is compiled once for all sites takes
     the key as an input.
     """
-    x = _random_integers(key, rows, -(-per_row // LANES), first_row)
+    x = _hash(counters, key)
     # Four comparisons `byte >= first` in one: bit 7 of the sum says so for the lower 7 bits of each byte.
     first = first_kept_code(rate)
     sums = (x & 0x7F7F7F7F).add_(_four_bytes(128 - first % 128))
@@ -158,9 +158,15 @@ def kept_words(key: Tensor, rows: int, per_row: int, rate: float, first_row: int
     return (sums >> 7).bitwise_and_(0x01010101)
 
 
+def words_of(elements: int) -> int:
+    """Return the integers that the mask of a row of so many elements takes."""
+    return -(-elements // LANES)
+
+
 def kept_bytes(words: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return the bytes of `kept_words` as int8 `shape`; rows may lie apart in memory."""
-    return words.view(torch.int8)[:, : math.prod(shape[1:])].view(shape)
+    rows, *rest = shape
+    return words.view(rows, -1).view(torch.int8)[:, : math.prod(rest)].view(shape)
 
 
 def _four_bytes(byte: int) -> int:

@@ -79,6 +79,7 @@ def decide_compile(
     *,
     expected_steps: int,
     seconds_per_step: float,
+    compile_seconds: float | None = None,
     before: Regions | None = None,
 ) -> Regions:
     """Decide what of training is compiled, and log the reason.
@@ -89,6 +90,7 @@ def decide_compile(
         device: where it computes.
         expected_steps: optimizer steps of the run.
         seconds_per_step: what one takes eagerly, about.
+        compile_seconds: what compiling takes, about; `COMPILE_SECONDS` by default.
         before: what was decided where the run began; `auto` keeps to it, so that the run goes on as it was.
 
     Raises BackendError where `asked` is `on` or `whole` and the model cannot be compiled here: it says what to do.
@@ -100,7 +102,7 @@ def decide_compile(
         if before is not None:
             logger.info("compile auto: the run began with %s compiled, and goes on so", IN_WORDS[before])
             regions = before
-        elif not _pays(expected_steps, seconds_per_step, device.type):
+        elif not _pays(expected_steps, seconds_per_step, compile_seconds, device.type):
             regions = "none"
         if regions == "none":
             return "none"
@@ -122,9 +124,10 @@ def regions_on(device: torch.device, *, whole: bool = False) -> Regions:
 IN_WORDS: Final[dict[Regions, str]] = {"none": "nothing", "operators": "each operator", "whole": "the whole step"}
 
 
-def _pays(steps: int, seconds_per_step: float, device: str) -> bool:
+def _pays(steps: int, seconds_per_step: float, compile_seconds: float | None, device: str) -> bool:
     eager = steps * seconds_per_step
-    saved, cost = eager * (1 - 1 / EXPECTED_SPEEDUP[device]), COMPILE_SECONDS[device]
+    saved = eager * (1 - 1 / EXPECTED_SPEEDUP[device])
+    cost = COMPILE_SECONDS[device] if compile_seconds is None else compile_seconds
     pays = saved > cost
     logger.info(
         "compile auto: %d steps take about %.0f s, of which compiling would save %.0f s and cost %.0f s%s",

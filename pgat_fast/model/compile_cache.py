@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
 """Where torch is told of the folder; who sets it chooses another one."""
 LIST: Final = "pgat-fast.json"
+TIMES: Final = "pgat-fast-seconds.json"
+"""What compiling has taken: program -> seconds the first time, and the last one."""
 _LOCKS: Final = "pgat-fast.locks"
 
 
@@ -79,7 +81,24 @@ class CompileCache:
                     path.unlink()
                     removed.append(path)
                     self._before.discard(name)
+        if removed:
+            with suppress(OSError):
+                (self.folder / TIMES).unlink()  # what is left may be little
         return removed
+
+    def seconds(self) -> dict[str, tuple[float, float]]:
+        """Return what compiling each program has taken: the first time, and the last one."""
+        try:
+            times = json.loads((self.folder / TIMES).read_bytes())
+            return {str(program): (float(first), float(last)) for program, (first, last) in times.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def note_seconds(self, program: str, seconds: float) -> None:
+        """Remember what compiling `program` has taken this time."""
+        times = self.seconds()
+        times[program] = times.get(program, (seconds, seconds))[0], seconds
+        self._write(TIMES, times)
 
     def record(self) -> None:
         """List the files that are new since this run began: they are whole now."""
@@ -88,10 +107,13 @@ class CompileCache:
         listed = {name: mark for name, mark in known.items() if name in files}
         listed |= {name: _fingerprint(path) for name, path in files.items() if name not in self._before}
         self._listed = listed
+        self._write(LIST, listed)
+
+    def _write(self, name: str, content: object) -> None:
         try:
-            write_atomically(self.folder / LIST, json.dumps(listed, indent=0).encode())
+            write_atomically(self.folder / name, json.dumps(content, indent=0).encode())
         except OSError as error:
-            logger.debug("the list of compiled files was not written: %s", error)
+            logger.debug("%s was not written: %s", self.folder / name, error)
 
     def _read_list(self) -> dict[str, str]:
         try:
@@ -110,7 +132,7 @@ class CompileCache:
             for name in names:
                 path = Path(root, name)
                 relative = path.relative_to(self.folder).as_posix()
-                if relative != LIST and not name.endswith((".lock", ".tmp")):
+                if relative not in (LIST, TIMES) and not name.endswith((".lock", ".tmp")):
                     found[relative] = path
         return found
 

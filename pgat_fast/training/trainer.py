@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,7 +39,8 @@ from pgat_fast.files import write_atomically
 from pgat_fast.model import build_model, kept_in_words, kernels_in_words, parts_of, resolve_backend
 from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds
 from pgat_fast.model.compile_cache import CompileCache, compile_cache
-from pgat_fast.model.precision import resolve_precision
+from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
@@ -54,6 +56,7 @@ from pgat_fast.training.checkpoint import (
     verify_checkpoint,
 )
 from pgat_fast.training.compile_check import check_compiled_step
+from pgat_fast.training.estimate import expected_compile_seconds, measure_batch_seconds, program_key
 from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
 from pgat_fast.training.generators import generator_states, restore_generators, seed_everything, seed_step
 from pgat_fast.training.results import Results, finish_run
@@ -209,7 +212,8 @@ class Trainer:
         if not world.sharded:  # else it goes there part by part
             self.model.to(self.device)
         logger.info("recompute %s: %s", config.run.recompute, kept_in_words(self.model))
-        regions = self.decide_compile()
+        self.program = program_key(config, self.device)
+        regions = self.decide_compile(precision)
         if regions != "none":
             # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
             parts = parts_of(self.model) if world.sharded else None  # weights are gathered between them
@@ -252,18 +256,25 @@ class Trainer:
         self.all_end = False
         """Whether all ranks have come to the same error, at the same place."""
 
-    def decide_compile(self) -> Regions:
+    def decide_compile(self, precision: Precision) -> Regions:
         """Decide what of training is compiled: as it was before, or as the length of the whole run suggests."""
-        settings = self.settings
-        batch = expected_batch_seconds(self.config, self.device) / self.world.size
+        settings, asked = self.settings, self.config.run.compile
+        before = None if self.found is None else compiled_regions(self.found[1].about)
+        alone_on_cpu = self.device.type == "cpu" and self.world.size == 1
+        if asked == "auto" and before is None and alone_on_cpu and isinstance(self.model, FastPGAT):
+            window = self.splits.train.batch(torch.zeros(1, dtype=torch.int64))[:4]
+            batch = measure_batch_seconds(self.model, window, settings.batch_size, precision, self.device)
+        else:  # ranks decide alike, by the settings alone
+            batch = expected_batch_seconds(self.config, self.device) / self.world.size
         seconds_per_step = batch * settings.gradient_accumulation_steps
         return decide_compile(
-            self.config.run.compile,
+            asked,
             resolve_backend(self.config.run.backend),
             self.device,
             expected_steps=most_steps(settings, len(self.splits.train), seconds_per_step),
             seconds_per_step=seconds_per_step,
-            before=None if self.found is None else compiled_regions(self.found[1].about),
+            compile_seconds=expected_compile_seconds(self.cache, self.program, self.device),
+            before=before,
         )
 
     # --- the whole run --------------------------------------------------------------------------------------------
@@ -445,6 +456,7 @@ class Trainer:
             logger.info("%s", check.text())
             if self.cache is not None:
                 self.cache.record()
+                self.cache.note_seconds(self.program, max(0.0, check.compiled_seconds - check.eager_seconds))
         elif self.config.run.compile == "auto":
             logger.warning("%s; the run goes on without compilation", check.text())
             self.about |= {"compiled": False, "compiled_regions": "none"}

@@ -9,12 +9,14 @@ from torch import Tensor
 from pgat_kernels.dropout import (
     draw_seed,
     dropout,
+    hash_counters,
     keep_mask,
     keep_scale,
     kept_bytes,
     kept_words,
     random_codes,
     site_key,
+    words_of,
 )
 
 CPU = torch.device("cpu")
@@ -57,7 +59,8 @@ def test_near_keys_give_no_shifted_copies_of_a_mask() -> None:
     """The key is added to a counter: without its second half, keys that differ by 1 would shift the mask by 4."""
 
     def of(key: Tensor) -> Tensor:
-        return kept_bytes(kept_words(key, 1, 4000, 0.5), (1, 4000))
+        counters = hash_counters(1, words_of(4000), 0, CPU)
+        return kept_bytes(kept_words(counters, key, 0.5), (1, 4000))
 
     key = site_key(seed_of(1), 0)
     first, second = (of(key + torch.tensor([step, 0]).int()) for step in (0, 1))

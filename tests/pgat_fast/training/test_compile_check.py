@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast.errors import BackendError
-from pgat_fast.model import compilation
 from pgat_fast.training import trainer
 from tests.pgat_fast.training.forecaster import Forecaster
 from tests.pgat_fast.training.runs import run
@@ -47,7 +46,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(trainer, "resolve_backend", lambda backend: "torch")
     monkeypatch.setattr(trainer, "compile_in_place", compile_in_place)
     monkeypatch.setattr("pgat_fast.model.compilation.why_not", lambda backend, device: None)
-    monkeypatch.setitem(compilation.COMPILE_SECONDS, "cpu", 0.0)
+    monkeypatch.setattr(trainer, "expected_compile_seconds", lambda *args: 0.0)
     return fault
 
 

@@ -16,7 +16,7 @@ from pgat_fast import build_model, load_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.errors import BackendError, ConfigError, DataError
 from pgat_fast.evaluation.evaluate import evaluate_split
-from pgat_fast.model import compilation
+from pgat_fast.training import trainer
 from pgat_fast.training.checkpoint import load_weights, newest_good
 from pgat_fast.training.results import summary
 from pgat_fast.training.results_schema import SCHEMA_FILE, checked, schema
@@ -246,10 +246,10 @@ def newest_compiled(folder: Path) -> Any:
 def test_a_resumed_run_is_compiled_where_it_began_so(
     tiny: list[str], tmp_path: Path, compiled_calls: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(compilation.COMPILE_SECONDS, "cpu", 0.0)
+    monkeypatch.setattr(trainer, "expected_compile_seconds", lambda *args: 0.0)
     results = run([*tiny, "training.max_steps=4"], tmp_path / "run")
     assert (results["compiled"], len(compiled_calls)) == (True, 4)
-    monkeypatch.setitem(compilation.COMPILE_SECONDS, "cpu", 1e9)
+    monkeypatch.setattr(trainer, "expected_compile_seconds", lambda *args: 1e9)
     results = run(tiny, tmp_path / "run", resume=tmp_path / "run")
     assert (results["compiled"], len(compiled_calls)) == (True, 10)
     assert not run(tiny, tmp_path / "other")["compiled"]

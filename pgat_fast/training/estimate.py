@@ -1,0 +1,85 @@
+"""How long a run would take, and its compilation: estimated on this machine, before `run.compile=auto` decides."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from pgat_fast.config import Config
+from pgat_fast.model.compilation import COMPILE_SECONDS
+from pgat_fast.model.compile_cache import CompileCache
+from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.precision import Precision, products_in
+from pgat_fast.training.generators import generator_states, restore_generators
+
+STEP_BY_FORWARD: Final = {"kept": 2.4, "recomputed": 3.0}
+"""Seconds of a training step / seconds of its forward pass, on a CPU: where operators keep what the backward pass
+needs, and where they compute it again. Medians on two cores with AVX2: 2.24 and 2.98 (quickstart), 2.53 and 3.03
+(production, batched)."""
+
+WARM: Final = 0.25
+"""Seconds of compiling with a warm cache / with an empty one: 7 and 29, on the same machine."""
+
+SHORT: Final = 1.0
+"""Seconds of a forward pass below which it is taken three times: the first ones set up libraries and memory."""
+
+
+def measure_batch_seconds(
+    model: nn.Module, window: Sequence[Tensor], batch_size: int, precision: Precision, device: torch.device
+) -> float:
+    """Return about the seconds that forward and backward pass of a batch take eagerly, from a forward pass of a window.
+
+    Changes nothing: the generators of random numbers are put back.
+
+    Args:
+        model: in training mode, not compiled.
+        window: inputs of a batch of one.
+        batch_size: windows of the batch.
+        precision: of the products.
+        device: where the model is.
+    """
+    states = generator_states()
+    try:
+        seconds: list[float] = []
+        while not seconds or (seconds[-1] < SHORT and len(seconds) < 3):
+            started = time.perf_counter()
+            with torch.no_grad(), products_in(precision, device):
+                model(*window)
+            seconds.append(time.perf_counter() - started)
+    finally:
+        restore_generators(states)
+    kept = not isinstance(model, FastPGAT) or model.execution.keep > 0
+    return min(seconds) * batch_size * STEP_BY_FORWARD["kept" if kept else "recomputed"]
+
+
+def expected_compile_seconds(cache: CompileCache | None, program: str, device: torch.device) -> float:
+    """Return the seconds that compiling takes, about: as the last time, where `program` is in the cache.
+
+    Otherwise as much as others took here the first time, at most; where nothing was compiled yet, `COMPILE_SECONDS`.
+    """
+    known = {} if cache is None else cache.seconds()
+    if program in known:
+        first, last = known[program]
+        return last if last < first else WARM * first
+    return max((first for first, _ in known.values()), default=COMPILE_SECONDS[device.type])
+
+
+def program_key(config: Config, device: torch.device) -> str:
+    """Return what the compiled code of a run depends on, as a short text: equal for runs that share all of it."""
+    from pgat_fast import __version__
+
+    run = config.run.model_dump(mode="json")
+    parts: dict[str, Any] = {
+        "version": __version__,
+        "model": config.model.model_dump(mode="json"),
+        "batch": config.training.batch_size,
+        "run": {name: run[name] for name in ("backend", "precision", "combiner_chunk", "exact_dropout")},
+        "whole": run["compile"] == "whole",
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,124 @@
+"""What a run and its compilation will take, as `run.compile=auto` estimates it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pgat_fast import build_model, load_config
+from pgat_fast.model.compilation import COMPILE_SECONDS
+from pgat_fast.model.compile_cache import TIMES, CompileCache
+from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.plan.trace import example
+from pgat_fast.training import estimate
+from pgat_fast.training.estimate import (
+    STEP_BY_FORWARD,
+    WARM,
+    expected_compile_seconds,
+    measure_batch_seconds,
+    program_key,
+)
+from tests.pgat_fast.model.variants import config_of
+
+CPU = torch.device("cpu")
+
+
+class Slow(nn.Module):
+    """A model whose forward passes take the seconds of a list, on a clock of its own; it draws dropout."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        super().__init__()
+        self.seconds, self.now = iter(seconds), 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        self.now += next(self.seconds)
+        return torch.dropout(x, 0.5, True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "taken"), [([3.0], 3.0), ([0.9, 0.4, 0.5], 0.4), ([0.5, 1.5], 0.5), ([0.1, 0.2, 0.3], 0.1)]
+)
+def test_a_short_forward_pass_is_taken_again_and_a_long_one_is_not(
+    seconds: list[float], taken: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Slow(seconds)
+    monkeypatch.setattr("time.perf_counter", lambda: model.now)
+    found = measure_batch_seconds(model, [torch.ones(3)], 8, "highest", CPU)
+    assert found == pytest.approx(8 * taken * STEP_BY_FORWARD["kept"])
+    assert not list(model.seconds)
+
+
+def test_measuring_leaves_the_generators_as_they_were() -> None:
+    before = torch.get_rng_state()
+    measure_batch_seconds(Slow([0.1] * 3), [torch.ones(100)], 1, "highest", CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_step_that_computes_again_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("batched")
+    model = build_model(config, "torch")
+    assert isinstance(model, FastPGAT)
+    clock = iter(range(1000))
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: float(next(clock)))
+    window = example(config.model, 1)[:4]
+    seconds = []
+    for keep in (0, 10**9):
+        model.set_execution(replace(model.execution, keep=keep))
+        seconds.append(measure_batch_seconds(model, window, 1, "highest", CPU))
+    assert seconds == [STEP_BY_FORWARD["recomputed"], STEP_BY_FORWARD["kept"]]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> CompileCache:
+    return CompileCache(tmp_path, own=True)
+
+
+def test_what_was_compiled_here_is_expected_to_take_as_long_again(cache: CompileCache) -> None:
+    assert expected_compile_seconds(None, "a", CPU) == COMPILE_SECONDS["cpu"]
+    assert expected_compile_seconds(cache, "a", CPU) == COMPILE_SECONDS["cpu"]
+    cache.note_seconds("a", 40.0)
+    cache.note_seconds("b", 20.0)
+    assert expected_compile_seconds(cache, "c", CPU) == 40, "an unknown one, like the longest"
+    assert expected_compile_seconds(cache, "b", CPU) == WARM * 20, "its code is there, but was never loaded"
+    cache.note_seconds("b", 3.0)
+    assert expected_compile_seconds(cache, "b", CPU) == 3
+    assert expected_compile_seconds(cache, "c", CPU) == 40
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 3}', '{"a": ["x", 1]}', '{"a": [1, 2, 3]}'])
+def test_a_damaged_list_of_times_counts_as_none(text: str, cache: CompileCache) -> None:
+    (cache.folder / TIMES).write_text(text)
+    assert expected_compile_seconds(cache, "a", CPU) == COMPILE_SECONDS["cpu"]
+    cache.note_seconds("a", 8.0)
+    assert json.loads((cache.folder / TIMES).read_text()) == {"a": [8.0, 8.0]}
+
+
+def test_where_damaged_code_was_removed_nothing_counts_as_compiled(cache: CompileCache) -> None:
+    file = cache.folder / "ab" / "code.so"
+    file.parent.mkdir()
+    file.write_bytes(b"whole")
+    cache.record()
+    cache.note_seconds("a", 8.0)
+    assert CompileCache(cache.folder, own=True).remove_damaged() == []
+    assert cache.seconds() == {"a": (8.0, 8.0)}
+    file.write_bytes(b"")
+    assert CompileCache(cache.folder, own=True).remove_damaged() == [file]
+    assert cache.seconds() == {}
+
+
+def test_a_program_is_known_by_all_that_its_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(*settings: str) -> str:
+        return program_key(load_config(None, settings), CPU)
+
+    one = key()
+    assert one == key("run.compile=on") == key("training.epochs=3") == key("run.recompute=off")
+    others = [
+        key(setting)
+        for setting in ("model.seq_len=200", "training.batch_size=3", "run.precision=bf16", "run.compile=whole")
+    ]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 17)
+    assert len({one, *others, key()}) == 6
