@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from pgat_fast.plan.trace import MISSING_FORMULAS
+from pgat_kernels.chunks import bytes_kept
 from pgat_kernels.products import fast_exact_float32
 
 Quartiles = dict[str, float]
@@ -153,7 +154,8 @@ def count_saved(ignored: Iterable[Tensor] = ()) -> Iterator[SavedBytes]:
     """Within it, count what is saved for backward, but not `ignored`: parameters, buffers and inputs.
 
     What `torch.utils.checkpoint` and autograd functions keep to compute again is saved too, and counted; what is saved
-    only while that runs is not. What a function keeps beside `save_for_backward` is not seen.
+    only while that runs is not. What a function keeps beside `save_for_backward` is not seen: of our operators see
+    `bytes_kept`.
     """
     saved = SavedBytes(ignored)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
@@ -181,7 +183,7 @@ class Counts:
     """Of one forward and backward pass.
 
     Attributes:
-        saved_bytes: kept between the two, see `count_saved`.
+        saved_bytes: kept between the two, see `count_saved`, and what our operators keep.
         forward_flops, flops: of the forward pass, and of both; a multiplication and an addition are 2.
         without_formula: operators outside torch's own of whose FLOPs torch knows nothing. They counted as none.
     """
@@ -210,7 +212,7 @@ def count(forward: Callable[[], Tensor], ignored: Iterable[Tensor] = ()) -> Coun
     with FlopCounterMode(display=False, custom_mapping=dict(MISSING_FORMULAS)) as counter, _Operators() as operators:
         with count_saved(ignored) as saved:
             result = forward()
-        saved_bytes, forward_flops = saved.total, counter.get_total_flops()
+        saved_bytes, forward_flops = saved.total + bytes_kept(result), counter.get_total_flops()
         saved.forget()
         result.sum().backward()
         flops = counter.get_total_flops()

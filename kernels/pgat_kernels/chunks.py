@@ -199,9 +199,10 @@ class _Backs:
 
         `inputs` are there anyway.
         """
-        self.held += bytes_held(back, inputs)
-        self.full = self.held > self.most
+        size = bytes_held(back, inputs)
+        self.full = self.held + size > self.most
         if not self.full:
+            self.held += size
             self.backs[start] = back
 
     def take(self, start: int) -> Backward | None:
@@ -210,6 +211,23 @@ class _Backs:
         A second backward pass over a graph that was retained thus computes the forward pass again.
         """
         return self.backs.pop(start, None)
+
+
+def bytes_kept(result: Tensor) -> int:
+    """Return the bytes that operators over rows keep for the backward pass of `result`, which has not run yet.
+
+    What autograd saves itself, inputs and weights among it, is not counted.
+    """
+    total, seen, todo = 0, set(), [result.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(kept := getattr(node, "kept", None), _Backs):
+            total += kept.held
+        todo += [function for function, _ in node.next_functions]
+    return total
 
 
 class _Kept(torch.autograd.Function):
@@ -257,8 +275,8 @@ class RowsOperator:
         chunk: rows at a time, at least 1.
         dtype: of the large matrix products: that of the rows, or one of 16 bits. The program says what stays wider.
         compile_chunks: whether a chunk is computed by compiled code.
-        keep: bytes of what backward passes need that are kept at most; 0 has every chunk computed again. On a GPU a
-            compiled chunk always is. The results are the same to the bit.
+        keep: bytes of what backward passes need that are kept at most; 0 has every chunk computed again. So is every
+            chunk of a model that is compiled whole, and compiled chunks on a GPU. The results are the same to the bit.
 
     It returns a tensor [M, ...] in the dtype of the rows.
     """
@@ -474,8 +492,7 @@ class RowsOperator:
         given = rows[0].dtype
         wide = torch.promote_types(given, torch.float32)  # what a model cast to 16 bits hands over is computed in 32
         rows, weights = [x.to(wide) for x in rows], [w.to(wide) for w in weights]
-        # A graph that is compiled as one cannot hold the backward pass of a chunk: its compiler decides what to keep.
-        if chunk is None or (keep > 0 and torch.compiler.is_compiling()):
+        if chunk is None:
             start = torch.zeros((), dtype=torch.int64, device=seed.device)
             with no_autocast(seed.device):
                 y = self.program(rows, self.narrow(weights, dtype, options), Masks(rate, seed, start), options)[0]
@@ -488,7 +505,7 @@ class RowsOperator:
 
     @staticmethod
     def _may_keep(rows: list[Tensor], weights: list[Tensor], compile_chunks: bool) -> bool:
-        """Whether backward passes can be kept, not where a chunk's program is compiled whole, and will be called."""
-        if compile_chunks and rows[0].device.type != "cpu":
+        """Whether backward passes can be kept, not in a graph that is compiled as one, and will be called."""
+        if torch.compiler.is_compiling() or (compile_chunks and rows[0].device.type != "cpu"):
             return False
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*rows, *weights))

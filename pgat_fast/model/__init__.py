@@ -11,6 +11,8 @@ from pgat_fast.errors import BackendError
 if TYPE_CHECKING:
     from torch import nn
 
+    from pgat_fast.model.compilation import Regions
+
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "torch", "triton")
@@ -135,11 +137,13 @@ def kernels_in_words(model: "nn.Module") -> str:
     return f"measured {hashlib.sha256(FILE.read_bytes()).hexdigest()[:12]}"
 
 
-def kept_in_words(model: "nn.Module") -> str:
-    """What the operators of `model` keep for the backward pass, instead of computing it again."""
+def kept_in_words(model: "nn.Module", regions: "Regions") -> str:
+    """What the operators of `model` keep for the backward pass, where `regions` are compiled."""
     from pgat_fast.model.fast.pgat import FastPGAT
 
     keep = model.execution.keep if isinstance(model, FastPGAT) else 0
+    if regions == "whole":
+        return "combiner and graph attention are computed again in the backward pass, as in every step compiled whole"
     if keep == 0:
         return "combiner and graph attention are computed again in the backward pass"
     most = "all that it needs" if keep == sys.maxsize else f"up to {keep / 2**30:.1f} GiB each"

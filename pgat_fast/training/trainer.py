@@ -211,9 +211,9 @@ class Trainer:
         self.model = build_model(config)
         if not world.sharded:  # else it goes there part by part
             self.model.to(self.device)
-        logger.info("recompute %s: %s", config.run.recompute, kept_in_words(self.model))
         self.program = program_key(config, self.device)
         regions = self.decide_compile(precision)
+        logger.info("recompute %s: %s", config.run.recompute, kept_in_words(self.model, regions))
         if regions != "none":
             # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
             parts = parts_of(self.model) if world.sharded else None  # weights are gathered between them

@@ -29,6 +29,7 @@ CONFIG = "configs/quickstart.yaml"
         ("torch:high:eager", Variant("torch", "high", compiled=False)),
         ("reference:compiled:fused", Variant("reference", compiled=True, fused=True)),
         ("reference:kept", Variant("reference", kept=True)),
+        ("torch:compiled:kept", Variant("torch", compiled=True, kept=True)),
         ("reference:heap", Variant("reference", heap=True)),
     ],
 )
@@ -43,9 +44,9 @@ def test_names_and_words_are_read(text: str, variant: Variant) -> None:
         ("tensorflow", "'tensorflow' is no backend; there are reference, torch, triton"),
         ("auto", "'auto' is no backend"),
         ("", "'' is no backend"),
-        ("torch:fast", "'fast' cannot follow torch; highest, high, bf16, fp16, compiled, whole, eager can"),
+        ("torch:fast", "'fast' cannot follow torch; highest, high, bf16, fp16, compiled, whole, eager, kept can"),
         ("torch:fused", "'fused' cannot follow torch"),
-        ("reference:", "'' cannot follow reference; highest, high, bf16, fp16, compiled, eager, fused, kept, heap can"),
+        ("reference:", "'' cannot follow reference; highest, high, bf16, fp16, compiled, eager, kept, fused, heap can"),
         ("torch:compiled:eager", "only one of compiled, whole, eager can be given"),
         ("torch:bf16:high", "only one of highest, high, bf16, fp16 can be given"),
         ("reference:fused:fused", "only one of fused can be given"),
@@ -73,6 +74,7 @@ def test_it_becomes_settings() -> None:
     assert (run.backend, run.precision, run.compile) == ("reference", "bf16", "off")
     assert configure(parse_variant("reference"), CONFIG, ["run.precision=high"]).run.precision == "high"
     assert "run.compile=on" in parse_variant("torch:compiled").overrides()
+    assert configure(parse_variant("torch:kept"), CONFIG, ["run.recompute=on"]).run.recompute == "off"
     assert "run.compile=off" in parse_variant("torch:eager").overrides()
     assert not any("compile" in override for override in parse_variant("torch").overrides())
 

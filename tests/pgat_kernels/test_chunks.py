@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels import chunks
-from pgat_kernels.chunks import Backward, Masks, RowsOperator, auto_chunk, take
+from pgat_kernels.chunks import Backward, Masks, RowsOperator, auto_chunk, bytes_kept, take
 from pgat_kernels.pairs import gelu_dropout, linear
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -108,6 +108,7 @@ def test_as_many_chunks_are_kept_as_fit(keep: int, kept: int, monkeypatch: pytes
     rows, weights = inputs(9)
     assert example.count_kept(rows, weights, 0.3, [3], 3, torch.float64, keep) == (kept, kept * A_CHUNK)
     y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, keep)
+    assert bytes_kept(y.sum()) == kept * A_CHUNK
     again: list[int] = []
     backward = example.backward_chunk
 
