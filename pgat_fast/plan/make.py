@@ -144,8 +144,6 @@ def _memory(
     on_cpu = device.type == "cpu"
     compiled = backend != "reference" and config.run.compile != "off"
     count = cache(lambda batch: trace_memory(config, batch, precision, device.type, backend))
-    again = config.model_copy(update={"run": config.run.model_copy(update={"recompute": "on"})})
-    count_again = cache(lambda batch: trace_memory(again, batch, precision, device.type, backend))
 
     def bytes_of(memory: Memory) -> int:
         if on_cpu:
@@ -160,10 +158,12 @@ def _memory(
     def need(batch: int) -> int:
         if backend == "reference" or batch == size:
             return bytes_of(count(batch))
-        # Its chunks make counting slow: seconds a batch, more for larger ones. Its memory is a line, where nothing is
-        # kept for lack of recomputing; what `run.recompute=auto` keeps is memory that is free.
-        near = count if config.run.recompute == "off" else count_again
-        return bytes_of(line_through(near(size), near(_SECOND if size != _SECOND else 2 * _SECOND))(batch))
+        # Its chunks make counting slow: seconds a batch, more for larger ones. Its memory is a line, without what
+        # `run.recompute=auto` keeps: that is memory which is free.
+        near = [count(size), count(_SECOND if size != _SECOND else 2 * _SECOND)]
+        if config.run.recompute != "off":
+            near = [memory.computed_again() for memory in near]
+        return bytes_of(line_through(*near)(batch))
 
     return Needed(
         kept=count(size).kept,

@@ -61,6 +61,7 @@ class LiveBytes(TorchDispatchMode):
 
     Attributes:
         live, peak: bytes that live now, and at most.
+        by_operators: what operators have kept, all together; counted as large, since no holes grow between it.
         peak_large: the most bytes that lived at once in storages of at least `LARGE` bytes; peak_small: in others.
     """
 
@@ -71,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_cpu, self._keep = device == "cpu", keep
-        self.live = self.peak = self.peak_small = self.peak_large = 0
+        self.live = self.peak = self.peak_small = self.peak_large = self.by_operators = 0
         self._small = 0
         self._sizes: dict[int, int] = {}
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
@@ -131,14 +132,15 @@ class LiveBytes(TorchDispatchMode):
 
         kept = bytes_kept(func, args, self._keep)
         if kept > 0:
-            self._change(kept, 1, small=True)
+            self.by_operators += kept
+            self._change(kept, 1, small=False)
         held = held_by(func, args, result, run)
         self.peak = max(self.peak, self.live + held.all)
         self.peak_small = max(self.peak_small, self._small + held.small)
         self.peak_large = max(self.peak_large, self.live - self._small + held.large)
         self.add(*tensors_in(result))
         if kept < 0:
-            self._change(-kept, -1, small=True)
+            self._change(-kept, -1, small=False)
         return result
 
 
@@ -154,6 +156,15 @@ class Memory:
     peak_small: int
     peak_large: int
     """The same, of storages below `LARGE` bytes, and of the others; each at its own moment."""
+    by_operators: int = 0
+    """What operators keep instead of computing it again, a part of `kept`, `peak` and `peak_large`."""
+
+    def computed_again(self) -> "Memory":
+        """That of a micro-batch whose operators keep nothing."""
+        own = self.by_operators
+        return replace(
+            self, kept=self.kept - own, peak=self.peak - own, peak_large=self.peak_large - own, by_operators=0
+        )
 
 
 @dataclass(frozen=True)
@@ -229,7 +240,7 @@ def memory_of_step(
         loss = _loss(model, batch, config, precision)
         kept = live.live
         loss.backward()
-    return Memory(len(batch.y), kept=kept, peak=live.peak, peak_small=live.peak_small, peak_large=live.peak_large)
+    return Memory(len(batch.y), kept, live.peak, live.peak_small, live.peak_large, live.by_operators)
 
 
 def flops_of_step(model: nn.Module, batch: Batch, config: Config, keep: int = 0) -> Flops:

@@ -130,9 +130,11 @@ def test_what_operators_keep_counts_as_what_a_real_step_keeps(variant: str) -> N
     config = config_of(variant, recompute="off")
     counted, real = trace_memory(config, 3, backend="torch"), real_memory(config, 3, backend="torch")
     assert counted.kept == real.kept
+    assert 0 < counted.by_operators < counted.kept
     # What two chunks hold at a time is counted beside what is kept of them.
     again = trace_memory(config_of(variant), 3, backend="torch")
     assert real.peak <= counted.peak <= real.peak + again.peak
+    assert counted.computed_again().kept == again.kept
 
 
 def test_chunks_that_are_kept_are_not_computed_again() -> None:

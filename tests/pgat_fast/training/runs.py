@@ -82,8 +82,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     """Everything that two runs of one seed must have in common, to the bit."""
     checkpoint = newest(folder)
     results = json.loads((folder / "results.json").read_bytes())
-    # How memory was used, and which checkpoints were kept, is no part of what was computed.
-    for key in ("memory", "checkpoints", "checklist"):
+    # How memory was used, and which checkpoints were kept, is no part of what was computed; the first compiled step is
+    # one of each process.
+    for key in ("memory", "checkpoints", "checklist", "compile_check"):
         results.pop(key)
     return {
         "weights": without_times(checkpoint.weights),
