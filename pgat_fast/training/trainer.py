@@ -44,6 +44,7 @@ from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
+from pgat_fast.plan.trace import example
 from pgat_fast.ranks import over
 from pgat_fast.training.about import compiled_regions, describe_run
 from pgat_fast.training.checkpoint import (
@@ -262,7 +263,8 @@ class Trainer:
         before = None if self.found is None else compiled_regions(self.found[1].about)
         alone_on_cpu = self.device.type == "cpu" and self.world.size == 1
         if asked == "auto" and before is None and alone_on_cpu and isinstance(self.model, FastPGAT):
-            window = self.splits.train.batch(torch.zeros(1, dtype=torch.int64))[:4]
+            with torch.random.fork_rng(devices=[]):
+                window = example(self.config.model, 1)[:4]
             batch = measure_batch_seconds(self.model, window, settings.batch_size, precision, self.device)
         else:  # ranks decide alike, by the settings alone
             batch = expected_batch_seconds(self.config, self.device) / self.world.size
