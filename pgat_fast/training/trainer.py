@@ -262,12 +262,13 @@ class Trainer:
         settings, asked = self.settings, self.config.run.compile
         before = None if self.found is None else compiled_regions(self.found[1].about)
         alone_on_cpu = self.device.type == "cpu" and self.world.size == 1
-        if asked == "auto" and before is None and alone_on_cpu and isinstance(self.model, FastPGAT):
+        batch = expected_batch_seconds(self.config, self.device) / self.world.size  # by the settings alone
+        # Where even ten times as long would be a short run, nothing needs to be timed.
+        long = 10 * batch * most_steps(settings, len(self.splits.train), batch) > 60
+        if long and asked == "auto" and before is None and alone_on_cpu and isinstance(self.model, FastPGAT):
             with torch.random.fork_rng(devices=[]):
                 window = example(self.config.model, 1)[:4]
             batch = measure_batch_seconds(self.model, window, settings.batch_size, precision, self.device)
-        else:  # ranks decide alike, by the settings alone
-            batch = expected_batch_seconds(self.config, self.device) / self.world.size
         seconds_per_step = batch * settings.gradient_accumulation_steps
         return decide_compile(
             asked,
