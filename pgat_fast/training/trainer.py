@@ -263,8 +263,8 @@ class Trainer:
         before = None if self.found is None else compiled_regions(self.found[1].about)
         alone_on_cpu = self.device.type == "cpu" and self.world.size == 1
         batch = expected_batch_seconds(self.config, self.device) / self.world.size  # by the settings alone
-        # Where even ten times as long would be a short run, nothing needs to be timed.
-        long = 10 * batch * most_steps(settings, len(self.splits.train), batch) > 60
+        # Where the run is far from long enough, nothing needs to be timed.
+        long = batch * most_steps(settings, len(self.splits.train), batch) > 300
         if long and asked == "auto" and before is None and alone_on_cpu and isinstance(self.model, FastPGAT):
             with torch.random.fork_rng(devices=[]):
                 window = example(self.config.model, 1)[:4]
