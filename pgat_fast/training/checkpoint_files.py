@@ -48,6 +48,8 @@ def dump_weights(weights: dict[str, Tensor]) -> bytes:
         memory = tensor.untyped_storage().data_ptr()
         owned[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
+    # safetensors copies each tensor, then all, and panics in Rust where memory runs out: raise MemoryError before.
+    bytes(2 * sum(tensor.nbytes for tensor in owned.values()))
     return save(owned, {"format": "pt"})  # the metadata by which other tools know whose tensors these are
 
 
