@@ -187,6 +187,16 @@ def bytes_held(back: Backward, inputs: Sequence[Tensor]) -> int:
     return sum(size for storage, size in storages_in(back).items() if storage not in ours)
 
 
+class Chunking(NamedTuple):
+    """How an operator over rows computes; see `RowsOperator`."""
+
+    rate: float
+    options: list[int]
+    chunk: int
+    dtype: torch.dtype
+    compile_chunks: bool
+
+
 class _Backs:
     """Backward passes of the first chunks, as many as hold no more than `most` bytes."""
 
@@ -239,15 +249,15 @@ class _Kept(torch.autograd.Function):
         operator: "RowsOperator",
         count: int,
         keep: int,
-        plain: tuple[float, list[int], int, torch.dtype, bool],
+        how: Chunking,
         seed: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        ctx.operator, ctx.count, ctx.plain = operator, count, plain
+        ctx.operator, ctx.count, ctx.how = operator, count, how
         ctx.save_for_backward(seed, *tensors)
         ctx.kept = _Backs(keep)
         with torch._C._AutoDispatchBelowAutograd():  # as torch calls a custom operator
-            return operator.compute(tensors[:count], tensors[count:], seed, *plain, ctx.kept)
+            return operator.compute(tensors[:count], tensors[count:], seed, how, ctx.kept)
 
     @staticmethod
     @once_differentiable
@@ -255,7 +265,7 @@ class _Kept(torch.autograd.Function):
         seed, *tensors = ctx.saved_tensors  # raises where a weight has changed since
         rows, weights = tensors[: ctx.count], tensors[ctx.count :]
         with torch._C._AutoDispatchBelowAutograd():
-            grads = ctx.operator.differentiate(g.contiguous(), rows, weights, seed, *ctx.plain, ctx.kept)
+            grads = ctx.operator.differentiate(g.contiguous(), rows, weights, seed, ctx.how, ctx.kept)
         return *(None,) * 5, *grads
 
 
@@ -329,7 +339,7 @@ class RowsOperator:
             dtype: torch.dtype,
             compile_chunks: bool,
         ) -> Tensor:
-            return self.compute(rows, weights, seed, rate, options, chunk, dtype, compile_chunks)
+            return self.compute(rows, weights, seed, Chunking(rate, options, chunk, dtype, compile_chunks))
 
         def backward(
             g: Tensor,
@@ -342,7 +352,7 @@ class RowsOperator:
             dtype: torch.dtype,
             compile_chunks: bool,
         ) -> list[Tensor]:
-            return self.differentiate(g, rows, weights, seed, rate, options, chunk, dtype, compile_chunks)
+            return self.differentiate(g, rows, weights, seed, Chunking(rate, options, chunk, dtype, compile_chunks))
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             rows, weights, seed, *ctx.plain = inputs
@@ -375,14 +385,11 @@ class RowsOperator:
         rows: Sequence[Tensor],
         weights: Sequence[Tensor],
         seed: Tensor,
-        rate: float,
-        options: list[int],
-        chunk: int,
-        dtype: torch.dtype,
-        compile_chunks: bool,
+        how: Chunking,
         kept: _Backs | None = None,
     ) -> Tensor:
         """The forward pass; `kept` takes the backward passes of chunks until it is full."""
+        rate, options, chunk, dtype, compile_chunks = how
         run, fragments = how_compiled(self.forward_chunk, compile_chunks, seed.device)
         low = self.narrow(list(weights), dtype, options)
         result = self.like(list(rows))
@@ -405,14 +412,11 @@ class RowsOperator:
         rows: Sequence[Tensor],
         weights: Sequence[Tensor],
         seed: Tensor,
-        rate: float,
-        options: list[int],
-        chunk: int,
-        dtype: torch.dtype,
-        compile_chunks: bool,
+        how: Chunking,
         kept: _Backs | None = None,
     ) -> list[Tensor]:
         """Gradients of rows and weights: by what `kept` holds of the first chunks, computing others again."""
+        rate, options, chunk, dtype, compile_chunks = how
         run, fragments = how_compiled(self.backward_chunk, compile_chunks, seed.device)
         low = self.narrow(list(weights), dtype, options)
         results = [torch.empty_like(x) for x in rows]
@@ -432,25 +436,16 @@ class RowsOperator:
                 torch._foreach_add_(totals, list(g_weights))
         return [*results, *totals]
 
-    def count_kept(
-        self,
-        rows: list[Tensor],
-        weights: list[Tensor],
-        rate: float,
-        options: list[int],
-        chunk: int,
-        dtype: torch.dtype,
-        keep: int,
-    ) -> tuple[int, int]:
+    def count_kept(self, rows: list[Tensor], weights: list[Tensor], how: Chunking, keep: int) -> tuple[int, int]:
         """Chunks that are kept with `keep` bytes at most, and the bytes that they hold: only shapes are looked at."""
         with torch.device("meta"):
-            parts = [torch.empty((chunk, *x.shape[1:]), dtype=x.dtype) for x in rows]
+            parts = [torch.empty((how.chunk, *x.shape[1:]), dtype=x.dtype) for x in rows]
             maps = [torch.empty(w.shape, dtype=w.dtype) for w in weights]
             seed, start = (torch.empty((), dtype=torch.int64) for _ in range(2))
-            low = self.narrow(maps, dtype, options)
-            _, back = self.program(parts, low, Masks(rate, seed, start), options)
+            low = self.narrow(maps, how.dtype, how.options)
+            _, back = self.program(parts, low, Masks(how.rate, seed, start), how.options)
         a_chunk = bytes_held(back, [*parts, *low, seed])
-        kept = min(-(-len(rows[0]) // chunk), keep // a_chunk)
+        kept = min(-(-len(rows[0]) // how.chunk), keep // a_chunk)
         return kept, kept * a_chunk
 
     def forward_flops(
@@ -497,8 +492,8 @@ class RowsOperator:
             with no_autocast(seed.device):
                 y = self.program(rows, self.narrow(weights, dtype, options), Masks(rate, seed, start), options)[0]
         elif keep > 0 and self._may_keep(rows, weights, compile_chunks):
-            plain = rate, options, chunk, dtype, compile_chunks
-            y = _Kept.apply(self, len(rows), keep, plain, seed, *rows, *weights)  # type: ignore[no-untyped-call]
+            how = Chunking(rate, options, chunk, dtype, compile_chunks)
+            y = _Kept.apply(self, len(rows), keep, how, seed, *rows, *weights)  # type: ignore[no-untyped-call]
         else:
             y = self.operator(rows, weights, seed, rate, options, chunk, dtype, compile_chunks)
         return y.to(given)

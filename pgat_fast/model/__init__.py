@@ -142,10 +142,9 @@ def kept_in_words(model: "nn.Module", regions: "Regions") -> str:
     from pgat_fast.model.fast.pgat import FastPGAT
 
     keep = model.execution.keep if isinstance(model, FastPGAT) else 0
-    if regions == "whole":
-        return "combiner and graph attention are computed again in the backward pass, as in every step compiled whole"
-    if keep == 0:
-        return "combiner and graph attention are computed again in the backward pass"
+    if keep == 0 or regions == "whole":
+        why = "" if keep == 0 else ", as in every step compiled whole"
+        return f"combiner and graph attention are computed again in the backward pass{why}"
     most = "all that it needs" if keep == sys.maxsize else f"up to {keep / 2**30:.1f} GiB each"
     return f"combiner and graph attention keep {most} for the backward pass"
 

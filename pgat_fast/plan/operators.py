@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pgat_kernels.chunks import RowsOperator, auto_chunk, rows_operators
+from pgat_kernels.chunks import Chunking, RowsOperator, auto_chunk, rows_operators
 from pgat_kernels.products import fast_exact_float32
 
 LARGE = 32 * 2**20
@@ -116,8 +116,8 @@ def _in_blocks(args: Sequence[Any], named: dict[str, int], run: Callable[[Sequen
     return most + (most - of(_GROUPS - 1)) * (groups - _GROUPS)
 
 
-def bytes_kept(function: Any, args: Sequence[Any], keep: int) -> int:
-    """What an operator over rows leaves for its backward pass where it may keep `keep` bytes.
+def change_of_kept(function: Any, args: Sequence[Any], keep: int) -> int:
+    """Bytes that an operator over rows leaves for its backward pass where it may keep `keep` bytes.
 
     Negative for its backward pass, which frees that; 0 for all other operators.
     """
@@ -132,8 +132,8 @@ def bytes_kept(function: Any, args: Sequence[Any], keep: int) -> int:
 
 def _count_kept(operator: RowsOperator, args: Sequence[Any], keep: int) -> tuple[int, int]:
     """Chunks and bytes that are kept, by the arguments of the forward pass."""
-    rows, weights, _, rate, options, chunk, dtype, *_ = args
-    return operator.count_kept(rows, weights, rate, options, chunk, dtype, keep)
+    rows, weights, _, *how = args
+    return operator.count_kept(rows, weights, Chunking(*how), keep)
 
 
 def formulas_of_kept(keep: int) -> Mapping[Any, Callable[..., int]]:

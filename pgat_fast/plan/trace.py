@@ -26,7 +26,7 @@ from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.plan.operators import (
     LARGE,
     Held,
-    bytes_kept,
+    change_of_kept,
     formulas_of_kept,
     held_by,
     implementation,
@@ -130,7 +130,7 @@ class LiveBytes(TorchDispatchMode):
                 code(*args)
             return Held(inside.peak, inside.peak_small, inside.peak_large)
 
-        kept = bytes_kept(func, args, self._keep)
+        kept = change_of_kept(func, args, self._keep)
         if kept > 0:
             self.by_operators += kept
             self._change(kept, 1, small=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels import chunks
-from pgat_kernels.chunks import Backward, Masks, RowsOperator, auto_chunk, bytes_kept, take
+from pgat_kernels.chunks import Backward, Chunking, Masks, RowsOperator, auto_chunk, bytes_kept, take
 from pgat_kernels.pairs import gelu_dropout, linear
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -106,7 +106,8 @@ def test_what_is_kept_changes_no_bit(keep: int, rate: float) -> None:
 @pytest.mark.parametrize(("keep", "kept"), [(A_CHUNK - 1, 0), (A_CHUNK, 1), (2 * A_CHUNK, 2), (3 * A_CHUNK, 3)])
 def test_as_many_chunks_are_kept_as_fit(keep: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, weights = inputs(9)
-    assert example.count_kept(rows, weights, 0.3, [3], 3, torch.float64, keep) == (kept, kept * A_CHUNK)
+    how = Chunking(0.3, [3], 3, torch.float64, False)
+    assert example.count_kept(rows, weights, how, keep) == (kept, kept * A_CHUNK)
     y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, keep)
     assert bytes_kept(y.sum()) == kept * A_CHUNK
     again: list[int] = []
