@@ -7,6 +7,7 @@ in the last place: how far those move the gradients is what rounding can explain
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pgat_fast.errors import first_line
 from pgat_fast.model.compilation import Regions, compiled_regions_of, eager, undo_compilation
 from pgat_fast.model.compile_cache import cache_folder
 from pgat_fast.model.precision import product_dtype
+from pgat_fast.monitoring.journal import to_plain
 from pgat_fast.training.faults import is_out_of_memory
 from pgat_fast.training.generators import generator_states, restore_generators
 from pgat_fast.training.step import OptimizerStep
@@ -50,8 +52,8 @@ class CompileCheck:
         regions: what was compiled.
         fault: None, or why the compiled step cannot be used.
         losses: as `OptimizerStep.accumulate` returns them; the gradients of the step belong to them.
-        worst_error: the largest relative error of a parameter's gradient, compiled against eager; None where there
-            was no compiled step.
+        worst_error: the largest relative error of a parameter's gradient, compiled against eager; None where nothing
+            could be compared: the compiler failed, or the eager gradients are not finite.
         bound: what was allowed for that parameter.
         parameter: its name.
         wrong: all parameters beyond their bound.
@@ -69,14 +71,25 @@ class CompileCheck:
     compiled_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON, without the losses; of the wrong parameters at most `MOST_NAMES`."""
+        """Return it as plain JSON, without the losses; of the wrong parameters at most `MOST_NAMES`.
+
+        An infinite error is None there, as everything is that JSON cannot hold.
+        """
         values = {name: value for name, value in vars(self).items() if name != "losses"}
-        return values | {"wrong": self.wrong[:MOST_NAMES]}
+        plain: dict[str, Any] = to_plain(values | {"wrong": self.wrong[:MOST_NAMES]})
+        return plain
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the eager gradients were not finite, so that another step has to be compared."""
+        return self.fault is None and self.worst_error is None
 
     def text(self) -> str:
         """Return one line about it."""
         if self.fault is not None:
             return f"compiled training ({self.regions}) cannot be used: {self.fault}"
+        if self.undecided:
+            return "the gradients of the eager step are not finite, so compiled ones are compared in the next step"
         return (
             f"compiled in {self.compiled_seconds:.0f} s; gradients are those of an eager step "
             f"({self.eager_seconds:.1f} s) up to {self.worst_error:.1e} ({self.parameter}; {self.bound:.1e} is allowed)"
@@ -105,11 +118,12 @@ def check_compiled_step(
     eager_seconds = time.monotonic() - started
     after = generator_states()
 
-    def fail(
-        fault: str, wrong: Sequence[str] = (), error: float | None = None, bound: float | None = None
+    def go_on_eagerly(
+        fault: str | None, wrong: Sequence[str] = (), error: float | None = None, bound: float | None = None
     ) -> CompileCheck:
         """Go on as if this had been an eager step all along."""
-        undo_compilation(step.model)
+        if fault is not None:
+            undo_compilation(step.model)
         step.set_gradients(expected)
         restore_generators(after)
         return CompileCheck(
@@ -132,11 +146,13 @@ def check_compiled_step(
             raise
         _wait_for_stop(check_stop)
         logger.debug("compiling failed", exc_info=error)
-        return fail(
+        return go_on_eagerly(
             f"torch could not compile it ({type(error).__name__}: {first_line(error)[:300]}); compiled code is kept in "
             f"{cache_folder()}: delete that folder if this comes again"
         )
     compiled_seconds = time.monotonic() - started - eager_seconds
+    if _any(step, (not gradient.isfinite().all() for gradient in _or_zeros(step, expected))):
+        return go_on_eagerly(None)
     dtype = product_dtype(step.precision) or torch.float32
     errors = relative_errors(_gradients(step), _or_zeros(step, expected))
     bounds = [USUAL[dtype]] * len(errors)
@@ -146,8 +162,9 @@ def check_compiled_step(
         bounds = [USUAL[dtype] + 2 * SPREADS * moved for moved in spread]
         step.set_gradients(computed)
         restore_generators(after)
-    order = sorted(range(len(errors)), key=lambda k: errors[k] / bounds[k], reverse=True)
-    wrong = [k for k in order if errors[k] > bounds[k]]
+    excess = [error / bound if error < math.inf else math.inf for error, bound in zip(errors, bounds, strict=True)]
+    order = sorted(range(len(errors)), key=excess.__getitem__, reverse=True)
+    wrong = [k for k in order if excess[k] > 1]
     worst = order[0]
     if _any(step, [bool(wrong)]):
         shown = [f"{names[k]} by {errors[k]:.2g} ({bounds[k]:.2g} allowed)" for k in wrong[:MOST_NAMES]]
@@ -155,7 +172,7 @@ def check_compiled_step(
             shown.append(f"and {len(wrong) - MOST_NAMES} more")
         where = ", ".join(shown) or "in another rank"
         fault = f"its gradients differ from those of an eager step: {where}"
-        return fail(fault, [names[k] for k in wrong], errors[worst], bounds[worst])
+        return go_on_eagerly(fault, [names[k] for k in wrong], errors[worst], bounds[worst])
     return CompileCheck(
         regions=regions,
         fault=None,

@@ -14,7 +14,6 @@ from pgat_fast.model.compilation import COMPILE_SECONDS
 from pgat_fast.model.compile_cache import CompileCache
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, products_in
-from pgat_fast.training.generators import generator_states, restore_generators
 
 STEP_BY_FORWARD: Final = {"kept": 2.4, "recomputed": 3.0}
 """Seconds of a training step / seconds of its forward pass, on a CPU: where operators keep what the backward pass
@@ -23,6 +22,9 @@ needs, and where they compute it again. Medians on two cores with AVX2: 2.24 and
 
 WARM: Final = 0.25
 """Seconds of compiling with a warm cache / with an empty one: 7 and 29, on the same machine."""
+
+LONG: Final = 300.0
+"""Seconds of a run, by its settings alone, from which a forward pass is timed before it begins."""
 
 SHORT: Final = 1.0
 """Seconds of a forward pass below which it is taken three times: the first ones set up libraries and memory."""
@@ -33,25 +35,22 @@ def measure_batch_seconds(
 ) -> float:
     """Return about the seconds that forward and backward pass of a batch take eagerly, from a forward pass of a window.
 
-    Changes nothing: the generators of random numbers are put back.
+    Changes nothing: torch's generator of random numbers is put back.
 
     Args:
         model: in training mode, not compiled.
         window: inputs of a batch of one.
         batch_size: windows of the batch.
         precision: of the products.
-        device: where the model is.
+        device: where the model is, a CPU.
     """
-    states = generator_states()
-    try:
-        seconds: list[float] = []
+    seconds: list[float] = []
+    with torch.random.fork_rng(devices=[]):
         while not seconds or (seconds[-1] < SHORT and len(seconds) < 3):
             started = time.perf_counter()
             with torch.no_grad(), products_in(precision, device):
                 model(*window)
             seconds.append(time.perf_counter() - started)
-    finally:
-        restore_generators(states)
     kept = not isinstance(model, FastPGAT) or model.execution.keep > 0
     return min(seconds) * batch_size * STEP_BY_FORWARD["kept" if kept else "recomputed"]
 

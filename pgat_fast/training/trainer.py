@@ -57,7 +57,7 @@ from pgat_fast.training.checkpoint import (
     verify_checkpoint,
 )
 from pgat_fast.training.compile_check import check_compiled_step
-from pgat_fast.training.estimate import expected_compile_seconds, measure_batch_seconds, program_key
+from pgat_fast.training.estimate import LONG, expected_compile_seconds, measure_batch_seconds, program_key
 from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
 from pgat_fast.training.generators import generator_states, restore_generators, seed_everything, seed_step
 from pgat_fast.training.results import Results, finish_run
@@ -261,21 +261,22 @@ class Trainer:
         """Decide what of training is compiled: as it was before, or as the length of the whole run suggests."""
         settings, asked = self.settings, self.config.run.compile
         before = None if self.found is None else compiled_regions(self.found[1].about)
-        alone_on_cpu = self.device.type == "cpu" and self.world.size == 1
-        batch = expected_batch_seconds(self.config, self.device) / self.world.size  # by the settings alone
+        accumulated, windows = settings.gradient_accumulation_steps, len(self.splits.train)
+        seconds = accumulated * expected_batch_seconds(self.config, self.device) / self.world.size
+        alone_on_cpu = self.device.type == "cpu" and self.world.size == 1  # ranks decide alike, by the settings
         # Where the run is far from long enough, nothing needs to be timed.
-        long = batch * most_steps(settings, len(self.splits.train), batch) > 300
+        long = seconds * most_steps(settings, windows, seconds) > LONG
         if long and asked == "auto" and before is None and alone_on_cpu and isinstance(self.model, FastPGAT):
             with torch.random.fork_rng(devices=[]):
                 window = example(self.config.model, 1)[:4]
             batch = measure_batch_seconds(self.model, window, settings.batch_size, precision, self.device)
-        seconds_per_step = batch * settings.gradient_accumulation_steps
+            seconds = accumulated * batch
         return decide_compile(
             asked,
             resolve_backend(self.config.run.backend),
             self.device,
-            expected_steps=most_steps(settings, len(self.splits.train), seconds_per_step),
-            seconds_per_step=seconds_per_step,
+            expected_steps=most_steps(settings, windows, seconds),
+            seconds_per_step=seconds,
             compile_seconds=expected_compile_seconds(self.cache, self.program, self.device),
             before=before,
         )
@@ -452,14 +453,15 @@ class Trainer:
         and `whole` end the run, whose checkpoint is that of before the step.
         """
         check = check_compiled_step(self.step, batches, weight, self.stop.check)
-        self.check_compilation = False
+        self.check_compilation = check.undecided
         self.record("compilation", level="info" if check.fault is None else "error", **check.to_dict())
         self.compile_check = check.to_dict()
         if check.fault is None:
             logger.info("%s", check.text())
-            if self.cache is not None:
+            if self.cache is not None and not check.undecided:
                 self.cache.record()
-                self.cache.note_seconds(self.program, max(0.0, check.compiled_seconds - check.eager_seconds))
+                # With its step, about as long as the eager one that was taken besides.
+                self.cache.note_seconds(self.program, check.compiled_seconds)
         elif self.config.run.compile == "auto":
             logger.warning("%s; the run goes on without compilation", check.text())
             self.about |= {"compiled": False, "compiled_regions": "none"}

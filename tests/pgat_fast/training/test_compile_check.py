@@ -29,7 +29,7 @@ class Twice(torch.autograd.Function):
 
 
 @pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Stand in for a compiler: gradients of what it compiles are `factor` times as large, or it raises `error`."""
     fault: dict[str, Any] = {"factor": 1.0, "error": None}
 
@@ -42,6 +42,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         model._compiled_call_impl = call
 
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # its times are of no compiler
     monkeypatch.setattr(trainer, "build_model", Forecaster)
     monkeypatch.setattr(trainer, "resolve_backend", lambda backend: "torch")
     monkeypatch.setattr(trainer, "compile_in_place", compile_in_place)
@@ -118,3 +119,34 @@ def test_a_compiler_that_fails_costs_an_auto_run_nothing_but_time(
     with pytest.raises(BackendError, match="file too short") as raised:
         run([*tiny, "run.compile=on"], tmp_path / "refused")
     assert len(str(raised.value)) < 1000
+
+
+def test_gradients_that_are_infinite_only_when_compiled_are_a_fault(
+    tiny: list[str], tmp_path: Path, compiler: dict[str, Any]
+) -> None:
+    eager = run([*tiny, "run.compile=off"], tmp_path / "eager")
+    compiler["factor"] = float("inf")
+    results = run([*tiny, "run.compile=auto"], tmp_path / "run")
+    assert losses(results) == losses(eager)
+    check = json.loads((tmp_path / "run" / "results.json").read_bytes())["compile_check"]
+    assert check["worst_error"] is None, "JSON has no infinity"
+    assert sorted(check["wrong"]) == ["inner.bias", "inner.weight", "outer.bias", "outer.weight"]
+
+
+def test_where_the_eager_gradients_are_not_finite_the_next_step_is_compared(
+    tiny: list[str], tmp_path: Path, compiler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*tiny, "training.nonfinite_steps=1"]
+    faulty = iter([True])
+    forward = Forecaster.forward
+
+    def overflow_once(self: Forecaster, *inputs: Tensor) -> Any:
+        forecast, diagnostics = forward(self, *inputs)
+        return Twice.apply(forecast, float("inf") if self.training and next(faulty, False) else 1.0), diagnostics
+
+    monkeypatch.setattr(Forecaster, "forward", overflow_once)
+    results = run([*settings, "run.compile=on"], tmp_path / "run")
+    metrics = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    checks = [entry for entry in metrics if entry["stage"] == "compilation"]
+    assert [(entry["worst_error"], entry["fault"]) for entry in checks] == [(None, None), (0.0, None)]
+    assert results["compile_check"]["worst_error"] == 0.0

@@ -210,7 +210,7 @@ def test_what_cannot_be_compiled_is_refused_before_anything_is_written(tiny: lis
 
 
 @pytest.fixture
-def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def compiled_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Training takes its model for compiled; the list tells of each compiled call whether it was in training mode."""
     calls: list[bool] = []
 
@@ -221,6 +221,7 @@ def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
         model._compiled_call_impl = call
 
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # its times are of no compiler
     monkeypatch.setattr("pgat_fast.training.trainer.compile_in_place", stand_in)
     monkeypatch.setattr("pgat_fast.model.compilation.why_not", lambda backend, device: None)
     return calls
