@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -208,8 +208,8 @@ def training_steps(config: str, variant: str, device: torch.device, batch: int =
     return found | {"peak_memory_gib": record["peak_memory_gib"], "target": TARGETS.get(config), "record": record}
 
 
-def compiled_against_eager(device: torch.device, combiner: str) -> Record:
-    """Gradients of the quickstart's model with this combiner, its operators asked for kernels."""
+def compiled_against_eager(device: torch.device, combiner: str, settings: Sequence[str] = ()) -> Record:
+    """Gradients of the quickstart's model with this combiner and `settings`, its operators asked for kernels."""
     from bench.step import example
     from bench.variants import Variant, build
     from pgat_fast import load_config
@@ -219,7 +219,7 @@ def compiled_against_eager(device: torch.device, combiner: str) -> Record:
     from pgat_kernels.conditioning import errors_and_bounds
     from pgat_kernels.dispatch import Kernels
 
-    config = load_config("configs/quickstart.yaml", [f"model.combiner={combiner}", "run.backend=torch"])
+    config = load_config("configs/quickstart.yaml", [f"model.combiner={combiner}", "run.backend=torch", *settings])
     inputs = [x.to(device) for x in example(config.model, 2)[:4]]
     torch.manual_seed(3)
     drawn = {name: p.detach().to(device) for name, p in build(config, Variant("torch")).named_parameters()}

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from pgat_kernels.chunks import starts
 from pgat_kernels.dispatch import use_kernel
 from pgat_kernels.products import no_autocast
 
@@ -98,7 +99,7 @@ def aspects(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor, kernels:
     with no_autocast(x.device):
         rows = _chunk_rows(x.device, constants)
         buffer = x.new_empty(min(rows, len(x)), *constants.shape, dtype=dtype)
-        for first in range(0, len(x), rows):
+        for first in starts(len(x), rows):
             chunk = x[first : first + rows].to(dtype)
             z = torch.add(chunk[:, None], constants, out=buffer[: len(chunk)])
             logits = aten.gelu_(z).view(-1, z.shape[-1]) @ weight
@@ -133,7 +134,7 @@ def aspects_backward(
     with no_autocast(x.device):
         rows = _chunk_rows(x.device, constants)
         buffers = x.new_empty(2, min(rows, len(x)), *constants.shape, dtype=dtype)
-        for first in range(0, len(x), rows):
+        for first in starts(len(x), rows):
             chunk = x[first : first + rows].to(dtype)
             g = g_logits[first : first + rows]
             z = torch.add(chunk[:, None], wide_constants, out=buffers[0, : len(chunk)])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from pgat_kernels.chunks import Masks, auto_chunk, how_compiled
+from pgat_kernels.chunks import Masks, auto_chunk, how_compiled, starts
 from pgat_kernels.pairs import linear, softmax_dropout
 from pgat_kernels.products import fast_exact_float32, no_autocast
 
@@ -106,9 +106,9 @@ def _blocks(q: Tensor, k: Tensor) -> list[_Block]:
         block = auto_chunk(queries, a_query * side, q.device)
     return [
         _Block(slice(i, i + own), slice(h, h + side), slice(j, j + block), (own, side, block))
-        for i in range(0, groups, own)
-        for h in range(0, heads, side)
-        for j in range(0, queries, block)
+        for i in starts(groups, own)
+        for h in starts(heads, side)
+        for j in starts(queries, block)
     ]
 
 

@@ -8,8 +8,9 @@ weights are added up in the order of the chunks: results are bitwise repeatable.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
@@ -97,6 +98,28 @@ def take(x: Tensor, start: int, chunk: int) -> Tensor:
     part = x[start : start + chunk]
     missing = chunk - part.shape[0]
     return F.pad(part, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else part
+
+
+_few: ContextVar[bool] = ContextVar("few_chunks", default=False)
+
+
+@contextmanager
+def few_chunks() -> Iterator[None]:
+    """Within it operators compute only the first two of equal chunks, for who counts their memory, without data.
+
+    Two, since the results of one are still there while the next is computed.
+    """
+    token = _few.set(True)
+    try:
+        yield
+    finally:
+        _few.reset(token)
+
+
+def starts(count: int, chunk: int) -> list[int]:
+    """Return where chunks begin: all of them, but see `few_chunks`."""
+    found = list(range(0, count, chunk))
+    return [*found[:2], *(start for start in found[2:] if start + chunk > count)] if _few.get() else found
 
 
 _compiled: dict[Any, Callable[..., Any]] = {}
@@ -395,7 +418,7 @@ class RowsOperator:
         result = self.like(list(rows))
         count = len(result)
         with fast_exact_float32(), no_autocast(result.device):
-            for start in range(0, count, chunk):
+            for start in starts(count, chunk):
                 parts = [take(x, start, chunk) for x in rows]
                 first_row = seed.new_full((), start)
                 if kept is None or kept.full:
@@ -422,7 +445,7 @@ class RowsOperator:
         results = [torch.empty_like(x) for x in rows]
         totals = [torch.zeros_like(w) for w in weights]
         with fast_exact_float32(), no_autocast(g.device):
-            for start in range(0, len(g), chunk):
+            for start in starts(len(g), chunk):
                 own = take(g, start, chunk)
                 back = None if kept is None else kept.take(start)
                 if back is None:

