@@ -23,24 +23,23 @@ needs, and where they compute it again. Medians on two cores with AVX2: 2.24 and
 WARM: Final = 0.25
 """Seconds of compiling with a warm cache / with an empty one: 7 and 29, on the same machine."""
 
-LONG: Final = 300.0
-"""Seconds of a run, by its settings alone, from which a forward pass is timed before it begins."""
+MANY: Final = 50
+"""Steps of a run from which a forward pass is timed before it begins: it takes less than a hundredth of the run."""
 
 SHORT: Final = 1.0
 """Seconds of a forward pass below which it is taken three times: the first ones set up libraries and memory."""
 
 
 def measure_batch_seconds(
-    model: nn.Module, window: Sequence[Tensor], batch_size: int, precision: Precision, device: torch.device
+    model: nn.Module, inputs: Sequence[Tensor], precision: Precision, device: torch.device
 ) -> float:
-    """Return about the seconds that forward and backward pass of a batch take eagerly, from a forward pass of a window.
+    """Return about the seconds that forward and backward pass of a batch take eagerly, from its forward pass.
 
     Changes nothing: torch's generator of random numbers is put back.
 
     Args:
         model: in training mode, not compiled.
-        window: inputs of a batch of one.
-        batch_size: windows of the batch.
+        inputs: of the model, of a whole batch.
         precision: of the products.
         device: where the model is, a CPU.
     """
@@ -49,10 +48,10 @@ def measure_batch_seconds(
         while not seconds or (seconds[-1] < SHORT and len(seconds) < 3):
             started = time.perf_counter()
             with torch.no_grad(), products_in(precision, device):
-                model(*window)
+                model(*inputs)
             seconds.append(time.perf_counter() - started)
     kept = not isinstance(model, FastPGAT) or model.execution.keep > 0
-    return min(seconds) * batch_size * STEP_BY_FORWARD["kept" if kept else "recomputed"]
+    return min(seconds) * STEP_BY_FORWARD["kept" if kept else "recomputed"]
 
 
 def expected_compile_seconds(cache: CompileCache | None, program: str, device: torch.device) -> float:

@@ -57,7 +57,7 @@ from pgat_fast.training.checkpoint import (
     verify_checkpoint,
 )
 from pgat_fast.training.compile_check import check_compiled_step
-from pgat_fast.training.estimate import LONG, expected_compile_seconds, measure_batch_seconds, program_key
+from pgat_fast.training.estimate import MANY, expected_compile_seconds, measure_batch_seconds, program_key
 from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
 from pgat_fast.training.generators import generator_states, restore_generators, seed_everything, seed_step
 from pgat_fast.training.results import Results, finish_run
@@ -264,13 +264,11 @@ class Trainer:
         accumulated, windows = settings.gradient_accumulation_steps, len(self.splits.train)
         seconds = accumulated * expected_batch_seconds(self.config, self.device) / self.world.size
         alone_on_cpu = self.device.type == "cpu" and self.world.size == 1  # ranks decide alike, by the settings
-        # Where the run is far from long enough, nothing needs to be timed.
-        long = seconds * most_steps(settings, windows, seconds) > LONG
-        if long and asked == "auto" and before is None and alone_on_cpu and isinstance(self.model, FastPGAT):
+        many = most_steps(settings, windows, seconds) >= MANY
+        if many and asked == "auto" and before is None and alone_on_cpu and isinstance(self.model, FastPGAT):
             with torch.random.fork_rng(devices=[]):
-                window = example(self.config.model, 1)[:4]
-            batch = measure_batch_seconds(self.model, window, settings.batch_size, precision, self.device)
-            seconds = accumulated * batch
+                inputs = example(self.config.model, settings.batch_size)[:4]
+            seconds = accumulated * measure_batch_seconds(self.model, inputs, precision, self.device)
         return decide_compile(
             asked,
             resolve_backend(self.config.run.backend),

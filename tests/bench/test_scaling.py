@@ -22,6 +22,7 @@ def test_the_command_knows_what_grows() -> None:
     assert set(args.what) == set(scaling.SIZES)
 
 
+@pytest.mark.multiprocess
 def test_small_sizes_are_measured_and_what_fails_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

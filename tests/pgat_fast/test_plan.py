@@ -160,11 +160,11 @@ def test_a_backend_that_cannot_run_is_refused(tiny: list[str]) -> None:
         make_plan(config_with(tiny), backend="triton")
 
 
-def test_it_is_for_the_backend_that_will_run(tiny: list[str]) -> None:
+def test_it_is_for_the_backend_that_will_run(tiny: list[str], tiny_plan: Plan) -> None:
     config = config_with(tiny, "run.backend=reference", "run.recompute=on")
     reference, fast = make_plan(config), make_plan(config, backend="torch")
     assert (reference.backend, fast.backend) == ("reference", "torch")
-    assert make_plan(config_with(tiny)).backend == resolve_backend("auto")
+    assert tiny_plan.backend == resolve_backend("auto")
     assert fast.parameters == reference.parameters
     assert 0 < fast.computation.forward < reference.computation.forward
     assert 0 < fast.computation.micro_batch < reference.computation.micro_batch

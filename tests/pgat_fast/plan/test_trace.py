@@ -33,6 +33,9 @@ from tests.pgat_fast.model.variants import FEW
 REAL = (*FEW, "stochastic")
 BACKENDS = ("reference", "torch")
 
+compares_counts = pytest.mark.slow
+"""Of tests that compare counts with each other: those that compare them with a real step say whether they are right."""
+
 
 def config_of(variant: str, **changes: Any) -> Config:
     """The configuration of a variant that computes its combiner again, where nothing else is asked for."""
@@ -95,6 +98,7 @@ def test_with_its_real_recurrences_it_holds_the_same_bytes_too(batch: int) -> No
     assert trace_reference(config, batch) == real_memory(config, batch, stand_ins_too=False)
 
 
+@compares_counts
 def test_memory_grows_in_a_straight_line_with_the_batch() -> None:
     config = config_of("hierarchical")
     two, four, six = (trace_reference(config, batch) for batch in (2, 4, 6))
@@ -119,6 +123,7 @@ def test_of_the_fast_combiner_its_blocks_keep_nothing() -> None:
     assert 0 <= three - one <= 2 * 4 * 5 * width * (width + 1)
 
 
+@compares_counts
 def test_the_fast_model_keeps_far_less() -> None:
     for variant in ("batched", "hierarchical"):
         config = config_of(variant)
@@ -217,6 +222,7 @@ def test_the_operators_of_the_cpu_come_back_even_after_an_error() -> None:
     assert before == now()
 
 
+@compares_counts
 def test_a_gpu_needs_less_than_a_cpu_and_16_bits_less_than_32() -> None:
     config = config_of("batched")
     cpu, gpu = (trace_reference(config, 4, device=device).kept for device in ("cpu", "cuda"))
@@ -224,6 +230,7 @@ def test_a_gpu_needs_less_than_a_cpu_and_16_bits_less_than_32() -> None:
     assert halves < gpu < cpu
 
 
+@compares_counts
 def test_on_a_gpu_the_fast_model_takes_larger_chunks() -> None:
     config = config_of("batched", seq_len=60)
     cpu, gpu = (trace_memory(config, 4, device=device, backend="torch") for device in ("cpu", "cuda"))
@@ -336,12 +343,14 @@ def test_flops_of_fused_attention_are_counted_on_a_cpu() -> None:
     assert counter.get_total_flops() > 3 * forward
 
 
+@compares_counts
 def test_flops_are_proportional_to_the_batch() -> None:
     config = config_of("hierarchical everything, joint")
     two, six = (trace_flops(config, batch, "reference") for batch in (2, 6))
     assert (six.forward, six.step) == (3 * two.forward, 3 * two.step)
 
 
+@compares_counts
 def test_flops_of_the_fast_model_grow_in_a_straight_line_where_chunks_divide_the_batch() -> None:
     config = config_of("hierarchical everything, joint")
     config = config.model_copy(update={"run": config.run.model_copy(update={"combiner_chunk": 1})})

@@ -47,14 +47,14 @@ def test_a_short_forward_pass_is_taken_again_and_a_long_one_is_not(
 ) -> None:
     model = Slow(seconds)
     monkeypatch.setattr("time.perf_counter", lambda: model.now)
-    found = measure_batch_seconds(model, [torch.ones(3)], 8, "highest", CPU)
-    assert found == pytest.approx(8 * taken * STEP_BY_FORWARD["kept"])
+    found = measure_batch_seconds(model, [torch.ones(3)], "highest", CPU)
+    assert found == pytest.approx(taken * STEP_BY_FORWARD["kept"])
     assert not list(model.seconds)
 
 
 def test_measuring_leaves_the_generators_as_they_were() -> None:
     before = torch.get_rng_state()
-    measure_batch_seconds(Slow([0.1] * 3), [torch.ones(100)], 1, "highest", CPU)
+    measure_batch_seconds(Slow([0.1] * 3), [torch.ones(100)], "highest", CPU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -68,7 +68,7 @@ def test_a_step_that_computes_again_takes_longer(monkeypatch: pytest.MonkeyPatch
     seconds = []
     for keep in (0, 10**9):
         model.set_execution(replace(model.execution, keep=keep))
-        seconds.append(measure_batch_seconds(model, window, 1, "highest", CPU))
+        seconds.append(measure_batch_seconds(model, window, "highest", CPU))
     assert seconds == [STEP_BY_FORWARD["recomputed"], STEP_BY_FORWARD["kept"]]
 
 
