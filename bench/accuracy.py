@@ -27,11 +27,10 @@ from torch import Tensor
 from bench.processes import Record, do_task, not_negative, positive, run_task, write
 from bench.variants import Variant, build, configure, parse_precisions
 from pgat_fast import build_model
-from pgat_fast.data.windows import Batch
+from pgat_fast.data.windows import Batch, example
 from pgat_fast.device import resolve_device
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, float32_products_in, products_in, resolve_precision
-from pgat_fast.plan.trace import example
 from pgat_fast.training.loss import training_loss
 
 MODULE: Final = "bench.accuracy"

@@ -200,7 +200,7 @@ def take_steps(count: int, strategy: Any) -> list[float]:
     from bench.step import optimizer_step
     from bench.variants import Variant, build
     from pgat_fast import load_config
-    from pgat_fast.plan.trace import example
+    from pgat_fast.data.windows import example
     from pgat_fast.sharding import gathered_parts
     from pgat_fast.world import Ranks, World
 

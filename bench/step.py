@@ -62,11 +62,10 @@ from bench.variants import (
     parse_variants,
 )
 from pgat_fast.config.schema import Config
-from pgat_fast.data.windows import Batch
+from pgat_fast.data.windows import Batch, example
 from pgat_fast.device import resolve_device
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, resolve_precision
-from pgat_fast.plan.trace import example
 from pgat_fast.training.step import OptimizerStep, make_optimizer
 from pgat_fast.world import World
 

@@ -7,8 +7,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.parity import require_parity
 from bench.suite import configuration, measure
 from bench.variants import build, parse_variant
+from pgat_fast.data.windows import example
 from pgat_fast.model.precision import products_in, resolve_precision
-from pgat_fast.plan.trace import example
 
 
 @pytest.mark.parametrize("windows", [1, 256], ids=["latency", "throughput"])

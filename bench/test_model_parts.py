@@ -14,8 +14,8 @@ from bench.measure import state_of
 from bench.parity import require_parity
 from bench.suite import configuration, measure
 from bench.variants import build, parse_variant
+from pgat_fast.data.windows import example
 from pgat_fast.model.precision import float32_products_in, products_in, resolve_precision
-from pgat_fast.plan.trace import example
 
 OF_ALL = ("graph.phase", "graph.body_nodes", "graph.body_fusion", "encoder", "decoder.0")
 """Parts that do not depend on the combiner: timed in the model with the batched one."""

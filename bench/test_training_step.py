@@ -15,9 +15,8 @@ from bench.step import optimizer_step
 from bench.suite import configuration, measure
 from bench.time_model import EPOCH_WINDOWS
 from bench.variants import build, compile_module, parse_variant
-from pgat_fast.data.windows import Batch
+from pgat_fast.data.windows import Batch, example
 from pgat_fast.model.precision import resolve_precision
-from pgat_fast.plan.trace import example
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

@@ -4,11 +4,12 @@
     reference:fused           its attention without weights, so that torch takes its fused attention where it has one
     reference:compiled        under `torch.compile`, as it is
     reference:heap            freed memory kept for reuse, as the fast backend has it on a CPU (`pgat_kernels.heap`)
-    torch                     compiled or not, as `run.compile` says for a long run
+    reference:kept            nothing computed again in the backward pass: more memory
+    torch                     compiled or not, as `run.compile` says for a long run; `run.recompute=on`
+    torch:kept                `run.recompute=off`
     torch:compiled            as `run.compile=on` compiles it: on a CPU the operators alone
     torch:whole               the whole model compiled, on a CPU too
     torch:eager:bf16          not compiled, products in bfloat16
-    reference:kept            nothing computed again in the backward pass: more memory; also after torch
 
 A precision is one of `run.precision`; without one it is the configuration's.
 """
@@ -39,7 +40,9 @@ PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 COMPILE_WORDS: Final = ("compiled", "whole", "eager")
 OF_REFERENCE: Final = ("fused", "heap")
 """What may follow `reference` only."""
-WORDS: Final = (*PRECISIONS, *COMPILE_WORDS, "kept", *OF_REFERENCE)
+PLAIN_WORDS: Final = ("kept", *OF_REFERENCE)
+"""Each of them by itself, not one of several."""
+WORDS: Final = (*PRECISIONS, *COMPILE_WORDS, *PLAIN_WORDS)
 """What may follow a name."""
 
 LONG_RUN: Final = 10**9
@@ -56,8 +59,7 @@ class Variant:
         compiled: whether by `torch.compile`; None is what the configuration says, and no for the reference.
         whole: whether all of the model is compiled, not the operators alone.
         fused: whether attention is called without weights.
-        kept: whether all that the backward pass needs is kept; else the reference computes its combiner again, and
-            others do as the configuration says.
+        kept: whether all that the backward pass needs is kept; else the combiner is computed again.
         heap: whether a reference keeps freed memory.
     """
 
@@ -73,7 +75,7 @@ class Variant:
         words = [self.backend]
         words += [self.precision] if self.precision else []
         words += [] if self.compiled is None else [self.compile_word]
-        words += [word for word in ("kept", *OF_REFERENCE) if getattr(self, word)]
+        words += [word for word in PLAIN_WORDS if getattr(self, word)]
         return ":".join(words)
 
     @property
@@ -85,7 +87,7 @@ class Variant:
         """The settings that it stands for, as `load_config` takes them."""
         found = [f"run.backend={self.backend}"]
         found += [f"run.precision={self.precision}"] if self.precision else []
-        found += ["run.recompute=off"] if self.kept else []
+        found.append(f"run.recompute={'off' if self.kept else 'on'}")  # `auto` depends on the memory that is free
         if self.backend == "reference":  # compiled by `build`: a run never compiles it
             found.append("run.compile=off")
         elif self.compiled is not None:
@@ -103,13 +105,13 @@ def parse_variant(text: str) -> Variant:
     for word in words:
         if word not in allowed:
             raise argparse.ArgumentTypeError(f"{text!r}: {word!r} cannot follow {name}; {', '.join(allowed)} can")
-    for kind in (PRECISIONS, COMPILE_WORDS, *((word,) for word in ("kept", *OF_REFERENCE))):
+    for kind in (PRECISIONS, COMPILE_WORDS, *((word,) for word in PLAIN_WORDS)):
         given = [word for word in words if word in kind]
         if len(given) > 1:
             raise argparse.ArgumentTypeError(f"{text!r}: only one of {', '.join(kind)} can be given")
     precision = next((precision for precision in PRECISIONS if precision in words), None)
     compiled = "eager" not in words if set(words) & set(COMPILE_WORDS) else None
-    return Variant(name, precision, compiled, **{word: word in words for word in ("whole", "kept", *OF_REFERENCE)})
+    return Variant(name, precision, compiled, **{word: word in words for word in ("whole", *PLAIN_WORDS)})
 
 
 def parse_variants(text: str) -> list[Variant]:

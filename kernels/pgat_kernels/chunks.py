@@ -230,7 +230,7 @@ class _Backs:
     def add(self, start: int, back: Backward, inputs: Sequence[Tensor]) -> None:
         """Keep that of the chunk at row `start`, unless that would be too much: then no other is kept, either.
 
-        `inputs` are there anyway.
+        `inputs` are there anyway; of weights in 16 bits there is a copy besides, small beside what is kept.
         """
         size = bytes_held(back, inputs)
         self.full = self.held + size > self.most

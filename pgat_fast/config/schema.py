@@ -338,8 +338,8 @@ class RunConfig(Section):
     )
     recompute: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = Field(
         default="auto",
-        description="compute the combiner again in the backward pass: less memory, more time, the same results; auto: "
-        "on a CPU only what does not fit into a quarter of the free memory",
+        description="compute the combiner and the graph attention again in the backward pass: less memory, more time, "
+        "the same results; auto: on a CPU only what does not fit into a quarter of the free memory",
     )
     exact_dropout: bool = Field(
         default=False, description="draw the dropout of attention over identical keys too, as the reference does"

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgat_fast.data.calendar import calendar_marks
+from pgat_fast.config.schema import ModelConfig
+from pgat_fast.data.calendar import CELLS, calendar_marks
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.scaling import Scaler
 from pgat_fast.data.splits import SplitRows, count_windows, split_rows
@@ -304,3 +305,16 @@ def batch_indices(
     order = torch.arange(n_windows) if seed is None else sample_order(n_windows, seed, epoch)
     used = n_windows - n_windows % batch_size if drop_last else n_windows
     return iter(torch.split(order[:used].to(device), batch_size))
+
+
+def example(model: ModelConfig, batch: int) -> Batch:
+    """`batch` windows of random numbers with the shapes that `model` wants."""
+    history, steps = model.seq_len, model.label_len + model.pred_len
+    marks = len(CELLS) if model.freq == "t" else len(CELLS) - 1
+    return Batch(
+        x_enc=torch.randn(batch, history, model.enc_in),
+        x_mark_enc=torch.rand(batch, history, marks),
+        x_dec=torch.randn(batch, steps, model.dec_in),
+        x_mark_dec=torch.rand(batch, steps, marks),
+        y=torch.randn(batch, model.pred_len, model.c_out),
+    )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pgat_fast.model.compilation import Regions
+    from pgat_fast.model.execution import Execution
 
 logger = logging.getLogger(__name__)
 
@@ -137,11 +138,11 @@ def kernels_in_words(model: "nn.Module") -> str:
     return f"measured {hashlib.sha256(FILE.read_bytes()).hexdigest()[:12]}"
 
 
-def kept_in_words(model: "nn.Module", regions: "Regions") -> str:
-    """What the operators of `model` keep for the backward pass, where `regions` are compiled."""
-    from pgat_fast.model.fast.pgat import FastPGAT
-
-    keep = model.execution.keep if isinstance(model, FastPGAT) else 0
+def kept_in_words(execution: "Execution", regions: "Regions") -> str:
+    """What the operators of a model keep for the backward pass, where `regions` are compiled."""
+    keep = execution.keep
+    if execution.combiner_chunk is None:
+        return "combiner and graph attention keep all that they need, since run.combiner_chunk is off"
     if keep == 0 or regions == "whole":
         why = "" if keep == 0 else ", as in every step compiled whole"
         return f"combiner and graph attention are computed again in the backward pass{why}"

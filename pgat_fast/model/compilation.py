@@ -57,8 +57,8 @@ def expected_batch_seconds(config: "Config", device: torch.device) -> float:
 
     With bodies these are the combiner's, without them the encoder's, whose tokens are all inputs of all days.
 
-    Good enough to tell a run of minutes from one of hours, not more. A function of the settings alone, so that a run
-    and its repetition decide alike.
+    Good enough to tell a run of minutes from one of hours, not more. A function of the settings alone, so that ranks
+    decide alike.
     """
     model, combiner = config.model, config.model.combiner
     if not model.use_celestial_graph:

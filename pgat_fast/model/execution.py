@@ -2,8 +2,11 @@
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
+import torch
+
+from pgat_fast.cores import usable_cores
 from pgat_fast.device import resolve_device
 from pgat_fast.monitoring.memory import free_memory
 from pgat_fast.ranks import local_size
@@ -43,14 +46,19 @@ class Execution:
         return cls(compiled, chunk, bytes_to_keep(run), run.exact_dropout, kernels)
 
 
+KEEPING_OPERATORS: Final = 2
+"""How many of a model's operators keep anything: the combiner and the graph attention."""
+
+
 def bytes_to_keep(run: "RunConfig") -> int:
     """Return `Execution.keep` as `run.recompute` asks for it.
 
-    With `auto` on a CPU a quarter of the memory that is free now, for each of the two operators that keep anything, and
-    shared by the processes that train together here; on a GPU 0.
+    With `auto` on a CPU all operators together keep at most a quarter of the memory that is free now. Processes beside
+    each other share that: ranks, and jobs that have some of the cores each. On a GPU 0.
     """
     if run.recompute != "auto":
         return {"on": 0, "off": sys.maxsize}[run.recompute]
     if run.device.startswith("cuda") or resolve_device(run.device).type == "cuda":  # the first may not be here: `plan`
         return 0
-    return free_memory(run.memory_limit_gb) // (4 * local_size())
+    share = min(1 / local_size(), torch.get_num_threads() / usable_cores())
+    return int(free_memory(run.memory_limit_gb) * share / 4 / KEEPING_OPERATORS)

@@ -18,11 +18,13 @@ from pgat_fast.data.windows import batch_indices
 from pgat_fast.device import resolve_device
 from pgat_fast.info import container_memory_limit
 from pgat_fast.model import resolve_backend
+from pgat_fast.model.execution import KEEPING_OPERATORS
 from pgat_fast.model.precision import Precision, product_dtype, resolve_precision
 from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.original_layout import original_shapes
 from pgat_fast.plan.figures import Computation, Disk, Limit, Needed, Parameters, Plan, Work
 from pgat_fast.plan.memory import ADAM_TENSORS, GIB, largest_batch, line_through, process_bytes, tensor_bytes
+from pgat_fast.plan.operators import keep_at_most
 from pgat_fast.plan.trace import Memory, trace_flops, trace_memory
 
 FLOAT32 = 4
@@ -156,14 +158,13 @@ def _memory(
     most = 2**20 if work is None else work.train_windows
 
     def need(batch: int) -> int:
-        if backend == "reference" or batch == size:
+        if backend == "reference":
             return bytes_of(count(batch))
-        # Its chunks make counting slow: seconds a batch, more for larger ones. Its memory is a line, without what
-        # `run.recompute=auto` keeps: that is memory which is free.
+        # Counting takes seconds a batch. Its memory is a line, up to the most that operators keep.
         near = [count(size), count(_SECOND if size != _SECOND else 2 * _SECOND)]
-        if config.run.recompute != "off":
-            near = [memory.computed_again() for memory in near]
-        return bytes_of(line_through(*near)(batch))
+        again = [memory.again or memory for memory in near]
+        most_kept = KEEPING_OPERATORS * keep_at_most(config, device.type)
+        return min(bytes_of(line_through(*near)(batch)), bytes_of(line_through(*again)(batch)) + most_kept)
 
     return Needed(
         kept=count(size).kept,

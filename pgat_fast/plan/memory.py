@@ -82,7 +82,7 @@ def line_through(first: Memory, second: Memory) -> Callable[[int], Memory]:
             end: int = getattr(high, name)
             return start + round(max(0, end - start) * max(0, batch - low.batch) / (high.batch - low.batch))
 
-        return Memory(batch, *map(field, ("kept", "peak", "peak_small", "peak_large", "by_operators")))
+        return Memory(batch, field("kept"), field("peak"), field("peak_small"), field("peak_large"))
 
     return at
 

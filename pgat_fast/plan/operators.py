@@ -9,6 +9,8 @@ from typing import Any
 
 from torch._library.custom_ops import OPDEFS
 
+from pgat_fast.config.schema import Config
+from pgat_fast.model.execution import bytes_to_keep
 from pgat_kernels.chunks import Chunking, RowsOperator, rows_operators
 from pgat_kernels.products import fast_exact_float32
 
@@ -25,6 +27,15 @@ def prepare() -> None:
     """Find out what operators ask of a processor and need data for; call it outside of a `FakeTensorMode`."""
     with fast_exact_float32():
         pass
+
+
+def keep_at_most(config: Config, device: str) -> int:
+    """Bytes that each operator of the fast model may keep in the run, on `cpu` or `cuda`; see `Execution.keep`.
+
+    None where all of a step is compiled: such operators compute everything again.
+    """
+    whole = config.run.compile == "whole" or (device == "cuda" and config.run.compile == "on")
+    return 0 if whole else bytes_to_keep(config.run)
 
 
 def change_of_kept(function: Any, args: Sequence[Any], keep: int) -> int:

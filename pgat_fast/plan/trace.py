@@ -19,12 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from pgat_fast.config.schema import Config, ModelConfig
-from pgat_fast.data.calendar import CELLS
-from pgat_fast.data.windows import Batch
+from pgat_fast.config.schema import Config
+from pgat_fast.data.windows import Batch, example
 from pgat_fast.model import build_model
 from pgat_fast.model.fast.pgat import FastPGAT
-from pgat_fast.plan.operators import change_of_kept, formulas_of_kept, implementation, prepare
+from pgat_fast.plan.operators import change_of_kept, formulas_of_kept, implementation, keep_at_most, prepare
 from pgat_fast.plan.stand_ins import cuda_operators, replace_recurrences
 from pgat_fast.training.loss import training_loss
 from pgat_kernels.chunks import few_chunks
@@ -53,13 +52,39 @@ MISSING_FORMULAS: Mapping[Any, Callable[..., int]] = {
 """FLOPs that torch 2.13 does not count: fused attention on a CPU."""
 
 
+class Peaks:
+    """Bytes that live now, and at most.
+
+    Attributes:
+        live, peak: of all storages.
+        peak_small, peak_large: the most that lived at once in storages below `LARGE` bytes, and in others.
+    """
+
+    def __init__(self) -> None:
+        self.live = self.peak = self.peak_small = self.peak_large = self._small = 0
+
+    def change(self, size: int, *, small: bool | None = None) -> None:
+        """Count `size` bytes more, or less where it is negative; by default that says whether the storage is small."""
+        self.live += size
+        self._small += size if (abs(size) < LARGE if small is None else small) else 0
+        self.peak = max(self.peak, self.live)
+        self.peak_small = max(self.peak_small, self._small)
+        self.peak_large = max(self.peak_large, self.live - self._small)
+
+    def pass_by(self, inside: "Peaks") -> None:
+        """Count what lived beside what lives now, and is gone."""
+        self.peak = max(self.peak, self.live + inside.peak)
+        self.peak_small = max(self.peak_small, self._small + inside.peak_small)
+        self.peak_large = max(self.peak_large, self.live - self._small + inside.peak_large)
+
+
 class LiveBytes(TorchDispatchMode):
     """Follows the storages of the tensors that operators return: views of one storage count once, until it dies.
 
     Attributes:
-        live, peak: bytes that live now, and at most.
-        by_operators: what operators have kept, all together; counted as large, since no holes grow between it.
-        peak_large: the most bytes that lived at once in storages of at least `LARGE` bytes; peak_small: in others.
+        all: with what operators keep, which counts as large, since no holes grow between it.
+        again: without it, as if they kept nothing.
+        by_operators: what operators have kept, all together.
     """
 
     def __init__(self, ignored: Iterable[Tensor] = (), device: str = "cpu", keep: int = 0) -> None:
@@ -69,8 +94,7 @@ class LiveBytes(TorchDispatchMode):
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_cpu, self._keep = device == "cpu", keep
-        self.live = self.peak = self.peak_small = self.peak_large = self.by_operators = 0
-        self._small = 0
+        self.all, self.again, self.by_operators = Peaks(), Peaks(), 0
         self._sizes: dict[int, int] = {}
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
 
@@ -82,23 +106,20 @@ class LiveBytes(TorchDispatchMode):
             if key in self._sizes or key in self._ignored:
                 continue
             self._sizes[key] = storage.nbytes()
-            self._change(storage.nbytes(), 1)
+            self._change(storage.nbytes())
             weakref.finalize(storage, self._remove, key)
 
     def _remove(self, key: int) -> None:
-        self._change(self._sizes.pop(key), -1)
+        self._change(-self._sizes.pop(key))
 
     def _touch(self, size: int) -> None:
         """Count what an operator holds only while it runs."""
-        self._change(size, 1)
-        self._change(size, -1)
+        self._change(size)
+        self._change(-size)
 
-    def _change(self, size: int, sign: int, *, small: bool | None = None) -> None:
-        self.live += sign * size
-        self._small += sign * size if (size < LARGE if small is None else small) else 0
-        self.peak = max(self.peak, self.live)
-        self.peak_small = max(self.peak_small, self._small)
-        self.peak_large = max(self.peak_large, self.live - self._small)
+    def _change(self, size: int) -> None:
+        self.all.change(size)
+        self.again.change(size)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -126,13 +147,12 @@ class LiveBytes(TorchDispatchMode):
         kept = change_of_kept(func, args, self._keep)
         if kept > 0:
             self.by_operators += kept
-            self._change(kept, 1, small=False)
-        self.peak = max(self.peak, self.live + inside.peak)
-        self.peak_small = max(self.peak_small, self._small + inside.peak_small)
-        self.peak_large = max(self.peak_large, self.live - self._small + inside.peak_large)
+            self.all.change(kept, small=False)
+        for peaks in (self.all, self.again):
+            peaks.pass_by(inside.all)
         self.add(*tensors_in(result))
         if kept < 0:
-            self._change(-kept, -1, small=False)
+            self.all.change(kept, small=False)
         return result
 
 
@@ -154,14 +174,9 @@ class Memory:
     peak_large: int
     """The same, of storages below `LARGE` bytes, and of the others; each at its own moment."""
     by_operators: int = 0
-    """What operators keep instead of computing it again, a part of `kept`, `peak` and `peak_large`."""
-
-    def computed_again(self) -> "Memory":
-        """That of a micro-batch whose operators keep nothing."""
-        own = self.by_operators
-        return replace(
-            self, kept=self.kept - own, peak=self.peak - own, peak_large=self.peak_large - own, by_operators=0
-        )
+    """What operators keep instead of computing it again: a part of `kept`, and of the peaks as far as it lives then."""
+    again: "Memory | None" = None
+    """That of a micro-batch whose operators keep nothing, where they keep something."""
 
 
 @dataclass(frozen=True)
@@ -208,11 +223,9 @@ def _without_data(config: Config, backend: str | None, device: str = "cpu") -> I
     with FakeTensorMode(), cuda_operators() if device == "cuda" else nullcontext():
         model = build_model(config, backend).train()
         replace_recurrences(model)
-        keep = 0
         if isinstance(model, FastPGAT):
-            keep = model.execution.keep
             model.set_execution(replace(model.execution, keep=0))
-        yield model, keep
+        yield model, keep_at_most(config, device) if isinstance(model, FastPGAT) else 0
 
 
 def memory_of_step(
@@ -235,9 +248,14 @@ def memory_of_step(
     live.add(*batch, *(parameter.grad for parameter in parameters if parameter.grad is not None))
     with live:
         loss = _loss(model, batch, config, precision)
-        kept = live.live
+        kept, kept_again = live.all.live, live.again.live
         loss.backward()
-    return Memory(len(batch.y), kept, live.peak, live.peak_small, live.peak_large, live.by_operators)
+
+    def memory(kept: int, peaks: Peaks, by_operators: int = 0, again: Memory | None = None) -> Memory:
+        return Memory(len(batch.y), kept, peaks.peak, peaks.peak_small, peaks.peak_large, by_operators, again)
+
+    again = memory(kept_again, live.again) if live.by_operators > 0 else None
+    return memory(kept, live.all, live.by_operators, again)
 
 
 def flops_of_step(model: nn.Module, batch: Batch, config: Config, keep: int = 0) -> Flops:
@@ -255,16 +273,3 @@ def _loss(model: nn.Module, batch: Batch, config: Config, precision: torch.dtype
         forecast, diagnostics = model(*batch[:4])
     mode = config.model.mdn_multivariate_mode
     return training_loss(forecast, diagnostics, batch.y, mode, config.training.kl_weight)
-
-
-def example(model: ModelConfig, batch: int) -> Batch:
-    """`batch` windows of random numbers with the shapes that `model` wants."""
-    history, steps = model.seq_len, model.label_len + model.pred_len
-    marks = len(CELLS) if model.freq == "t" else len(CELLS) - 1
-    return Batch(
-        x_enc=torch.randn(batch, history, model.enc_in),
-        x_mark_enc=torch.rand(batch, history, marks),
-        x_dec=torch.randn(batch, steps, model.dec_in),
-        x_mark_dec=torch.rand(batch, steps, marks),
-        y=torch.randn(batch, model.pred_len, model.c_out),
-    )

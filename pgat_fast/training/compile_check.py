@@ -102,8 +102,8 @@ def check_compiled_step(
     """Compute the gradients of a step eagerly and compiled, with the same random state.
 
     Args:
-        step: its model is compiled; afterwards it is not any more where there is a fault, and its gradients are those
-            of the compiled step, or of the eager one where there is a fault.
+        step: its model is compiled; afterwards it is not any more where there is a fault. Its gradients are then those
+            of the compiled step, or of the eager one where there is a fault or nothing could be compared.
         batches, weight: see `OptimizerStep.accumulate`.
         check_stop: raises where the run was asked to stop; called when the compiler fails, since an interrupt from a
             terminal reaches the C++ compiler too.

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pgat_fast.config import Config
-from pgat_fast.model.compilation import COMPILE_SECONDS
+from pgat_fast.model.compilation import COMPILE_SECONDS, regions_on
 from pgat_fast.model.compile_cache import CompileCache
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, products_in
@@ -24,14 +24,18 @@ WARM: Final = 0.25
 """Seconds of compiling with a warm cache / with an empty one: 7 and 29, on the same machine."""
 
 MANY: Final = 50
-"""Steps of a run from which a forward pass is timed before it begins: it takes less than a hundredth of the run."""
+"""Steps of a run from which a forward pass is timed before it begins: about a hundredth of the run."""
 
 SHORT: Final = 1.0
 """Seconds of a forward pass below which it is taken three times: the first ones set up libraries and memory."""
 
 
 def measure_batch_seconds(
-    model: nn.Module, inputs: Sequence[Tensor], precision: Precision, device: torch.device
+    model: FastPGAT,
+    inputs: Sequence[Tensor],
+    precision: Precision,
+    device: torch.device,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> float:
     """Return about the seconds that forward and backward pass of a batch take eagerly, from its forward pass.
 
@@ -42,32 +46,39 @@ def measure_batch_seconds(
         inputs: of the model, of a whole batch.
         precision: of the products.
         device: where the model is, a CPU.
+        check_stop: raises where the run was asked to stop.
     """
     seconds: list[float] = []
     with torch.random.fork_rng(devices=[]):
         while not seconds or (seconds[-1] < SHORT and len(seconds) < 3):
+            check_stop()
             started = time.perf_counter()
             with torch.no_grad(), products_in(precision, device):
                 model(*inputs)
             seconds.append(time.perf_counter() - started)
-    kept = not isinstance(model, FastPGAT) or model.execution.keep > 0
-    return min(seconds) * STEP_BY_FORWARD["kept" if kept else "recomputed"]
+    return min(seconds) * STEP_BY_FORWARD["kept" if model.execution.keep > 0 else "recomputed"]
 
 
 def expected_compile_seconds(cache: CompileCache | None, program: str, device: torch.device) -> float:
     """Return the seconds that compiling takes, about: as the last time, where `program` is in the cache.
 
-    Otherwise as much as others took here the first time, at most; where nothing was compiled yet, `COMPILE_SECONDS`.
+    Otherwise as much as others of its kind took here the first time, at most; without any, `COMPILE_SECONDS`.
     """
     known = {} if cache is None else cache.seconds()
     if program in known:
         first, last = known[program]
         return last if last < first else WARM * first
-    return max((first for first, _ in known.values()), default=COMPILE_SECONDS[device.type])
+    firsts = [first for name, (first, _) in known.items() if _kind(name) == _kind(program)]
+    return max(firsts, default=COMPILE_SECONDS[device.type])
+
+
+def _kind(program: str) -> str:
+    """Device, and whether all of the model is compiled: what takes seconds or minutes."""
+    return program.rpartition("-")[0]
 
 
 def program_key(config: Config, device: torch.device) -> str:
-    """Return what the compiled code of a run depends on, as a short text: equal for runs that share all of it."""
+    """Return what the compiled code of a run depends on, `DEVICE-REGIONS-HASH`: equal for runs that share all of it."""
     from pgat_fast import __version__
 
     run = config.run.model_dump(mode="json")
@@ -76,8 +87,7 @@ def program_key(config: Config, device: torch.device) -> str:
         "model": config.model.model_dump(mode="json"),
         "batch": config.training.batch_size,
         "run": {name: run[name] for name in ("backend", "precision", "combiner_chunk", "exact_dropout")},
-        "whole": run["compile"] == "whole",
-        "device": device.type,
         "threads": torch.get_num_threads(),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    regions = regions_on(device, whole=run["compile"] == "whole")
+    return f"{device.type}-{regions}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pgat_fast import exit_codes
 from pgat_fast.config import Config, dump_config
 from pgat_fast.data.load import load_splits
-from pgat_fast.data.windows import Batch, batch_indices
+from pgat_fast.data.windows import Batch, batch_indices, example
 from pgat_fast.device import resolve_device
 from pgat_fast.errors import (
     BackendError,
@@ -37,14 +37,13 @@ from pgat_fast.errors import (
 from pgat_fast.evaluation.evaluate import mean_loss_of_split
 from pgat_fast.files import write_atomically
 from pgat_fast.model import build_model, kept_in_words, kernels_in_words, parts_of, resolve_backend
-from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds
+from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds, why_not
 from pgat_fast.model.compile_cache import CompileCache, compile_cache
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
-from pgat_fast.plan.trace import example
 from pgat_fast.ranks import over
 from pgat_fast.training.about import compiled_regions, describe_run
 from pgat_fast.training.checkpoint import (
@@ -214,13 +213,18 @@ class Trainer:
             self.model.to(self.device)
         self.program = program_key(config, self.device)
         regions = self.decide_compile(precision)
-        logger.info("recompute %s: %s", config.run.recompute, kept_in_words(self.model, regions))
+        if isinstance(self.model, FastPGAT):
+            logger.info("recompute %s: %s", config.run.recompute, kept_in_words(self.model.execution, regions))
         if regions != "none":
             # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
             parts = parts_of(self.model) if world.sharded else None  # weights are gathered between them
             compile_in_place(self.model, self.device, regions=regions, graphs=world.size == 1, parts=parts)
         self.check_compilation = regions != "none"
-        """Whether the next step is the first one of this process that is compiled: it is compared with an eager one."""
+        """Whether the next step is compared with an eager one: the first compiled one of this process, and those after
+        it until the eager gradients are finite."""
+        self.compile_seconds = 0.0
+        """The longest compiled step that was compared: the one that compiled, which costs as much as it took beside the
+        eager one."""
         if self.settings.lr_schedule == "warmup_cosine" and self.settings.warmup_epochs >= self.settings.epochs:
             logger.warning("training.warmup_epochs %d: the run ends before warm-up does", self.settings.warmup_epochs)
         trained = world.parallel(self.model)
@@ -259,23 +263,27 @@ class Trainer:
 
     def decide_compile(self, precision: Precision) -> Regions:
         """Decide what of training is compiled: as it was before, or as the length of the whole run suggests."""
-        settings, asked = self.settings, self.config.run.compile
+        settings, asked, backend = self.settings, self.config.run.compile, resolve_backend(self.config.run.backend)
         before = None if self.found is None else compiled_regions(self.found[1].about)
         accumulated, windows = settings.gradient_accumulation_steps, len(self.splits.train)
         seconds = accumulated * expected_batch_seconds(self.config, self.device) / self.world.size
         alone_on_cpu = self.device.type == "cpu" and self.world.size == 1  # ranks decide alike, by the settings
+        undecided = asked == "auto" and before is None and why_not(backend, self.device) is None
         many = most_steps(settings, windows, seconds) >= MANY
-        if many and asked == "auto" and before is None and alone_on_cpu and isinstance(self.model, FastPGAT):
+        if undecided and many and alone_on_cpu and isinstance(self.model, FastPGAT):
             with torch.random.fork_rng(devices=[]):
                 inputs = example(self.config.model, settings.batch_size)[:4]
-            seconds = accumulated * measure_batch_seconds(self.model, inputs, precision, self.device)
+            batch = measure_batch_seconds(self.model, inputs, precision, self.device, self.stop.check)
+            seconds = accumulated * batch
         return decide_compile(
             asked,
-            resolve_backend(self.config.run.backend),
+            backend,
             self.device,
             expected_steps=most_steps(settings, windows, seconds),
             seconds_per_step=seconds,
-            compile_seconds=expected_compile_seconds(self.cache, self.program, self.device),
+            compile_seconds=expected_compile_seconds(
+                self.cache if self.world.size == 1 else None, self.program, self.device
+            ),
             before=before,
         )
 
@@ -451,6 +459,7 @@ class Trainer:
         and `whole` end the run, whose checkpoint is that of before the step.
         """
         check = check_compiled_step(self.step, batches, weight, self.stop.check)
+        self.compile_seconds = max(self.compile_seconds, check.compiled_seconds)
         self.check_compilation = check.undecided
         self.record("compilation", level="info" if check.fault is None else "error", **check.to_dict())
         self.compile_check = check.to_dict()
@@ -458,8 +467,7 @@ class Trainer:
             logger.info("%s", check.text())
             if self.cache is not None and not check.undecided:
                 self.cache.record()
-                # With its step, about as long as the eager one that was taken besides.
-                self.cache.note_seconds(self.program, check.compiled_seconds)
+                self.cache.note_seconds(self.program, self.compile_seconds)
         elif self.config.run.compile == "auto":
             logger.warning("%s; the run goes on without compilation", check.text())
             self.about |= {"compiled": False, "compiled_regions": "none"}
@@ -873,7 +881,8 @@ class Trainer:
                 "go on with --resume"
             )
         batch, accumulated = self.settings.batch_size, self.settings.gradient_accumulation_steps
-        recompute = "" if self.config.run.recompute == "on" else "Set run.recompute=on. "
+        keeps = isinstance(self.model, FastPGAT) and self.model.execution.keep > 0
+        recompute = "Set run.recompute=on. " if keeps and self.about["compiled_regions"] != "whole" else ""
         return (
             f"{recompute}Lower training.batch_size from {batch} (raise training.gradient_accumulation_steps from "
             f"{accumulated}, for the same optimizer step), or model.seq_len; `pgat-fast plan` predicts what fits"

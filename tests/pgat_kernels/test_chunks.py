@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from pgat_kernels import chunks
-from pgat_kernels.chunks import Backward, Chunking, Masks, RowsOperator, auto_chunk, bytes_kept, take
+from pgat_kernels.chunks import (
+    Backward,
+    Chunking,
+    Masks,
+    RowsOperator,
+    auto_chunk,
+    bytes_kept,
+    few_chunks,
+    starts,
+    take,
+)
 from pgat_kernels.pairs import gelu_dropout, linear
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -103,31 +113,48 @@ def test_what_is_kept_changes_no_bit(keep: int, rate: float) -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with every chunk that is computed again."""
+    calls: list[int] = []
+    backward = example.backward_chunk
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return backward(*args)
+
+    monkeypatch.setattr(example, "backward_chunk", counted)
+    return calls
+
+
 @pytest.mark.parametrize(("keep", "kept"), [(A_CHUNK - 1, 0), (A_CHUNK, 1), (2 * A_CHUNK, 2), (3 * A_CHUNK, 3)])
-def test_as_many_chunks_are_kept_as_fit(keep: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_chunks_are_kept_as_fit(keep: int, kept: int, again: list[int]) -> None:
     rows, weights = inputs(9)
     how = Chunking(0.3, [3], 3, torch.float64, False)
     assert example.count_kept(rows, weights, how, keep) == (kept, kept * A_CHUNK)
     y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, keep)
     assert bytes_kept(y.sum()) == kept * A_CHUNK
-    again: list[int] = []
-    backward = example.backward_chunk
-
-    def counted(*args: Any) -> Any:
-        again.append(1)
-        return backward(*args)
-
-    monkeypatch.setattr(example, "backward_chunk", counted)
     y.sum().backward()
     assert len(again) == 3 - kept
 
 
-def test_kept_chunks_serve_one_backward_pass_and_a_second_one_computes_them_again() -> None:
+def test_kept_chunks_serve_one_backward_pass_and_a_second_one_computes_them_again(again: list[int]) -> None:
     rows, weights = inputs(9)
     y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, 10**9).sum()
     first = torch.autograd.grad(y, [*rows, *weights], retain_graph=True)
+    assert len(again) == 0
     second = torch.autograd.grad(y, [*rows, *weights])
+    assert len(again) == 3
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_few_chunks_are_the_first_two_and_the_part_of_one() -> None:
+    assert starts(12, 3) == starts(10, 3) == [0, 3, 6, 9]
+    with few_chunks():
+        assert starts(12, 3) == [0, 3]
+        assert starts(10, 3) == [0, 3, 9]
+        assert starts(3, 3) == starts(2, 3) == [0]
+    assert starts(12, 3) == [0, 3, 6, 9]
 
 
 def test_a_weight_that_changed_before_the_backward_pass_is_an_error() -> None:

@@ -41,28 +41,34 @@ def test_the_defaults_are_those_of_the_schema() -> None:
 @pytest.mark.parametrize(
     ("settings", "free", "keep"),
     [
-        ({}, 8 * GIB, 2 * GIB),
-        ({"device": "cpu"}, 8 * GIB, 2 * GIB),
+        ({}, 8 * GIB, GIB),
+        ({"device": "cpu"}, 8 * GIB, GIB),
         ({"device": "cuda"}, 8 * GIB, 0),
         ({"recompute": "on"}, 8 * GIB, 0),
         ({"recompute": "off"}, 0, sys.maxsize),
         ({}, 0, 0),
     ],
 )
-def test_a_quarter_of_the_free_memory_is_kept_on_a_cpu(
+def test_two_operators_keep_a_quarter_of_the_free_memory_on_a_cpu(
     settings: dict[str, str], free: int, keep: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[float | None] = []
     monkeypatch.setattr("pgat_fast.model.execution.resolve_device", lambda device: torch.device("cpu"))
     monkeypatch.setattr("pgat_fast.model.execution.free_memory", lambda limit: limits.append(limit) or free)
+    monkeypatch.setattr("pgat_fast.model.execution.usable_cores", torch.get_num_threads)
     assert bytes_to_keep(load_config({"memory_limit_gb": 3} | settings).run) == keep
     assert set(limits) <= {3}
 
 
-def test_processes_that_train_together_share_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ranks", "threads", "keep"), [(1, 8, GIB), (2, 8, GIB / 2), (1, 2, GIB / 4), (2, 1, GIB / 8)])
+def test_processes_beside_each_other_share_the_free_memory(
+    ranks: int, threads: int, keep: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pgat_fast.model.execution.free_memory", lambda limit: 8 * GIB)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert bytes_to_keep(load_config({"device": "cpu"}).run) == GIB
+    monkeypatch.setattr("pgat_fast.model.execution.usable_cores", lambda: 8)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert bytes_to_keep(load_config({"device": "cpu"}).run) == keep
 
 
 @pytest.mark.parametrize(

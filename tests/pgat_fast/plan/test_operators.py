@@ -39,8 +39,8 @@ def held(call: Callable[[], Any], *, shortened: bool) -> tuple[Bytes, int]:
         with live:
             result = call()
     size = sum(tensor.untyped_storage().nbytes() for tensor in tensors_in(result))
-    assert live.live == size
-    return (live.peak, live.peak_small, live.peak_large), size
+    assert live.all.live == size
+    return (live.all.peak, live.all.peak_small, live.all.peak_large), size
 
 
 def double(rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Any) -> tuple[Tensor, Backward]:

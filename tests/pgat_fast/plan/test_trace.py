@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pgat_fast import build_model
 from pgat_fast.config import Config
-from pgat_fast.data.windows import Batch
+from pgat_fast.data.windows import Batch, example
 from pgat_fast.model.reference.attention import feed_forward
 from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.plan import stand_ins
@@ -19,7 +19,6 @@ from pgat_fast.plan.trace import (
     MISSING_FORMULAS,
     LiveBytes,
     Memory,
-    example,
     flops_of_step,
     memory_of_step,
     trace_flops,
@@ -139,7 +138,7 @@ def test_what_operators_keep_counts_as_what_a_real_step_keeps(variant: str) -> N
     # What two chunks hold at a time is counted beside what is kept of them.
     again = trace_memory(config_of(variant), 3, backend="torch")
     assert real.peak <= counted.peak <= real.peak + again.peak
-    assert counted.computed_again().kept == again.kept
+    assert counted.again == again
 
 
 def test_chunks_that_are_kept_are_not_computed_again() -> None:
@@ -157,15 +156,15 @@ def test_views_count_once_and_only_while_they_live() -> None:
     with live:
         x = torch.zeros(10, 10)
         row, turned = x[3], x.t()
-        assert live.live == 400
+        assert live.all.live == 400
         del x, row
-        assert live.live == 400
+        assert live.all.live == 400
         y = turned + 1
-        assert (live.live, live.peak) == (800, 800)
+        assert (live.all.live, live.all.peak) == (800, 800)
         del turned
-        assert (live.live, live.peak) == (400, 800)
+        assert (live.all.live, live.all.peak) == (400, 800)
         y.add_(1)
-        assert (live.live, live.peak) == (400, 800)
+        assert (live.all.live, live.all.peak) == (400, 800)
 
 
 def test_large_and_small_storages_peak_each_at_its_own_moment() -> None:
@@ -174,7 +173,7 @@ def test_large_and_small_storages_peak_each_at_its_own_moment() -> None:
         small = torch.empty(2**20, dtype=torch.uint8)
         del small
         large = torch.empty(2**25, dtype=torch.uint8)
-    assert (live.peak_small, live.peak_large, live.peak) == (2**20, 2**25, large.nbytes)
+    assert (live.all.peak_small, live.all.peak_large, live.all.peak) == (2**20, 2**25, large.nbytes)
 
 
 # --- a GPU's operators ------------------------------------------------------------------------------------------------
@@ -191,7 +190,7 @@ def kept_by(operator: Callable[[Tensor], Tensor], device: str) -> int:
         with live:
             y = operator(x)
     assert y.shape == x.shape
-    return live.live
+    return live.all.live
 
 
 def test_dropout_keeps_a_byte_a_number_on_a_gpu_and_four_on_a_cpu() -> None:
@@ -251,7 +250,7 @@ def test_the_stand_in_for_a_gru_keeps_the_bytes_of_the_real_one(batch: int, step
         with live:
             y = module(x)[0]
         assert y.shape == (batch, steps, 32)
-        kept.append(live.live)
+        kept.append(live.all.live)
     # The real one has a first state, [B, C], too, and a scalar or two.
     assert 0 <= kept[0] - kept[1] <= 2 * batch * 32 * 4
 

@@ -3,16 +3,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pgat_fast import build_model, load_config
+from pgat_fast.data.windows import example
 from pgat_fast.model.compilation import COMPILE_SECONDS
 from pgat_fast.model.compile_cache import TIMES, CompileCache
+from pgat_fast.model.execution import Execution
 from pgat_fast.model.fast.pgat import FastPGAT
-from pgat_fast.plan.trace import example
 from pgat_fast.training import estimate
 from pgat_fast.training.estimate import (
     STEP_BY_FORWARD,
@@ -32,6 +34,7 @@ class Slow(nn.Module):
     def __init__(self, seconds: list[float]) -> None:
         super().__init__()
         self.seconds, self.now = iter(seconds), 0.0
+        self.execution = Execution(keep=1)
 
     def forward(self, x: Tensor) -> Tensor:
         assert not torch.is_grad_enabled()
@@ -47,14 +50,14 @@ def test_a_short_forward_pass_is_taken_again_and_a_long_one_is_not(
 ) -> None:
     model = Slow(seconds)
     monkeypatch.setattr("time.perf_counter", lambda: model.now)
-    found = measure_batch_seconds(model, [torch.ones(3)], "highest", CPU)
+    found = measure_batch_seconds(cast(FastPGAT, model), [torch.ones(3)], "highest", CPU)
     assert found == pytest.approx(taken * STEP_BY_FORWARD["kept"])
     assert not list(model.seconds)
 
 
 def test_measuring_leaves_the_generators_as_they_were() -> None:
     before = torch.get_rng_state()
-    measure_batch_seconds(Slow([0.1] * 3), [torch.ones(100)], "highest", CPU)
+    measure_batch_seconds(cast(FastPGAT, Slow([0.1] * 3)), [torch.ones(100)], "highest", CPU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -78,15 +81,19 @@ def cache(tmp_path: Path) -> CompileCache:
 
 
 def test_what_was_compiled_here_is_expected_to_take_as_long_again(cache: CompileCache) -> None:
-    assert expected_compile_seconds(None, "a", CPU) == COMPILE_SECONDS["cpu"]
-    assert expected_compile_seconds(cache, "a", CPU) == COMPILE_SECONDS["cpu"]
-    cache.note_seconds("a", 40.0)
-    cache.note_seconds("b", 20.0)
-    assert expected_compile_seconds(cache, "c", CPU) == 40, "an unknown one, like the longest"
-    assert expected_compile_seconds(cache, "b", CPU) == WARM * 20, "its code is there, but was never loaded"
-    cache.note_seconds("b", 3.0)
-    assert expected_compile_seconds(cache, "b", CPU) == 3
-    assert expected_compile_seconds(cache, "c", CPU) == 40
+    one, other, unknown = (f"cpu-operators-{name}" for name in ("1", "2", "3"))
+    assert expected_compile_seconds(None, one, CPU) == COMPILE_SECONDS["cpu"]
+    assert expected_compile_seconds(cache, one, CPU) == COMPILE_SECONDS["cpu"]
+    cache.note_seconds(one, 40.0)
+    cache.note_seconds(other, 20.0)
+    cache.note_seconds("cpu-whole-1", 400.0)
+    cache.note_seconds("cuda-whole-1", 90.0)
+    assert expected_compile_seconds(cache, unknown, CPU) == 40, "like the longest of its kind"
+    assert expected_compile_seconds(cache, other, CPU) == WARM * 20, "its code is there, but was never loaded"
+    cache.note_seconds(other, 3.0)
+    assert expected_compile_seconds(cache, other, CPU) == 3
+    assert expected_compile_seconds(cache, unknown, CPU) == 40
+    assert expected_compile_seconds(cache, "cpu-whole-2", CPU) == 400
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 3}', '{"a": ["x", 1]}', '{"a": [1, 2, 3]}'])

@@ -28,12 +28,11 @@ EVALUATION = 40
 
 
 @pytest.fixture(scope="module")
-def places(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], int]:
-    """What an uninterrupted run comes to, and how often it asks whether to stop."""
+def whole(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an uninterrupted run comes to."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    stop = StopAt()
-    run([*tiny_settings, *ACCUMULATE], folder, stop=stop)
-    return outcome(folder), stop.asked
+    run([*tiny_settings, *ACCUMULATE], folder)
+    return outcome(folder)
 
 
 @pytest.mark.slow  # some fifty runs
@@ -60,11 +59,11 @@ def test_stopped_at_every_single_place_and_resumed(
 
 
 @pytest.mark.slow  # whole runs
-def test_three_interruptions_in_one_epoch(tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]) -> None:
+def test_three_interruptions_in_one_epoch(tiny: list[str], tmp_path: Path, whole: dict[str, Any]) -> None:
     # Questions of a resumed process: one at its beginning, then one a batch.
     results = interrupted([*tiny, *ACCUMULATE], tmp_path / "run", [9, 4, 2, 4])
     assert results["resumes"] == 4
-    assert_same(outcome(tmp_path / "run"), places[0])
+    assert_same(outcome(tmp_path / "run"), whole)
 
 
 @pytest.mark.slow  # three runs each
@@ -88,26 +87,22 @@ def test_every_kind_of_training_goes_on_exactly(tiny: list[str], tmp_path: Path,
 
 
 @pytest.mark.slow  # whole runs
-def test_the_same_seed_twice_gives_the_same_to_the_bit(
-    tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]
-) -> None:
+def test_the_same_seed_twice_gives_the_same_to_the_bit(tiny: list[str], tmp_path: Path, whole: dict[str, Any]) -> None:
     run([*tiny, *ACCUMULATE], tmp_path / "again")
-    assert_same(outcome(tmp_path / "again"), places[0])
+    assert_same(outcome(tmp_path / "again"), whole)
     other = run([*tiny, *ACCUMULATE, "training.seed=7"], tmp_path / "other")
-    assert other["train_losses"] != places[0]["results"]["train_losses"]
+    assert other["train_losses"] != whole["results"]["train_losses"]
 
 
 @pytest.mark.slow  # whole runs
-def test_a_limit_within_an_epoch_costs_nothing(
-    tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int]
-) -> None:
+def test_a_limit_within_an_epoch_costs_nothing(tiny: list[str], tmp_path: Path, whole: dict[str, Any]) -> None:
     """A run that ends early is evaluated; with the limit raised it goes on as if it had never ended."""
     first = run([*tiny, *ACCUMULATE, "training.max_steps=4"], tmp_path / "run")
     assert [epoch["complete"] for epoch in first["epochs"]] == [True, False]
     assert first["training_ended"] == "training.max_steps 4 reached"
     assert (tmp_path / "run" / "checkpoints" / first["checkpoints"]["best"]).is_dir()
     run([*tiny, *ACCUMULATE], tmp_path / "run", resume=tmp_path / "run")
-    assert_same(outcome(tmp_path / "run"), places[0])
+    assert_same(outcome(tmp_path / "run"), whole)
 
 
 @pytest.mark.slow  # whole runs
@@ -152,7 +147,7 @@ def test_an_older_checkpoint_can_be_chosen_and_nothing_is_lost(tiny: list[str], 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", pytest.param("a missing file", marks=pytest.mark.slow)])
 def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(
-    tiny: list[str], tmp_path: Path, places: tuple[dict[str, Any], int], damage: str, caplog: pytest.LogCaptureFixture
+    tiny: list[str], tmp_path: Path, whole: dict[str, Any], damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(StopRequested):
         run([*tiny, *ACCUMULATE], tmp_path / "run", stop=StopAt(17))
@@ -166,7 +161,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(
         file.unlink()
     run([*tiny, *ACCUMULATE], tmp_path / "run", resume=tmp_path / "run")
     assert any(str(newest_path) in record.message for record in caplog.records if record.levelno >= logging.WARNING)
-    assert_same(outcome(tmp_path / "run"), places[0])
+    assert_same(outcome(tmp_path / "run"), whole)
 
 
 def test_without_any_whole_checkpoint_the_message_says_so(tiny: list[str], tmp_path: Path) -> None:

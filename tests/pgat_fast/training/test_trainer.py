@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pgat_fast import build_model, load_config
@@ -266,6 +266,23 @@ def test_a_run_that_goes_on_with_other_kernels_says_so(
     monkeypatch.setattr("pgat_fast.training.trainer.kernels_in_words", lambda model: "measured abc")
     run([*tiny, "training.max_steps=4"], tmp_path / "run", resume=tmp_path / "run")
     assert "kernels: the run began with none and goes on with measured abc" in caplog.text
+
+
+@pytest.mark.parametrize(("steps", "timed"), [(49, False), (50, True)])
+def test_a_run_of_many_steps_is_estimated_by_a_forward_pass_of_a_batch(
+    steps: int, timed: bool, tiny: list[str], compiled_calls: list[bool], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def measure(model: nn.Module, inputs: Sequence[Tensor], *how: object) -> float:
+        assert model.training
+        assert len(inputs[0]) == 4, "windows of a batch"
+        return 7.0
+
+    monkeypatch.setattr(trainer, "measure_batch_seconds", measure)
+    caplog.set_level(logging.INFO)
+    settings = ["training.gradient_accumulation_steps=2", "training.epochs=100", f"training.max_steps={steps}"]
+    Trainer(load_config(None, [*tiny, *settings]), None, Stop(), progress=False)
+    assert (f"compile auto: {steps} steps take about {7 * 2 * steps} s" in caplog.text) is timed
 
 
 def test_a_limit_of_steps_or_minutes_shortens_what_compiling_can_save(
