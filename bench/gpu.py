@@ -33,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -210,11 +211,10 @@ def training_steps(config: str, variant: str, device: torch.device, batch: int =
 
 def compiled_against_eager(device: torch.device, combiner: str, settings: Sequence[str] = ()) -> Record:
     """Gradients of the quickstart's model with this combiner and `settings`, its operators asked for kernels."""
-    from bench.step import example
     from bench.variants import Variant, build
     from pgat_fast import load_config
+    from pgat_fast.data.windows import example
     from pgat_fast.model.compilation import compile_in_place
-    from pgat_fast.model.execution import Execution
     from pgat_fast.model.fast.pgat import FastPGAT
     from pgat_kernels.conditioning import errors_and_bounds
     from pgat_kernels.dispatch import Kernels
@@ -228,7 +228,7 @@ def compiled_against_eager(device: torch.device, combiner: str, settings: Sequen
         """A function of weights and inputs: the gradients of all weights."""
         model = build(config, Variant("torch")).to(device, dtype)
         assert isinstance(model, FastPGAT)
-        model.set_execution(Execution.of(config.run, compiled=compiled, kernels=Kernels(dtype == torch.float32)))
+        model.set_execution(replace(model.execution, compiled=compiled, kernels=Kernels(dtype == torch.float32)))
         if compiled:
             compile_in_place(model, device)
         parameters = dict(model.named_parameters())

@@ -27,13 +27,13 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 from bench.kernel_cases import Implementations
 from bench.measure import forget_data, without_data
 from bench.processes import Record, positive
-from bench.step import example, optimizer_step
+from bench.step import optimizer_step
 from bench.time_model import EPOCH_STEPS, GPUS, Gpu, Work, bytes_of, work_of_launches
 from bench.variants import PRECISIONS, Variant, build
 from pgat_fast import load_config
 from pgat_fast.config.schema import Config
+from pgat_fast.data.windows import example
 from pgat_fast.errors import PgatError
-from pgat_fast.model.execution import Execution
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
 from pgat_fast.plan.trace import MISSING_FORMULAS
@@ -103,7 +103,7 @@ def work_of_a_step(config: Config, precision: Precision, batch: int, architectur
     device = torch.device("cpu")  # of tensors without data; chunks are those of a GPU
     model = build(config, Variant("torch", precision))
     assert isinstance(model, FastPGAT)
-    model.set_execution(replace(Execution.of(config.run), kernels=Kernels.ON))
+    model.set_execution(replace(model.execution, kernels=Kernels.ON))
     with (
         patch(
             "pgat_fast.model.fast.part.auto_chunk", lambda rows, size, _: auto_chunk(rows, size, torch.device("cuda"))

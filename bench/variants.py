@@ -15,6 +15,7 @@ A precision is one of `run.precision`; without one it is the configuration's.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, get_args
@@ -178,7 +179,8 @@ def build(config: Config, variant: Variant, compiled: bool = False) -> nn.Module
     """
     model = build_model(config, backend=variant.backend).train()
     if isinstance(model, FastPGAT):
-        model.set_execution(Execution.of(config.run, compiled=compiled, kernels=Kernels(variant.backend == "triton")))
+        execution = Execution.of(config.run, compiled=compiled, kernels=Kernels(variant.backend == "triton"))
+        model.set_execution(replace(execution, keep=sys.maxsize if variant.kept else 0))
     if variant.fused:
         use_fused_attention(model)
     if variant.kept and variant.backend == "reference":
