@@ -50,17 +50,17 @@ test: $(VENV)/installed
 # many hundredths are for the command.
 share = $(if $(MINUTES),--begin-within $(shell expr $(MINUTES) \* $(1) / 100))
 
-# The same numbers in another environment: on processors with narrower vectors, with more than one thread.
+# The same numbers in another environment: on processors with narrower vectors, with more than one thread (in one worker).
 define parity
-	$(1) $(PYTEST) $(call share,8) -m 'parity and not compile'
-	$(1) TRITON_INTERPRET=1 $(PYTEST) $(call share,2) -m 'parity and not ($(LONG))' tests/interpreted
+	$(1) $(PYTEST) $(2) $(call share,7) -m 'parity and not compile'
+	$(1) TRITON_INTERPRET=1 $(PYTEST) $(2) $(call share,4) -m 'parity and not ($(LONG))' tests/interpreted
 endef
 
 test-all: $(VENV)/installed
 	$(call parity,ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2)
 	$(call parity,ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41)
-	$(call parity,OMP_NUM_THREADS=2)
-	$(PYTEST) $(call share,55) -m '$(LONG)'
+	$(call parity,OMP_NUM_THREADS=2,--numprocesses 1)
+	$(PYTEST) $(call share,50) -m '$(LONG)'
 	TRITON_INTERPRET=1 $(PYTEST) $(call share,15) -m '$(LONG)' tests/interpreted
 
 # The pinned versions of everything but torch and triton, which comes with torch. A build for CUDA takes 6 GB.
