@@ -26,7 +26,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None) -> subproces
 def test_it_measures_in_turns_and_writes_the_command_and_the_machine(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     arguments = ["--batch", "2", "--steps", "2", "--rounds", "2", "--peak-seconds", "0.01", "--json", str(out)]
-    result = run("--backends", "reference,reference:bf16:fused", *arguments)
+    result = run("--backends", "reference,reference:highest:fused", *arguments)
     assert result.returncode == 0, result.stderr
     record = json.loads(out.read_text())
     assert (record["batch"], record["steps"], record["rounds"]) == (2, 2, 2)
@@ -35,8 +35,8 @@ def test_it_measures_in_turns_and_writes_the_command_and_the_machine(tmp_path: P
     assert datetime.fromisoformat(record["machine"]["date"]).tzinfo is UTC
     assert {"commit", "changed", "c_library"} <= record["machine"].keys()
     assert isinstance(record["machine"]["environment"], dict)
-    assert record["order"] == ["reference", "reference:bf16:fused", "reference:bf16:fused", "reference"]
-    assert set(record["matrix_peak"]) == {"highest", "bf16"}
+    assert record["order"] == ["reference", "reference:highest:fused", "reference:highest:fused", "reference"]
+    assert set(record["matrix_peak"]) == {"highest"}
     first, second = record["results"]
     for measured in (first, second):
         assert 0 < measured["step_seconds"]["quartile_1"] <= measured["step_seconds"]["quartile_3"] < 60
@@ -47,7 +47,7 @@ def test_it_measures_in_turns_and_writes_the_command_and_the_machine(tmp_path: P
         assert measured["operators_without_flop_formula"] == []
         assert 0 < 2 * measured["forward_flops"] < measured["flops"]
     assert (first["backend"], first["precision"]) == ("reference", "highest")
-    assert (second["backend"], second["precision"]) == ("reference:bf16:fused", "bf16")
+    assert (second["backend"], second["precision"]) == ("reference:highest:fused", "highest")
     assert second["saved_for_backward_bytes"] < first["saved_for_backward_bytes"]
     ratio = first["step_seconds"]["median"] / second["step_seconds"]["median"]
     assert second["times_less_than_first"]["step_seconds"] == pytest.approx(ratio)
