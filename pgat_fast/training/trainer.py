@@ -37,7 +37,7 @@ from pgat_fast.errors import (
 from pgat_fast.evaluation.evaluate import mean_loss_of_split
 from pgat_fast.files import write_atomically
 from pgat_fast.model import build_model, kept_in_words, kernels_in_words, parts_of, resolve_backend
-from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds, why_not
+from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds
 from pgat_fast.model.compile_cache import CompileCache, compile_cache
 from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, resolve_precision
@@ -268,7 +268,7 @@ class Trainer:
         accumulated, windows = settings.gradient_accumulation_steps, len(self.splits.train)
         seconds = accumulated * expected_batch_seconds(self.config, self.device) / self.world.size
         alone_on_cpu = self.device.type == "cpu" and self.world.size == 1  # ranks decide alike, by the settings
-        undecided = asked == "auto" and before is None and why_not(backend, self.device) is None
+        undecided = asked == "auto" and before is None
         many = most_steps(settings, windows, seconds) >= MANY
         if undecided and many and alone_on_cpu and isinstance(self.model, FastPGAT):
             with torch.random.fork_rng(devices=[]):
