@@ -20,8 +20,8 @@ STEP_BY_FORWARD: Final = {"kept": 2.4, "recomputed": 3.0}
 needs, and where they compute it again. Medians on two cores with AVX2: 2.24 and 2.98 (quickstart), 2.53 and 3.03
 (production, batched)."""
 
-WARM: Final = 0.25
-"""Seconds of compiling with a warm cache / with an empty one: 7 and 29, on the same machine."""
+WARM: Final = 0.15
+"""Seconds of compiling with a warm cache / with an empty one: 2.6 and 21 (`bench/results/recompute_quickstart.json`)."""
 
 MANY: Final = 50
 """Steps of a run from which a forward pass is timed before it begins: about a hundredth of the run."""

@@ -107,7 +107,7 @@ def test_a_short_run_does_not_even_look_for_a_compiler(
     monkeypatch.setattr(compilation, "why_not", lambda backend, device: pytest.fail("it looked"))
     assert decide("auto", 10.0) == "none"
     (line,) = caplog.messages
-    assert line.startswith("compile auto: 100 steps take about 10 s, of which compiling would save 0 s and cost 30 s")
+    assert line.startswith("compile auto: 100 steps take about 10 s, of which compiling would save 1 s and cost 30 s")
     assert line.endswith(": not compiled")
 
 
