@@ -60,7 +60,8 @@ class Variant:
         compiled: whether by `torch.compile`; None is what the configuration says, and no for the reference.
         whole: whether all of the model is compiled, not the operators alone.
         fused: whether attention is called without weights.
-        kept: whether all that the backward pass needs is kept; else the combiner is computed again.
+        kept: whether all that the backward pass needs is kept; else the combiner is computed again, and by the fast
+            model the graph attention.
         heap: whether a reference keeps freed memory.
     """
 

@@ -105,7 +105,7 @@ _few: ContextVar[bool] = ContextVar("few_chunks", default=False)
 
 @contextmanager
 def few_chunks() -> Iterator[None]:
-    """Within it operators compute only the first two of equal chunks, for who counts their memory, without data.
+    """Within it operators compute only the first two of equal chunks: for counting memory on tensors without data.
 
     Two, since the results of one are still there while the next is computed.
     """

@@ -156,6 +156,7 @@ def _memory(
     predicted = bytes_of(count(size))
     bounds = _bounds(config, device, present)
     most = 2**20 if work is None else work.train_windows
+    most_kept = KEEPING_OPERATORS * keep_at_most(config, device.type)  # once: it depends on the memory that is free
 
     def need(batch: int) -> int:
         if backend == "reference":
@@ -163,7 +164,6 @@ def _memory(
         # Counting takes seconds a batch. Its memory is a line, up to the most that operators keep.
         near = [count(size), count(_SECOND if size != _SECOND else 2 * _SECOND)]
         again = [memory.again or memory for memory in near]
-        most_kept = KEEPING_OPERATORS * keep_at_most(config, device.type)
         return min(bytes_of(line_through(*near)(batch)), bytes_of(line_through(*again)(batch)) + most_kept)
 
     return Needed(

@@ -32,7 +32,7 @@ def prepare() -> None:
 def keep_at_most(config: Config, device: str) -> int:
     """Bytes that each operator of the fast model may keep in the run, on `cpu` or `cuda`; see `Execution.keep`.
 
-    None where all of a step is compiled: such operators compute everything again.
+    0 where all of a step is compiled: such operators compute everything again.
     """
     whole = config.run.compile == "whole" or (device == "cuda" and config.run.compile == "on")
     return 0 if whole else bytes_to_keep(config.run)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from pgat_fast.compat import from_original_layout, to_original_layout
@@ -18,7 +17,7 @@ from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.files import write_atomically
 from pgat_fast.training.about import describe_run
 from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, read_checkpoint, save_checkpoint
-from pgat_fast.training.checkpoint_files import parse_weights, read_file
+from pgat_fast.training.checkpoint_files import dump_weights, parse_weights, read_file
 from pgat_fast.training.manifest import LARGEST_FILE, MANIFEST
 from pgat_fast.training.plain import load_plain
 from pgat_fast.training.run_folder import CHECKPOINTS
@@ -55,12 +54,11 @@ def export_checkpoint(path: Path, out: Path, which: str = "best") -> Path:
         state = to_original_layout(checkpoint.weights, config)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{found}: cannot be exported: {error}") from error
-    owned = {name: tensor.detach().clone() for name, tensor in state.items()}
     if out.suffix == _SAFETENSORS:
-        content = save(owned, {"format": "pt"})
+        content = dump_weights(state)
     else:
         buffer = io.BytesIO()
-        torch.save(owned, buffer)
+        torch.save({name: tensor.detach().clone() for name, tensor in state.items()}, buffer)
         content = buffer.getvalue()
     try:
         write_atomically(out, content)
