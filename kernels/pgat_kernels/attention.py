@@ -3,6 +3,9 @@
 Queries are taken a block at a time: their scores against all keys, softmax, dropout and the weighted sum of the values
 are done before the next block begins. The backward pass computes projections and a block's weights again, with the same
 dropout mask. What is kept are the tokens. Memory is linear in their number; a block stays in a processor's cache.
+
+On a CPU the forward pass without dropout is torch's own flash attention: a third of the time at 3,250 tokens. It has no
+dropout, and no backward pass that would know our masks.
 """
 
 from collections.abc import Callable
@@ -122,6 +125,8 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, rate: float, compile_blocks: bool
 ) -> Tensor:
     """[G, H, Q, d], [G, H, T, d] -> [G, H, Q, d]."""
+    if rate == 0 and q.device.type == "cpu" and (bias is None or bias.dtype == q.dtype):
+        return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias[:, None], scale=1.0)
     run, fragments = how_compiled(_forward_block, compile_blocks, q.device)
     result = torch.empty_like(q)
     rows = _row_numbers(q)
