@@ -50,16 +50,15 @@ test: $(VENV)/installed
 # many hundredths are for the command.
 share = $(if $(MINUTES),--begin-within $(shell expr $(MINUTES) \* $(1) / 100))
 
-# The same numbers in another environment: on processors with narrower vectors, with more than one thread (in one worker).
+# The same numbers in another environment: on processors with narrower vectors, with more than one thread.
 define parity
 	$(1) $(PYTEST) $(2) $(call share,7) -m 'parity and not compile'
 	$(1) TRITON_INTERPRET=1 $(PYTEST) $(2) $(call share,4) -m 'parity and not ($(LONG))' tests/interpreted
 endef
 
 test-all: $(VENV)/installed
-	$(call parity,ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2)
 	$(call parity,ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41)
-	$(call parity,OMP_NUM_THREADS=2,--numprocesses 1)
+	$(call parity,ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2,--numprocesses 1)
 	$(PYTEST) $(call share,50) -m '$(LONG)'
 	TRITON_INTERPRET=1 $(PYTEST) $(call share,15) -m '$(LONG)' tests/interpreted
 

@@ -17,6 +17,8 @@ QUICKSTART: Final = "configs/quickstart.yaml"
 
 ZEN4: Final = "_zen4"
 """What the names of files from the slower processor end with."""
+ZEN3: Final = "_zen3"
+"""What those of a processor without AVX-512 end with; there `torch` does not compile the whole model."""
 
 
 def load(name: str) -> Record:
@@ -32,6 +34,8 @@ def load(name: str) -> Record:
 
 def combiner_of(record: Record) -> str:
     """Of the configuration that a result's command names."""
+    if "quickstart" in record["command"]:
+        return "batched (quickstart)"
     return "hierarchical" if "celestial_enhanced" in record["command"] else "batched"
 
 
@@ -64,7 +68,7 @@ def span(values: list[float], form: str) -> str:
 def fast_steps(suffix: str = "") -> str:
     """Whole training steps of all backends, on the machine whose files end with `suffix`."""
     rows = []
-    for name in ("batched_batch1", "batched_batch4", "hierarchical_batch1"):
+    for name in ("quickstart_batch8", "batched_batch1", "batched_batch4", "hierarchical_batch1"):
         path = RESULTS / f"fast_step_{name}{suffix}.json"
         if not path.exists():
             continue
@@ -309,13 +313,21 @@ def peak_of(name: str) -> str:
     return f"{round(sum(peak['highest']['flop_per_second'] for peak in peaks) / len(peaks) / 1e9, -1):.0f}"
 
 
+def compile_times(suffix: str, key: str) -> list[float]:
+    """Seconds of compiling in the files that end with `suffix`; a file without a second process has none with cache."""
+    records = [load(path.stem) for path in RESULTS.glob(f"fast_step_*_batch?{suffix}.json")]
+    found = [result["compile"][key] for record in records for result in record["results"] if "compile" in result]
+    return [seconds for seconds in found if seconds is not None]
+
+
 def compile_minutes(suffix: str = "") -> str:
     """What compiling the whole model took."""
-    records = [load(path.stem) for path in RESULTS.glob(f"fast_step_*_batch1{suffix}.json")]
-    seconds = [
-        result["compile"]["seconds"] for record in records for result in record["results"] if "compile" in result
-    ]
-    return f"{span([value / 60 for value in seconds], '{:.0f}')} minutes"
+    return f"{span([value / 60 for value in compile_times(suffix, 'seconds')], '{:.0f}')} minutes"
+
+
+def compile_seconds(suffix: str, key: str) -> str:
+    """What compiling the operators took."""
+    return f"{span(compile_times(suffix, key), '{:.0f}')} seconds"
 
 
 def hierarchical_fraction() -> str:
@@ -398,11 +410,14 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "comparison_machine": comparison_machine,
     "compile_fast": compile_minutes,
     "compile_slow": lambda: compile_minutes(ZEN4),
+    "compile_slowest": lambda: compile_seconds(ZEN3, "seconds"),
+    "compile_slowest_again": lambda: compile_seconds(ZEN3, "seconds_with_cache"),
     **{
         f"compiled_reference_{what}": lambda what=what: compiled_reference(what)
         for what in ("breaks", "compile", "times", "seconds", "memory")
     },
     "fast_steps": fast_steps,
+    "fast_steps_zen3": lambda: fast_steps(ZEN3),
     "fast_steps_zen4": lambda: fast_steps(ZEN4),
     "gpu": gpu,
     "gpu_minutes": lambda: f"{MOST_SECONDS / 60:g}",
@@ -416,6 +431,7 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "model_steps": lambda: str(EPOCH_STEPS),
     "peak_fast": lambda: peak_of(""),
     "peak_slow": lambda: peak_of(ZEN4),
+    "peak_slowest": lambda: peak_of(ZEN3),
     "pipeline": lambda: batches_per_second("test_windows_batch[zeros]"),
     "ranks": ranks,
     "ranks_batch": lambda: str(load("ranks")["assumptions"]["batch"]),

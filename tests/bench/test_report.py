@@ -56,6 +56,7 @@ def test_a_readme_that_says_something_else_is_found_out(tmp_path: Path, monkeypa
     assert "faster than light" not in readme.read_text()
 
 
+@pytest.mark.slow  # every plot twice
 def test_plots_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     first, second = (plots(tmp_path / name) for name in ("a", "b"))
     assert [path.stem for path in first] == list(DRAWINGS)

@@ -18,6 +18,7 @@ def test_the_fraction_is_of_the_roof_that_is_lower() -> None:
     assert roofline.fraction_of_roof(point, 1e9, 20.0) == 0.25, "bytes take half a second of two"
 
 
+@pytest.mark.slow  # it measures
 def test_all_is_measured_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

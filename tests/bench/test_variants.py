@@ -105,6 +105,7 @@ def test_fused_attention_is_asked_for_no_weights_and_computes_the_same() -> None
     torch.testing.assert_close(after, before)
 
 
+@pytest.mark.slow  # every product is counted in python
 def test_a_reference_that_keeps_computes_the_same_and_saves_more() -> None:
     counted = {}
     for variant in (Variant("reference"), Variant("reference", kept=True)):

@@ -160,6 +160,7 @@ def test_a_backend_that_cannot_run_is_refused(tiny: list[str]) -> None:
         make_plan(config_with(tiny), backend="triton")
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 def test_it_is_for_the_backend_that_will_run(tiny: list[str], tiny_plan: Plan) -> None:
     config = config_with(tiny, "run.backend=reference", "run.recompute=on")
     reference, fast = make_plan(config), make_plan(config, backend="torch")

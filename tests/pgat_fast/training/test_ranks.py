@@ -72,7 +72,8 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.multiprocess)])
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_any_number_of_ranks_trains_the_same_weights(
     ranks: int, settings: list[str], alone: Path, tmp_path: Path
 ) -> None:
@@ -109,10 +110,9 @@ def test_a_limit_of_time_ends_all_of_them(settings: list[str], tmp_path: Path) -
 @pytest.mark.compile
 @pytest.mark.multiprocess
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_compiled_ranks_train_the_same_weights(strategy: str, settings: list[str], alone: Path, tmp_path: Path) -> None:
+def test_compiled_ranks_train_the_same_weights(settings: list[str], alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    said = train(2, folder, [*settings, "run.compile=on", f"run.strategy={strategy}"])
+    said = train(2, folder, [*settings, "run.compile=on", "run.strategy=fsdp"])
     assert results(folder)["compiled"]
     assert len(re.findall("compiled graphs: [1-9]", said)) == 2, said
     assert_close(weights(folder), weights(alone))
@@ -158,7 +158,7 @@ def started(settings: list[str], tmp_path: Path, request: pytest.FixtureRequest)
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("started", [(), ("--set", "run.strategy=fsdp")], ids=["ddp", "fsdp"], indirect=True)
+@pytest.mark.parametrize("started", [("--set", "run.strategy=fsdp")], indirect=True)
 def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(started: Started) -> None:
     started.wait_for(r"epoch 2, step 1 of")
     started.rank(1).send_signal(signal.SIGUSR1)

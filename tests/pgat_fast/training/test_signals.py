@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[3]
 
 LONG = [
     "data.validation_length=120", "data.test_length=120", "training.batch_size=1", "training.epochs=1",
-    "training.max_steps=40", "run.log_interval=1", "run.plots=false",
+    "training.max_steps=16", "run.log_interval=1", "run.plots=false",
 ]  # fmt: skip
 """Batches of one window: every phase is long enough to be met in."""
 
 PHASES = {
     "training": r"epoch 1, step 7 of",
-    "validation": r"epoch 1, step 40 of",
+    "validation": r"epoch 1, step 16 of",
     "evaluation": r"training ends: ",
 }
 """The log line after which the phase begins, or is under way."""
@@ -88,7 +88,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_with_its_code_and_the_run_goes_on(
     assert status["reason"].startswith(name)
     found = newest_good(tmp_path / "run" / "checkpoints")
     assert found is not None
-    assert found[1].about["step"] >= (7 if phase == "training" else 40)
+    assert found[1].about["step"] >= (7 if phase == "training" else 16)
     assert "Traceback" not in "".join(process.lines)
     run(settings, tmp_path / "run", resume=tmp_path / "run")
     assert_same(outcome(tmp_path / "run"), whole)
@@ -161,6 +161,7 @@ def test_a_second_process_is_refused_within_a_second(
     assert first.stop(signal.SIGTERM) < 25
 
 
+@pytest.mark.multiprocess
 def test_resume_auto_goes_on_with_the_newest_run_or_begins_one(
     tiny_settings: list[str], tmp_path: Path, processes: list[Process]
 ) -> None:
