@@ -21,7 +21,8 @@ needs, and where they compute it again. Medians on two cores with AVX2: 2.24 and
 (production, batched)."""
 
 WARM: Final = 0.15
-"""Seconds of compiling with a warm cache / with an empty one: 2.6 / 21 (`bench/results/recompute_quickstart.json`)."""
+"""Seconds of compiling with a warm cache / with an empty one: 2.6 / 21 with the quickstart, 5.2 / 24 with the batched
+production model (`bench/results/fast_step_*_zen3.json`)."""
 
 MANY: Final = 50
 """Steps of a run from which a forward pass is timed before it begins: about a hundredth of the run."""
