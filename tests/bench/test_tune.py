@@ -57,6 +57,7 @@ def test_where_the_committed_configuration_does_not_run_another_is_taken() -> No
     assert tune.fastest(EDGES, start, none_runs, lambda line: None, never) is None
 
 
+@pytest.mark.compile
 def test_plain_torch_is_compared_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """With more shapes than torch compiles one function for."""
     monkeypatch.setattr(tune, "LADDER", (2, 1))

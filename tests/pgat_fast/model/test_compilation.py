@@ -177,6 +177,7 @@ def test_without_bodies_the_expected_time_is_that_of_the_encoder() -> None:
     assert expected_batch_seconds(load_config(None, [*settings, "combiner=hierarchical"]), CPU) == one
 
 
+@pytest.mark.compile
 def test_a_compiled_model_is_the_same_model_with_the_same_names_gradients_and_dropout() -> None:
     torch.manual_seed(0)
     model, x = Small(), torch.randn(16, 4)

@@ -84,6 +84,7 @@ def test_a_real_step_in_16_bits_holds_nearly_the_same_bytes(precision: torch.dty
     assert counted.peak == pytest.approx(real.peak, rel=1e-3)
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_with_accumulation_the_gradients_live_from_the_beginning(backend: str) -> None:
     once, twice = config_of("batched"), config_of("batched", gradient_accumulation_steps=2)
@@ -93,6 +94,7 @@ def test_with_accumulation_the_gradients_live_from_the_beginning(backend: str) -
     assert accumulated == real_memory(twice, 2, backend=backend)
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.parametrize("batch", [1, 2])
 def test_with_its_real_recurrences_it_holds_the_same_bytes_too(batch: int) -> None:
     config = config_of("batched", seq_len=20)
@@ -108,6 +110,7 @@ def test_memory_grows_in_a_straight_line_with_the_batch() -> None:
     assert six.peak - four.peak == pytest.approx(four.peak - two.peak, rel=0.02)
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 def test_a_recomputed_block_keeps_its_input_alone() -> None:
     one, three = (config_of("batched", fusion_layers=layers) for layers in (1, 3))
     batch, model = 4, one.model
@@ -117,6 +120,7 @@ def test_a_recomputed_block_keeps_its_input_alone() -> None:
     assert 2 * block_input <= grown <= 2 * (block_input + generator_state)
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 def test_of_the_fast_combiner_its_blocks_keep_nothing() -> None:
     one, three = (trace_memory(config_of("batched", fusion_layers=n), 4, backend="torch").kept for n in (1, 3))
     # Beside the parameters only maps of theirs are kept: of queries, keys and values, with the scale in it.
@@ -131,6 +135,7 @@ def test_the_fast_model_keeps_far_less() -> None:
         assert 4 * trace_memory(config, 8, backend="torch").kept < trace_reference(config, 8).kept
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.parametrize("variant", ["batched", "hierarchical attention, bias"])
 def test_what_operators_keep_counts_as_what_a_real_step_keeps(variant: str) -> None:
     config = config_of(variant, recompute="off")
@@ -143,6 +148,7 @@ def test_what_operators_keep_counts_as_what_a_real_step_keeps(variant: str) -> N
     assert counted.again == again
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 def test_chunks_that_are_kept_are_not_computed_again() -> None:
     batch = 3
     kept, again = (trace_flops(config_of("batched", recompute=how), batch, "torch") for how in ("off", "on"))
@@ -318,6 +324,7 @@ def test_a_recomputed_combiner_takes_four_forward_passes(variant: str) -> None:
     assert 3.4 < flops.step / flops.forward < 4
 
 
+@pytest.mark.slow  # steps are traced, operator by operator
 def test_real_recurrences_compute_one_product_less_each() -> None:
     config, batch, width = config_of("batched"), 3, 32
     counted = trace_flops(config, batch, "reference")
