@@ -1,6 +1,7 @@
 """Our models compute what the existing one computes: outputs, intermediate results, every gradient."""
 
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -79,17 +80,18 @@ def spread_in_float32(name: str) -> tuple[list[float], dict[str, float]]:
     return spread[:count], dict(zip(case.gradients, spread[count:], strict=True))
 
 
+LONG = [(name, torch.float32, "reference") for name in golden.CASES]
+LONG += [("everything_small", torch.float32, "torch"), ("hierarchical_small", torch.float64, "reference")]
+"""Comparisons that take ten seconds and more, or that another one stands for in `make test`."""
+
+
 @pytest.mark.parametrize(
-    ("dtype", "backend"),
+    ("name", "dtype", "backend"),
     [
-        (torch.float64, "reference"),
-        (torch.float64, "torch"),
-        (torch.float32, "torch"),
-        pytest.param(torch.float32, "reference", marks=pytest.mark.slow),
+        pytest.param(*case, id="-".join(map(str, case)), marks=pytest.mark.slow if case in LONG else ())
+        for case in product(golden.CASES, (torch.float64, torch.float32), ("reference", "torch"))
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("name", golden.CASES)
 def test_outputs_and_gradients_equal_the_existing_model(name: str, dtype: torch.dtype, backend: str) -> None:
     case = golden.load(name)
     outputs, state, _ = run(case, dtype, backend)

@@ -25,7 +25,7 @@ from pgat_fast.plan.trace import (
     trace_memory,
 )
 from pgat_kernels import aspects, chunks
-from tests.combinations import pairwise_each_value_first
+from tests.combinations import pairwise, pairwise_each_value_first
 from tests.pgat_fast.model import variants
 from tests.pgat_fast.model.variants import FEW
 
@@ -74,7 +74,8 @@ def test_a_real_step_on_the_cpu_holds_the_same_bytes(variant: str, backend: str)
     assert trace_memory(config, 3, backend=backend) == real_memory(config, 3, backend=backend)
 
 
-@pytest.mark.parametrize(("precision", "backend"), pairwise_each_value_first([torch.bfloat16, torch.float16], BACKENDS))
+@pytest.mark.slow  # steps are traced, operator by operator
+@pytest.mark.parametrize(("precision", "backend"), pairwise([torch.bfloat16, torch.float16], BACKENDS))
 def test_a_real_step_in_16_bits_holds_nearly_the_same_bytes(precision: torch.dtype, backend: str) -> None:
     config = config_of("batched")
     counted = trace_memory(config, 3, precision, backend=backend)
@@ -333,7 +334,7 @@ def test_real_recurrences_compute_one_product_less_each() -> None:
     assert counted.step - real.step == 13 * 2 * batch * 3 * width * width
 
 
-@pytest.mark.parametrize("variant", REAL)
+@pytest.mark.parametrize("variant", [REAL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in REAL[1:])])
 def test_flops_of_the_fast_model_are_those_of_a_real_step(variant: str) -> None:
     config = config_of(variant)
     counted = trace_flops(config, 3, "torch")

@@ -72,8 +72,7 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.multiprocess)])
 def test_any_number_of_ranks_trains_the_same_weights(
     ranks: int, settings: list[str], alone: Path, tmp_path: Path
 ) -> None:

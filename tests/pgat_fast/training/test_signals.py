@@ -161,7 +161,6 @@ def test_a_second_process_is_refused_within_a_second(
     assert first.stop(signal.SIGTERM) < 25
 
 
-@pytest.mark.multiprocess
 def test_resume_auto_goes_on_with_the_newest_run_or_begins_one(
     tiny_settings: list[str], tmp_path: Path, processes: list[Process]
 ) -> None:
