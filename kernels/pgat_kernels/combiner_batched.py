@@ -115,4 +115,4 @@ batched_combiner = RowsOperator(
     "batched_combiner", _program, lambda rows: rows[0].new_empty(rows[0].shape[:2]), _narrow
 )
 """Merges the adjacencies of M timesteps: rows [edges [M, T, 3]], weights `CombinerWeights.flat()`, options [n_heads,
-one of `Kernels`] -> [M, T] in (-1, 1). Sections 6a and 13 of the architecture."""
+one of `Kernels`] -> [M, T] in (-1, 1). Sections 6a and 13 of docs/model.md."""

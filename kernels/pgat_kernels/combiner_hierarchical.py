@@ -415,4 +415,4 @@ hierarchical_combiner = RowsOperator(
 """Merges the adjacencies of M timesteps: rows [values [M, N, N, 3], context [M, D]], weights
 `HierarchicalWeights.flat()`, options [n_heads, whether dropout over identical keys is exact (0 or 1), one of
 `Kernels`]
--> [M, N, N] in (-1, 1). Sections 6b and 13 of the architecture."""
+-> [M, N, N] in (-1, 1). Sections 6b and 13 of docs/model.md."""

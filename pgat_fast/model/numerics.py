@@ -1,4 +1,4 @@
-"""What stays in float32 whatever the precision of the products (section 14 of the architecture)."""
+"""What stays in float32 whatever the precision of the products (section 14 of docs/model.md)."""
 
 from contextlib import AbstractContextManager, nullcontext
 

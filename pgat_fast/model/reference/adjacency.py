@@ -1,4 +1,4 @@
-"""Section 5 of the architecture: the learned adjacency and the mix of normalised adjacencies."""
+"""Section 5 of docs/model.md: the learned adjacency and the mix of normalised adjacencies."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Sections 3 and 4 of the architecture: body nodes with their aspects, and their fusion into the market state."""
+"""Sections 3 and 4 of docs/model.md: body nodes with their aspects, and their fusion into the market state."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Section 6a of the architecture: the combiner with one token an edge, all edges of a timestep attending each other."""
+"""Section 6a of docs/model.md: the combiner with one token an edge, all edges of a timestep attending each other."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Section 6b of the architecture: the combiner with a token for every edge and kind, attending by source body."""
+"""Section 6b of docs/model.md: the combiner with a token for every edge and kind, attending by source body."""
 
 import torch
 from torch import Tensor, nn

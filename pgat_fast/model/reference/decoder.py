@@ -1,4 +1,4 @@
-"""Section 9 of the architecture: the decoder block."""
+"""Section 9 of docs/model.md: the decoder block."""
 
 from torch import Tensor, nn
 

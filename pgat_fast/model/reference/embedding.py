@@ -1,4 +1,4 @@
-"""Section 2 of the architecture: value, calendar and position embeddings, and the market context."""
+"""Section 2 of docs/model.md: value, calendar and position embeddings, and the market context."""
 
 import math
 

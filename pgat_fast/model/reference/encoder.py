@@ -1,4 +1,4 @@
-"""Section 7 of the architecture: the dynamic spatio-temporal encoder over S * N tokens."""
+"""Section 7 of docs/model.md: the dynamic spatio-temporal encoder over S * N tokens."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Section 8 of the architecture: what the combined adjacency does to the encoded history."""
+"""Section 8 of docs/model.md: what the combined adjacency does to the encoded history."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Section 10 of the architecture: hierarchical mapping, a summary vector of the history added to every state."""
+"""Section 10 of docs/model.md: hierarchical mapping, a summary vector of the history added to every state."""
 
 import torch
 from torch import Tensor, nn

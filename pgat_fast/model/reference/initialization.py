@@ -1,4 +1,4 @@
-"""Section 13 of the architecture: initial values."""
+"""Section 13 of docs/model.md: initial values."""
 
 import torch
 from torch import nn

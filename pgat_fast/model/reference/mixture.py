@@ -1,4 +1,4 @@
-"""Section 10 of the architecture: the mixture decoder, which forecasts a mixture of normal distributions."""
+"""Section 10 of docs/model.md: the mixture decoder, which forecasts a mixture of normal distributions."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""The whole reference model, in the order of the architecture's sections."""
+"""The whole reference model, in the order of the sections of docs/model.md."""
 
 from typing import ClassVar
 

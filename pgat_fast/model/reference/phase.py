@@ -1,4 +1,4 @@
-"""Section 1 of the architecture: phase-aware processor, from input columns to body features and phase adjacency."""
+"""Section 1 of docs/model.md: phase-aware processor, from input columns to body features and phase adjacency."""
 
 import torch
 from torch import Tensor, nn
