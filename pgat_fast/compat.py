@@ -2,7 +2,7 @@
 
     from pgat_fast.compat import Model
 
-replaces the import of the existing model; `examples/swap_one_import.py` shows it.
+replaces the import of the existing model; `examples/drop_in.py` shows it.
 """
 
 import logging

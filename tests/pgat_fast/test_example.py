@@ -1,8 +1,21 @@
-"""The example runs as it is printed."""
+"""The examples run as they are printed."""
+
+from pathlib import Path
 
 import pytest
 
-from examples.swap_one_import import main
+from examples import forecast, train
+from examples.drop_in import main
+
+
+def test_a_model_is_trained_and_forecasts_from_python(
+    tiny: list[str], data_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train.main([*tiny, "data.rows=null"])
+    assert "drift: test RMSE" in capsys.readouterr().out
+    table = forecast.main(str(folder), str(data_file))
+    assert list(table["horizon"]) == [1, 2]
+    assert "last close" in capsys.readouterr().out
 
 
 @pytest.mark.multiprocess

@@ -140,7 +140,7 @@ def test_a_second_signal_ends_the_process_at_once(
     process.popen.send_signal(signal.SIGTERM)
     seconds = process.stop(signal.SIGINT)
     assert process.popen.returncode in (130, 143)
-    assert seconds < 5
+    assert seconds < 10  # of which the end of the interpreter takes most, on a busy machine
 
 
 @pytest.mark.multiprocess

@@ -1,6 +1,6 @@
 """An existing training script with one import swapped: the rest of it is what such scripts look like.
 
-    python examples/swap_one_import.py
+    python examples/drop_in.py
 
 It trains on random numbers for ten steps, saves, loads into a second model and finds the same loss.
 """
