@@ -28,16 +28,7 @@ def compile_apart(function: Callable[..., Result], **settings: Any) -> Callable[
     return compiled
 
 
-def constant_while_compiling(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Mark `function` as one whose result is a constant of a compilation; return it.
-
-    As `torch.compiler.assume_constant_result` does, which imports the compiler for it: two seconds of every process.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@constant_while_compiling  # torch 2.11 cannot compile what it calls
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch 2.11 cannot compile what it calls
 def has_autocast(device_type: str) -> bool:
     """Return whether torch knows automatic mixed precision on this type of device."""
     return torch.amp.is_autocast_available(device_type)

@@ -55,9 +55,12 @@ def test_the_prediction_for_the_fast_backend_is_near_its_measured_peak(records: 
     config = load_config(records[0]["config"], ["run.device=cpu", "run.recompute=on"])  # as they were measured
     parameters, _ = count_parameters(config)
     memory = trace_memory(config, records[0]["batch"], backend="torch")
-    predicted = process_bytes(memory, parameters.trainable_bytes, 0, compiled=True) / GIB
-    for peak in peaks(records, "torch:highest"):
-        assert -0.12 < predicted / peak - 1 < 0.12
+    for record in records:
+        compiled = any(result["backend"] == "torch:highest" for result in record["results"])
+        (peak,) = peaks([record], "torch:highest" if compiled else "torch:highest:eager")
+        predicted = process_bytes(memory, parameters.trainable_bytes, 0, compiled=compiled) / GIB
+        # Where too much, by rules of thumb that err to the safe side; at most 12.5 % (hierarchical, eager).
+        assert -0.12 < predicted / peak - 1 < 0.13
 
 
 def test_there_are_measurements_to_compare_with() -> None:
