@@ -17,6 +17,8 @@ MAX_BYTES: Final = 64 * 1024
 """The largest file that is read. PyYAML scans about 150 KiB/s in the worst case; real files have 2 KiB."""
 MAX_DEPTH: Final = 8
 MAX_KEYS: Final = 1000
+MAX_ITEMS: Final = 1000
+"""Of a list."""
 
 _ITEM: Final = "[]"  # an item of a list, in the path of a value
 
@@ -116,6 +118,10 @@ def _build(event: yaml.Event, events: Iterator[yaml.Event], path: tuple[str, ...
     elif isinstance(event, yaml.SequenceStartEvent):
         value = []
         while not isinstance(item := next(events), yaml.SequenceEndEvent):
+            if len(value) == MAX_ITEMS:
+                raise _UnreadableError(
+                    _line(item), f"a list of more than {MAX_ITEMS} items: this is no configuration file"
+                )
             value.append(_build(item, events, (*path, _ITEM), document))
         if any(item is REFUSED for item in value):
             value = REFUSED
