@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,7 @@ SOURCES = [
 ]
 
 
+@cache
 def defined(page: str) -> set[str]:
     return set(DEFINED[page].findall((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")))
 

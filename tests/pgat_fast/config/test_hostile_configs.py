@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pgat_fast.config.yaml_reader import MAX_BYTES
+from pgat_fast.config.yaml_reader import MAX_BYTES, MAX_ITEMS
 from tests.pgat_fast.config.refusals import refusal, refused_faults
 
 HOSTILE = {
@@ -47,6 +47,17 @@ def test_a_hostile_file_is_refused_in_time(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     assert path.stat().st_size <= MAX_BYTES
     assert all(fault.startswith(f"{path}:") for fault in refused_faults(path))
+
+
+def test_a_list_may_have_a_thousand_items_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    texts = ["targets: [" + "1," * count + "]" for count in (MAX_ITEMS, MAX_ITEMS + 1)]
+    refusals = []
+    for text in texts:
+        path.write_text(text, encoding="utf-8")
+        refusals.append(refusal(path))
+    too_long = f"{path}:1: a list of more than 1000 items: this is no configuration file"
+    assert [too_long in text for text in refusals] == [False, True]
 
 
 @pytest.mark.parametrize("name", ["aliases", "long integer", "deep lists", "control characters"])

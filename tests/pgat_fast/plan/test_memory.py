@@ -59,8 +59,8 @@ def test_the_prediction_for_the_fast_backend_is_near_its_measured_peak(records: 
         compiled = any(result["backend"] == "torch:highest" for result in record["results"])
         (peak,) = peaks([record], "torch:highest" if compiled else "torch:highest:eager")
         predicted = process_bytes(memory, parameters.trainable_bytes, 0, compiled=compiled) / GIB
-        # Where too much, by rules of thumb that err to the safe side; at most 12.5 % (hierarchical, eager).
-        assert -0.12 < predicted / peak - 1 < 0.13
+        # Where too much, by rules of thumb that err to the safe side; 12.5 % for the hierarchical one, eager.
+        assert -0.12 < predicted / peak - 1 < (0.12 if compiled else 0.13)
 
 
 def test_there_are_measurements_to_compare_with() -> None:
