@@ -14,7 +14,7 @@ import platform
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -68,16 +68,14 @@ class CompileCache:
         """Remove and return what is not as it was listed, and what a killed compiler left unlisted.
 
         Of a folder that others write to, too, only libraries whose end is missing count as left by a killed compiler.
+        What a process is compiling now, by torch's own lock of it, is left alone.
         """
         removed = []
         for name, path in self._files().items():
-            listed = self._listed.get(name)
-            if listed is not None:
-                damaged = listed != _fingerprint(path)
-            else:
-                damaged = self._own or (path.suffix == ".so" and not _is_whole_library(path))
-            if damaged:
-                with suppress(OSError):
+            if not self._is_damaged(name, path):
+                continue
+            with suppress(OSError, Timeout), self._torch_lock(path):
+                if self._is_damaged(name, path):  # it may have become whole while the lock was taken
                     path.unlink()
                     removed.append(path)
                     self._before.discard(name)
@@ -85,6 +83,20 @@ class CompileCache:
             with suppress(OSError):
                 (self.folder / TIMES).unlink()  # what is left may be little
         return removed
+
+    def _torch_lock(self, path: Path) -> AbstractContextManager[object]:
+        """Return the lock under which torch builds the library `path`; one that nobody holds for what it moves whole."""
+        if path.suffix not in (".so", ".o"):
+            return nullcontext()
+        locks = self.folder / "locks"
+        locks.mkdir(exist_ok=True)
+        return FileLock(locks / f"{path.name.partition('.')[0]}.lock", timeout=0)
+
+    def _is_damaged(self, name: str, path: Path) -> bool:
+        listed = self._listed.get(name)
+        if listed is not None:
+            return listed != _fingerprint(path)
+        return self._own or (path.suffix == ".so" and not _is_whole_library(path))
 
     def seconds(self) -> dict[str, tuple[float, float]]:
         """Return what compiling each program has taken: the first time, and the last one."""

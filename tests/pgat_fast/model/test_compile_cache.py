@@ -33,6 +33,7 @@ def compiled(folder: Path) -> list[Path]:
     """Write what a compiler would, within the cache, and list it."""
     with compile_cache() as cache:
         assert cache is not None
+        (folder / "locks").mkdir(exist_ok=True)
         paths = [folder / "ab" / "one.main.so", folder / "ab" / "one.main.cpp", folder / "fxgraph" / "entry"]
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +114,21 @@ def test_nothing_is_removed_while_another_process_compiles(cache: Path) -> None:
     paths = compiled(cache)
     paths[0].write_bytes(b"")
     with FileLock(cache / "pgat-fast.locks" / "user-1.lock"), compile_cache():
+        assert paths[0].exists()
+    with compile_cache():
+        assert not paths[0].exists()
+
+
+@pytest.mark.parametrize("before", [None, "chosen"], ids=["own", "shared"])
+def test_a_library_that_a_process_is_linking_is_left_alone(
+    before: str | None, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that uses torch.compile in the folder without `compile_cache`: torch's lock tells."""
+    if before is not None:
+        monkeypatch.setenv(VARIABLE, str(cache))
+    paths = compiled(cache)
+    paths[0].write_bytes(b"")
+    with FileLock(cache / "locks" / "one.lock"), compile_cache():
         assert paths[0].exists()
     with compile_cache():
         assert not paths[0].exists()
