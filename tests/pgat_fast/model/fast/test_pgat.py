@@ -243,36 +243,32 @@ def test_dropout_keeps_the_mean_and_spread_of_the_references_forecasts() -> None
 
 
 @pytest.mark.compile
-def test_the_whole_model_compiles_without_a_break() -> None:
-    """fullgraph raises at a break; a second batch of the same shape compiles nothing.
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_whole_model_is_one_graph_that_is_traced_once(training: bool) -> None:
+    """fullgraph raises at a graph break; a second batch of the same shape traces nothing.
 
-    Graphs alone are made, and run operator by operator. The batched combiner, and what inductor makes of graphs, are in
+    The graph is run operator by operator. What inductor makes of a whole graph, and the batched combiner, are in
     `test_golden_compiled`.
     """
     config = config_of("hierarchical attention, bias", dropout=0.1)
-    reference, fast = models(config, compiled=True)
-    expected = computed(reference, config, torch.float64)
-    names = [key for key, _ in fast.named_parameters()]
-    fast.compile(fullgraph=True, dynamic=False, backend="aot_eager")
-    for found, wanted in zip(computed(fast, config, torch.float64), expected, strict=True):
-        assert_equal(found, wanted, 1e-9)
-    assert [key for key, _ in fast.named_parameters()] == names
+    _, fast = models(config)
+    fast.train(training)
 
-    fast.train()
-    runs = []
-    for _ in range(2):
+    def compute() -> list[Tensor]:
         torch.manual_seed(3)
-        runs.append(computed(fast, config, torch.float64))
-        with torch._dynamo.config.patch(error_on_recompile=True):
-            torch.manual_seed(3)
-            runs.append(computed(fast, config, torch.float64))
-    for run in runs[1:]:
-        assert all(
-            torch.equal(a, b)
-            for part, first in zip(run, runs[0], strict=True)
-            for a, b in zip(part, first, strict=True)
-        )
-    assert not torch.equal(runs[0][0][0], expected[0][0])
+        return sum(computed(fast, config, torch.float64), [])
+
+    names = [key for key, _ in fast.named_parameters()]
+    expected = compute()
+    fast.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    first = compute()
+    assert_equal(first, expected, 1e-9)
+    assert [key for key, _ in fast.named_parameters()] == names
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert all(torch.equal(a, b) for a, b in zip(compute(), first, strict=True))
+        torch.manual_seed(4)
+        other = computed(fast, config, torch.float64)[0][0]
+    assert torch.equal(other, first[0]) is not training, "dropout is drawn anew in training alone"
 
 
 @pytest.mark.parametrize(("combiner", "limit"), [("batched", 0.45), ("hierarchical", 0.45)])
