@@ -6,7 +6,7 @@ CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 DATA := data/prepared_financial_data.csv
 
-.PHONY: help train test test-all test-torch check bench bench-check gpu tune clean
+.PHONY: help train test test-all test-torch check docs bench bench-check gpu tune clean
 
 help:
 	@echo "make train   build the data, train the quickstart on the CPU, print and write the results"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-all  run all the others: the slow ones, those that compile, those of several processes"
 	@echo "make test-torch TORCH=2.14.1  run what make test runs, with that torch, in an environment of its own"
 	@echo "make check   run ruff and mypy"
+	@echo "make docs    build the documentation into .cache/site; a broken link is an error"
 	@echo "make bench   run the benchmarks"
 	@echo "make bench-check  what has become worse than the committed results: times, memory, kernels"
 	@echo "make gpu     check and measure the kernels on a CUDA GPU; begins nothing after 7.5 minutes"
@@ -81,6 +82,10 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest bench --benchmark-only

@@ -1,4 +1,4 @@
-"""The tables and figures of `bench/performance.md`, and others of the README, from the committed results."""
+"""The tables and figures of `docs/performance.md`, and the table of speed in the README, from the committed results."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def load(name: str) -> Record:
     path = RESULTS / f"{name}.json"
     if not path.exists():
         raise DataError(
-            f"{path.relative_to(ROOT)} is missing: the README's figures come from it; restore or measure it"
+            f"{path.relative_to(ROOT)} is missing: docs/performance.md takes figures from it; restore or measure it"
         )
     found: Record = json.loads(path.read_text())
     return found
@@ -88,6 +88,36 @@ def fast_steps(suffix: str = "") -> str:
             )
     head = ["combiner, batch", "backend", "steps x processes", "seconds a step", "times faster"]
     return table([*head, "peak memory", "times less memory"], rows)
+
+
+SPEED: Final = (
+    ("quickstart_batch8_zen3", "torch:highest:compiled:kept", "torch:highest:eager", "Zen 3, AVX2"),
+    ("batched_batch1_zen3", "torch:highest:eager:kept", "torch:highest:eager", "Zen 3, AVX2"),
+    ("hierarchical_batch1_zen3", "torch:highest:compiled:kept", "torch:highest:eager", "Zen 3, AVX2"),
+    ("batched_batch4", "torch:highest", "torch:highest", "Zen 5, AVX-512"),
+)
+"""Rows of the README's table: result file, the fastest float32 backend there, one that recomputes, machine."""
+
+
+def speed() -> str:
+    """Return the README's table: training steps of the reference and the fast backend."""
+    rows = []
+    for name, backend, recomputing, machine in SPEED:
+        record = load(f"fast_step_{name}")
+        reference, fast, small = record["results"][0], result_of(record, backend), result_of(record, recomputing)
+        seconds, fast_seconds = (one["step_seconds"]["median"] for one in (reference, fast))
+        rows.append(
+            [
+                f"{combiner_of(record)}, {record['batch']}",
+                machine,
+                f"{seconds:.3g} s",
+                f"{fast_seconds:.3g} s",
+                f"**{times(seconds / fast_seconds)}**",
+                *(f"{one['peak_memory_gib']:.2f} GiB" for one in (reference, fast, small)),
+            ]
+        )
+    head = ["combiner, batch", "processor", "reference", "pgat_fast", "times faster", "peak memory of the reference"]
+    return table([*head, "of pgat_fast", "with `run.recompute=on`"], rows)
 
 
 def saved_for_backward() -> str:
@@ -206,7 +236,7 @@ def combiner_lines() -> str:
         executed = [100 * size["fraction_of_matrix_peak"]["executed"] for size in result["sizes"]]
         rows.append(
             [
-                f"[{name}](bench/results/combiner_{name}.json), {days[0]} to {days[-1]:,} days",
+                f"{name}, {days[0]} to {days[-1]:,} days",
                 f"within {abs(result['lines']['seconds']['largest_deviation_percent']):.0f} %",
                 f"{span([size['peak_memory_gib'] for size in result['sizes']], '{:.1f}')} GiB",
                 f"{span(executed, '{:.0f}')} %",
@@ -228,23 +258,6 @@ def roofline() -> str:
     name = f"{names} operators in {len(own)} sizes, each alone, by autograd of plain torch"
     rows.append([name, f"{span(fractions, '{:.0f}')} %"])
     return table(["forward and backward", "of the machine's limit"], rows)
-
-
-def decoder_future() -> str:
-    """Forecast errors with and without known covariates, origin by origin."""
-    results, rows = load("decoder_future")["results"], []
-    for zeros, known in zip(results["zeros"]["origins"], results["known"]["origins"], strict=True):
-        rows.append(
-            [
-                zeros["last_date"],
-                f"{known['mse_model'] / zeros['mse_model']:.3f}",
-                f"{zeros['skill_drift']:.3f}",
-                f"{known['skill_drift']:.3f}",
-            ]
-        )
-    windows = results["zeros"]["origins"][0]["windows"]
-    head = [f"origin, {windows} test windows to", "squared error, `known` / `zeros`", "skill against drift, `zeros`"]
-    return table([*head, "`known`"], rows)
 
 
 def ranks() -> str:
@@ -301,7 +314,7 @@ def gpu() -> str:
         if section == "steps" and one and one["ok"]
     ]
     on, head = record["machine"], ["configuration, backend", "seconds a step", "seconds an epoch", "peak memory"]
-    return f"On {on['gpu']} ([all figures](bench/results/gpu.md)):\n\n{table(head, rows)}"
+    return f"On {on['gpu']} (`bench/results/gpu.md`):\n\n{table(head, rows)}"
 
 
 # --- figures in sentences ---------------------------------------------------------------------------------------------
@@ -449,4 +462,4 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "saved_for_backward": saved_for_backward,
     "scaling": scaling,
 }
-"""What `{NAME}` of `bench/performance.md` stands for."""
+"""What `{NAME}` stands for in `bench/performance_template.md`."""

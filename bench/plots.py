@@ -1,16 +1,16 @@
-"""The plots of the README, from the committed results."""
+"""The plots of `docs/performance.md`, from the committed results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.compare import RESULTS
+from bench.compare import RESULTS, ROOT
 from bench.figures import ZEN4, combiner_of, grown, load
 from bench.processes import Record
 from bench.scaling import SIZES
 
-FOLDER: Final = RESULTS / "plots"
+FOLDER: Final = ROOT / "docs" / "plots"
 
 LOOKS: Final = {
     "reference": "#999999",

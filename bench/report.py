@@ -1,82 +1,65 @@
-"""What the README says of performance: written, tables, plots and figures in sentences, from the committed results.
+"""Generated documentation: `docs/performance.md`, its plots, and the table of speed in README.md.
 
-    pgat-fast bench report            # rewrites README.md between its markers, and bench/results/plots/
-    pgat-fast bench report --check    # exit code 1 where README.md says something else than the results
+    pgat-fast bench report            # write them from the committed results
+    pgat-fast bench report --check    # exit code 1 if the committed results say something else
 
-A written block of the README stands between `<!-- written: NAME -->` and `<!-- end of NAME -->`: see `BLOCKS`. The
-section on performance is `bench/performance.md`, in which `{NAME}` stands for one of `bench.figures`.
+`{NAME}` in `bench/performance_template.md` stands for one of `bench.figures`. In README.md the table stands between
+`<!-- generated: speed -->` and `<!-- end of speed -->`.
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
-from bench.compare import RESULTS, ROOT
-from bench.figures import FIGURES, decoder_future
+from bench.compare import ROOT
+from bench.figures import FIGURES, speed
 from bench.plots import FOLDER, plots
 from pgat_fast.errors import BackendError, DataError
 from pgat_fast.files import write_atomically
 
 README: Final = ROOT / "README.md"
-TEMPLATE: Final = ROOT / "bench" / "performance.md"
-_BLOCK: Final = re.compile(r"(<!-- written: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+PAGE: Final = ROOT / "docs" / "performance.md"
+TEMPLATE: Final = ROOT / "bench" / "performance_template.md"
+_TABLE: Final = re.compile(r"(<!-- generated: speed -->\n).*?(<!-- end of speed -->)", re.DOTALL)
 _FIGURE: Final = re.compile(r"\{(\w+)\}")
 
 
-def performance() -> str:
-    """`bench/performance.md` with today's figures. Raises DataError where it asks for one that there is not."""
+def render_page() -> str:
+    """Return the template with all figures. Raises DataError for a figure that does not exist."""
 
     def figure(match: re.Match[str]) -> str:
         if match[1] not in FIGURES:
             raise DataError(f"{TEMPLATE.name} asks for {match[0]}: there are {', '.join(FIGURES)}")
         return FIGURES[match[1]]()
 
-    return _FIGURE.sub(figure, TEMPLATE.read_text()).strip()
+    return _FIGURE.sub(figure, TEMPLATE.read_text())
 
 
-def printed(name: str) -> str:
-    """What a command has printed."""
-    return f"```\n{(RESULTS / name).with_suffix('.txt').read_text().strip()}\n```"
-
-
-BLOCKS: Final[dict[str, Callable[[], str]]] = {
-    "performance": performance,
-    "decoder_future": decoder_future,
-    "make_train": lambda: printed("make_train"),
-    "sweep": lambda: printed("sweep"),
-}
-"""What is written into the README."""
-
-
-def rewritten(readme: str) -> str:
-    """The README with all blocks of today's results. Raises DataError where it asks for one that there is not."""
-    opened, whole = readme.count("<!-- written: "), len(_BLOCK.findall(readme))
-    if opened != whole:
-        raise DataError(f"README.md: {opened} blocks begin, {whole} of them have their end: `<!-- end of NAME -->`")
-
-    def block(match: re.Match[str]) -> str:
-        opening, name, closing = match.groups()
-        if name not in BLOCKS:
-            raise DataError(f"README.md asks for a block {name}: there are {', '.join(BLOCKS)}")
-        return f"{opening}\n{BLOCKS[name]()}\n\n{closing}"
-
-    return _BLOCK.sub(block, readme)
+def render_readme(readme: str) -> str:
+    """Return `readme` with today's table of speed. Raises DataError if its markers are missing."""
+    text, count = _TABLE.subn(lambda match: f"{match[1]}\n{speed()}\n\n{match[2]}", readme)
+    if count != 1:
+        raise DataError("README.md: expected one `<!-- generated: speed -->` with its `<!-- end of speed -->`")
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
-    """`pgat-fast bench report`: rewrite README.md and the plots, or say whether it is as it would be."""
-    before = README.read_text()
-    after = rewritten(before)
+    """Write the generated pages and plots, or with `args.check` compare them with the committed results."""
+    pages: dict[Path, str] = {README: render_readme(README.read_text()), PAGE: render_page()}
+    changed = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     if args.check:
-        print("README.md says what the results say" if after == before else "README.md is older than the results")
-        return int(after != before)
+        for path in changed:
+            print(f"{path.name} differs from the committed results: run `pgat-fast bench report`")
+        if not changed:
+            print("README.md and docs/performance.md agree with the committed results")
+        return int(bool(changed))
     if find_spec("matplotlib") is None:
         raise BackendError('the plots need matplotlib: pip install "pgat-fast[plots]"')
     for path in plots(FOLDER):
-        print(path.relative_to(ROOT), file=sys.stderr)
-    if after != before:
-        write_atomically(README, after.encode())
+        print(path, file=sys.stderr)
+    for path in changed:
+        write_atomically(path, pages[path].encode())
     return 0

@@ -1,4 +1,4 @@
-"""The README is true: its Python runs, its commands exist, its figures are those of the committed results."""
+"""README.md and docs/ are true: Python runs, commands exist, figures are those of the committed results."""
 
 import json
 import re
@@ -7,21 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import BLOCKS, rewritten
+from bench.report import PAGE, render_page, render_readme
 from pgat_fast.cli import build_parser
 from tests.pgat_fast.training.runs import run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return [
+        block for text in PAGES.values() for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    ]
 
 
 @pytest.fixture(scope="module")
 def workplace(tiny_settings: list[str], data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README's Python finds: the configurations, a data file and, here a tiny one, a run."""
+    """A folder with what the Python of the pages needs: the configurations, a data file and a tiny run."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "data").mkdir()
@@ -35,30 +38,54 @@ def workplace(tiny_settings: list[str], data_file: Path, tmp_path_factory: pytes
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_the_python_runs(code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_the_commands_exist_with_these_options() -> None:
+def test_commands_exist_with_these_options() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("pgat-fast")]
     commands = [shlex.split(line, comments=True) for line in lines]
-    assert len(commands) == 15
+    assert len(commands) > 15
     for command in commands:
         build_parser().parse_args(command[1:])
 
 
-def test_the_files_it_names_are_there() -> None:
-    for name in re.findall(r"`((?:configs|tests|examples|bench)/[\w./]+)`", README):
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {target for text in PAGES.values() for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)}
+    assert targets >= {"train", "test", "test-all", "gpu"}
+    for target in targets:
+        assert re.search(rf"^(?:test )?{target}\b.*:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_exist(page: str) -> None:
+    for name in re.findall(r"`((?:configs|tests|examples|bench|kernels|pgat_fast)/[\w./]+)`", PAGES[page]):
         assert (ROOT / name).exists(), name
 
 
-def test_what_is_written_by_the_report_is_what_it_would_write() -> None:
-    assert rewritten(README) == README
-    assert set(re.findall(r"<!-- written: (\w+) -->", README)) == set(BLOCKS)
+def test_generated_text_agrees_with_the_committed_results() -> None:
+    assert render_readme(README) == README
+    assert render_page() == PAGE.read_text()
+
+
+def test_quickstart_output_is_the_committed_one() -> None:
+    printed = (ROOT / "bench" / "results" / "make_train.txt").read_text().splitlines()
+    shown = re.search(r"```\n(quickstart: .*?)```", README, re.DOTALL)
+    assert shown is not None
+    assert [line for line in shown[1].splitlines() if line not in printed] == []
+
+
+def test_effect_of_known_covariates_is_the_committed_one() -> None:
+    results = json.loads((ROOT / "bench" / "results" / "decoder_future.json").read_text())["results"]
+    pairs = zip(results["known"]["origins"], results["zeros"]["origins"], strict=True)
+    ratios = [known["mse_model"] / zeros["mse_model"] for known, zeros in pairs]
+    assert len(ratios) == 4
+    assert f"{min(ratios):.2f} to {max(ratios):.2f} times" in " ".join(PAGES["forecasting.md"].split())
 
 
 def test_every_committed_step_is_in_a_table() -> None:
     for path in (ROOT / "bench" / "results").glob("fast_step_*.json"):
         for result in json.loads(path.read_text())["results"]:
-            assert f"| {result['step_seconds']['median']:.2f} |" in README, path.name
+            assert f"| {result['step_seconds']['median']:.2f} |" in PAGES["performance.md"], path.name

@@ -53,8 +53,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     ranks = kinds.add_parser("ranks", help="what training on several devices costs: on paper, and checked over gloo")
     ranks.add_argument("--json", metavar="FILE", help="write the figures here")
 
-    report = kinds.add_parser("report", help="write the tables and plots of README.md from the committed results")
-    report.add_argument("--check", action="store_true", help="only say whether README.md is as it would be written")
+    report = kinds.add_parser("report", help="write docs/performance.md, its plots and the README's table of speed")
+    report.add_argument("--check", action="store_true", help="only compare them with the committed results")
 
     for name, own in kinds.choices.items():
         own.set_defaults(run=run, module=f"bench.{name}")

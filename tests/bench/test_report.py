@@ -1,4 +1,4 @@
-"""What the README says of performance comes of the committed results, and of nothing else."""
+"""docs/performance.md and the README's table of speed come from the committed results and from nothing else."""
 
 import argparse
 import re
@@ -11,26 +11,24 @@ from bench.figures import FIGURES
 from bench.plots import DRAWINGS, plots
 from pgat_fast.errors import DataError
 
-BLOCK = "<!-- written: decoder_future -->\n{}<!-- end of decoder_future -->\n"
+TABLE = "<!-- generated: speed -->\n{}<!-- end of speed -->\n"
 
 
-def test_what_stands_between_the_markers_is_replaced_and_nothing_else() -> None:
-    found = report.rewritten(f"a\n{BLOCK.format('old')}b\n")
-    assert found.startswith("a\n<!-- written: decoder_future -->\n\n| origin, 121 test windows to |")
-    assert found.endswith("|\n\n<!-- end of decoder_future -->\nb\n")
-    assert "old" not in found
-    assert report.rewritten(found) == found
+def test_only_the_text_between_the_markers_changes() -> None:
+    text = report.render_readme(f"a\n{TABLE.format('old')}b\n")
+    assert text.startswith("a\n<!-- generated: speed -->\n\n| combiner, batch | processor |")
+    assert text.endswith("|\n\n<!-- end of speed -->\nb\n")
+    assert "old" not in text
+    assert report.render_readme(text) == text
 
 
-def test_what_there_is_not_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"asks for a block none: there are performance, "):
-        report.rewritten("<!-- written: none -->\n<!-- end of none -->")
-    with pytest.raises(DataError, match="1 blocks begin, 0 of them have their end"):
-        report.rewritten("<!-- written: performance -->\nand no end")
+def test_missing_markers_and_unknown_figures_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="expected one `<!-- generated: speed -->`"):
+        report.render_readme("<!-- generated: speed -->\nand no end")
     monkeypatch.setattr(report, "TEMPLATE", tmp_path / "some.md")
     report.TEMPLATE.write_text("as fast as {light}")
     with pytest.raises(DataError, match=r"some.md asks for {light}: there are accuracy, "):
-        report.performance()
+        report.render_page()
 
 
 def test_every_figure_is_used_and_every_plot_is_shown() -> None:
@@ -40,17 +38,21 @@ def test_every_figure_is_used_and_every_plot_is_shown() -> None:
 
 
 def test_no_figure_is_typed() -> None:
-    """Numbers with a unit or a point come from results; what is left are sizes."""
-    text = report.TEMPLATE.read_text().replace("19 times of 20", "")  # the level of intervals
+    """Numbers with a unit or a decimal point come from results; the others are sizes."""
+    text = report.TEMPLATE.read_text().replace("19 of 20", "")  # the level of intervals
     assert re.findall(r"\d+\.\d+|\d+ ?(?:%|[GM]i?B\b|m?s\b|times|minutes|seconds|billion)", text) == []
 
 
-def test_a_readme_that_says_something_else_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(BLOCK.format("faster than light\n"))
+def test_outdated_pages_are_detected_and_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme, page = tmp_path / "README.md", tmp_path / "performance.md"
+    readme.write_text(TABLE.format("faster than light\n"))
     monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "PAGE", page)
     monkeypatch.setattr(report, "plots", lambda folder: [])
     assert report.run(argparse.Namespace(check=True)) == 1
+    assert "README.md differs" in capsys.readouterr().out
     assert report.run(argparse.Namespace(check=False)) == 0
     assert report.run(argparse.Namespace(check=True)) == 0
     assert "faster than light" not in readme.read_text()
