@@ -21,7 +21,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print its path; returns 0."""
-    from pgat_fast.report.html import write_report
+    from pgat_fast.report.page import write_report
 
     start_logging(quiet=True)
     print(write_report(Path(args.folder), None if args.out is None else Path(args.out)))

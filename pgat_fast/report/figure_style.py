@@ -120,11 +120,11 @@ def to_png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def to_svg(figure: "Figure", name: str, description: str) -> str:
+def to_svg(figure: "Figure", name: str) -> str:
     """An `<svg>` element to stand in an HTML page beside others: ids begin with `name`, colours are CSS variables.
 
-    It has a view box and no size, refers to nothing outside itself, and is the same whenever it is made. `description`
-    is what it says to those who cannot see it, already escaped.
+    It has a view box and no size, loads nothing, and is the same whenever it is made. Its accessible name is the text
+    of the element `NAME-caption` of the page.
     """
     import matplotlib
 
@@ -136,7 +136,7 @@ def to_svg(figure: "Figure", name: str, description: str) -> str:
     svg = svg[svg.index("<svg") :].strip()
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
-    svg = f'<svg role="img" aria-label="{description}" {box[0]}>' + svg[svg.index(">") + 1 :]
+    svg = f'<svg role="img" aria-labelledby="{name}-caption" {box[0]}>' + svg[svg.index(">") + 1 :]
     # One style sheet, for the page, says what this one would say to all of the page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, count=1, flags=re.DOTALL)
     svg = svg.replace("xlink:href", "href")

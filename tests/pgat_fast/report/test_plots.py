@@ -266,7 +266,7 @@ def test_names_are_no_formulas_and_never_long() -> None:
 def test_drawing_leaves_the_settings_of_matplotlib_alone(run: Path) -> None:
     before = dict(mpl.rcParams)
     figures = draw_plots(read_run(run))
-    to_svg(next(figures)[1], "x", "")
+    to_svg(next(figures)[1], "x")
     assert dict(mpl.rcParams) == before
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
@@ -281,9 +281,9 @@ def figure_of_two_lines() -> Figure:
 
 
 def test_an_svg_is_the_same_every_time_and_refers_to_nothing_outside() -> None:
-    svg = to_svg(figure_of_two_lines(), "losses", "two lines")
-    assert svg == to_svg(figure_of_two_lines(), "losses", "two lines")
-    assert svg.startswith('<svg role="img" aria-label="two lines" viewBox="0 0 ')
+    svg = to_svg(figure_of_two_lines(), "losses")
+    assert svg == to_svg(figure_of_two_lines(), "losses")
+    assert svg.startswith('<svg role="img" aria-labelledby="losses-caption" viewBox="0 0 ')
     assert "http" not in svg
     assert "xlink" not in svg
     assert "<style" not in svg

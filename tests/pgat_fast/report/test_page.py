@@ -1,8 +1,10 @@
 """The page on a run: whole, safe, complete and honest."""
 
+import itertools
 import json
 import re
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,16 @@ from typing import Any
 import pytest
 
 from pgat_fast.errors import ConfigError, DataError
-from pgat_fast.report.html import write_report
-from pgat_fast.report.markup import DASH, aligned, duration, number, signed, text
-from pgat_fast.report.outcome import verdict
+from pgat_fast.report.formatting import (
+    DASH,
+    aligned_formatter,
+    format_duration,
+    format_number,
+    format_signed,
+    format_timestamp,
+)
+from pgat_fast.report.page import write_report
+from pgat_fast.report.test_section import describe_skills
 from pgat_fast.training.run_folder import write_status
 from tests.pgat_fast.report.example_run import SCENARIOS, write_finished_run, write_unfinished_run
 
@@ -85,6 +94,11 @@ def test_the_page_is_balanced_and_every_link_in_it_leads_somewhere(finished: tup
     assert len(page.identities) == len(set(page.identities))
     local = [reference for reference in page.references if reference.startswith("#")]
     assert {reference[1:] for reference in local} <= set(page.identities)
+    sections = re.findall(r'<section id="(\w+)">', page.source)
+    assert re.findall(r'<a href="#(\w+)">', page.source) == sections
+    labelled = re.findall(r'aria-labelledby="([\w-]+)"', page.source)
+    assert len(labelled) == 8
+    assert set(labelled) <= set(page.identities)
     assert page.tags.count("svg") == 8
     assert "\N{REPLACEMENT CHARACTER}" not in page.source
 
@@ -134,7 +148,7 @@ def test_the_headline_says_what_the_skills_say(finished: tuple[dict[str, Any], P
     ],
 )  # fmt: skip
 def test_a_verdict_is_honest(skills: dict[str, float | None], words: str) -> None:
-    assert verdict(skills).replace("\N{NO-BREAK SPACE}", " ") == words
+    assert describe_skills(skills).replace("\N{NO-BREAK SPACE}", " ") == words
 
 
 def test_the_checklist_is_shown_line_by_line(finished: tuple[dict[str, Any], Page]) -> None:
@@ -214,6 +228,55 @@ def test_hostile_text_stays_text(tmp_path: Path, place: str, request: pytest.Fix
     assert HOSTILE in " ".join(page.shown)
     assert not {"script", "img"} & set(page.tags)
     assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in page.references)
+
+
+def set_scripts_as_text(tree: Any, path: str, count: Iterator[int]) -> Iterator[tuple[str, str]]:
+    """Replace every string of a JSON tree with a numbered script; yield the path and the script of each."""
+    for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
+        if isinstance(value, str):
+            tree[key] = f"<script>alert({next(count)})</script>"
+            yield f"{path}.{key}", tree[key]
+        elif isinstance(value, dict | list):
+            yield from set_scripts_as_text(value, f"{path}.{key}", count)
+
+
+NOT_SHOWN = re.compile(
+    r"results\.(config|started|finished|kernels|checkpoints\.(latest|best)|adversarial\.scenarios\.\w+\.status)"
+    r"|status\.time|event\.level"
+)
+"""Fields that the page does not show as they are. It cuts times to 19 characters."""
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_script_in_any_free_text_field_is_shown_as_text(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    results = write_finished_run(folder, epochs=1, windows=2, days=1)
+    results["checkpoints"]["faults"] = ["damaged"]
+    results["status"] = "ended early"
+    count = itertools.count()
+    scripts = dict(set_scripts_as_text(results, "results", count))
+    status = {"state": "failed", "reason": "", "stage": "", "epoch": "", "step": "", "exit_code": "", "time": ""}
+    scripts |= set_scripts_as_text(status, "status", count)
+    event = {"level": "ERROR", "stage": "", "epoch": "", "step": "", "error": "", "reason": "", "message": ""}
+    scripts |= set_scripts_as_text(event, "event", count)
+    event["level"] = "ERROR"
+    # Keys are text of the file as well.
+    results["test"]["scaled"]["skill"]["<script>baseline</script>"] = 0.5
+    results["adversarial"]["scenarios"]["<script>scenario</script>"] = {"status": "ok"}
+    results["versions"]["<script>package</script>"] = "1"
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "status.json").write_text(json.dumps(status))
+    (folder / "metrics.jsonl").write_text(json.dumps(event) + "\n")
+    (folder / "config.yaml").write_text("<script>config</script>")
+
+    page = page_of(folder)
+
+    assert "script" not in page.tags
+    text = "".join(page.shown)
+    missing = [path for path, script in scripts.items() if script not in text and not NOT_SHOWN.match(path)]
+    assert missing == []
+    for word in ("baseline", "scenario", "package", "config"):
+        assert f"<script>{word}</script>" in text
 
 
 def test_half_a_character_and_control_characters_do_no_harm(tmp_path: Path) -> None:
@@ -345,14 +408,12 @@ def test_a_damaged_run_leaves_the_old_page_alone(tmp_path: Path) -> None:
 def test_figures_have_the_digits_that_a_reader_needs() -> None:
     values = [None, True, 1234567, 0.0, 0.87654321, 12.3456, 12345.678, 1.5e-7, 2.5e12, float("inf"), "text"]
     shown = [DASH, "yes", "1,234,567", "0", "0.8765", "12.35", "12,346", "1.500e-07", "2.500e+12", "inf", "text"]
-    assert [number(value) for value in values] == shown
-    assert aligned([0.5, 12.25, None]) == ["0.500", "12.250", DASH]
-    assert aligned([1e-7, None]) == ["1.0000e-07", DASH]
-    assert [signed(value) for value in (0.5, -0.25, None)] == ["+0.5000", "\N{MINUS SIGN}0.2500", DASH]
-    assert [duration(value) for value in (1.234, 90.0, 3599.0, 5025.0, None)] == [
+    assert [format_number(value) for value in values] == shown
+    assert list(map(aligned_formatter([0.5, 12.25, None]), [0.5, 12.25, None])) == ["0.500", "12.250", DASH]
+    assert list(map(aligned_formatter([1e-7, None]), [1e-7, None])) == ["1.0000e-07", DASH]
+    assert [format_signed(value) for value in (0.5, -0.25, None)] == ["+0.5000", "\N{MINUS SIGN}0.2500", DASH]
+    assert [format_duration(value) for value in (1.234, 90.0, 3599.0, 5025.0, None)] == [
         "1.23 s", "1.5 min", "1 h 00 min", "1 h 24 min", DASH
     ]  # fmt: skip
-
-
-def test_text_is_escaped_everywhere_it_matters() -> None:
-    assert text("<a href=\"x\" b='y'>&") == "&lt;a href=&quot;x&quot; b=&#x27;y&#x27;&gt;&amp;"
+    times = ("2026-03-02T21:04:05.123+00:00", "2026-03-02T21:04:05", "soon")
+    assert [format_timestamp(time) for time in times] == ["2026-03-02 21:04:05 UTC", "2026-03-02 21:04:05", "soon"]
