@@ -2,8 +2,9 @@
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 DASH = "\N{EN DASH}"
 """Stands for an unknown value."""
@@ -48,13 +49,18 @@ def format_percent(value: object, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f} %" if isinstance(value, float) else format_number(value)
 
 
-def aligned_formatter(values: Iterable[object]) -> Callable[[object], str]:
+def make_aligned_formatter(values: Iterable[object]) -> Callable[[object], str]:
     """Return a format with equally many decimal places for all `values`: the largest gets five significant digits."""
     largest = max((abs(v) for v in values if isinstance(v, float) and math.isfinite(v)), default=0.0)
     if not 1e-3 <= largest < 1e9:
         return lambda value: format_number(value, 5)
     places = max(0, 4 - math.floor(math.log10(largest)))
     return lambda v: f"{v:,.{places}f}" if isinstance(v, float) and math.isfinite(v) else format_number(v)
+
+
+def format_aligned(values: Sequence[object]) -> list[str]:
+    """Format a column of numbers with equally many decimal places."""
+    return list(map(make_aligned_formatter(values), values))
 
 
 def format_duration(seconds: object) -> str:
@@ -76,6 +82,18 @@ def format_timestamp(time: object) -> str:
 def format_name(name: object) -> str:
     """Format an identifier of the results as words: `last_value` becomes `last value`."""
     return str(name).replace("_", " ")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Flatten nested mappings to names such as `coverage 0.5 overall`, lists to text."""
+    leaves: dict[str, object] = {}
+    for key, value in tree.items():
+        name = f"{prefix} {format_name(key)}".strip()
+        if isinstance(value, Mapping):
+            leaves |= flatten(value, name)
+        else:
+            leaves[name] = ", ".join(map(format_number, value)) if isinstance(value, list) else value
+    return leaves
 
 
 def replace_control_characters(text: str) -> str:

@@ -11,10 +11,9 @@ from pgat_fast.errors import ConfigError
 from pgat_fast.files import write_atomically
 from pgat_fast.report.figure_style import new_figure, to_svg
 from pgat_fast.report.formatting import (
+    flatten,
     format_duration,
-    format_name,
     format_number,
-    format_signed,
     format_timestamp,
     replace_control_characters,
 )
@@ -48,7 +47,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 def render_page(run: RunFiles) -> str:
     """Render the page of `run`."""
     figures, figures_missing = _draw_figures(run)
-    template = _environment().get_template("page.html.j2")
+    template = _make_environment().get_template("page.html.j2")
     return template.render(
         run=run,
         results=run.results,
@@ -60,26 +59,25 @@ def render_page(run: RunFiles) -> str:
     )
 
 
-def _environment() -> Environment:
+def _make_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pgat_fast.report"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_printable,
+        finalize=_make_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
         "duration": format_duration,
-        "name": format_name,
+        "flatten": flatten,
         "number": format_number,
-        "signed": format_signed,
         "timestamp": format_timestamp,
     }
     return environment
 
 
-def _printable(value: object) -> object:
+def _make_printable(value: object) -> object:
     """Return the text of `value` without control characters; leave markup, which the templates have made, alone."""
     return value if hasattr(value, "__html__") else replace_control_characters(str(value))
 

@@ -1,18 +1,19 @@
 """Values that the page shows about the test windows: errors, skills, intervals, perturbed histories."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
 from pgat_fast.evaluation.metrics import skill
-from pgat_fast.report.coverage import Coverage, coverages
+from pgat_fast.report.coverage import Coverage, read_coverage
 from pgat_fast.report.formatting import (
     NumberTable,
-    aligned_formatter,
+    format_aligned,
     format_name,
     format_number,
     format_percent,
     format_signed,
+    make_aligned_formatter,
 )
 
 Record = Mapping[str, Any]
@@ -23,31 +24,23 @@ _SMALL_SKILL = 0.01
 
 
 def summarize_test(results: Record) -> dict[str, Any]:
-    """Prepare what the template `test_section.html.j2` and the header of the page show of `results.json`."""
+    """Prepare what the header of the page and the template `test_section.html.j2` show of `results.json`."""
     test, targets = results["test"], results["targets"]
     comparisons = {units: test[units] for units in UNITS if test[units]}
-    intervals, mixture = test["intervals"], test["mixture"]
-    levels_by_unit = {units: levels for units, levels in coverages(intervals).items() if levels}
+    mixture, scenarios = test["mixture"], results["adversarial"].get("scenarios", {})
+    clean = {"status": "ok", "description": "none", "metrics": test["scaled"].get("model")}
     return {
-        "verdicts": {UNITS[units]: describe_skills(tables["skill"]) for units, tables in comparisons.items()},
+        "verdicts": {UNITS[units]: describe_skills(metrics["skill"]) for units, metrics in comparisons.items()},
         "checks_passed": sum(check["passed"] for check in results["checklist"]),
-        "errors": [_error_table(units, tables, test["relative_prices"]) for units, tables in comparisons.items()],
-        "targets": [_target_table(units, tables, targets) for units, tables in comparisons.items()],
-        "horizon": [
-            _horizon_table(
-                f"Figures in {UNITS.get(units, units)}",
-                [f"RMSE {format_name(name)}" for name in curves],
-                [list(map(aligned_formatter(chain(*curves.values())), curve)) for curve in curves.values()],
-            )
-            for units, curves in test["by_horizon"].items()
-            if curves
+        "errors": [_tabulate_errors(units, metrics, test["relative_prices"]) for units, metrics in comparisons.items()],
+        "targets": [_tabulate_targets(units, metrics, targets) for units, metrics in comparisons.items()],
+        "horizon": [_tabulate_curves(units, curves) for units, curves in test["by_horizon"].items() if curves],
+        "intervals": test["intervals"],
+        "coverage": [
+            _tabulate_coverage(units, levels) for units, levels in read_coverage(test["intervals"]).items() if levels
         ],
-        "intervals": intervals,
-        "coverage": [_coverage_tables(units, levels) for units, levels in levels_by_unit.items()],
-        "other_intervals": [] if levels_by_unit else list(flatten(intervals or {})),
-        "mixture": [_mixture_tables(mixture)] if mixture else [],
-        "clean": test["scaled"].get("model", {}).get("overall", {}),
-        "scenarios": [_scenario(*item) for item in results["adversarial"].get("scenarios", {}).items()],
+        "mixture": [_tabulate_mixture(mixture)] if mixture else [],
+        "scenarios": [_prepare_scenario(*item) for item in {"clean": clean, **scenarios}.items()] if scenarios else [],
     }
 
 
@@ -74,7 +67,7 @@ def _enumerate(items: Sequence[str], conjunction: str) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {conjunction} {items[-1]}"
 
 
-def _error_table(units: str, comparison: Record, relative_prices: bool) -> NumberTable:
+def _tabulate_errors(units: str, comparison: Record, relative_prices: bool) -> NumberTable:
     title = UNITS[units].capitalize()
     if units == "price" and relative_prices:
         title += ", in units of the close before the first row"
@@ -82,7 +75,7 @@ def _error_table(units: str, comparison: Record, relative_prices: bool) -> Numbe
     metrics = [comparison.get(name, {}).get("overall", {}) for name in names]
     measures = ["mae", "mse", "rmse"]
     columns = [[metric.get(measure) for metric in metrics] for measure in measures]
-    cells = [list(map(aligned_formatter(column), column)) for column in columns]
+    cells = [format_aligned(column) for column in columns]
     if units == "price":
         measures.append("mape")
         cells.append([format_percent(metric.get("mape"), 2) for metric in metrics])
@@ -91,11 +84,11 @@ def _error_table(units: str, comparison: Record, relative_prices: bool) -> Numbe
     return NumberTable(title, header, list(zip(map(format_name, names), *cells, skills, strict=True)))
 
 
-def _target_table(units: str, comparison: Record, targets: Sequence[str]) -> NumberTable:
+def _tabulate_targets(units: str, comparison: Record, targets: Sequence[str]) -> NumberTable:
     baselines = list(comparison["skill"])
     names = ("model", *baselines)
     metrics = [[comparison.get(name, {}).get(target, {}) for name in names] for target in targets]
-    format_error = aligned_formatter(metric.get("rmse") for row in metrics for metric in row)
+    format_error = make_aligned_formatter(metric.get("rmse") for row in metrics for metric in row)
     rows = [
         [
             target,
@@ -109,12 +102,19 @@ def _target_table(units: str, comparison: Record, targets: Sequence[str]) -> Num
     return NumberTable(UNITS[units].capitalize(), header, rows)
 
 
-def _horizon_table(title: str, header: Sequence[str], columns: Sequence[Sequence[str]]) -> NumberTable:
+def _tabulate_curves(units: str, curves: Mapping[str, Sequence[float | None]]) -> NumberTable:
+    format_error = make_aligned_formatter(chain(*curves.values()))
+    columns = [list(map(format_error, curve)) for curve in curves.values()]
+    header = [f"RMSE {format_name(name)}" for name in curves]
+    return _tabulate_horizons(f"RMSE by horizon, {UNITS.get(units, units)}", header, columns)
+
+
+def _tabulate_horizons(title: str, header: Sequence[str], columns: Sequence[Sequence[str]]) -> NumberTable:
     rows = [(str(day), *cells) for day, cells in enumerate(zip_longest(*columns, fillvalue=""), start=1)]
     return NumberTable(title, ["days ahead", *header], rows)
 
 
-def _coverage_tables(units: str, levels: Sequence[Coverage]) -> tuple[NumberTable, NumberTable]:
+def _tabulate_coverage(units: str, levels: Sequence[Coverage]) -> tuple[NumberTable, NumberTable]:
     """Tabulate the coverage by target and by horizon."""
     targets = list(dict.fromkeys(name for level in levels for name in level.by_target))
     rows = [
@@ -127,53 +127,40 @@ def _coverage_tables(units: str, levels: Sequence[Coverage]) -> tuple[NumberTabl
         for level in levels
     ]
     incomplete = any(level.covered is None for level in levels)
-    note = "A dash: too few validation windows to calibrate this level." if incomplete else ""
-    by_target = NumberTable(UNITS[units].capitalize(), ["nominal", "truths inside", "mean width", *targets], rows, note)
-    by_horizon = _horizon_table(
-        f"By horizon, {UNITS[units]}",
-        [f"inside {level.nominal:.0%}" for level in levels],
+    note = "A dash means that too few validation windows were available to calibrate the level." if incomplete else ""
+    header = ["nominal coverage", "empirical coverage", "mean width", *targets]
+    by_target = NumberTable(f"Coverage, {UNITS[units]}", header, rows, note)
+    by_horizon = _tabulate_horizons(
+        f"Coverage by horizon, {UNITS[units]}",
+        [f"{level.nominal:.0%} interval" for level in levels],
         [list(map(format_percent, level.by_horizon)) for level in levels],
     )
     return by_target, by_horizon
 
 
-def _mixture_tables(mixture: Record) -> tuple[NumberTable, NumberTable]:
+def _tabulate_mixture(mixture: Record) -> tuple[NumberTable, NumberTable]:
     """Tabulate NLL and CRPS by target and by horizon."""
     scores = [mixture.get(name) or {} for name in ("nll", "crps")]
     targets = list(scores[0].get("by_target", {}))
     columns = [[s.get("overall"), *(s.get("by_target", {}).get(target) for target in targets)] for s in scores]
-    cells = [list(map(aligned_formatter(column), column)) for column in columns]
-    header = ["NLL (nats a day)", "CRPS (scaled units)"]
+    cells = [format_aligned(column) for column in columns]
+    header = ["NLL (nats per day)", "CRPS (scaled units)"]
     rows = list(zip(["all", *targets], *cells, strict=True))
-    by_target = NumberTable("Mixture of normals", ["target", *header], rows, "Lower is better.")
+    by_target = NumberTable("Gaussian mixture", ["target", *header], rows, "Lower is better.")
     curves = [s.get("by_horizon") or [] for s in scores]
-    by_horizon = _horizon_table("By horizon, mixture", header, [list(map(aligned_formatter(c), c)) for c in curves])
+    by_horizon = _tabulate_horizons("Gaussian mixture by horizon", header, list(map(format_aligned, curves)))
     return by_target, by_horizon
 
 
-def _scenario(name: str, scenario: Record) -> dict[str, Any]:
-    metrics, change = ((scenario.get(key) or {}) for key in ("metrics", "change"))
-    overall = metrics.get("overall") or {}
+def _prepare_scenario(name: str, scenario: Record) -> dict[str, Any]:
+    """Prepare a row of the table of perturbed histories."""
+    metrics = (scenario.get("metrics") or {}).get("overall") or {}
+    change = scenario.get("change") or {}
     failed = scenario.get("status") != "ok"
     return {
         "name": format_name(name),
         "failed": failed,
         "description": str(scenario.get("description") or "") + (f": {scenario.get('error')}" if failed else ""),
-        "mae": overall.get("mae"),
-        "rmse": overall.get("rmse"),
-        "change": change.get("rmse"),
-        "ratio": change.get("ratio"),
-        "shift": scenario.get("shift"),
+        "errors": [metrics.get("mae"), metrics.get("rmse")],
+        "changes": [format_signed(change.get("rmse")), change.get("ratio"), scenario.get("shift")],
     }
-
-
-def flatten(tree: Record, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings under names such as `coverage 0.5 overall`; lists as text."""
-    for key, value in tree.items():
-        name = f"{prefix} {format_name(key)}".strip()
-        if isinstance(value, Mapping):
-            yield from flatten(value, name)
-        elif isinstance(value, list):
-            yield name, ", ".join(map(format_number, value))
-        else:
-            yield name, value

@@ -8,28 +8,39 @@ from pgat_fast.report.formatting import NumberTable, format_duration, format_nam
 from pgat_fast.report.run_files import RunFiles
 
 _SPEEDS = {
-    "seconds_per_step": "seconds a step",
-    "windows_per_second": "windows a second",
-    "samples_per_second": "samples a second (days of history)",
+    "seconds_per_step": "seconds per step",
+    "windows_per_second": "windows per second",
+    "samples_per_second": "samples per second (days of history)",
 }
 
 
 def summarize_training(run: RunFiles) -> dict[str, Any]:
-    """Prepare what the template `training_section.html.j2` shows."""
-    best = [epoch for epoch in run.epochs if epoch.get("epoch") == run.best_epoch]
-    steps = [line for line in run.metrics if line.get("stage") == "train"]
+    """Prepare what the templates `training_section.html.j2` and `run_section.html.j2` show."""
     return {
-        "epochs": _epoch_table(run),
-        "best_validation_loss": best[-1]["validation_loss"] if best else None,
-        "memory": dict(_peak_memory(run)),
-        "speed": _speed_table(steps),
-        "events": list(_events(run)),
-        "checkpoints": _checkpoints(run),
+        "summary": _summarize_epochs(run),
+        "epochs": _tabulate_epochs(run),
+        "memory": dict(_find_peak_memory(run)),
+        "speed": _tabulate_speed([line for line in run.metrics if line.get("stage") == "train"]),
+        "events": list(_select_events(run)),
+        "checkpoints": _list_checkpoints(run),
     }
 
 
-def _epoch_table(run: RunFiles) -> NumberTable:
-    header = ["epoch", "learning rate", "steps", "steps left out", "train loss", "validation loss", "time"]
+def _summarize_epochs(run: RunFiles) -> dict[str, object]:
+    summary: dict[str, object] = {"epochs": len(run.epochs)}
+    if run.results:
+        summary["training ended"] = run.results["training_ended"]
+        summary["training time"] = format_duration(run.results["training_seconds"])
+        summary["evaluation time"] = format_duration(run.results["evaluation_seconds"])
+        summary["validation loss before training"] = run.results["initial_validation_loss"]
+    best = [epoch["validation_loss"] for epoch in run.epochs if epoch.get("epoch") == run.best_epoch]
+    if best:
+        summary["best validation loss"] = f"{format_number(best[-1], 6)} in epoch {run.best_epoch}"
+    return summary
+
+
+def _tabulate_epochs(run: RunFiles) -> NumberTable:
+    header = ["epoch", "learning rate", "steps", "skipped steps", "train loss", "validation loss", "time"]
     rows = [
         (
             f"{epoch.get('epoch')}" + ("" if epoch.get("complete", True) else " (part)"),
@@ -42,48 +53,48 @@ def _epoch_table(run: RunFiles) -> NumberTable:
         )
         for epoch in run.epochs
     ]
-    return NumberTable("Figures of every epoch", header, rows)
+    return NumberTable("Metrics of each epoch", header, rows)
 
 
-def _peak_memory(run: RunFiles) -> Iterator[tuple[str, str]]:
+def _find_peak_memory(run: RunFiles) -> Iterator[tuple[str, str]]:
     """Yield label and value of each peak, and of the limits where the results have them."""
     memory = run.results.get("memory")
     if memory is None:
         for key in ("process_peak_gib", "device_peak_allocated_gib"):
             readings = [line[key] for line in run.memory if isinstance(line.get(key), float)]
             if readings:
-                yield _memory_fact(key, max(readings))
+                yield _format_memory(key, max(readings))
         return
     for key, value in memory.items():
         if "device" not in key or memory.get("peak_device_gib") is not None:
-            yield _memory_fact(key, value)
+            yield _format_memory(key, value)
 
 
-def _memory_fact(key: str, gib: float | None) -> tuple[str, str]:
+def _format_memory(key: str, gib: float | None) -> tuple[str, str]:
     return format_name(key.removesuffix("_gib")), "none" if gib is None else f"{format_number(gib, 3)} GiB"
 
 
-def _speed_table(steps: list[dict[str, Any]]) -> NumberTable:
+def _tabulate_speed(steps: list[dict[str, Any]]) -> NumberTable:
     rows = []
     for key, label in _SPEEDS.items():
         values = [float(line[key]) for line in steps if isinstance(line.get(key), int | float)]
         if values:
             rows.append((label, statistics.median(values), min(values), max(values)))
-    note = f"From {len(steps)} readings while training."
-    return NumberTable("Speed", ["", "median", "lowest", "highest"], rows, note)
+    note = f"From {len(steps)} readings during training."
+    return NumberTable("Speed", ["", "median", "minimum", "maximum"], rows, note)
 
 
-def _events(run: RunFiles) -> Iterator[dict[str, Any]]:
+def _select_events(run: RunFiles) -> Iterator[dict[str, Any]]:
     for line in run.metrics:
-        alarming = str(line.get("level")).upper() in ("WARNING", "ERROR")
-        if alarming or line.get("stage") in ("start", "resume", "stop", "error", "end"):
+        is_problem = str(line.get("level")).upper() in ("WARNING", "ERROR")
+        if is_problem or line.get("stage") in ("start", "resume", "stop", "error", "end"):
             messages = [str(line[key]) for key in ("error", "reason", "message", "checkpoint") if line.get(key)]
             event = {key: line.get(key) for key in ("epoch", "step")}
             event |= {key: line.get(key, "") for key in ("time", "stage")}
-            yield event | {"alarming": alarming, "message": "; ".join(messages)}
+            yield event | {"is_problem": is_problem, "message": "; ".join(messages)}
 
 
-def _checkpoints(run: RunFiles) -> list[tuple[str, str, bool]]:
+def _list_checkpoints(run: RunFiles) -> list[tuple[str, str, bool]]:
     """Return name, role and whether it still exists for every checkpoint that the results or the folder name."""
     record = run.results.get("checkpoints", {})
     names = list(dict.fromkeys([*record.get("kept", []), *run.checkpoints]))
