@@ -249,7 +249,7 @@ NOT_SHOWN = re.compile(
 
 @pytest.mark.usefixtures("without_figures")
 def test_script_in_any_free_text_field_is_escaped(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / "<script>folder"
     results = write_finished_run(folder, epochs=1, windows=2, days=1)
     results["checkpoints"]["faults"] = ["damaged"]
     results["status"] = "ended early"
@@ -275,8 +275,8 @@ def test_script_in_any_free_text_field_is_escaped(tmp_path: Path) -> None:
     text = "".join(page.shown)
     missing = [path for path, script in scripts.items() if script not in text and not NOT_SHOWN.match(path)]
     assert missing == []
-    for word in ("baseline", "scenario", "package", "config"):
-        assert f"<script>{word}</script>" in text
+    for word in ("baseline</script>", "scenario</script>", "package</script>", "config</script>", "folder"):
+        assert f"<script>{word}" in text
 
 
 def test_surrogates_and_control_characters_are_replaced(tmp_path: Path) -> None:
