@@ -59,7 +59,7 @@ endef
 
 test-all: $(VENV)/installed
 	$(call parity,ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41)
-	$(call parity,ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2,--numprocesses 1)
+	$(call parity,ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive)
 	$(PYTEST) $(call share,50) -m '$(LONG)'
 	TRITON_INTERPRET=1 $(PYTEST) $(call share,15) -m '$(LONG)' tests/interpreted
 

@@ -1,4 +1,4 @@
-"""`pgat-fast report`: one HTML page on a run."""
+"""`pgat-fast report`: write the HTML page of a run."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add the command `report` to `subparsers`."""
     parser = subparsers.add_parser(
         "report",
-        help="write one HTML page on a run, finished or not",
-        description="Write one self-contained HTML page on a run: forecasts beside naive baselines, losses, memory, "
-        "configuration. Of a run that is not finished it shows what there is.",
+        help="write an HTML page about a run, finished or not",
+        description="Write a self-contained HTML page about a run: forecasts compared with naive baselines, losses, "
+        "memory, configuration. The page of an unfinished run shows what the run has written so far.",
     )
     parser.add_argument("folder", metavar="RUN", help="folder of a run, such as runs/quickstart")
     parser.add_argument("--out", metavar="FILE", help="file to write (default: RUN/report.html)")
@@ -21,7 +21,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print its path; returns 0."""
-    from pgat_fast.report.html import write_report
+    from pgat_fast.report.page import write_report
 
     start_logging(quiet=True)
     print(write_report(Path(args.folder), None if args.out is None else Path(args.out)))

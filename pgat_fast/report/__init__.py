@@ -1,1 +1,1 @@
-"""What a run did, for people: plots and one HTML page, both made of the files in the folder of the run."""
+"""Plots and an HTML page of a run, made from the files in its folder."""

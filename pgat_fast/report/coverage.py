@@ -1,4 +1,4 @@
-"""Coverage of the forecast intervals on the test windows, as `results.json` tells of it."""
+"""Coverage of the forecast intervals on the test windows, read from `results.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,30 +7,30 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Coverage:
-    """One level of the intervals, all days and targets together; None where the level could not be calibrated."""
+    """Hold the coverage of one level over all days and targets; None where the level could not be calibrated."""
 
     nominal: float
     covered: float | None
-    """Share of truths inside."""
+    """Share of the true values inside the intervals."""
     mean_width: float | None
     by_target: Mapping[str, float | None]
     by_horizon: list[float | None]
 
 
-def coverages(intervals: Mapping[str, Any] | None) -> dict[str, list[Coverage]]:
-    """`scaled` and `price` -> the levels, lowest first, of `test.intervals`.
+def read_coverage(intervals: Mapping[str, Any] | None) -> dict[str, list[Coverage]]:
+    """Return the levels of `test.intervals` in ascending order, by unit (`scaled`, `price`).
 
-    Empty where there is nothing, or where it is told in another form than this one knows.
+    Empty without intervals, and for intervals in an unknown format.
     """
     intervals = intervals or {}
     try:
-        found = {name: [_coverage(level) for level in intervals.get(name) or []] for name in ("scaled", "price")}
+        levels = {name: [_parse_level(level) for level in intervals.get(name) or []] for name in ("scaled", "price")}
     except (KeyError, TypeError):
         return {}
-    return {name: sorted(levels, key=lambda level: level.nominal) for name, levels in found.items()}
+    return {name: sorted(by_unit, key=lambda level: level.nominal) for name, by_unit in levels.items()}
 
 
-def _coverage(level: Mapping[str, Any]) -> Coverage:
+def _parse_level(level: Mapping[str, Any]) -> Coverage:
     coverage = level["coverage"]
     return Coverage(
         level["nominal"], coverage["overall"], level["mean_width"], coverage["by_target"], coverage["by_horizon"]

@@ -1,8 +1,8 @@
-"""How all figures look, and turning one into PNG or SVG. matplotlib is loaded when a figure is made, not before.
+"""Style of all figures, and their conversion to PNG and SVG. Importing this module does not load matplotlib.
 
-Colours: seven that people with any colour vision tell apart on white (after Okabe & Ito, Color Universal Design,
-2008; the yellow and the light tones are left out, the pink darkened). In SVG each becomes a CSS variable, so that the
-page can give a lighter tone of the same hue on a dark background.
+The colours can be told apart with any colour vision on white (after Okabe & Ito, Color Universal Design, 2008, without
+the yellow and light tones, with a darker pink). In SVG each becomes a CSS variable, so that the page can use a lighter
+tone of the same hue on a dark background.
 """
 
 import io
@@ -31,7 +31,7 @@ VARIABLES = {
     GREEN: "--plot-green",
     PURPLE: "--plot-purple",
 }
-"""Colour -> CSS variable that stands for it in SVG."""
+"""CSS variable that replaces each colour in SVG."""
 
 FORECASTERS = {
     "model": ("model", BLUE, "-", "o"),
@@ -39,16 +39,16 @@ FORECASTERS = {
     "zero_return": ("zero return", GREEN, "-.", "^"),
     "drift": ("drift", PURPLE, ":", "D"),
 }
-"""Name in the results -> label, colour, line and marker: the same in every figure."""
+"""Label, colour, line style and marker of each forecaster, by its name in the results."""
 
 WIDTH = 7.4
-"""Inches of every figure. At 100 dots an inch its letters have the size of those of the page."""
+"""Width of every figure in inches. At 100 dots per inch, text in figures is as large as text in the page."""
 
 Array = NDArray[np.float64]
 
 
 def new_figure(height: float) -> "Figure":
-    """An empty figure, `WIDTH` x `height` inches, that no global state of matplotlib knows of.
+    """Return an empty figure of `WIDTH` x `height` inches that is not registered with pyplot.
 
     Raises ConfigError where matplotlib is not installed.
     """
@@ -59,8 +59,8 @@ def new_figure(height: float) -> "Figure":
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def style(axes: "Axes", *, x: str, y: str, title: str | None = None) -> None:
-    """Labels, and a frame that keeps behind the data."""
+def style_axes(axes: "Axes", *, x: str, y: str, title: str | None = None) -> None:
+    """Set labels, title, spines, ticks and grid of `axes`."""
     axes.set_xlabel(x, color=MUTED, fontsize=9)
     axes.set_ylabel(y, color=MUTED, fontsize=9)
     if title is not None:
@@ -74,8 +74,8 @@ def style(axes: "Axes", *, x: str, y: str, title: str | None = None) -> None:
     axes.set_axisbelow(True)
 
 
-def legend_above(axes: "Axes", columns: int = 4, order: Sequence[str] = ()) -> None:
-    """A legend between title and data, where it can cover neither; labels in `order`, which fills column by column."""
+def add_legend(axes: "Axes", columns: int = 4, order: Sequence[str] = ()) -> None:
+    """Add a legend between title and axes; `order` lists the labels, column by column."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         if order:
@@ -91,21 +91,21 @@ def legend_above(axes: "Axes", columns: int = 4, order: Sequence[str] = ()) -> N
 
 
 def draw_line(axes: "Axes", x: Any, y: Array, **settings: Any) -> None:
-    """A line over [n] values, broken where they are not finite; values without neighbours show as points."""
+    """Draw a line through [n] values, with gaps where they are not finite; isolated values become points."""
     y = np.where(np.isfinite(y), y, np.nan)
     axes.plot(x, y, **settings)
-    known = np.isfinite(y)
-    beside = np.zeros_like(known)
-    beside[1:] |= known[:-1]
-    beside[:-1] |= known[1:]
-    alone = known & ~beside
-    if alone.any() and not settings.get("marker"):
+    finite = np.isfinite(y)
+    has_neighbour = np.zeros_like(finite)
+    has_neighbour[1:] |= finite[:-1]
+    has_neighbour[:-1] |= finite[1:]
+    isolated = finite & ~has_neighbour
+    if isolated.any() and not settings.get("marker"):
         settings = settings | {"linestyle": "none", "marker": "o", "markersize": 3.5, "label": None}
-        axes.plot(np.asarray(x)[alone], y[alone], **settings)
+        axes.plot(np.asarray(x)[isolated], y[isolated], **settings)
 
 
-def plain(text: object) -> str:
-    """`text` for a figure: one line, short, nothing in it read as a formula."""
+def plain_label(text: object) -> str:
+    """Return `text` on one line, at most 41 characters long, without mathtext."""
     printable = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text)
     )
@@ -114,17 +114,17 @@ def plain(text: object) -> str:
 
 
 def to_png(figure: "Figure") -> bytes:
-    """The figure on white, 150 dots an inch."""
+    """Return the figure as PNG, on white, with 150 dots per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def to_svg(figure: "Figure", name: str, description: str) -> str:
-    """An `<svg>` element to stand in an HTML page beside others: ids begin with `name`, colours are CSS variables.
+def to_svg(figure: "Figure", name: str) -> str:
+    """Return the figure as an `<svg>` element for an HTML page: ids begin with `name`, colours are CSS variables.
 
-    It has a view box and no size, refers to nothing outside itself, and is the same whenever it is made. `description`
-    is what it says to those who cannot see it, already escaped.
+    The element has a view box and no size, loads nothing and is reproducible. Its accessible name is the text of the
+    element `NAME-caption` of the page.
     """
     import matplotlib
 
@@ -136,8 +136,8 @@ def to_svg(figure: "Figure", name: str, description: str) -> str:
     svg = svg[svg.index("<svg") :].strip()
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
-    svg = f'<svg role="img" aria-label="{description}" {box[0]}>' + svg[svg.index(">") + 1 :]
-    # One style sheet, for the page, says what this one would say to all of the page.
+    svg = f'<svg role="img" aria-labelledby="{name}-caption" {box[0]}>' + svg[svg.index(">") + 1 :]
+    # The style sheet of the page contains these rules; here they would apply to the whole page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, count=1, flags=re.DOTALL)
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'(\bid="|href="#|url\(#)', lambda match: f"{match[1]}{name}-", svg)

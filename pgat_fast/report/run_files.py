@@ -1,4 +1,4 @@
-"""What the folder of a run holds, read into plain structures; of an unfinished run, whatever is there."""
+"""Files of a run, finished or not, read into plain structures."""
 
 import json
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ from pgat_fast.training.manifest import MANIFEST, NAME, decode_manifest
 from pgat_fast.training.run_folder import CHECKPOINTS
 
 _MARKS = ("status.json", "config.yaml", "results.json")
-"""A folder without any of these is no run."""
+"""Every folder of a run has at least one of these files."""
 
-_LATE = "written when the best weights have been tested, at the end of a run"
+_LATE = "written at the end of a run, after the best weights have been tested"
 _PURPOSE = {
-    "status.json": "written from the beginning of a run on",
-    "config.yaml": "written from the beginning of a run on",
-    "metrics.jsonl": "written from the beginning of a run on, unless run.metrics_level is off",
-    "memory.jsonl": "written from the beginning of a run on, unless run.memory_level is off",
+    "status.json": "written from the start of a run",
+    "config.yaml": "written from the start of a run",
+    "metrics.jsonl": "written from the start of a run, unless run.metrics_level is off",
+    "memory.jsonl": "written from the start of a run, unless run.memory_level is off",
     "results.json": _LATE,
     "forecasts.csv": _LATE,
     "adjacency.csv": _LATE,
-    "checkpoints": "the first one is written before the first step",
+    "checkpoints": "the first checkpoint is written before the first step",
 }
 
 Record = dict[str, Any]
@@ -30,12 +30,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class RunFiles:
-    """The files of a run. What is not there is empty or None, and `missing` says why."""
+    """Hold the contents of the files of a run; missing files are empty or None and listed in `missing`."""
 
     folder: Path
     status: Record = field(default_factory=dict)
     results: Record = field(default_factory=dict)
-    """`results.json`; empty where the run is not finished."""
+    """`results.json`; empty for an unfinished run."""
     metrics: list[Record] = field(default_factory=list)
     memory: list[Record] = field(default_factory=list)
     forecasts: Forecasts | None = None
@@ -45,11 +45,11 @@ class RunFiles:
     checkpoints: list[str] = field(default_factory=list)
     """Names, oldest first."""
     best: str | None = None
-    """Name of the best checkpoint, as far as the run has come."""
+    """Name of the best checkpoint so far."""
     settings: Record = field(default_factory=dict)
-    """The configuration, section -> key -> value; empty where neither results nor a checkpoint tell of it."""
+    """The configuration as sections of keys and values; empty if neither results nor a checkpoint contain it."""
     missing: dict[str, str] = field(default_factory=dict)
-    """File -> why it is not there, in words."""
+    """Reason for each missing file."""
 
     @property
     def name(self) -> str:
@@ -57,12 +57,12 @@ class RunFiles:
 
     @property
     def state(self) -> str:
-        """`running`, `stopped`, `failed`, `finished`, or `unknown` where nothing says."""
+        """`running`, `stopped`, `failed`, `finished`, or `unknown` without `status.json` and results."""
         return str(self.status.get("state") or ("finished" if self.results else "unknown"))
 
     @property
     def memory_limits(self) -> Record:
-        """`limit_gib` and `device_limit_gib`, None where there is no limit, or none is known of."""
+        """`limit_gib` and `device_limit_gib`; None for an unlimited or unknown one."""
         if self.results:
             return {key: self.results["memory"].get(key) for key in ("limit_gib", "device_limit_gib")}
         settings = self.settings.get("run", {})
@@ -73,7 +73,7 @@ class RunFiles:
 
     @property
     def epochs(self) -> list[Record]:
-        """The epochs that have been validated: those of the results, else those that the journal tells of."""
+        """The validated epochs, from the results or else from `metrics.jsonl`."""
         if self.results:
             return list(self.results["epochs"])
         return [
@@ -90,7 +90,7 @@ class RunFiles:
 
     @property
     def best_epoch(self) -> int | None:
-        """The number of the epoch with the lowest validation loss; None before the first."""
+        """The number of the epoch with the lowest validation loss; None before the first validation."""
         if self.results:
             return int(self.results["best_epoch"])
         known = [
@@ -100,17 +100,17 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read the run in `folder`, finished or not.
+    """Read the files of the run in `folder`.
 
-    Raises DataError where `folder` is no run, and for a damaged file, which the message names. A damaged checkpoint
-    is no error here: `pgat-fast checkpoint verify` is for that.
+    Raises DataError where `folder` is no run, and for a damaged file, which the message names. Checkpoints are not
+    verified.
     """
     if not any((folder / name).is_file() for name in _MARKS):
         what = f"it has none of {', '.join(_MARKS)}" if folder.is_dir() else "there is no such folder"
         raise DataError(f"{folder}: {what}: name the folder of a run, such as runs/quickstart")
     status = _read_object(folder / "status.json") or {}
     results = _read_results(folder / "results.json")
-    names, about = _checkpoints(folder / CHECKPOINTS)
+    names, about = _read_checkpoints(folder / CHECKPOINTS)
     state = str(status.get("state") or ("finished" if results else "unknown"))
     return RunFiles(
         folder=folder,
@@ -125,19 +125,19 @@ def read_run(folder: Path) -> RunFiles:
         best=results["checkpoints"]["best"] if results else about.get("best"),
         settings=results["config"] if results else about.get("config", {}),
         missing={
-            name: _why_missing(state, purpose) for name, purpose in _PURPOSE.items() if not (folder / name).exists()
+            name: _explain_missing(state, purpose) for name, purpose in _PURPOSE.items() if not (folder / name).exists()
         },
     )
 
 
-def _why_missing(state: str, purpose: str) -> str:
+def _explain_missing(state: str, purpose: str) -> str:
     if purpose == _LATE and state != "finished":
-        return f"{purpose}; this one is {state}" if state != "unknown" else purpose
+        return f"{purpose}; this run is {state}" if state != "unknown" else purpose
     return f"{purpose}: it was moved or deleted" if state == "finished" else purpose
 
 
 def _read_text(path: Path) -> str | None:
-    """The text of `path`; None where there is no such file. Raises DataError."""
+    """Return the text of `path`; None for a missing file. Raises DataError."""
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def _read_text(path: Path) -> str | None:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: damaged: byte {error.start} is no UTF-8 text; restore the file") from error
+        raise DataError(f"{path}: damaged: byte {error.start} is not UTF-8 text; restore the file") from error
 
 
 def _read_object(path: Path) -> Record | None:
@@ -153,18 +153,18 @@ def _read_object(path: Path) -> Record | None:
     if text is None:
         return None
     try:
-        content = json.loads(text, parse_constant=_refuse)
+        content = json.loads(text, parse_constant=_reject_constant)
     except RecursionError:
         raise DataError(f"{path}: nested too deeply; restore the file, or delete it") from None
     except ValueError as error:
-        raise DataError(f"{path}: damaged, or no JSON: {error}; restore the file, or delete it") from error
+        raise DataError(f"{path}: damaged or not JSON: {error}; restore the file, or delete it") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, not an object; restore the file, or delete it")
     return content
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+def _reject_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _read_results(path: Path) -> Record:
@@ -180,8 +180,8 @@ def _read_results(path: Path) -> Record:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3]]
         raise DataError(
-            f"{path}: not what this version of pgat-fast writes: {'; '.join(faults)}; restore the file, or report on "
-            "the run with the version that made it"
+            f"{path}: not the format of this version of pgat-fast: {'; '.join(faults)}; restore the file, or write the "
+            "report with the version that wrote the run"
         ) from error
 
 
@@ -197,17 +197,17 @@ def _read_lines(path: Path) -> list[Record]:
         raise DataError(message if str(path) in message else f"{path}: cannot be read: {message}") from error
 
 
-def _checkpoints(root: Path) -> tuple[list[str], Record]:
-    """Names of the checkpoints in `root`, oldest first, and what the newest readable one says of itself."""
+def _read_checkpoints(root: Path) -> tuple[list[str], Record]:
+    """Return the names of the checkpoints in `root`, oldest first, and the metadata of the newest readable one."""
     if not root.is_dir():
         return [], {}
-    found = [path for path in root.iterdir() if NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
-    found.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+    checkpoints = [path for path in root.iterdir() if NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
+    checkpoints.sort(key=lambda path: int(path.name.rpartition("-")[2]))
     about: Record = {}
-    for path in reversed(found):
+    for path in reversed(checkpoints):
         try:
             about = decode_manifest((path / MANIFEST).read_bytes()).about
             break
         except (OSError, CheckpointError):
             continue
-    return [path.name for path in found], about
+    return [path.name for path in checkpoints], about

@@ -1,4 +1,4 @@
-"""Reading `forecasts.csv` and `adjacency.csv` of a run: every row checked, numbers as float64."""
+"""The tables `forecasts.csv` and `adjacency.csv` of a run, with every row checked."""
 
 import csv
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ _KEYS = ("origin", "date", "horizon", "target")
 
 @dataclass(frozen=True, eq=False)
 class Forecasts:
-    """The rows of `forecasts.csv`: a window, a forecast day and a target each."""
+    """Hold the rows of `forecasts.csv`: one per window, forecast day and target."""
 
     dates: Dates
     """The forecast day, [rows]."""
     horizons: NDArray[np.int64]
-    """Days after the last known one, from 1, [rows]."""
+    """Days ahead, from 1, [rows]."""
     targets: NDArray[np.str_]
     values: dict[str, Array]
-    """Column -> [rows]; NaN where a cell is empty."""
+    """The other columns by name, [rows]; NaN for empty cells."""
 
     @property
     def names(self) -> list[str]:
@@ -37,59 +37,59 @@ class Forecasts:
         return int(self.horizons.max())
 
     def has_prices(self, target: str) -> bool:
-        """Whether any forecast of `target` is given as a price."""
-        return bool(np.isfinite(self._column("price_forecast")[self.targets == target]).any())
+        """Return whether any forecast of `target` is given as a price."""
+        return bool(np.isfinite(self._get_column("price_forecast")[self.targets == target]).any())
 
     def series(self, target: str, horizon: int) -> tuple[Dates, dict[str, Array]]:
-        """Dates in order, [n], and the columns, [n] each, of the forecasts of `target` made `horizon` days ahead."""
+        """Return the dates in order, [n], and the columns, [n] each, of forecasts of `target` `horizon` days ahead."""
         rows = np.flatnonzero((self.targets == target) & (self.horizons == horizon))
         rows = rows[np.argsort(self.dates[rows], kind="stable")]
         return self.dates[rows], {name: column[rows] for name, column in self.values.items()}
 
-    def _column(self, name: str) -> Array:
+    def _get_column(self, name: str) -> Array:
         return self.values.get(name, np.full(len(self.dates), np.nan))
 
 
 @dataclass(frozen=True, eq=False)
 class Adjacency:
-    """The mean adjacency: weight [N, N] of what node (row) receives from node (column)."""
+    """Hold the mean adjacency [N, N]: the weight of what the row's node receives from the column's node."""
 
     nodes: list[str]
     weights: Array
 
 
 def read_forecasts(path: Path) -> Forecasts | None:
-    """None where there is no such file. Raises DataError, which names the line, for what is no table of forecasts."""
+    """Read `forecasts.csv`; None for a missing file. Raises DataError, which names the fault, for a damaged one."""
     read = _read_rows(path)
     if read is None:
         return None
     header, rows = read
     if absent := [name for name in (*_KEYS, "forecast", "truth") if name not in header]:
-        raise DataError(f"{path}: the column {absent[0]} is missing from the header; restore the file, or delete it")
+        raise DataError(f"{path}: column {absent[0]} is missing; restore the file, or delete it")
     if not rows:
         raise DataError(f"{path}: no rows; restore the file, or delete it")
     columns = {name: [row[index] for row in rows] for index, name in enumerate(header)}
-    horizons = _numbers(path, "horizon", columns["horizon"])
+    horizons = _parse_numbers(path, "horizon", columns["horizon"])
     if not bool((np.isfinite(horizons) & (horizons >= 1) & (horizons < 1e6) & (horizons % 1 == 0)).all()):
-        raise DataError(f"{path}: the column horizon holds other things than whole numbers from 1 on; restore the file")
+        raise DataError(f"{path}: column horizon: expected integers from 1; restore the file")
     return Forecasts(
-        dates=_dates(path, columns["date"]),
+        dates=_parse_dates(path, columns["date"]),
         horizons=horizons.astype(np.int64),
         targets=np.array(columns["target"], dtype=np.str_),
-        values={name: _numbers(path, name, cells) for name, cells in columns.items() if name not in _KEYS},
+        values={name: _parse_numbers(path, name, cells) for name, cells in columns.items() if name not in _KEYS},
     )
 
 
 def read_adjacency(path: Path) -> Adjacency | None:
-    """None where there is no such file. Raises DataError for what is no square table with one name a node."""
+    """Read `adjacency.csv`; None for a missing file. Raises DataError for a damaged one."""
     read = _read_rows(path)
     if read is None:
         return None
     header, rows = read
     nodes = header[1:]
     if [row[0] for row in rows] != nodes or not nodes:
-        raise DataError(f"{path}: the rows are not named as the columns are; restore the file, or delete it")
-    weights = [_numbers(path, name, [row[index] for row in rows]) for index, name in enumerate(nodes, start=1)]
+        raise DataError(f"{path}: the names of rows and columns differ; restore the file, or delete it")
+    weights = [_parse_numbers(path, name, [row[index] for row in rows]) for index, name in enumerate(nodes, start=1)]
     return Adjacency(nodes, np.stack(weights, axis=1))
 
 
@@ -102,26 +102,26 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]]] | None:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: damaged, no CSV: {error}; restore the file, or delete it") from error
+        raise DataError(f"{path}: damaged or not CSV: {error}; restore the file, or delete it") from error
     if not rows:
         raise DataError(f"{path}: empty; restore the file, or delete it")
     header, *body = rows
     if len(set(header)) != len(header):
-        raise DataError(f"{path}: line 1: a column is named twice; restore the file, or delete it")
+        raise DataError(f"{path}: line 1: duplicate column name; restore the file, or delete it")
     for line, row in enumerate(body, start=2):
         if len(row) != len(header):
             raise DataError(f"{path}: line {line}: {len(row)} cells, expected {len(header)}; restore the file")
     return header, body
 
 
-def _numbers(path: Path, name: str, cells: list[str]) -> Array:
+def _parse_numbers(path: Path, name: str, cells: list[str]) -> Array:
     try:
         return np.array([float(cell) if cell else np.nan for cell in cells], dtype=np.float64)
     except ValueError as error:
         raise DataError(f"{path}: column {name}: {error}; restore the file, or delete it") from error
 
 
-def _dates(path: Path, cells: list[str]) -> Dates:
+def _parse_dates(path: Path, cells: list[str]) -> Dates:
     try:
         dates = np.array(cells, dtype="datetime64[D]")
     except ValueError as error:

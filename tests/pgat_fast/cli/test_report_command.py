@@ -1,4 +1,4 @@
-"""`pgat-fast report`, as a user calls it."""
+"""The command `pgat-fast report`."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from pgat_fast.cli import main
 from tests.pgat_fast.report.example_run import write_unfinished_run
 
 
-def test_report_prints_the_path_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_prints_path_of_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_unfinished_run(tmp_path / "run", "stopped", epochs=1)
     assert main(["report", str(tmp_path / "run")]) == exit_codes.SUCCESS
     assert capsys.readouterr().out == f"{tmp_path / 'run' / 'report.html'}\n"
@@ -28,7 +28,7 @@ def test_report_prints_the_path_of_the_page(tmp_path: Path, capsys: pytest.Captu
         ("run", ".", "is a folder: name the file to write"),
     ],
 )
-def test_what_cannot_be_reported_on_is_said(
+def test_wrong_paths_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, out: str | None, message: str
 ) -> None:
     write_unfinished_run(tmp_path / "run", "stopped", epochs=1)
@@ -38,7 +38,7 @@ def test_what_cannot_be_reported_on_is_said(
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-def test_report_needs_no_torch(tmp_path: Path) -> None:
+def test_report_does_not_import_torch(tmp_path: Path) -> None:
     write_unfinished_run(tmp_path / "run", "stopped", epochs=1)
     script = (
         "import sys\nfrom pgat_fast.cli import main\n"

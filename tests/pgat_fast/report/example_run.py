@@ -1,4 +1,4 @@
-"""Run folders as the trainer writes them, without a training: invented numbers, consistent with each other."""
+"""Folders of runs as the trainer writes them, with synthetic but consistent numbers."""
 
 import csv
 import json
@@ -42,9 +42,9 @@ def write_finished_run(
     device: bool = False,
     overrides: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """A run that went through, killed and resumed once; returns its results.
+    """Write a finished run that was killed and resumed once; return its results.
 
-    There are prices where `targets` are the standard ones.
+    The standard targets have prices.
     """
     generator = np.random.default_rng(7)
     config = load_config(None, ["run.memory_limit_gb=6.0", f"training.epochs={epochs}", *overrides])
@@ -130,18 +130,18 @@ def write_finished_run(
     for checkpoint in results["checkpoints"]["kept"]:
         (folder / "checkpoints" / checkpoint).mkdir(parents=True)
         (folder / "checkpoints" / checkpoint / "manifest.json").write_text("{}", encoding="utf-8")
-    _write_journals(folder, records, device)
+    _write_logs(folder, records, device)
     _write_forecasts(folder / "forecasts.csv", truth, forecast, targets, prices)
     _write_adjacency(folder / "adjacency.csv", generator, nodes)
     return results
 
 
 def write_unfinished_run(folder: Path, state: str, *, epochs: int = 3, **status: Any) -> None:
-    """A run that has come through `epochs` epochs and a few steps, with `status.json` as given."""
+    """Write a run that has completed `epochs` epochs, with `status` in `status.json`."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(load_config(None)), encoding="utf-8")
     write_status(folder, state, **status)
-    _write_journals(folder, _epochs(epochs), device=False, ended=False)
+    _write_logs(folder, _epochs(epochs), device=False, ended=False)
 
 
 def _checkpoint(epoch: int) -> str:
@@ -149,7 +149,7 @@ def _checkpoint(epoch: int) -> str:
 
 
 def _forecasts(generator: np.random.Generator, windows: int, days: int, targets: int) -> tuple[Array, Array, Any]:
-    """Truth, the model's forecast and the naive ones, [windows, days, targets], of overlapping windows."""
+    """Return truth, forecasts of the model and naive forecasts of overlapping windows, [windows, days, targets]."""
     returns = generator.normal(size=(windows + days, targets))
     rows = np.arange(windows)[:, None] + np.arange(days) + 1
     truth = returns[rows]
@@ -177,8 +177,8 @@ def _by_horizon(forecast: Array, naive: dict[str, Array], truth: Array) -> dict[
     return {key: np.sqrt(np.mean((values - truth) ** 2, axis=(0, 2))).tolist() for key, values in every.items()}
 
 
-def _levels(targets: tuple[str, ...], days: int, width: float, more: float = 0.0) -> list[dict[str, Any]]:
-    levels = {0.5: 0.4878 + more, 0.8: 0.7561 + more, 0.95: None if days > 20 else 0.9146 + more}
+def _levels(targets: tuple[str, ...], days: int, width: float, excess: float = 0.0) -> list[dict[str, Any]]:
+    levels = {0.5: 0.4878 + excess, 0.8: 0.7561 + excess, 0.95: None if days > 20 else 0.9146 + excess}
     return [
         {
             "nominal": nominal,
@@ -213,7 +213,7 @@ def _epochs(count: int) -> list[dict[str, Any]]:
 
 
 def _scenarios(clean: dict[str, Any]) -> dict[str, Any]:
-    """All went well but the last, which failed."""
+    """Return scenarios of which the last one failed."""
     scenarios: dict[str, Any] = {}
     for position, (name, description) in enumerate(SCENARIOS.items()):
         ratio = 1 + 0.03 * position
@@ -242,8 +242,8 @@ def _scenarios(clean: dict[str, Any]) -> dict[str, Any]:
     return scenarios
 
 
-def _write_journals(folder: Path, records: list[dict[str, Any]], device: bool, ended: bool = True) -> None:
-    """Both journals: a line every 10 steps; the process was killed in epoch 3 and resumed seven hours later."""
+def _write_logs(folder: Path, records: list[dict[str, Any]], device: bool, ended: bool = True) -> None:
+    """Write both logs with a line every 10 steps; the process was killed in epoch 3 and resumed seven hours later."""
     time = START
     metrics: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
@@ -320,4 +320,4 @@ def _write_adjacency(path: Path, generator: np.random.Generator, nodes: tuple[st
 
 
 MANY_NODES = COLUMNS
-"""118 names, as the graph over all inputs has."""
+"""The 118 node names of the graph over all inputs."""

@@ -1,4 +1,4 @@
-"""Plots: which are drawn, that they hold what they should, that odd runs break none."""
+"""Plots of a run: which are drawn, what they show, runs with unusual contents."""
 
 import json
 import subprocess
@@ -17,29 +17,29 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from pgat_fast.errors import ConfigError, DataError
-from pgat_fast.report.figure_style import INK, MUTED, VARIABLES, draw_line, new_figure, plain, to_png, to_svg
+from pgat_fast.report.figure_style import INK, MUTED, VARIABLES, draw_line, new_figure, plain_label, to_png, to_svg
 from pgat_fast.report.forecast_figures import (
     MOST_PANELS,
-    adjacency_map,
-    adversarial_errors,
-    error_by_horizon,
-    forecast_and_truth,
+    draw_adjacency,
+    draw_adversarial_errors,
+    draw_error_by_horizon,
+    draw_forecasts,
 )
 from pgat_fast.report.plots import PLOTS, draw_plots, write_plots
 from pgat_fast.report.run_files import read_run
 from pgat_fast.report.tables import Adjacency, Forecasts
-from pgat_fast.report.training_figures import learning_rate, loss_curves, memory_over_time, working_hours
+from pgat_fast.report.training_figures import draw_learning_rate, draw_losses, draw_memory, measure_running_hours
 from pgat_fast.training.run_folder import write_status
 from tests.pgat_fast.report.example_run import MANY_NODES, write_finished_run, write_unfinished_run
 
 
 def lines_of(axes: Axes) -> dict[str, np.ndarray]:
-    """Label -> y values of the lines that have one."""
+    """Return the y values of the labelled lines by label."""
     return {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.get_lines()}
 
 
 def forecasts_of(targets: list[str], days: int = 3, horizons: tuple[int, ...] = (1, 2)) -> Forecasts:
-    """Forecast 1, truth 2 throughout, no prices."""
+    """Return forecasts of 1 for a truth of 2, without prices."""
     rows = [(day, horizon, target) for day in range(days) for horizon in horizons for target in targets]
     return Forecasts(
         dates=np.array([np.datetime64("2026-01-05") + day + horizon for day, horizon, _ in rows]),
@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_plot_of_a_finished_run_is_written_as_a_png_of_readable_size(run: Path) -> None:
+def test_finished_run_gets_every_plot_as_png(run: Path) -> None:
     paths = write_plots(run)
     assert [path.stem for path in paths] == list(PLOTS)
     assert sorted(path.name for path in (run / "plots").iterdir()) == sorted(path.name for path in paths)
@@ -67,12 +67,12 @@ def test_every_plot_of_a_finished_run_is_written_as_a_png_of_readable_size(run: 
         assert image[..., :3].std() > 0.02, f"{path.name} shows nothing"
 
 
-def test_an_unfinished_run_has_the_plots_of_its_training(tmp_path: Path) -> None:
+def test_unfinished_run_gets_training_plots(tmp_path: Path) -> None:
     write_unfinished_run(tmp_path / "run", "stopped")
     assert [path.stem for path in write_plots(tmp_path / "run")] == ["losses", "learning_rate", "memory"]
 
 
-def test_a_run_that_has_only_begun_has_hardly_a_plot(tmp_path: Path) -> None:
+def test_run_without_epochs_gets_memory_plot_only(tmp_path: Path) -> None:
     write_unfinished_run(tmp_path / "run", "running", epochs=0)
     assert [path.stem for path in write_plots(tmp_path / "run")] == ["memory"]
 
@@ -86,19 +86,19 @@ ODD: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", [ODD[0], *(pytest.param(odd, marks=pytest.mark.slow) for odd in ODD[1:])])
-def test_small_large_and_oddly_named_runs_are_drawn(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_unusual_runs_get_every_plot(tmp_path: Path, settings: dict[str, Any]) -> None:
     write_finished_run(tmp_path / "run", **settings)
     assert [path.stem for path in write_plots(tmp_path / "run")] == list(PLOTS)
 
 
 def spans_of_labels(axes: Axes, side: int) -> list[tuple[float, float]]:
-    """Where the tick labels of the x (0) or y (1) axis begin and end along it, in dots, in order."""
+    """Return start and end of the tick labels along the x (0) or y (1) axis, in dots, in order."""
     axis = (axes.xaxis, axes.yaxis)[side]
     spans = []
     for label in axis.get_ticklabels():
         if label.get_text():
             ends = label.get_window_extent().get_points()[:, side]
-            if label.get_rotation():  # slanted and upright names may overlap as boxes: they are as wide as high
+            if label.get_rotation():  # the boxes of rotated labels may overlap where the labels do not
                 half = float(label.get_fontsize()) * axes.figure.dpi / 72 / 2
                 ends = np.mean(ends) + np.array([-half, half])
             spans.append((float(ends[0]), float(ends[1])))
@@ -106,7 +106,7 @@ def spans_of_labels(axes: Axes, side: int) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("settings", [{}, *(pytest.param(odd, marks=pytest.mark.slow) for odd in ODD[:3])])
-def test_no_text_lies_over_other_text(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_texts_do_not_overlap(tmp_path: Path, settings: dict[str, Any]) -> None:
     write_finished_run(tmp_path / "run", **settings)
     for name, figure in draw_plots(read_run(tmp_path / "run")):
         figure.draw_without_rendering()
@@ -126,7 +126,7 @@ def test_no_text_lies_over_other_text(tmp_path: Path, settings: dict[str, Any]) 
                 assert not above or max(above) >= box.y1 - 3, f"{name}: the legend covers the title"
 
 
-def test_losses_show_every_epoch_the_loss_before_training_and_the_best() -> None:
+def test_losses_show_epochs_initial_loss_and_best_epoch() -> None:
     epochs: list[dict[str, Any]] = [
         {"epoch": 1, "train_loss": 3.0, "validation_loss": 2.0, "optimizer_steps": 10, "complete": True},
         {"epoch": 2, "train_loss": None, "validation_loss": 1.0, "optimizer_steps": 10, "complete": True},
@@ -136,68 +136,70 @@ def test_losses_show_every_epoch_the_loss_before_training_and_the_best() -> None
         {"stage": "train", "epoch": 1, "step": 5, "loss": 3.5},
         {"stage": "train", "epoch": 2, "step": 15},
     ]
-    figure = loss_curves(epochs, steps, 4.0, 2)
+    figure = draw_losses(epochs, steps, 4.0, 2)
     assert figure is not None
     (axes,) = figure.axes
     lines = lines_of(axes)
     np.testing.assert_array_equal(lines["validation"], [4, 2, 1, 1.2])
-    np.testing.assert_array_equal(lines["training, whole epoch"], [3, np.nan, 1.5])
+    np.testing.assert_array_equal(lines["training, epoch mean"], [3, np.nan, 1.5])
     np.testing.assert_array_equal(lines["best: epoch 2"], [1])
     np.testing.assert_array_equal(lines["validation before training"], [4, 4])
     places = {str(line.get_label()): line.get_xdata() for line in axes.get_lines()}
-    np.testing.assert_array_equal(places["validation"], [0, 1, 2, 2.5])  # the last epoch was cut in half
-    np.testing.assert_array_equal(places["training, mean of the epoch so far"], [0.5, 1.5])
+    np.testing.assert_array_equal(places["validation"], [0, 1, 2, 2.5])  # the last epoch is half an epoch
+    np.testing.assert_array_equal(places["training, running mean"], [0.5, 1.5])
 
 
-def test_losses_within_the_first_epoch_lie_over_steps() -> None:
-    figure = loss_curves([], [{"stage": "train", "epoch": 1, "step": s, "loss": 1.0} for s in (25, 50)], None, None)
+def test_losses_of_first_epoch_are_drawn_over_steps() -> None:
+    figure = draw_losses([], [{"stage": "train", "epoch": 1, "step": s, "loss": 1.0} for s in (25, 50)], None, None)
     assert figure is not None
     assert figure.axes[0].get_xlabel() == "optimizer steps"
-    assert loss_curves([], [], 1.0, None) is None
+    assert draw_losses([], [], 1.0, None) is None
 
 
-def test_a_learning_rate_is_drawn_over_the_epoch_that_it_belongs_to() -> None:
-    figure = learning_rate([{"epoch": 1, "learning_rate": 0.1}, {"epoch": 2, "learning_rate": 0.2}])
+def test_learning_rate_is_constant_within_its_epoch() -> None:
+    figure = draw_learning_rate([{"epoch": 1, "learning_rate": 0.1}, {"epoch": 2, "learning_rate": 0.2}])
     assert figure is not None
     (line,) = figure.axes[0].get_lines()
     np.testing.assert_array_equal(line.get_xydata(), [[0, 0.1], [1, 0.1], [2, 0.2]])
-    assert learning_rate([{"epoch": 1, "learning_rate": None}]) is None
+    assert draw_learning_rate([{"epoch": 1, "learning_rate": None}]) is None
 
 
-def test_the_time_between_two_processes_is_left_out_of_the_memory_plot() -> None:
+def test_memory_plot_leaves_out_time_between_processes() -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     at = [(0, "start"), (1, "train"), (2, "train"), (12, "start"), (13, "train")]
     lines = [{"time": (start + timedelta(hours=h)).isoformat(), "stage": stage, "process_gib": 1.0} for h, stage in at]
-    hours, starts = working_hours(lines)
+    hours, starts = measure_running_hours(lines)
     np.testing.assert_allclose(hours, [0, 1, 2, 2, 3])
     assert starts == [0, 3]
-    figure = memory_over_time(lines, {"limit_gib": 6.0, "device_limit_gib": None})
+    figure = draw_memory(lines, {"limit_gib": 6.0, "device_limit_gib": None})
     assert figure is not None
     assert "limit 6 GiB" in lines_of(figure.axes[0])
     assert list(lines_of(figure.axes[0])).count("resumed") == 1
 
 
-def test_a_journal_line_without_a_readable_time_counts_as_written_with_the_one_before() -> None:
-    hours, _ = working_hours([{"time": "2026-01-01T00:00:00"}, {"time": "soon"}, {"time": "2026-01-01T02:00:00"}])
+def test_line_without_readable_time_gets_previous_time() -> None:
+    hours, _ = measure_running_hours(
+        [{"time": "2026-01-01T00:00:00"}, {"time": "soon"}, {"time": "2026-01-01T02:00:00"}]
+    )
     np.testing.assert_allclose(hours, [0, 0, 2])
 
 
-def test_device_memory_has_a_panel_of_its_own(tmp_path: Path) -> None:
+def test_device_memory_has_separate_panel(tmp_path: Path) -> None:
     write_finished_run(tmp_path / "run", epochs=2, windows=2, days=1, device=True)
     run = read_run(tmp_path / "run")
-    figure = memory_over_time(run.memory, {"limit_gib": None, "device_limit_gib": 40.0})
+    figure = draw_memory(run.memory, {"limit_gib": None, "device_limit_gib": 40.0})
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Process memory", "Device memory"]
     assert "limit 40 GiB" in lines_of(figure.axes[1])
 
 
-def test_forecasts_are_shown_one_day_and_the_last_day_ahead_beside_the_truth() -> None:
-    figure = forecast_and_truth(forecasts_of(["x", "y"]))
+def test_forecasts_show_first_day_last_day_and_truth() -> None:
+    figure = draw_forecasts(forecasts_of(["x", "y"]))
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["x", "y"]
     lines = lines_of(figure.axes[0])
     np.testing.assert_array_equal(lines["1 day ahead"], [1, 1, 1])
     np.testing.assert_array_equal(lines["2 days ahead"], [1, 1, 1])
-    np.testing.assert_array_equal(lines["truth"], [2, 2, 2, 2])  # each day once, whichever horizon it comes from
+    np.testing.assert_array_equal(lines["truth"], [2, 2, 2, 2])  # each day once, over all horizons
     assert figure.axes[0].get_ylabel() == "target units"
 
 
@@ -205,42 +207,42 @@ def test_forecasts_are_shown_one_day_and_the_last_day_ahead_beside_the_truth() -
     ("days", "labels"),
     [(1, ["2026-01-06"]), (3, ["2026-01-06", "2026-01-07", "2026-01-08"]), (40, ["15 Jan", "Feb 2026"])],
 )
-def test_dates_are_named_as_days_not_as_hours_between_them(days: int, labels: list[str]) -> None:
-    figure = forecast_and_truth(forecasts_of(["x"], days=days, horizons=(1,)))
+def test_date_ticks_are_days(days: int, labels: list[str]) -> None:
+    figure = draw_forecasts(forecasts_of(["x"], days=days, horizons=(1,)))
     figure.draw_without_rendering()
     shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert shown == labels if days < 8 else set(labels) <= set(shown)
 
 
-def test_prices_come_with_a_band(run: Path) -> None:
-    figure = forecast_and_truth(read_run(run).forecasts or pytest.fail("no forecasts"))
+def test_price_forecasts_have_intervals(run: Path) -> None:
+    figure = draw_forecasts(read_run(run).forecasts or pytest.fail("no forecasts"))
     assert [axes.get_ylabel() for axes in figure.axes] == ["price"] * 4
     bands = [str(band.get_label()) for band in figure.axes[3].collections]
     assert bands == ["10 days ahead, 80 % interval", "1 day ahead, 80 % interval"]
 
 
-def test_of_very_many_targets_the_first_are_drawn() -> None:
-    assert len(forecast_and_truth(forecasts_of([f"t{n}" for n in range(118)])).axes) == MOST_PANELS
+def test_number_of_forecast_panels_is_limited() -> None:
+    assert len(draw_forecasts(forecasts_of([f"t{n}" for n in range(118)])).axes) == MOST_PANELS
 
 
-def test_gaps_stay_gaps() -> None:
+def test_line_has_gaps_at_nonfinite_values() -> None:
     axes = new_figure(2).subplots()
     draw_line(axes, np.arange(5), np.array([1, 2, np.nan, 3, np.inf]), label="values")
-    line, alone = axes.get_lines()
+    line, points = axes.get_lines()
     np.testing.assert_array_equal(line.get_ydata(), [1, 2, np.nan, 3, np.nan])
-    np.testing.assert_array_equal(alone.get_ydata(), [3])  # a line of one value would not be seen
+    np.testing.assert_array_equal(points.get_ydata(), [3])  # a line through one value is invisible
 
 
-def test_an_error_that_overflowed_is_a_gap_in_the_errors_by_horizon() -> None:
-    figure = error_by_horizon({"scaled": {"model": [1.0, None, 2.0], "drift": [1.0, 1.0, 1.0]}, "price": None})
+def test_missing_error_is_gap_in_error_by_horizon() -> None:
+    figure = draw_error_by_horizon({"scaled": {"model": [1.0, None, 2.0], "drift": [1.0, 1.0, 1.0]}, "price": None})
     assert figure is not None
     np.testing.assert_array_equal(lines_of(figure.axes[0])["model"], [1, np.nan, 2])
-    assert error_by_horizon({"scaled": None, "price": None}) is None
+    assert draw_error_by_horizon({"scaled": None, "price": None}) is None
 
 
-def test_a_failed_scenario_is_named_as_failed() -> None:
+def test_failed_scenario_is_marked() -> None:
     ok = {"status": "ok", "metrics": {"overall": {"rmse": 2.0}}}
-    figure = adversarial_errors(1.0, {"scale": ok, "zero_input": {"status": "failed", "metrics": None}})
+    figure = draw_adversarial_errors(1.0, {"scale": ok, "zero_input": {"status": "failed", "metrics": None}})
     assert figure is not None
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["clean", "scale", "zero input"]
@@ -248,25 +250,25 @@ def test_a_failed_scenario_is_named_as_failed() -> None:
 
 
 @pytest.mark.parametrize(("nodes", "named"), [(1, 1), (13, 13), (40, 40), (118, 40)])
-def test_a_heat_map_names_as_many_nodes_as_can_be_read(nodes: int, named: int) -> None:
+def test_number_of_heat_map_labels_is_limited(nodes: int, named: int) -> None:
     weights = np.full((nodes, nodes), np.nan)
     weights[0, 0] = 1.0
-    figure = adjacency_map(Adjacency([f"node_{n}" for n in range(nodes)], weights))
+    figure = draw_adjacency(Adjacency([f"node_{n}" for n in range(nodes)], weights))
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(labels) <= named
     assert len(labels) > named / 2
     assert labels[0] == "node 0"
 
 
-def test_names_are_no_formulas_and_never_long() -> None:
-    assert plain("$x$\n") == r"\$x\$" + "\N{REPLACEMENT CHARACTER}"
-    assert len(plain("x" * 1000)) <= 41
+def test_labels_are_short_and_without_mathtext() -> None:
+    assert plain_label("$x$\n") == r"\$x\$" + "\N{REPLACEMENT CHARACTER}"
+    assert len(plain_label("x" * 1000)) <= 41
 
 
-def test_drawing_leaves_the_settings_of_matplotlib_alone(run: Path) -> None:
+def test_drawing_keeps_matplotlib_settings(run: Path) -> None:
     before = dict(mpl.rcParams)
     figures = draw_plots(read_run(run))
-    to_svg(next(figures)[1], "x", "")
+    to_svg(next(figures)[1], "x")
     assert dict(mpl.rcParams) == before
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
@@ -280,10 +282,10 @@ def figure_of_two_lines() -> Figure:
     return figure
 
 
-def test_an_svg_is_the_same_every_time_and_refers_to_nothing_outside() -> None:
-    svg = to_svg(figure_of_two_lines(), "losses", "two lines")
-    assert svg == to_svg(figure_of_two_lines(), "losses", "two lines")
-    assert svg.startswith('<svg role="img" aria-label="two lines" viewBox="0 0 ')
+def test_svg_is_reproducible_and_self_contained() -> None:
+    svg = to_svg(figure_of_two_lines(), "losses")
+    assert svg == to_svg(figure_of_two_lines(), "losses")
+    assert svg.startswith('<svg role="img" aria-labelledby="losses-caption" viewBox="0 0 ')
     assert "http" not in svg
     assert "xlink" not in svg
     assert "<style" not in svg
@@ -295,13 +297,11 @@ def test_an_svg_is_the_same_every_time_and_refers_to_nothing_outside() -> None:
     assert all(identity.startswith("losses-") for identity in identities)
 
 
-def test_a_png_is_the_same_every_time() -> None:
+def test_png_is_reproducible() -> None:
     assert to_png(figure_of_two_lines()) == to_png(figure_of_two_lines())
 
 
-def test_without_matplotlib_the_error_names_the_extra_even_where_there_is_nothing_to_draw(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_matplotlib_error_names_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_status(tmp_path, "running")
     assert write_plots(tmp_path) == []
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -309,13 +309,13 @@ def test_without_matplotlib_the_error_names_the_extra_even_where_there_is_nothin
         write_plots(tmp_path)
 
 
-def test_plots_of_no_run_are_refused(tmp_path: Path) -> None:
+def test_folder_without_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="name the folder of a run"):
         write_plots(tmp_path)
 
 
 @pytest.mark.multiprocess
-def test_the_plots_need_no_torch(run: Path) -> None:
+def test_plots_do_not_import_torch(run: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom pgat_fast.report.plots import write_plots\n"
         f"assert write_plots(Path({json.dumps(str(run))}))\nassert 'torch' not in sys.modules\n"

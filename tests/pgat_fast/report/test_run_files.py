@@ -1,4 +1,4 @@
-"""What the folder of a run holds, and what is said where something is missing or damaged."""
+"""Reading the files of a run, with missing and damaged ones."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from pgat_fast.training.run_folder import write_status
 from tests.pgat_fast.report.example_run import STEPS, write_finished_run, write_unfinished_run
 
 
-def test_a_finished_run_is_read_with_nothing_missing(tmp_path: Path) -> None:
+def test_finished_run_is_complete(tmp_path: Path) -> None:
     results = write_finished_run(tmp_path / "run", epochs=3, windows=4, days=2)
     run = read_run(tmp_path / "run")
     assert run.results == results
@@ -27,7 +27,7 @@ def test_a_finished_run_is_read_with_nothing_missing(tmp_path: Path) -> None:
     np.testing.assert_allclose(run.adjacency.weights.sum(axis=1), 1)  # rows: what a node receives
 
 
-def test_a_series_is_in_the_order_of_its_dates(tmp_path: Path) -> None:
+def test_series_is_sorted_by_date(tmp_path: Path) -> None:
     path = tmp_path / "run"
     write_finished_run(path, epochs=1, windows=5, days=2)
     lines = (path / "forecasts.csv").read_text().splitlines()
@@ -41,7 +41,7 @@ def test_a_series_is_in_the_order_of_its_dates(tmp_path: Path) -> None:
     assert forecasts.has_prices("log_Low")
 
 
-def test_the_epochs_of_an_unfinished_run_are_those_that_its_journal_tells_of(tmp_path: Path) -> None:
+def test_epochs_of_unfinished_run_come_from_metrics(tmp_path: Path) -> None:
     write_unfinished_run(tmp_path / "run", "stopped", epochs=3, reason="SIGTERM", exit_code=143)
     run = read_run(tmp_path / "run")
     assert [epoch["epoch"] for epoch in run.epochs] == [1, 2, 3]
@@ -49,34 +49,34 @@ def test_the_epochs_of_an_unfinished_run_are_those_that_its_journal_tells_of(tmp
     assert run.results == {}
     assert run.forecasts is None
     assert set(run.missing) == {"results.json", "forecasts.csv", "adjacency.csv", "checkpoints"}
-    assert run.missing["results.json"].endswith("this one is stopped")
+    assert run.missing["results.json"].endswith("this run is stopped")
 
 
-def test_a_file_that_a_finished_run_lacks_was_deleted(tmp_path: Path) -> None:
+def test_missing_file_of_finished_run_is_reported_as_deleted(tmp_path: Path) -> None:
     write_finished_run(tmp_path / "run", epochs=1, windows=2, days=1)
     (tmp_path / "run" / "adjacency.csv").unlink()
     assert "moved or deleted" in read_run(tmp_path / "run").missing["adjacency.csv"]
 
 
-def test_a_run_killed_before_anything_but_its_status_was_written_is_a_run(tmp_path: Path) -> None:
+def test_folder_with_status_only_is_a_run(tmp_path: Path) -> None:
     write_status(tmp_path, "running")
     run = read_run(tmp_path)
     assert (run.state, run.epochs, run.best_epoch, run.config) == ("running", [], None, None)
     assert len(run.missing) == 7
 
 
-def test_lines_that_a_resumed_run_did_again_count_once(tmp_path: Path) -> None:
+def test_repeated_steps_of_resumed_run_count_once(tmp_path: Path) -> None:
     write_unfinished_run(tmp_path / "run", "running", epochs=3)
     steps = [line["step"] for line in read_run(tmp_path / "run").metrics if line["stage"] == "train"]
     assert steps == list(range(10, 3 * STEPS + 1, 10))
 
 
-def test_memory_limits_of_an_unfinished_run_come_from_nowhere_without_a_checkpoint() -> None:
+def test_memory_limits_are_unknown_without_results_and_checkpoints() -> None:
     assert RunFiles(Path("run")).memory_limits == {"limit_gib": None, "device_limit_gib": None}
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_another_folder_is_refused_by_name(tmp_path: Path, exists: bool) -> None:
+def test_folder_without_run_is_refused(tmp_path: Path, exists: bool) -> None:
     folder = tmp_path / "elsewhere"
     if exists:
         folder.mkdir()
@@ -86,25 +86,25 @@ def test_another_folder_is_refused_by_name(tmp_path: Path, exists: bool) -> None
 
 
 DAMAGE = [
-    ("results.json", b'{"name": "ni', r"results\.json: damaged, or no JSON"),
-    ("results.json", b'{"name": NaN}', r"results\.json: .*NaN is no JSON"),
+    ("results.json", b'{"name": "ni', r"results\.json: damaged or not JSON"),
+    ("results.json", b'{"name": NaN}', r"results\.json: .*NaN is not JSON"),
     ("results.json", b"[]", r"results\.json: holds a list, not an object"),
-    ("results.json", b"{}", r"results\.json: not what this version of pgat-fast writes: name: Field required"),
+    ("results.json", b"{}", r"results\.json: not the format of this version of pgat-fast: name: Field required"),
     ("results.json", b"[" * 200_000, r"results\.json: nested too deeply"),
-    ("status.json", b"", r"status\.json: damaged, or no JSON"),
-    ("config.yaml", b"\xff\xfe", r"config\.yaml: damaged: byte 0 is no UTF-8 text"),
+    ("status.json", b"", r"status\.json: damaged or not JSON"),
+    ("config.yaml", b"\xff\xfe", r"config\.yaml: damaged: byte 0 is not UTF-8 text"),
     ("forecasts.csv", b"", r"forecasts\.csv: empty"),
-    ("forecasts.csv", b"a,a\n", r"forecasts\.csv: line 1: a column is named twice"),
-    ("forecasts.csv", b"a,b\n1,2\n", r"forecasts\.csv: the column origin is missing"),
-    ("forecasts.csv", b"\x00\xff\n", r"forecasts\.csv: damaged, no CSV"),
-    ("adjacency.csv", b",sun,moon\nsun,1,2\n", r"adjacency\.csv: the rows are not named as the columns are"),
+    ("forecasts.csv", b"a,a\n", r"forecasts\.csv: line 1: duplicate column name"),
+    ("forecasts.csv", b"a,b\n1,2\n", r"forecasts\.csv: column origin is missing"),
+    ("forecasts.csv", b"\x00\xff\n", r"forecasts\.csv: damaged or not CSV"),
+    ("adjacency.csv", b",sun,moon\nsun,1,2\n", r"adjacency\.csv: the names of rows and columns differ"),
     ("adjacency.csv", b",sun\nsun,x\n", r"adjacency\.csv: column sun: could not convert"),
     ("adjacency.csv", b",sun\nsun\n", r"adjacency\.csv: line 2: 1 cells, expected 2"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), DAMAGE)
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     write_finished_run(tmp_path / "run", epochs=1, windows=2, days=1)
     (tmp_path / "run" / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
@@ -122,19 +122,19 @@ KEYS = "origin,date,horizon,target,forecast,truth"
         ("2026-01-01,2026-01-02,1,log_Close,0.1,0.2,0.3", r"line 2: 7 cells, expected 6"),
         ("2026-01-01,2026-13-02,1,log_Close,0.1,0.2", r"column date"),
         ("2026-01-01,,1,log_Close,0.1,0.2", r"column date: a cell is empty"),
-        ("2026-01-01,2026-01-02,1.5,log_Close,0.1,0.2", r"column horizon holds other things than whole numbers"),
-        ("2026-01-01,2026-01-02,,log_Close,0.1,0.2", r"column horizon holds other things"),
+        ("2026-01-01,2026-01-02,1.5,log_Close,0.1,0.2", r"column horizon: expected integers from 1"),
+        ("2026-01-01,2026-01-02,,log_Close,0.1,0.2", r"column horizon: expected integers from 1"),
         ("2026-01-01,2026-01-02,1,log_Close,much,0.2", r"column forecast: could not convert"),
     ],
 )
-def test_a_damaged_row_of_forecasts_is_refused(tmp_path: Path, row: str, message: str) -> None:
+def test_damaged_forecast_row_is_refused(tmp_path: Path, row: str, message: str) -> None:
     write_status(tmp_path, "running")
     (tmp_path / "forecasts.csv").write_text(f"{KEYS}\n{row}\n" if row else f"{KEYS}\n")
     with pytest.raises(DataError, match=message):
         read_run(tmp_path)
 
 
-def test_a_damaged_manifest_hides_no_checkpoint(tmp_path: Path) -> None:
+def test_checkpoint_with_damaged_manifest_is_listed(tmp_path: Path) -> None:
     write_status(tmp_path, "stopped")
     for name in ("epoch-0000-step-00000009", "epoch-0001-step-00000010", ".epoch-0001-step-00000011.7.tmp"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
