@@ -73,7 +73,7 @@ class RunFiles:
 
     @property
     def epochs(self) -> list[Record]:
-        """The epochs that have been validated: those of the results, else those that the journal tells of."""
+        """The epochs that have been validated: those of the results, else those in metrics.jsonl."""
         if self.results:
             return list(self.results["epochs"])
         return [
@@ -188,10 +188,10 @@ def _read_results(path: Path) -> Record:
 def _read_lines(path: Path) -> list[Record]:
     if not path.is_file():
         return []
-    from pgat_fast.monitoring.journal import read_journal
+    from pgat_fast.monitoring.jsonl_logger import read_jsonl
 
     try:
-        return read_journal(path)
+        return read_jsonl(path)
     except (OSError, ValueError) as error:
         message = str(error)
         raise DataError(message if str(path) in message else f"{path}: cannot be read: {message}") from error

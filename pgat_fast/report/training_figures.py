@@ -115,7 +115,7 @@ def memory_over_time(memory: Sequence[Record], limits: Record) -> "Figure | None
 
 
 def working_hours(lines: Sequence[Record]) -> tuple[Array, list[int]]:
-    """Hours of work at each journal line, [n], and the indices of the lines that a process began with.
+    """Hours of work at each line of metrics.jsonl, [n], and the indices of the lines that a process began with.
 
     The time between the last line of one process and the first of the next does not count. A line whose time cannot
     be read counts as written with the one before it.

@@ -130,7 +130,7 @@ def write_finished_run(
     for checkpoint in results["checkpoints"]["kept"]:
         (folder / "checkpoints" / checkpoint).mkdir(parents=True)
         (folder / "checkpoints" / checkpoint / "manifest.json").write_text("{}", encoding="utf-8")
-    _write_journals(folder, records, device)
+    _write_jsonl(folder, records, device)
     _write_forecasts(folder / "forecasts.csv", truth, forecast, targets, prices)
     _write_adjacency(folder / "adjacency.csv", generator, nodes)
     return results
@@ -141,7 +141,7 @@ def write_unfinished_run(folder: Path, state: str, *, epochs: int = 3, **status:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(load_config(None)), encoding="utf-8")
     write_status(folder, state, **status)
-    _write_journals(folder, _epochs(epochs), device=False, ended=False)
+    _write_jsonl(folder, _epochs(epochs), device=False, ended=False)
 
 
 def _checkpoint(epoch: int) -> str:
@@ -242,8 +242,8 @@ def _scenarios(clean: dict[str, Any]) -> dict[str, Any]:
     return scenarios
 
 
-def _write_journals(folder: Path, records: list[dict[str, Any]], device: bool, ended: bool = True) -> None:
-    """Both journals: a line every 10 steps; the process was killed in epoch 3 and resumed seven hours later."""
+def _write_jsonl(folder: Path, records: list[dict[str, Any]], device: bool, ended: bool = True) -> None:
+    """Write metrics.jsonl and memory.jsonl of a run that was killed in epoch 3 and resumed seven hours later."""
     time = START
     metrics: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []

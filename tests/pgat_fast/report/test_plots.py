@@ -177,7 +177,7 @@ def test_the_time_between_two_processes_is_left_out_of_the_memory_plot() -> None
     assert list(lines_of(figure.axes[0])).count("resumed") == 1
 
 
-def test_a_journal_line_without_a_readable_time_counts_as_written_with_the_one_before() -> None:
+def test_line_without_valid_time_has_time_of_previous_line() -> None:
     hours, _ = working_hours([{"time": "2026-01-01T00:00:00"}, {"time": "soon"}, {"time": "2026-01-01T02:00:00"}])
     np.testing.assert_allclose(hours, [0, 0, 2])
 

@@ -41,7 +41,7 @@ def test_a_series_is_in_the_order_of_its_dates(tmp_path: Path) -> None:
     assert forecasts.has_prices("log_Low")
 
 
-def test_the_epochs_of_an_unfinished_run_are_those_that_its_journal_tells_of(tmp_path: Path) -> None:
+def test_epochs_of_unfinished_run_are_read_from_metrics(tmp_path: Path) -> None:
     write_unfinished_run(tmp_path / "run", "stopped", epochs=3, reason="SIGTERM", exit_code=143)
     run = read_run(tmp_path / "run")
     assert [epoch["epoch"] for epoch in run.epochs] == [1, 2, 3]
