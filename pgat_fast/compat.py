@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from pgat_fast.config import Config, ModelConfig, load_config
 from pgat_fast.config.legacy import IGNORED, OLD_NAMES
-from pgat_fast.config.messages import SECTION_OF
+from pgat_fast.config.schema import SECTION_OF
 from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Diagnostics, Forecast

@@ -1,4 +1,4 @@
-"""Settings: their schema, reading them from files, mappings and overrides, writing them down."""
+"""Define settings, read them from files, mappings and overrides, and write them."""
 
 from pgat_fast.config.dump import config_to_dict, dump_config
 from pgat_fast.config.loader import load_config

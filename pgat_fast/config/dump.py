@@ -1,27 +1,27 @@
-"""Writing a configuration down: as plain Python, and as YAML that loads back to an equal one."""
+"""Write a configuration as plain Python, and as YAML that loads back to an equal one."""
 
 import re
 from typing import Any, Final
 
 from pgat_fast.config.schema import Config
-from pgat_fast.config.yaml_reader import resolve
+from pgat_fast.config.yaml_reader import SCALARS
 
 _PLAIN: Final = re.compile(r"[A-Za-z_./][\w./ -]*(?<! )", re.ASCII)
-# Words that YAML 1.1 readers take for truth values.
-_TRUTH: Final = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false"))
+# The last words are booleans for YAML 1.1 readers.
+_NOT_TEXT: Final = re.compile("|".join([*SCALARS.values(), "(?i:y|n|yes|no|on|off|true|false)"]))
 _COMMENT_COLUMN: Final = 46
 _WIDTH: Final = 110
 
 
 def config_to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """`config` as plain Python: a mapping of sections to mappings of settings, in the order of the schema."""
+    """Return `config` as a dict of sections, each a dict of settings, in the order of the schema."""
     return config.model_dump()
 
 
 def dump_config(config: Config, describe: bool = False) -> str:
-    """`config` as YAML, with sections, every setting and in the order of the schema.
+    """Return `config` as YAML with every setting in its section, in the order of the schema.
 
-    `load_config` reads it back to an equal configuration. With `describe`, a comment says what each one is.
+    `load_config` reads it back to an equal configuration. If `describe` is true, a comment describes each setting.
     """
     lines: list[str] = []
     for section in type(config).model_fields:
@@ -30,46 +30,46 @@ def dump_config(config: Config, describe: bool = False) -> str:
         lines.append(f"{section}:")
         settings = getattr(config, section)
         for name, field in type(settings).model_fields.items():
-            first, *more = _setting(name, getattr(settings, name))
+            first, *more = _format_setting(name, getattr(settings, name))
             if describe:
                 first = f"{first:<{_COMMENT_COLUMN}}  # {field.description}"
             lines += [f"  {line}" for line in (first, *more)]
     return "\n".join(lines) + "\n"
 
 
-def _setting(name: str, value: Any) -> list[str]:
-    """The lines of one setting: a list that does not fit on one line has an item a line."""
+def _format_setting(name: str, value: Any) -> list[str]:
+    """Return the lines of one setting: a list that does not fit on one line has an item a line."""
     if not isinstance(value, list):
-        return [f"{name}: {_scalar(value)}"]
-    items = [_scalar(item) for item in value]
+        return [f"{name}: {_format_scalar(value)}"]
+    items = [_format_scalar(item) for item in value]
     line = f"{name}: [{', '.join(items)}]"
     return [line] if len(line) < _WIDTH else [f"{name}:", *(f"  - {item}" for item in items)]
 
 
-def _scalar(value: Any) -> str:
+def _format_scalar(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return _float(value)
-    return _text(value) if isinstance(value, str) else str(value)
+        return _format_float(value)
+    return _format_text(value) if isinstance(value, str) else str(value)
 
 
-def _float(value: float) -> str:
-    """The shortest digits that read back as `value`, with the point that YAML 1.1 readers need: `1.0e-06`."""
+def _format_float(value: float) -> str:
+    """Return the shortest digits that read back as `value`, with the point that YAML 1.1 needs: `1.0e-06`."""
     mantissa, e, exponent = repr(value).partition("e")
     point = ".0" if e and "." not in mantissa else ""
     return f"{mantissa}{point}{e}{exponent}"
 
 
-def _text(value: str) -> str:
-    if _PLAIN.fullmatch(value) and isinstance(resolve(value), str) and value.lower() not in _TRUTH:
+def _format_text(value: str) -> str:
+    if _PLAIN.fullmatch(value) and not _NOT_TEXT.fullmatch(value):
         return value
-    return '"' + "".join(_escaped(character) for character in value) + '"'
+    return '"' + "".join(_escape(character) for character in value) + '"'
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     if character in '"\\':
         return "\\" + character
     if character.isprintable():

@@ -1,7 +1,4 @@
-"""Names of earlier configuration files: what each means among the present settings.
-
-One table of the names that mean something, one set of those that mean nothing here.
-"""
+"""Define the names of earlier configuration files: those with a current meaning, and those that are ignored."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,10 +10,12 @@ from pgat_fast.config.schema import ModelConfig
 
 @dataclass(frozen=True)
 class Renamed:
-    """The old name of a present setting.
+    """An old name of a setting.
 
-    `setting`: its full key. `values`: the present value of each old one, where they differ; other values are
-    errors, and `unsupported` says why.
+    Args:
+        setting: the full key of the setting.
+        values: the current value for each old one, if they differ; other values are errors.
+        unsupported: why other values are errors.
     """
 
     setting: str
@@ -26,14 +25,14 @@ class Renamed:
 
 @dataclass(frozen=True)
 class PathPart:
-    """A part of `data.path`."""
+    """An old name of a part of `data.path`."""
 
     setting: str = "data.path"
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A name that may say only what is the case anyway: the one value, and what to do about another one."""
+    """An old name with a single accepted value, and what to do about another one."""
 
     value: Any
     advice: str
@@ -41,7 +40,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class SameAs:
-    """A name whose value follows from a present setting, and must not contradict it."""
+    """An old name whose value must agree with a current setting."""
 
     setting: str
     value: Callable[[ModelConfig], Any]
@@ -63,7 +62,7 @@ OLD_NAMES: Final[Mapping[str, OldName]] = {
         {name: name for name in ("warmup_cosine", "cosine", "step", "plateau", "constant")},
         "the numbered schedules of other trainers (type1, type2) are not supported",
     ),
-    # With its section too: the files of earlier runs, from which they go on, have sections.
+    # With its section too: the stored configurations of earlier runs have sections.
     **dict.fromkeys(
         ("use_amp", "mixed_precision", "training.mixed_precision"),
         Renamed(
@@ -82,7 +81,7 @@ OLD_NAMES: Final[Mapping[str, OldName]] = {
 
 IGNORED: Final = frozenset(
     (
-        # How a run is labelled or repeated: a run has one name, and one seed.
+        # How a run is labelled or repeated: a run has one name and one seed.
         *("task_name", "is_training", "des", "itr", "extra_tag", "train_only", "do_predict"),
         # Which columns, marks and scales: the columns are named, marks are always encoded, scaling is fixed.
         *(
@@ -98,56 +97,23 @@ IGNORED: Final = frozenset(
         # Whether checkpoints are written: they always are.
         "save_checkpoints",
         # Which machine, how many processes: decided when a run starts.
-        *(
-            "gpu",
-            "gpu_type",
-            "use_multi_gpu",
-            "devices",
-            "device_ids",
-            "num_workers",
-        ),
+        *("gpu", "gpu_type", "use_multi_gpu", "devices", "device_ids", "num_workers"),
         # Losses: the model decides which one it needs.
         *("loss", "reg_loss_weight", "use_dtw"),
         # Parts of other models of the same code bases.
-        *(
-            "d_ff",
-            "factor",
-            "activation",
-            "output_attention",
-            "attn",
-            "mix",
-            "padding",
-            "distil",
-            "moving_avg",
-        ),
-        *(
-            "bucket_size",
-            "n_hashes",
-            "expand",
-            "d_conv",
-            "top_k",
-            "num_kernels",
-            "individual",
-            "patch_len",
-            "stride",
-        ),
+        *("d_ff", "factor", "activation", "output_attention", "attn", "mix", "padding", "distil", "moving_avg"),
+        *("bucket_size", "n_hashes", "expand", "d_conv", "top_k", "num_kernels", "individual", "patch_len", "stride"),
         *("channel_independence", "decomp_method", "use_norm", "seg_len", "p_hidden_dims", "p_hidden_layers"),
-        *(
-            "down_sampling_layers",
-            "down_sampling_window",
-            "down_sampling_method",
-            "mask_rate",
-            "anomaly_ratio",
-        ),
+        *("down_sampling_layers", "down_sampling_window", "down_sampling_method", "mask_rate", "anomaly_ratio"),
     )
 )
-"""Names that existing files carry and that nothing here reads; the loader warns of them."""
+"""Names in existing files that nothing reads; the loader warns about them."""
 
 
-def in_present_terms(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The sections of `saved`, a configuration that an earlier version stored, with what has moved where it is now.
+def migrate(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the sections of a configuration that an earlier version stored, with current names and values.
 
-    Nothing is checked; what is no section, or has no present equivalent, is left out.
+    Does not check values. Leaves out what is no section or has no current equivalent.
     """
     sections = {name: dict(settings) for name, settings in saved.items() if isinstance(settings, Mapping)}
     for name, old in OLD_NAMES.items():
@@ -155,17 +121,17 @@ def in_present_terms(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not dot or not isinstance(old, Renamed) or key not in sections.get(section, {}):
             continue
         value = sections[section].pop(key)
-        home, _, present = old.setting.partition(".")
+        new_section, _, new_key = old.setting.partition(".")
         with suppress(KeyError):
-            sections.setdefault(home, {}).setdefault(present, translate(old, value))
+            sections.setdefault(new_section, {}).setdefault(new_key, translate(old, value))
     return sections
 
 
 def translate(old: Renamed, value: Any) -> Any:
-    """The present value for the old `value`. Raises KeyError for one that has no present equivalent."""
+    """Return the current value for the old `value`. Raises KeyError if there is none."""
     if old.values is None:
         return value
-    for known, present in old.values.items():
-        if type(value) is type(known) and value == known:
-            return present
+    for old_value, new_value in old.values.items():
+        if type(value) is type(old_value) and value == old_value:
+            return new_value
     raise KeyError(value)

@@ -1,4 +1,4 @@
-"""From a file, a mapping and overrides to a checked `Config`, with every fault named at once."""
+"""Build a checked `Config` from a file, a mapping and overrides; list all errors at once."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +9,10 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from pgat_fast.config.dump import config_to_dict
+from pgat_fast.config.errors import INVALID, Problem, format_problems, format_value, invalid_values, unknown_key
 from pgat_fast.config.legacy import IGNORED, OLD_NAMES, Fixed, Renamed, SameAs, translate
-from pgat_fast.config.messages import SECTION_OF, SECTIONS, broken_rules, shown, unknown_key
-from pgat_fast.config.schema import COMPATIBILITY, Broken, Config, ModelConfig
-from pgat_fast.config.sources import Fault, Given, file_settings, listed, mapping_settings, override_settings
-from pgat_fast.config.yaml_reader import REFUSED
+from pgat_fast.config.schema import COMPATIBILITY, SECTION_OF, SECTIONS, Config, Conflict, ModelConfig
+from pgat_fast.config.sources import Setting, read_file, read_mapping, read_overrides
 from pgat_fast.errors import ConfigError
 
 logger: Final = logging.getLogger("pgat_fast.config")
@@ -27,41 +26,46 @@ _EXCLUDES: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 @dataclass
-class _Gathered:
-    """What has been given.
+class _Settings:
+    """The settings that were given.
 
-    `chosen`: the setting that counts, by its present full key; old names that stand for no single setting, by
-    themselves. `ignored`: names that mean nothing here.
+    Attributes:
+        chosen: the settings in effect, by their current full keys; others by their old names.
+        ignored: the names that nothing reads.
+        problems: the errors.
     """
 
-    chosen: dict[str, Given] = field(default_factory=dict)
+    chosen: dict[str, Setting] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def load_config(source: str | Path | Mapping[str, Any] | Config | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Build the configuration that `source`, changed by `overrides`, describes; the rest has its default.
+    """Return the configuration in `source`, changed by `overrides`; other settings have their defaults.
 
-    `source`: the path of a YAML file (UTF-8, at most 64 KiB), a mapping, a `Config`, or None. Settings stand
-    in sections (`training: {epochs: 5}`), flat (`epochs: 5`) or under the names of earlier files
-    (`train_epochs: 5`). `overrides`: texts `key=value`, the key in any of these forms (`training.epochs=5`),
-    the value a YAML scalar or `[list]`; later ones win. Overriding `compatibility` also resets what it
-    decides (`phase_edges`, `feature_map`, `calendar_marks`), unless these have overrides of their own.
+    Names that nothing reads are listed in one warning of the logger `pgat_fast.config`.
 
-    Names that mean nothing here are named in one warning of the logger `pgat_fast.config`.
+    Args:
+        source: the path of a YAML file (UTF-8, at most 64 KiB), a mapping, a `Config`, or None. Settings stand in
+            sections (`training: {epochs: 5}`), flat (`epochs: 5`) or under the names of earlier files
+            (`train_epochs: 5`).
+        overrides: texts `key=value`, the key in any of these forms (`training.epochs=5`), the value a YAML scalar or
+            `[list]`; later ones win. Overriding `compatibility` also resets what it decides (`phase_edges`,
+            `feature_map`, `calendar_marks`), unless these have overrides of their own.
 
-    Raises ConfigError with a line for each fault: the file and line (or the override), the key, the value
-    found and what was expected. Rules between settings are checked once every setting of their section is
-    right by itself.
+    Raises:
+        ConfigError: with a line for each error: the file and line (or the override), the key, the value found and what
+            was expected. A file that is not accepted as YAML is refused at the first such error. Rules between
+            settings are checked once every setting of their section is right by itself.
     """
-    gathered = _Gathered()
-    _gather_source(source, gathered)
-    _gather_overrides(overrides, gathered)
-    _join_path(gathered)
-    config = _build(gathered)
-    if gathered.ignored:
+    settings = _Settings()
+    _add_source(settings, source)
+    _add_overrides(settings, overrides)
+    _join_path(settings)
+    config = _build(settings)
+    if settings.ignored:
         name = source if isinstance(source, str | Path) else "configuration"
-        logger.warning("%s: nothing here reads %s: ignored", name, ", ".join(gathered.ignored))
+        logger.warning("%s: nothing here reads %s: ignored", name, ", ".join(settings.ignored))
     model = config.model
     if model.embed_dim != model.d_model:
         logger.info(
@@ -71,137 +75,135 @@ def load_config(source: str | Path | Mapping[str, Any] | Config | None = None, o
     return config
 
 
-def _gather_source(source: object, gathered: _Gathered) -> None:
+def _add_source(settings: _Settings, source: object) -> None:
     if isinstance(source, Config):
         source = config_to_dict(source)
     if isinstance(source, str | Path):
-        settings, gathered.faults = file_settings(source)
+        given = read_file(source)
     elif source is None or isinstance(source, Mapping):
-        settings, gathered.faults = mapping_settings(source or {})
+        given = read_mapping(source or {})
     else:
         kind = type(source).__name__
         raise ConfigError(f"a configuration comes from a path, a mapping or a Config, not from {kind}")
-    for key, given in _meaningful(settings, gathered):
-        rivals = [name for name in (key, *_EXCLUDES.get(key, ())) if name in gathered.chosen]
-        if rivals:
-            first = gathered.chosen[rivals[0]]
-            place = f" ({first.where})" if first.where else ""
-            message = f"given both as {first.key}{place} and as {given.key}: remove one"
-            gathered.faults.append(given.fault(message, "data.path" if key in _EXCLUDES else key))
+    for key, setting in _resolve_keys(settings, given):
+        duplicates = [name for name in (key, *_EXCLUDES.get(key, ())) if name in settings.chosen]
+        if duplicates:
+            first = settings.chosen[duplicates[0]]
+            location = f" ({first.source})" if first.source else ""
+            message = f"given both as {first.key}{location} and as {setting.key}: remove one"
+            settings.problems.append(setting.problem(message, "data.path" if key in _EXCLUDES else key))
         else:
-            gathered.chosen[key] = given
+            settings.chosen[key] = setting
 
 
-def _gather_overrides(overrides: Sequence[str], gathered: _Gathered) -> None:
-    settings, faults = override_settings(overrides)
-    gathered.faults += faults
-    meaningful = _meaningful(settings, gathered)
-    if any(key == "model.compatibility" for key, _ in meaningful):
+def _add_overrides(settings: _Settings, overrides: Sequence[str]) -> None:
+    given, problems = read_overrides(overrides)
+    settings.problems += problems
+    resolved = _resolve_keys(settings, given)
+    if any(key == "model.compatibility" for key, _ in resolved):
         for name in COMPATIBILITY:
-            gathered.chosen.pop(f"model.{name}", None)
-    for key, given in meaningful:
-        for rival in _EXCLUDES.get(key, ()):
-            gathered.chosen.pop(rival, None)
-        gathered.chosen[key] = given
+            settings.chosen.pop(f"model.{name}", None)
+    for key, setting in resolved:
+        for excluded in _EXCLUDES.get(key, ()):
+            settings.chosen.pop(excluded, None)
+        settings.chosen[key] = setting
 
 
-def _meaningful(settings: Iterable[Given], gathered: _Gathered) -> list[tuple[str, Given]]:
-    """The `settings` that mean something, each with its key in `chosen`; `gathered` notes the others."""
-    meaningful = []
-    for given in settings:
-        key = given.key
+def _resolve_keys(settings: _Settings, given: Iterable[Setting]) -> list[tuple[str, Setting]]:
+    """Return the settings in `given` that mean something, each with its key in `chosen`; note the others."""
+    resolved = []
+    for setting in given:
+        key = setting.key
         section, dot, name = key.partition(".")
         old = OLD_NAMES.get(key)
         if key in SECTION_OF:
-            meaningful.append((f"{SECTION_OF[key]}.{key}", given))
+            resolved.append((f"{SECTION_OF[key]}.{key}", setting))
         elif dot and SECTION_OF.get(name) == section:
-            meaningful.append((key, given))
+            resolved.append((key, setting))
         elif old is not None:
-            meaningful.append((old.setting if isinstance(old, Renamed) else key, given))
+            resolved.append((old.setting if isinstance(old, Renamed) else key, setting))
         elif key in IGNORED:
-            gathered.ignored[key] = None
+            settings.ignored[key] = None
         elif key in SECTIONS:
-            gathered.faults.append(given.fault(f"expected a section of settings, found {shown(given.value)}"))
+            message = f"expected a section of settings, found {format_value(setting.value)}"
+            settings.problems.append(setting.problem(message))
         else:
-            gathered.faults.append(given.fault(unknown_key(key, given.value)))
-    return meaningful
+            settings.problems.append(setting.problem(unknown_key(key, setting.value)))
+    return resolved
 
 
-def _join_path(gathered: _Gathered) -> None:
-    """Turn `root_path` and `data_path` into `data.path`."""
-    root, file = (gathered.chosen.pop(name, None) for name in ("root_path", "data_path"))
-    whole = file or root
-    if whole is None:
+def _join_path(settings: _Settings) -> None:
+    """Replace `root_path` and `data_path` by `data.path`."""
+    parts = [settings.chosen.pop(name) for name in ("root_path", "data_path") if name in settings.chosen]
+    if not parts:
         return
-    joined: object = REFUSED
-    for part in (root, file):
-        if part is not None and not isinstance(part.value, str) and part.value is not REFUSED:
-            gathered.faults.append(part.fault(f"found {shown(part.value)}, expected text", "data.path"))
-    if file is None:
-        gathered.faults.append(whole.fault("data_path is missing: name the file in this folder", "data.path"))
-    elif root is None:
-        joined = file.value if isinstance(file.value, str) else REFUSED
-    elif isinstance(root.value, str) and isinstance(file.value, str):
-        joined = (Path(root.value) / file.value).as_posix()
-    gathered.chosen["data.path"] = replace(whole, value=joined)
+    path: object = INVALID
+    wrong = [part for part in parts if not isinstance(part.value, str)]
+    for part in wrong:
+        message = f"found {format_value(part.value)}, expected text"
+        settings.problems.append(part.problem(message, "data.path"))
+    if parts[-1].key == "root_path":
+        settings.problems.append(parts[-1].problem("data_path is missing: name the file in this folder", "data.path"))
+    elif not wrong:
+        path = parts[0].value if len(parts) == 1 else Path(*(part.value for part in parts)).as_posix()
+    settings.chosen["data.path"] = replace(parts[-1], value=path)
 
 
-def _build(gathered: _Gathered) -> Config:
-    """The configuration that `gathered` gives. Raises ConfigError with all faults, found here or before."""
+def _build(settings: _Settings) -> Config:
+    """Return the configuration of `settings`. Raises ConfigError with all errors, earlier ones included."""
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    for key, given in gathered.chosen.items():
+    for key, setting in settings.chosen.items():
         section, dot, name = key.partition(".")
         if dot:
-            values[section][name] = _present_value(key, given, gathered)
+            values[section][name] = _translate_value(settings, key, setting)
     sections: dict[str, Any] = {}
     for section, schema in SECTIONS.items():
         try:
             sections[section] = schema.model_validate(values[section])
         except ValidationError as error:
-            _report(broken_rules(section, values[section], error), gathered)
-    _check_old_names(sections.get("model"), gathered)
+            _add_conflicts(settings, invalid_values(section, values[section], error))
+    _check_old_names(settings, sections.get("model"))
     config = None
     if "data" in sections and "model" in sections:
         try:
             config = Config.model_validate(sections)
         except ValidationError as error:
-            _report(broken_rules("", {}, error), gathered)
-    if config is None or gathered.faults:
-        raise ConfigError(listed(gathered.faults))
+            _add_conflicts(settings, invalid_values("", {}, error))
+    if config is None or settings.problems:
+        raise ConfigError(format_problems(settings.problems))
     return config
 
 
-def _present_value(key: str, given: Given, gathered: _Gathered) -> Any:
-    """The value of `given` in today's terms; REFUSED, which no setting accepts, where there is none."""
-    old = OLD_NAMES.get(given.key)
-    if not isinstance(old, Renamed) or given.value is REFUSED:
-        return given.value
+def _translate_value(settings: _Settings, key: str, setting: Setting) -> Any:
+    """Return the current value for `setting`, which may have an old name; INVALID if there is none."""
+    old = OLD_NAMES.get(setting.key)
+    if not isinstance(old, Renamed):
+        return setting.value
     try:
-        return translate(old, given.value)
+        return translate(old, setting.value)
     except KeyError:
-        known = " or ".join(shown(value) for value in old.values or ())
+        values = " or ".join(format_value(value) for value in old.values or ())
         reason = f": {old.unsupported}" if old.unsupported else ""
-        gathered.faults.append(given.fault(f"found {shown(given.value)}, expected {known}{reason}", key))
-        return REFUSED
+        message = f"found {format_value(setting.value)}, expected {values}{reason}"
+        settings.problems.append(setting.problem(message, key))
+        return INVALID
 
 
-def _check_old_names(model: ModelConfig | None, gathered: _Gathered) -> None:
-    """Refuse old names that contradict what is the case; `model` is None where it is not known."""
-    for name, given in gathered.chosen.items():
+def _check_old_names(settings: _Settings, model: ModelConfig | None) -> None:
+    """Refuse old names that contradict current settings; `model` is None if that section has errors."""
+    for name, setting in settings.chosen.items():
         old = OLD_NAMES.get(name)
-        if given.value is REFUSED:
-            continue
-        found = f"found {shown(given.value)}, expected"
-        if isinstance(old, Fixed) and given.value != old.value:
-            gathered.faults.append(given.fault(f"{found} {old.value}: {old.advice}"))
-        elif isinstance(old, SameAs) and model is not None and given.value != (value := old.value(model)):
+        found = f"found {format_value(setting.value)}, expected"
+        if isinstance(old, Fixed) and setting.value != old.value:
+            settings.problems.append(setting.problem(f"{found} {old.value}: {old.advice}"))
+        elif isinstance(old, SameAs) and model is not None and setting.value != (value := old.value(model)):
             rule = f"as {old.setting} says; another value is not supported"
-            gathered.faults.append(given.fault(f"{found} {shown(value)}, {rule}"))
+            settings.problems.append(setting.problem(f"{found} {format_value(value)}, {rule}"))
 
 
-def _report(rules: Iterable[Broken], gathered: _Gathered) -> None:
-    """Add `rules` to the faults, each at the first of its settings that was given."""
-    for rule in rules:
-        key = next((key for key in rule.settings if key in gathered.chosen), rule.settings[0])
-        given = gathered.chosen.get(key, Given(key, None))
-        gathered.faults.append(given.fault(rule.message, key))
+def _add_conflicts(settings: _Settings, conflicts: Iterable[Conflict]) -> None:
+    """Add `conflicts` to the errors, each at the first of its settings that was given."""
+    for conflict in conflicts:
+        key = next((key for key in conflict.keys if key in settings.chosen), conflict.keys[0])
+        setting = settings.chosen.get(key, Setting(key, None))
+        settings.problems.append(setting.problem(conflict.message, key))

@@ -1,12 +1,12 @@
-"""Every setting, its type, its default and its limits.
+"""Define every setting: its type, its default and its limits.
 
-Sections hold what belongs together, so that a function can take the section it needs. No setting name
-occurs in two sections: `loader` relies on it to accept flat files.
+A section holds the settings of one part of the package. No setting name occurs in two sections, so that files may be
+flat.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,7 +15,7 @@ from pgat_fast.data.columns import BODIES, COLUMNS
 
 
 def _number(value: Any) -> Any:
-    """Accept a number that arrives as text: a YAML 1.1 reader turns `1e-6` into a string."""
+    """Convert a number that arrives as text: YAML 1.1 readers take `1e-6` for a string."""
     if isinstance(value, str):
         try:
             return int(value)
@@ -28,12 +28,12 @@ def _number(value: Any) -> Any:
 
 
 def _on_off(value: Any) -> Any:
-    """Accept a truth value where `on` or `off` is wanted: YAML 1.1 readers make one of these words."""
+    """Convert a boolean to `on` or `off`: YAML 1.1 readers take these words for booleans."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def _off(value: Any) -> Any:
-    """Accept `false` where `off` is wanted: YAML 1.1 readers make it of this word."""
+    """Convert `false` to `off`: YAML 1.1 readers take this word for a boolean."""
     return "off" if value is False else value
 
 
@@ -44,7 +44,7 @@ def _in_64_bits(value: int) -> int:
 
 
 def _names(value: Any) -> Any:
-    """Accept a comma list (`a,b`) where a list of names is wanted."""
+    """Convert a comma list (`a,b`) to a list of names."""
     if isinstance(value, str):
         return [name.strip() for name in value.split(",")]
     return value
@@ -67,30 +67,30 @@ def _file_name(path: str) -> str:
     return path
 
 
-class Broken(NamedTuple):
-    """A rule between settings that a configuration breaks: the full keys of the settings, and what to do."""
+class Conflict(NamedTuple):
+    """Settings that contradict each other: their full keys, and what to do."""
 
-    settings: tuple[str, ...]
+    keys: tuple[str, ...]
     message: str
 
 
-def _refuse(rules: Iterable[Broken]) -> None:
-    """Raise all `rules` as one validation error; the loader reads them from its context."""
-    broken = list(rules)
-    if broken:
-        text = "; ".join(f"{rule.settings[0]}: {rule.message}" for rule in broken)
-        raise PydanticCustomError("broken_rules", "{text}", {"text": text, "broken": broken})
+def _raise_conflicts(conflicts: Iterable[Conflict]) -> None:
+    """Raise `conflicts` as one validation error, whose context holds them."""
+    conflicts = list(conflicts)
+    if conflicts:
+        text = "; ".join(f"{conflict.keys[0]}: {conflict.message}" for conflict in conflicts)
+        raise PydanticCustomError("conflicts", "{text}", {"text": text, "conflicts": conflicts})
 
 
 BODY_CHANNELS = 32
-"""C, features that the model computes of a body."""
+"""C, the number of features of a body."""
 
 COMPATIBILITY = {
     "phase_edges": ("computed", "zero"),
     "feature_map": ("named", "positional"),
     "calendar_marks": ("fraction", "integer"),
 }
-"""What `compatibility` decides where the setting itself is not given: corrected, original."""
+"""The defaults of these settings for `compatibility: corrected` and `compatibility: original`."""
 
 Int = Annotated[int, BeforeValidator(_number), AfterValidator(_in_64_bits)]
 Count = Annotated[Int, Field(ge=1)]
@@ -209,45 +209,45 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _refuse(self._broken())
+        _raise_conflicts(self._conflicts())
         return self
 
-    def _broken(self) -> Iterator[Broken]:
+    def _conflicts(self) -> Iterator[Conflict]:
         F = self.enc_in
         if self.label_len > self.seq_len:
             message = f"label_len {self.label_len} is longer than seq_len {self.seq_len}: lower label_len"
-            yield Broken(("model.label_len", "model.seq_len"), message)
+            yield Conflict(("model.label_len", "model.seq_len"), message)
         if self.label_len + self.pred_len > 5000:
             message = "label_len + pred_len is above 5000 steps, the length of the position table"
-            yield Broken(("model.pred_len", "model.label_len"), message)
+            yield Conflict(("model.pred_len", "model.label_len"), message)
         if self.use_celestial_graph and self.feature_map == "named" and len(COLUMNS) != F:
             message = (
                 f"feature_map: named needs enc_in {len(COLUMNS)} (the columns of the data file), not {F}; "
                 "use feature_map: positional, or use_celestial_graph: false"
             )
-            yield Broken(("model.enc_in", "model.feature_map"), message)
+            yield Conflict(("model.enc_in", "model.feature_map"), message)
         if self.use_celestial_graph and self.phase_edges == "computed" and len(COLUMNS) != F:
             message = f"phase_edges: computed needs enc_in {len(COLUMNS)}, not {F}; use phase_edges: zero"
-            yield Broken(("model.enc_in", "model.phase_edges"), message)
+            yield Conflict(("model.enc_in", "model.phase_edges"), message)
         if self.use_celestial_graph and self.feature_map == "positional" and F < 116:
             message = f"feature_map: positional reads columns 5 to 115, but enc_in is {F}"
-            yield Broken(("model.enc_in", "model.feature_map"), message)
+            yield Conflict(("model.enc_in", "model.feature_map"), message)
         if self.use_celestial_graph and BODY_CHANNELS % self.n_heads:
             message = (
                 f"n_heads {self.n_heads} does not divide the {BODY_CHANNELS} channels of a body: "
                 "choose 1, 2, 4, 8, 16 or 32"
             )
-            yield Broken(("model.n_heads", "model.use_celestial_graph"), message)
+            yield Conflict(("model.n_heads", "model.use_celestial_graph"), message)
         if self.graph_processing == "partitioned" and self.c_out >= self.nodes:
             message = (
                 "graph_processing: partitioned needs more nodes than targets, "
                 f"but there are {self.nodes} nodes and c_out is {self.c_out}"
             )
             names = ("c_out", "use_celestial_graph", "enc_in", "graph_processing")
-            yield Broken(tuple(f"model.{name}" for name in names), message)
+            yield Conflict(tuple(f"model.{name}" for name in names), message)
         if self.c_out > F:
             message = f"c_out {self.c_out} is above enc_in {F}: the targets are inputs too"
-            yield Broken(("model.c_out", "model.enc_in"), message)
+            yield Conflict(("model.c_out", "model.enc_in"), message)
 
     @property
     def nodes(self) -> int:
@@ -301,7 +301,7 @@ class TrainingConfig(Section):
     def _check(self) -> Self:
         if self.min_lr > self.learning_rate:
             message = f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}: lower min_lr"
-            _refuse([Broken(("training.min_lr", "training.learning_rate"), message)])
+            _raise_conflicts([Conflict(("training.min_lr", "training.learning_rate"), message)])
         return self
 
 
@@ -382,10 +382,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _refuse(self._broken())
+        _raise_conflicts(self._conflicts())
         return self
 
-    def _broken(self) -> Iterator[Broken]:
+    def _conflicts(self) -> Iterator[Conflict]:
         sizes = {"c_out": self.model.c_out, "enc_in": self.model.enc_in}
         for name, columns, size in (
             ("targets", self.data.targets, "c_out"),
@@ -393,4 +393,17 @@ class Config(Section):
         ):
             if columns is not None and len(columns) != sizes[size]:
                 message = f"data.{name} names {len(columns)} columns, but model.{size} is {sizes[size]}"
-                yield Broken((f"data.{name}", f"model.{size}"), message)
+                yield Conflict((f"data.{name}", f"model.{size}"), message)
+
+
+SECTIONS: Final[Mapping[str, type[Section]]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+"""The sections by name, in the order of the schema."""
+
+SECTION_OF: Final[Mapping[str, str]] = {
+    name: section for section, schema in SECTIONS.items() for name in schema.model_fields
+}
+"""The section of each setting."""

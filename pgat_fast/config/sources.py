@@ -1,143 +1,111 @@
-"""Where settings come from: files, mappings and overrides, all read into one form."""
+"""Read settings from files, mappings and overrides into one form."""
 
-import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from pgat_fast.config.messages import SECTIONS, shown
-from pgat_fast.config.yaml_reader import MAX_BYTES, REFUSED, read, shown_key
+from pgat_fast.config.errors import Problem, format_value
+from pgat_fast.config.schema import SECTIONS
+from pgat_fast.config.yaml_reader import MAX_BYTES, YamlError, format_key, read
 from pgat_fast.errors import ConfigError
 
-# Overrides come behind every line of a file in the list of faults.
 _AFTER_FILES: Final = 10**6
-
-
-class Fault(NamedTuple):
-    """What is wrong, and where in the list of all faults it belongs."""
-
-    order: int
-    text: str
+"""The position of the first override: behind every line of a file."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """One setting as the user gave it.
+class Setting:
+    """A setting as the user gave it.
 
-    `key`: as written, with the section where it stands in one. `where`: `file:line`, the override, or ""
-    for a setting of a mapping. `order`: where its fault belongs in the list of all faults.
+    Args:
+        key: as written, after the section it stands in, if any.
+        value: as written.
+        source: `file:line`, the override, or "" for a setting of a mapping.
+        position: where its errors belong in the list of all errors.
     """
 
     key: str
-    value: Any
-    where: str = ""
-    order: int = 0
+    value: Any = None
+    source: str = ""
+    position: int = 0
 
-    def fault(self, message: str, key: str | None = None) -> Fault:
-        """The fault `message` about this setting, whose present full name is `key`."""
-        name = shown_key(self.key)
+    def problem(self, message: str, key: str | None = None) -> Problem:
+        """Return `message` as an error of this setting, whose current full name is `key`."""
+        name = format_key(self.key)
         if key is not None:
             name = key if key.endswith(self.key.rpartition(".")[2]) else f"{name} (now {key})"
-        return Fault(self.order, (f"{self.where}: " if self.where else "") + f"{name}: {message}")
+        return Problem(self.position, (f"{self.source}: " if self.source else "") + f"{name}: {message}")
 
 
-def file_settings(path: str | Path) -> tuple[list[Given], list[Fault]]:
-    """The settings of the YAML file at `path`, and what is wrong with it.
-
-    Raises ConfigError where it cannot be read to its end, is empty or holds no mapping.
-    """
-    document = read(_text_of(Path(path)))
-    faults = [Fault(line, f"{path}:{line}: {message}") for line, message in document.faults]
-    if document.value is REFUSED:
-        raise ConfigError(listed(faults))
-    if document.value is None:
+def read_file(path: str | Path) -> list[Setting]:
+    """Return the settings of the YAML file at `path`. Raises ConfigError if it is not YAML that is accepted."""
+    text = _read_text(Path(path))
+    try:
+        document, lines = read(text)
+    except YamlError as error:
+        raise ConfigError(f"{path}:{error.line}: {error}") from None
+    if document is None:
         raise ConfigError(f"{path}: the file is empty: write at least one setting")
-    if not isinstance(document.value, Mapping):
-        found = "a list" if isinstance(document.value, list) else f"only {shown(document.value)}"
-        raise ConfigError(f"{path}:1: expected settings, one `name: value` a line, found {found}")
-
-    def given(value: Any, *keys: str) -> Given:
-        line = document.lines[keys]
-        return Given(".".join(keys), value, f"{path}:{line}", line)
-
-    return [given(value, *keys) for keys, value in _leaves(document.value)], faults
+    if not isinstance(document, dict):
+        kind = "a list" if isinstance(document, list) else f"only {format_value(document)}"
+        raise ConfigError(f"{path}:1: expected settings, one `name: value` a line, found {kind}")
+    return [Setting(".".join(keys), value, f"{path}:{lines[keys]}", lines[keys]) for keys, value in _flatten(document)]
 
 
-def mapping_settings(mapping: Mapping[Any, Any]) -> tuple[list[Given], list[Fault]]:
-    """The settings of a Python `mapping`, and what is wrong with it. A tuple counts as a list."""
-    settings, faults = [], []
-    for keys, value in _leaves(mapping):
-        if all(isinstance(key, str) for key in keys):
-            settings.append(Given(".".join(keys), list(value) if isinstance(value, tuple) else value))
-        else:
-            faults.append(Fault(0, f"{shown(keys[-1])}: a key must be text"))
-    return settings, faults
+def read_mapping(mapping: Mapping[Any, Any]) -> list[Setting]:
+    """Return the settings of a Python mapping, in which a tuple counts as a list."""
+    return [
+        Setting(".".join(map(str, keys)), list(value) if isinstance(value, tuple) else value)
+        for keys, value in _flatten(mapping)
+    ]
 
 
-def override_settings(overrides: Sequence[str]) -> tuple[list[Given], list[Fault]]:
-    """The settings that texts `key=value` give, and what is wrong with them."""
+def read_overrides(overrides: Sequence[str]) -> tuple[list[Setting], list[Problem]]:
+    """Return the settings in texts `key=value`, and the errors in those that are not accepted."""
     if isinstance(overrides, str):
-        raise ConfigError(f"overrides are a list of texts `key=value`, not the one text {shown(overrides)}")
-    settings, faults = [], []
-    for order, text in enumerate(overrides, start=_AFTER_FILES):
-        where = f"override {shown(text)}"
-        if not isinstance(text, str) or "=" not in text:
-            faults.append(Fault(order, f"{where}: expected key=value, such as training.epochs=5"))
+        raise ConfigError(f"overrides are a list of texts `key=value`, not the one text {format_value(overrides)}")
+    settings, problems = [], []
+    for position, override in enumerate(overrides, start=_AFTER_FILES):
+        source = f"override {format_value(override)}"
+        key, equals, text = str(override).partition("=")
+        if not equals:
+            problems.append(Problem(position, f"{source}: expected key=value, such as training.epochs=5"))
             continue
-        if len(text) > MAX_BYTES:
-            faults.append(Fault(order, f"{where}: longer than {MAX_BYTES} characters"))
+        setting = Setting(key.strip(), None, source, position)
+        try:
+            value, lines = read(text)
+        except YamlError as error:
+            problems.append(setting.problem(str(error)))
             continue
-        key, _, written = text.partition("=")
-        document = read(written)
-        given = Given(key.strip(), document.value, where, order)
-        faults += [given.fault(message) for _, message in document.faults]
-        if isinstance(document.value, Mapping):
+        if lines:
             message = "expected one value or a list [a, b], found a mapping: quote text with `: `"
-            faults.append(given.fault(message))
-        elif not document.faults:
-            settings.append(given)
-    return settings, faults
+            problems.append(setting.problem(message))
+        else:
+            settings.append(replace(setting, value=value))
+    return settings, problems
 
 
-def listed(faults: Sequence[Fault]) -> str:
-    """All `faults` as one message, one a line."""
-    texts = [fault.text for fault in sorted(faults, key=lambda fault: fault.order)]
-    if len(texts) == 1:
-        return texts[0]
-    return "\n  ".join([f"{len(texts)} faults in the configuration:", *texts])
-
-
-def _leaves(root: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The keys and value of each setting, in sections or flat; a section without a value holds none."""
+def _flatten(root: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the keys and the value of each setting, in sections or flat; an empty section holds none."""
     for key, value in root.items():
         if key in SECTIONS and isinstance(value, Mapping):
-            yield from (((key, name), inner) for name, inner in value.items())
+            yield from (((key, name), item) for name, item in value.items())
         elif key not in SECTIONS or value is not None:
             yield (key,), value
 
 
-def _text_of(path: Path) -> str:
-    """The text of a configuration file. Only a regular file is opened: a pipe could keep us waiting."""
+def _read_text(path: Path) -> str:
+    """Return the text of the file at `path`. Opens regular files only: reading a pipe could block."""
+    name = str(path) if str(path).isprintable() else ascii(str(path))
     try:
-        kind = path.stat().st_mode
-        content = b""
-        if stat.S_ISREG(kind):
-            with path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file") from None
+        if not path.is_file():
+            problem = "this is not a regular file: name a YAML file" if path.exists() else "there is no such file"
+            raise ConfigError(f"{name}: {problem}")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{shown(str(path))}: cannot be read: {error}") from error
-    if not stat.S_ISREG(kind):
-        found = "a directory" if stat.S_ISDIR(kind) else "not a regular file"
-        raise ConfigError(f"{path}: this is {found}; a configuration is a YAML file")
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES // 1024} KiB: this is no configuration file")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text: save the file as UTF-8") from error
+        raise ConfigError(f"{name}: larger than {MAX_BYTES // 1024} KiB: this is no configuration file")
+    return content.decode("utf-8", "surrogateescape")  # the reader refuses surrogates, with their line

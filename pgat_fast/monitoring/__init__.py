@@ -1,1 +1,1 @@
-"""What a run tells of itself while it runs: speed, losses and memory, as JSON lines and for TensorBoard."""
+"""Record speed, losses and memory of a run as JSON lines and for TensorBoard."""

@@ -1,4 +1,4 @@
-"""What the trainer tells of a run while it goes: speed and losses in metrics.jsonl, memory in memory.jsonl."""
+"""Record speed and losses of a run in metrics.jsonl, and its memory in memory.jsonl."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from pgat_fast.monitoring.journal import LEVELS, Journal, Level
+from pgat_fast.monitoring.jsonl_logger import LEVELS, JsonlLogger, Level
 from pgat_fast.monitoring.memory import (
     DEVICE_MEMORY_LIMIT,
     MEMORY_LIMIT,
@@ -25,18 +25,18 @@ from pgat_fast.monitoring.tensorboard import TensorBoard
 
 logger = logging.getLogger("pgat_fast.monitoring")
 
-Place = tuple[str, int | None, int | None, Sequence[int] | None]
+Progress = tuple[str, int | None, int | None, Sequence[int] | None]
 """Stage, epoch, step and batch shape of a line."""
 
 
 class Monitor:
-    """Writes the journals of one run, reads memory, watches the limits. A context manager: leaving it closes the files.
+    """Write metrics and memory of one run, and check its memory limits. A context manager that closes the files.
 
-    Once it is made no method raises: what cannot be read or written is said once on the logger
-    `pgat_fast.monitoring`, and the run goes on. Between two lines it asks nothing of the device.
+    No method raises: a failure to read or write is logged once on `pgat_fast.monitoring`, and the run continues.
+    Between two lines the device is not synchronized.
 
-    The clock of `windows_per_second` runs from step to step. After anything else that takes time (validation, writing
-    a checkpoint) call `resume_clock` before the next step begins, so that it does not count.
+    `windows_per_second` measures the time from step to step. After anything else that takes time (validation, writing
+    a checkpoint) call `resume_clock` before the next step, to leave that time out.
     """
 
     def __init__(
@@ -52,21 +52,21 @@ class Monitor:
         memory_limit_gb: float | None = None,
         device_memory_limit_gb: float | None = None,
     ) -> None:
-        """Open the journals in `folder`, which exists.
+        """Open the files in `folder`, which exists.
 
         Args:
-            folder: of the run; gets `metrics.jsonl`, `memory.jsonl` and, if asked for, `tensorboard/`.
-            device: where the model computes. The peaks that torch keeps of a CUDA device begin anew.
-            seq_len: days of history in a window: a sample is one of them.
+            folder: the folder of the run, for `metrics.jsonl`, `memory.jsonl` and, with `tensorboard`, `tensorboard/`.
+            device: where the model computes. The memory peaks that torch keeps for a CUDA device are reset.
+            seq_len: days of history in a window; each is one sample.
             interval: optimizer steps between two lines of training.
-            metrics_level, memory_level: lowest level that is written: debug (a line for every step, for which the
-                device is waited for), info, warning, off.
+            metrics_level, memory_level: lowest level that is written: debug (a line for every step, which waits for
+                the device), info, warning, off.
             tensorboard: write the numbers for TensorBoard too.
             memory_limit_gb, device_memory_limit_gb: GiB that the process, and tensors on the device, may hold.
 
         Raises:
-            ConfigError: TensorBoard is asked for and not installed; no file has been made.
-            ValueError: an argument is none of these.
+            ConfigError: if `tensorboard` is true and TensorBoard is not installed; no file has been created.
+            ValueError: if another argument is out of range.
         """
         if seq_len < 1 or interval < 1:
             raise ValueError(f"seq_len is {seq_len} and interval {interval}: both count from 1")
@@ -83,19 +83,19 @@ class Monitor:
             if limit is not None
         }
         self._scalars = TensorBoard(folder / "tensorboard") if tensorboard else None
-        self._metrics = Journal(folder / "metrics.jsonl", metrics_level)
-        self._memory = Journal(folder / "memory.jsonl", memory_level)
-        self._troubles: set[str] = set()
-        self._told: set[tuple[str, str]] = set()
-        """Limits, and how near they were, that have been warned of."""
+        self._metrics = JsonlLogger(folder / "metrics.jsonl", metrics_level)
+        self._memory = JsonlLogger(folder / "memory.jsonl", memory_level)
+        self._failures: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
+        """Limits with the level of the last warning."""
         self._steps = self._windows = 0
         self._seconds = 0.0
         self._clock = time.perf_counter()
         if device.type == "cuda":
-            with self._guarded("the peaks of the device"):
+            with self._log_errors("resetting the peaks of the device"):
                 torch.cuda.reset_peak_memory_stats(device)
         self._peaks: dict[str, float] = {}
-        # What the process held before, for other runs or for reading data, is no peak of this run.
+        # Memory of earlier runs in this process does not count as a peak of this run.
         self._baseline_gib = read_memory(device, system=False).process_peak_gib or 0.0
 
     def __enter__(self) -> Self:
@@ -107,8 +107,8 @@ class Monitor:
         self.close()
 
     def close(self) -> None:
-        """Close all files; a later line is lost."""
-        with self._guarded("closing the journals"):
+        """Close all files; later lines are not written."""
+        with self._log_errors("closing the files"):
             self._metrics.close()
             self._memory.close()
             if self._scalars is not None:
@@ -125,7 +125,7 @@ class Monitor:
         memory: bool = False,
         **values: Any,
     ) -> None:
-        """Write one line of metrics, and with `memory` one of memory.
+        """Write a line of metrics, and with `memory` a line of memory.
 
         Args:
             stage: what the run is doing: start, train, validation, checkpoint, evaluation, resume, stop, error or end.
@@ -133,16 +133,16 @@ class Monitor:
             step: optimizer steps done in the whole run, or None.
             batch_shape: [B, S, F], or None.
             level: of the lines.
-            memory: read the memory, too. A `resume` is told in both files in any case: readers need it.
-            values: what else the line holds. What JSON cannot hold becomes null.
+            memory: write a line of memory too; a `resume` is always written to both files, since `read_jsonl` needs it.
+            values: other fields of the line. Values without a JSON form become null.
         """
-        with self._guarded(f"a line of stage {stage}"):
-            place = (stage, epoch, step, batch_shape)
-            self._metrics.write(level, _line(level, place, values))
+        with self._log_errors(f"writing a line of stage {stage}"):
+            progress = (stage, epoch, step, batch_shape)
+            self._metrics.log(level, _line(level, progress, values))
             if self._scalars is not None and stage == "validation" and step is not None:
                 self._scalars.add(stage, step, values)
             if memory or stage == "resume":
-                self._write_memory(level, place, self._read())
+                self._write_memory(level, progress, self._read())
 
     def step(
         self,
@@ -158,62 +158,62 @@ class Monitor:
             epoch: from 1.
             step: optimizer steps done in the whole run, this one included.
             batch_shape: [B, S, F].
-            windows: that the step was computed from.
-            values: gives what else the line holds (loss, learning rate, gradient norm). Called only for a line that is
-                written: it may wait for the device.
+            windows: number of windows in the step.
+            values: returns other fields of the line (loss, learning rate, gradient norm). Called only for a line that
+                is written, since it may wait for the device.
 
         Returns:
-            How near the limits the run is. The first time that a limit is near, and that it is over, it is also logged
-            and written to memory.jsonl. What follows from it is up to the caller.
+            The state of the memory limits. The first time that a limit is near, and the first time that it is over, is
+            also logged and written to memory.jsonl.
         """
         state = LimitState()
-        with self._guarded("a step"):
-            place = ("train", epoch, step, batch_shape)
+        with self._log_errors("recording a step"):
+            progress = ("train", epoch, step, batch_shape)
             due = step % self.interval == 0
             level: Level = "info" if due else "debug"
-            wanted = self._metrics.wants(level) or (due and self._scalars is not None)
+            is_written = self._metrics.is_enabled_for(level) or (due and self._scalars is not None)
             numbers: Mapping[str, Any] = {}
-            if wanted:
-                with self._guarded("the values of a step"):
+            if is_written:
+                with self._log_errors("computing the values of a step"):
                     numbers = values()
-            # The clock is read after `values` has waited for the device: only then has the work been done.
+            # Read the clock after `values` has waited for the device: only then is the step complete.
             self._count(windows)
-            if wanted:
+            if is_written:
                 numbers = {**numbers, **self._speed()}
-                self._metrics.write(level, _line(level, place, numbers))
+                self._metrics.log(level, _line(level, progress, numbers))
                 if due and self._scalars is not None:
                     self._scalars.add("train", step, numbers)
-            remember = due or self._memory.wants(level)
-            if remember or self.limits:
-                reading = self._read(system=remember)
-                if remember:
-                    self._write_memory(level, place, reading)
-                state = self._judge(reading)
-                self._warn(state, place)
+            memory_is_written = due or self._memory.is_enabled_for(level)
+            if memory_is_written or self.limits:
+                reading = self._read(system=memory_is_written)
+                if memory_is_written:
+                    self._write_memory(level, progress, reading)
+                state = self._check_limits(reading)
+                self._warn(state, progress)
         return state
 
     def limit_state(self) -> LimitState:
-        """How near its limits the run is now; writes nothing. Costs nothing where no limit is set."""
+        """Return the state of the memory limits; does not read memory if no limit is set."""
         state = LimitState()
         if self.limits:
-            with self._guarded("the limits"):
-                state = self._judge(self._read(system=False))
+            with self._log_errors("checking the limits"):
+                state = self._check_limits(self._read(system=False))
         return state
 
     def resume_clock(self) -> None:
-        """Leave out of the speed the time since the last step, or since the last call."""
+        """Leave the time since the last step or call out of the speed."""
         self._clock = time.perf_counter()
 
     def reading(self) -> dict[str, Any]:
-        """The memory now, with the fields of a line of memory.jsonl; {} where it cannot be read."""
+        """Return the current memory with the fields of a line of memory.jsonl; {} if it cannot be read."""
         fields: dict[str, Any] = {}
-        with self._guarded("reading the memory"):
+        with self._log_errors("reading the memory"):
             fields = self._read().to_dict()
         return fields
 
     def peaks(self) -> dict[str, float | None]:
-        """The highest memory of the run so far and its limits, in GiB; None: no GPU, or no limit."""
-        with self._guarded("the peaks"):
+        """Return the peak memory of the run and its limits in GiB; None without a GPU or a limit."""
+        with self._log_errors("reading the peaks"):
             self._read(system=False)
         return {
             "peak_process_gib": self._peaks.get("process_peak_gib"),
@@ -222,7 +222,7 @@ class Monitor:
             "device_limit_gib": self.limits.get(DEVICE_MEMORY_LIMIT),
         }
 
-    def _judge(self, reading: MemoryReading) -> LimitState:
+    def _check_limits(self, reading: MemoryReading) -> LimitState:
         return check_limits(reading, self.limits.get(MEMORY_LIMIT), self.limits.get(DEVICE_MEMORY_LIMIT))
 
     def _count(self, windows: int) -> None:
@@ -233,7 +233,7 @@ class Monitor:
         self._windows += windows
 
     def _speed(self) -> dict[str, float | None]:
-        """Speed since the last call."""
+        """Return the speed since the last call."""
         rate = self._windows / self._seconds if self._seconds > 0 else None
         speed = {
             "windows_per_second": rate,
@@ -245,7 +245,7 @@ class Monitor:
         return speed
 
     def _read(self, system: bool = True) -> MemoryReading:
-        """The memory now; its peaks are those of this run, and never fall."""
+        """Return the current memory, with the peaks of this run."""
         reading = read_memory(self.device, baseline_gib=self._baseline_gib, system=system)
         for name in ("process_peak_gib", "device_peak_allocated_gib"):
             value = getattr(reading, name)
@@ -257,38 +257,38 @@ class Monitor:
             device_peak_allocated_gib=self._peaks.get("device_peak_allocated_gib"),
         )
 
-    def _write_memory(self, level: Level, place: Place, reading: MemoryReading, **values: Any) -> None:
+    def _write_memory(self, level: Level, progress: Progress, reading: MemoryReading, **values: Any) -> None:
         numbers = reading.to_dict()
-        self._memory.write(level, _line(level, place, {**numbers, **values}))
-        stage, _, step, _ = place
+        self._memory.log(level, _line(level, progress, {**numbers, **values}))
+        stage, _, step, _ = progress
         if self._scalars is not None and step is not None and stage in ("train", "validation") and level != "debug":
             self._scalars.add("memory", step, numbers)
 
-    def _warn(self, state: LimitState, place: Place) -> None:
-        """Tell of limits that are near or over and were not before, and of those that cannot be watched here."""
+    def _warn(self, state: LimitState, progress: Progress) -> None:
+        """Log limits that have become near or over, and those that cannot be checked on this device."""
         reached = {(setting, level) for setting, level in state.levels.items() if level != "ok"}
-        if reached - self._told:
-            self._told |= reached
+        if reached - self._warned:
+            self._warned |= reached
             logger.warning("memory: %s", state.message)
-            self._write_memory("warning", place, self._read(), limit=state.level, warning=state.message)
+            self._write_memory("warning", progress, self._read(), limit=state.level, warning=state.message)
         unknown = {(setting, "unknown") for setting in self.limits if setting not in state.levels}
-        for setting, _ in unknown - self._told:
-            logger.warning("%s cannot be watched: there is no such reading on %s", setting, self.device)
-        self._told |= unknown
+        for setting, _ in unknown - self._warned:
+            logger.warning("%s cannot be checked: there is no such reading on %s", setting, self.device)
+        self._warned |= unknown
 
     @contextmanager
-    def _guarded(self, what: str) -> Iterator[None]:
-        """Let no error out of here: it is said once for every `what`."""
+    def _log_errors(self, what: str) -> Iterator[None]:
+        """Log an error instead of raising it, once for every `what`."""
         try:
             yield
         except Exception as error:
-            if what not in self._troubles:
-                self._troubles.add(what)
+            if what not in self._failures:
+                self._failures.add(what)
                 logger.warning("monitoring: %s failed: %s: %s", what, type(error).__name__, error, exc_info=True)
 
 
-def _line(level: str, place: Place, values: Mapping[str, Any]) -> dict[str, Any]:
-    stage, epoch, step, batch_shape = place
+def _line(level: str, progress: Progress, values: Mapping[str, Any]) -> dict[str, Any]:
+    stage, epoch, step, batch_shape = progress
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "level": level.upper(),

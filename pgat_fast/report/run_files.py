@@ -188,10 +188,10 @@ def _read_results(path: Path) -> Record:
 def _read_lines(path: Path) -> list[Record]:
     if not path.is_file():
         return []
-    from pgat_fast.monitoring.journal import read_journal
+    from pgat_fast.monitoring.jsonl_logger import read_jsonl
 
     try:
-        return read_journal(path)
+        return read_jsonl(path)
     except (OSError, ValueError) as error:
         message = str(error)
         raise DataError(message if str(path) in message else f"{path}: cannot be read: {message}") from error

@@ -22,7 +22,7 @@ from pgat_fast.errors import first_line
 from pgat_fast.model.compilation import Regions, compiled_regions_of, eager, undo_compilation
 from pgat_fast.model.compile_cache import cache_folder
 from pgat_fast.model.precision import product_dtype
-from pgat_fast.monitoring.journal import to_plain
+from pgat_fast.monitoring.jsonl_logger import to_plain
 from pgat_fast.training.faults import is_out_of_memory
 from pgat_fast.training.generators import generator_states, restore_generators
 from pgat_fast.training.step import OptimizerStep

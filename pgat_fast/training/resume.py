@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pgat_fast.config import Config, config_to_dict
-from pgat_fast.config.legacy import in_present_terms
+from pgat_fast.config.legacy import migrate
 from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.training.checkpoint import Checkpoint, find_checkpoints, newest_good, read_checkpoint
 from pgat_fast.training.run_folder import CHECKPOINTS
@@ -90,7 +90,7 @@ def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch:
     either configuration describes. Raises ConfigError where another model, other data or (within an epoch) other
     batches are asked for.
     """
-    asked, saved = config_to_dict(config), in_present_terms(saved)
+    asked, saved = config_to_dict(config), migrate(saved)
     changed = {
         section: {
             key: (saved.get(section, {}).get(key), value)

@@ -22,7 +22,7 @@ def call(*words: str) -> int:
     return result
 
 
-def test_it_prints_the_resolved_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_resolved_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("train_epochs: 3\n")
     assert call("show", "--config", str(path), "--set", "seed=1", "lr_schedule=constant", "--set", "seed=2") == 0
@@ -30,12 +30,12 @@ def test_it_prints_the_resolved_configuration(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == dump_config(expected)
 
 
-def test_without_arguments_it_prints_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_without_arguments_prints_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("show") == 0
     assert capsys.readouterr().out == dump_config(load_config())
 
 
-def test_what_it_describes_loads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_described_configuration_loads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("show", "--describe", "--set", "epochs=3") == 0
     path = tmp_path / "c.yaml"
     path.write_text(capsys.readouterr().out)
@@ -43,12 +43,12 @@ def test_what_it_describes_loads_back(tmp_path: Path, capsys: pytest.CaptureFixt
     assert load_config(path) == load_config({"epochs": 3})
 
 
-def test_a_wrong_setting_reaches_the_program_as_an_error_of_the_configuration() -> None:
+def test_wrong_setting_raises_config_error() -> None:
     with pytest.raises(ConfigError, match=r"override 'epochs=0': training.epochs: found 0"):
         call("show", "--set", "epochs=0")
 
 
-def test_its_parser_loads_nothing_heavy() -> None:
+def test_parser_imports_no_heavy_packages() -> None:
     code = (
         "import argparse, sys; from pgat_fast.cli import config; "
         "config.add_parser(argparse.ArgumentParser().add_subparsers()); "

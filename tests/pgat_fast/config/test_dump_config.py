@@ -98,9 +98,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(values=configurations(), describe=st.booleans())
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=60)
-def test_what_is_written_loads_back_to_an_equal_configuration(
-    values: dict[str, Any], describe: bool, file: Path
-) -> None:
+def test_dumped_configuration_loads_back_equal(values: dict[str, Any], describe: bool, file: Path) -> None:
     config = Config.model_validate(values)
     file.write_text(dump_config(config, describe=describe), encoding="utf-8")
     assert load_config(file) == config
@@ -110,13 +108,13 @@ def test_what_is_written_loads_back_to_an_equal_configuration(
 
 @given(values=configurations())
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=30)
-def test_other_yaml_readers_read_the_same(values: dict[str, Any]) -> None:
+def test_yaml_1_1_readers_read_the_same_values(values: dict[str, Any]) -> None:
     """PyYAML reads YAML 1.1, where `1e-6` is text and `yes` is true."""
     config = Config.model_validate(values)
     assert yaml.safe_load(dump_config(config)) == config_to_dict(config)
 
 
-def test_sections_and_settings_stand_in_the_order_of_the_schema() -> None:
+def test_sections_and_settings_are_in_schema_order() -> None:
     written = [line.split(":")[0] for line in dump_config(Config()).splitlines() if line]
     sections = config_to_dict(Config())
     assert written == [
@@ -124,21 +122,21 @@ def test_sections_and_settings_stand_in_the_order_of_the_schema() -> None:
     ]
 
 
-def test_floats_are_written_so_that_every_reader_takes_them_for_floats() -> None:
+def test_floats_are_floats_for_every_yaml_reader() -> None:
     text = dump_config(load_config({"min_lr": 1e-6, "learning_rate": 1, "weight_decay": 1e20}))
     assert "  min_lr: 1.0e-06\n" in text
     assert "  learning_rate: 1.0\n" in text
     assert "  weight_decay: 1.0e+20\n" in text
 
 
-def test_a_long_list_has_a_line_for_each_item() -> None:
+def test_long_list_has_one_item_per_line() -> None:
     columns = [f"column {i}" for i in range(118)]
     text = dump_config(load_config({"inputs": columns}))
     assert "  inputs:\n    - column 0\n    - column 1\n" in text
     assert yaml.safe_load(text)["data"]["inputs"] == columns
 
 
-def test_each_setting_can_be_described() -> None:
+def test_describe_adds_a_comment_to_each_setting() -> None:
     lines = dump_config(Config(), describe=True).splitlines()
     count = sum(len(section) for section in config_to_dict(Config()).values())
     assert sum("  # " in line for line in lines) == count

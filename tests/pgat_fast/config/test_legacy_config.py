@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pgat_fast import load_config
-from pgat_fast.config.legacy import IGNORED, OLD_NAMES, in_present_terms
+from pgat_fast.config.legacy import IGNORED, OLD_NAMES, migrate
 from pgat_fast.config.schema import Config
 from pgat_fast.errors import ConfigError
 
@@ -52,7 +52,7 @@ NO_CELESTIAL = SMALL | {
 }
 
 
-def test_the_production_file_keeps_the_meaning_of_every_key() -> None:
+def test_production_file_loads_every_key() -> None:
     meant: dict[str, dict[str, Any]] = {
         "data": {
             "path": "data/prepared_financial_data.csv",
@@ -107,12 +107,12 @@ def test_the_production_file_keeps_the_meaning_of_every_key() -> None:
     assert load_config(PRODUCTION).model_dump() == {name: defaults[name] | meant[name] for name in defaults}
 
 
-def test_the_production_file_means_the_large_combiner() -> None:
+def test_production_file_selects_hierarchical_combiner() -> None:
     """Existing files name no combiner; what they were trained with is the hierarchical one."""
     assert load_config(PRODUCTION).model.combiner == "hierarchical"
 
 
-def test_the_production_file_warns_once_of_all_that_nothing_reads(caplog: pytest.LogCaptureFixture) -> None:
+def test_production_file_warns_once_about_ignored_names(caplog: pytest.LogCaptureFixture) -> None:
     load_config(PRODUCTION)
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.name == "pgat_fast.config"
@@ -122,7 +122,7 @@ def test_the_production_file_warns_once_of_all_that_nothing_reads(caplog: pytest
 
 
 @pytest.mark.parametrize("old", [SMALL, EVERYTHING, NO_CELESTIAL], ids=["small", "everything", "no celestial"])
-def test_the_mappings_of_the_parity_cases_load(old: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_mappings_of_parity_cases_load(old: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     model = load_config(old).model.model_dump()
     assert {name: value for name, value in old.items() if name in model}.items() <= model.items()
     assert model["graph_processing"] == "partitioned"
@@ -163,29 +163,29 @@ def test_the_mappings_of_the_parity_cases_load(old: dict[str, Any], caplog: pyte
         ({"aggregate_waves_to_celestial": True}, "model", "use_celestial_graph", True),
     ],
 )
-def test_an_old_name_sets_the_present_setting(old: dict[str, Any], section: str, name: str, value: Any) -> None:
+def test_old_name_sets_current_setting(old: dict[str, Any], section: str, name: str, value: Any) -> None:
     assert getattr(getattr(load_config(old), section), name) == value
 
 
-def test_a_stored_configuration_is_brought_into_present_terms() -> None:
+def test_stored_configuration_is_migrated() -> None:
     stored = {"training": {"mixed_precision": "off", "epochs": 3}, "run": {"name": "x"}, "more": 5}
-    assert in_present_terms(stored) == {"training": {"epochs": 3}, "run": {"name": "x", "precision": "highest"}}
-    assert in_present_terms({"training": {"mixed_precision": "half"}}) == {"training": {}, "run": {}}
+    assert migrate(stored) == {"training": {"epochs": 3}, "run": {"name": "x", "precision": "highest"}}
+    assert migrate({"training": {"mixed_precision": "half"}}) == {"training": {}, "run": {}}
     present = Config().model_dump()
-    assert in_present_terms(present) == present
+    assert migrate(present) == present
 
 
-def test_an_override_replaces_the_old_name_of_a_file() -> None:
+def test_override_replaces_old_name_of_file() -> None:
     assert load_config({"training": {"mixed_precision": "bf16"}}, ["precision=high"]).run.precision == "high"
 
 
 @pytest.mark.parametrize("old", [{"model": "Celestial_Enhanced_PGAT"}, {"data": "custom"}])
-def test_names_where_a_section_could_stand_change_nothing(old: dict[str, Any]) -> None:
+def test_old_names_equal_to_sections_change_nothing(old: dict[str, Any]) -> None:
     assert load_config(old) == Config()
 
 
 @pytest.mark.parametrize(
-    ("old", "said"),
+    ("old", "message"),
     [
         (
             {"lradj": "type1"},
@@ -229,20 +229,20 @@ def test_names_where_a_section_could_stand_change_nothing(old: dict[str, Any]) -
         ),
     ],
 )
-def test_an_old_setting_that_is_not_supported_is_refused(old: dict[str, Any], said: str) -> None:
+def test_old_setting_that_is_not_supported_is_refused(old: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(old)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_every_ignored_name_changes_nothing_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_ignored_names_change_nothing_and_are_listed(caplog: pytest.LogCaptureFixture) -> None:
     assert load_config(dict.fromkeys(sorted(IGNORED), "anything")) == Config()
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert warning == f"configuration: nothing here reads {', '.join(sorted(IGNORED))}: ignored"
 
 
-def test_the_names_of_this_family_of_code_bases_are_known() -> None:
+def test_names_of_related_code_bases_are_known() -> None:
     arguments = """
         task_name is_training des itr features embed inverse seasonal_patterns checkpoints num_workers loss
         factor activation output_attention gpu use_multi_gpu devices moving_avg distil use_amp d_ff top_k
@@ -252,12 +252,12 @@ def test_the_names_of_this_family_of_code_bases_are_known() -> None:
     assert set(arguments.split()) <= IGNORED | OLD_NAMES.keys()
 
 
-def test_no_old_name_is_a_present_one() -> None:
+def test_old_names_are_no_current_names() -> None:
     settings = {name for section in Config().model_dump().values() for name in section}
     assert not settings & (IGNORED | OLD_NAMES.keys())
     assert not IGNORED & OLD_NAMES.keys()
 
 
-def test_ignored_overrides_are_warned_of_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_ignored_overrides_are_listed_too(caplog: pytest.LogCaptureFixture) -> None:
     load_config({"d_ff": 1}, ["itr=2", "d_ff=3"])
     assert "configuration: nothing here reads d_ff, itr: ignored" in caplog.messages

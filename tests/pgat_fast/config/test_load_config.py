@@ -16,11 +16,11 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_nothing_given_means_the_defaults() -> None:
+def test_no_source_gives_defaults() -> None:
     assert load_config() == Config()
 
 
-def test_a_configuration_comes_back_unchanged() -> None:
+def test_config_as_source_is_returned_unchanged() -> None:
     config = load_config({"epochs": 7})
     assert load_config(config) == config
 
@@ -38,34 +38,34 @@ def test_a_configuration_comes_back_unchanged() -> None:
     ],
     ids=["sections", "flat", "mixed", "dotted", "old name", "JSON", "byte order mark and CRLF"],
 )
-def test_a_file_may_be_flat_sectioned_or_mixed(tmp_path: Path, text: str) -> None:
+def test_file_can_be_flat_sectioned_or_mixed(tmp_path: Path, text: str) -> None:
     config = load_config(write(tmp_path, text))
     assert (config.training.epochs, config.training.batch_size) == (7, 3)
     assert load_config(str(tmp_path / "config.yaml")) == config
 
 
-def test_a_mapping_is_read_like_a_file() -> None:
+def test_mapping_is_read_like_a_file() -> None:
     config = load_config({"training": {"epochs": 7}, "targets": ("a", "b"), "c_out": 2})
     assert config.training.epochs == 7
     assert config.data.targets == ["a", "b"]
 
 
-def test_a_section_without_settings_keeps_its_defaults(tmp_path: Path) -> None:
+def test_section_without_settings_keeps_its_defaults(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "model:\ndata:\nepochs: 50\n")) == Config()
 
 
-def test_numbers_and_lists_may_arrive_as_text() -> None:
+def test_numbers_and_lists_can_be_text() -> None:
     config = load_config({"min_lr": "1e-6", "seq_len": "260", "targets": "a, b,c,d"})
     assert (config.training.min_lr, config.model.seq_len) == (1e-6, 260)
     assert config.data.targets == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("key", ["training.learning_rate", "learning_rate", " learning_rate "])
-def test_an_override_names_its_setting_with_or_without_section(key: str) -> None:
+def test_override_names_its_setting_with_or_without_section(key: str) -> None:
     assert load_config(None, [f"{key}=1e-2"]).training.learning_rate == 0.01
 
 
-def test_an_override_may_use_an_old_name() -> None:
+def test_override_may_use_an_old_name() -> None:
     assert load_config(None, ["train_epochs=3"]).training.epochs == 3
 
 
@@ -92,21 +92,21 @@ def test_an_override_may_use_an_old_name() -> None:
         ("exact_dropout=true", "run", "exact_dropout", True),
     ],
 )
-def test_an_override_is_a_yaml_scalar_or_list(override: str, section: str, name: str, value: object) -> None:
+def test_override_is_a_yaml_scalar_or_list(override: str, section: str, name: str, value: object) -> None:
     assert getattr(getattr(load_config(None, [override]), section), name) == value
 
 
-def test_a_later_override_wins_over_an_earlier_one_and_over_the_file(tmp_path: Path) -> None:
+def test_later_override_wins_over_an_earlier_one_and_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "train_epochs: 1\n")
     assert load_config(path, ["epochs=2", "training.epochs=3"]).training.epochs == 3
     assert load_config(path, ["epochs=2", "train_epochs=4"]).training.epochs == 4
 
 
-def test_an_override_repairs_a_wrong_value_of_the_file(tmp_path: Path) -> None:
+def test_override_replaces_wrong_value_of_file(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "lradj: type1\n"), ["lr_schedule=constant"]).training.epochs == 50
 
 
-def test_overriding_the_path_replaces_both_old_parts_and_the_other_way_round() -> None:
+def test_overriding_path_replaces_old_parts_and_vice_versa() -> None:
     old = {"root_path": "here", "data_path": "a.csv"}
     assert load_config(old, ["path=b.csv"]).data.path == "b.csv"
     assert load_config(old, ["root_path=there"]).data.path == "there/a.csv"
@@ -123,29 +123,29 @@ def test_overriding_compatibility_leaves_other_overrides_alone() -> None:
     assert (model.phase_edges, model.feature_map) == ("computed", "positional")
 
 
-def test_a_raised_width_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_raised_width_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="pgat_fast.config"):
         load_config({"d_model": 130})
     assert caplog.messages == ["d_model 130 raised to 208, the next multiple of lcm(13 nodes, 8 heads)"]
 
 
-def test_a_width_that_fits_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_width_that_fits_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="pgat_fast.config"):
         load_config({"d_model": 208})
     assert caplog.messages == []
 
 
-def test_a_model_section_built_in_python_names_the_rule_it_breaks() -> None:
+def test_invalid_model_config_names_conflicting_settings() -> None:
     with pytest.raises(ValueError, match="label_len 125 is longer than seq_len 8"):
         ModelConfig(seq_len=8)
 
 
 @pytest.mark.parametrize(("source", "kind"), [(5, "int"), ([("epochs", 1)], "list"), (b"a.yaml", "bytes")])
-def test_another_source_is_refused(source: object, kind: str) -> None:
+def test_unsupported_source_is_refused(source: object, kind: str) -> None:
     with pytest.raises(ConfigError, match=f"path, a mapping or a Config, not from {kind}"):
         load_config(source)  # type: ignore[arg-type]
 
 
-def test_overrides_in_one_text_are_refused() -> None:
+def test_single_text_of_overrides_is_refused() -> None:
     with pytest.raises(ConfigError, match="overrides are a list of texts"):
         load_config(None, "epochs=5")

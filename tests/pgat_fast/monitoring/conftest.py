@@ -1,11 +1,11 @@
-"""A journal of metrics in the folder of a test."""
+"""Fixtures: a file of metrics and its logger."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pgat_fast.monitoring.journal import Journal
+from pgat_fast.monitoring.jsonl_logger import JsonlLogger
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def journal(path: Path) -> Iterator[Journal]:
-    journal = Journal(path, "info")
-    yield journal
-    journal.close()
+def metrics(path: Path) -> Iterator[JsonlLogger]:
+    metrics = JsonlLogger(path, "info")
+    yield metrics
+    metrics.close()

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pgat_fast.monitoring.journal import read_journal
+from pgat_fast.monitoring.jsonl_logger import read_jsonl
 from pgat_fast.monitoring.memory import GIB, MemoryReading, process_memory
 from tests.own_process import in_own_process
-from tests.pgat_fast.monitoring.journals import (
+from tests.pgat_fast.monitoring.helpers import (
     SHAPE,
     open_monitor,
     stages,
@@ -26,28 +26,28 @@ from tests.pgat_fast.monitoring.journals import (
 # --- lines --------------------------------------------------------------------------------------------------------
 
 
-def test_a_line_says_when_at_what_stage_and_where_in_the_run(tmp_path: Path) -> None:
+def test_line_holds_time_stage_and_progress(tmp_path: Path) -> None:
     with open_monitor(tmp_path) as monitor:
         monitor.record("validation", epoch=2, step=40, batch_shape=SHAPE, level="warning", improved=True, loss=0.25)
-    (line,) = read_journal(tmp_path / "metrics.jsonl")
+    (line,) = read_jsonl(tmp_path / "metrics.jsonl")
     assert line.pop("time").endswith("+00:00")
     assert line == {
         "level": "WARNING", "stage": "validation", "epoch": 2, "step": 40, "batch_shape": SHAPE, "improved": True,
         "loss": 0.25,
     }  # fmt: skip
-    assert read_journal(tmp_path / "memory.jsonl") == []
+    assert read_jsonl(tmp_path / "memory.jsonl") == []
 
 
-def test_a_line_of_memory_is_written_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_memory_line_is_written_on_request(tmp_path: Path) -> None:
     with open_monitor(tmp_path) as monitor:
         monitor.record("start", epoch=None, step=0, memory=True)
-    (line,) = read_journal(tmp_path / "memory.jsonl")
+    (line,) = read_jsonl(tmp_path / "memory.jsonl")
     assert (line["stage"], line["epoch"], line["step"], line["batch_shape"]) == ("start", None, 0, None)
     assert 0 < line["process_gib"] <= line["process_peak_gib"]
     assert 0 < line["system_used_percent"] < 100
 
 
-def test_both_files_tell_of_a_resume_so_that_readers_leave_out_what_was_done_again(tmp_path: Path) -> None:
+def test_resume_is_written_to_both_files(tmp_path: Path) -> None:
     with open_monitor(tmp_path) as monitor:
         take_steps(monitor, 10)
     with open_monitor(tmp_path) as monitor:
@@ -57,7 +57,7 @@ def test_both_files_tell_of_a_resume_so_that_readers_leave_out_what_was_done_aga
         assert stages(tmp_path, name) == [("train", 5), ("resume", 5), ("train", 10)]
 
 
-def test_training_is_told_every_interval_and_values_are_asked_for_only_then(tmp_path: Path) -> None:
+def test_training_line_is_written_every_interval(tmp_path: Path) -> None:
     asked = []
 
     def ask() -> dict[str, float]:
@@ -69,14 +69,14 @@ def test_training_is_told_every_interval_and_values_are_asked_for_only_then(tmp_
             monitor.step(1, step, SHAPE, 16, ask)
     assert asked == [5, 10]
     assert stages(tmp_path, "metrics.jsonl") == stages(tmp_path, "memory.jsonl") == [("train", 5), ("train", 10)]
-    line = read_journal(tmp_path / "metrics.jsonl")[0]
+    line = read_jsonl(tmp_path / "metrics.jsonl")[0]
     assert line.items() >= {"level": "INFO", "epoch": 1, "batch_shape": SHAPE, **values()}.items()
 
 
-def test_at_debug_level_every_step_is_told(tmp_path: Path) -> None:
+def test_debug_level_writes_every_step(tmp_path: Path) -> None:
     with open_monitor(tmp_path, metrics_level="debug") as monitor:
         take_steps(monitor, 6)
-    assert [line["level"] for line in read_journal(tmp_path / "metrics.jsonl")] == ["DEBUG"] * 4 + ["INFO", "DEBUG"]
+    assert [line["level"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == ["DEBUG"] * 4 + ["INFO", "DEBUG"]
     assert stages(tmp_path, "memory.jsonl") == [("train", 5)]
 
 
@@ -85,10 +85,10 @@ def test_values_are_not_computed_for_lines_that_are_not_written(tmp_path: Path) 
         for step in range(1, 11):
             monitor.step(1, step, SHAPE, 16, lambda: pytest.fail("computed for nothing"))
         monitor.record("error", epoch=1, step=10, level="error", error="told")
-    assert [line["stage"] for line in read_journal(tmp_path / "metrics.jsonl")] == ["error"]
+    assert [line["stage"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == ["error"]
 
 
-def test_what_is_off_makes_no_file_and_the_peaks_are_known_all_the_same(tmp_path: Path) -> None:
+def test_level_off_creates_no_file_and_still_records_peaks(tmp_path: Path) -> None:
     with open_monitor(tmp_path, metrics_level="off", memory_level="off") as monitor:
         take_steps(monitor, 10)
         peak = monitor.peaks()["peak_process_gib"]
@@ -102,7 +102,7 @@ def test_what_is_off_makes_no_file_and_the_peaks_are_known_all_the_same(tmp_path
     [{"interval": 0}, {"seq_len": 0}, {"metrics_level": "loud"}, {"memory_level": "loud"}, {"memory_limit_gb": 0.0}],
     ids=str,
 )
-def test_wrong_arguments_are_refused_at_once(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=str(next(iter(settings.values())))):
         open_monitor(tmp_path, **settings)
 
@@ -124,11 +124,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 def speeds(folder: Path) -> list[tuple[float, ...]]:
     names = ("seconds_per_step", "windows_per_second", "samples_per_second")
-    lines = [line for line in read_journal(folder / "metrics.jsonl") if line["stage"] == "train"]
+    lines = [line for line in read_jsonl(folder / "metrics.jsonl") if line["stage"] == "train"]
     return [tuple(line[name] for name in names) for line in lines]
 
 
-def test_speed_is_that_of_the_steps_since_the_last_line(tmp_path: Path, clock: Callable[[float], None]) -> None:
+def test_speed_covers_steps_since_last_line(tmp_path: Path, clock: Callable[[float], None]) -> None:
     with open_monitor(tmp_path) as monitor:
         for step in range(1, 11):
             clock(0.5 if step <= 5 else 0.25)
@@ -137,7 +137,7 @@ def test_speed_is_that_of_the_steps_since_the_last_line(tmp_path: Path, clock: C
     assert speeds(tmp_path) == [(0.5, 32.0, 8000.0), (0.25, 64.0, 16000.0)]
 
 
-def test_pauses_between_steps_do_not_count(tmp_path: Path, clock: Callable[[float], None]) -> None:
+def test_speed_leaves_out_pauses_between_steps(tmp_path: Path, clock: Callable[[float], None]) -> None:
     with open_monitor(tmp_path) as monitor:
         clock(3600)  # the first validation
         for step in range(1, 6):
@@ -149,7 +149,7 @@ def test_pauses_between_steps_do_not_count(tmp_path: Path, clock: Callable[[floa
     assert speeds(tmp_path) == [(0.5, 32.0, 8000.0)]
 
 
-def test_the_time_that_values_waits_for_the_device_counts(tmp_path: Path, clock: Callable[[float], None]) -> None:
+def test_speed_includes_waiting_for_the_device(tmp_path: Path, clock: Callable[[float], None]) -> None:
     def wait() -> dict[str, float]:
         clock(2.0)
         return values()
@@ -164,19 +164,19 @@ def test_the_time_that_values_waits_for_the_device_counts(tmp_path: Path, clock:
 # --- faults -------------------------------------------------------------------------------------------------------
 
 
-def test_values_that_fail_cost_their_numbers_and_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_values_are_left_out_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> dict[str, float]:
         raise RuntimeError("no such tensor")
 
     with open_monitor(tmp_path) as monitor:
         for step in range(1, 16):
             monitor.step(1, step, SHAPE, 16, fail)
-    assert [sorted(line)[-1] for line in read_journal(tmp_path / "metrics.jsonl")] == ["windows_per_second"] * 3
+    assert [sorted(line)[-1] for line in read_jsonl(tmp_path / "metrics.jsonl")] == ["windows_per_second"] * 3
     assert len(warnings(caplog)) == 1
     assert "no such tensor" in warnings(caplog)[0]
 
 
-def test_a_stop_that_comes_within_values_gets_through(tmp_path: Path) -> None:
+def test_stop_request_in_values_is_raised(tmp_path: Path) -> None:
     def interrupt() -> dict[str, float]:
         raise KeyboardInterrupt
 
@@ -184,7 +184,7 @@ def test_a_stop_that_comes_within_values_gets_through(tmp_path: Path) -> None:
         monitor.step(1, 1, SHAPE, 16, interrupt)
 
 
-def test_readings_that_fail_end_nothing(
+def test_failing_memory_readings_raise_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any, **__: Any) -> MemoryReading:
@@ -200,7 +200,7 @@ def test_readings_that_fail_end_nothing(
     assert len(warnings(caplog)) == 4  # one for a step, a line, a reading, the peaks
 
 
-def test_a_folder_that_disappears_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_removed_folder_raises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     with open_monitor(folder) as monitor:
@@ -213,19 +213,19 @@ def test_a_folder_that_disappears_ends_nothing(tmp_path: Path, caplog: pytest.Lo
     assert len(warnings(caplog)) == 4
 
 
-def test_a_monitor_that_is_closed_takes_lines_and_drops_them(tmp_path: Path) -> None:
+def test_closed_monitor_drops_lines(tmp_path: Path) -> None:
     with open_monitor(tmp_path) as monitor:
         pass
     monitor.record("end", epoch=1, step=5, memory=True)
     take_steps(monitor, 5)
-    assert read_journal(tmp_path / "metrics.jsonl") == []
+    assert read_jsonl(tmp_path / "metrics.jsonl") == []
 
 
 # --- the monitor itself -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow  # thousands of steps
-def test_ten_thousand_steps_leave_nothing_in_memory(tmp_path: Path) -> None:
+def test_ten_thousand_steps_keep_nothing_in_memory(tmp_path: Path) -> None:
     in_own_process(_take_ten_thousand_steps, tmp_path)
 
 
@@ -247,7 +247,7 @@ def _take_ten_thousand_steps(tmp_path: Path) -> None:
     assert grown < 16 * 1024
 
 
-def test_two_runs_in_one_process_write_their_own_files_only(tmp_path: Path) -> None:
+def test_two_runs_in_one_process_write_separate_files(tmp_path: Path) -> None:
     for name in ("first", "second", "inner"):
         (tmp_path / name).mkdir()
     open_before = len(os.listdir("/proc/self/fd"))
@@ -264,7 +264,7 @@ def test_two_runs_in_one_process_write_their_own_files_only(tmp_path: Path) -> N
     assert len(os.listdir("/proc/self/fd")) == open_before
 
 
-def test_lines_do_not_reach_the_log_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_are_not_in_the_log_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with open_monitor(tmp_path) as monitor:
         monitor.record("error", epoch=1, step=1, level="error", memory=True, error="told")

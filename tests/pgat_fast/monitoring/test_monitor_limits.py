@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from pgat_fast.monitoring.journal import read_journal
+from pgat_fast.monitoring.jsonl_logger import read_jsonl
 from pgat_fast.monitoring.memory import GIB, MemoryReading, process_memory
 from pgat_fast.monitoring.monitor import Monitor
-from tests.pgat_fast.monitoring.journals import SHAPE, open_monitor, take_steps, values, warnings
+from tests.pgat_fast.monitoring.helpers import SHAPE, open_monitor, take_steps, values, warnings
 
 CUDA = torch.device("cuda", 0)
 
@@ -29,7 +29,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, peaks: list[float], device: bool = Fa
     monkeypatch.setattr("pgat_fast.monitoring.monitor.read_memory", read)
 
 
-def test_a_limit_warns_once_at_90_percent_and_says_when_it_is_over(
+def test_limit_warns_once_at_90_percent_and_once_when_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plant(monkeypatch, [5.0, 5.5, 5.5, 5.6, 5.6, 6.1])
@@ -38,7 +38,7 @@ def test_a_limit_warns_once_at_90_percent_and_says_when_it_is_over(
     assert [state.level for state in states] == ["ok", "near", "near", "near", "over"]
     assert "lower training.batch_size" in states[-1].message
     assert [message.split(":")[0] for message in warnings(caplog)] == ["memory", "memory"]
-    lines = read_journal(tmp_path / "memory.jsonl")
+    lines = read_jsonl(tmp_path / "memory.jsonl")
     assert [(line["level"], line["step"], line["limit"]) for line in lines] == [
         ("WARNING", 2, "near"),
         ("WARNING", 5, "over"),
@@ -46,7 +46,7 @@ def test_a_limit_warns_once_at_90_percent_and_says_when_it_is_over(
     assert "run.memory_limit_gb" in lines[0]["warning"]
 
 
-def test_a_limit_of_the_device_is_that_of_its_tensors(
+def test_device_limit_applies_to_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     reset: list[torch.device] = []
@@ -61,9 +61,7 @@ def test_a_limit_of_the_device_is_that_of_its_tensors(
     assert peaks == {"peak_process_gib": 0.1, "peak_device_gib": 41.0, "limit_gib": None, "device_limit_gib": 40.0}
 
 
-def test_memory_that_a_step_really_takes_and_frees_crosses_the_limit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_memory_freed_within_a_step_counts_towards_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     held, peak = process_memory()
     limit = peak + 0.1  # the process may have held much before: the limit is beyond all of that
     with open_monitor(tmp_path, memory_limit_gb=limit) as monitor:
@@ -81,7 +79,7 @@ def test_memory_that_a_step_really_takes_and_frees_crosses_the_limit(
     assert peaks["peak_process_gib"] == pytest.approx(limit + 0.05, abs=0.04)
 
 
-def test_what_the_process_held_before_the_run_does_not_count(tmp_path: Path) -> None:
+def test_memory_held_before_the_run_does_not_count(tmp_path: Path) -> None:
     block = np.ones(300 * 2**20, dtype=np.uint8)
     _, peak = process_memory()
     del block
@@ -92,13 +90,13 @@ def test_what_the_process_held_before_the_run_does_not_count(tmp_path: Path) -> 
     assert found < peak
 
 
-def test_a_limit_that_cannot_be_watched_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_limit_that_cannot_be_checked_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with open_monitor(tmp_path, device_memory_limit_gb=1.0) as monitor:
         take_steps(monitor, 10)
-    assert warnings(caplog) == ["run.device_memory_limit_gb cannot be watched: there is no such reading on cpu"]
+    assert warnings(caplog) == ["run.device_memory_limit_gb cannot be checked: there is no such reading on cpu"]
 
 
-def test_without_limits_memory_is_not_read_between_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_not_read_between_lines_without_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
     def count(*_: Any, **__: Any) -> MemoryReading:

@@ -28,7 +28,7 @@ train(load_config(None, sys.argv[1:]), progress=False)
 @pytest.mark.timeout(1200)
 @pytest.mark.slow  # thousands of steps
 def test_memory_grows_by_less_than_a_megabyte_in_a_thousand_steps(tiny: list[str]) -> None:
-    """Everything on: both journals at every step, limits, checkpoints every few epochs.
+    """Everything on: metrics and memory written at every step, limits, checkpoints every few epochs.
 
     A leak grows in every window. An allocator that takes or returns pages once, of some MB, does so in one: the windows
     that grow most and least do not count.

@@ -1,4 +1,4 @@
-"""Writing and reading journals in tests, and monitors that write them."""
+"""Helpers that write and read files of JSON lines, and monitors that write them."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pgat_fast.monitoring.journal import read_journal
+from pgat_fast.monitoring.jsonl_logger import read_jsonl
 from pgat_fast.monitoring.monitor import Monitor
 
 CPU = torch.device("cpu")
@@ -19,8 +19,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def strict(path: Path) -> list[dict[str, Any]]:
-    """The lines as a parser reads them that knows no NaN; every line must be whole."""
+def read_strictly(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file that must hold whole lines only, without NaN."""
 
     def refuse(name: str) -> float:
         raise ValueError(name)
@@ -30,7 +30,7 @@ def strict(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
-def put(path: Path, *lines: dict[str, Any]) -> None:
+def write_lines(path: Path, *lines: dict[str, Any]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -43,9 +43,9 @@ def values() -> dict[str, float]:
 
 
 def take_steps(monitor: Monitor, count: int, first: int = 1) -> list[bool]:
-    """Whether the run is over a limit after each of `count` steps."""
+    """Return whether the run is over a limit after each of `count` steps."""
     return [monitor.step(1, step, SHAPE, 16, values).over for step in range(first, first + count)]
 
 
 def stages(folder: Path, name: str) -> list[tuple[str, int]]:
-    return [(line["stage"], line["step"]) for line in read_journal(folder / name)]
+    return [(line["stage"], line["step"]) for line in read_jsonl(folder / name)]

@@ -1,38 +1,38 @@
-"""A report reads what counts: whole lines, and of steps that were done twice the last ones."""
+"""read_jsonl returns whole lines, and only the last ones of steps that were repeated."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgat_fast.monitoring.journal import read_journal
-from tests.pgat_fast.monitoring.journals import put, warnings
+from pgat_fast.monitoring.jsonl_logger import read_jsonl
+from tests.pgat_fast.monitoring.helpers import warnings, write_lines
 
 
-def test_no_file_has_no_lines(path: Path) -> None:
-    assert read_journal(path) == []
+def test_missing_file_has_no_lines(path: Path) -> None:
+    assert read_jsonl(path) == []
 
 
-def test_an_unfinished_last_line_is_left_out_quietly(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unfinished_last_line_is_skipped_without_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a": ')
-    assert read_journal(path) == [{"a": 1}, {"a": 2}]
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
     assert warnings(caplog) == []
 
 
-def test_damaged_lines_are_left_out_with_one_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_lines_are_skipped_with_one_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_bytes(b'{"a": 1}\n\xff\0\n[1]\n' + b"[" * 200_000 + b'\n{"a": 2}\n')
-    assert read_journal(path) == [{"a": 1}, {"a": 2}]
-    assert warnings(caplog) == [f"{path}: 3 damaged lines are left out, the first is line 2"]
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    assert warnings(caplog) == [f"{path}: skipped 3 damaged lines, the first is line 2"]
 
 
-def test_lines_that_a_resumed_run_did_again_are_left_out(path: Path) -> None:
+def test_lines_that_a_resumed_run_repeated_are_left_out(path: Path) -> None:
     kept = [
         {"stage": "start", "epoch": 1, "step": 0},
         {"stage": "train", "epoch": 1, "step": 25},
         {"stage": "validation", "epoch": 1, "step": 40},
         {"stage": "checkpoint", "epoch": 2, "step": 40},
     ]
-    superseded = [
+    replaced = [
         {"stage": "train", "epoch": 2, "step": 50},
         {"stage": "validation", "epoch": 2, "step": 80},
         {"stage": "checkpoint", "epoch": 3, "step": 80},
@@ -43,23 +43,23 @@ def test_lines_that_a_resumed_run_did_again_are_left_out(path: Path) -> None:
         {"stage": "resume", "epoch": 2, "step": 40},
         {"stage": "train", "epoch": 2, "step": 50, "again": True},
     ]
-    put(path, *kept, *superseded, *later)
-    assert read_journal(path) == kept + later
+    write_lines(path, *kept, *replaced, *later)
+    assert read_jsonl(path) == kept + later
 
 
-def test_every_resume_counts(path: Path) -> None:
+def test_every_resume_replaces_later_steps(path: Path) -> None:
     lines: list[dict[str, Any]] = []
     for attempt in range(3):
         lines += [{"stage": "train", "step": step, "attempt": attempt} for step in (10, 20)]
         lines.append({"stage": "resume", "step": 10})
-    put(path, *lines)
-    trained = [(line["step"], line["attempt"]) for line in read_journal(path) if line["stage"] == "train"]
+    write_lines(path, *lines)
+    trained = [(line["step"], line["attempt"]) for line in read_jsonl(path) if line["stage"] == "train"]
     assert trained == [(10, 0), (10, 1), (10, 2)]
 
 
-def test_a_validation_at_the_step_of_the_resume_counts_only_if_its_epoch_was_over(path: Path) -> None:
+def test_validation_at_resumed_step_is_replaced_if_its_epoch_had_not_ended(path: Path) -> None:
     # Saved after the last step of epoch 2, killed after its validation and before the next checkpoint.
-    put(
+    write_lines(
         path,
         {"stage": "validation", "epoch": 1, "step": 40},
         {"stage": "checkpoint", "epoch": 2, "step": 80},
@@ -67,13 +67,13 @@ def test_a_validation_at_the_step_of_the_resume_counts_only_if_its_epoch_was_ove
         {"stage": "resume", "epoch": 2, "step": 80},
         {"stage": "validation", "epoch": 2, "step": 80, "validation_loss": 0.5},
     )
-    assert [line["stage"] for line in read_journal(path)] == ["validation", "checkpoint", "resume", "validation"]
+    assert [line["stage"] for line in read_jsonl(path)] == ["validation", "checkpoint", "resume", "validation"]
 
 
-def test_a_resume_without_a_step_supersedes_nothing(path: Path) -> None:
+def test_resume_without_step_replaces_nothing(path: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"stage": "train", "epoch": None, "step": 5},
         {"stage": "resume", "epoch": None, "step": None},
     ]
-    put(path, *lines)
-    assert read_journal(path) == lines
+    write_lines(path, *lines)
+    assert read_jsonl(path) == lines

@@ -1,0 +1,151 @@
+"""JsonlLogger writes whole lines of strict JSON."""
+
+import logging
+import threading
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pgat_fast.monitoring.jsonl_logger import JsonlLogger
+from tests.pgat_fast.monitoring.helpers import (
+    read_strictly,
+    warnings,
+)
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def test_numbers_that_are_not_finite_are_null_at_any_depth(metrics: JsonlLogger, path: Path) -> None:
+    metrics.log("info", {"a": float("nan"), "b": [1.5, -float("inf")], "c": {"d": (np.float32("inf"),)}})
+    assert read_strictly(path) == [{"a": None, "b": [1.5, None], "c": {"d": [None]}}]
+
+
+def test_numpy_and_torch_values_are_numbers(metrics: JsonlLogger, path: Path) -> None:
+    line = {
+        "a": np.float64(1.5), "b": np.int64(2), "c": np.bool_(True), "d": torch.tensor(2.5, dtype=torch.bfloat16),
+        "e": torch.tensor([1, 2]), "f": np.arange(2.0), "g": torch.Size([16, 250]), "h": torch.tensor(float("nan")),
+    }  # fmt: skip
+    metrics.log("info", line)
+    assert read_strictly(path) == [
+        {"a": 1.5, "b": 2, "c": True, "d": 2.5, "e": [1, 2], "f": [0.0, 1.0], "g": [16, 250], "h": None}
+    ]
+
+
+def test_strings_paths_and_dates_are_strings(metrics: JsonlLogger, path: Path) -> None:
+    metrics.log("info", {"a": "line\nbreak, Ü, \ud800", "b": Path("x/y"), "c": date(2024, 2, 29)})
+    assert read_strictly(path) == [{"a": "line\nbreak, Ü, \ud800", "b": "x/y", "c": "2024-02-29"}]
+
+
+class Broken:
+    def tolist(self) -> Any:
+        raise RuntimeError("CUDA error")
+
+
+@pytest.mark.parametrize("value", [object(), Broken(), {1, 2}, 10**5000, 1j], ids=lambda value: type(value).__name__)
+def test_value_without_json_form_is_null_with_one_warning(
+    value: Any, metrics: JsonlLogger, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in range(3):
+        metrics.log("info", {"step": step, "odd": value})
+    assert read_strictly(path) == [{"step": step, "odd": None} for step in range(3)]
+    assert len(warnings(caplog)) == 1
+    assert "odd has no JSON form and is null" in caplog.text
+
+
+def test_recursive_value_is_null(metrics: JsonlLogger, path: Path) -> None:
+    value: list[Any] = []
+    value.append(value)
+    metrics.log("info", {"step": 1, "odd": value})
+    assert read_strictly(path) == [{"step": 1, "odd": None}]
+
+
+# --- levels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("min_level", "written"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+    ],
+)
+def test_lines_below_the_level_are_not_written(min_level: str, written: list[str], path: Path) -> None:
+    metrics = JsonlLogger(path, min_level)
+    for level in ("debug", "info", "warning", "error"):
+        metrics.log(level, {"level": level})
+    metrics.close()
+    assert [line["level"] for line in read_strictly(path)] == written
+
+
+def test_level_off_creates_no_file(path: Path) -> None:
+    metrics = JsonlLogger(path, "off")
+    metrics.log("error", {"a": 1})
+    metrics.close()
+    assert not path.exists()
+
+
+def test_lines_are_no_log_messages(metrics: JsonlLogger, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    metrics.log("error", {"a": 1})
+    assert caplog.records == []
+
+
+def test_logging_disable_does_not_disable_lines(metrics: JsonlLogger, path: Path) -> None:
+    logging.disable(logging.CRITICAL)
+    try:
+        metrics.log("info", {"a": 1})
+    finally:
+        logging.disable(logging.NOTSET)
+    assert read_strictly(path) == [{"a": 1}]
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 70_000, 140_000], ids=lambda length: f"{length} bytes")
+def test_unfinished_line_of_killed_process_is_removed(path: Path, length: int) -> None:
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n' + b"x" * length)
+    metrics = JsonlLogger(path, "info")
+    metrics.log("info", {"a": 3})
+    metrics.close()
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n{"a": 3}\n'
+
+
+def test_file_of_one_unfinished_line_is_emptied(metrics: JsonlLogger, path: Path) -> None:
+    path.write_bytes(b"\0" * 200_000)
+    metrics.log("info", {"a": 1})
+    assert path.read_bytes() == b'{"a": 1}\n'
+
+
+def test_lines_are_appended_to_existing_file(path: Path) -> None:
+    for value in range(3):
+        metrics = JsonlLogger(path, "info")
+        metrics.log("info", {"a": value})
+        metrics.close()
+    assert [line["a"] for line in read_strictly(path)] == [0, 1, 2]
+
+
+def test_two_writers_append_whole_lines(path: Path) -> None:
+    writers = [JsonlLogger(path, "info") for _ in range(2)]
+    for step in range(3):
+        for number, writer in enumerate(writers):
+            writer.log("info", {"writer": number, "step": step})
+    assert read_strictly(path) == [{"writer": number, "step": step} for step in range(3) for number in range(2)]
+
+
+def test_threads_append_whole_lines(metrics: JsonlLogger, path: Path) -> None:
+    def write(number: int) -> None:
+        for step in range(50):
+            metrics.log("info", {"thread": number, "step": step, "text": "x" * 5000})
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read_strictly(path)) == 200
