@@ -1,4 +1,4 @@
-"""What is installed, what this machine has, and which backends can run here."""
+"""Collect and format installed versions, the hardware, and which backends and kernels run here."""
 
 import platform
 import sys
@@ -26,9 +26,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def collect() -> dict[str, Any]:
-    """Everything as plain JSON: `versions`, `optional`, `system`, `cpu`, `memory`, `cuda`, `backends`, `kernels`.
+    """Return `versions`, `optional`, `system`, `cpu`, `memory`, `cuda`, `backends` and `kernels` as plain JSON.
 
-    Loads torch.
+    Imports torch.
     """
     return {
         "versions": _versions(),
@@ -64,7 +64,7 @@ def _versions() -> dict[str, Any]:
 
 
 def _triton_absent() -> str:
-    """Why there is no triton."""
+    """Return the reason why triton is missing."""
     if sys.platform != "linux":
         return "triton is made for Linux only"
     return "not installed; it is needed for kernels on a GPU, and this version has none"
@@ -115,16 +115,17 @@ def _memory() -> dict[str, float | None]:
 
 
 def container_memory_limit(root: Path = _CGROUP) -> int | None:
-    """Bytes that the container may use (cgroup version 2 or 1, mounted at `root`); None where there is no bound.
+    """Return the memory limit of the container in bytes, None if there is none.
 
-    The system's own figures do not show it, and a process that goes beyond it is killed.
+    Reads cgroup version 2 or 1, mounted at `root`. The system's memory statistics do not include this limit, and a
+    process that exceeds it is killed.
     """
     for file in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             limit = int((root / file).read_text())
         except (OSError, ValueError):  # no such file, or "max"
             continue
-        if limit < psutil.virtual_memory().total:  # version 1 tells a huge number where there is none
+        if limit < psutil.virtual_memory().total:  # version 1 reports a huge number without a limit
             return limit
     return None
 
@@ -132,22 +133,22 @@ def container_memory_limit(root: Path = _CGROUP) -> int | None:
 def _cuda() -> dict[str, Any]:
     import torch
 
-    # mypy knows only that of the build it reads.
+    # mypy only knows the value of the build that it reads.
     built: str | None = torch.version.cuda
     if not torch.cuda.is_available():
         reason = "this build of torch has no CUDA" if built is None else "torch finds no GPU, or no driver for one"
         return {"built_for": built, "devices": [], "reason": reason}
     devices = []
     for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
+        properties = torch.cuda.get_device_properties(index)
         with torch.cuda.device(index):
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         devices.append(
             {
                 "device": f"cuda:{index}",
-                "name": found.name,
-                "memory_gib": found.total_memory / GIB,
-                "compute_capability": f"{found.major}.{found.minor}",
+                "name": properties.name,
+                "memory_gib": properties.total_memory / GIB,
+                "compute_capability": f"{properties.major}.{properties.minor}",
                 "bf16": bf16,
             }
         )
@@ -164,32 +165,34 @@ def _backends() -> dict[str, Any]:
 
 
 def _kernels() -> list[dict[str, str]]:
-    """Of every operator: what the backends `triton` and `auto` compute it by on this machine, and why."""
+    """Return, for each operator, its implementation with the backends `triton` and `auto` on this machine, and why."""
     from pgat_fast.device import resolve_device
     from pgat_fast.model import backend_reasons
     from pgat_kernels.dispatch import COVERAGE, gpu_of, measured_rows
 
-    here, device = backend_reasons()["triton"], resolve_device("auto")
-    found = []
+    unavailable, device = backend_reasons()["triton"], resolve_device("auto")
+    rows = []
     for operator, takes in COVERAGE:
-        reason = "no kernel yet" if takes is None else here
+        reason = "no kernel yet" if takes is None else unavailable
         measured = reason is None and device.type == "cuda"
         auto = measured_rows(operator, gpu_of(device)) if measured else "plain torch"
-        by = "kernel" if reason is None else "plain torch"
-        found.append({"operator": operator, "triton": by, "auto": auto, "takes": takes or "-", "reason": reason or "-"})
-    return found
+        triton = "kernel" if reason is None else "plain torch"
+        rows.append(
+            {"operator": operator, "triton": triton, "auto": auto, "takes": takes or "-", "reason": reason or "-"}
+        )
+    return rows
 
 
-def kernels_as_text(info: dict[str, Any]) -> str:
-    """The operators with a kernel or without, a line each."""
-    head = {"operator": "operator", "triton": "with triton", "auto": "with auto", "reason": "why"}
-    head |= {"takes": "a kernel takes"}
+def format_kernels(info: dict[str, Any]) -> str:
+    """Return a table with the implementation of each operator, from the result of `collect`."""
+    head = {"operator": "operator", "triton": "triton", "auto": "auto", "reason": "reason"}
+    head |= {"takes": "accepted by its kernel"}
     table = in_columns([[row[key] for key in head] for row in (head, *info["kernels"])])
-    return f"By what operators are computed on this machine, with run.backend=triton and auto:\n\n{table}"
+    return f"Implementation of each operator on this machine, by run.backend:\n\n{table}"
 
 
-def as_text(info: dict[str, Any]) -> str:
-    """What `collect` gave, a line each, in groups."""
+def format_info(info: dict[str, Any]) -> str:
+    """Return the result of `collect` as text, in groups of lines."""
     cpu, memory, cuda, backends = info["cpu"], info["memory"], info["cuda"], info["backends"]
     versions = dict(info["versions"])
     absent = versions.pop("triton_absent", None)
@@ -198,17 +201,17 @@ def as_text(info: dict[str, Any]) -> str:
             (name, version or (absent if name == "triton" else "not installed")) for name, version in versions.items()
         ],
         "optional packages": [
-            (name, f"{found['version']} (for {found['for']})")
-            if found["version"]
-            else (name, f"not installed: {found['install']} (for {found['for']})")
-            for name, found in info["optional"].items()
+            (name, f"{package['version']} (for {package['for']})")
+            if package["version"]
+            else (name, f"not installed: {package['install']} (for {package['for']})")
+            for name, package in info["optional"].items()
         ],
         "machine": [
             ("system", info["system"]),
             ("processor", cpu["model"]),
             ("cores", _cores(cpu)),
             ("torch uses", f"{cpu['torch_capability']}, {cpu['threads']} threads"),
-            ("instruction sets", ", ".join(cpu["instruction_sets"]) or "none of those that torch asks for"),
+            ("instruction sets", ", ".join(cpu["instruction_sets"]) or "none that torch detects"),
             ("oneDNN", "yes" if cpu["onednn"] else "no"),
             ("memory", f"{memory['total_gib']:.1f} GiB, {memory['available_gib']:.1f} GiB available"),
         ],
@@ -223,14 +226,14 @@ def as_text(info: dict[str, Any]) -> str:
         or [("none", cuda["reason"])],
         "backends": [
             *(
-                (name, "can run here" if found["runs"] else f"cannot run: {found['reason']}")
-                for name, found in backends["available"].items()
+                (name, "runs here" if backend["runs"] else f"does not run: {backend['reason']}")
+                for name, backend in backends["available"].items()
             ),
-            ("auto", f"takes {backends['auto']}"),
+            ("auto", f"uses {backends['auto']}"),
         ],
     }
     if memory["container_limit_gib"] is not None:
-        groups["machine"].append(("limit of the container", f"{memory['container_limit_gib']:.1f} GiB"))
+        groups["machine"].append(("container limit", f"{memory['container_limit_gib']:.1f} GiB"))
     return "\n\n".join(
         f"{title}\n" + "\n".join(f"  {name:<22} {value}" for name, value in rows) for title, rows in groups.items()
     )

@@ -65,7 +65,7 @@ def test_packages_that_are_absent_are_told_with_the_way_to_install_them(monkeypa
     assert found["versions"]["triton"] is None
     assert found["versions"]["triton_absent"]
     assert found["optional"]["matplotlib"]["version"] is None
-    text = info.as_text(found)
+    text = info.format_info(found)
     assert 'not installed: pip install "pgat-fast[plots]" (for plots of a run, and its report)' in text
     assert found["versions"]["triton_absent"] in text
 
@@ -78,10 +78,10 @@ def test_every_extra_that_it_names_exists() -> None:
 
 def test_the_text_names_the_machine_and_the_backends() -> None:
     found = info.collect()
-    text = info.as_text(found)
+    text = info.format_info(found)
     for part in ("versions", "optional packages", "machine", "GPUs", "backends", found["cpu"]["model"], "auto"):
         assert part in text
-    assert f"takes {found['backends']['auto']}" in text
+    assert f"uses {found['backends']['auto']}" in text
 
 
 @pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
