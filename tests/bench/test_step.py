@@ -72,6 +72,7 @@ def test_step_measures_in_turns_and_goes_on_where_a_backend_does_not_compile(
     assert f"reference:compiled: {compiled['error']}" in printed
 
 
+@pytest.mark.slow  # every operator is counted in Python
 def test_without_steps_it_only_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_tasks_in_process(monkeypatch, "bench.step")
     out = tmp_path / "step.json"
