@@ -7,7 +7,7 @@
 - Bytes that our backends save for the backward pass are exactly those of every committed comparison (`bench.compare`)
   and count (`bench.step --steps 0`). CI looks at them, too.
 - Kernels, compiled offline, are no worse than in the committed table (`bench.kernels_static`). CI looks at two of the
-  five targets.
+  five targets, and at every two of shape, dtype and target together.
 - Times: the newest comparison of every configuration that was made on a machine of this kind is made again with its
   settings. A backend of ours is a regression where its ratio to the first backend, with its whole interval, lies
   `SLOWER` below the committed ratio, and no regression where the whole interval lies above that; where it is neither,
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from bench.compare import KIND, RESULTS, ROOT, against, compare
-from bench.kernels_static import SHARED_LIMITS, against_committed
+from bench.kernels_static import SHARED_LIMITS, against_committed, combinations
 from bench.machine import describe
 from bench.processes import Record, write
 from bench.ratios import Ratio
@@ -117,7 +117,7 @@ def static_kernels() -> Iterator[Fault]:
     if find_spec("triton") is None:
         yield "kernels cannot be checked: triton is not installed"
         return
-    yield from against_committed(RESULTS / "kernels_static.json", list(SHARED_LIMITS))
+    yield from against_committed(RESULTS / "kernels_static.json", combinations(list(SHARED_LIMITS)))
 
 
 def of_this_machine() -> dict[Path, Record]:

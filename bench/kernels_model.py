@@ -14,7 +14,7 @@ what a measurement should be compared with; it is no measurement.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +38,9 @@ from pgat_fast.model.fast.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
 from pgat_fast.plan.trace import MISSING_FORMULAS
 from pgat_kernels.chunks import auto_chunk
+from pgat_kernels.configurations import asked_for, configuration
 from pgat_kernels.dispatch import Kernels
+from pgat_kernels.measured import Case
 
 _FORMULAS: Final = {**flop_registry, **{operator: shape_wrapper(f) for operator, f in MISSING_FORMULAS.items()}}
 _AT_ONCE: Final = ("pgat::attention", "pgat::attention_backward")
@@ -172,7 +174,7 @@ def as_markdown(result: Record) -> str:
     return "\n".join([*lines, ""])
 
 
-def model_of_config(path: str, batch: int, precision: Precision) -> Record:
+def model_of_config(path: str, batch: int, precision: Precision, gpus: Sequence[Gpu] = GPUS) -> Record:
     """Everything that is written, of a configuration file. Raises PgatError where it is none."""
     config = load_config(path)
     command = f"python -m bench.kernels_model --config {path} --batch {batch} --precision {precision}"
@@ -185,11 +187,18 @@ def model_of_config(path: str, batch: int, precision: Precision) -> Record:
         "epoch_steps": EPOCH_STEPS,
         "gpus": {},
     }
-    work: dict[str, list[Work]] = {}
-    for gpu in GPUS:
-        if gpu.architecture not in work:
-            work[gpu.architecture] = work_of_a_step(config, precision, batch, gpu.architecture)
-        rows = table(work[gpu.architecture], gpu)
+    work: dict[tuple[int, ...], list[Work]] = {}
+    cases: set[Case] = set()
+    for gpu in gpus:
+        # Of a configuration, the rows of a tile alone decide what is read, written and launched.
+        blocks = tuple(configuration(*case, gpu.architecture).block for case in sorted(cases))
+        if not cases or blocks not in work:
+            with asked_for() as asked:
+                steps = work_of_a_step(config, precision, batch, gpu.architecture)
+            cases = set(asked)
+            blocks = tuple(configuration(*case, gpu.architecture).block for case in sorted(cases))
+            work[blocks] = steps
+        rows = table(work[blocks], gpu)
         result["gpus"][gpu.name] = {"peaks": gpu._asdict(), "totals": totals(rows), "rows": rows}
     return result
 

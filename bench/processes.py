@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.machine import describe
 from pgat_fast.files import write_json
 
 Record = dict[str, Any]
@@ -87,13 +86,17 @@ def end(process: subprocess.Popen[str]) -> None:
 def do_task(measure: Callable[[Record], Record], task: str) -> int:
     """In the new process: print what `measure` finds, or what stopped it, as the last line. Returns the exit status."""
     end_first()
-    try:
-        record = measure(json.loads(task))
-    except Exception as error:  # whatever stops one measurement must not take the others with it
-        traceback.print_exc()
-        record = {"error": first_line(error)}
-    print(json.dumps(record), flush=True)
+    print(json.dumps(attempt(measure, json.loads(task))), flush=True)
     return 0
+
+
+def attempt(measure: Callable[[Record], Record], task: Record) -> Record:
+    """Return what `measure` finds, or an `error`: whatever stops one measurement must not take the others with it."""
+    try:
+        return measure(task)
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": first_line(error)}
 
 
 def end_first() -> None:
@@ -137,6 +140,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def write(path: Path | None, module: str, results: Record) -> None:
     """Write `results` with the command and the machine, where a path is given."""
     if path:
+        from bench.machine import describe  # it imports torch, of which a process that only runs others has no need
+
         of_program = sys.argv[1:2] == ["bench"]  # of `pgat-fast`, however it was started
         called = ["pgat-fast"] if of_program else ["python", "-m", module]
         command = shlex.join([*called, *sys.argv[1:]])

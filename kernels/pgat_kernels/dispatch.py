@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.measured import fitting, measured
+from pgat_kernels.torch_features import constant_when_compiled
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def wanted(kernels: int, operator: str, x: Tensor, size: int, dtype: torch.dtype
     return pays
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # it reads a file and asks the driver
+@constant_when_compiled  # it reads a file and asks the driver
 def _pays(operator: str, device_type: str, index: int, itemsize: int, size: int, rows: int) -> bool:
     gpu = gpu_of(torch.device(device_type, index))
     own = measured(gpu)

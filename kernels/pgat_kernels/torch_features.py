@@ -9,6 +9,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compile_apart(function: Callable[..., Result], **settings: Any) -> Callable[..., Result]:
@@ -28,7 +29,17 @@ def compile_apart(function: Callable[..., Result], **settings: Any) -> Callable[
     return compiled
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch 2.11 cannot compile what it calls
+def constant_when_compiled(function: Function) -> Function:
+    """Have compiled code call `function` once, while it is compiled, and keep its result as a constant.
+
+    It is `torch.compiler.assume_constant_result`, which sets the same mark but imports torch's compiler to do so: three
+    seconds in a process that compiles nothing.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled  # torch 2.11 cannot compile what it calls
 def has_autocast(device_type: str) -> bool:
     """Return whether torch knows automatic mixed precision on this type of device."""
     return torch.amp.is_autocast_available(device_type)

@@ -2,22 +2,32 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from bench import accuracy
+from pgat_fast.cli import main as cli
+from tests.bench.in_process import call_as_command, run_tasks_in_process
 
 CONFIG = "configs/production_batched.yaml"
 
 
-@pytest.mark.multiprocess
-def test_errors_and_trainings_are_measured(tiny_settings: list[str], tmp_path: Path) -> None:
+def train_here(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    """Stand in for `subprocess.run` of `pgat-fast train`, without the process."""
+    return subprocess.CompletedProcess(command, cli(command[command.index("train") :]), stdout="", stderr="")
+
+
+@pytest.mark.slow  # trains twice
+def test_errors_and_trainings_are_measured(
+    tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_tasks_in_process(monkeypatch, "bench.accuracy")
+    monkeypatch.setattr(accuracy, "subprocess", SimpleNamespace(run=train_here))
     out = tmp_path / "accuracy.json"
-    command = [sys.executable, "-m", "bench.accuracy", "--config", CONFIG, "--errors", CONFIG, "--seeds", "1"]
-    result = subprocess.run(
-        [*command, "--json", str(out), "--set", *tiny_settings], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    arguments = ["--config", CONFIG, "--errors", CONFIG, "--seeds", "1", "--json", str(out), "--set", *tiny_settings]
+    assert call_as_command(monkeypatch, accuracy.main, "bench.accuracy", arguments) == 0
     record = json.loads(out.read_text())
     errors = record["errors"][CONFIG]["errors"]
     assert list(errors) == ["reference:highest", "torch:highest", "reference:bf16", "torch:bf16"]
@@ -33,9 +43,10 @@ def test_errors_and_trainings_are_measured(tiny_settings: list[str], tmp_path: P
 
 
 @pytest.mark.multiprocess
-def test_a_training_that_fails_is_told_of(tiny_settings: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.accuracy", "--config", CONFIG, "--seeds", "1", "--precisions", "highest"]
-    settings = [*tiny_settings, f"data.path={tmp_path / 'nowhere.csv'}"]
-    result = subprocess.run([*command, "--set", *settings], capture_output=True, text=True, check=False)
-    assert result.returncode == 1, result.stderr
-    assert "nowhere.csv" in result.stdout
+def test_a_training_that_fails_is_told_of(
+    tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", CONFIG, "--seeds", "1", "--precisions", "highest", "--set", *tiny_settings]
+    arguments.append(f"data.path={tmp_path / 'nowhere.csv'}")
+    assert call_as_command(monkeypatch, accuracy.main, "bench.accuracy", arguments) == 1
+    assert "nowhere.csv" in capsys.readouterr().out

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +12,14 @@ from bench.combiner import (
     combiner_of,
     count_passes,
     lines_of,
+    main,
     parse_sizes,
     random_inputs,
     run_pass,
 )
 from bench.variants import Variant, configure
 from pgat_fast.config.schema import Config
+from tests.bench.in_process import call_as_command, run_tasks_in_process
 
 TINY = ("model.d_model=26", "model.n_heads=2", "run.device=cpu")
 REFERENCE = Variant("reference", "highest")
@@ -30,16 +30,19 @@ def config_of(combiner: str) -> Config:
 
 
 @pytest.mark.multiprocess
-def test_it_measures_every_size_in_turns(tmp_path: Path) -> None:
+def test_every_size_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The larger size in a process of its own, as all are when it is no test."""
+    run_tasks_in_process(monkeypatch, "bench.combiner", in_own_process=lambda task: task.get("steps") == 6)
     out = tmp_path / "combiner.json"
-    command = [sys.executable, "-m", "bench.combiner", "--combiner", "batched", "--backends", "reference"]
-    command += ["--steps", "3,6", "--repeats", "2", "--rounds", "2", "--peak-seconds", "0.01", "--json", str(out)]
-    result = subprocess.run([*command, "--set", *TINY], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    arguments = ["--combiner", "batched", "--backends", "reference", "--steps", "3,6", "--repeats", "2"]
+    arguments += ["--rounds", "1", "--peak-seconds", "0.01", "--json", str(out), "--set", *TINY]
+    assert call_as_command(monkeypatch, main, "bench.combiner", arguments) == 0
     record = json.loads(out.read_text())
     assert record["command"].startswith("python -m bench.combiner --combiner batched")
     assert record["machine"]["cores"] >= 1
-    assert record["order"] == [f"reference, {n} steps" for n in (3, 6, 6, 3)]
+    assert record["order"] == ["reference, 3 steps", "reference, 6 steps"]
     (backend,) = record["results"]
     assert (backend["backend"], backend["precision"], backend["compiled"]) == ("reference", "highest", False)
     small, large = backend["sizes"]
@@ -51,7 +54,7 @@ def test_it_measures_every_size_in_turns(tmp_path: Path) -> None:
     assert large["useful_flops"] == 2 * small["useful_flops"]
     assert large["executed_flops"] == 2 * small["executed_flops"] > large["useful_flops"]
     assert backend["lines"]["saved_for_backward_bytes"]["largest_deviation_percent"] == pytest.approx(0, abs=1e-6)
-    assert "reference: seconds within " in result.stdout
+    assert "reference: seconds within " in capsys.readouterr().out
 
 
 @pytest.mark.slow  # every product is counted in python

@@ -4,10 +4,12 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import compare, parity, profile
+from bench.processes import attempt
 from pgat_fast.cli import main
 from tests.bench.planting import plant
 
@@ -16,7 +18,11 @@ SMALL += ["model.fusion_layers=1", "run.device=cpu", "run.compile=off"]
 
 
 @pytest.mark.multiprocess
-def test_one_table_of_all_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_table_of_all_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps are taken in processes, of which memory is measured; comparing and counting need none of their own."""
+    monkeypatch.setattr(compare, "run_task", lambda module, task, limit: attempt(compare.prepare, task))
     path = tmp_path / "figures.json"
     own = ["--backends", "reference,torch:eager", "--steps", "2", "--processes", "2", "--json", str(path)]
     assert main(["bench", "compare", *own, "--set", *SMALL]) == 0
@@ -46,8 +52,23 @@ def test_a_wrong_backend_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     parity.require_parity.cache_clear()
 
 
-@pytest.mark.multiprocess
-def test_what_fails_is_said_and_the_others_go_on() -> None:
+class Served:
+    """Stand in for `compare.Server`, without the process: a backend `none` fails, the others take steps."""
+
+    def __init__(self, task: dict[str, Any], environment: object) -> None:
+        self.error = "BackendError: none" if task["variant"]["backend"] == "none" else None
+
+    def ask(self, word: str) -> dict[str, Any]:
+        if self.error:
+            return {"error": self.error}
+        return {"seconds": 0.5} if word == "step" else {"device": "cpu"}
+
+    def close(self) -> None:
+        self.error = "closed"
+
+
+def test_what_fails_is_said_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "Server", Served)
     tasks = {
         "reference": {"variant": {"backend": "reference"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
         "nothing": {"variant": {"backend": "none"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
@@ -58,6 +79,15 @@ def test_what_fails_is_said_and_the_others_go_on() -> None:
     assert order == ["reference", "nothing", "reference"]
     table = compare.as_table([compare.summarize("nothing", {}, found["nothing"], 1)])
     assert "BackendError" in table
+
+
+def test_a_process_answers_with_the_error_of_its_backend(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "end_first", lambda: None)  # it is of a whole process
+    task = {"variant": {"backend": "none"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1}
+    assert compare.serve(task) == 0
+    assert json.loads(capsys.readouterr().out)["error"].startswith("BackendError")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +119,8 @@ def test_results_are_named_by_machine_and_day(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow  # steps under a profiler
 def test_a_profile_has_a_trace_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = argparse.Namespace(config=None, overrides=SMALL, backend="reference", batch=1, steps=2, out=str(tmp_path))
+    overrides = [*SMALL, "model.use_celestial_graph=false"]  # without its 20,000 operators
+    own = argparse.Namespace(config=None, overrides=overrides, backend="reference", batch=1, steps=2, out=str(tmp_path))
     assert profile.run(own) == 0
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     records = json.loads((tmp_path / "operators.json").read_text())["operators"]

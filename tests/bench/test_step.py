@@ -1,8 +1,6 @@
 """The step benchmark measures each backend in processes of its own and writes what it found."""
 
 import json
-import os
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,76 +10,80 @@ import pytest
 import torch
 
 from bench.step import Compiler, compare, main, summarize
+from tests.bench.in_process import call_as_command, run_tasks_in_process
 from tests.conftest import TINY
 
+SMALL = (*TINY, "model.use_celestial_graph=false")
+"""Without the graph of bodies, whose 13 processors are 20,000 operators to count."""
 
-def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.step", "--config", "configs/production_batched.yaml", *arguments]
-    return subprocess.run(
-        [*command, "--set", *TINY], capture_output=True, text=True, check=False, env=os.environ | (environment or {})
-    )
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    command = ["--config", "configs/production_batched.yaml", *arguments, "--set", *SMALL]
+    return call_as_command(monkeypatch, main, "bench.step", command)
 
 
 @pytest.mark.multiprocess
-def test_it_measures_in_turns_and_writes_the_command_and_the_machine(tmp_path: Path) -> None:
+def test_step_measures_in_turns_and_goes_on_where_a_backend_does_not_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps are timed in processes, of which memory is measured; counting needs none of its own."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no compiler\nhere")
+
+    def is_timed_eagerly(task: dict[str, Any]) -> bool:
+        return task["kind"] == "time" and not task["variant"]["compiled"]
+
+    monkeypatch.setattr("bench.step.compile_module", fail)
+    run_tasks_in_process(monkeypatch, "bench.step", in_own_process=is_timed_eagerly)
     out = tmp_path / "step.json"
-    arguments = ["--batch", "2", "--steps", "2", "--rounds", "2", "--peak-seconds", "0.01", "--json", str(out)]
-    result = run("--backends", "reference,reference:highest:fused", *arguments)
-    assert result.returncode == 0, result.stderr
+    backends = "reference,torch:highest:eager,reference:compiled"
+    arguments = ["--batch", "2", "--steps", "2", "--rounds", "1", "--peak-seconds", "0.01", "--json", str(out)]
+    assert run(monkeypatch, "--backends", backends, *arguments) == 1, "one backend failed"
     record = json.loads(out.read_text())
-    assert (record["batch"], record["steps"], record["rounds"]) == (2, 2, 2)
+    assert (record["batch"], record["steps"], record["rounds"]) == (2, 2, 1)
     assert record["command"].startswith("python -m bench.step --config")
     assert record["machine"]["cores"] >= 1
     assert datetime.fromisoformat(record["machine"]["date"]).tzinfo is UTC
     assert {"commit", "changed", "c_library"} <= record["machine"].keys()
     assert isinstance(record["machine"]["environment"], dict)
-    assert record["order"] == ["reference", "reference:highest:fused", "reference:highest:fused", "reference"]
+    assert record["order"] == backends.split(",")
     assert set(record["matrix_peak"]) == {"highest"}
-    first, second = record["results"]
+    first, second, compiled = record["results"]
     for measured in (first, second):
         assert 0 < measured["step_seconds"]["quartile_1"] <= measured["step_seconds"]["quartile_3"] < 60
-        assert len(measured["round_medians"]) == 2
+        assert len(measured["round_medians"]) == 1
         assert 0 < measured["steps_peak_memory_gib"] <= measured["peak_memory_gib"] < 4
         assert 0 < measured["fraction_of_matrix_peak"] < 1
         assert measured["compiled"] is False
         assert measured["operators_without_flop_formula"] == []
         assert 0 < 2 * measured["forward_flops"] < measured["flops"]
     assert (first["backend"], first["precision"]) == ("reference", "highest")
-    assert (second["backend"], second["precision"]) == ("reference:highest:fused", "highest")
+    assert (second["backend"], second["precision"]) == ("torch:highest:eager", "highest")
     assert second["saved_for_backward_bytes"] < first["saved_for_backward_bytes"]
     ratio = first["step_seconds"]["median"] / second["step_seconds"]["median"]
     assert second["times_less_than_first"]["step_seconds"] == pytest.approx(ratio)
     assert "times_less_than_first" not in first
-    assert "reference: " in result.stdout
-    assert "less than the first: " in result.stdout
+    assert compiled.keys() == {"backend", "error", "times_less_than_first"}
+    assert compiled["error"] == "RuntimeError: no compiler"
+    printed = capsys.readouterr().out
+    assert "reference: " in printed
+    assert "less than the first: " in printed
+    assert f"reference:compiled: {compiled['error']}" in printed
 
 
-@pytest.mark.multiprocess
-def test_without_steps_it_only_counts(tmp_path: Path) -> None:
+@pytest.mark.slow  # every operator is counted in Python
+def test_without_steps_it_only_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_tasks_in_process(monkeypatch, "bench.step")
     out = tmp_path / "step.json"
-    result = run("--backends", "reference,torch:eager", "--batch", "3", "--steps", "0", "--json", str(out))
-    assert result.returncode == 0, result.stderr
+    arguments = ["--batch", "3", "--steps", "0", "--json", str(out)]
+    assert run(monkeypatch, "--backends", "reference,torch:eager", *arguments) == 0
     record = json.loads(out.read_text())
     reference, fast = record["results"]
     assert reference["saved_for_backward_bytes"] > fast["saved_for_backward_bytes"] > 0
     assert reference["parameters"] == fast["parameters"]
     assert "step_seconds" not in fast
     assert record["order"] == []
-
-
-@pytest.mark.multiprocess
-def test_what_cannot_be_compiled_is_told_of(tmp_path: Path) -> None:
-    out = tmp_path / "step.json"
-    arguments = ["--steps", "1", "--rounds", "1", "--peak-seconds", "0.01", "--json", str(out)]
-    result = run(
-        "--backends", "reference,reference:compiled", *arguments, environment={"CXX": str(tmp_path / "no_compiler")}
-    )
-    assert result.returncode == 1, result.stderr
-    plain, compiled = json.loads(out.read_text())["results"]
-    assert plain["step_seconds"]["median"] > 0
-    assert compiled.keys() == {"backend", "error", "times_less_than_first"}
-    assert "InvalidCxxCompiler" in compiled["error"]
-    assert f"reference:compiled: {compiled['error']}" in result.stdout
 
 
 def test_a_backend_that_cannot_run_stops_it_before_anything_runs(
@@ -123,6 +125,7 @@ def test_the_compiler_costs_what_the_warm_up_takes_beyond_its_steps() -> None:
         for cost in (102.0, 12.0)
     ]
     result = summarize("torch", {"flops": 8, "saved_for_backward_bytes": 4}, rounds, batch=4)
+    assert result["round_medians"] == [2.0, 2.0]
     assert (result["compile"]["seconds"], result["compile"]["seconds_with_cache"]) == (100.0, 10.0)
     assert result["windows_per_second"] == 2.0
     assert result["flop_per_second"] == 4.0

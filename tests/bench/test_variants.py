@@ -1,6 +1,10 @@
 """What a benchmark compares is read in one way; what there is not is an error that names what there is."""
 
 import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +107,33 @@ def test_fused_attention_is_asked_for_no_weights_and_computes_the_same() -> None
     assert weights is not None
     assert no_weights is None
     torch.testing.assert_close(after, before)
+
+
+COMPILES = """
+import torch
+from torch import nn
+from bench.variants import Variant, compile_module
+
+
+class Model(nn.Module):
+    def forward(self, x):
+        return x.sin() + x.cos()
+
+
+module = Model()
+compile_module(module, Variant("reference", compiled=True), torch.device("cpu"))
+module(torch.ones(500, 20))
+"""
+
+
+@pytest.mark.compile
+def test_a_module_that_cannot_be_compiled_is_an_error_and_not_run_eagerly(tmp_path: Path) -> None:
+    environment = {"CXX": str(tmp_path / "no_compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILES], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+    assert result.returncode == 1
+    assert "InvalidCxxCompiler" in result.stderr
 
 
 @pytest.mark.slow  # every product is counted in python

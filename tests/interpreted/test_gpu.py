@@ -8,12 +8,27 @@ import pytest
 from bench import gpu
 from bench.kernel_cases import CASES
 
+SHAPES = (
+    "13 nodes, mask, bias",
+    "169 edges",
+    "169 x 208, hidden 416",
+    "169 x 208",
+    "3 x 169",
+    "78 pairs",
+    "13 recurrences",
+)
+"""A case of every kernel: the other cases are further sizes, which tests of each kernel have, smaller."""
 
-@pytest.mark.slow  # every case of every kernel
+
+@pytest.mark.slow  # every kernel at widths of production
 @pytest.mark.usefixtures("large_tiles")
 def test_sections_of_kernels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    chosen = [case for case in CASES if case.shape in SHAPES]
+    # Every dtype in the first case alone: tests of each kernel have them all.
+    cases = [case if case is chosen[0] else case._replace(dtypes=case.dtypes[:1]) for case in chosen]
+    monkeypatch.setattr(gpu, "CASES", cases)
     monkeypatch.setattr(gpu, "milliseconds", lambda run, device: float(run() is not None))
     sections = "parity,repeatable,kernels,others"
     settings = ["--device", "cpu", "--timesteps", "1", "--runs", "2", "--sections", sections, "--seconds", "1000"]
@@ -21,6 +36,7 @@ def test_sections_of_kernels(
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert all(record["ok"] for *_, record in result["records"])
     found = {(section, name.split(",")[0]) for section, name, _ in result["records"]}
+    assert {case.operator for case in cases} == {case.operator for case in CASES}
     assert found >= {(section, case.operator) for section in sections.split(",")[:3] for case in CASES}
     assert (
         "| parity | graph_attention, 13 nodes, mask, bias, bf16 | ok | of_what_rounding_explains"

@@ -104,7 +104,7 @@ def test_tiles_of_graphs(
     Case(shape, dtype, masked, biased, rate).check()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("large_tiles")  # two by two of them: the 256 of the table take half a minute
 @pytest.mark.parametrize("shape", LARGEST, ids=str)
 def test_the_largest_graph(shape: tuple[int, int, int, int]) -> None:
     Case(shape, torch.float32, True, True, 0.1).check()
@@ -121,7 +121,7 @@ def test_the_dropout_is_that_of_plain_torch(shape: tuple[int, int, int, int]) ->
     assert 0.3 < float((weights == 0).double().mean()) < 0.5
 
 
-@pytest.mark.parametrize(("shape", "dtype"), pairwise_each_value_first([SMALL[0], TILED[1]], DTYPES), ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), pairwise_each_value_first([SMALL[0], (1, 1, 65, 16)], DTYPES), ids=str)
 def test_the_order_of_programs_changes_no_bit(
     shape: tuple[int, int, int, int], dtype: torch.dtype, reversed_grid: Callable[[], None]
 ) -> None:
@@ -133,16 +133,16 @@ def test_the_order_of_programs_changes_no_bit(
 
 @pytest.mark.parametrize("nodes", [13, pytest.param(65, marks=pytest.mark.slow)])
 def test_strides_may_be_any_and_one_tensor_all_three(nodes: int) -> None:
-    case = Case((3, 2, nodes, 26), torch.float32, False, False, 0.0)
+    case = Case((2, 2, nodes, 26), torch.float32, False, False, 0.0)
     expected = graph_attention(case.q, case.k, case.v)
     side_by_side = torch.stack((case.q, case.k, case.v)).permute(1, 3, 0, 2, 4).contiguous()  # [G, T, 3, H, d]
     assert torch.equal(graph_attention(*side_by_side.permute(2, 0, 3, 1, 4)), expected)
     turned = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (case.q, case.k, case.v))
     assert torch.equal(graph_attention(*turned), expected)
-    expanded = case.q[:1].expand(3, -1, -1, -1)
+    expanded = case.q[:1].expand(2, -1, -1, -1)
     # Elsewhere in a tile: the sums of a product may come in another order.
     alone = graph_attention(*[case.q[:1]] * 3)
-    torch.testing.assert_close(graph_attention(expanded, expanded, expanded)[2], alone[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(graph_attention(expanded, expanded, expanded)[1], alone[0], rtol=1e-5, atol=1e-6)
 
     x = case.q.clone().requires_grad_()
     (found,) = torch.autograd.grad(graph_attention(x, x, x), x, case.do)

@@ -8,7 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
-from pgat_kernels.torch_features import compile_apart, has_autocast, skip_buffer_broadcast
+from pgat_kernels.torch_features import (
+    compile_apart,
+    constant_when_compiled,
+    has_autocast,
+    skip_buffer_broadcast,
+)
 
 LIMITS = {"recompile_limit": 1, "accumulated_recompile_limit": 2}
 SETTINGS = {"fullgraph": True, "dynamic": False, "backend": "eager"}
@@ -55,6 +60,16 @@ def test_autocast_is_known_for_processors_and_not_without_data() -> None:
 
     assert ask(torch.zeros(2)).tolist() == [10.0, 10.0]
     assert torch.compile(ask, **SETTINGS)(torch.zeros(2)).tolist() == [10.0, 10.0]
+
+
+def test_constant_results_have_the_mark_that_torch_gives_them() -> None:
+    def ours() -> int:
+        return 1
+
+    def of_torch() -> int:
+        return 1
+
+    assert vars(constant_when_compiled(ours)) == vars(torch.compiler.assume_constant_result(of_torch)) != {}
 
 
 def test_buffers_are_not_broadcast_and_nothing_is_warned_of(tmp_path: Path) -> None:

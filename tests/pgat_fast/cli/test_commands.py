@@ -40,8 +40,10 @@ def test_the_packages_import_without_loading_torch_or_jinja2() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_compat_is_there_after_a_plain_import() -> None:
-    result = python("-c", "import pgat_fast; pgat_fast.compat.from_original_layout, pgat_fast.compat.Model")
+def test_compat_is_there_after_a_plain_import_and_loads_no_compiler() -> None:
+    """torch's compiler takes three seconds to import, and nobody who loads a model has asked for it."""
+    uses = "pgat_fast.compat.from_original_layout, pgat_fast.compat.Model, pgat_fast.build_model"
+    result = python("-c", f"import sys, pgat_fast; {uses}; assert 'torch._dynamo' not in sys.modules")
     assert result.returncode == 0, result.stderr
 
 

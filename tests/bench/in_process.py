@@ -1,0 +1,40 @@
+"""Tasks of benchmarks in the process of the test: for tests of what is measured, not of the processes that do it."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+import pytest
+
+from bench import processes
+from bench.processes import Record, attempt, run_task
+
+
+def never(task: Record) -> bool:
+    """No task has a process of its own."""
+    return False
+
+
+def run_tasks_in_process(
+    monkeypatch: pytest.MonkeyPatch, name: str, in_own_process: Callable[[Record], bool] = never
+) -> None:
+    """Have the benchmark `name` do its tasks here, but for those for which `in_own_process` is true.
+
+    An import of torch and of the benchmark takes five seconds, and more than the small models of tests.
+    """
+
+    def run(module: str, task: Record, time_limit: float, environment: Mapping[str, str] | None = None) -> Record:
+        if in_own_process(task):
+            return run_task(module, task, time_limit, environment)
+        result: Record = json.loads(json.dumps(attempt(import_module(module).measure, json.loads(json.dumps(task)))))
+        return result
+
+    for module in (processes, import_module(name)):
+        monkeypatch.setattr(module, "run_task", run)
+
+
+def call_as_command(monkeypatch: pytest.MonkeyPatch, main: Callable[[], int], module: str, arguments: list[str]) -> int:
+    """Return the exit status of `python -m MODULE ARGUMENTS`, run here."""
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    return main()
