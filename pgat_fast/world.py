@@ -1,18 +1,18 @@
 """The processes of one training run: which this one is, what they tell each other, what they agree on.
 
 Started by torchrun, or by `pgat-fast train --devices N`, each process trains on its share of every batch; torch's own
-DistributedDataParallel adds their gradients up, or its `fully_shard` does, which leaves each a part of the weights, too
-(`pgat_fast.sharding`). What decides the course of a run (a stop, a limit of time, a gradient that is not finite) is
-decided by all of them alike, at the same step. They speak of it over gloo, on the CPU, whatever the gradients take.
+DistributedDataParallel adds their gradients up. What decides the course of a run (a stop, a limit of time, a gradient
+that is not finite) is decided by all of them alike, at the same step. They speak of it over gloo, on the CPU, whatever
+the gradients take.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -38,9 +38,6 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-Strategy = Literal["ddp", "fsdp"]
-"""What ranks share besides the batch: gradients alone (DistributedDataParallel), or weights and optimizer, too."""
-
 _PLACE: Final = "pgat_fast/place/"
 """What the keys begin with under which every rank notes how far it has come: its step, how often it has met others."""
 _ALIVE: Final = "pgat_fast/alive/"
@@ -60,9 +57,6 @@ class World:
     Methods that say so are called by all ranks at the same place of their program.
     """
 
-    sharded = False
-    """Whether each rank holds a part of the weights: then every forward pass is one of all ranks."""
-
     def __init__(self, rank: int = 0, size: int = 1, job: str | None = None) -> None:
         self.rank, self.size = rank, size
         self.job = job
@@ -74,11 +68,6 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
-
-    @property
-    def makes_checkpoints(self) -> bool:
-        """Whether this process is needed for one: the main rank, and all that hold a part of the weights."""
-        return self.is_main or self.sharded
 
     def share_of(self, indices: Tensor) -> Tensor:
         """The windows of a batch that are this rank's: every `size`-th, from `rank` on."""
@@ -119,39 +108,13 @@ class World:
         """Note how far this rank has come, for the others to read where it is missing."""
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """What is called in training instead of `model`: gradients are the means over ranks. Called by all.
-
-        Where weights are sharded, `model` itself changes: make the optimizer of its parameters afterwards.
-        """
+        """What is called in training instead of `model`: gradients are the means over ranks. Called by all."""
         return model
 
     @contextmanager
     def adding_up(self, model: nn.Module, now: bool) -> Iterator[None]:
         """Around a forward and a backward pass of what `parallel` gave; unless `now`, gradients stay with the rank."""
         yield
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Around a forward pass without gradients. Called by all where weights are sharded, else by any."""
-        yield
-
-    def norm(self, gradients: list[Tensor]) -> Tensor:
-        """Of all gradients together, a scalar. Called by all."""
-        return nn.utils.get_total_norm(gradients)
-
-    def whole(self, tree: Any) -> Any:
-        """A copy of nested dicts and lists with every tensor whole, on the CPU; those there are not copied.
-
-        Called by all where weights are sharded; ranks other than the main one get nothing of use then.
-        """
-        return to_cpu(tree)
-
-    def spread(self, tree: dict[Any, Any], like: Mapping[Any, Tensor]) -> dict[Any, Any]:
-        """`tree` with every tensor of the size of `like[key]` held as that one is: the opposite of `whole`.
-
-        Its values are tensors, or dicts of tensors.
-        """
-        return tree
 
 
 class Ranks(World):
@@ -161,11 +124,8 @@ class Ranks(World):
     NCCL, which raises nothing: there the log says which, shortly before torch's own watchdog ends the process.
     """
 
-    def __init__(
-        self, device: torch.device, timeout: float, strategy: Strategy = "ddp", job: str | None = None
-    ) -> None:
+    def __init__(self, device: torch.device, timeout: float, job: str | None = None) -> None:
         super().__init__(distributed.get_rank(), distributed.get_world_size(), job)
-        self.sharded = strategy == "fsdp"
         self._device, self._timeout = device, timeout
         self._control = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._store = distributed.distributed_c10d._get_default_store()
@@ -265,30 +225,14 @@ class Ranks(World):
         self._step = step
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        if self.sharded:
-            from pgat_fast.sharding import shard
-
-            with self._meeting():
-                return shard(model, self._device, self.size)
         own = [self._device.index or 0] if self._device.type == "cuda" else None
         with self._meeting():  # buffers are the same everywhere: they are constants
             return nn.parallel.DistributedDataParallel(model, device_ids=own, **skip_buffer_broadcast())
 
     @contextmanager
     def adding_up(self, model: nn.Module, now: bool) -> Iterator[None]:
-        if self.sharded:
-            from pgat_fast.sharding import adding_up
-
-            with self._meeting(), adding_up(model, now):
-                yield
-            return
         assert isinstance(model, nn.parallel.DistributedDataParallel)
         with self._meeting() if now else model.no_sync():
-            yield
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        with self._meeting() if self.sharded else nullcontext():
             yield
 
     @contextmanager
@@ -305,28 +249,6 @@ class Ranks(World):
             raise
         finally:
             self._waits_since = None
-
-    def norm(self, gradients: list[Tensor]) -> Tensor:
-        norm = super().norm(gradients)
-        if not self.sharded:
-            return norm
-        parts: Any = norm
-        summed: Tensor = self._with_all(parts.full_tensor)
-        return summed
-
-    def whole(self, tree: Any) -> Any:
-        if not self.sharded:
-            return to_cpu(tree)
-        from pgat_fast.sharding import whole
-
-        return self._with_all(lambda: to_cpu(whole(tree, keep=self.is_main)))
-
-    def spread(self, tree: dict[Any, Any], like: Mapping[Any, Tensor]) -> dict[Any, Any]:
-        if not self.sharded:
-            return tree
-        from pgat_fast.sharding import spread
-
-        return spread(tree, like)
 
     def missing(self) -> str:
         """Which ranks do not answer or are behind this one, in words. Takes some seconds."""
@@ -384,14 +306,8 @@ def to_cpu(tree: Any) -> Any:
     return tree
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor: all of it, where weights are not sharded."""
-    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return own.detach()
-
-
 @contextmanager
-def world_of_process(device: torch.device, timeout: float, strategy: Strategy = "ddp") -> Iterator[World]:
+def world_of_process(device: torch.device, timeout: float) -> Iterator[World]:
     """The world of this process: of the ranks that torchrun has started, or of one process.
 
     Raises RankError where the ranks do not find each other, BackendError where a restart has nothing to go on from.
@@ -408,7 +324,7 @@ def world_of_process(device: torch.device, timeout: float, strategy: Strategy = 
         if size > 1:
             backend = "nccl" if device.type == "cuda" else "gloo"
             distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=limit)
-            ranks = Ranks(device, timeout, strategy, job)
+            ranks = Ranks(device, timeout, job)
             agree_on_restarts(any(ranks.gather(may_be_restarted())))
     except PgatError:
         raise

@@ -124,8 +124,9 @@ def _newest_run(config: "Config") -> Path | None:
         try:
             if load_config(folder / "config.yaml").run.name != name:
                 continue
-        except ConfigError:  # stopped before it was written
+        except ConfigError as error:
             if has_checkpoints(folder):
+                logger.warning("%s: its run is not resumed: %s", folder, error)
                 continue
         if has_checkpoints(folder):
             return folder

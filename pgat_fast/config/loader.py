@@ -151,7 +151,7 @@ def _build(gathered: _Gathered) -> Config:
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, given in gathered.chosen.items():
         section, dot, name = key.partition(".")
-        if dot:
+        if dot and key not in OLD_NAMES:
             values[section][name] = _present_value(key, given, gathered)
     sections: dict[str, Any] = {}
     for section, schema in SECTIONS.items():

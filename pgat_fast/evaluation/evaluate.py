@@ -122,7 +122,7 @@ def mean_loss_of_split(
     batches = list(batch_indices(len(windows), EVALUATION_BATCH, drop_last=False, device=device))
     own = batches[world.rank :: world.size]
     padded = own + [batches[-1]] * (-(-len(batches) // world.size) - len(own))
-    for number, (batch, forecast, _) in enumerate(_forecasts(model, windows, padded, on_batch, world=world)):
+    for number, (batch, forecast, _) in enumerate(_forecasts(model, windows, padded, on_batch)):
         if number < len(own):
             total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
     total = world.total(total)
@@ -136,10 +136,9 @@ def _forecasts(
     batches: Iterable[Tensor],
     on_batch: Callable[[], None] | None,
     change: Callable[[Tensor, Tensor], Tensor] | None = None,
-    world: World | None = None,
 ) -> Iterator[tuple[Batch, Forecast, Diagnostics]]:
     """Every batch and what the model makes of it, see `evaluate_split`."""
-    device, world = windows.values.device, world or World()
+    device = windows.values.device
     for indices in batches:
         if on_batch is not None:
             on_batch()
@@ -148,7 +147,7 @@ def _forecasts(
             x_enc, x_dec = change(batch.x_enc, indices), batch.x_dec
             x_dec[:, : windows.label_len] = x_enc[:, windows.seq_len - windows.label_len :]
             batch = batch._replace(x_enc=x_enc)
-        with products_in("highest", device), eager(model), world.computing():
+        with products_in("highest", device), eager(model):
             forecast, diagnostics = model(*batch[:4])
         yield batch, forecast, diagnostics
 

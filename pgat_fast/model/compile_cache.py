@@ -85,7 +85,7 @@ class CompileCache:
         return removed
 
     def _torch_lock(self, path: Path) -> AbstractContextManager[object]:
-        """Return the lock under which torch builds the library `path`; one that nobody holds for what it moves whole."""
+        """Return the lock under which torch builds the library `path`; an unheld one where files are moved whole."""
         if path.suffix not in (".so", ".o"):
             return nullcontext()
         locks = self.folder / "locks"

@@ -26,7 +26,6 @@ from pgat_fast.monitoring.journal import to_plain
 from pgat_fast.training.faults import is_out_of_memory
 from pgat_fast.training.generators import generator_states, restore_generators
 from pgat_fast.training.step import OptimizerStep
-from pgat_fast.world import own_part
 from pgat_kernels.conditioning import SPREADS, moved_by_rounding, relative_errors
 
 logger = logging.getLogger(__name__)
@@ -234,9 +233,8 @@ def _gradients(step: OptimizerStep) -> list[Tensor]:
 
 
 def _or_zeros(step: OptimizerStep, gradients: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return this rank's part of each gradient."""
     return [
-        own_part(torch.zeros_like(parameter) if gradient is None else gradient)
+        torch.zeros_like(parameter) if gradient is None else gradient.detach()
         for parameter, gradient in zip(step.parameters, gradients, strict=True)
     ]
 

@@ -165,7 +165,7 @@ class OptimizerStep:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        self.norm = self.world.norm(gradients)
+        self.norm = nn.utils.get_total_norm(gradients)
         finite = torch.isfinite(self.norm) & torch.isfinite(losses)
         if self.settings.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_grad_norm, self.norm)

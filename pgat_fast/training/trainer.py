@@ -36,7 +36,7 @@ from pgat_fast.errors import (
 )
 from pgat_fast.evaluation.evaluate import mean_loss_of_split
 from pgat_fast.files import write_atomically
-from pgat_fast.model import build_model, kept_in_words, kernels_in_words, parts_of, resolve_backend
+from pgat_fast.model import build_model, kept_in_words, kernels_in_words, resolve_backend
 from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds
 from pgat_fast.model.compile_cache import CompileCache, compile_cache
 from pgat_fast.model.fast.pgat import FastPGAT
@@ -83,12 +83,9 @@ from pgat_fast.training.schedule import learning_rate
 from pgat_fast.training.state import Ending, Epoch, Progress, end_of_training, most_steps
 from pgat_fast.training.step import SMALLEST_SCALE, OptimizerStep, make_optimizer
 from pgat_fast.training.stop import PATIENCE, PATIENCE_OF_OTHERS, Stop
-from pgat_fast.world import World, device_of_rank, world_of_process
+from pgat_fast.world import World, device_of_rank, to_cpu, world_of_process
 
 logger = logging.getLogger(__name__)
-
-SHARDED = "each rank has a part of the weights only; older checkpoints are whole"
-"""Why a rank cannot save alone with `run.strategy=fsdp`."""
 
 
 def train(
@@ -117,14 +114,12 @@ def train(
         OutOfMemoryError, MemoryLimitError: what the names say; a checkpoint has been written.
         StopRequested: somebody asked the run to stop; a checkpoint has been written.
         RankError: another rank has ended, or does not answer; the main one has written a checkpoint.
-
-    With `run.strategy=fsdp` a rank that is alone with its error cannot write a checkpoint: older ones count.
     """
     stop = stop or Stop()
     device = device_of_rank(resolve_device(config.run.device))
     with ExitStack() as held:
         cache = held.enter_context(compile_cache()) if config.run.compile != "off" else None
-        world = held.enter_context(world_of_process(device, config.run.rank_timeout_seconds, config.run.strategy))
+        world = held.enter_context(world_of_process(device, config.run.rank_timeout_seconds))
         found = None
         if world.job is not None:
             resume = run_of_job(world.job, config, resume) or resume
@@ -209,16 +204,14 @@ class Trainer:
             writer_class()
         precision = resolve_precision(config.run.precision, self.device)
         self.model = build_model(config)
-        if not world.sharded:  # else it goes there part by part
-            self.model.to(self.device)
+        self.model.to(self.device)
         self.program = program_key(config, self.device)
         regions = self.decide_compile(precision)
         if isinstance(self.model, FastPGAT):
             logger.info("recompute %s: %s", config.run.recompute, kept_in_words(self.model.execution, regions))
         if regions != "none":
             # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
-            parts = parts_of(self.model) if world.sharded else None  # weights are gathered between them
-            compile_in_place(self.model, self.device, regions=regions, graphs=world.size == 1, parts=parts)
+            compile_in_place(self.model, self.device, regions=regions, graphs=world.size == 1)
         self.check_compilation = regions != "none"
         """Whether the next step is compared with an eager one: the first compiled one of this process, and those after
         it until the eager gradients are finite."""
@@ -349,8 +342,7 @@ class Trainer:
             logger.info("before training: validation loss %.5f", initial)
             self.progress = replace(self.progress, initial_validation_loss=initial)
         self.take_snapshot()
-        alone = self.world.is_main and not self.world.sharded
-        self.stop.patience = PATIENCE if alone else PATIENCE_OF_OTHERS
+        self.stop.patience = PATIENCE if self.world.is_main else PATIENCE_OF_OTHERS
         if not self.world.from_main((self.checkpoints / self.progress.name).exists()):
             self.save(required=True)
 
@@ -570,8 +562,6 @@ class Trainer:
         # From here on the model holds other weights than the snapshot: there is nothing left to save.
         self.stage, self.snapshot, self.stop.patience = "evaluation", None, 0.0
         self.stop.check()
-        if self.world.sharded:  # the others compute nothing any more
-            self.model = build_model(self.config).to(self.device)
         load_weights(self.model, self.checkpoints / ending.best)
         self.record("evaluation", memory=True)
         return finish_run(
@@ -735,22 +725,20 @@ class Trainer:
         self.read_flags(wait=True)
         with self.applying:
             assert self.snapshot is not None
-            made = self.checkpoint(self.snapshot, best) if self.world.makes_checkpoints else None
-            own = self.write(made, best, required) if made is not None and self.world.is_main else False
-            written = self.world.from_main(own)
+            made = self.write(self.snapshot, best, required) if self.world.is_main else False
+            written = self.world.from_main(made)
             if written:
                 self.saved = self.snapshot.progress.name, best or self.snapshot.progress.best
         self.last_save = time.monotonic()
         self.monitor.resume_clock()
         return bool(written)
 
-    def write(self, checkpoint: Checkpoint, best: str | None, required: bool) -> bool:
+    def write(self, snapshot: Snapshot, best: str | None, required: bool) -> bool:
         """What `save` does in the main rank."""
-        assert self.snapshot is not None
-        started, name = time.monotonic(), self.snapshot.progress.name
+        started, name = time.monotonic(), snapshot.progress.name
         try:
-            save_checkpoint(self.checkpoints, name, checkpoint)
-            prune(self.checkpoints, self.config.run.keep_checkpoints, [self.snapshot.progress.best, name])
+            save_checkpoint(self.checkpoints, name, self.checkpoint(snapshot, best))
+            prune(self.checkpoints, self.config.run.keep_checkpoints, [snapshot.progress.best, name])
         except CheckpointError as error:
             self.record("checkpoint", level="error", name=name, error=str(error))
             if required:
@@ -762,15 +750,15 @@ class Trainer:
         return True
 
     def checkpoint(self, snapshot: Snapshot, best: str | None = None) -> Checkpoint:
-        """Everything that the run needs to go on from `snapshot`. Called by all ranks, where weights are sharded."""
+        """Return everything that the run needs to go on from `snapshot`, on the CPU."""
         progress = snapshot.progress
         return Checkpoint(
-            weights=self.world.whole(self.model.state_dict()),
+            weights=to_cpu(self.model.state_dict()),
             training={
                 "progress": replace(progress, peaks=self.peaks()).to_dict(),
                 "totals": snapshot.totals.tolist(),
                 "generators": snapshot.generators,
-                "optimizer": self.world.whole(self.step.optimizer.state_dict()),
+                "optimizer": to_cpu(self.step.optimizer.state_dict()),
                 "scaler": self.step.scaler.state_dict(),
             },
             about=self.about
@@ -784,16 +772,13 @@ class Trainer:
 
     def restore(self, path: Path, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`. One that was imported holds weights only: training begins with them."""
-        weights = self.world.spread(checkpoint.weights, self.model.state_dict())
-        fit_weights(self.model, path, replace(checkpoint, weights=weights))
+        fit_weights(self.model, path, checkpoint)
         training, progress = checkpoint.training, self.place
         if progress is None:
             logger.info("%s holds weights only: training begins with them, with a fresh optimizer", path)
             return
         try:
-            optimizer = training["optimizer"]
-            state = self.world.spread(optimizer["state"], dict(enumerate(self.model.parameters())))
-            self.step.optimizer.load_state_dict(optimizer | {"state": state})
+            self.step.optimizer.load_state_dict(training["optimizer"])
             if training["scaler"] and self.step.scaler.is_enabled():
                 self.step.scaler.load_state_dict(training["scaler"])
             self.step.totals.reset(training["totals"])
@@ -841,20 +826,14 @@ class Trainer:
 
     def save_what_there_is(self, snapshot: Snapshot) -> None:
         """Write a checkpoint of a run that ends with an error, if that can be done."""
-        if self.world.sharded and not self.all_end:
-            if self.world.is_main:
-                logger.error("no checkpoint was written: %s", SHARDED)
-            return
-        if not self.world.makes_checkpoints:
+        if not self.world.is_main:
             return
         try:
             self.step.optimizer.zero_grad()
             release_caches()
             with self.applying:
-                checkpoint = self.checkpoint(snapshot)
-                if self.world.is_main:
-                    save_checkpoint(self.checkpoints, snapshot.progress.name, checkpoint)
-                    logger.info("saved %s: go on with --resume %s", snapshot.progress.name, self.folder)
+                save_checkpoint(self.checkpoints, snapshot.progress.name, self.checkpoint(snapshot))
+            logger.info("saved %s: go on with --resume %s", snapshot.progress.name, self.folder)
         except Exception as failure:
             logger.error("no checkpoint could be written: %s; older ones are whole", failure)
 
@@ -895,8 +874,6 @@ class Trainer:
             return
         if not self.applying.acquire(timeout=8.0):
             note = "no checkpoint was written: the one under way may not end; older ones are whole"
-        elif self.world.sharded:
-            note = f"no checkpoint was written: {SHARDED}"
         elif self.snapshot is not None:
             # The lock is never released: this process is about to end.
             name = self.snapshot.progress.name

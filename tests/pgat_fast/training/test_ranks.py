@@ -87,11 +87,9 @@ def test_any_number_of_ranks_trains_the_same_weights(
 
 
 @pytest.mark.multiprocess
-def test_a_run_goes_on_with_another_number_of_ranks_that_share_less(
-    settings: list[str], alone: Path, tmp_path: Path
-) -> None:
+def test_a_run_goes_on_with_another_number_of_ranks(settings: list[str], alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train(2, folder, [*settings, "training.max_steps=7", "run.strategy=fsdp"])
+    train(2, folder, [*settings, "training.max_steps=7"])
     assert read_status(folder)["step"] == 7
     train(3, folder, settings, "--resume")
     assert_close(weights(folder), weights(alone))
@@ -111,7 +109,7 @@ def test_a_limit_of_time_ends_all_of_them(settings: list[str], tmp_path: Path) -
 @pytest.mark.timeout(1200)
 def test_compiled_ranks_train_the_same_weights(settings: list[str], alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    said = train(2, folder, [*settings, "run.compile=on", "run.strategy=fsdp"])
+    said = train(2, folder, [*settings, "run.compile=on"])
     assert results(folder)["compiled"]
     assert len(re.findall("compiled graphs: [1-9]", said)) == 2, said
     assert_close(weights(folder), weights(alone))
@@ -157,7 +155,6 @@ def started(settings: list[str], tmp_path: Path, request: pytest.FixtureRequest)
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("started", [("--set", "run.strategy=fsdp")], indirect=True)
 def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(started: Started) -> None:
     started.wait_for(r"epoch 2, step 1 of")
     started.rank(1).send_signal(signal.SIGUSR1)
@@ -286,8 +283,7 @@ def test_ranks_of_two_machines_go_on_from_the_last_checkpoint(settings: list[str
         port = free.getsockname()[1]
     begin = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
     begin += ["--rdzv-backend", "c10d", "--rdzv-id", "two", "--rdzv-endpoint", f"localhost:{port}", "-m", "pgat_fast"]
-    sharded = [*settings, "run.strategy=fsdp"]
-    machines = [Started(tmp_path / "run", sharded, begin=[*begin, "train"]) for _ in range(2)]
+    machines = [Started(tmp_path / "run", settings, begin=[*begin, "train"]) for _ in range(2)]
     try:
         main = wait_for_one(machines, r"epoch 2, step 1 of")
         other = machines[1 - machines.index(main)]
