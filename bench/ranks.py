@@ -21,15 +21,14 @@ import argparse
 import json
 import math
 import os
+import socket
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -37,6 +36,9 @@ from bench.compare import ROOT
 from bench.processes import Record, do_task, run_task, write
 from pgat_fast.columns_of_text import in_columns
 from pgat_fast.cores import usable_cores
+
+if TYPE_CHECKING:
+    from pgat_fast.distributed.process_group import SingleProcess
 
 MODULE: Final = "bench.ranks"
 CONFIGS: Final = ("configs/production_batched.yaml", "configs/celestial_enhanced_pgat_production.yaml")
@@ -149,24 +151,8 @@ def on_paper(task: Record) -> Record:
 # --- the check --------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def one_of(rank: int, count: int, store: str) -> Iterator[None]:
-    """In a process with one thread: it is `rank` of a group over gloo, where there are several."""
-    import torch
-    from torch import distributed
-
-    torch.set_num_threads(1)
-    if count > 1:
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(seconds=60)
-        )
-    yield
-    if count > 1:
-        distributed.destroy_process_group()
-
-
-def add_up(count: int) -> list[float]:
-    """In a process: the median seconds of adding up every one of `SIZES`."""
+def add_up(group: "SingleProcess") -> list[float]:
+    """Return, in a rank, the median seconds of an all-reduce of every one of `SIZES`."""
     import torch
     from torch import distributed
 
@@ -183,51 +169,56 @@ def add_up(count: int) -> list[float]:
     return found
 
 
-def take_steps(count: int) -> list[float]:
-    """Return, in a process, the median seconds of a training step and the bytes of all gradients."""
+def take_steps(group: "SingleProcess") -> list[float]:
+    """Return, in a rank, the median seconds of a training step and the bytes of all gradients."""
     import torch
 
     from bench.step import optimizer_step
     from bench.variants import Variant, build
     from pgat_fast import load_config
     from pgat_fast.data.windows import example
-    from pgat_fast.world import Ranks, World
 
     torch.manual_seed(0)
     cpu, config = torch.device("cpu"), load_config(str(ROOT / STEP_CONFIG))
     model = build(config, Variant("torch"))
     size = sum(4 * parameter.numel() for parameter in model.parameters())
-    world = Ranks(cpu, 60.0) if count > 1 else World()
-    step = optimizer_step(model, config, "highest", cpu, world=world)
+    step = optimizer_step(model, config, "highest", cpu, group=group)
     inputs = example(config.model, STEP_BATCH)
     taken = []
     for _ in range(3 + STEPS):
         started = time.perf_counter()
-        world.heard()
-        world.tell(None)
         step.apply(step.accumulate([lambda: inputs]), 1)
+        group.all_gather_requests(None)
         taken.append(time.perf_counter() - started)
-    if isinstance(world, Ranks):
-        world.close()
     return [statistics.median(taken[3:]), size]
 
 
-def work(rank: int, count: int, folder: str, what: Callable[[int], list[float]]) -> None:
-    """In a process: do it; the first rank writes what it found into `folder`."""
-    with one_of(rank, count, os.path.join(folder, "store")):
-        found = what(count)
-        if rank == 0:
-            Path(folder, "found").write_text(json.dumps(found))
+def work(rank: int, count: int, port: int, file: str, function: Callable[["SingleProcess"], list[float]]) -> None:
+    """Call `function` in a process with one thread, `rank` of `count`; the first rank writes the result to `file`."""
+    import torch
+
+    from pgat_fast.distributed.process_group import process_group
+
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(count)}
+    with process_group(torch.device("cpu"), 60.0) as group:
+        result = function(group)
+        if group.is_main:
+            Path(file).write_text(json.dumps(result))
 
 
-def measure(count: int, what: Callable[[int], list[float]] = add_up) -> list[float]:
-    """What `what` finds among `count` processes."""
+def measure(count: int, function: Callable[["SingleProcess"], list[float]] = add_up) -> list[float]:
+    """Return what `function` returns in the first of `count` ranks."""
     from torch.multiprocessing.spawn import spawn
 
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        spawn(work, (count, folder, what), nprocs=count)
-        found: list[float] = json.loads(Path(folder, "found").read_text())
-    return found
+        file = os.path.join(folder, "result")
+        spawn(work, (count, port, file, function), nprocs=count)
+        result: list[float] = json.loads(Path(file).read_text())
+    return result
 
 
 def fit(count: int, seconds: Sequence[float]) -> tuple[float, float]:

@@ -141,7 +141,7 @@ def check_compiled_step(
     try:
         losses = step.accumulate(batches, weight)
     except Exception as error:
-        if is_out_of_memory(error) or step.world.size > 1:
+        if is_out_of_memory(error) or step.group.size > 1:
             raise
         _wait_for_stop(check_stop)
         logger.debug("compiling failed", exc_info=error)
@@ -241,7 +241,7 @@ def _or_zeros(step: OptimizerStep, gradients: Sequence[Tensor | None]) -> list[T
 
 def _any(step: OptimizerStep, flags: Iterable[bool]) -> bool:
     """Return whether a flag is set in any rank."""
-    return any(step.world.gather(any(flags)))
+    return any(step.group.all_gather(any(flags)))
 
 
 def _wait_for_stop(check_stop: Callable[[], None]) -> None:
