@@ -8,7 +8,7 @@ On paper (a model, not a measurement). A step on N GPUs takes the step of one GP
 - The gradients: one ring all-reduce, float32: 2 (N - 1) / N of their bytes through the slowest link, and
   2 (N - 1) messages (Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, 2009). Nothing of it hides behind
   the backward pass, as with a compiled model, whose gradients arrive together; eager, most of it hides.
-- The loss: one number, in a tree of 2 log2 N messages. The stop flags are reduced while the GPUs compute.
+- The loss: one number, in a tree of 2 log2 N messages. The stop flags, four bytes over gloo, are left out.
 
 Links are those of `LINKS`. `weak` keeps the batch of every GPU, `strong` the batch of all of them.
 

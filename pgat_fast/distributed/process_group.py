@@ -243,7 +243,7 @@ class DistributedGroup(SingleProcess):
             distributed.monitored_barrier(self._diagnosis, timedelta(seconds=seconds), wait_all_ranks=True)
         except RuntimeError as error:
             hanging = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
-            missing = "another rank has ended: torchrun and rank 0 log which"
+            missing = "another rank has ended or hangs: see the logs of rank 0 and torchrun"
             if hanging is not None:
                 missing = f"rank {hanging[1]} does not answer"
         return RankError(

@@ -112,4 +112,4 @@ def test_collectives_of_three_ranks_and_the_error_when_one_has_ended(tmp_path: P
     for rank in (0, 1):
         text = (tmp_path / str(rank)).read_text()
         assert f"rank {rank} of 3 cannot reach all others (limit 20 s, run.rank_timeout_seconds): " in text
-        assert "another rank has ended" in text
+        assert "another rank has ended or hangs" in text
