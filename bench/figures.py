@@ -7,7 +7,7 @@ from typing import Final
 from bench.compare import KIND, RESULTS, ROOT, faster_in_words, saved_bytes
 from bench.gpu import MOST_SECONDS
 from bench.processes import Record
-from bench.ranks import KINDS, STRATEGIES
+from bench.ranks import KINDS
 from bench.scaling import DAYS, TIMESTEPS, summarize
 from bench.time_model import EPOCH_STEPS
 from pgat_fast.errors import DataError
@@ -269,7 +269,6 @@ def ranks() -> str:
         size = f"{paper['gradient_bytes'] / 1e6:.0f} MB of gradients"
         windows = load("ranks")["assumptions"]["batch"]
         head += [f"{name} ({size}), {windows} windows a GPU", f"{name}, {windows} windows in all, divided"]
-        head += [f"{name}, `fsdp`, {windows} windows a GPU"]
     rows = []
     for together in zip(*(paper["rows"] for paper in papers), strict=True):
         cells = [str(together[0]["gpus"])]
@@ -292,14 +291,11 @@ def ranks_check() -> str:
 
 def ranks_steps() -> str:
     """Training steps of several processes, beside what was predicted."""
-    head = ["processes", *(title for strategy in STRATEGIES for title in (f"`{strategy}`, measured", "predicted"))]
-    found = {(row["processes"], row["strategy"]): row for row in load("ranks")["check"]["steps"]}
-    rows = []
-    for count in sorted({count for count, _ in found}):
-        both = [found.get((count, strategy), found.get((count, None))) for strategy in STRATEGIES]
-        cells = [f"{1e3 * row[key]:.0f} ms" for row in both for key in ("seconds", "predicted")]
-        rows.append([str(count), *cells])
-    return table(head, rows)
+    rows = [
+        [str(row["processes"]), *(f"{1e3 * row[key]:.0f} ms" for key in ("seconds", "predicted"))]
+        for row in load("ranks")["check"]["steps"]
+    ]
+    return table(["processes", "measured", "predicted"], rows)
 
 
 def gpu() -> str:

@@ -5,11 +5,10 @@
 On paper (a model, not a measurement). A step on N GPUs takes the step of one GPU at its share of the batch
 (`bench.kernels_model`, kernels and products and all else of torch unfused, in 16 bits) and what is communicated:
 
-- `ddp`: one ring all-reduce of the gradients, float32: 2 (N - 1) / N of their bytes through the slowest link, and
+- The gradients: one ring all-reduce, float32: 2 (N - 1) / N of their bytes through the slowest link, and
   2 (N - 1) messages (Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, 2009). Nothing of it hides behind
   the backward pass, as with a compiled model, whose gradients arrive together; eager, most of it hides.
-- `fsdp`: for every part that gathers its weights, two all-gathers and a reduce-scatter, half an all-reduce each.
-- The loss: one number, in a tree of 2 log2 N messages. What ranks tell each other of stops passes while they compute.
+- The loss: one number, in a tree of 2 log2 N messages. The stop flags, four bytes over gloo, are left out.
 
 Links are those of `LINKS`. `weak` keeps the batch of every GPU, `strong` the batch of all of them.
 
@@ -22,16 +21,14 @@ import argparse
 import json
 import math
 import os
+import socket
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -39,6 +36,9 @@ from bench.compare import ROOT
 from bench.processes import Record, do_task, run_task, write
 from pgat_fast.columns_of_text import in_columns
 from pgat_fast.cores import usable_cores
+
+if TYPE_CHECKING:
+    from pgat_fast.distributed.process_group import SingleProcess
 
 MODULE: Final = "bench.ranks"
 CONFIGS: Final = ("configs/production_batched.yaml", "configs/celestial_enhanced_pgat_production.yaml")
@@ -72,7 +72,6 @@ STEP_CONFIG: Final = "configs/quickstart.yaml"
 STEP_BATCH: Final = 4
 """Windows of each process."""
 STEPS: Final = 15
-STRATEGIES: Final = ("ddp", "fsdp")
 
 
 def all_reduce_seconds(count: int, size: float, seconds: float, bandwidth: float) -> float:
@@ -80,47 +79,43 @@ def all_reduce_seconds(count: int, size: float, seconds: float, bandwidth: float
     return 2 * (count - 1) * seconds + 2 * (count - 1) / count * size / bandwidth if count > 1 else 0.0
 
 
-def communication(strategy: str, count: int, size: float, parts: int, seconds: float, bandwidth: float) -> float:
-    """Seconds of a step of `count` ranks that hides behind nothing.
+def communication(count: int, size: float, seconds: float, bandwidth: float) -> float:
+    """Return the seconds of communication in a step of `count` ranks, none of it overlapped with computation.
 
     Args:
-        strategy: `ddp` or `fsdp`.
-        count: of ranks.
+        count: number of ranks.
         size: bytes of all gradients.
-        parts: of the model that gather their weights, with `fsdp`.
-        seconds: of a message.
+        seconds: latency of a message.
         bandwidth: bytes a second.
     """
     loss = 2 * math.ceil(math.log2(count)) * seconds
-    if strategy == "ddp":
-        return loss + all_reduce_seconds(count, size, seconds, bandwidth)
-    return loss + 1.5 * parts * all_reduce_seconds(count, size / parts, seconds, bandwidth)
+    return loss + all_reduce_seconds(count, size, seconds, bandwidth)
 
 
-def efficiencies(steps: Mapping[int, float], gradient_bytes: int, parts: int) -> list[Record]:
-    """For every number of GPUs, windows a second over those of one, as a part of that number.
+def efficiencies(steps: Mapping[int, float], gradient_bytes: int) -> list[Record]:
+    """Return, for every number of GPUs, windows a second over those of one, as a fraction of that number.
 
     Args:
         steps: windows of one GPU -> seconds of its step.
-        gradient_bytes: of all parameters.
-        parts: of the model that gather their weights.
+        gradient_bytes: bytes of the gradients of all parameters.
     """
     found = []
     for count in GPUS:
         link = next(link for link in LINKS if count <= link.most)
-        row: Record = {"gpus": count}
-        for strategy in STRATEGIES:
-            added = communication(strategy, count, gradient_bytes, parts, link.seconds, link.bandwidth)
-            row[f"{strategy}_seconds"] = added
-            row[f"{strategy}_weak"] = steps[BATCH] / (steps[BATCH] + added)
-        share = max(1, BATCH // count)
-        divided = count * (steps[share] + row["ddp_seconds"])
-        row["ddp_strong"] = steps[BATCH] / divided if count <= BATCH else None
-        found.append(row)
+        added = communication(count, gradient_bytes, link.seconds, link.bandwidth)
+        divided = count * (steps[max(1, BATCH // count)] + added)
+        found.append(
+            {
+                "gpus": count,
+                "seconds": added,
+                "weak": steps[BATCH] / (steps[BATCH] + added),
+                "strong": steps[BATCH] / divided if count <= BATCH else None,
+            }
+        )
     return found
 
 
-KINDS: Final = ("ddp_weak", "ddp_strong", "fsdp_weak")
+KINDS: Final = ("weak", "strong")
 
 
 def loss_begins(rows: Sequence[Record], kind: str) -> int | None:
@@ -134,7 +129,6 @@ def on_paper(task: Record) -> Record:
     from bench.time_model import GPUS as KNOWN
     from bench.variants import Variant, build
     from pgat_fast import load_config
-    from pgat_fast.sharding import gathered_parts
 
     config = load_config(str(ROOT / task["config"]))
     gpu = next(gpu for gpu in KNOWN if gpu.name == GPU)
@@ -144,12 +138,10 @@ def on_paper(task: Record) -> Record:
     steps = {
         share: totals(table(work_of_a_step(config, "bf16", share, gpu.architecture), gpu))["eager"] for share in shares
     }
-    parts = len(gathered_parts(model))
-    rows = efficiencies(steps, size, parts)
+    rows = efficiencies(steps, size)
     return {
         "config": task["config"],
         "gradient_bytes": size,
-        "parts": parts,
         "step_seconds": {str(share): seconds for share, seconds in steps.items()},
         "rows": rows,
         "loss_begins": {kind: loss_begins(rows, kind) for kind in KINDS},
@@ -159,24 +151,8 @@ def on_paper(task: Record) -> Record:
 # --- the check --------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def one_of(rank: int, count: int, store: str) -> Iterator[None]:
-    """In a process with one thread: it is `rank` of a group over gloo, where there are several."""
-    import torch
-    from torch import distributed
-
-    torch.set_num_threads(1)
-    if count > 1:
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(seconds=60)
-        )
-    yield
-    if count > 1:
-        distributed.destroy_process_group()
-
-
-def add_up(count: int) -> list[float]:
-    """In a process: the median seconds of adding up every one of `SIZES`."""
+def add_up(group: "SingleProcess") -> list[float]:
+    """Return, in a rank, the median seconds of an all-reduce of every one of `SIZES`."""
     import torch
     from torch import distributed
 
@@ -193,52 +169,56 @@ def add_up(count: int) -> list[float]:
     return found
 
 
-def take_steps(count: int, strategy: Any) -> list[float]:
-    """In a process: the median seconds of a training step; bytes of gradients and parts of the model behind it."""
+def take_steps(group: "SingleProcess") -> list[float]:
+    """Return, in a rank, the median seconds of a training step and the bytes of all gradients."""
     import torch
 
     from bench.step import optimizer_step
     from bench.variants import Variant, build
     from pgat_fast import load_config
     from pgat_fast.data.windows import example
-    from pgat_fast.sharding import gathered_parts
-    from pgat_fast.world import Ranks, World
 
     torch.manual_seed(0)
     cpu, config = torch.device("cpu"), load_config(str(ROOT / STEP_CONFIG))
     model = build(config, Variant("torch"))
-    size, parts = sum(4 * parameter.numel() for parameter in model.parameters()), len(gathered_parts(model))
-    world = Ranks(cpu, 60.0, strategy) if count > 1 else World()
-    step = optimizer_step(model, config, "highest", cpu, world=world)
+    size = sum(4 * parameter.numel() for parameter in model.parameters())
+    step = optimizer_step(model, config, "highest", cpu, group=group)
     inputs = example(config.model, STEP_BATCH)
     taken = []
     for _ in range(3 + STEPS):
         started = time.perf_counter()
-        world.heard()
-        world.tell(None)
         step.apply(step.accumulate([lambda: inputs]), 1)
+        group.all_gather_requests(None)
         taken.append(time.perf_counter() - started)
-    if isinstance(world, Ranks):
-        world.close()
-    return [statistics.median(taken[3:]), size, parts]
+    return [statistics.median(taken[3:]), size]
 
 
-def work(rank: int, count: int, folder: str, what: Callable[..., list[float]], *more: Any) -> None:
-    """In a process: do it; the first rank writes what it found into `folder`."""
-    with one_of(rank, count, os.path.join(folder, "store")):
-        found = what(count, *more)
-        if rank == 0:
-            Path(folder, "found").write_text(json.dumps(found))
+def work(rank: int, count: int, port: int, file: str, function: Callable[["SingleProcess"], list[float]]) -> None:
+    """Call `function` in a process with one thread, `rank` of `count`; the first rank writes the result to `file`."""
+    import torch
+
+    from pgat_fast.distributed.process_group import process_group
+
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(count)}
+    with process_group(torch.device("cpu"), 60.0) as group:
+        result = function(group)
+        if group.is_main:
+            Path(file).write_text(json.dumps(result))
 
 
-def measure(count: int, what: Callable[..., list[float]] = add_up, *more: Any) -> list[float]:
-    """What `what` finds among `count` processes."""
+def measure(count: int, function: Callable[["SingleProcess"], list[float]] = add_up) -> list[float]:
+    """Return what `function` returns in the first of `count` ranks."""
     from torch.multiprocessing.spawn import spawn
 
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        spawn(work, (count, folder, what, *more), nprocs=count)
-        found: list[float] = json.loads(Path(folder, "found").read_text())
-    return found
+        file = os.path.join(folder, "result")
+        spawn(work, (count, port, file, function), nprocs=count)
+        result: list[float] = json.loads(Path(file).read_text())
+    return result
 
 
 def fit(count: int, seconds: Sequence[float]) -> tuple[float, float]:
@@ -275,13 +255,11 @@ def check(task: Record) -> Record:
 
 def check_steps(seconds: float, bandwidth: float) -> list[Record]:
     """Training steps of one process and of several, beside what the first and the two numbers predict."""
-    alone, size, parts = measure(1, take_steps, "ddp")
-    rows: list[Record] = [{"processes": 1, "strategy": None, "seconds": alone, "predicted": alone}]
-    for count, strategy in product(PROCESSES, STRATEGIES):
-        added = communication(strategy, count, size, int(parts), seconds, bandwidth)
-        taken = measure(count, take_steps, strategy)[0]
-        predicted = alone * max(1.0, count / usable_cores()) + added
-        rows.append({"processes": count, "strategy": strategy, "seconds": taken, "predicted": predicted})
+    alone, size = measure(1, take_steps)
+    rows: list[Record] = [{"processes": 1, "seconds": alone, "predicted": alone}]
+    for count in PROCESSES:
+        predicted = alone * max(1.0, count / usable_cores()) + communication(count, size, seconds, bandwidth)
+        rows.append({"processes": count, "seconds": measure(count, take_steps)[0], "predicted": predicted})
     return rows
 
 
@@ -291,11 +269,11 @@ def as_text(papers: Sequence[Record], checked: Record) -> str:
     for paper in papers:
         begins = paper["loss_begins"]
         lines += ["", f"{paper['config']}: {paper['gradient_bytes'] / 1e6:.1f} MB of gradients a step"]
-        rows = [("GPUs", "ddp, ms", "fsdp, ms", f"ddp, {BATCH} windows each", f"{BATCH} in all", f"fsdp, {BATCH} each")]
+        rows = [("GPUs", "communication, ms", f"{BATCH} windows each", f"{BATCH} in all")]
         rows += [
             (
                 str(row["gpus"]),
-                *(f"{1e3 * row[f'{strategy}_seconds']:.2f}" for strategy in STRATEGIES),
+                f"{1e3 * row['seconds']:.2f}",
                 *("-" if row[kind] is None else f"{row[kind]:.0%}" for kind in KINDS),
             )
             for row in paper["rows"]
@@ -310,14 +288,9 @@ def as_text(papers: Sequence[Record], checked: Record) -> str:
         for row in checked["all_reduce"]
     ]
     lines += [in_columns(rows), "", f"Training steps of {STEP_CONFIG}, {STEP_BATCH} windows each, a thread each:"]
-    rows = [("processes", "strategy", "measured, ms", "predicted, ms")]
+    rows = [("processes", "measured, ms", "predicted, ms")]
     rows += [
-        (
-            str(row["processes"]),
-            row["strategy"] or "-",
-            f"{1e3 * row['seconds']:.1f}",
-            f"{1e3 * row['predicted']:.1f}",
-        )
+        (str(row["processes"]), f"{1e3 * row['seconds']:.1f}", f"{1e3 * row['predicted']:.1f}")
         for row in checked["steps"]
     ]
     return "\n".join([*lines, in_columns(rows)])

@@ -64,10 +64,10 @@ from bench.variants import (
 from pgat_fast.config.schema import Config
 from pgat_fast.data.windows import Batch, example
 from pgat_fast.device import resolve_device
+from pgat_fast.distributed.process_group import SingleProcess
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.training.step import OptimizerStep, make_optimizer
-from pgat_fast.world import World
 
 MODULE: Final = "bench.step"
 
@@ -177,14 +177,14 @@ def optimizer_step(
     device: torch.device,
     *,
     graphs: bool = False,
-    world: World | None = None,
+    group: SingleProcess | None = None,
 ) -> OptimizerStep:
     """Takes steps of `model` as training does, with a learning rate that random numbers do not upset."""
     settings = config.training.model_copy(update={"learning_rate": 1e-5})
-    trained = None if world is None else world.parallel(model)
+    trained = None if group is None else group.wrap(model)
     optimizer = make_optimizer(model, settings)
     return OptimizerStep(
-        model, optimizer, config.model, settings, precision, device, graphs=graphs, world=world, trained=trained
+        model, optimizer, config.model, settings, precision, device, graphs=graphs, group=group, trained=trained
     )
 
 

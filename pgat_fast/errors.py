@@ -40,7 +40,14 @@ class MemoryLimitError(PgatError, MemoryError):
 
 
 class RankError(PgatError, RuntimeError):
-    """Of several processes that train together one has ended, or does not answer; the message says which."""
+    """Another rank has ended or does not answer; the message names it.
+
+    `exit_code` is that of the rank that has ended the run; None where it is not known.
+    """
+
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class StopRequested(BaseException):

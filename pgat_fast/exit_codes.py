@@ -17,7 +17,7 @@ OUT_OF_MEMORY = 4
 MEMORY_LIMIT = 5
 """The run came to its memory limit; a checkpoint has been written."""
 RANK_LOST = 6
-"""Of several processes that train together one has ended, or does not answer."""
+"""Another rank has ended, or does not answer."""
 INTERRUPTED = 130
 
 
@@ -35,7 +35,7 @@ def of_error(error: BaseException) -> int:
         case MemoryLimitError():
             return MEMORY_LIMIT
         case RankError():
-            return RANK_LOST
+            return RANK_LOST if error.exit_code is None else error.exit_code
         case PgatError() | OSError():  # an OSError is a full disk, or a path that the system refuses
             return WRONG_INPUT
     return FAILED

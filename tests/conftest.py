@@ -7,7 +7,7 @@ import pytest
 
 from pgat_fast.data.build import build_file
 
-LONGEST = ("test_ranks.py", "test_signals.py", "test_production.py", "test_sharding.py")
+LONGEST = ("test_ranks.py", "test_launch.py", "test_signals.py", "test_production.py")
 MARKERS = ("compile", "multiprocess", "slow")
 
 

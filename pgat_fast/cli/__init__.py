@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pgat_fast import __version__, exit_codes
 from pgat_fast.cli import bench, checkpoint, config, data, evaluate, info, plan, predict, report, sweep, train
+from pgat_fast.distributed.environment import is_main
 from pgat_fast.errors import PgatError, StopRequested
 
 _EPILOG = """\
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except StopRequested as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
+        if is_main():
+            print(f"stopped: {stopped}", file=sys.stderr)
         return exit_codes.of_error(stopped)
     except BrokenPipeError:  # the reader of our output went away, as with `| head`
         sys.stderr.close()

@@ -52,21 +52,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Train and print the results; returns 0, or the exit code of the processes that were started for it."""
+    from pgat_fast.distributed.environment import is_main
     from pgat_fast.errors import ConfigError
-    from pgat_fast.ranks import ends_for_good, is_main
     from pgat_fast.training.stop import StopSignals
 
     for name in ("max_steps", "max_minutes"):
         value = getattr(args, name)
         args.overrides += [] if value is None else [f"training.{name}={value}"]
     if args.devices is not None:
-        from pgat_fast.cli.launch import launch
+        from pgat_fast.distributed.launch import launch
 
         return launch(args)
     if args.restarts:
         raise ConfigError("--restarts goes with --devices; torchrun has --max-restarts")
     # First of all: what follows loads torch, which takes seconds, and a signal may come at any time.
-    with StopSignals() as stop, ends_for_good():
+    with StopSignals() as stop:
         start_logging(quiet=args.quiet or not is_main())
         config, resume = _what_to_train(args)
 
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
     """The configuration, and the run folder or checkpoint to go on with."""
+    from pgat_fast.distributed.environment import is_distributed, restart_count
     from pgat_fast.errors import ConfigError
-    from pgat_fast.ranks import is_distributed, restarts
     from pgat_fast.training.run_folder import checkpoint_of, locked
 
     if args.resume is None:
@@ -97,7 +97,7 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
                 pass
         return config, resume
     resume = Path(args.resume)
-    if restarts() and not resume.exists():  # the checkpoint that the job began with has made room for newer ones
+    if restart_count() and not resume.exists():  # the checkpoint that the job began with has made room for newer ones
         resume = resume.parent
     folder, _ = checkpoint_of(resume)
     if not is_distributed():
@@ -124,8 +124,9 @@ def _newest_run(config: "Config") -> Path | None:
         try:
             if load_config(folder / "config.yaml").run.name != name:
                 continue
-        except ConfigError:  # stopped before it was written
+        except ConfigError as error:
             if has_checkpoints(folder):
+                logger.warning("%s: its run is not resumed: %s", folder, error)
                 continue
         if has_checkpoints(folder):
             return folder

@@ -74,6 +74,10 @@ OLD_NAMES: Final[Mapping[str, OldName]] = {
     "checkpoint_interval": Renamed("run.checkpoint_epochs"),
     "save_best_only": Renamed("run.keep_checkpoints", {True: 1, False: 3}),
     "use_efficient_covariate_interaction": Renamed("model.graph_processing", {True: "partitioned", False: "attention"}),
+    **dict.fromkeys(
+        ("strategy", "run.strategy"),
+        Fixed("ddp", "weights are no longer spread over processes; write ddp, or remove the line"),
+    ),
     "aggregate_waves_to_celestial": SameAs("model.use_celestial_graph", lambda m: m.use_celestial_graph),
     "num_input_waves": SameAs("model.enc_in", lambda m: m.enc_in),
     "target_wave_indices": SameAs("model.c_out", lambda m: list(range(m.c_out))),

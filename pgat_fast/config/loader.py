@@ -154,7 +154,7 @@ def _build(settings: _Settings) -> Config:
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, setting in settings.chosen.items():
         section, dot, name = key.partition(".")
-        if dot:
+        if dot and key not in OLD_NAMES:
             values[section][name] = _translate_value(settings, key, setting)
     sections: dict[str, Any] = {}
     for section, schema in SECTIONS.items():

@@ -361,13 +361,8 @@ class RunConfig(Section):
     )
     checkpoint_minutes: Positive | None = Field(default=15.0, description="minutes between checkpoints; null: none")
     keep_checkpoints: Count = Field(default=3, description="newest checkpoints to keep, beside the best one")
-    strategy: Literal["ddp", "fsdp"] = Field(
-        default="ddp",
-        description="of several processes: each has all weights (ddp), or a part of weights and optimizer state (fsdp: "
-        "less memory, more communication)",
-    )
     rank_timeout_seconds: Positive = Field(
-        default=600.0, description="that processes which train together wait for one that does not come"
+        default=600.0, description="that ranks wait for one that does not answer, before the run ends and names it"
     )
     plots: bool = Field(default=True, description="draw plots at the end, where matplotlib is installed")
 

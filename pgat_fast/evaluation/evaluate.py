@@ -13,13 +13,13 @@ from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Batch, Splits, Windows, batch_indices
+from pgat_fast.distributed.process_group import SingleProcess
 from pgat_fast.evaluation.baselines import naive_forecasts
 from pgat_fast.evaluation.metrics import metrics_by_target, rmse_by_horizon, skill
 from pgat_fast.model.compilation import eager
 from pgat_fast.model.forecast import Diagnostics, Forecast, Mixture, forecast_loss, point_forecast
 from pgat_fast.model.numerics import at_least_float32
 from pgat_fast.model.precision import products_in
-from pgat_fast.world import World
 
 Array = NDArray[np.float64]
 
@@ -108,25 +108,25 @@ def mean_loss_of_split(
     mixture_mode: str,
     *,
     on_batch: Callable[[], None] | None = None,
-    world: World | None = None,
+    group: SingleProcess | None = None,
 ) -> float:
     """`evaluate_split(...).loss` with `EVALUATION_BATCH`, and nothing else; ranks share the windows.
 
-    The sum is taken in float64: it depends on the number of ranks by its rounding only. All ranks compute as many
-    batches, and call `on_batch` as often: the last one of some may be one that does not count.
+    The sum is taken in float64: it depends on the number of ranks by its rounding only. All ranks call `on_batch` as
+    often, with a batch to compute or without.
     """
-    world = world or World()
+    group = group or SingleProcess()
     model.eval()
     device = windows.values.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     batches = list(batch_indices(len(windows), EVALUATION_BATCH, drop_last=False, device=device))
-    own = batches[world.rank :: world.size]
-    padded = own + [batches[-1]] * (-(-len(batches) // world.size) - len(own))
-    for number, (batch, forecast, _) in enumerate(_forecasts(model, windows, padded, on_batch, world=world)):
-        if number < len(own):
-            total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
-    total = world.total(total)
-    world.wait_for(total)
+    local = batches[group.rank :: group.size]
+    for batch, forecast, _ in _forecasts(model, windows, local, on_batch):
+        total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
+    if on_batch is not None and len(local) * group.size < len(batches):
+        on_batch()
+    total = group.all_reduce_sum(total)
+    group.synchronize(total)
     return total.item() / len(windows)
 
 
@@ -136,10 +136,9 @@ def _forecasts(
     batches: Iterable[Tensor],
     on_batch: Callable[[], None] | None,
     change: Callable[[Tensor, Tensor], Tensor] | None = None,
-    world: World | None = None,
 ) -> Iterator[tuple[Batch, Forecast, Diagnostics]]:
     """Every batch and what the model makes of it, see `evaluate_split`."""
-    device, world = windows.values.device, world or World()
+    device = windows.values.device
     for indices in batches:
         if on_batch is not None:
             on_batch()
@@ -148,7 +147,7 @@ def _forecasts(
             x_enc, x_dec = change(batch.x_enc, indices), batch.x_dec
             x_dec[:, : windows.label_len] = x_enc[:, windows.seq_len - windows.label_len :]
             batch = batch._replace(x_enc=x_enc)
-        with products_in("highest", device), eager(model), world.computing():
+        with products_in("highest", device), eager(model):
             forecast, diagnostics = model(*batch[:4])
         yield batch, forecast, diagnostics
 

@@ -115,14 +115,6 @@ def _has_measured_kernels(device: str) -> bool:
     return True
 
 
-def parts_of(model: "nn.Module") -> "list[nn.Module]":
-    """What a forward pass of `model`, from `build_model`, calls one after the other: see `PGAT.parts`."""
-    from pgat_fast.model.reference.pgat import PGAT
-
-    assert isinstance(model, PGAT)
-    return model.parts()
-
-
 def kernels_in_words(model: "nn.Module") -> str:
     """Which operators are computed by kernels: `none`, `all`, or `measured` with what the measurements are known by."""
     import hashlib

@@ -7,7 +7,7 @@ whole training step is compiled, for few launches.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -187,12 +187,11 @@ def compile_in_place(
     *,
     regions: Regions = "whole",
     graphs: bool = True,
-    parts: Sequence[nn.Module] | None = None,
 ) -> None:
     """Compile `regions` of `model` for `device` where it stands: names of parameters and modules stay what they are.
 
     The work is done in the first forward and backward pass, and again for every other shape of the inputs: keep to
-    one. One graph (one of each of `parts`, where they are given), or an error. On CUDA, with `graphs`, passes are
+    one. One graph, or an error. On CUDA, with `graphs`, passes are
     replayed as CUDA graphs (`reduce-overhead`). Random numbers are those of eager execution, so that both draw the same
     dropout. A process may compile as many models as it likes: see `compile_apart`.
     """
@@ -202,10 +201,7 @@ def compile_in_place(
     options: dict[str, Any] = {"fallback_random": True}
     if device.type == "cuda" and graphs:
         options |= torch._inductor.list_mode_options("reduce-overhead")  # torch takes a mode or options, not both
-    for module in (model,) if parts is None else parts:
-        if isinstance(module, nn.Linear):
-            continue  # one product; torch's compiler skips modules of torch's own
-        module._compiled_call_impl = compile_apart(module._call_impl, fullgraph=True, dynamic=False, options=options)
+    model._compiled_call_impl = compile_apart(model._call_impl, fullgraph=True, dynamic=False, options=options)
 
 
 def _compile_operators(model: nn.Module, compiled: bool) -> None:

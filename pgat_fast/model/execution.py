@@ -8,8 +8,8 @@ import torch
 
 from pgat_fast.cores import usable_cores
 from pgat_fast.device import resolve_device
+from pgat_fast.distributed.environment import local_world_size
 from pgat_fast.monitoring.memory import free_memory
-from pgat_fast.ranks import local_size
 from pgat_kernels.dispatch import Kernels
 
 if TYPE_CHECKING:
@@ -60,5 +60,5 @@ def bytes_to_keep(run: "RunConfig") -> int:
         return {"on": 0, "off": sys.maxsize}[run.recompute]
     if run.device.startswith("cuda") or resolve_device(run.device).type == "cuda":  # the first may not be here: `plan`
         return 0
-    share = min(1 / local_size(), torch.get_num_threads() / usable_cores())
+    share = min(1 / local_world_size(), torch.get_num_threads() / usable_cores())
     return int(free_memory(run.memory_limit_gb) * share / 4 / KEEPING_OPERATORS)

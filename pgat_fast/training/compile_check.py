@@ -26,7 +26,6 @@ from pgat_fast.monitoring.jsonl_logger import to_plain
 from pgat_fast.training.faults import is_out_of_memory
 from pgat_fast.training.generators import generator_states, restore_generators
 from pgat_fast.training.step import OptimizerStep
-from pgat_fast.world import own_part
 from pgat_kernels.conditioning import SPREADS, moved_by_rounding, relative_errors
 
 logger = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ def check_compiled_step(
     try:
         losses = step.accumulate(batches, weight)
     except Exception as error:
-        if is_out_of_memory(error) or step.world.size > 1:
+        if is_out_of_memory(error) or step.group.size > 1:
             raise
         _wait_for_stop(check_stop)
         logger.debug("compiling failed", exc_info=error)
@@ -234,16 +233,15 @@ def _gradients(step: OptimizerStep) -> list[Tensor]:
 
 
 def _or_zeros(step: OptimizerStep, gradients: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return this rank's part of each gradient."""
     return [
-        own_part(torch.zeros_like(parameter) if gradient is None else gradient)
+        torch.zeros_like(parameter) if gradient is None else gradient.detach()
         for parameter, gradient in zip(step.parameters, gradients, strict=True)
     ]
 
 
 def _any(step: OptimizerStep, flags: Iterable[bool]) -> bool:
     """Return whether a flag is set in any rank."""
-    return any(step.world.gather(any(flags)))
+    return any(step.group.all_gather(any(flags)))
 
 
 def _wait_for_stop(check_stop: Callable[[], None]) -> None:

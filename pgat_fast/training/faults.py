@@ -16,7 +16,6 @@ from pgat_fast.files import write_json
 from pgat_fast.model.compilation import eager, is_compiled
 from pgat_fast.training.generators import generator_states, restore_generators
 from pgat_fast.training.step import OptimizerStep
-from pgat_fast.world import World, own_part
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +60,15 @@ def find_nonfinite(
     """
     parameters = dict(step.model.named_parameters())
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-    broken = _not_finite(step.world, gradients)
-    weights = _not_finite(step.world, parameters)
+    broken = _not_finite(gradients)
+    weights = _not_finite(parameters)
     batches = []
     before = generator_states()
     restore_generators(generators)
     with torch.no_grad():
         for indices in cycle:
             batch = windows.batch(indices)
-            with eager(step.model), step.world.computing(), _watched(step.model) as found:
+            with eager(step.model), _watched(step.model) as found:
                 loss = step.loss(batch)
             inputs = [name for name, value in batch._asdict().items() if not value.isfinite().all()]
             value = loss.item()
@@ -96,11 +95,9 @@ def find_nonfinite(
     }
 
 
-def _not_finite(world: World, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of those with a value that is not finite in what any of the ranks holds of it."""
-    own = world.gather([name for name, tensor in tensors.items() if not own_part(tensor).isfinite().all()])
-    broken = {name for names in own for name in names}
-    return [name for name in tensors if name in broken]
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors with a value that is NaN or infinite."""
+    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
 
 
 @contextmanager

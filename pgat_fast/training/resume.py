@@ -24,7 +24,7 @@ _ROUNDING = "results agree up to rounding only"
 EFFECTS = {
     "precision": _OTHERWISE,
     "exact_dropout": _OTHERWISE,
-    **dict.fromkeys(("device", "backend", "compile", "combiner_chunk", "strategy"), _ROUNDING),
+    **dict.fromkeys(("device", "backend", "compile", "combiner_chunk"), _ROUNDING),
 }
 """Settings of `run` that change what is computed -> what another value does to a run that goes on."""
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from pgat_fast.config.schema import ModelConfig, TrainingConfig
 from pgat_fast.data.windows import Batch
+from pgat_fast.distributed.process_group import SingleProcess
 from pgat_fast.model.precision import Precision, float32_products_in, products_in
 from pgat_fast.training.loss import training_loss
-from pgat_fast.world import World
 
 SMALLEST_SCALE = 2.0**-12
 """A float16 loss scale below this means that gradients are not finite at any scale. (It may well be below 1: divisions
@@ -95,8 +95,8 @@ class OptimizerStep:
     arrived, without waiting. With `sticky`, every later step is left out too, until the host has reacted.
 
     `graphs`: the model replays CUDA graphs, whose outputs the next replay overwrites. So gradients are added up in
-    tensors of their own. `world`: the ranks whose gradients are added up; each has its share of every batch.
-    `trained`: what `world.parallel` made of the model.
+    tensors of their own. `group`: the ranks over which gradients are averaged; each has its shard of every batch.
+    `trained`: the model as wrapped by `group.wrap`.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ class OptimizerStep:
         device: torch.device,
         *,
         graphs: bool = False,
-        world: World | None = None,
+        group: SingleProcess | None = None,
         trained: nn.Module | None = None,
     ) -> None:
-        self.world = world or World()
+        self.group = group or SingleProcess()
         self.model, self.optimizer, self.settings = model, optimizer, settings
         self.trained = trained or model
         self.mixture_mode = config.mdn_multivariate_mode
@@ -137,12 +137,12 @@ class OptimizerStep:
         self.optimizer.zero_grad(set_to_none=not self.graphs)
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, load in enumerate(batches, 1):
-            with self.world.adding_up(self.trained, number == len(batches)):
+            with self.group.backward(self.trained, average=number == len(batches)):
                 loss = self.loss(load(), self.trained) * weight
                 with float32_products_in(self.precision, self.device):
                     self.scaler.scale(loss / len(batches)).backward()
             losses += loss.detach()
-        return self.world.total(losses) / self.world.size
+        return self.group.all_reduce_sum(losses) / self.group.size
 
     def set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
         """Set the gradients of `parameters`, in their order; with `graphs` the tensors that graphs add to are kept."""
@@ -165,7 +165,7 @@ class OptimizerStep:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        self.norm = self.world.norm(gradients)
+        self.norm = nn.utils.get_total_norm(gradients)
         finite = torch.isfinite(self.norm) & torch.isfinite(losses)
         if self.settings.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_grad_norm, self.norm)

@@ -10,15 +10,14 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from pgat_fast.distributed.environment import end_process, is_distributed
 from pgat_fast.errors import StopRequested
-from pgat_fast.ranks import end_for_good, is_distributed
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 """What stops a run; the exit code is 128 plus the number of the signal. Windows has two of them."""
@@ -99,7 +98,7 @@ class StopSignals(Stop):
                     if time.monotonic() - first < ECHO:
                         continue
                     _say(f"{name} again: leaving at once")
-                    end_for_good(128 + number)
+                    end_process(128 + number)
                 _say(f"{name}: saving a checkpoint and stopping (again: leave at once)")
                 first = time.monotonic()
                 self.request(name)
@@ -109,7 +108,7 @@ class StopSignals(Stop):
         if self.ended.wait(self.patience):
             return
         if is_distributed():
-            limit = threading.Timer(LAST_RESORT_SECONDS, end_for_good, (128 + number,))
+            limit = threading.Timer(LAST_RESORT_SECONDS, end_process, (128 + number,))
             limit.daemon = True
             limit.start()
         try:
@@ -119,8 +118,7 @@ class StopSignals(Stop):
             _say(f"{name}: {type(error).__name__}: {error}")
         finally:
             if not self.ended.is_set():
-                sys.stderr.flush()
-                end_for_good(128 + number)
+                end_process(128 + number)
 
 
 def _leave_it_to_the_thread(number: int, frame: object) -> None:

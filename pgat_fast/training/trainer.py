@@ -22,6 +22,8 @@ from pgat_fast.config import Config, dump_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.data.windows import Batch, batch_indices, example
 from pgat_fast.device import resolve_device
+from pgat_fast.distributed import environment
+from pgat_fast.distributed.process_group import SingleProcess, device_of_rank, process_group
 from pgat_fast.errors import (
     BackendError,
     CheckpointError,
@@ -36,7 +38,7 @@ from pgat_fast.errors import (
 )
 from pgat_fast.evaluation.evaluate import mean_loss_of_split
 from pgat_fast.files import write_atomically
-from pgat_fast.model import build_model, kept_in_words, kernels_in_words, parts_of, resolve_backend
+from pgat_fast.model import build_model, kept_in_words, kernels_in_words, resolve_backend
 from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds
 from pgat_fast.model.compile_cache import CompileCache, compile_cache
 from pgat_fast.model.fast.pgat import FastPGAT
@@ -44,13 +46,13 @@ from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
-from pgat_fast.ranks import over
 from pgat_fast.training.about import compiled_regions, describe_run
 from pgat_fast.training.checkpoint import (
     Checkpoint,
     fit_weights,
     load_weights,
     prune,
+    read_checkpoint,
     save_checkpoint,
     sweep,
     verify_checkpoint,
@@ -58,7 +60,7 @@ from pgat_fast.training.checkpoint import (
 from pgat_fast.training.compile_check import check_compiled_step
 from pgat_fast.training.estimate import MANY, expected_compile_seconds, measure_batch_seconds, program_key
 from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
-from pgat_fast.training.generators import generator_states, restore_generators, seed_everything, seed_step
+from pgat_fast.training.generators import generator_states, restore_generators, seed_everything
 from pgat_fast.training.results import Results, finish_run
 from pgat_fast.training.resume import (
     check_same_data,
@@ -83,12 +85,8 @@ from pgat_fast.training.schedule import learning_rate
 from pgat_fast.training.state import Ending, Epoch, Progress, end_of_training, most_steps
 from pgat_fast.training.step import SMALLEST_SCALE, OptimizerStep, make_optimizer
 from pgat_fast.training.stop import PATIENCE, PATIENCE_OF_OTHERS, Stop
-from pgat_fast.world import World, device_of_rank, world_of_process
 
 logger = logging.getLogger(__name__)
-
-SHARDED = "each rank has a part of the weights only; older checkpoints are whole"
-"""Why a rank cannot save alone with `run.strategy=fsdp`."""
 
 
 def train(
@@ -101,7 +99,7 @@ def train(
     `adjacency.csv`, `intervals.json` and `plots/`. The test metrics are those of the weights with the best validation
     loss. However the run ends, the newest checkpoint is where it can be resumed.
 
-    Of several ranks (`pgat_fast.world`) the main one writes all of that; the others return no results.
+    Of several ranks (`pgat_fast.distributed`) the first one writes all of that; the others return no results.
 
     Args:
         config: the whole configuration.
@@ -116,41 +114,61 @@ def train(
         TrainingError: a loss or gradient became NaN or infinite; the weights are those before that step.
         OutOfMemoryError, MemoryLimitError: what the names say; a checkpoint has been written.
         StopRequested: somebody asked the run to stop; a checkpoint has been written.
-        RankError: another rank has ended, or does not answer; the main one has written a checkpoint.
-
-    With `run.strategy=fsdp` a rank that is alone with its error cannot write a checkpoint: older ones count.
+        RankError: another rank has ended, or does not answer; the first one has written a checkpoint.
     """
     stop = stop or Stop()
     device = device_of_rank(resolve_device(config.run.device))
     with ExitStack() as held:
         cache = held.enter_context(compile_cache()) if config.run.compile != "off" else None
-        world = held.enter_context(world_of_process(device, config.run.rank_timeout_seconds, config.run.strategy))
-        found = None
-        if world.job is not None:
-            resume = run_of_job(world.job, config, resume) or resume
-        resume = world.from_main(resume)  # one rank looks, lest another sees other files
-        if resume is not None:
-            folder, name = checkpoint_of(resume)
-            if world.is_main:
-                held.enter_context(locked(folder))
-                for orphan in sweep(folder / CHECKPOINTS):
-                    logger.warning("%s: left by a process that was killed: removed", orphan)
-                found = open_checkpoint(folder, name)
-            name = world.from_main(None if found is None else found[0].name)
-            found = found or open_checkpoint(folder, name)
-        trainer = Trainer(config, found, stop, progress and world.is_main, world, cache)
-        if found is None:
-            made = new_folder(Path(config.run.output), config.run.name) if world.is_main else None
-            folder = world.from_main(made)
-            if world.is_main:
-                held.enter_context(locked(folder))
-        if world.is_main:
-            held.enter_context(log_file(folder))
-        if world.from_main(trainer.is_finished(folder)):
+        group = held.enter_context(process_group(device, config.run.rank_timeout_seconds))
+        restarted = any(group.all_gather(environment.restart_count()))  # every machine counts its own
+        found: tuple[Path, Checkpoint] | None = None
+
+        def open_on_main() -> Path | None:
+            nonlocal found
+            found = _checkpoint_to_resume(config, resume, restarted, held)
+            return None if found is None else found[0]
+
+        path = group.run_on_main(open_on_main)  # one rank looks at the files: another one may see other ones
+        if path is not None and found is None:
+            found = path, read_checkpoint(path)
+        trainer = Trainer(config, found, stop, progress and group.is_main, group, cache)
+        folder = group.run_on_main(lambda: _open_folder(config, path, held))
+        if group.run_on_main(lambda: trainer.is_finished(folder)):
             logger.info("%s is finished: nothing to do (more epochs or steps would be)", folder)
             results: Results = json.loads((folder / "results.json").read_bytes())
             return folder, results
         return folder, trainer.run(folder)
+
+
+def _checkpoint_to_resume(
+    config: Config, resume: Path | None, restarted: bool, held: ExitStack
+) -> tuple[Path, Checkpoint] | None:
+    """Return the checkpoint to resume and its path, and lock its run; None for a new run.
+
+    After a restart by torchrun it is the newest checkpoint of the run that an earlier start of this job has begun.
+    """
+    job = environment.job_id()
+    if restarted and job is not None:
+        resume = run_of_job(job, config, resume) or resume
+    if resume is None:
+        return None
+    folder, name = checkpoint_of(resume)
+    held.enter_context(locked(folder))
+    for orphan in sweep(folder / CHECKPOINTS):
+        logger.warning("%s: left by a process that was killed: removed", orphan)
+    return open_checkpoint(folder, name)
+
+
+def _open_folder(config: Config, checkpoint: Path | None, held: ExitStack) -> Path:
+    """Return the folder of the run of `checkpoint`, or a new, locked one; open its log."""
+    if checkpoint is not None:
+        folder = checkpoint.parent.parent
+    else:
+        folder = new_folder(Path(config.run.output), config.run.name)
+        held.enter_context(locked(folder))
+    held.enter_context(log_file(folder))
+    return folder
 
 
 Due = Literal["end", "save"] | None
@@ -180,12 +198,12 @@ class Trainer:
         found: tuple[Path, Checkpoint] | None,
         stop: Stop,
         progress: bool,
-        world: World | None = None,
+        group: SingleProcess | None = None,
         cache: CompileCache | None = None,
     ) -> None:
         self.cache = cache
         self.device = device_of_rank(resolve_device(config.run.device))
-        self.world = world = world or World()
+        self.group = group = group or SingleProcess()
         self.config, self.settings, self.stop, self.show_progress = config, config.training, stop, progress
         self.found, self.resumed = found, found is not None
         """The checkpoint to go on from, until that is done; whether there is or was one."""
@@ -194,9 +212,9 @@ class Trainer:
         if found is not None:
             mid_epoch = self.place is not None and self.place.cycle > 0
             check_same_run(found[0], found[1].about.get("config", {}), config, mid_epoch)
-        if self.settings.batch_size < world.size:
+        if self.settings.batch_size < group.size:
             raise ConfigError(
-                f"training.batch_size {self.settings.batch_size} is the batch of all {world.size} ranks together: "
+                f"training.batch_size {self.settings.batch_size} is the batch of all {group.size} ranks together: "
                 "raise it, so that each has a window, or start fewer ranks"
             )
         seed_everything(self.settings.seed, deterministic=config.run.deterministic)
@@ -209,16 +227,14 @@ class Trainer:
             writer_class()
         precision = resolve_precision(config.run.precision, self.device)
         self.model = build_model(config)
-        if not world.sharded:  # else it goes there part by part
-            self.model.to(self.device)
+        self.model.to(self.device)
         self.program = program_key(config, self.device)
         regions = self.decide_compile(precision)
         if isinstance(self.model, FastPGAT):
             logger.info("recompute %s: %s", config.run.recompute, kept_in_words(self.model.execution, regions))
         if regions != "none":
             # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
-            parts = parts_of(self.model) if world.sharded else None  # weights are gathered between them
-            compile_in_place(self.model, self.device, regions=regions, graphs=world.size == 1, parts=parts)
+            compile_in_place(self.model, self.device, regions=regions, graphs=group.size == 1)
         self.check_compilation = regions != "none"
         """Whether the next step is compared with an eager one: the first compiled one of this process, and those after
         it until the eager gradients are finite."""
@@ -227,10 +243,10 @@ class Trainer:
         eager one."""
         if self.settings.lr_schedule == "warmup_cosine" and self.settings.warmup_epochs >= self.settings.epochs:
             logger.warning("training.warmup_epochs %d: the run ends before warm-up does", self.settings.warmup_epochs)
-        trained = world.parallel(self.model)
+        trained = group.wrap(self.model)
         self.step = OptimizerStep(
             self.model, make_optimizer(self.model, self.settings), config.model, self.settings, precision, self.device,
-            graphs=regions == "whole" and self.device.type == "cuda" and world.size == 1, world=world, trained=trained,
+            graphs=regions == "whole" and self.device.type == "cuda" and group.size == 1, group=group, trained=trained,
         )  # fmt: skip
         kernels = kernels_in_words(self.model)
         self.about = describe_run(config, self.table, self.splits) | {
@@ -253,21 +269,21 @@ class Trainer:
         """Name of the last checkpoint that was written, and of the best one at that time."""
         self.stage = "start"
         self.over: str | None = None
-        """What this rank has to say of a memory limit that it is over."""
+        """The message of a memory limit that this process has exceeded."""
         self.counted_since, self.windows_counted = time.monotonic(), 0
         """When counting of this rank's windows began, and what was counted; without validations."""
         self.begun = False
         """Whether the run stands where it was to go on from."""
-        self.all_end = False
-        """Whether all ranks have come to the same error, at the same place."""
+        self.all_fail = False
+        """Whether the error that ends the run is raised by all ranks, at the same place."""
 
     def decide_compile(self, precision: Precision) -> Regions:
         """Decide what of training is compiled: as it was before, or as the length of the whole run suggests."""
         settings, asked, backend = self.settings, self.config.run.compile, resolve_backend(self.config.run.backend)
         before = None if self.found is None else compiled_regions(self.found[1].about)
         accumulated, windows = settings.gradient_accumulation_steps, len(self.splits.train)
-        seconds = accumulated * expected_batch_seconds(self.config, self.device) / self.world.size
-        alone_on_cpu = self.device.type == "cpu" and self.world.size == 1  # ranks decide alike, by the settings
+        seconds = accumulated * expected_batch_seconds(self.config, self.device) / self.group.size
+        alone_on_cpu = self.device.type == "cpu" and self.group.size == 1  # ranks decide alike, by the settings
         undecided = asked == "auto" and before is None
         many = most_steps(settings, windows, seconds) >= MANY
         if undecided and many and alone_on_cpu and isinstance(self.model, FastPGAT):
@@ -282,7 +298,7 @@ class Trainer:
             expected_steps=most_steps(settings, windows, seconds),
             seconds_per_step=seconds,
             compile_seconds=expected_compile_seconds(
-                self.cache if self.world.size == 1 else None, self.program, self.device
+                self.cache if self.group.size == 1 else None, self.program, self.device
             ),
             before=before,
         )
@@ -301,9 +317,9 @@ class Trainer:
             self.device,
             seq_len=self.config.model.seq_len,
             interval=run.monitor_interval,
-            metrics_level=run.metrics_level if self.world.is_main else "off",
-            memory_level=run.memory_level if self.world.is_main else "off",
-            tensorboard=run.tensorboard and self.world.is_main,
+            metrics_level=run.metrics_level if self.group.is_main else "off",
+            memory_level=run.memory_level if self.group.is_main else "off",
+            tensorboard=run.tensorboard and self.group.is_main,
             memory_limit_gb=run.memory_limit_gb,
             device_memory_limit_gb=run.device_memory_limit_gb,
         ) as self.monitor:
@@ -334,29 +350,27 @@ class Trainer:
         if self.found is not None:
             path, checkpoint = self.found
             self.restore(path, checkpoint)
-            if self.world.is_main:
-                set_newer_aside(path)
+            self.group.run_on_main(lambda: set_newer_aside(path))
             self.found = None  # as large as weights and optimizer together
         self.begun = True
         self.write_status("running")
-        if self.world.is_main:
-            write_atomically(self.folder / "config.yaml", dump_config(self.config).encode())
-        if self.world.size == 1:
-            self.stop.check()
+        content = dump_config(self.config).encode()
+        self.group.run_on_main(lambda: write_atomically(self.folder / "config.yaml", content))
+        self.group.poll(self.stop.check)
         if self.progress.initial_validation_loss is None:
             self.stage = "validation"
             initial = self.validate()
             logger.info("before training: validation loss %.5f", initial)
             self.progress = replace(self.progress, initial_validation_loss=initial)
+        self.group.seed_step(self.settings.seed, self.progress.step)
         self.take_snapshot()
-        alone = self.world.is_main and not self.world.sharded
-        self.stop.patience = PATIENCE if alone else PATIENCE_OF_OTHERS
-        if not self.world.from_main((self.checkpoints / self.progress.name).exists()):
+        self.stop.patience = PATIENCE if self.group.is_main else PATIENCE_OF_OTHERS
+        if not self.group.run_on_main((self.checkpoints / self.progress.name).exists):
             self.save(required=True)
 
     def fit(self) -> str:
         """Train epoch after epoch; returns why it is over."""
-        goes_on = end_of_training(self.progress, self.settings) is None and self.world.is_main
+        goes_on = end_of_training(self.progress, self.settings) is None and self.group.is_main
         if goes_on and (aside := set_results_aside(self.folder)):
             logger.info("the run goes on: the results of its earlier end are in %s", aside)
         while True:
@@ -416,23 +430,22 @@ class Trainer:
         before, windows = self.snapshot, self.splits.train
 
         def load(indices: Tensor) -> Batch:
-            if self.world.size == 1:  # ranks stop between steps, all at the same
-                self.stop.check()
-            return windows.batch(self.world.share_of(indices))
+            self.group.poll(self.stop.check)
+            return windows.batch(self.group.shard(indices))
 
-        weight = self.world.weight_of(self.settings.batch_size)
+        weight = self.group.loss_weight(self.settings.batch_size)
         batches = [partial(load, indices) for indices in cycle]
         if self.check_compilation:
             losses = self.first_compiled_step(batches, weight)
         else:
             losses = self.step.accumulate(batches, weight)
-        if self.world.size > 1:
-            self.world.wait_for(losses)  # before the lock is taken that the last resort wants
+        self.group.synchronize(losses)  # before the lock is taken that the last resort wants
         with self.applying:
             self.step.apply(losses, len(cycle), (before, cycle))
-            self.read_flags(wait=self.world.size > 1)  # all ranks at the same step
+            self.read_flags(wait=self.group.lockstep)
             self.tick()
             self.progress = replace(self.progress, cycle=self.progress.cycle + 1, step=self.progress.step + 1)
+            self.group.seed_step(self.settings.seed, self.progress.step)
             self.take_snapshot()
         state = self.monitor.step(
             self.progress.epoch + 1,
@@ -445,11 +458,9 @@ class Trainer:
                 "gradient_norm": self.step.norm.item(),
             },
         )
-        if state.over and self.world.size == 1:
-            raise MemoryLimitError(state.message)
         self.over = state.message if state.over else None
-        self.windows_counted += sum(len(self.world.share_of(indices)) for indices in cycle)
-        if self.world.size > 1 and self.progress.step % self.config.run.monitor_interval == 0:
+        self.windows_counted += sum(len(self.group.shard(indices)) for indices in cycle)
+        if self.progress.step % self.config.run.monitor_interval == 0:
             self.record_ranks()
 
     def first_compiled_step(self, batches: Sequence[Callable[[], Batch]], weight: float) -> Tensor:
@@ -472,7 +483,7 @@ class Trainer:
             logger.warning("%s; the run goes on without compilation", check.text())
             self.about |= {"compiled": False, "compiled_regions": "none"}
         else:
-            self.all_end = True  # the gradients are those of all
+            self.all_fail = True  # gradients are the same on all ranks
             raise BackendError(
                 f"{check.text()}. Set run.compile=off, or auto, which goes on without compilation; another version of "
                 "torch may compile it right (`pgat-fast info` shows this one)"
@@ -480,60 +491,43 @@ class Trainer:
         return check.losses
 
     def before_step(self) -> bool:
-        """Whether a limit ends training before the next step. Saves what is due by time. The same in all ranks.
-
-        Raises, in all of them, what any has to be stopped for. Each tells of it before a step and hears of it before
-        the next one: nobody waits for a message.
-        """
-        if self.world.size == 1:
-            due = self.due()
-        else:
-            self.world.reached(self.progress.step)
-            # What dropout draws depends on the rank and the step alone, not on where a run was stopped.
-            seed_step(self.settings.seed, self.world.rank, self.progress.step)
-            self.take_snapshot()
-            said = self.obey(self.world.heard())
-            due = "end" if end_of_training(self.progress, self.settings) is not None else said
+        """Return, alike on all ranks, whether a limit ends training before the next step; save what is due by time."""
+        due = self.agree(self.due())
         if due == "save":
             self.save()
-        elif due == "end":
-            return True
-        if self.world.size > 1:
-            self.tell_others()
-        return False
+        return due == "end"
 
     def due(self) -> Due:
-        """By the limits of training, and the minutes between checkpoints."""
+        """Return what the limits of training, and the minutes between checkpoints, ask for now."""
         if self.limit_reached():
             return "end"
         minutes = self.config.run.checkpoint_minutes
         return "save" if minutes is not None and time.monotonic() - self.last_save >= 60 * minutes else None
 
-    def tell_others(self) -> None:
-        """What this rank has to be stopped for; the main one also what is due by its clock."""
-        reasons = (("stop", self.stop.requested), ("over", self.over))
-        reason = next((f"{kind} {text}" for kind, text in reasons if text), None)
-        self.world.tell(reason or (self.due() if self.world.is_main else None))
-
-    def obey(self, said: list[str]) -> Due:
-        """Raise what any rank has to be stopped for; else return what the main one says is due."""
-        words = {kind: text for kind, _, text in (word.partition(" ") for word in reversed(said))}
-        self.all_end = "stop" in words or "over" in words
-        if "stop" in words:
-            self.stop.request(words["stop"])
-            raise StopRequested(words["stop"])
-        if "over" in words:
-            raise MemoryLimitError(words["over"])
-        return cast(Due, next(iter(words), None))
+    def agree(self, due: Due = None) -> Due:
+        """Raise, on all ranks, the reason for which any of them has to stop; else return `due` of the first rank."""
+        requests: dict[str, str | None] = {"stop": self.stop.requested, "memory": self.over}
+        requests["due"] = due if self.group.is_main else None
+        first = next(((kind, text) for kind, text in requests.items() if text), None)
+        agreed: dict[str, str] = dict(reversed(self.group.all_gather_requests(first)))
+        self.all_fail = "stop" in agreed or "memory" in agreed
+        if "stop" in agreed:
+            self.stop.request(agreed["stop"])
+            raise StopRequested(agreed["stop"])
+        if "memory" in agreed:
+            raise MemoryLimitError(agreed["memory"])
+        return cast(Due, agreed.get("due"))
 
     def record_ranks(self) -> None:
-        """Write down what every rank holds and does, and their sum."""
+        """Record memory and speed of every rank, and their sum."""
+        if self.group.size == 1:
+            return
         now = time.monotonic()
         rate = self.windows_counted / (now - self.counted_since)
         self.counted_since, self.windows_counted = now, 0
         keys = ("process_gib", "device_allocated_gib", "windows_per_second")
         reading = self.monitor.reading() | {"windows_per_second": rate}
-        ranks = self.world.gather({key: reading.get(key) for key in keys})
+        ranks = self.group.all_gather({key: reading.get(key) for key in keys})
         total = {key: sum(one[key] or 0.0 for one in ranks) for key in keys}
         self.record("ranks", ranks=ranks, total=total)
 
@@ -561,17 +555,17 @@ class Trainer:
         ending = self.ending(why)
         if self.saved != (self.progress.name, ending.best):
             self.save(best=ending.best, required=True)
-        if not self.world.is_main:
-            self.stage, self.snapshot = "evaluation", None
-            self.world.until_main_is_done(self.stop.check)
+        ranks, is_main = self.group.size, self.group.is_main
+        self.group.close()
+        self.group = SingleProcess()  # the first rank evaluates alone; the others are done
+        if not is_main:
+            self.snapshot = None
             return {}
         if ending.best is None:
             raise ConfigError("no step was taken: nothing to evaluate; raise training.max_minutes or max_steps")
         # From here on the model holds other weights than the snapshot: there is nothing left to save.
         self.stage, self.snapshot, self.stop.patience = "evaluation", None, 0.0
         self.stop.check()
-        if self.world.sharded:  # the others compute nothing any more
-            self.model = build_model(self.config).to(self.device)
         load_weights(self.model, self.checkpoints / ending.best)
         self.record("evaluation", memory=True)
         return finish_run(
@@ -585,7 +579,7 @@ class Trainer:
             precision=self.step.precision,
             compiled=self.about["compiled"],
             compile_check=self.compile_check,
-            ranks=self.world.size,
+            ranks=ranks,
             peaks=self.peaks,
             on_batch=self.before_batch,
             show_progress=self.show_progress,
@@ -605,18 +599,11 @@ class Trainer:
 
     def before_batch(self) -> None:
         """Called before every window that is evaluated: whether to stop, whether memory is within its limits."""
-        if self.world.size > 1 and self.stage != "evaluation":
-            self.tell_others()
-            self.obey(self.world.heard())  # what is due, the next step hears again
-            return
-        self.stop.check()
-        if self.world.size > 1 and over() is not None:
-            raise RankError("another rank has ended the run")
-        if self.saved is None and not self.resumed:
-            return  # a run that has no checkpoint yet is not stopped for its memory: the first step will tell
-        state = self.monitor.limit_state()
-        if state.over:
-            raise MemoryLimitError(state.message)
+        self.group.poll(self.stop.check)
+        if self.saved is not None or self.resumed:  # a run without a checkpoint is not stopped for its memory
+            state = self.monitor.limit_state()
+            self.over = state.message if state.over else None
+        self.agree()
 
     def validate(self) -> float:
         """The validation loss, a mean over windows."""
@@ -625,10 +612,10 @@ class Trainer:
             self.splits.validation,
             self.config.model.mdn_multivariate_mode,
             on_batch=self.before_batch,
-            world=self.world,
+            group=self.group,
         )
         if not math.isfinite(loss):
-            self.all_end = True  # it is the loss of all
+            self.all_fail = True  # the loss is the same on all ranks
             raise TrainingError(f"the validation loss is {loss}: lower training.learning_rate")
         return loss
 
@@ -694,8 +681,8 @@ class Trainer:
         """Write down where the value that is not finite came from; stop, unless such steps are to be left out."""
         place = before.progress
         where = f"epoch {place.epoch + 1}, step {place.cycle + 1}"
-        own = [self.world.share_of(indices) for indices in cycle]
-        report = find_nonfinite(self.step, self.splits.train, own, self.table.dates, before.generators)
+        local = [self.group.shard(indices) for indices in cycle]
+        report = find_nonfinite(self.step, self.splits.train, local, self.table.dates, before.generators)
         report = {"epoch": place.epoch + 1, "step": place.step + 1} | report
         path = write_report(self.folder, self.report_name("nonfinite", place.step + 1), report)
         left_out = int(before.totals[2].item()) + sum(epoch.skipped_steps for epoch in place.epochs)
@@ -707,7 +694,7 @@ class Trainer:
             return
         if self.step.sticky:  # else later steps may have been applied, on a GPU
             self.snapshot = before
-        self.all_end = True  # the gradient is that of all
+        self.all_fail = True  # the gradient is the same on all ranks
         raise TrainingError(
             f"{message}; the weights are as before this step. Lower training.learning_rate or "
             "training.clip_grad_norm, or check the data with `pgat-fast data check`"
@@ -735,22 +722,20 @@ class Trainer:
         self.read_flags(wait=True)
         with self.applying:
             assert self.snapshot is not None
-            made = self.checkpoint(self.snapshot, best) if self.world.makes_checkpoints else None
-            own = self.write(made, best, required) if made is not None and self.world.is_main else False
-            written = self.world.from_main(own)
+            snapshot = self.snapshot
+            written = self.group.run_on_main(lambda: self.write(snapshot, best, required))
             if written:
                 self.saved = self.snapshot.progress.name, best or self.snapshot.progress.best
         self.last_save = time.monotonic()
         self.monitor.resume_clock()
-        return bool(written)
+        return written
 
-    def write(self, checkpoint: Checkpoint, best: str | None, required: bool) -> bool:
-        """What `save` does in the main rank."""
-        assert self.snapshot is not None
-        started, name = time.monotonic(), self.snapshot.progress.name
+    def write(self, snapshot: Snapshot, best: str | None, required: bool) -> bool:
+        """Write the checkpoint, see `save`, on the first rank."""
+        started, name = time.monotonic(), snapshot.progress.name
         try:
-            save_checkpoint(self.checkpoints, name, checkpoint)
-            prune(self.checkpoints, self.config.run.keep_checkpoints, [self.snapshot.progress.best, name])
+            save_checkpoint(self.checkpoints, name, self.checkpoint(snapshot, best))
+            prune(self.checkpoints, self.config.run.keep_checkpoints, [snapshot.progress.best, name])
         except CheckpointError as error:
             self.record("checkpoint", level="error", name=name, error=str(error))
             if required:
@@ -762,15 +747,15 @@ class Trainer:
         return True
 
     def checkpoint(self, snapshot: Snapshot, best: str | None = None) -> Checkpoint:
-        """Everything that the run needs to go on from `snapshot`. Called by all ranks, where weights are sharded."""
+        """Return everything that the run needs to go on from `snapshot`, on the CPU."""
         progress = snapshot.progress
         return Checkpoint(
-            weights=self.world.whole(self.model.state_dict()),
+            weights=to_cpu(self.model.state_dict()),
             training={
                 "progress": replace(progress, peaks=self.peaks()).to_dict(),
                 "totals": snapshot.totals.tolist(),
                 "generators": snapshot.generators,
-                "optimizer": self.world.whole(self.step.optimizer.state_dict()),
+                "optimizer": to_cpu(self.step.optimizer.state_dict()),
                 "scaler": self.step.scaler.state_dict(),
             },
             about=self.about
@@ -784,16 +769,13 @@ class Trainer:
 
     def restore(self, path: Path, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`. One that was imported holds weights only: training begins with them."""
-        weights = self.world.spread(checkpoint.weights, self.model.state_dict())
-        fit_weights(self.model, path, replace(checkpoint, weights=weights))
+        fit_weights(self.model, path, checkpoint)
         training, progress = checkpoint.training, self.place
         if progress is None:
             logger.info("%s holds weights only: training begins with them, with a fresh optimizer", path)
             return
         try:
-            optimizer = training["optimizer"]
-            state = self.world.spread(optimizer["state"], dict(enumerate(self.model.parameters())))
-            self.step.optimizer.load_state_dict(optimizer | {"state": state})
+            self.step.optimizer.load_state_dict(training["optimizer"])
             if training["scaler"] and self.step.scaler.is_enabled():
                 self.step.scaler.load_state_dict(training["scaler"])
             self.step.totals.reset(training["totals"])
@@ -802,9 +784,11 @@ class Trainer:
             raise unfit_training_state(path, error) from error
         for group in self.step.optimizer.param_groups:
             group["weight_decay"] = self.settings.weight_decay
-        gone = progress.best is not None and bool(verify_checkpoint(self.checkpoints / progress.best))
-        if self.world.from_main(gone):
-            logger.warning("%s: the best checkpoint so far is missing or damaged: the best begins anew", progress.best)
+        best = progress.best
+        if best is not None and self.group.run_on_main(lambda: bool(verify_checkpoint(self.checkpoints / best))):
+            logger.warning(
+                "%s: the best checkpoint so far is missing or damaged: best-checkpoint tracking is reset", best
+            )
             progress = replace(progress, best=None, best_epoch=progress.epoch, best_loss=None)
         self.progress = replace(progress, resumes=progress.resumes + 1)
         logger.info(
@@ -822,39 +806,41 @@ class Trainer:
         """Save what there is, write down what happened, and raise the error that names it."""
         if is_out_of_memory(error) and not isinstance(error, PgatError):
             error = self.out_of_memory(error)
+        if isinstance(error, RankError) and not self.group.is_main:
+            error = self.reason_of_main(error)
         asked = isinstance(error, StopRequested | KeyboardInterrupt)
         state = "stopped" if asked or isinstance(error, MemoryLimitError) else "failed"
         reason = f"{type(error).__name__}: {error}"
         if asked or isinstance(error, OutOfMemoryError):
             reason = str(error) or "interrupted"
         code = exit_codes.of_error(error)
-        if isinstance(error, RankError) and (told := over()) is not None:
-            state, reason, code = "stopped", f"another rank has ended the run ({reason})", told
         self.record("stop" if state == "stopped" else "error", level="error", memory=True, reason=reason)
         if self.snapshot is not None:
             self.save_what_there_is(self.snapshot)
         self.write_status(state, reason=reason, exit_code=code)
-        if self.all_end:  # torchrun ends all as soon as one has ended: not before the main one has saved
+        if self.all_fail:  # torchrun ends all ranks as soon as one has ended: wait until the first one has saved
             with suppress(RankError):
-                self.world.from_main(None)
+                self.group.run_on_main(lambda: None)
         raise error
+
+    def reason_of_main(self, error: RankError) -> RankError:
+        """Return `error`, with the exit code of the first rank where that one has ended the run, by its status file."""
+        status = read_status(self.folder)
+        code = status.get("exit_code")
+        if status.get("state") not in ("stopped", "failed") or not isinstance(code, int):
+            return error
+        return RankError(f"rank 0 has ended the run: {status.get('reason')}", exit_code=code)
 
     def save_what_there_is(self, snapshot: Snapshot) -> None:
         """Write a checkpoint of a run that ends with an error, if that can be done."""
-        if self.world.sharded and not self.all_end:
-            if self.world.is_main:
-                logger.error("no checkpoint was written: %s", SHARDED)
-            return
-        if not self.world.makes_checkpoints:
+        if not self.group.is_main:
             return
         try:
             self.step.optimizer.zero_grad()
             release_caches()
             with self.applying:
-                checkpoint = self.checkpoint(snapshot)
-                if self.world.is_main:
-                    save_checkpoint(self.checkpoints, snapshot.progress.name, checkpoint)
-                    logger.info("saved %s: go on with --resume %s", snapshot.progress.name, self.folder)
+                save_checkpoint(self.checkpoints, snapshot.progress.name, self.checkpoint(snapshot))
+            logger.info("saved %s: go on with --resume %s", snapshot.progress.name, self.folder)
         except Exception as failure:
             logger.error("no checkpoint could be written: %s; older ones are whole", failure)
 
@@ -870,8 +856,8 @@ class Trainer:
         return OutOfMemoryError(f"out of memory in {where}: {text}; report in {path}. {self.what_to_lower()}")
 
     def report_name(self, what: str, step: int) -> str:
-        """Of several ranks each has one of its own."""
-        return f"{what}-step-{step:08d}{f'-rank-{self.world.rank}' if self.world.size > 1 else ''}.json"
+        """Return the name of a report on `what`; every rank writes its own."""
+        return f"{what}-step-{step:08d}{self.group.suffix}.json"
 
     def what_to_lower(self) -> str:
         """For less memory."""
@@ -891,12 +877,10 @@ class Trainer:
     def last_resort(self, reason: str) -> None:
         """Called by the thread that watches signals, when this one is too deep in a computation to answer in time."""
         note = "nothing was to be saved"
-        if not self.world.is_main:
+        if not self.group.is_main:
             return
         if not self.applying.acquire(timeout=8.0):
             note = "no checkpoint was written: the one under way may not end; older ones are whole"
-        elif self.world.sharded:
-            note = f"no checkpoint was written: {SHARDED}"
         elif self.snapshot is not None:
             # The lock is never released: this process is about to end.
             name = self.snapshot.progress.name
@@ -930,15 +914,26 @@ class Trainer:
         self.monitor.record(stage, epoch=self.epoch, step=step, batch_shape=self.batch_shape, **values)
 
     def write_status(self, state: str, **more: Any) -> None:
-        if not self.world.is_main:
+        if not self.group.is_main:
             return
         # Before the run has begun, another start of the job must not take it for its own, if none has.
-        job = self.world.job if self.begun else read_status(self.folder).get("job")
+        job = environment.job_id() if self.begun else read_status(self.folder).get("job")
         place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step, "job": job}
         try:
             write_status(self.folder, state, **place, **more)
         except OSError as error:
             logger.error("%s/status.json cannot be written: %s", self.folder, error)
+
+
+def to_cpu(tree: Any) -> Any:
+    """Return a copy of nested dicts and lists with every tensor on the CPU; tensors that are there are not copied."""
+    if isinstance(tree, Tensor):
+        return tree.detach().cpu()
+    if isinstance(tree, dict):
+        return {key: to_cpu(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(map(to_cpu, tree))
+    return tree
 
 
 def chunk(items: list[Tensor], size: int) -> list[list[Tensor]]:

@@ -4,6 +4,7 @@ import pytest
 
 from bench import ranks
 from bench.ranks import all_reduce_seconds, communication, efficiencies, fit, loss_begins
+from pgat_fast.distributed.process_group import SingleProcess
 
 
 def test_a_ring_moves_nearly_twice_the_bytes_and_one_has_nobody_to_tell() -> None:
@@ -12,25 +13,23 @@ def test_a_ring_moves_nearly_twice_the_bytes_and_one_has_nobody_to_tell() -> Non
     assert all_reduce_seconds(4, 100.0, 1.0, 10.0) == 6 + 15.0
 
 
-def test_sharded_weights_take_half_as_much_again_and_a_message_more_for_every_part() -> None:
-    assert communication("fsdp", 4, 1e6, 5, 0.0, 1e6) == pytest.approx(1.5 * communication("ddp", 4, 1e6, 5, 0.0, 1e6))
+def test_communication_is_that_of_the_gradients_and_of_one_loss() -> None:
     loss = 2 * 2
-    assert communication("fsdp", 4, 0.0, 5, 1.0, 1.0) - loss == pytest.approx(5 * 3 * 3)
-    assert communication("ddp", 4, 0.0, 5, 1.0, 1.0) - loss == pytest.approx(2 * 3)
-    assert communication("ddp", 1, 1e6, 5, 1.0, 1.0) == communication("fsdp", 1, 1e6, 5, 1.0, 1.0) == 0
+    assert communication(4, 0.0, 1.0, 1.0) - loss == pytest.approx(2 * 3)
+    assert communication(4, 1e6, 0.0, 1e6) == all_reduce_seconds(4, 1e6, 0.0, 1e6)
+    assert communication(1, 1e6, 1.0, 1.0) == 0
 
 
 def test_efficiency_falls_with_devices_and_more_where_the_batch_is_divided() -> None:
     steps = {16: 0.16, 8: 0.09, 4: 0.05, 2: 0.03, 1: 0.02}
-    rows = efficiencies(steps, 30_000_000, 8)
-    assert [rows[0][kind] for kind in ranks.KINDS] == [1, 1, 1]
-    weak = [row["ddp_weak"] for row in rows]
+    rows = efficiencies(steps, 30_000_000)
+    assert [rows[0][kind] for kind in ranks.KINDS] == [1, 1]
+    weak = [row["weak"] for row in rows]
     assert weak == sorted(weak, reverse=True)
-    assert rows[4]["ddp_seconds"] > 8 * rows[3]["ddp_seconds"], "beyond a node the slower link counts"
-    assert all(row["ddp_strong"] < row["ddp_weak"] for row in rows[1:] if row["ddp_strong"] is not None)
-    assert all(row["fsdp_weak"] < row["ddp_weak"] for row in rows[1:])
-    assert loss_begins(rows, "ddp_strong") == 2
-    assert loss_begins(rows, "ddp_weak") is None
+    assert rows[4]["seconds"] > 8 * rows[3]["seconds"], "beyond a node the slower link counts"
+    assert all(row["strong"] < row["weak"] for row in rows[1:] if row["strong"] is not None)
+    assert loss_begins(rows, "strong") == 2
+    assert loss_begins(rows, "weak") is None
 
 
 def test_the_fit_finds_what_it_was_made_of() -> None:
@@ -40,17 +39,16 @@ def test_the_fit_finds_what_it_was_made_of() -> None:
     assert bandwidth == pytest.approx(2e9)
 
 
-def add_up_and_take_steps(count: int, strategy: str) -> list[float]:
+def add_up_and_take_steps(group: SingleProcess) -> list[float]:
     """Do both, a few times, in a process: starting it takes longer than either."""
     ranks.STEPS, ranks.REPEATS = 1, 1  # type: ignore[misc]  # this process ends with it
-    return [*ranks.add_up(count), *ranks.take_steps(count, strategy)]
+    return [*ranks.add_up(group), *ranks.take_steps(group)]
 
 
 @pytest.mark.multiprocess
 def test_processes_add_up_and_take_steps() -> None:
-    *added, seconds, size, parts = ranks.measure(2, add_up_and_take_steps, "fsdp")
+    *added, seconds, size = ranks.measure(2, add_up_and_take_steps)
     assert len(added) == len(ranks.SIZES)
     assert all(0 < one < 10 for one in added)
     assert 0 < seconds < 10
     assert size > 4 * 10_000
-    assert 1 < parts < 20

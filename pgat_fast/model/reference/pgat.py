@@ -128,11 +128,6 @@ class PGAT(nn.Module):
             self.head = nn.Linear(width, config.c_out)
         initialize(self)
 
-    def parts(self) -> list[nn.Module]:
-        """What a forward pass calls one after the other, each with parameters that nothing outside of it uses."""
-        parts = [part for child in self.children() if child is not self.graph for part in _items(child)]
-        return [*self.graph.children(), *parts]
-
     def forward(
         self, x_enc: Tensor, x_mark_enc: Tensor, x_dec: Tensor, x_mark_dec: Tensor
     ) -> tuple[Forecast, Diagnostics]:
@@ -168,7 +163,3 @@ class PGAT(nn.Module):
         d = d[:, -self.config.pred_len :]
         forecast = self.head(d, graph) if isinstance(self.head, MixtureDecoder) else self.head(d)
         return forecast, diagnostics | {"adjacency": adjacency}
-
-
-def _items(module: nn.Module) -> list[nn.Module]:
-    return list(module) if isinstance(module, nn.ModuleList) else [module]

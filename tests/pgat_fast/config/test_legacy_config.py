@@ -252,6 +252,21 @@ def test_names_of_related_code_bases_are_known() -> None:
     assert set(arguments.split()) <= IGNORED | OLD_NAMES.keys()
 
 
+@pytest.mark.parametrize("old", [{"strategy": "ddp"}, {"run": {"strategy": "ddp"}}])
+def test_removed_strategy_ddp_still_loads(old: dict[str, Any]) -> None:
+    assert load_config(old) == Config()
+
+
+@pytest.mark.parametrize("old", [{"strategy": "fsdp"}, {"run": {"strategy": "fsdp"}}])
+def test_removed_strategy_fsdp_is_refused_with_its_key_and_the_remedy(old: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"strategy: found 'fsdp', expected ddp: .*; write ddp, or remove the line"):
+        load_config(old)
+
+
+def test_an_override_repairs_a_file_with_the_removed_strategy_fsdp() -> None:
+    assert load_config({"run": {"strategy": "fsdp"}}, ["run.strategy=ddp"]) == Config()
+
+
 def test_old_names_are_no_current_names() -> None:
     settings = {name for section in Config().model_dump().values() for name in section}
     assert not settings & (IGNORED | OLD_NAMES.keys())

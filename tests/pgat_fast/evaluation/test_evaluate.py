@@ -12,7 +12,17 @@ from pgat_fast import build_model, load_config
 from pgat_fast.data.build import build_file
 from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.load import load_splits
-from pgat_fast.evaluation.evaluate import SplitForecast, compare, evaluate_split, last_rows, price_base, true_values
+from pgat_fast.distributed.process_group import SingleProcess
+from pgat_fast.evaluation.evaluate import (
+    EVALUATION_BATCH,
+    SplitForecast,
+    compare,
+    evaluate_split,
+    last_rows,
+    mean_loss_of_split,
+    price_base,
+    true_values,
+)
 from pgat_fast.model.precision import products_in
 
 
@@ -33,6 +43,27 @@ def test_the_loss_does_not_depend_on_the_batch_size(tiny: list[str], mixture: bo
     assert whole.forecast.shape == (6, 2, 4)
     if not mixture:
         assert whole.loss == pytest.approx(float(((whole.forecast - whole.truth) ** 2).mean()), rel=1e-6)
+
+
+def test_ranks_divide_the_windows_and_call_on_batch_equally_often(tiny: list[str]) -> None:
+    config = load_config(None, tiny)
+    windows = load_splits(config.data, config.model, torch.device("cpu"))[1].validation
+    model = build_model(config).eval()
+    losses, calls = [], []
+    for rank in range(3):
+        group = SingleProcess()
+        group.rank, group.size = rank, 3
+        called: list[int] = []
+        losses.append(
+            mean_loss_of_split(
+                model, windows, "independent", group=group, on_batch=lambda called=called: called.append(1)
+            )
+        )
+        calls.append(len(called))
+    batches = -(-len(windows) // EVALUATION_BATCH)
+    assert batches % 3 != 0, "some ranks have a batch less"
+    assert calls == [-(-batches // 3)] * 3
+    assert sum(losses) == pytest.approx(mean_loss_of_split(model, windows, "independent"), rel=1e-9)
 
 
 def test_nothing_depends_on_the_precision_that_a_caller_has_set(tiny: list[str]) -> None:

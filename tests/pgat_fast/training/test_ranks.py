@@ -1,16 +1,12 @@
-"""Several processes train one model: the same numbers for every number of them, one stop for all, none left waiting."""
+"""Several ranks train one model: any number trains the same weights, all stop at one step, none waits in vain."""
 
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -18,354 +14,263 @@ import pytest
 import torch
 
 from pgat_fast import exit_codes, load_config
-from pgat_fast.errors import ConfigError
+from pgat_fast.distributed.environment import EXIT_CODE_FILE
+from pgat_fast.distributed.process_group import SingleProcess
+from pgat_fast.errors import ConfigError, MemoryLimitError, StopRequested
+from pgat_fast.training import trainer
 from pgat_fast.training.run_folder import read_status
-from pgat_fast.world import World
+from pgat_fast.training.stop import Stop
+from pgat_fast.training.trainer import Trainer
+from tests.pgat_fast.distributed.rank_processes import Ranks, nothing
+from tests.pgat_fast.training.exact_train import train_exactly
 from tests.pgat_fast.training.runs import newest
-from tests.pgat_fast.training.watched import Watched
 
-ROOT = Path(__file__).parents[3]
-EXACT = ROOT / "tests" / "pgat_fast" / "training" / "exact_train.py"
-OWN = [
+SETTINGS = [
     "training.max_steps=20", "training.epochs=50", "training.warmup_epochs=0", "training.patience=50",
     "training.batch_size=4", "training.gradient_accumulation_steps=2", "training.learning_rate=1e-5",
     "model.dropout=0", "run.compile=off", "run.rank_timeout_seconds=40",
 ]  # fmt: skip
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
+ENDLESS = [
+    "training.max_steps=null", "training.epochs=100000", "training.patience=100000", "run.checkpoint_epochs=1",
+    "run.log_interval=1",
+]  # fmt: skip
+RESTARTABLE = {
+    "TORCHELASTIC_RUN_ID": "job", "TORCHELASTIC_MAX_RESTARTS": "1", "TORCHELASTIC_RESTART_COUNT": "0",
+}  # fmt: skip
+"""What torchrun sets in ranks that it may restart."""
 
 
-def train(ranks: int, folder: Path, settings: list[str], *more: str) -> str:
-    """By `exact_train.py` under torchrun, as anybody starts several ranks; what they wrote to standard error."""
-    own = [f"run.output={folder.parent}", f"run.name={folder.name}"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(EXACT), "train", "--quiet", *more, "--set", *settings, *own],
-        cwd=ROOT, capture_output=True, text=True, timeout=900, env={**os.environ, **ENVIRONMENT}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
+def started(
+    ranks: int,
+    folder: Path,
+    settings: list[str],
+    *more: str,
+    prepare: Callable[[], None] = nothing,
+    environment: Mapping[str, str] | Sequence[Mapping[str, str]] = MappingProxyType({}),
+) -> Ranks:
+    """Start ranks that train into `folder`."""
+    output = [f"run.output={folder.parent}", f"run.name={folder.name}"]
+    logs = folder.parent.parent / f"logs-{time.monotonic_ns()}"
+    return Ranks(ranks, logs, ["train", *more, "--set", *settings, *output], prepare, environment)
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return newest(folder).weights
+def train(ranks: int, folder: Path, settings: list[str], *more: str) -> list[str]:
+    """Train in float64 and without dropout to the end; return what the ranks have written to standard error."""
+    with started(ranks, folder, settings, *more, prepare=train_exactly) as running:
+        codes = running.exit_codes()
+        logs = [running.text(rank) for rank in range(ranks)]
+    assert codes == [0] * ranks, logs[0][-3000:]
+    return logs
 
 
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    for name, weight in expected.items():
-        assert (found[name] - weight).abs().max() <= 1e-6 * max(1.0, float(weight.abs().max())), name
+def assert_same_weights(folder: Path, expected_folder: Path) -> None:
+    weights = newest(folder).weights
+    for name, expected in newest(expected_folder).weights.items():
+        assert (weights[name] - expected).abs().max() <= 1e-6 * max(1.0, float(expected.abs().max())), name
+
+
+def results(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return content
 
 
 @pytest.fixture(scope="module")
 def settings(tiny_settings: list[str]) -> list[str]:
-    return [*tiny_settings, *OWN]
+    return [*tiny_settings, *SETTINGS]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "run"
 
 
 @pytest.fixture(scope="module")
 def alone(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks") / "alone"
+    folder = tmp_path_factory.mktemp("ranks") / "runs" / "alone"
     train(1, folder, settings)
     return folder
 
 
-def results(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return found
-
-
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.multiprocess)])
-def test_any_number_of_ranks_trains_the_same_weights(
-    ranks: int, settings: list[str], alone: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    train(ranks, folder, settings)
-    assert_close(weights(folder), weights(alone))
-    ours, theirs = results(folder), results(alone)
-    assert ours["validation_losses"] == pytest.approx(theirs["validation_losses"], rel=1e-6)
-    assert ours["train_losses"] == pytest.approx(theirs["train_losses"], rel=1e-6)
-    assert (ours["ranks"], theirs["ranks"]) == (ranks, 1)
+def test_two_ranks_train_the_weights_of_one_process(settings: list[str], alone: Path, folder: Path) -> None:
+    train(2, folder, settings)
+    assert_same_weights(folder, alone)
+    ours, expected = results(folder), results(alone)
+    assert ours["validation_losses"] == pytest.approx(expected["validation_losses"], rel=1e-6)
+    assert ours["train_losses"] == pytest.approx(expected["train_losses"], rel=1e-6)
+    assert (ours["ranks"], expected["ranks"]) == (2, 1)
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}, "one set of files"
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 @pytest.mark.multiprocess
-def test_a_run_goes_on_with_another_number_of_ranks_that_share_less(
-    settings: list[str], alone: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    train(2, folder, [*settings, "training.max_steps=7", "run.strategy=fsdp"])
+def test_another_number_of_ranks_resumes_to_the_same_weights(settings: list[str], alone: Path, folder: Path) -> None:
+    """Three ranks have unequal shards of a batch of four."""
+    train(2, folder, [*settings, "training.max_steps=7"])
     assert read_status(folder)["step"] == 7
     train(3, folder, settings, "--resume")
-    assert_close(weights(folder), weights(alone))
+    assert_same_weights(folder, alone)
 
 
 @pytest.mark.multiprocess
-def test_a_limit_of_time_ends_all_of_them(settings: list[str], tmp_path: Path) -> None:
-    folder, limits = tmp_path / "run", ["training.max_steps=null", "training.epochs=100000", "training.patience=100000"]
-    train(2, folder, [*settings, *limits, "training.max_minutes=0.05", "run.checkpoint_minutes=0.01"])
+def test_a_time_limit_ends_all_ranks_at_one_step(settings: list[str], folder: Path) -> None:
+    limits = [*ENDLESS, "training.max_minutes=0.05", "run.checkpoint_minutes=0.01", "run.checkpoint_epochs=null"]
+    train(2, folder, [*settings, *limits])
     assert results(folder)["training_ended"] == "training.max_minutes 0.05 are over"
     saved = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"checkpoint"' in line]
-    assert len(saved) > 3, "by the minutes, too"
+    assert len(saved) > 2, "by the minutes, too"
 
 
 @pytest.mark.compile
 @pytest.mark.multiprocess
 @pytest.mark.timeout(1200)
-def test_compiled_ranks_train_the_same_weights(settings: list[str], alone: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    said = train(2, folder, [*settings, "run.compile=on", "run.strategy=fsdp"])
+def test_compiled_ranks_train_the_weights_of_an_eager_process(settings: list[str], alone: Path, folder: Path) -> None:
+    logs = train(2, folder, [*settings, "run.compile=on"])
     assert results(folder)["compiled"]
-    assert len(re.findall("compiled graphs: [1-9]", said)) == 2, said
-    assert_close(weights(folder), weights(alone))
+    assert all(re.search("compiled graphs: [1-9]", log) for log in logs), logs
+    assert_same_weights(folder, alone)
 
 
-class Started(Watched):
-    """`pgat-fast train --devices 2`, or another command that starts it, that trains until it is stopped."""
-
-    def __init__(self, folder: Path, settings: list[str], *more: str, begin: list[str] | None = None) -> None:
-        own = [f"run.output={folder.parent}", f"run.name={folder.name}", "training.max_steps=null"]
-        own += ["training.epochs=100000", "training.patience=100000", "run.checkpoint_epochs=1", "run.log_interval=1"]
-        self.folder = folder
-        begin = begin or ["-m", "pgat_fast", "train", "--devices", "2"]
-        super().__init__(
-            [sys.executable, *begin, *more, "--set", *settings, *own], environment={**os.environ, **ENVIRONMENT}
-        )
-
-    def rank(self, number: int) -> psutil.Process:
-        return next(process for process in self.processes() if process.environ().get("RANK") == str(number))
-
-    def processes(self) -> list[psutil.Process]:
-        """Those that it has started and that can be asked."""
-        found = []
-        for process in psutil.Process(self.popen.pid).children(recursive=True):
-            with suppress(psutil.Error):
-                process.environ()
-                found.append(process)
-        return found
-
-    def kill(self) -> None:
-        if self.popen.poll() is None:
-            for process in psutil.Process(self.popen.pid).children(recursive=True):
-                process.kill()
-            self.popen.kill()
-        self.reader.join()
+def assert_stopped(folder: Path, reason: str = "SIGUSR1") -> None:
+    """The newest checkpoint is of the step at which the run has stopped."""
+    status = read_status(folder)
+    assert (status["state"], status["reason"].split()[0]) == ("stopped", reason)
+    assert newest(folder).about["step"] == status["step"]
 
 
-@pytest.fixture
-def started(settings: list[str], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Started]:
-    run = Started(tmp_path / "run", settings, *getattr(request, "param", ()))
-    yield run
-    run.kill()
+def save_slowly() -> None:
+    """Make the first rank take two seconds longer to save when the run ends."""
+    save = Trainer.save_what_there_is
+
+    def slow(self: Trainer, snapshot: trainer.Snapshot) -> None:
+        time.sleep(2 * self.group.is_main)
+        save(self, snapshot)
+
+    Trainer.save_what_there_is = slow  # type: ignore[method-assign]
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("started", [("--set", "run.strategy=fsdp")], indirect=True)
-def test_a_signal_to_one_rank_stops_all_of_them_at_one_step(started: Started) -> None:
-    started.wait_for(r"epoch 2, step 1 of")
-    started.rank(1).send_signal(signal.SIGUSR1)
-    assert started.end() == 128 + signal.SIGUSR1, "".join(started.lines)
-    status = read_status(started.folder)
-    assert (status["state"], status["reason"]) == ("stopped", "SIGUSR1")
-    assert newest(started.folder).about["step"] == status["step"]
+def test_a_signal_to_one_rank_stops_all_after_the_first_has_saved(settings: list[str], folder: Path) -> None:
+    """torchrun ends all ranks as soon as one has ended: that must not be before the checkpoint is written."""
+    with started(2, folder, [*settings, *ENDLESS], prepare=save_slowly) as running:
+        running.wait_for(r"epoch 2, step 1 of")
+        running.send(1, signal.SIGUSR1)
+        running.processes[1].join(120)
+        assert_stopped(folder)
+        assert running.exit_codes() == [128 + signal.SIGUSR1] * 2, running.text(0)
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def train_a_long_step() -> None:
+    """Make the step after the fifth take six seconds, and the first rank save by itself after one."""
+    train_step = Trainer.train_step
+    trainer.PATIENCE = 1.0
 
-SLOW = """
-import sys, time
-from pgat_fast.cli import main
-from pgat_fast.training.trainer import Trainer
-save = Trainer.save_what_there_is
-def slow(self, snapshot):
-    time.sleep(2 * self.world.is_main)
-    save(self, snapshot)
-Trainer.save_what_there_is = slow
-sys.exit(main(sys.argv[1:]))
-"""
+    def long(self: Trainer, cycle: list[torch.Tensor]) -> None:
+        time.sleep(6 * (self.progress.step == 5))
+        train_step(self, cycle)
+
+    Trainer.train_step = long  # type: ignore[method-assign]
 
 
 @pytest.mark.multiprocess
-def test_the_others_wait_until_the_first_rank_has_saved(settings: list[str], tmp_path: Path) -> None:
-    """torchrun ends all of them as soon as one has ended."""
-    program = tmp_path / "slow.py"
-    program.write_text(SLOW)
-    started = Started(tmp_path / "run", settings, begin=[*TORCHRUN, str(program), "train"])
-    try:
-        started.wait_for(r"epoch 2, step 1 of")
-        started.rank(1).send_signal(signal.SIGUSR1)
-        started.end()
-        status = read_status(started.folder)
-        assert (status["state"], status["reason"]) == ("stopped", "SIGUSR1"), "".join(started.lines)
-        assert newest(started.folder).about["step"] == status["step"]
-    finally:
-        started.kill()
+def test_a_stop_in_a_long_step_does_not_restart_the_job(settings: list[str], folder: Path, tmp_path: Path) -> None:
+    """The first rank saves and ends within it; the other one finds it gone, and reads why."""
+    code = tmp_path / "code"
+    environment = {**RESTARTABLE, EXIT_CODE_FILE: str(code)}
+    with started(2, folder, [*settings, *ENDLESS], prepare=train_a_long_step, environment=environment) as running:
+        running.wait_for(r"epoch 2, step 2 of")  # step 5; the next one is long
+        running.send(0, signal.SIGUSR1)
+        assert running.exit_codes() == [0, 0], running.text(1)
+    assert_stopped(folder)
+    assert newest(folder).about["step"] == 5
+    assert code.read_text() == str(128 + signal.SIGUSR1)
 
 
 @pytest.mark.multiprocess
-def test_a_signal_to_the_command_stops_all_of_them(started: Started) -> None:
-    started.wait_for(r"epoch 2, step 1 of")
-    started.popen.send_signal(signal.SIGUSR1)
-    assert started.end() == 128 + signal.SIGUSR1, "".join(started.lines)
-    status = read_status(started.folder)
-    assert (status["state"], status["reason"]) == ("stopped", "SIGUSR1")
-    assert newest(started.folder).about["step"] == status["step"]
-
-
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("started", [("--restarts", "1")], indirect=True)
-def test_a_stop_is_no_reason_to_start_again(started: Started) -> None:
-    started.wait_for(r"epoch 2, step 1 of")
-    started.rank(0).send_signal(signal.SIGUSR1)
-    assert started.end() == 128 + signal.SIGUSR1, "".join(started.lines)
-    assert read_status(started.folder)["state"] == "stopped"
-    assert not any("resumed from" in line for line in started.lines)
-
-
-LONG = """
-import sys, time
-from pgat_fast.cli import main
-from pgat_fast.training import trainer
-trainer.PATIENCE = 1.0
-step = trainer.Trainer.train_step
-def long(self, cycle):
-    time.sleep(6 * (self.progress.step == 5))
-    step(self, cycle)
-trainer.Trainer.train_step = long
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.multiprocess
-def test_a_stop_in_a_long_step_is_no_reason_to_start_again(settings: list[str], tmp_path: Path) -> None:
-    """The first rank saves and leaves from within it; the other one finds it gone."""
-    program = tmp_path / "long.py"
-    program.write_text(LONG)
-    started = Started(tmp_path / "run", settings, begin=[*TORCHRUN, "--max-restarts", "1", str(program), "train"])
-    try:
-        started.wait_for(r"epoch 2, step 2 of")  # step 5; the next one is long
-        started.rank(0).send_signal(signal.SIGUSR1)
-        started.end()
-        assert not any("resumed from" in line for line in started.lines), "".join(started.lines)
-        status = read_status(started.folder)
-        assert (status["state"], status["step"]) == ("stopped", 5), status
-        assert newest(started.folder).about["step"] == 5
-    finally:
-        started.kill()
-
-
-@pytest.mark.multiprocess
-def test_what_one_rank_alone_cannot_do_ends_all_for_good(settings: list[str], tmp_path: Path) -> None:
-    """Only the first makes folders: the other one learns why it is gone."""
+def test_an_error_of_the_first_rank_ends_all_with_its_exit_code(settings: list[str], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    started = Started(tmp_path / "taken" / "run", settings, "--restarts", "3")
-    try:
-        assert started.end() == exit_codes.WRONG_INPUT
-        said = "".join(started.lines)
-        assert said.count("cannot make a folder there") == 1, said
-        assert "another rank has ended the run for good" in said
-    finally:
-        started.kill()
+    with started(2, tmp_path / "taken" / "run", settings) as running:
+        assert running.exit_codes() == [exit_codes.WRONG_INPUT] * 2
+        assert "cannot make a folder there" in running.text(0)
+        assert "rank 0 has failed: see its message" in running.text(1)
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("started", [("--restarts", "1")], indirect=True)
-def test_a_rank_that_dies_ends_the_others_and_they_go_on_from_the_last_checkpoint(started: Started) -> None:
-    started.wait_for(r"epoch 2, step 1 of")
-    began = time.monotonic()
-    started.rank(1).kill()
-    started.wait_for(r"resumed from .*: epoch")
-    assert time.monotonic() - began < 60
-    started.popen.send_signal(signal.SIGTERM)
-    assert started.end() == 128 + signal.SIGTERM
-    assert list(started.folder.parent.iterdir()) == [started.folder], "no second run"
+def test_after_a_restart_of_one_machine_the_ranks_go_on_with_the_run_of_their_job(
+    settings: list[str], folder: Path
+) -> None:
+    """Every machine counts its own restarts. The rank that is lost ends the other one."""
+    with started(2, folder, [*settings, *ENDLESS], environment=RESTARTABLE) as running:
+        running.wait_for(r"epoch 2, step 1 of")
+        running.send(1, signal.SIGKILL)
+        assert running.exit_codes(seconds=60) == [exit_codes.RANK_LOST, -signal.SIGKILL], running.text(0)
+    status = read_status(folder)
+    assert (status["state"], newest(folder).about["step"]) == ("failed", status["step"])
+    (folder.parent / "run-2").mkdir()
+    restarted = [RESTARTABLE, {**RESTARTABLE, "TORCHELASTIC_RESTART_COUNT": "1"}]
+    with started(2, folder, [*settings, f"training.max_steps={status['step'] + 1}"], environment=restarted) as running:
+        assert running.exit_codes() == [0, 0], running.text(0)
+        assert re.search(rf"resumed from .*{folder.name}/checkpoints.*, {status['step']} in all", running.text(0))
 
 
 @pytest.mark.multiprocess
-def test_ranks_of_two_machines_go_on_from_the_last_checkpoint(settings: list[str], tmp_path: Path) -> None:
-    """Each counts its own restarts, and one need not have counted any."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    begin = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1"]
-    begin += ["--rdzv-backend", "c10d", "--rdzv-id", "two", "--rdzv-endpoint", f"localhost:{port}", "-m", "pgat_fast"]
-    sharded = [*settings, "run.strategy=fsdp"]
-    machines = [Started(tmp_path / "run", sharded, begin=[*begin, "train"]) for _ in range(2)]
-    try:
-        main = wait_for_one(machines, r"epoch 2, step 1 of")
-        other = machines[1 - machines.index(main)]
-        other.rank(1).kill()
-        wait_for_one(machines, r"resumed from .*: epoch")
-        other.rank(1).send_signal(signal.SIGUSR1)
-        codes = {machine.end(seconds=30) for machine in machines}
-        assert len(codes) == 1, "0 where one of them would start again"
-        assert read_status(tmp_path / "run")["state"] == "stopped"
-        assert list(tmp_path.iterdir()) == [tmp_path / "run"], "no second run"
-    finally:
-        for machine in machines:
-            machine.kill()
+def test_a_rank_that_hangs_is_named_and_the_run_is_saved(settings: list[str], folder: Path) -> None:
+    with started(2, folder, [*settings, *ENDLESS, "run.rank_timeout_seconds=4"]) as running:
+        running.wait_for(r"epoch 2, step 1 of")
+        psutil.Process(running.processes[1].pid).suspend()
+        running.processes[0].join(60)
+        assert running.processes[0].exitcode == exit_codes.RANK_LOST
+        assert re.search(
+            r"rank 0 of 2 cannot reach all others \(limit 4 s, .*\): rank 1 does not answer", running.text(0)
+        ), running.text(0)
+    status = read_status(folder)
+    assert (status["state"], newest(folder).about["step"]) == ("failed", status["step"])
 
 
-def wait_for_one(machines: list[Started], pattern: str, seconds: float = 240) -> Started:
-    """The one that writes a line that matches."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        for machine in machines:
-            if any(re.search(pattern, line) for line in machine.lines):
-                return machine
-        time.sleep(0.01)
-    raise AssertionError("".join(line for machine in machines for line in machine.lines))
+# --- in one process ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.multiprocess
-def test_a_rank_that_hangs_is_named(settings: list[str], tmp_path: Path) -> None:
-    started = Started(tmp_path / "run", [*settings, "run.rank_timeout_seconds=4"])
-    try:
-        started.wait_for(r"epoch 2, step 1 of")
-        started.rank(1).suspend()
-        started.wait_for(
-            r"rank 0 of 2 waits for others in vain \(limit 4 s.*: rank 1 does not answer, last seen at step \d+"
-        )
-        hung = started.rank(1)
-        hung.resume()
-        assert started.end() != 0
-        assert read_status(started.folder)["state"] == "failed"
-    finally:
-        started.kill()
+class FakeGroup(SingleProcess):
+    """The first of `size` ranks; of the others one requests what `requests` lists, one collective after another."""
+
+    def __init__(self, size: int, requests: list[Any] | None = None) -> None:
+        self.size, self.requests = size, iter(requests or [])
+
+    def all_gather_requests(self, request: Any) -> list[Any]:
+        return [one for one in (request, next(self.requests, None)) if one is not None]
+
+    def poll(self, check: Callable[[], None]) -> None:
+        pass
 
 
-# --- without processes ------------------------------------------------------------------------------------------------
+def trainer_of(tiny: list[str], group: SingleProcess) -> Trainer:
+    return Trainer(load_config(None, tiny), None, Stop(), progress=False, group=group)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
-def test_shares_are_all_windows_once_and_their_means_weigh_what_they_hold(size: int) -> None:
-    indices = torch.arange(100, 107)
-    ranks = [World(rank, size) for rank in range(size)]
-    shares = [rank.share_of(indices) for rank in ranks]
-    assert sorted(torch.cat(shares).tolist()) == indices.tolist()
-    mean = sum(float(share.double().mean()) * rank.weight_of(7) for share, rank in zip(shares, ranks, strict=True))
-    assert mean / size == pytest.approx(103)
-
-
-def test_more_ranks_than_windows_are_refused(tiny: list[str]) -> None:
-    from pgat_fast.training.stop import Stop
-    from pgat_fast.training.trainer import Trainer
-
+def test_more_ranks_than_windows_of_a_batch_are_refused(tiny: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"training\.batch_size 4 is the batch of all 5 ranks together"):
-        Trainer(load_config(None, tiny), None, Stop(), progress=False, world=World(0, 5))
+        trainer_of(tiny, FakeGroup(5))
 
 
-def test_a_stop_is_agreed_within_a_validation(tiny: list[str], tmp_path: Path) -> None:
-    from pgat_fast.errors import StopRequested
-    from pgat_fast.training.stop import Stop
-    from pgat_fast.training.trainer import Trainer
-
-    class Told(World):
-        asked = 0
-
-        def heard(self) -> list[str]:
-            self.asked += 1
-            return ["stop SIGUSR1"] if self.asked == 2 else super().heard()  # the other rank has got a signal
-
-    world = Told(0, 2)
-    trainer = Trainer(load_config(None, tiny), None, Stop(), progress=False, world=world)
+def test_a_stop_of_another_rank_ends_a_validation(tiny: list[str], tmp_path: Path) -> None:
+    group = FakeGroup(2, [None, ("stop", "SIGUSR1")])
+    trainer = trainer_of(tiny, group)
     with pytest.raises(StopRequested, match="SIGUSR1"):
         trainer.run(tmp_path)
-    assert (world.asked, trainer.stage) == (2, "validation")
+    assert trainer.stage == "validation"
+    assert next(group.requests, "none left") == "none left"
+
+
+def test_a_memory_limit_of_another_rank_stops_this_one(tiny: list[str], tmp_path: Path) -> None:
+    trainer = trainer_of(tiny, FakeGroup(2, [("memory", "rank 1 is over its limit")]))
+    with pytest.raises(MemoryLimitError, match="rank 1 is over its limit"):
+        trainer.agree("save")
+
+
+def test_what_is_due_is_decided_by_the_first_rank(tiny: list[str]) -> None:
+    group = FakeGroup(2)
+    trainer = trainer_of(tiny, group)
+    assert trainer.agree("save") == "save"
+    group.rank = 1
+    assert trainer.agree("save") is None
+    group.requests = iter([("due", "end")])
+    assert trainer.agree("save") == "end"

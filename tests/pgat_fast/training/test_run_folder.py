@@ -26,7 +26,6 @@ from pgat_fast.training.run_folder import (
 )
 from pgat_fast.training.stop import Stop
 from pgat_fast.training.trainer import Trainer
-from pgat_fast.world import World
 
 HOLD = """
 import sys, time
@@ -135,8 +134,11 @@ def test_the_run_of_a_job(tmp_path: Path) -> None:
     assert run_of_job("ours too", config, tmp_path / "elsewhere") == tmp_path / "elsewhere"
 
 
-def test_a_start_that_fails_early_leaves_the_run_to_its_job(tiny: list[str], tmp_path: Path) -> None:
-    trainer = Trainer(load_config(None, tiny), None, Stop(), progress=False, world=World(0, 1, "theirs"))
+def test_a_start_that_fails_early_leaves_the_run_to_its_job(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "theirs")
+    trainer = Trainer(load_config(None, tiny), None, Stop(), progress=False)
     trainer.folder = tmp_path
     trainer.write_status("failed")
     assert read_status(tmp_path)["job"] is None, "not ours before we stand where we were to go on"

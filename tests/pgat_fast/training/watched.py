@@ -25,10 +25,10 @@ class Watched:
         assert self.popen.stderr is not None
         self.lines.extend(iter(self.popen.stderr.readline, ""))
 
-    def wait_for(self, pattern: str, seconds: float = 240) -> None:
-        """Until a line matches `pattern`; fails where the process ends, or takes longer."""
+    def wait_for(self, pattern: str, seconds: float = 240, after: int = 0) -> None:
+        """Until a line, the first `after` apart, matches `pattern`; fails where the process ends, or takes longer."""
         until = time.monotonic() + seconds
-        while not any(re.search(pattern, line) for line in self.lines):
+        while not any(re.search(pattern, line) for line in self.lines[after:]):
             assert self.popen.poll() is None, "".join(self.lines)
             assert time.monotonic() < until, "".join(self.lines)
             time.sleep(0.002)

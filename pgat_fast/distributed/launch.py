@@ -1,4 +1,4 @@
-"""`pgat-fast train --devices N`: torchrun for one machine, without another command to learn."""
+"""`pgat-fast train --devices N`: torchrun on one machine, with the exit code of the run."""
 
 import argparse
 import os
@@ -10,21 +10,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pgat_fast.cores import usable_cores
-from pgat_fast.ranks import CODE_FILE
+from pgat_fast.distributed.environment import EXIT_CODE_FILE, is_distributed
+from pgat_fast.errors import ConfigError
 from pgat_fast.training.stop import SIGNALS
 
 SHUTDOWN_SECONDS = 90
-"""That the processes have to save a checkpoint and end, once they are told to."""
+"""Time that the ranks have to save a checkpoint and end after a signal; then torchrun kills them."""
 
 
 def launch(args: argparse.Namespace) -> int:
-    """Start `args.devices` processes that train together; returns the exit code of the first that failed.
+    """Run `pgat-fast train` in `args.devices` ranks; return the exit code of the run.
 
-    Raises ConfigError where there are no such devices, or the configuration is wrong: before a process starts.
+    Raises ConfigError before a rank starts where the devices do not exist or the configuration is wrong.
     """
     from pgat_fast.cli.arguments import config_from
-    from pgat_fast.errors import ConfigError
-    from pgat_fast.ranks import is_distributed
     from pgat_fast.training.run_folder import checkpoint_of
 
     if is_distributed():
@@ -35,14 +34,13 @@ def launch(args: argparse.Namespace) -> int:
         folder, _ = checkpoint_of(Path(args.resume))
         args.config = args.config or str(folder / "config.yaml")
     _check_devices(args.devices, config_from(args).run.device)
-    return run_ranks(worker_arguments(args), args.devices, args.restarts)
+    return run_ranks(rank_arguments(args), args.devices, args.restarts)
 
 
 def _check_devices(count: int, device: str) -> None:
     import torch
 
     from pgat_fast.device import resolve_device
-    from pgat_fast.errors import ConfigError
 
     if ":" in device:
         raise ConfigError(f"--devices {count}: run.device is {device}, one GPU: set it to cuda or auto")
@@ -50,31 +48,39 @@ def _check_devices(count: int, device: str) -> None:
         raise ConfigError(f"--devices {count}: torch sees {torch.cuda.device_count()} GPUs here")
 
 
-def worker_arguments(args: argparse.Namespace) -> list[str]:
-    """Those of `python -m pgat_fast` in every process: what `args` say, without the number of devices."""
-    found = ["train"]
-    found += [] if args.config is None else ["--config", args.config]
-    found += [] if args.resume is None else ["--resume", args.resume]
-    found += ["--quiet"] if args.quiet else []
-    return found + (["--set", *args.overrides] if args.overrides else [])
+def rank_arguments(args: argparse.Namespace) -> list[str]:
+    """Return the arguments of `python -m pgat_fast` in every rank: `args` without the number of devices."""
+    arguments = ["train"]
+    arguments += [] if args.config is None else ["--config", args.config]
+    arguments += [] if args.resume is None else ["--resume", args.resume]
+    arguments += ["--quiet"] if args.quiet else []
+    return arguments + (["--set", *args.overrides] if args.overrides else [])
 
 
 def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
-    """Run `python -m pgat_fast` with `arguments` in `count` processes; the exit code of the first that failed, or 0."""
+    """Run `python -m pgat_fast` with `arguments` in `count` ranks; return the exit code of the run.
+
+    Args:
+        arguments: arguments of the command line.
+        count: number of ranks.
+        restarts: how often torchrun restarts all ranks after one has failed.
+    """
+    # With this, every start of the ranks gets an empty key-value store.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=f"pgat-fast-{uuid.uuid4().hex}", rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, signals_to_handle=",".join(signals()),
-        shutdown_timeout=SHUTDOWN_SECONDS,
+        rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1,
+        signals_to_handle=",".join(forwarded_signals()), shutdown_timeout=SHUTDOWN_SECONDS,
     )  # fmt: skip
     start: Any = elastic_launch(config, sys.executable)
     with TemporaryDirectory() as folder:
         code_file = Path(folder, "code")
-        os.environ[CODE_FILE] = str(code_file)
+        os.environ[EXIT_CODE_FILE] = str(code_file)
         try:
             start("-m", "pgat_fast", *arguments)
         except ChildFailedError as error:
@@ -85,7 +91,10 @@ def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
         return int(code_file.read_text()) if code_file.exists() else 0
 
 
-def signals() -> list[str]:
-    """What is handed on to the processes: what stops a run, but for a SIGHUP that nohup has told us to ignore."""
+def forwarded_signals() -> list[str]:
+    """Return the names of the signals that torchrun forwards to the ranks: those that stop a run.
+
+    A SIGHUP that nohup has set to be ignored is left out; a SIGINT is not.
+    """
     known = [name for name in SIGNALS if hasattr(signal, name)]
     return [name for name in known if name == "SIGINT" or signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
