@@ -214,7 +214,7 @@ def compiled_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool
     """Training takes its model for compiled; the list tells of each compiled call whether it was in training mode."""
     calls: list[bool] = []
 
-    def stand_in(model: nn.Module, device: torch.device, *, regions: str, graphs: bool, parts: object) -> None:
+    def stand_in(model: nn.Module, device: torch.device, *, regions: str, graphs: bool) -> None:
         def call(*args: Any) -> Any:
             calls.append(model.training)
             return model._call_impl(*args)
