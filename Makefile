@@ -45,7 +45,7 @@ test test-all: export OMP_NUM_THREADS = 1
 
 test: $(VENV)/installed
 	$(PYTEST) -m 'not ($(LONG))'
-	TRITON_INTERPRET=1 $(PYTEST) -m 'not ($(LONG))' tests/interpreted
+	TRITON_INTERPRET=1 $(PYTEST) -m 'not ($(LONG))' tests/interpreter
 
 # `make test-all MINUTES=60`: tests that have not begun by then are skipped, and counted as skipped. Of the minutes, this
 # many hundredths are for the command.
@@ -54,14 +54,14 @@ share = $(if $(MINUTES),--begin-within $(shell expr $(MINUTES) \* $(1) / 100))
 # The same numbers in another environment: on processors with narrower vectors, with more than one thread.
 define parity
 	$(1) $(PYTEST) $(2) $(call share,7) -m 'parity and not compile'
-	$(1) TRITON_INTERPRET=1 $(PYTEST) $(2) $(call share,4) -m 'parity and not ($(LONG))' tests/interpreted
+	$(1) TRITON_INTERPRET=1 $(PYTEST) $(2) $(call share,4) -m 'parity and not ($(LONG))' tests/interpreter
 endef
 
 test-all: $(VENV)/installed
 	$(call parity,ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41)
 	$(call parity,ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive)
 	$(PYTEST) $(call share,50) -m '$(LONG)'
-	TRITON_INTERPRET=1 $(PYTEST) $(call share,15) -m '$(LONG)' tests/interpreted
+	TRITON_INTERPRET=1 $(PYTEST) $(call share,15) -m '$(LONG)' tests/interpreter
 
 # The pinned versions of everything but torch and triton, which comes with torch. A build for CUDA takes 6 GB.
 TORCH_VENV = .venv-torch-$(TORCH)

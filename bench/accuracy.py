@@ -28,10 +28,10 @@ from bench.processes import Record, do_task, not_negative, positive, run_task, w
 from bench.variants import Variant, build, configure, parse_precisions
 from pgat_fast import build_model
 from pgat_fast.data.windows import Batch, example
-from pgat_fast.device import resolve_device
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, float32_products_in, products_in, resolve_precision
 from pgat_fast.training.loss import training_loss
+from pgat_fast.utils.device import resolve_device
 
 MODULE: Final = "bench.accuracy"
 

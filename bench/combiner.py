@@ -47,9 +47,9 @@ from bench.measure import (
 from bench.processes import Record, add_arguments, do_task, positive, run_task, take_turns, write
 from bench.variants import Variant, build, compile_module, configure, is_compiled, parse_variants
 from pgat_fast.config.schema import Config
-from pgat_fast.device import resolve_device
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, float32_products_in, products_in, resolve_precision
+from pgat_fast.utils.device import resolve_device
 
 MODULE: Final = "bench.combiner"
 

@@ -37,9 +37,9 @@ from bench.processes import Record, do_task, end, end_first, first_line, run_tas
 from bench.ratios import Ratio, ratio
 from bench.step import MEMORY, TrainedModel, count_step
 from bench.variants import Variant, configure, given, parse_variants
-from pgat_fast.columns_of_text import in_columns
 from pgat_fast.errors import ConfigError
 from pgat_fast.model import backend_reasons
+from pgat_fast.utils.table import in_columns
 
 MODULE: Final = "bench.compare"
 KIND: Final = "comparison"

@@ -8,7 +8,7 @@ import torch
 
 from bench.machine import describe
 from bench.suite import TIMESTEPS
-from pgat_fast.device import resolve_device
+from pgat_fast.utils.device import resolve_device
 
 PARAMETERS: Final = {
     "combiner": ("batched,hierarchical", "combiners of the model"),

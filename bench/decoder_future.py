@@ -14,8 +14,8 @@ from typing import Any
 
 from bench.machine import describe
 from pgat_fast import load_config
-from pgat_fast.files import write_json
 from pgat_fast.training.backtest import backtest, summarize
+from pgat_fast.utils.io import write_json
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from bench.ranks import KINDS
 from bench.scaling import DAYS, TIMESTEPS, summarize
 from bench.time_model import EPOCH_STEPS
 from pgat_fast.errors import DataError
-from pgat_kernels.measured import FILE
+from pgat_kernels.tuning_table import FILE
 
 QUICKSTART: Final = "configs/quickstart.yaml"
 

@@ -137,7 +137,7 @@ def repeatable(case: Case, dtype: torch.dtype, device: torch.device, timesteps: 
 def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) -> Record:
     """Milliseconds of forward and backward pass, torch's products with them, and what the model gives the launches."""
     from pgat_kernels.dispatch import gpu_of
-    from pgat_kernels.triton_kernels.launch import recording
+    from pgat_kernels.triton.launch import recording
 
     leaves = case.leaves(dtype, device, timesteps)
     g = gradient(results(case, leaves, True)[0])
@@ -215,7 +215,7 @@ def compiled_against_eager(device: torch.device, combiner: str, settings: Sequen
     from pgat_fast import load_config
     from pgat_fast.data.windows import example
     from pgat_fast.model.compilation import compile_in_place
-    from pgat_fast.model.fast.pgat import FastPGAT
+    from pgat_fast.model.optimized.pgat import FastPGAT
     from pgat_kernels.conditioning import errors_and_bounds
     from pgat_kernels.dispatch import Kernels
 
@@ -277,7 +277,7 @@ def against_cudnn(device: torch.device, timesteps: int) -> Record:
 
 def against_fused(nodes: int, device: torch.device, timesteps: int) -> Record:
     """torch's `scaled_dot_product_attention` of the same queries, keys and values, without mask and dropout."""
-    from pgat_kernels.graph_attention import graph_attention
+    from pgat_kernels.ops.graph_attention import graph_attention
 
     graphs = timesteps * (13 if nodes == 39 else 1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

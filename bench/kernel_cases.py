@@ -12,14 +12,14 @@ from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pgat_kernels.aspects import aspects
-from pgat_kernels.block_operators import BlockOperator
-from pgat_kernels.blocks import edge_head_operator, feed_forward_operator, projection_operator
-from pgat_kernels.chunks import Masks
-from pgat_kernels.dropout import Dropout
-from pgat_kernels.edge_tokens import edge_tokens_operator
-from pgat_kernels.graph_attention import MOST_WHOLE, graph_attention
-from pgat_kernels.gru import gru_bank
+from pgat_kernels.ops.aspects import aspects
+from pgat_kernels.ops.block_operators import BlockOperator
+from pgat_kernels.ops.blocks import edge_head_operator, feed_forward_operator, projection_operator
+from pgat_kernels.ops.chunked_ops import Masks
+from pgat_kernels.ops.dropout import Dropout
+from pgat_kernels.ops.edge_tokens import edge_tokens_operator
+from pgat_kernels.ops.graph_attention import MOST_WHOLE, graph_attention
+from pgat_kernels.ops.gru import gru_bank
 
 DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TIMESTEPS: Final = 4000
@@ -173,7 +173,7 @@ def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool)
         own = {"bias": bias[0] if bias else None, "threshold": 0.3, "dropout": dropout}
         if kernels:
             return graph_attention(q, k, v, adjacency, **own)
-        from pgat_kernels.graph_attention import plain_forward
+        from pgat_kernels.ops.graph_attention import plain_forward
 
         return plain_forward(q, k, v, adjacency, own["bias"], dropout, 0.3, q.shape[-1] ** -0.5)[0]
 

@@ -34,13 +34,13 @@ from pgat_fast import load_config
 from pgat_fast.config.schema import Config
 from pgat_fast.data.windows import example
 from pgat_fast.errors import PgatError
-from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
 from pgat_fast.plan.trace import MISSING_FORMULAS
-from pgat_kernels.chunks import auto_chunk
-from pgat_kernels.configurations import asked_for, configuration
 from pgat_kernels.dispatch import Kernels
-from pgat_kernels.measured import Case
+from pgat_kernels.launch_configs import asked_for, configuration
+from pgat_kernels.ops.chunked_ops import auto_chunk
+from pgat_kernels.tuning_table import Case
 
 _FORMULAS: Final = {**flop_registry, **{operator: shape_wrapper(f) for operator, f in MISSING_FORMULAS.items()}}
 _AT_ONCE: Final = ("pgat::attention", "pgat::attention_backward")
@@ -100,7 +100,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 def work_of_a_step(config: Config, precision: Precision, batch: int, architecture: str) -> list[Work]:
     """What forward and backward pass of the backend `triton` do, with the configurations for `architecture`."""
-    from pgat_kernels.triton_kernels.launch import recording
+    from pgat_kernels.triton.launch import recording
 
     device = torch.device("cpu")  # of tensors without data; chunks are those of a GPU
     model = build(config, Variant("torch", precision))
@@ -108,7 +108,8 @@ def work_of_a_step(config: Config, precision: Precision, batch: int, architectur
     model.set_execution(replace(model.execution, kernels=Kernels.ON))
     with (
         patch(
-            "pgat_fast.model.fast.part.auto_chunk", lambda rows, size, _: auto_chunk(rows, size, torch.device("cuda"))
+            "pgat_fast.model.optimized.part.auto_chunk",
+            lambda rows, size, _: auto_chunk(rows, size, torch.device("cuda")),
         ),
         without_data(),
         recording(architecture) as launches,

@@ -3,7 +3,7 @@
     python -m bench.kernels_static --out bench/results/kernels_static
     python -m bench.kernels_static --check bench/results/kernels_static.json
 
-Every kernel is compiled in its configuration (`pgat_kernels.configurations`) at production shapes
+Every kernel is compiled in its configuration (`pgat_kernels.launch_configs`) at production shapes
 (`bench.kernel_cases`) for every target. `--out` writes a table (.md) and the figures (.json). `--check` compares with
 such figures: a fault is a kernel that spills, uses a stack or atomics, takes more shared memory than the target has,
 lacks tensor-core instructions where 16-bit products are taken (HGMMA on sm_90), or takes more shared memory than
@@ -55,7 +55,7 @@ def combinations(targets: list[str]) -> list[tuple[str, str, str]]:
 
 def compile_all(chosen: Collection[tuple[str, str, str]]) -> list[Record]:
     """Return a record for every kernel at each of the `combinations` that are `chosen`."""
-    from pgat_kernels.triton_kernels.launch import recording
+    from pgat_kernels.triton.launch import recording
 
     tasks = []
     meta = torch.device("meta")

@@ -12,7 +12,7 @@ from typing import Any, Final
 import psutil
 import torch
 
-from pgat_fast.cores import usable_cores
+from pgat_fast.utils.cores import usable_cores
 
 GIB = 1024**3
 

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from pgat_fast.plan.trace import MISSING_FORMULAS
-from pgat_kernels.chunks import bytes_kept
-from pgat_kernels.products import fast_exact_float32
+from pgat_kernels.matmul_precision import fast_exact_float32
+from pgat_kernels.ops.chunked_ops import bytes_kept
 
 Quartiles = dict[str, float]
 """`quartile_1`, `median`, `quartile_3`."""

@@ -12,7 +12,7 @@ from bench.variants import Variant, build
 from pgat_fast import load_config
 from pgat_fast.config import Config
 from pgat_fast.data.windows import example
-from pgat_fast.device import resolve_device
+from pgat_fast.utils.device import resolve_device
 from pgat_kernels.conditioning import error_bounds, relative_errors, rounding_spread
 
 SETTINGS = (

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pgat_fast.files import write_json
+from pgat_fast.utils.io import write_json
 
 Record = dict[str, Any]
 """What one process found; `error` alone, a line, where it failed."""

@@ -21,8 +21,8 @@ from bench.matrix_peak import matrix_peak
 from bench.processes import Record
 from bench.step import TrainedModel
 from bench.variants import configure, given, parse_variant
-from pgat_fast.columns_of_text import in_columns
-from pgat_fast.files import write_json
+from pgat_fast.utils.io import write_json
+from pgat_fast.utils.table import in_columns
 
 PRODUCTS: Final = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::conv")
 """Operators, by what their names begin with, whose FLOPs are those of products."""

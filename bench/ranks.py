@@ -34,8 +34,8 @@ import numpy as np
 
 from bench.compare import ROOT
 from bench.processes import Record, do_task, run_task, write
-from pgat_fast.columns_of_text import in_columns
-from pgat_fast.cores import usable_cores
+from pgat_fast.utils.cores import usable_cores
+from pgat_fast.utils.table import in_columns
 
 if TYPE_CHECKING:
     from pgat_fast.distributed.process_group import SingleProcess

@@ -18,7 +18,7 @@ from bench.compare import ROOT
 from bench.figures import FIGURES, speed
 from bench.plots import FOLDER, plots
 from pgat_fast.errors import BackendError, DataError
-from pgat_fast.files import write_atomically
+from pgat_fast.utils.io import write_atomically
 
 README: Final = ROOT / "README.md"
 PAGE: Final = ROOT / "docs" / "performance.md"

@@ -25,9 +25,9 @@ from bench.measure import count
 from bench.processes import Record, write
 from bench.suite import TIMESTEPS
 from bench.variants import Variant, configure, given, parse_variants
-from pgat_fast.columns_of_text import in_columns
-from pgat_fast.device import resolve_device
 from pgat_fast.model.precision import Precision, float32_products_in
+from pgat_fast.utils.device import resolve_device
+from pgat_fast.utils.table import in_columns
 from pgat_kernels.dispatch import why_no_kernels
 
 ELEMENTS: Final = {"cpu": 2**26, "cuda": 2**28}

@@ -29,8 +29,8 @@ from bench.kernel_cases import CASES, DTYPES
 from bench.kernels_static import options_of, source_of, target_of
 from bench.machine import describe
 from bench.processes import Record
-from pgat_kernels.measured import Configuration
-from pgat_kernels.triton_kernels.launch import Launch, handed_to
+from pgat_kernels.triton.launch import Launch, handed_to
+from pgat_kernels.tuning_table import Configuration
 
 DISTANCE = 2**24
 """Bytes between two tensors: what is written next to one hits none."""

@@ -63,11 +63,11 @@ from bench.variants import (
 )
 from pgat_fast.config.schema import Config
 from pgat_fast.data.windows import Batch, example
-from pgat_fast.device import resolve_device
 from pgat_fast.distributed.process_group import SingleProcess
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, resolve_precision
-from pgat_fast.training.step import OptimizerStep, make_optimizer
+from pgat_fast.training.optimizer_step import OptimizerStep, make_optimizer
+from pgat_fast.utils.device import resolve_device
 
 MODULE: Final = "bench.step"
 

@@ -11,7 +11,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from pgat_fast.data.columns import COLUMNS, TARGETS
-from pgat_fast.data.loader import WindowDataset, make_loader
+from pgat_fast.data.dataloader import WindowDataset, make_loader
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Windows, batch_indices, prepare
 

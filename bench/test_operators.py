@@ -89,7 +89,7 @@ def test_attention_without_mask(
     benchmark: BenchmarkFixture, by: str, nodes: int, which: str, shape: str, device: torch.device
 ) -> None:
     """The same queries, keys and values, without bias, mask and dropout: what all of them can compute."""
-    from pgat_kernels.graph_attention import graph_attention
+    from pgat_kernels.ops.graph_attention import graph_attention
 
     graphs = TIMESTEPS[shape] * (BODIES if nodes == 39 else 1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

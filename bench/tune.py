@@ -1,9 +1,9 @@
-"""Measures kernels on the GPU that is here, and writes `kernels/pgat_kernels/measured.json`, which they are run by.
+"""Measures kernels on the GPU that is here, and writes `kernels/pgat_kernels/tuning_table.json`, which they are run by.
 
     make tune
     PYTHONPATH=.:kernels python3 -m bench.tune      # where nothing can be installed
 
-Of every configuration in `pgat_kernels.configurations` that production sizes ask for, it tries one number after the
+Of every configuration in `pgat_kernels.launch_configs` that production sizes ask for, it tries one number after the
 other (`VALUES`), from the committed one on, and keeps what makes forward and backward pass faster by 2 % and computes
 the same. What does not fit the GPU, or spills registers, is not taken. Then, from small inputs to large ones, it
 measures from how many rows on kernels beat plain torch, compiled or not: what `backend: auto` goes by. (Both are called
@@ -29,10 +29,10 @@ from torch import Tensor
 from bench.gpu import is_lost, milliseconds
 from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, gradient, results
 from bench.kernel_cases import Case as Operator
-from pgat_kernels.configurations import asked_for, configuration, trial
 from pgat_kernels.dispatch import gpu_of
-from pgat_kernels.measured import FILE, Case, Configuration, Measured, as_json, read
+from pgat_kernels.launch_configs import asked_for, configuration, trial
 from pgat_kernels.torch_features import compile_apart
+from pgat_kernels.tuning_table import FILE, Case, Configuration, Measured, as_json, read
 
 VALUES: Final = {"block": (16, 32, 64, 128), "warps": (2, 4, 8, 16), "columns": (16, 32, 64), "stages": (1, 2, 3)}
 """Of each number of a configuration, in the order in which they are tried."""
@@ -85,7 +85,7 @@ class UnfitError(Exception):
 
 def seconds_of(users: list[Use], device: torch.device, timesteps: int) -> tuple[float, int, list[list[Tensor]]]:
     """Of forward and backward pass of these operators; registers that their kernels spill; and what they compute."""
-    from pgat_kernels.triton_kernels.launch import running
+    from pgat_kernels.triton.launch import running
 
     total, found = 0.0, []
     with running() as ran:

@@ -3,7 +3,7 @@
     reference                 the plain model, eager, in the configuration's precision
     reference:fused           its attention without weights, so that torch takes its fused attention where it has one
     reference:compiled        under `torch.compile`, as it is
-    reference:heap            freed memory kept for reuse, as the fast backend has it on a CPU (`pgat_kernels.heap`)
+    reference:heap            freed memory kept for reuse, as the fast backend has it on a CPU (`pgat_kernels.malloc`)
     reference:kept            nothing computed again in the backward pass: more memory
     torch                     compiled or not, as `run.compile` says for a long run; `run.recompute=on`
     torch:kept                `run.recompute=off`
@@ -29,10 +29,10 @@ from pgat_fast.errors import ConfigError
 from pgat_fast.model import BACKENDS, resolve_backend
 from pgat_fast.model.compilation import compile_in_place, decide_compile, regions_on
 from pgat_fast.model.execution import Execution
-from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
 from pgat_kernels.dispatch import Kernels
-from pgat_kernels.heap import keep_freed_memory
+from pgat_kernels.malloc import keep_freed_memory
 
 Parsed = TypeVar("Parsed")
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pgat_fast.checkpoint_layout import Source, original_shapes, sources
 from pgat_fast.config import Config, ModelConfig, load_config
 from pgat_fast.config.legacy import IGNORED, OLD_NAMES
 from pgat_fast.config.schema import SECTION_OF
@@ -23,7 +24,6 @@ from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Diagnostics, Forecast
 from pgat_fast.model.reference.pgat import PGAT
-from pgat_fast.original_layout import Source, original_shapes, sources
 
 logger = logging.getLogger(__name__)
 

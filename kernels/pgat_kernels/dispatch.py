@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from pgat_kernels.measured import fitting, measured
 from pgat_kernels.torch_features import constant_when_compiled
+from pgat_kernels.tuning_table import fitting, measured
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def wanted(kernels: int, operator: str, x: Tensor, size: int, dtype: torch.dtype
         kernels: one of `Kernels`.
         operator: as in `COVERAGE`.
         x: its rows, [..., columns].
-        size: what its cases in the tables are told apart by, see `pgat_kernels.measured.Case`.
+        size: what its cases in the tables are told apart by, see `pgat_kernels.tuning_table.Case`.
         dtype: of its products; by default that of `x`.
     """
     if kernels != Kernels.MEASURED:

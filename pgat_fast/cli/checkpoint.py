@@ -69,7 +69,7 @@ def _checkpoints_at(path: Path) -> list[Path]:
 def run_export(args: argparse.Namespace) -> int:
     """Write the file and say which checkpoint it is of; returns 0."""
     start_logging(quiet=True)
-    from pgat_fast.training.exchange import export_checkpoint
+    from pgat_fast.training.import_export import export_checkpoint
 
     found = export_checkpoint(Path(args.path), Path(args.out), args.checkpoint)
     print(f"{args.out}: {found} in the original layout")
@@ -79,7 +79,7 @@ def run_export(args: argparse.Namespace) -> int:
 def run_import(args: argparse.Namespace) -> int:
     """Make the run and say what can be done with it; returns 0."""
     start_logging(quiet=False)
-    from pgat_fast.training.exchange import import_checkpoint
+    from pgat_fast.training.import_export import import_checkpoint
 
     config = config_from(args)
     if config.model.compatibility != "original":

@@ -38,7 +38,7 @@ def run_build(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from pgat_fast.data.build import build_file
-    from pgat_fast.data.note import note_path
+    from pgat_fast.data.metadata import note_path
 
     report = build_file(Path(args.out), args.prices, args.targets, args.rows)
     close = f"close before the first row: {report.base_price:.10g}, noted in {note_path(report.path)}\n"

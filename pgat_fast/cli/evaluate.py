@@ -50,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
             return 0
 
         from pgat_fast.evaluation.assess import write_assessment
-        from pgat_fast.files import write_json
         from pgat_fast.forecasting.evaluation import evaluate
         from pgat_fast.forecasting.run import load_run
         from pgat_fast.training.results import test_summary
+        from pgat_fast.utils.io import write_json
 
         loaded = load_run(args.folder, args.checkpoint, overrides=args.overrides)
         assessment = evaluate(loaded, on_batch=stop.check, progress=not args.quiet)

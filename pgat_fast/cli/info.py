@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the information and return 0."""
     import json
 
-    from pgat_fast.info import collect, format_info, format_kernels
+    from pgat_fast.utils.system import collect, format_info, format_kernels
 
     info = collect()
     if args.json:

@@ -55,12 +55,12 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from pgat_fast.errors import ConfigError, DataError
-    from pgat_fast.files import write_atomically
     from pgat_fast.forecasting.ensemble import predict_ensemble
     from pgat_fast.forecasting.predict import predict
     from pgat_fast.forecasting.run import load_run
     from pgat_fast.sweep.jobs import is_sweep, read_jobs
     from pgat_fast.sweep.table import best_members, ensemble_skill
+    from pgat_fast.utils.io import write_atomically
 
     start_logging(quiet=True)
     to_stdout = args.out == "-"

@@ -17,11 +17,11 @@ import pandas as pd
 
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.csv_file import FloatArray
-from pgat_fast.data.note import Note, note_path, write_note
+from pgat_fast.data.ephemeris import sky_table
+from pgat_fast.data.metadata import Note, note_path, write_note
 from pgat_fast.data.prices import PRICES, check_prices, read_prices, sp500_prices
-from pgat_fast.data.sky import sky_table
 from pgat_fast.errors import DataError
-from pgat_fast.files import write_atomically
+from pgat_fast.utils.io import write_atomically
 
 DIGITS = 10
 """Significant digits of a number in the file: 400 times finer than the float32 that the model reads."""

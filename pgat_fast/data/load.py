@@ -8,7 +8,7 @@ import torch
 from pgat_fast.config.schema import DataConfig, ModelConfig
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.csv_file import FloatArray
-from pgat_fast.data.note import Note, read_note, resolve_base_price
+from pgat_fast.data.metadata import Note, read_note, resolve_base_price
 from pgat_fast.data.table import Table, read_table
 from pgat_fast.data.windows import Splits, prepare
 from pgat_fast.errors import ConfigError

@@ -9,10 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pgat_fast.cores import usable_cores
 from pgat_fast.distributed.environment import EXIT_CODE_FILE, is_distributed
 from pgat_fast.errors import ConfigError
 from pgat_fast.training.stop import SIGNALS
+from pgat_fast.utils.cores import usable_cores
 
 SHUTDOWN_SECONDS = 90
 """Time that the ranks have to save a checkpoint and end after a signal; then torchrun kills them."""
@@ -40,7 +40,7 @@ def launch(args: argparse.Namespace) -> int:
 def _check_devices(count: int, device: str) -> None:
     import torch
 
-    from pgat_fast.device import resolve_device
+    from pgat_fast.utils.device import resolve_device
 
     if ":" in device:
         raise ConfigError(f"--devices {count}: run.device is {device}, one GPU: set it to cuda or auto")

@@ -21,7 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from pgat_fast import exit_codes
 from pgat_fast.distributed import environment
 from pgat_fast.errors import BackendError, ConfigError, RankError, first_line
-from pgat_fast.training.generators import seed_step
+from pgat_fast.training.rng import seed_step
 from pgat_kernels.torch_features import skip_buffer_broadcast
 
 logger = logging.getLogger(__name__)

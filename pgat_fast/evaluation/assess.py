@@ -22,7 +22,7 @@ from pgat_fast.evaluation.forecast_table import adjacency_table, forecast_table
 from pgat_fast.evaluation.intervals import Intervals, calibrate, interval_report, price_bounds, scaled_bounds
 from pgat_fast.evaluation.metrics import finite
 from pgat_fast.evaluation.probabilistic import mixture_report
-from pgat_fast.files import write_atomically, write_json
+from pgat_fast.utils.io import write_atomically, write_json
 
 
 @dataclass(frozen=True, eq=False)

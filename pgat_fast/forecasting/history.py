@@ -13,7 +13,7 @@ from pgat_fast.config import DataConfig
 from pgat_fast.data.build import as_written, build_table
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.load import fault_of_kind
-from pgat_fast.data.note import read_note
+from pgat_fast.data.metadata import read_note
 from pgat_fast.data.prices import PRICES, check_prices, read_prices
 from pgat_fast.data.table import Table, read_table
 from pgat_fast.data.trading_days import Days

@@ -10,9 +10,9 @@ import torch
 from pgat_fast.data.build import as_written
 from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.csv_file import FloatArray
+from pgat_fast.data.ephemeris import CELESTIAL, sky_table
 from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.prices import PRICES
-from pgat_fast.data.sky import CELESTIAL, sky_table
 from pgat_fast.data.table import Table
 from pgat_fast.data.trading_days import FEWEST_ROWS, Days, calendar_of, future_trading_days
 from pgat_fast.data.windows import known_ahead, window_ahead

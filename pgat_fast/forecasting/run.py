@@ -13,12 +13,12 @@ from torch import nn
 from pgat_fast.config import Config, ModelConfig, config_to_dict, load_config
 from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.scaling import Scaler
-from pgat_fast.device import resolve_device
 from pgat_fast.errors import BackendError, CheckpointError, ConfigError, DataError
 from pgat_fast.evaluation.intervals import Intervals
 from pgat_fast.model import build_model
 from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, fit_weights, read_checkpoint
 from pgat_fast.training.run_folder import CHECKPOINTS
+from pgat_fast.utils.device import resolve_device
 
 OVERRIDABLE = frozenset(
     {

@@ -73,7 +73,7 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
 
         return PGAT(config.model)
     from pgat_fast.model.execution import Execution
-    from pgat_fast.model.fast.pgat import FastPGAT
+    from pgat_fast.model.optimized.pgat import FastPGAT
     from pgat_kernels.dispatch import Kernels
 
     kernels = Kernels.OFF
@@ -92,9 +92,9 @@ def _has_measured_kernels(device: str) -> bool:
 
     Raises BackendError where the file of measurements is broken.
     """
-    from pgat_fast.device import resolve_device
+    from pgat_fast.utils.device import resolve_device
     from pgat_kernels.dispatch import gpu_of, why_no_kernels
-    from pgat_kernels.measured import measured
+    from pgat_kernels.tuning_table import measured
 
     resolved = resolve_device(device)
     if resolved.type != "cuda":
@@ -119,9 +119,9 @@ def kernels_in_words(model: "nn.Module") -> str:
     """Which operators are computed by kernels: `none`, `all`, or `measured` with what the measurements are known by."""
     import hashlib
 
-    from pgat_fast.model.fast.pgat import FastPGAT
+    from pgat_fast.model.optimized.pgat import FastPGAT
     from pgat_kernels.dispatch import Kernels
-    from pgat_kernels.measured import FILE
+    from pgat_kernels.tuning_table import FILE
 
     if not isinstance(model, FastPGAT) or model.execution.kernels == Kernels.OFF:
         return "none"
@@ -143,7 +143,7 @@ def kept_in_words(execution: "Execution", regions: "Regions") -> str:
 
 
 def _say_of_heads(head: int) -> None:
-    from pgat_kernels.graph_attention import MOST_DEPTH
+    from pgat_kernels.ops.graph_attention import MOST_DEPTH
 
     if head > MOST_DEPTH:
         logger.info(
@@ -153,7 +153,7 @@ def _say_of_heads(head: int) -> None:
 
 def _check_device(device: str) -> None:
     """Raise BackendError where the kernels that were asked for do not run on `device`."""
-    from pgat_fast.device import resolve_device
+    from pgat_fast.utils.device import resolve_device
     from pgat_kernels.dispatch import why_no_kernels
 
     reason = why_no_kernels(resolve_device(device))

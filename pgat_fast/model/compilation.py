@@ -206,14 +206,14 @@ def compile_in_place(
 
 def _compile_operators(model: nn.Module, compiled: bool) -> None:
     """Let the fast model's operators run compiled code, or not; the reference has none."""
-    from pgat_fast.model.fast.pgat import FastPGAT
+    from pgat_fast.model.optimized.pgat import FastPGAT
 
     if isinstance(model, FastPGAT):
         model.set_execution(replace(model.execution, compiled=compiled))
 
 
 def _has_compiled_operators(model: nn.Module) -> bool:
-    from pgat_fast.model.fast.pgat import FastPGAT
+    from pgat_fast.model.optimized.pgat import FastPGAT
 
     return isinstance(model, FastPGAT) and model.execution.compiled
 

@@ -21,7 +21,7 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from pgat_fast.files import write_atomically
+from pgat_fast.utils.io import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 import torch
 
-from pgat_fast.cores import usable_cores
-from pgat_fast.device import resolve_device
 from pgat_fast.distributed.environment import local_world_size
 from pgat_fast.monitoring.memory import free_memory
+from pgat_fast.utils.cores import usable_cores
+from pgat_fast.utils.device import resolve_device
 from pgat_kernels.dispatch import Kernels
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import torch
 
 from pgat_fast.errors import BackendError
-from pgat_kernels.products import fast_exact_float32
+from pgat_kernels.matmul_precision import fast_exact_float32
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from pgat_fast.info import container_memory_limit
+from pgat_fast.utils.system import container_memory_limit
 
 logger = logging.getLogger("pgat_fast.monitoring")
 

@@ -1,6 +1,6 @@
 """What a run will take, without running it: parameters, FLOPs, memory, disk.
 
-`make` puts a plan together out of `figures`, `trace` counts a step on tensors without data, `stand_ins` replaces
+`make` puts a plan together out of `figures`, `trace` counts a step on tensors without data, `fake_ops` replaces
 operators there, `memory` turns the count into the memory of a run, `text` shows a plan.
 """
 

@@ -11,21 +11,21 @@ import psutil
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pgat_fast.checkpoint_layout import original_shapes
 from pgat_fast.config import Config
 from pgat_fast.data.columns import BODIES
 from pgat_fast.data.load import load_splits
 from pgat_fast.data.windows import batch_indices
-from pgat_fast.device import resolve_device
-from pgat_fast.info import container_memory_limit
 from pgat_fast.model import resolve_backend
 from pgat_fast.model.execution import KEEPING_OPERATORS
 from pgat_fast.model.precision import Precision, product_dtype, resolve_precision
 from pgat_fast.model.reference.pgat import PGAT
-from pgat_fast.original_layout import original_shapes
 from pgat_fast.plan.figures import Computation, Disk, Limit, Needed, Parameters, Plan, Work
 from pgat_fast.plan.memory import ADAM_TENSORS, GIB, largest_batch, line_through, process_bytes, tensor_bytes
 from pgat_fast.plan.operators import keep_at_most
 from pgat_fast.plan.trace import Memory, trace_flops, trace_memory
+from pgat_fast.utils.device import resolve_device
+from pgat_fast.utils.system import container_memory_limit
 
 FLOAT32 = 4
 _NEAR = 0.9

@@ -1,7 +1,7 @@
 """What is to know of operators of our own (`torch.library.custom_op`) to count what they hold and compute.
 
 A mode that follows tensors sees such an operator as one call, not what it allocates inside. `trace` runs its Python
-code on tensors without data, of many equal chunks only two (`pgat_kernels.chunks.few_chunks`).
+code on tensors without data, of many equal chunks only two (`pgat_kernels.ops.chunked_ops.few_chunks`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,8 @@ from torch._library.custom_ops import OPDEFS
 
 from pgat_fast.config.schema import Config
 from pgat_fast.model.execution import bytes_to_keep
-from pgat_kernels.chunks import Chunking, RowsOperator, rows_operators
-from pgat_kernels.products import fast_exact_float32
+from pgat_kernels.matmul_precision import fast_exact_float32
+from pgat_kernels.ops.chunked_ops import Chunking, RowsOperator, rows_operators
 
 
 def implementation(function: Any) -> Callable[..., Any] | None:

@@ -22,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from pgat_fast.config.schema import Config
 from pgat_fast.data.windows import Batch, example
 from pgat_fast.model import build_model
-from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.optimized.pgat import FastPGAT
+from pgat_fast.plan.fake_ops import cuda_operators, replace_recurrences
 from pgat_fast.plan.operators import change_of_kept, formulas_of_kept, implementation, keep_at_most, prepare
-from pgat_fast.plan.stand_ins import cuda_operators, replace_recurrences
 from pgat_fast.training.loss import training_loss
-from pgat_kernels.chunks import few_chunks
+from pgat_kernels.ops.chunked_ops import few_chunks
 
 aten = torch.ops.aten
 

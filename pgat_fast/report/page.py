@@ -8,7 +8,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pgat_fast.errors import ConfigError
-from pgat_fast.files import write_atomically
 from pgat_fast.report.figure_style import new_figure, to_svg
 from pgat_fast.report.formatting import (
     flatten,
@@ -21,6 +20,7 @@ from pgat_fast.report.plots import draw_plots
 from pgat_fast.report.run_files import RunFiles, read_run
 from pgat_fast.report.test_section import summarize_test
 from pgat_fast.report.training_section import summarize_training
+from pgat_fast.utils.io import write_atomically
 
 logger = logging.getLogger(__name__)
 

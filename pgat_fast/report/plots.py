@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgat_fast.files import write_atomically
 from pgat_fast.report.coverage import read_coverage
 from pgat_fast.report.figure_style import new_figure, to_png
 from pgat_fast.report.forecast_figures import (
@@ -16,6 +15,7 @@ from pgat_fast.report.forecast_figures import (
 )
 from pgat_fast.report.run_files import RunFiles, read_run
 from pgat_fast.report.training_figures import draw_learning_rate, draw_losses, draw_memory
+from pgat_fast.utils.io import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

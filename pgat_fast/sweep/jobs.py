@@ -15,8 +15,8 @@ from typing import Final
 
 from pgat_fast.config import Config, dump_config, load_config
 from pgat_fast.errors import ConfigError
-from pgat_fast.files import write_atomically
 from pgat_fast.training.run_folder import has_checkpoints, run_folders
+from pgat_fast.utils.io import write_atomically
 
 RUNS: Final = "runs"
 """Where in the folder of a sweep its runs lie."""

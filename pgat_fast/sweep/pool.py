@@ -12,11 +12,11 @@ from typing import Final, NamedTuple
 
 from tqdm import tqdm
 
-from pgat_fast.cores import usable_cores
 from pgat_fast.errors import ConfigError
-from pgat_fast.files import sync_directory
 from pgat_fast.sweep.jobs import Job
 from pgat_fast.training.stop import Stop
+from pgat_fast.utils.cores import usable_cores
+from pgat_fast.utils.io import sync_directory
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import pandas as pd
 
 from pgat_fast.errors import ConfigError
 from pgat_fast.evaluation.metrics import skill
-from pgat_fast.files import write_atomically, write_json
 from pgat_fast.sweep.jobs import Job
 from pgat_fast.training.run_folder import read_status
+from pgat_fast.utils.io import write_atomically, write_json
 
 RESULTS: Final = "results.csv"
 SUMMARY: Final = "summary.json"
@@ -132,7 +132,7 @@ def write_results(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 def as_text(records: Sequence[dict[str, Any]]) -> str:
     """The summary for people, the best point first."""
-    from pgat_fast.columns_of_text import in_columns
+    from pgat_fast.utils.table import in_columns
 
     skills = sorted({name for record in records for name in record["measures"] if name.startswith("skill_")})
     titles = ["against " + name.removeprefix("skill_") for name in skills]

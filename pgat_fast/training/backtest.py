@@ -19,11 +19,11 @@ import torch
 from pgat_fast.config import Config, load_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.errors import ConfigError, DataError
-from pgat_fast.files import write_json
 from pgat_fast.training.checkpoint import list_checkpoints
 from pgat_fast.training.run_folder import CHECKPOINTS, locked, read_status
 from pgat_fast.training.stop import Stop
 from pgat_fast.training.trainer import train
+from pgat_fast.utils.io import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from pgat_fast.errors import CheckpointError
-from pgat_fast.files import is_orphan, sync_directory, temporary_name
 from pgat_fast.training.checkpoint_files import (
     check_space,
     dump_weights,
@@ -31,8 +30,9 @@ from pgat_fast.training.checkpoint_files import (
     write_file,
 )
 from pgat_fast.training.manifest import MANIFEST, NAME, TRAINING, WEIGHTS, decode_manifest, encode_manifest
-from pgat_fast.training.plain import dump_plain, plain_tree
 from pgat_fast.training.run_folder import CHECKPOINTS
+from pgat_fast.training.safe_load import dump_plain, plain_tree
+from pgat_fast.utils.io import is_orphan, sync_directory, temporary_name
 
 logger = logging.getLogger(__name__)
 

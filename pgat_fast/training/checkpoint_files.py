@@ -15,7 +15,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pgat_fast.errors import CheckpointError
-from pgat_fast.files import sync_directory
 from pgat_fast.training.manifest import (
     LARGEST_FILE,
     LARGEST_MANIFEST,
@@ -26,7 +25,8 @@ from pgat_fast.training.manifest import (
     decode_manifest,
     strict_json,
 )
-from pgat_fast.training.plain import load_plain, plain_tree
+from pgat_fast.training.safe_load import load_plain, plain_tree
+from pgat_fast.utils.io import sync_directory
 
 logger = logging.getLogger(__name__)
 

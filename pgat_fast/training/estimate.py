@@ -12,7 +12,7 @@ from torch import Tensor
 from pgat_fast.config import Config
 from pgat_fast.model.compilation import COMPILE_SECONDS, regions_on
 from pgat_fast.model.compile_cache import CompileCache
-from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, products_in
 
 STEP_BY_FORWARD: Final = {"kept": 2.4, "recomputed": 3.0}

@@ -16,15 +16,15 @@ from pgat_fast.config import Config, config_to_dict
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
 from pgat_fast.evaluation.assess import assess, write_assessment
-from pgat_fast.files import write_json
 from pgat_fast.model import kernels_in_words, resolve_backend
 from pgat_fast.model.precision import Precision
-from pgat_fast.training.about import versions
 from pgat_fast.training.checklist import checklist, checklist_text
 from pgat_fast.training.checkpoint import list_checkpoints, verify_checkpoint
 from pgat_fast.training.results_schema import checked
 from pgat_fast.training.run_folder import CHECKPOINTS
+from pgat_fast.training.run_metadata import versions
 from pgat_fast.training.state import Ending, Progress
+from pgat_fast.utils.io import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from pgat_fast.errors import ConfigError
-from pgat_fast.files import write_json
+from pgat_fast.utils.io import write_json
 
 if TYPE_CHECKING:
     from pgat_fast.config import Config

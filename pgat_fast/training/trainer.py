@@ -21,7 +21,6 @@ from pgat_fast import exit_codes
 from pgat_fast.config import Config, dump_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.data.windows import Batch, batch_indices, example
-from pgat_fast.device import resolve_device
 from pgat_fast.distributed import environment
 from pgat_fast.distributed.process_group import SingleProcess, device_of_rank, process_group
 from pgat_fast.errors import (
@@ -37,16 +36,14 @@ from pgat_fast.errors import (
     first_line,
 )
 from pgat_fast.evaluation.evaluate import mean_loss_of_split
-from pgat_fast.files import write_atomically
 from pgat_fast.model import build_model, kept_in_words, kernels_in_words, resolve_backend
 from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds
 from pgat_fast.model.compile_cache import CompileCache, compile_cache
-from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.monitoring.tensorboard import writer_class
-from pgat_fast.training.about import compiled_regions, describe_run
 from pgat_fast.training.checkpoint import (
     Checkpoint,
     fit_weights,
@@ -59,8 +56,8 @@ from pgat_fast.training.checkpoint import (
 )
 from pgat_fast.training.compile_check import check_compiled_step
 from pgat_fast.training.estimate import MANY, expected_compile_seconds, measure_batch_seconds, program_key
-from pgat_fast.training.faults import find_nonfinite, is_out_of_memory, memory_report, write_report
-from pgat_fast.training.generators import generator_states, restore_generators, seed_everything
+from pgat_fast.training.failures import find_nonfinite, is_out_of_memory, memory_report, write_report
+from pgat_fast.training.optimizer_step import SMALLEST_SCALE, OptimizerStep, make_optimizer
 from pgat_fast.training.results import Results, finish_run
 from pgat_fast.training.resume import (
     check_same_data,
@@ -70,6 +67,7 @@ from pgat_fast.training.resume import (
     stored_progress,
     unfit_training_state,
 )
+from pgat_fast.training.rng import generator_states, restore_generators, seed_everything
 from pgat_fast.training.run_folder import (
     CHECKPOINTS,
     checkpoint_of,
@@ -81,10 +79,12 @@ from pgat_fast.training.run_folder import (
     set_results_aside,
     write_status,
 )
+from pgat_fast.training.run_metadata import compiled_regions, describe_run
 from pgat_fast.training.schedule import learning_rate
 from pgat_fast.training.state import Ending, Epoch, Progress, end_of_training, most_steps
-from pgat_fast.training.step import SMALLEST_SCALE, OptimizerStep, make_optimizer
 from pgat_fast.training.stop import PATIENCE, PATIENCE_OF_OTHERS, Stop
+from pgat_fast.utils.device import resolve_device
+from pgat_fast.utils.io import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bench import tune
-from pgat_kernels.configurations import DEFAULT, TABLE, configuration, trial
-from pgat_kernels.measured import Case, Configuration
+from pgat_kernels.launch_configs import DEFAULT, TABLE, configuration, trial
+from pgat_kernels.tuning_table import Case, Configuration
 
 EDGES = Case("edge_attention forward", 2, 512)
 

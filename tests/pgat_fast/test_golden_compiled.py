@@ -11,7 +11,7 @@ import torch
 from pgat_fast import build_model
 from pgat_fast.compat import from_original_layout
 from pgat_fast.model.compilation import compile_in_place
-from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.optimized.pgat import FastPGAT
 from tests import golden
 from tests.pgat_fast.test_golden import as_list
 

@@ -17,8 +17,8 @@ from pgat_fast.plan.make import count_parameters, count_work
 from pgat_fast.plan.text import as_text, in_bytes, in_flops
 from pgat_fast.plan.trace import Flops, Memory, trace_flops, trace_memory
 from pgat_fast.training.checkpoint import Checkpoint, save_checkpoint
-from pgat_fast.training.generators import generator_states
-from pgat_fast.training.step import make_optimizer
+from pgat_fast.training.optimizer_step import make_optimizer
+from pgat_fast.training.rng import generator_states
 
 
 def config_with(tiny: list[str], *changes: str) -> Config:

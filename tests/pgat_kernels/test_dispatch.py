@@ -19,7 +19,7 @@ from pgat_kernels.dispatch import (
     wanted,
     why_no_kernels,
 )
-from pgat_kernels.measured import FILE, Case, Configuration, Measured, as_json, read
+from pgat_kernels.tuning_table import FILE, Case, Configuration, Measured, as_json, read
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -123,7 +123,7 @@ def test_it_is_decided_when_a_graph_is_compiled() -> None:
 
 def test_the_file_of_measurements_is_read_whole_or_named(tmp_path: Path) -> None:
     read(FILE)
-    file = tmp_path / "measured.json"
+    file = tmp_path / "tuning_table.json"
     entry = Measured("a GPU", {HEAD: Configuration(32, 4, 1)}, {HEAD: 100, LOW: None})
     file.write_text(json.dumps({"sm_90": as_json(entry)}))
     assert read(file) == {"sm_90": entry}

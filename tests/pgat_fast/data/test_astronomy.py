@@ -9,7 +9,7 @@ from skyfield.api import load
 from skyfield.nutationlib import fundamental_arguments
 
 from pgat_fast.data.astronomy import FloatArray, ascendant, lahiri_ayanamsa, mean_node, uccha_bala, wrap180
-from pgat_fast.data.sky import nutation
+from pgat_fast.data.ephemeris import nutation
 
 
 def dms(degrees: float, minutes: float, seconds: float) -> float:

@@ -17,8 +17,8 @@ import pytest
 
 from pgat_fast.data.build import DIGITS, BuildReport, as_written, build_file, build_table
 from pgat_fast.data.columns import COLUMNS, TARGETS
+from pgat_fast.data.ephemeris import sky_table
 from pgat_fast.data.prices import sp500_prices
-from pgat_fast.data.sky import sky_table
 from pgat_fast.errors import DataError
 
 PRICES_CSV = """date,open,high,low,close

@@ -9,8 +9,8 @@ import torch
 
 from pgat_fast import load_config
 from pgat_fast.data.columns import COLUMNS
+from pgat_fast.data.dataloader import WindowDataset, make_loader
 from pgat_fast.data.load import load_splits
-from pgat_fast.data.loader import WindowDataset, make_loader
 from pgat_fast.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")

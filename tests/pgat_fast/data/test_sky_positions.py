@@ -15,7 +15,7 @@ from skyfield.nutationlib import iau2000a, iau2000b
 
 from pgat_fast.data.astronomy import FloatArray, mean_obliquity, wrap180
 from pgat_fast.data.columns import PLANETS
-from pgat_fast.data.sky import apparent_positions, greenwich_sidereal_time, nutation
+from pgat_fast.data.ephemeris import apparent_positions, greenwich_sidereal_time, nutation
 
 AU_KM = 149597870.7
 KERNEL_IDS = dict(zip(PLANETS, (10, 301, 499, 199, 5, 299, 6, 7, 8, 9), strict=True))

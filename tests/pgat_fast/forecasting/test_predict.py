@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pgat_fast.data.build import build_file, build_table
 from pgat_fast.data.columns import COLUMNS, TARGETS
-from pgat_fast.data.note import note_path
+from pgat_fast.data.metadata import note_path
 from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.prices import PRICES, sp500_prices
 from pgat_fast.data.table import read_table

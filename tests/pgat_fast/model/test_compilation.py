@@ -26,7 +26,7 @@ from pgat_fast.model.compilation import (
     why_not,
 )
 from pgat_fast.model.precision import float32_products_in, products_in
-from pgat_kernels.dropout import draw_seed, dropout
+from pgat_kernels.ops.dropout import draw_seed, dropout
 
 CPU = torch.device("cpu")
 BREAK_EVEN = COMPILE_SECONDS["cpu"] / (1 - 1 / EXPECTED_SPEEDUP["cpu"])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pgat_fast import Config, build_model
-from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, float32_products_in, products_in
 from pgat_kernels.conditioning import SPREADS, moved_by_rounding, relative_errors
 from tests.pgat_fast.model.variants import config_of, inputs_of, loss_of

@@ -8,9 +8,9 @@ import torch
 
 from pgat_fast import build_model, load_config
 from pgat_fast.model.execution import Execution, bytes_to_keep
-from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_kernels.dispatch import Kernels
-from pgat_kernels.measured import Case, Measured
+from pgat_kernels.tuning_table import Case, Measured
 
 GIB = 2**30
 
@@ -90,11 +90,11 @@ def test_on_a_gpu_auto_takes_the_kernels_that_have_been_measured(
 ) -> None:
     caplog.set_level(logging.INFO)
     cuda = torch.device("cuda", 0)
-    monkeypatch.setattr("pgat_fast.device.resolve_device", lambda device: cuda)
+    monkeypatch.setattr("pgat_fast.utils.device.resolve_device", lambda device: cuda)
     monkeypatch.setattr("pgat_fast.model.backend_reasons", lambda: {"torch": None, "triton": None})
     monkeypatch.setattr("pgat_kernels.dispatch.gpu_of", lambda device: "sm_90")
     monkeypatch.setattr(
-        "pgat_kernels.measured.measured",
+        "pgat_kernels.tuning_table.measured",
         lambda gpu: Measured("a GPU", {}, {Case("aspects", 4, 128): 1}) if known else None,
     )
     model = build_model(load_config(None, ["model.d_model=13", "model.n_heads=1"]), asked)

@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pgat_fast.plan import operators
 from pgat_fast.plan.operators import implementation
 from pgat_fast.plan.trace import LiveBytes, tensors_in
-from pgat_kernels.aspects import aspects, aspects_backward
-from pgat_kernels.attention import attention
-from pgat_kernels.chunks import Backward, Masks, RowsOperator
-from pgat_kernels.combiner_batched import batched_combiner
-from pgat_kernels.gru import gru_bank
+from pgat_kernels.ops.aspects import aspects, aspects_backward
+from pgat_kernels.ops.attention import attention
+from pgat_kernels.ops.chunked_ops import Backward, Masks, RowsOperator
+from pgat_kernels.ops.combiner_batched import batched_combiner
+from pgat_kernels.ops.gru import gru_bank
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_of_rows_it_is_the_bytes_of_one_chunk_and_the_whole_result() -> None:
 @pytest.mark.parametrize("timesteps", [1, 7, *(pytest.param(many, marks=pytest.mark.slow) for many in (5, 20, 22))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_combiner_of_many_rows_holds_what_few_of_them_tell(timesteps: int, dtype: torch.dtype) -> None:
-    from pgat_fast.model.fast.combiner_batched import FastBatchedCombiner
+    from pgat_fast.model.optimized.combiner_batched import FastBatchedCombiner
     from tests.pgat_fast.model.variants import config_of
 
     config = config_of("batched").model

@@ -14,7 +14,7 @@ from pgat_fast.config import Config
 from pgat_fast.data.windows import Batch, example
 from pgat_fast.model.reference.attention import feed_forward
 from pgat_fast.model.reference.pgat import PGAT
-from pgat_fast.plan import stand_ins
+from pgat_fast.plan import fake_ops
 from pgat_fast.plan.trace import (
     MISSING_FORMULAS,
     LiveBytes,
@@ -24,7 +24,7 @@ from pgat_fast.plan.trace import (
     trace_flops,
     trace_memory,
 )
-from pgat_kernels import aspects, chunks
+from pgat_kernels.ops import aspects, chunked_ops
 from tests.combinations import pairwise, pairwise_each_value_first
 from tests.pgat_fast.model import variants
 from tests.pgat_fast.model.variants import FEW
@@ -44,7 +44,7 @@ def config_of(variant: str, **changes: Any) -> Config:
 def real_model(config: Config, stand_ins_too: bool, backend: str = "reference") -> nn.Module:
     model = build_model(config, backend).train()
     if stand_ins_too:
-        stand_ins.replace_recurrences(model)
+        fake_ops.replace_recurrences(model)
     return model
 
 
@@ -186,7 +186,7 @@ def kept_by(operator: Callable[[Tensor], Tensor], device: str) -> int:
     x = torch.randn(10, 100, requires_grad=True)
     live = LiveBytes([x])
     if device == "cuda":
-        with stand_ins.cuda_operators(), live:
+        with fake_ops.cuda_operators(), live:
             y = operator(x)
     else:
         with live:
@@ -207,18 +207,18 @@ def test_in_mixed_precision_softmax_and_layer_norm_give_float32_on_a_gpu() -> No
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = x @ torch.eye(8)
         assert F.softmax(y, dim=-1).dtype == torch.bfloat16
-        with stand_ins.cuda_operators():
+        with fake_ops.cuda_operators():
             assert F.softmax(y, dim=-1).dtype == norm(y).dtype == torch.float32
-    with stand_ins.cuda_operators():
+    with fake_ops.cuda_operators():
         assert F.softmax(y, dim=-1).dtype == torch.bfloat16
 
 
 def test_the_operators_of_the_cpu_come_back_even_after_an_error() -> None:
     def now() -> tuple[object, ...]:
-        return F.dropout, F.softmax, F.layer_norm, chunks.CACHE, aspects._CHUNK_BYTES
+        return F.dropout, F.softmax, F.layer_norm, chunked_ops.CACHE, aspects._CHUNK_BYTES
 
     before = now()
-    with pytest.raises(KeyError), stand_ins.cuda_operators():
+    with pytest.raises(KeyError), fake_ops.cuda_operators():
         raise KeyError
     assert before == now()
 
@@ -246,7 +246,7 @@ def test_on_a_gpu_the_fast_model_takes_larger_chunks() -> None:
 def test_the_stand_in_for_a_gru_keeps_the_bytes_of_the_real_one(batch: int, steps: int) -> None:
     real = nn.GRU(32, 32, batch_first=True)
     kept = []
-    for module in (real, stand_ins.GRU(real)):
+    for module in (real, fake_ops.GRU(real)):
         x = torch.randn(batch, steps, 32, requires_grad=True)
         live = LiveBytes([x, *real.parameters()])
         with live:
@@ -259,7 +259,7 @@ def test_the_stand_in_for_a_gru_keeps_the_bytes_of_the_real_one(batch: int, step
 
 def test_only_a_gru_that_it_can_stand_in_for_is_replaced() -> None:
     with pytest.raises(ValueError, match="not a GRU of one layer"):
-        stand_ins.replace_recurrences(nn.Sequential(nn.GRU(32, 16, batch_first=True)))
+        fake_ops.replace_recurrences(nn.Sequential(nn.GRU(32, 16, batch_first=True)))
 
 
 # --- FLOPs ------------------------------------------------------------------------------------------------------------

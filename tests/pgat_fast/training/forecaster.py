@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast.config import Config
-from pgat_kernels.dropout import draw_seed, dropout
+from pgat_kernels.ops.dropout import draw_seed, dropout
 
 
 class Forecaster(nn.Module):

@@ -14,7 +14,7 @@ from pgat_fast.data.windows import example
 from pgat_fast.model.compilation import COMPILE_SECONDS
 from pgat_fast.model.compile_cache import TIMES, CompileCache
 from pgat_fast.model.execution import Execution
-from pgat_fast.model.fast.pgat import FastPGAT
+from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.training import estimate
 from pgat_fast.training.estimate import (
     STEP_BY_FORWARD,

@@ -19,7 +19,7 @@ from pgat_fast.config import load_config
 from pgat_fast.errors import CheckpointError
 from pgat_fast.model import build_model
 from pgat_fast.training.checkpoint import newest_good, read_checkpoint, save_checkpoint, verify_checkpoint
-from pgat_fast.training.exchange import import_checkpoint
+from pgat_fast.training.import_export import import_checkpoint
 from tests.conftest import TINY
 from tests.pgat_fast.training.checkpoints import checkpoint_of, name_of
 from tests.pgat_fast.training.hostile import (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pgat_fast.config.schema import TrainingConfig
-from pgat_fast.training.generators import generator_states, restore_generators, seed_everything
+from pgat_fast.training.rng import generator_states, restore_generators, seed_everything
 from pgat_fast.training.state import Epoch, Progress, end_of_training, most_steps
 
 

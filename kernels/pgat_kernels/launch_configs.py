@@ -1,0 +1,114 @@
+"""How kernels are compiled: tile, warps, stages by kernel, size, dtype and GPU. Nothing is tuned at run time."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+from pgat_kernels.tuning_table import Case, Configuration, fitting, measured
+
+DEFAULT: Final = "default"
+"""The GPU whose configurations unknown ones take."""
+
+# Chosen by what the offline compiler says of registers (`bench/kernels_static.py`), measured on no GPU: what has been
+# measured is in `tuning_table.json`.
+# Tiles of 64 rows are wanted by the tensor cores of sm_90 and sm_100 alone, and take more registers.
+_WIDE: Final = {gpu: Configuration(block=64, warps=8, stages=1) for gpu in ("sm_90", "sm_100")}
+_WIDE_BLOCKS: Final = {gpu: Configuration(64, 8, 1, columns=32) for gpu in ("sm_90", "sm_100")}
+_WIDE_TOKENS: Final = {"sm_90": Configuration(64, 8, 1, columns=16), "sm_100": Configuration(64, 8, 1, columns=32)}
+_NARROW_BLOCKS: Final = {"gfx942": Configuration(16, 8, 1, columns=32)}
+_AMD: Final = {"gfx942": Configuration(block=32, warps=4, stages=1)}
+TABLE: Final[dict[Case, dict[str, Configuration]]] = {
+    Case("graph_attention forward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    Case("graph_attention forward", 2, 64): {DEFAULT: Configuration(64, 8, 1)},
+    Case("graph_attention forward", 4, 32): {DEFAULT: Configuration(32, 4, 1)},
+    Case("graph_attention forward", 4, 64): {DEFAULT: Configuration(64, 16, 1)},
+    Case("graph_attention backward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    Case("graph_attention backward", 2, 64): {DEFAULT: Configuration(64, 8, 1)},
+    Case("graph_attention backward", 4, 32): {DEFAULT: Configuration(32, 8, 1), "sm_100": Configuration(16, 8, 1)},
+    Case("graph_attention backward", 4, 64): {DEFAULT: Configuration(64, 16, 1), "gfx942": Configuration(64, 8, 1)},
+    Case("edge_attention forward", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    Case("edge_attention forward", 4, 512): {DEFAULT: Configuration(32, 4, 1), "sm_80": Configuration(32, 8, 1)},
+    Case("edge_attention backward queries", 2, 512): {DEFAULT: Configuration(64, 8, 1), **_AMD},
+    Case("edge_attention backward queries", 4, 512): {DEFAULT: Configuration(32, 16, 1), **_AMD},
+    Case("edge_attention backward keys", 2, 512): {DEFAULT: Configuration(64, 8, 1), "gfx942": Configuration(32, 8, 1)},
+    Case("edge_attention backward keys", 4, 512): {
+        DEFAULT: Configuration(32, 16, 1),
+        "sm_100": Configuration(32, 4, 1),
+        **_AMD,
+    },
+    Case("edge_attention backward bias", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    Case("edge_attention backward bias", 4, 512): {DEFAULT: Configuration(32, 4, 1)},
+    Case("feed_forward forward", 2, 256): {DEFAULT: Configuration(32, 8, 1, columns=16), **_WIDE_BLOCKS},
+    Case("feed_forward forward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("feed_forward backward", 2, 256): {
+        DEFAULT: Configuration(32, 8, 1, columns=32),
+        **_WIDE_BLOCKS,
+        **_NARROW_BLOCKS,
+    },
+    Case("feed_forward backward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("edge_tokens forward", 2, 256): {DEFAULT: Configuration(32, 8, 1, columns=32), **_WIDE_TOKENS},
+    Case("edge_tokens forward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("edge_tokens backward", 2, 256): {
+        DEFAULT: Configuration(32, 8, 1, columns=32),
+        **_WIDE_TOKENS,
+        **_NARROW_BLOCKS,
+    },
+    Case("edge_tokens backward", 4, 256): {DEFAULT: Configuration(16, 4, 1, columns=16)},
+    Case("projection forward", 2, 256): {DEFAULT: Configuration(64, 8, 1, columns=32)},
+    Case("projection forward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("projection backward", 2, 256): {DEFAULT: Configuration(64, 8, 1, columns=32)},
+    Case("projection backward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("edge_head forward", 2, 256): {DEFAULT: Configuration(64, 8, 1, columns=32)},
+    Case("edge_head forward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("edge_head backward", 2, 256): {DEFAULT: Configuration(64, 8, 1, columns=32)},
+    Case("edge_head backward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
+    Case("aspects forward", 4, 128): {DEFAULT: Configuration(128, 8, 1, columns=32)},
+    Case("aspects backward", 4, 128): {DEFAULT: Configuration(128, 8, 1, columns=32)},
+    Case("gru forward", 4, 128): {DEFAULT: Configuration(16, 4, 1)},
+    Case("gru backward", 4, 128): {DEFAULT: Configuration(16, 4, 1)},
+}
+
+
+_trials: dict[Case, Configuration] = {}
+_asked: list[Case] | None = None
+
+
+@contextlib.contextmanager
+def trial(case: Case, chosen: Configuration) -> Iterator[None]:
+    """Within it kernels of this case take `chosen`: to measure it. Not to be nested for one case."""
+    _trials[case] = chosen
+    try:
+        yield
+    finally:
+        del _trials[case]
+
+
+@contextlib.contextmanager
+def asked_for() -> Iterator[list[Case]]:
+    """Within it, every case whose configuration is asked for is added to the list."""
+    global _asked
+    before, _asked = _asked, []
+    try:
+        yield _asked
+    finally:
+        _asked = before
+
+
+def configuration(kernel: str, itemsize: int, size: int, gpu: str = DEFAULT) -> Configuration:
+    """That of `kernel` for inputs of `itemsize` bytes a number and this size, on `gpu`, which need not be known.
+
+    What has been measured on `gpu` goes before the table.
+
+    Raises KeyError where no kernel takes such inputs.
+    """
+    case = fitting(TABLE, kernel, itemsize, size)
+    if case is None:
+        raise KeyError(Case(kernel, itemsize, size))
+    if _asked is not None:
+        _asked.append(case)
+    if case in _trials:
+        return _trials[case]
+    own = measured(gpu)
+    if own is not None and case in own.configurations:
+        return own.configurations[case]
+    return TABLE[case].get(gpu, TABLE[case][DEFAULT])

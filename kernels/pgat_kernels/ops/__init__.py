@@ -1,0 +1,1 @@
+"""Operators on tensors: definition, plain-torch twin, autograd, FLOP formula."""

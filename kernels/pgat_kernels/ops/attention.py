@@ -1,0 +1,326 @@
+"""Multi-head attention that never holds all attention weights (rewrite 8).
+
+Queries are taken a block at a time: their scores against all keys, softmax, dropout and the weighted sum of the values
+are done before the next block begins. The backward pass computes projections and a block's weights again, with the same
+dropout mask. What is kept are the tokens. Memory is linear in their number; a block stays in a processor's cache.
+
+On a CPU the forward pass without dropout is torch's own flash attention, one call instead of one a block. With dropout
+it is not: torch's has none on a CPU.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from pgat_kernels.matmul_precision import fast_exact_float32, no_autocast
+from pgat_kernels.ops.chunked_ops import Masks, auto_chunk, how_compiled, starts
+from pgat_kernels.ops.vjp import linear, softmax_dropout
+
+WORTH_COMPILING = 2**22
+"""Scores of all heads below which a compiled block saves less than compiling it costs."""
+
+Blocks = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+def _block(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks
+) -> tuple[Callable[[], Tensor], Callable[[Tensor], Blocks]]:
+    """Queries [G, H, C, d] against keys and values [G, H, T, d], with what is added to their scores, [G, C, T].
+
+    The rows of `masks` are the G H C queries.
+    """
+    groups, heads, queries, depth = q.shape
+    keys = k.shape[2]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q3, k3, v3 = (x.reshape(groups * heads, -1, depth) for x in (q, k, v))
+    scores = torch.bmm(q3, k3.transpose(1, 2)).view(groups, heads, queries, keys)
+    if bias is not None:
+        scores = scores.to(wide) + bias[:, None]
+    rows, softmax_back = softmax_dropout(scores.view(-1, keys), q.dtype, masks, 0)
+    p = rows.view(groups * heads, queries, keys)
+
+    def forward() -> Tensor:
+        return (torch.bmm(p, v3) * masks.scale).view_as(q)
+
+    def backward(g: Tensor) -> Blocks:
+        g3 = g.reshape(groups * heads, queries, depth) * masks.scale
+        g_v = torch.bmm(p.transpose(1, 2), g3)
+        g_p = torch.bmm(g3, v3.transpose(1, 2)).view(-1, keys)
+        g_scores = softmax_back(g_p)
+        g_bias = None if bias is None else g_scores.to(wide).view(groups, heads, queries, keys).sum(dim=1)
+        flat = g_scores.view(groups * heads, queries, keys)
+        g_q, g_k = torch.bmm(flat, k3), torch.bmm(flat.transpose(1, 2), q3)
+        return g_q.view_as(q), g_k.view_as(k).to(wide), g_v.view_as(v).to(wide), g_bias
+
+    return forward, backward
+
+
+def _forward_block(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks) -> Tensor:
+    return _block(q, k, v, bias, masks)[0]()
+
+
+def _backward_block(g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks) -> Blocks:
+    return _block(q, k, v, bias, masks)[1](g)
+
+
+class _Block(NamedTuple):
+    """What is computed at a time: ranges of groups, heads and queries, and how many of each, zeros behind the last."""
+
+    group: slice
+    head: slice
+    query: slice
+    shape: tuple[int, int, int]
+
+    def of_queries(self, x: Tensor) -> Tensor:
+        """[G, H, Q, ...] -> the block's, padded to its shape."""
+        groups, _, queries = self.shape
+        part = x[self.group, self.head, self.query]
+        missing = groups - part.shape[0], queries - part.shape[2]
+        return F.pad(part, (0, 0) * (x.dim() - 3) + (0, missing[1], 0, 0, 0, missing[0])) if any(missing) else part
+
+    def of_keys(self, x: Tensor) -> Tensor:
+        """[G, H, T, d] -> the block's, padded to its groups."""
+        part = x[self.group, self.head]
+        missing = self.shape[0] - part.shape[0]
+        return F.pad(part, (0, 0) * 3 + (0, missing)) if missing else part
+
+    def of_bias(self, x: Tensor | None) -> Tensor | None:
+        """[G, Q, T] -> the block's, padded to its shape."""
+        return None if x is None else self._replace(head=slice(None)).of_queries(x[:, None])[:, 0]
+
+
+def _blocks(q: Tensor, k: Tensor) -> list[_Block]:
+    """Several groups whole where they are small, else parts of one.
+
+    On a CPU a part has no more heads than there are threads: every thread has a head of its own, whose keys and values
+    stay in its cache for more queries.
+    """
+    groups, heads, queries, _ = q.shape
+    a_query = 4 * k.shape[2]  # bytes of the scores of a head
+    own, side, block = 1, heads, auto_chunk(queries, a_query * heads, q.device)
+    if block == queries:
+        own = auto_chunk(groups, a_query * heads * queries, q.device)
+    elif q.device.type == "cpu":
+        side = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= torch.get_num_threads())
+        block = auto_chunk(queries, a_query * side, q.device)
+    return [
+        _Block(slice(i, i + own), slice(h, h + side), slice(j, j + block), (own, side, block))
+        for i in starts(groups, own)
+        for h in starts(heads, side)
+        for j in starts(queries, block)
+    ]
+
+
+def _row_numbers(q: Tensor) -> Tensor:
+    """Of the queries of all heads, [G, H, Q]: dropout does not depend on the blocks."""
+    shape = q.shape[:3]
+    return torch.arange(shape.numel(), device=q.device).view(shape)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, rate: float, compile_blocks: bool
+) -> Tensor:
+    """[G, H, Q, d], [G, H, T, d] -> [G, H, Q, d]."""
+    if rate == 0 and q.device.type == "cpu" and (bias is None or bias.dtype == q.dtype):
+        return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias[:, None], scale=1.0)
+    run, fragments = how_compiled(_forward_block, compile_blocks, q.device)
+    result = torch.empty_like(q)
+    rows = _row_numbers(q)
+    for block in _blocks(q, k):
+        own = [block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
+        y = run(*own, Masks(rate, seed, block.of_queries(rows).reshape(-1), fragments))
+        out = result[block.group, block.head, block.query]
+        out.copy_(y[: out.shape[0], :, : out.shape[2]])
+    return result
+
+
+def _attend_backward(
+    g: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    seed: Tensor,
+    rate: float,
+    compile_blocks: bool,
+) -> Blocks:
+    """Gradients of q, k, v and bias; those that add up over blocks, of k, v and bias, at least float32."""
+    run, fragments = how_compiled(_backward_block, compile_blocks, q.device)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    g_q = torch.empty_like(q)
+    g_k, g_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
+    g_bias = None if bias is None else torch.zeros_like(bias, memory_format=torch.contiguous_format)
+    rows = _row_numbers(q)
+    for block in _blocks(q, k):
+        own = [block.of_queries(g), block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
+        part_q, part_k, part_v, part_bias = run(*own, Masks(rate, seed, block.of_queries(rows).reshape(-1), fragments))
+        out = g_q[block.group, block.head, block.query]
+        out.copy_(part_q[: out.shape[0], :, : out.shape[2]])
+        for total, part in ((g_k, part_k), (g_v, part_v)):
+            out = total[block.group, block.head]
+            out += part[: out.shape[0]]
+        if g_bias is not None:
+            out = g_bias[block.group, block.query]
+            out += part_bias[: out.shape[0], : out.shape[1]]
+    return g_q, g_k, g_v, g_bias
+
+
+def _to_heads(x: Tensor, groups: int, parts: int, n_heads: int) -> Tensor:
+    """[G T, parts D] -> [parts, G, H, T, d], contiguous."""
+    return x.view(groups, -1, parts, n_heads, x.shape[-1] // (parts * n_heads)).permute(2, 0, 3, 1, 4).contiguous()
+
+
+def _from_heads(*parts: Tensor) -> Tensor:
+    """Tensors [G, H, T, d] -> [G T, parts D]."""
+    x = torch.stack(parts)  # [parts, G, H, T, d]
+    return x.permute(1, 3, 0, 2, 4).reshape(x.shape[1] * x.shape[3], -1)
+
+
+def _project(
+    queries: Tensor, keys: Tensor, weight: Tensor, bias: Tensor, n_heads: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Callable[..., Any], Callable[..., Any]]:
+    """q, k and v [G, H, *, d], and the backward passes of the two products."""
+    width = queries.shape[-1]
+    low, low_bias = weight.to(dtype), bias.to(dtype)
+    q, q_back = linear(queries.reshape(-1, width), low[:width], low_bias[:width])
+    kv, kv_back = linear(keys.reshape(-1, width), low[width:], low_bias[width:])
+    groups = len(queries)
+    k, v = _to_heads(kv, groups, 2, n_heads).unbind(0)
+    return _to_heads(q, groups, 1, n_heads)[0], k, v, q_back, kv_back
+
+
+@torch.library.custom_op("pgat::attention", mutates_args=())
+def _attention(
+    queries: Tensor,
+    keys: Tensor,
+    weight: Tensor,
+    weight_bias: Tensor,
+    bias: Tensor | None,
+    seed: Tensor,
+    rate: float,
+    n_heads: int,
+    dtype: torch.dtype,
+    compile_blocks: bool,
+) -> Tensor:
+    with fast_exact_float32(), no_autocast(queries.device):
+        q, k, v, *_ = _project(queries, keys, weight, weight_bias, n_heads, dtype)
+        o = _attend(q, k, v, bias, seed, rate, compile_blocks)
+    return _from_heads(o).view(queries.shape)
+
+
+@_attention.register_fake
+def _(queries: Tensor, keys: Tensor, weight: Tensor, weight_bias: Tensor, bias: Tensor | None, seed: Tensor,
+      rate: float, n_heads: int, dtype: torch.dtype, compile_blocks: bool) -> Tensor:  # fmt: skip
+    return torch.empty(queries.shape, dtype=dtype, device=queries.device)
+
+
+@torch.library.custom_op("pgat::attention_backward", mutates_args=())
+def _attention_backward(
+    g: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    weight: Tensor,
+    weight_bias: Tensor,
+    bias: Tensor | None,
+    seed: Tensor,
+    rate: float,
+    n_heads: int,
+    dtype: torch.dtype,
+    compile_blocks: bool,
+) -> list[Tensor]:
+    groups, _, width = queries.shape
+    with fast_exact_float32(), no_autocast(queries.device):
+        q, k, v, q_back, kv_back = _project(queries, keys, weight, weight_bias, n_heads, dtype)
+        g_heads = _to_heads(g.reshape(-1, width), groups, 1, n_heads)[0]
+        g_q, g_k, g_v, g_bias = _attend_backward(g_heads, q, k, v, bias, seed, rate, compile_blocks)
+        g_queries, *g_first = q_back(_from_heads(g_q))
+        g_keys, *g_second = kv_back(_from_heads(g_k, g_v))
+    results = [
+        g_queries.to(queries.dtype).view(queries.shape),
+        g_keys.to(keys.dtype).view(keys.shape),
+        *(torch.cat(parts).to(weight.dtype) for parts in zip(g_first, g_second, strict=True)),
+    ]
+    return results if g_bias is None else [*results, g_bias]
+
+
+@_attention_backward.register_fake
+def _(g: Tensor, queries: Tensor, keys: Tensor, weight: Tensor, weight_bias: Tensor, bias: Tensor | None, seed: Tensor,
+      rate: float, n_heads: int, dtype: torch.dtype, compile_blocks: bool) -> list[Tensor]:  # fmt: skip
+    given = [x for x in (queries, keys, weight, weight_bias, bias) if x is not None]
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, seed, rate, n_heads, dtype, compile_blocks = inputs
+    ctx.plain = rate, n_heads, dtype, compile_blocks
+    ctx.save_for_backward(*tensors, seed)
+
+
+def _backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    results = _attention_backward(g.contiguous(), *ctx.saved_tensors, *ctx.plain)
+    return *results, *(None,) * (10 - len(results))
+
+
+_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _flops(queries: Any, keys: Any) -> tuple[int, int]:
+    """Of the projections, and of one product of queries and keys; shapes as the flop counter hands them."""
+    groups, count, width = queries
+    return 2 * groups * width * width * (count + 2 * keys[1]), 2 * groups * count * keys[1] * width
+
+
+@register_flop_formula(torch.ops.pgat.attention)
+def _(queries: Any, keys: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    projections, product = _flops(queries, keys)
+    return projections + 2 * product
+
+
+@register_flop_formula(torch.ops.pgat.attention_backward)
+def _(g: Any, queries: Any, keys: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    projections, product = _flops(queries, keys)
+    return 3 * projections + 5 * product  # projections and scores again; gradients of p, v, q, k
+
+
+def attention(
+    queries: Tensor,
+    keys: Tensor,
+    weight: Tensor,
+    weight_bias: Tensor,
+    bias: Tensor | None = None,
+    *,
+    n_heads: int,
+    seed: Tensor,
+    rate: float = 0.0,
+    dtype: torch.dtype | None = None,
+    compile_blocks: bool = False,
+) -> Tensor:
+    """Multi-head attention up to its output projection.
+
+    Args:
+        queries: tokens that ask, [G, Q, D], float32 or float64.
+        keys: tokens that are asked, [G, T, D]; may be `queries`.
+        weight, weight_bias: of queries, keys and values, [3 D, D] and [3 D]; 1 / sqrt(d) is in the query rows already.
+        bias: added to the scores of all heads, [G, Q, T], at least float32; a hidden key has a large negative number
+            (finite: an infinite one would make a row without any key NaN).
+        n_heads: H.
+        seed: int64 scalar, see `pgat_kernels.ops.dropout.draw_seed`; not read where `rate` is 0.
+        rate: dropout of the attention weights, [0, 1).
+        dtype: of the products and the result: that of `queries` (the default), or one of 16 bits.
+        compile_blocks: whether blocks are computed by compiled code, where they are large enough for that to pay.
+
+    Returns:
+        The heads' results side by side, [G, Q, D] in `dtype`. Softmax and its sums are at least float32.
+
+    Reference: Dao et al., FlashAttention, 2022, for the order of the computation.
+    """
+    scores = queries.shape[0] * n_heads * queries.shape[1] * keys.shape[1]
+    compile_blocks = compile_blocks and scores >= WORTH_COMPILING
+    result: Tensor = _attention(
+        queries, keys, weight, weight_bias, bias, seed, rate, n_heads, dtype or queries.dtype, compile_blocks
+    )
+    return result

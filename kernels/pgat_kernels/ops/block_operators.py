@@ -1,0 +1,165 @@
+"""Operators over rows that Triton kernels compute where they can, and plain torch elsewhere.
+
+A `BlockOperator` is one piece of a model between two points where its rows lie in memory: a feed-forward block, an
+output projection with its residual. Nothing but its arguments is kept for its backward pass, which computes what it
+needs again: on a GPU of today that takes less time than to write it and read it (`bench.kernels_model` has the
+numbers).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from pgat_kernels.dispatch import Kernels, use_kernel, wanted
+from pgat_kernels.matmul_precision import no_autocast
+from pgat_kernels.ops.chunked_ops import Backward, Masks, count_flops
+
+Plain = Callable[[list[Tensor], list[Tensor], Masks, int], tuple[Tensor, Backward]]
+"""Rows, weights, masks and site -> result, and from its gradient those of rows and weights."""
+
+KernelForward = Callable[[list[Tensor], list[Tensor], Masks, int], Tensor]
+KernelBackward = Callable[[Tensor, list[Tensor], list[Tensor], Masks, int], tuple[list[Tensor], list[Tensor]]]
+
+MOST_WIDTH = 256
+"""Columns of a row that a program holds whole."""
+
+
+class BlockOperator:
+    """A differentiable operator `pgat::NAME` with a backward operator, a fake, and a FLOP formula.
+
+    Call it with:
+        rows: inputs, of one dtype or a mix as the operator says.
+        weights: of products in one dtype, others in that of the rows.
+        masks: of the dropout; `first_row` a scalar.
+        site: of the first dropout.
+
+    Gradients of the weights are at least float32.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        plain: Plain,
+        like: Callable[[list[Tensor], list[Tensor]], Tensor],
+        kernels: Callable[[], tuple[KernelForward, KernelBackward]],
+        takes: Callable[[list[Tensor], list[Tensor]], bool],
+        product: int = 0,
+    ) -> None:
+        """
+        Args:
+            name: of the operator in torch's registry.
+            plain: the twin in plain torch.
+            like: from rows and weights to an empty tensor of the result's shape and dtype.
+            kernels: imports the functions that launch kernels, forward and backward.
+            takes: whether kernels take such sizes.
+            product: the weight whose dtype is that of the products.
+        """
+
+        def by_kernels(rows: list[Tensor], weights: list[Tensor]) -> bool:
+            return use_kernel(name, rows[0].device, (rows[0].dtype, weights[product].dtype), takes(rows, weights))
+
+        def forward(
+            rows: list[Tensor], weights: list[Tensor], seed: Tensor, first_row: Tensor, site: int, rate: float
+        ) -> Tensor:
+            masks = Masks(rate, seed, first_row)
+            with no_autocast(seed.device):
+                if by_kernels(rows, weights):
+                    return kernels()[0](*_contiguous(rows, weights), masks, site)
+                return plain(rows, weights, masks, site)[0].contiguous()
+
+        def backward(
+            g: Tensor,
+            rows: list[Tensor],
+            weights: list[Tensor],
+            seed: Tensor,
+            first_row: Tensor,
+            site: int,
+            rate: float,
+        ) -> list[Tensor]:
+            masks = Masks(rate, seed, first_row)
+            with no_autocast(seed.device):
+                if by_kernels(rows, weights):
+                    g_rows, g_weights = kernels()[1](g.contiguous(), *_contiguous(rows, weights), masks, site)
+                else:
+                    g_rows, g_weights = plain(rows, weights, masks, site)[1](g)
+            given = zip([*rows, *weights], empty_gradients(rows, weights), [*g_rows, *g_weights], strict=True)
+            return [_own(found.to(like.dtype).reshape(x.shape)) for x, like, found in given]
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            rows, weights, seed, first_row, *ctx.plain = inputs
+            ctx.count = len(rows)
+            ctx.save_for_backward(seed, first_row, *rows, *weights)
+
+        def autograd(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+            seed, first_row, *tensors = ctx.saved_tensors
+            rows, weights = tensors[: ctx.count], tensors[ctx.count :]
+            grads = self.backward_operator(g, rows, weights, seed, first_row, *ctx.plain)
+            cast = [grad.to(x.dtype) for grad, x in zip(grads, tensors, strict=True)]
+            return cast[: ctx.count], cast[ctx.count :], *(None,) * 4
+
+        self.name, self.plain, self.takes, self.product = name, plain, takes, product
+        self.operator = torch.library.custom_op(f"pgat::{name}", forward, mutates_args=())
+        self.operator.register_fake(lambda rows, weights, *args: like(rows, weights))
+        self.operator.register_autograd(autograd, setup_context=setup_context)
+        self.backward_operator = torch.library.custom_op(f"pgat::{name}_backward", backward, mutates_args=())
+        self.backward_operator.register_fake(lambda g, rows, weights, *args: empty_gradients(rows, weights))
+        register_flop_formula(self.operator._opoverload._overloadpacket, get_raw=True)(self._forward_flops)
+        register_flop_formula(self.backward_operator._opoverload._overloadpacket, get_raw=True)(self._backward_flops)
+
+    def _forward_flops(self, rows: list[Tensor], weights: list[Tensor], *args: Any, **kwargs: Any) -> int:
+        return count_flops(self.plain, rows, weights, 0, backward=False)
+
+    def _backward_flops(self, g: Tensor, rows: list[Tensor], weights: list[Tensor], *args: Any, **kwargs: Any) -> int:
+        """The forward pass is computed again."""
+        return count_flops(self.plain, rows, weights, 0, backward=True)
+
+    def __call__(
+        self, rows: Sequence[Tensor], weights: Sequence[Tensor], masks: Masks, site: int
+    ) -> tuple[Tensor, Backward]:
+        """The result and its backward pass, see `pgat_kernels.ops.vjp`."""
+        own = list(rows), list(weights), masks.seed, masks.first_row, site, masks.rate
+        y: Tensor = self.operator(*own)
+
+        def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+            grads = self.backward_operator(g, *own)
+            return grads[: len(rows)], grads[len(rows) :]
+
+        return y, backward
+
+    def wanted(self, kernels: int, rows: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+        """Whether kernels are to compute it, of those that take such sizes; `kernels` is one of `dispatch.Kernels`."""
+        if kernels == Kernels.MEASURED and not self.takes(list(rows), list(weights)):
+            return False
+        return wanted(kernels, self.name, rows[0], self.size(weights), weights[self.product].dtype)
+
+    def either(
+        self, kernels: int, rows: Sequence[Tensor], weights: Sequence[Tensor], masks: Masks, site: int
+    ) -> tuple[Tensor, Backward]:
+        """As a call, or in plain torch where kernels are not wanted, which a compiler can fuse with what is around."""
+        if self.wanted(kernels, rows, weights):
+            return self(rows, weights, masks, site)
+        return self.plain(list(rows), list(weights), masks, site)
+
+    def size(self, weights: Sequence[Tensor]) -> int:
+        """That tables of measurements have."""
+        return max(weights[self.product].shape)
+
+
+def _contiguous(rows: list[Tensor], weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    return [x.contiguous() for x in rows], [w.contiguous() for w in weights]
+
+
+def _own(x: Tensor) -> Tensor:
+    """`x` contiguous, in memory that is its alone: an operator must not return parts of one tensor."""
+    x = x.contiguous()
+    return x if x.untyped_storage().nbytes() == x.numel() * x.element_size() else x.clone()
+
+
+def empty_gradients(rows: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """Tensors as the gradients are: those of rows in their dtype, of weights at least float32; contiguous."""
+    of_rows = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in rows]
+    wide = [torch.promote_types(w.dtype, torch.float32) for w in weights]
+    return of_rows + [torch.empty(w.shape, dtype=t, device=w.device) for w, t in zip(weights, wide, strict=True)]

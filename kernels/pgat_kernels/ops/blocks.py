@@ -1,0 +1,242 @@
+"""Blocks of transformers as forward passes that return their own backward pass, see `pgat_kernels.ops.vjp`.
+
+Where `kernels`, one of `dispatch.Kernels`, wants it they are made of operators with Triton kernels, elsewhere of plain
+torch, which a compiler may fuse. Both compute the same function with the same dropout masks.
+
+What is one kernel and what is not follows from the bytes (`bench.kernels_model` counts them). Of the batched
+combiner's second layer at production sizes, M = 676,000 tokens of 208 numbers, float32 activations A = 562 MB, 16-bit
+products, in one forward pass:
+
+- Feed-forward: 234 GFLOP, 0.29 ms at 800 TFLOP/s. In one kernel it reads A and writes A, 0.37 ms at 3 TB/s; as two
+  products with the elementwise work between them 5 A, 0.94 ms. One kernel. In the backward pass the sum before
+  LayerNorm would take 2 A to write and to read, and the hidden units 2 A more; to make both again takes three products
+  of 117 GFLOP, 0.44 ms against 0.75. They are made again.
+- Output projection: 58 GFLOP, 0.07 ms. With residual and LayerNorm in the same kernel 2.5 A, in pieces 5 A.
+- Projections to queries, keys and values: 175 GFLOP, 0.22 ms; 2 A are written, and read by attention. Attention that
+  makes them itself would read its tokens once a head and query tile: 3 times the products of keys and values, and 8 A
+  from the second-level cache. Two kernels, the first a plain product.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgat_kernels.dispatch import Kernels, wanted
+from pgat_kernels.ops import vjp
+from pgat_kernels.ops.block_operators import MOST_WIDTH, BlockOperator, KernelBackward, KernelForward, Plain
+from pgat_kernels.ops.chunked_ops import Backward, Masks
+from pgat_kernels.ops.graph_attention import MOST_WHOLE, takes
+from pgat_kernels.ops.low_rank_attention import LowRankWeights
+from pgat_kernels.ops.low_rank_attention import low_rank_attention_block as plain_low_rank_block
+from pgat_kernels.ops.vjp import AttentionWeights, FeedForwardWeights, OutputWeights, dropout_add_norm, linear
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def _of_one_input(block: Callable[..., Any], weights_of: type[Any]) -> Plain:
+    """A block of `vjp` over one tensor of rows, as a `BlockOperator` wants it."""
+
+    def plain(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Backward]:
+        y, back = block(rows[0], weights_of(*weights), masks, site)
+
+        def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+            g_t, grads = back(g)
+            return [g_t], list(grads)
+
+        return y, backward
+
+    return plain
+
+
+def _feed_forward_kernels() -> tuple[KernelForward, KernelBackward]:
+    from pgat_kernels.triton.feed_forward import feed_forward_backward, feed_forward_forward
+
+    return feed_forward_forward, feed_forward_backward
+
+
+feed_forward_operator = BlockOperator(
+    "feed_forward_block",
+    _of_one_input(vjp.feed_forward_block, FeedForwardWeights),
+    lambda rows, weights: torch.empty(rows[0].shape, dtype=rows[0].dtype, device=rows[0].device),
+    _feed_forward_kernels,
+    lambda rows, weights: rows[0].shape[-1] <= MOST_WIDTH,
+)
+"""Rows [t [G, T, D]], weights `FeedForwardWeights` -> [G, T, D]; see `pairs.feed_forward_block`."""
+
+
+def _plain_projection(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Backward]:
+    t, o = rows
+    residual, outer, outer_bias, norm, norm_bias = weights
+    groups, tokens, inner = o.shape
+    width, rank = residual.shape
+    y, outer_back = linear(o.reshape(groups * tokens, inner), outer, outer_bias)
+    y = y.view(groups, tokens, width)
+    result, norm_back = dropout_add_norm(t @ residual.t() if rank else t, y, norm, norm_bias, masks, site)
+
+    def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        g_sum, g_y, g_norm, g_norm_bias = norm_back(g.contiguous())
+        g_o, g_outer, g_outer_bias = outer_back(g_y.view(groups * tokens, width))
+        g_t, g_residual = g_sum, torch.zeros_like(residual)
+        if rank:
+            flat = g_sum.view(groups * tokens, width)
+            g_t, g_residual = (flat @ residual).view_as(t), flat.t() @ t.reshape(groups * tokens, rank)
+        return [g_t, g_o.view_as(o)], [g_residual, g_outer, g_outer_bias, g_norm, g_norm_bias]
+
+    return result, backward
+
+
+def _projection_kernels() -> tuple[KernelForward, KernelBackward]:
+    from pgat_kernels.triton.projection import projection_backward, projection_forward
+
+    return projection_forward, projection_backward
+
+
+projection_operator = BlockOperator(
+    "projection_block",
+    _plain_projection,
+    lambda rows, weights: rows[0].new_empty((*rows[1].shape[:-1], weights[1].shape[0])),
+    _projection_kernels,
+    lambda rows, weights: max(weights[1].shape) <= MOST_WIDTH,
+    product=1,
+)
+"""LayerNorm(t + dropout(W o + b)): rows [t [G, T, D], o [G, T, A]], weights [R [D, 0], W [D, A], b, LayerNorm's] ->
+[G, T, D]. With R [D, r] the residual is R s, and rows are [s [G, T, r], o]."""
+
+
+def _edge_head_kernels() -> tuple[KernelForward, KernelBackward]:
+    from pgat_kernels.triton.edge_head import edge_head_backward, edge_head_forward
+
+    return edge_head_forward, edge_head_backward
+
+
+edge_head_operator = BlockOperator(
+    "edge_head",
+    _of_one_input(vjp.output_head, OutputWeights),
+    lambda rows, weights: rows[0].new_empty(rows[0].shape[:-1]),
+    _edge_head_kernels,
+    lambda rows, weights: max(weights[0].shape) <= MOST_WIDTH,
+)
+"""Rows [t [G, T, D]], weights `OutputWeights` -> [G, T] in (-1, 1); see `pairs.output_head`."""
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks, site: int
+) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """`pgat::graph_attention` of scores that are scaled already: [G, H, T, d] -> [G, T, H d], and gradients back."""
+    groups, heads, tokens, head = q.shape
+    own = q, k, v, None, bias, masks.seed, masks.first_row
+    plain = site, masks.rate, 0.0, 1.0
+    o, log_sum_exp = torch.ops.pgat.graph_attention(*own, *plain)
+    saved = (o, log_sum_exp) if tokens > MOST_WHOLE else (None, None)
+
+    def backward(g: Tensor) -> list[Tensor]:
+        g_heads = g.view(groups, tokens, heads, head).transpose(1, 2)
+        grads: list[Tensor] = torch.ops.pgat.graph_attention_backward(g_heads, *own, *saved, *plain)
+        return grads
+
+    return o.transpose(1, 2).reshape(groups, tokens, heads * head), backward
+
+
+def _attend_projected(
+    qkv: Tensor, shape: tuple[int, int, int, int], bias: Tensor | None, masks: Masks, site: int
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
+    """As `pairs.self_attention`: projections [G T, 3 D] -> [G T, D]."""
+    groups, n_heads, tokens, head = shape
+    q, k, v = qkv.view(groups, tokens, 3, n_heads, head).permute(2, 0, 3, 1, 4).unbind(0)
+    o, attend_back = _attend(q, k, v, bias, masks, site)
+
+    def backward(g: Tensor) -> tuple[Tensor, Tensor | None]:
+        g_q, g_k, g_v, *g_bias = attend_back(g)
+        g_qkv = torch.stack([x.transpose(1, 2) for x in (g_q, g_k, g_v)], dim=2).view(groups * tokens, -1)
+        return g_qkv, g_bias[0] if g_bias else None
+
+    return o.view(groups * tokens, n_heads * head), backward
+
+
+def attention_block(
+    t: Tensor,
+    w: AttentionWeights,
+    n_heads: int,
+    masks: Masks,
+    site: int,
+    bias: Tensor | None = None,
+    *,
+    kernels: int = Kernels.OFF,
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
+    """See `pairs.attention_block`. Attention and output projection are kernels, or not, each for itself."""
+    groups, tokens, width = t.shape
+    outer = [w.norm.new_empty(width, 0), *w[2:]]
+    attends = takes(tokens, width // n_heads) and wanted(kernels, "graph_attention", t, tokens, w.inner.dtype)
+    if not attends and not projection_operator.wanted(kernels, [t], outer):
+        return vjp.attention_block(t, w, n_heads, masks, site, bias)
+    qkv, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
+    attend = _attend_projected if attends else vjp.self_attention
+    o, attend_back = attend(qkv, (groups, n_heads, tokens, width // n_heads), bias, masks, site)
+    y, back = projection_operator.either(kernels, [t, o.view(groups, tokens, width)], outer, masks, site + 1)
+
+    def backward(g: Tensor) -> tuple[Tensor, AttentionWeights, Tensor | None]:
+        (g_sum, g_o), (_, *g_outer) = back(g)
+        g_qkv, g_bias = attend_back(g_o.reshape(groups * tokens, width))
+        g_flat, g_inner, g_inner_bias = inner_back(g_qkv)
+        return g_sum + g_flat.view_as(t), AttentionWeights(g_inner, g_inner_bias, *g_outer), g_bias
+
+    return y, backward
+
+
+def feed_forward_block(
+    t: Tensor, w: FeedForwardWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, FeedForwardWeights]]]:
+    """See `pairs.feed_forward_block`."""
+    y, back = feed_forward_operator.either(kernels, [t], w, masks, site)
+
+    def backward(g: Tensor) -> tuple[Tensor, FeedForwardWeights]:
+        (g_t,), grads = back(g)
+        return g_t, FeedForwardWeights(*grads)
+
+    return y, backward
+
+
+def low_rank_attention_block(
+    a: Tensor, w: LowRankWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, LowRankWeights]]]:
+    """See `pgat_kernels.ops.low_rank_attention`. With kernels, keys and values are the same few numbers for all heads.
+
+    Attention and projection are kernels together: the plain block never makes what lies between them.
+    """
+    groups, tokens, rank = a.shape[0], a.shape[1], a.shape[2] + 1
+    if not takes(tokens, rank) or not wanted(kernels, "low_rank_attention", a, tokens):
+        return plain_low_rank_block(a, w, masks, site)
+    n_heads = w.scores.shape[1] // rank
+    s = torch.cat((a, torch.ones_like(a[..., :1])), dim=-1)  # [G, T, r]
+    flat = s.view(groups * tokens, rank)
+    mapped = (flat @ w.scores).view(groups, tokens, n_heads, rank).transpose(1, 2)
+    keys = s[:, None].expand(mapped.shape)
+    o, attend_back = _attend(mapped, keys, keys, None, masks, site)
+    y, back = projection_operator([s, o], [w.residual, *w[2:]], masks, site + 1)
+
+    def backward(g: Tensor) -> tuple[Tensor, LowRankWeights]:
+        (g_s, g_o), (g_residual, *g_outer) = back(g)
+        g_heads, g_keys, g_values = attend_back(g_o)
+        g_mapped = g_heads.transpose(1, 2).reshape(groups * tokens, n_heads * rank)
+        g_s = g_s + (g_keys + g_values).sum(dim=1) + (g_mapped @ w.scores.t()).view_as(s)
+        return g_s[..., :-1].contiguous(), LowRankWeights(g_residual, flat.t() @ g_mapped, *g_outer)
+
+    return y, backward
+
+
+def output_head(
+    t: Tensor, w: OutputWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, OutputWeights]]]:
+    """See `pairs.output_head`."""
+    y, back = edge_head_operator.either(kernels, [t], w, masks, site)
+
+    def backward(g: Tensor) -> tuple[Tensor, OutputWeights]:
+        (g_t,), grads = back(g)
+        return g_t, OutputWeights(*grads)
+
+    return y, backward

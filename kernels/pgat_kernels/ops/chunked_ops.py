@@ -1,0 +1,529 @@
+"""Operators over many independent rows, computed a chunk at a time (rewrite 7).
+
+Where no row depends on another, nothing of a row needs to be kept for the backward pass but its inputs: `RowsOperator`
+computes the forward pass of a chunk again there, with the same dropout masks, right before the chunk's backward pass.
+Memory becomes that of one chunk, and on a CPU a chunk stays in cache. Where memory is plentiful, what the backward
+passes of the first chunks need is kept instead: the same numbers to the bit, and a forward pass less. Gradients of the
+weights are added up in the order of the chunks: results are bitwise repeatable.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import partial
+from types import FunctionType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+
+from pgat_kernels.matmul_precision import fast_exact_float32, no_autocast
+from pgat_kernels.ops.dropout import hash_counters, keep_scale, kept_bytes, kept_words, site_key, words_of
+
+CACHE = 5 * 2**20
+"""Bytes of the largest intermediate result of a chunk on a CPU. A few of them stay in the caches of a processor of
+today, and they are reused from the heap: larger ones are given back to the system by the C library and fetched again,
+page by page (measured with 12 MB: a third of a training step)."""
+
+OCCUPANCY = 256 * 2**20
+"""The same on a GPU, where a chunk must be large enough to fill it."""
+
+
+class Masks(NamedTuple):
+    """The dropout masks of a chunk: see `pgat_kernels.ops.dropout.keep_mask`."""
+
+    rate: float
+    seed: Tensor
+    first_row: Tensor
+    """Number of the first row, or of every row."""
+    compiled: bool = False
+    """Whether `run` compiles."""
+
+    def run(self, fragment: Callable[..., Any], *args: Any) -> Any:
+        """Return `fragment(*args)`, compiled where that is asked for.
+
+        A fragment is a module-level tensor function between two matrix products: one pass over memory where it is
+        compiled, many where it is not. Compiled once, it serves every layer and chunk of the same shapes.
+        """
+        return call_compiled(fragment, *args) if self.compiled else fragment(*args)
+
+    def keep(self, site: int, like: Tensor) -> Tensor:
+        """Which elements of `like` are kept: int8, 1 or 0. The rate is above 0.
+
+        Who multiplies by it converts it first: torch's products of bytes and floats take twice as long as both, and
+        inductor's.
+        """
+        rows, *rest = like.shape
+        counters = hash_counters(rows, words_of(math.prod(rest)), self.first_row, like.device)
+        own = counters, site_key(self.seed, site), self.rate
+        words = call_compiled(kept_words, *own, dynamic=True) if self.compiled else kept_words(*own)
+        return kept_bytes(words, tuple(like.shape))
+
+    @property
+    def scale(self) -> float:
+        return keep_scale(self.rate)
+
+
+Backward = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
+
+
+class Program(Protocol):
+    """What is computed of a chunk: plain tensor functions, see `pgat_kernels.ops.vjp`."""
+
+    def __call__(
+        self, rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Sequence[int]
+    ) -> tuple[Tensor, Backward]:
+        """Inputs [chunk, ...] and weights -> result [chunk, ...], and from its gradient those of inputs and weights."""
+
+
+def auto_chunk(rows: int, bytes_a_row: int, device: torch.device) -> int:
+    """Rows at a time: as many as fit, evenly spread over the chunks.
+
+    Args:
+        rows: how many there are.
+        bytes_a_row: of the largest intermediate result of one row.
+        device: where it runs.
+    """
+    most = max(1, (CACHE if device.type == "cpu" else OCCUPANCY) // bytes_a_row)
+    chunks = -(-rows // most)
+    return -(-rows // chunks)
+
+
+def take(x: Tensor, start: int, chunk: int) -> Tensor:
+    """Rows `start` to `start + chunk` of `x`; where there are fewer, zeros follow: every chunk has one shape."""
+    part = x[start : start + chunk]
+    missing = chunk - part.shape[0]
+    return F.pad(part, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else part
+
+
+_few: ContextVar[bool] = ContextVar("few_chunks", default=False)
+
+
+@contextmanager
+def few_chunks() -> Iterator[None]:
+    """Within it operators compute only the first two of equal chunks: for counting memory on tensors without data.
+
+    Two, since the results of one are still there while the next is computed.
+    """
+    token = _few.set(True)
+    try:
+        yield
+    finally:
+        _few.reset(token)
+
+
+def starts(count: int, chunk: int) -> list[int]:
+    """Return where chunks begin: all of them, but see `few_chunks`."""
+    found = list(range(0, count, chunk))
+    return [*found[:2], *(start for start in found[2:] if start + chunk > count)] if _few.get() else found
+
+
+_compiled: dict[Any, Callable[..., Any]] = {}
+
+
+def call_compiled(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> Any:
+    """`function(*args)`, compiled whole for the shapes, dtypes and plain values of `args`, and what else torch guards.
+
+    With `dynamic` sizes above 1 are left open: one compilation for all of them. Each compilation gets a code object of
+    its own: torch counts compilations by code object, and gives up after a few.
+    """
+
+    def describe(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            layout = (x.dim(), x.is_contiguous()) if dynamic else (x.shape, x.stride())
+            return *layout, x.dtype, x.device, x.requires_grad, torch._C._dispatch_keys(x).raw_repr()
+        return tuple(map(describe, x)) if isinstance(x, list | tuple) else x
+
+    key = function, describe(args)
+    if key not in _compiled:
+        assert isinstance(function, FunctionType)
+        own = FunctionType(
+            function.__code__.replace(), function.__globals__, closure=function.__closure__, name=function.__name__
+        )
+        _compiled[key] = torch.compile(own, fullgraph=True, dynamic=dynamic)
+    # Operators are called above and below torch's autograd; a compilation holds for one of the two states.
+    views = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+    with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(views):
+        return _compiled[key](*args)
+
+
+def how_compiled(
+    program: Callable[..., Any], compile_chunks: bool, device: torch.device
+) -> tuple[Callable[..., Any], bool]:
+    """Return the program as it is to be called, and whether its fragments (`Masks.run`) are compiled.
+
+    On a CPU fragments alone are: products are calls of a library either way, and a dozen fragments that layers share
+    compile in a third of the time of whole programs and run as fast. On a GPU the whole program is, for few launches.
+    """
+    if compile_chunks and device.type != "cpu":
+        return partial(call_compiled, program), False
+    return program, compile_chunks
+
+
+def count_flops(
+    program: Callable[..., tuple[Tensor, Backward]],
+    rows: list[Tensor],
+    weights: list[Tensor],
+    how: Any,
+    *,
+    backward: bool,
+) -> int:
+    """FLOPs of the products of a program, counted on tensors without data; `how` is its last argument."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        own, maps = ([torch.empty(x.shape, dtype=x.dtype) for x in tensors] for tensors in (rows, weights))
+        start = torch.empty((), dtype=torch.int64)
+        y, back = program(own, maps, Masks(0.0, start, start), how)
+        if backward:
+            back(torch.empty_like(y))
+    return int(counter.get_total_flops())
+
+
+def storages_in(back: Any) -> dict[int, int]:
+    """Return the storages of the tensors in `back`, a backward pass (its closure) or a list: what it is -> bytes."""
+    sizes: dict[int, int] = {}
+    seen: set[int] = set()
+    todo = [back]
+    while todo:
+        x = todo.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, Tensor):
+            storage = x.untyped_storage()
+            sizes[storage._cdata] = storage.nbytes()
+        elif isinstance(x, list | tuple):
+            todo.extend(x)
+        elif isinstance(x, FunctionType):
+            for cell in x.__closure__ or ():
+                with suppress(ValueError):  # a variable that was never assigned
+                    todo.append(cell.cell_contents)
+    return sizes
+
+
+def bytes_held(back: Backward, inputs: Sequence[Tensor]) -> int:
+    """Return the bytes that a backward pass holds beside `inputs`."""
+    ours = storages_in(inputs)
+    return sum(size for storage, size in storages_in(back).items() if storage not in ours)
+
+
+class Chunking(NamedTuple):
+    """How an operator over rows computes; see `RowsOperator`."""
+
+    rate: float
+    options: list[int]
+    chunk: int
+    dtype: torch.dtype
+    compile_chunks: bool
+
+
+class _Backs:
+    """Backward passes of the first chunks, as many as hold no more than `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held, self.full = most, 0, False
+        self.backs: dict[int, Backward] = {}
+
+    def add(self, start: int, back: Backward, inputs: Sequence[Tensor]) -> None:
+        """Keep that of the chunk at row `start`, unless that would be too much: then no other is kept, either.
+
+        `inputs` are there anyway; of weights in 16 bits there is a copy besides, small beside what is kept.
+        """
+        size = bytes_held(back, inputs)
+        self.full = self.held + size > self.most
+        if not self.full:
+            self.held += size
+            self.backs[start] = back
+
+    def take(self, start: int) -> Backward | None:
+        """Hand out that of the chunk at row `start`, and hold it no longer; None where there is none.
+
+        A second backward pass over a graph that was retained thus computes the forward pass again.
+        """
+        return self.backs.pop(start, None)
+
+
+def bytes_kept(result: Tensor) -> int:
+    """Return the bytes that operators over rows keep for the backward pass of `result`, which has not run yet.
+
+    What autograd saves itself, inputs and weights among it, is not counted.
+    """
+    total, seen, todo = 0, set(), [result.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(kept := getattr(node, "kept", None), _Backs):
+            total += kept.held
+        todo += [function for function, _ in node.next_functions]
+    return total
+
+
+class _Kept(torch.autograd.Function):
+    """A `RowsOperator` that keeps backward passes of chunks, with the tensors that they need."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operator: "RowsOperator",
+        count: int,
+        keep: int,
+        how: Chunking,
+        seed: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.operator, ctx.count, ctx.how = operator, count, how
+        ctx.save_for_backward(seed, *tensors)
+        ctx.kept = _Backs(keep)
+        with torch._C._AutoDispatchBelowAutograd():  # as torch calls a custom operator
+            return operator.compute(tensors[:count], tensors[count:], seed, how, ctx.kept)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        seed, *tensors = ctx.saved_tensors  # raises where a weight has changed since
+        rows, weights = tensors[: ctx.count], tensors[ctx.count :]
+        with torch._C._AutoDispatchBelowAutograd():
+            grads = ctx.operator.differentiate(g.contiguous(), rows, weights, seed, ctx.how, ctx.kept)
+        return *(None,) * 5, *grads
+
+
+rows_operators: "dict[str, RowsOperator]" = {}
+"""Name in torch's registry, `pgat::NAME` -> operator."""
+
+
+class RowsOperator:
+    """A differentiable operator `pgat::NAME` made from a program, with a fake implementation for compilers.
+
+    Call it with:
+        rows: inputs, each [M, ...], contiguous, of one dtype; computed in at least float32.
+        weights: of one dtype.
+        seed: of the dropout masks, see `pgat_kernels.ops.dropout.draw_seed`; not read where `rate` is 0.
+        rate: of all dropout, [0, 1).
+        options: plain numbers that the program reads.
+        chunk: rows at a time, at least 1.
+        dtype: of the large matrix products: that of the rows, or one of 16 bits. The program says what stays wider.
+        compile_chunks: whether a chunk is computed by compiled code.
+        keep: bytes of what backward passes need that are kept at most; 0 has every chunk computed again. So is every
+            chunk of a model that is compiled whole, and compiled chunks on a GPU. The results are the same to the bit.
+
+    It returns a tensor [M, ...] in the dtype of the rows.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        program: Program,
+        like: Callable[[list[Tensor]], Tensor],
+        narrow: Callable[[list[Tensor], torch.dtype, Sequence[int]], list[Tensor]],
+    ) -> None:
+        """
+        Args:
+            name: of the operator in torch's registry.
+            program: what to compute.
+            like: from the inputs to an empty tensor of the result's shape and dtype.
+            narrow: the weights with those of large products in a dtype, given the options.
+        """
+
+        def forward_chunk(
+            rows: list[Tensor],
+            weights: list[Tensor],
+            seed: Tensor,
+            first_row: Tensor,
+            rate: float,
+            options: Sequence[int],
+            fragments: bool,
+        ) -> Tensor:
+            return program(rows, weights, Masks(rate, seed, first_row, fragments), options)[0]
+
+        def backward_chunk(
+            g: Tensor,
+            rows: list[Tensor],
+            weights: list[Tensor],
+            seed: Tensor,
+            first_row: Tensor,
+            rate: float,
+            options: Sequence[int],
+            fragments: bool,
+        ) -> tuple[list[Tensor], list[Tensor]]:
+            return program(rows, weights, Masks(rate, seed, first_row, fragments), options)[1](g)
+
+        def forward(
+            rows: list[Tensor],
+            weights: list[Tensor],
+            seed: Tensor,
+            rate: float,
+            options: list[int],
+            chunk: int,
+            dtype: torch.dtype,
+            compile_chunks: bool,
+        ) -> Tensor:
+            return self.compute(rows, weights, seed, Chunking(rate, options, chunk, dtype, compile_chunks))
+
+        def backward(
+            g: Tensor,
+            rows: list[Tensor],
+            weights: list[Tensor],
+            seed: Tensor,
+            rate: float,
+            options: list[int],
+            chunk: int,
+            dtype: torch.dtype,
+            compile_chunks: bool,
+        ) -> list[Tensor]:
+            return self.differentiate(g, rows, weights, seed, Chunking(rate, options, chunk, dtype, compile_chunks))
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            rows, weights, seed, *ctx.plain = inputs
+            ctx.count = len(rows)
+            ctx.save_for_backward(seed, *rows, *weights)
+
+        def autograd(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+            seed, *tensors = ctx.saved_tensors
+            rows, weights = tensors[: ctx.count], tensors[ctx.count :]
+            grads = self.backward_operator(g.contiguous(), rows, weights, seed, *ctx.plain)
+            return grads[: ctx.count], grads[ctx.count :], *(None,) * 6
+
+        self.name = name
+        rows_operators[f"pgat::{name}"] = self
+        self.program, self.like, self.narrow = program, like, narrow
+        self.forward_chunk, self.backward_chunk = forward_chunk, backward_chunk
+        operator = torch.library.custom_op(f"pgat::{name}", forward, mutates_args=())
+        operator.register_fake(lambda rows, *args: like(rows))
+        operator.register_autograd(autograd, setup_context=setup_context)
+        self.operator = operator
+        self.backward_operator = torch.library.custom_op(f"pgat::{name}_backward", backward, mutates_args=())
+        self.backward_operator.register_fake(
+            lambda g, rows, weights, *args: [torch.empty_like(tensor) for tensor in (*rows, *weights)]
+        )
+        register_flop_formula(self.operator._opoverload._overloadpacket, get_raw=True)(self.forward_flops)
+        register_flop_formula(self.backward_operator._opoverload._overloadpacket, get_raw=True)(self.backward_flops)
+
+    def compute(
+        self,
+        rows: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        seed: Tensor,
+        how: Chunking,
+        kept: _Backs | None = None,
+    ) -> Tensor:
+        """The forward pass; `kept` takes the backward passes of chunks until it is full."""
+        rate, options, chunk, dtype, compile_chunks = how
+        run, fragments = how_compiled(self.forward_chunk, compile_chunks, seed.device)
+        low = self.narrow(list(weights), dtype, options)
+        result = self.like(list(rows))
+        count = len(result)
+        with fast_exact_float32(), no_autocast(result.device):
+            for start in starts(count, chunk):
+                parts = [take(x, start, chunk) for x in rows]
+                first_row = seed.new_full((), start)
+                if kept is None or kept.full:
+                    y = run(parts, low, seed, first_row, rate, options, fragments)
+                else:
+                    y, back = self.program(parts, low, Masks(rate, seed, first_row, fragments), options)
+                    kept.add(start, back, [*parts, *low, seed])
+                result[start : start + chunk] = y[: count - start]
+        return result
+
+    def differentiate(
+        self,
+        g: Tensor,
+        rows: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        seed: Tensor,
+        how: Chunking,
+        kept: _Backs | None = None,
+    ) -> list[Tensor]:
+        """Gradients of rows and weights: by what `kept` holds of the first chunks, computing others again."""
+        rate, options, chunk, dtype, compile_chunks = how
+        run, fragments = how_compiled(self.backward_chunk, compile_chunks, seed.device)
+        low = self.narrow(list(weights), dtype, options)
+        results = [torch.empty_like(x) for x in rows]
+        totals = [torch.zeros_like(w) for w in weights]
+        with fast_exact_float32(), no_autocast(g.device):
+            for start in starts(len(g), chunk):
+                own = take(g, start, chunk)
+                back = None if kept is None else kept.take(start)
+                if back is None:
+                    parts = [take(x, start, chunk) for x in rows]
+                    g_rows, g_weights = run(own, parts, low, seed, seed.new_full((), start), rate, options, fragments)
+                else:
+                    g_rows, g_weights = back(own)
+                    del back  # and what it holds
+                for result, part in zip(results, g_rows, strict=True):
+                    result[start : start + chunk] = part[: len(result) - start]
+                torch._foreach_add_(totals, list(g_weights))
+        return [*results, *totals]
+
+    def count_kept(self, rows: list[Tensor], weights: list[Tensor], how: Chunking, keep: int) -> tuple[int, int]:
+        """Chunks that are kept with `keep` bytes at most, and the bytes that they hold: only shapes are looked at."""
+        with torch.device("meta"):
+            parts = [torch.empty((how.chunk, *x.shape[1:]), dtype=x.dtype) for x in rows]
+            maps = [torch.empty(w.shape, dtype=w.dtype) for w in weights]
+            seed, start = (torch.empty((), dtype=torch.int64) for _ in range(2))
+            low = self.narrow(maps, how.dtype, how.options)
+            _, back = self.program(parts, low, Masks(how.rate, seed, start), how.options)
+        a_chunk = bytes_held(back, [*parts, *low, seed])
+        kept = min(-(-len(rows[0]) // how.chunk), keep // a_chunk)
+        return kept, kept * a_chunk
+
+    def forward_flops(
+        self, rows: list[Tensor], weights: list[Tensor], seed: Tensor, rate: float, options: list[int], chunk: int,
+        *args: Any, **kwargs: Any,
+    ) -> int:  # fmt: skip
+        return self._flops(rows, weights, options, chunk, backward=False)
+
+    def backward_flops(
+        self, g: Tensor, rows: list[Tensor], weights: list[Tensor], seed: Tensor, rate: float, options: list[int],
+        chunk: int, *args: Any, **kwargs: Any,
+    ) -> int:  # fmt: skip
+        """The forward pass is computed again."""
+        return self._flops(rows, weights, options, chunk, backward=True)
+
+    def _flops(
+        self, rows: list[Tensor], weights: list[Tensor], options: list[int], chunk: int, *, backward: bool
+    ) -> int:
+        """Of the products of all chunks."""
+        parts = [torch.empty((chunk, *x.shape[1:]), dtype=x.dtype, device="meta") for x in rows]
+        return count_flops(self.program, parts, weights, options, backward=backward) * -(-len(rows[0]) // chunk)
+
+    def __call__(
+        self,
+        rows: list[Tensor],
+        weights: list[Tensor],
+        seed: Tensor,
+        rate: float,
+        options: list[int],
+        chunk: int | None,
+        dtype: torch.dtype,
+        compile_chunks: bool,
+        keep: int = 0,
+    ) -> Tensor:
+        """See the class.
+
+        With `chunk` None torch's autograd computes all rows at once: nothing is recomputed, and everything is kept.
+        """
+        given = rows[0].dtype
+        wide = torch.promote_types(given, torch.float32)  # what a model cast to 16 bits hands over is computed in 32
+        rows, weights = [x.to(wide) for x in rows], [w.to(wide) for w in weights]
+        if chunk is None:
+            start = torch.zeros((), dtype=torch.int64, device=seed.device)
+            with no_autocast(seed.device):
+                y = self.program(rows, self.narrow(weights, dtype, options), Masks(rate, seed, start), options)[0]
+        elif keep > 0 and self._may_keep(rows, weights, compile_chunks):
+            how = Chunking(rate, options, chunk, dtype, compile_chunks)
+            y = _Kept.apply(self, len(rows), keep, how, seed, *rows, *weights)  # type: ignore[no-untyped-call]
+        else:
+            y = self.operator(rows, weights, seed, rate, options, chunk, dtype, compile_chunks)
+        return y.to(given)
+
+    @staticmethod
+    def _may_keep(rows: list[Tensor], weights: list[Tensor], compile_chunks: bool) -> bool:
+        """Whether backward passes can be kept, not in a graph that is compiled as one, and will be called."""
+        if torch.compiler.is_compiling() or (compile_chunks and rows[0].device.type != "cpu"):
+            return False
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*rows, *weights))

@@ -1,0 +1,81 @@
+"""Adjacency-masked graph attention blocks over the nodes of a timestep, chunks of timesteps recomputed (rewrite 7)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pgat_kernels.ops.blocks import attention_block, feed_forward_block
+from pgat_kernels.ops.chunked_ops import Backward, Masks, RowsOperator
+from pgat_kernels.ops.vjp import AttentionWeights, FeedForwardWeights
+
+HIDDEN = -1e30
+"""What is added to the score of a hidden key. Finite, so that a row without any key would not become NaN."""
+
+SITES = 4
+"""Dropout sites of a block."""
+_BLOCK = 12
+"""Weights of a block, beside its adjacency scale."""
+
+
+def _blocks(weights: list[Tensor], options: Sequence[int]) -> list[list[Tensor]]:
+    size = _BLOCK + options[1]
+    return [weights[start : start + size] for start in range(0, len(weights), size)]
+
+
+def _program(
+    rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Sequence[int]
+) -> tuple[Tensor, Backward]:
+    x, adjacency, hidden = rows[0], rows[1], rows[2].detach()
+    n_heads, biased, kernels = options
+    backs = []
+    for layer, w in enumerate(_blocks(weights, options)):
+        bias = hidden + w[_BLOCK] * adjacency if biased else hidden
+        x, attention_back = attention_block(
+            x, AttentionWeights(*w[:6]), n_heads, masks, SITES * layer, bias, kernels=kernels
+        )
+        x, back = feed_forward_block(x, FeedForwardWeights(*w[6:_BLOCK]), masks, SITES * layer + 2, kernels=kernels)
+        backs.append((w, attention_back, back))
+
+    def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        g_adjacency = torch.zeros_like(adjacency)
+        grads: list[Tensor] = []
+        for w, attention_back, back in reversed(backs):
+            g, g_feed_forward = back(g)
+            g, g_attention, g_bias = attention_back(g)
+            own = [*g_attention, *g_feed_forward]
+            if biased:
+                assert g_bias is not None
+                g_adjacency = g_adjacency + w[_BLOCK] * g_bias
+                own.append((g_bias * adjacency).sum().reshape(1))
+            grads = [*own, *grads]
+        return [g, g_adjacency, torch.zeros_like(hidden)], grads
+
+    return x, backward
+
+
+def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -> list[Tensor]:
+    """The weights, those of products in `dtype`."""
+    return [
+        tensor
+        for w in _blocks(weights, options)
+        for tensor in (
+            *AttentionWeights(*w[:6]).narrow(dtype),
+            *FeedForwardWeights(*w[6:_BLOCK]).narrow(dtype),
+            *w[_BLOCK:],
+        )
+    ]
+
+
+def numbers_a_timestep(nodes: int, width: int) -> int:
+    """Of the largest intermediate result of a timestep: queries, keys and values."""
+    return nodes * 3 * width
+
+
+graph_attention_blocks = RowsOperator(
+    "graph_attention_blocks", _program, lambda rows: torch.empty_like(rows[0]), _narrow
+)
+"""Blocks over M graphs: rows [nodes [M, N, D], adjacency [M, N, N], hidden [M, N, N] (0, or `HIDDEN`)], weights of each
+block (`AttentionWeights`, `FeedForwardWeights`, and where options[1] is 1 the adjacency's scale in the scores, [1]),
+options [n_heads, scaled (0 or 1), one of `Kernels`] -> nodes [M, N, D]. `hidden` has no gradient. Section 8b of the
+architecture."""

@@ -1,0 +1,446 @@
+"""Attention among up to 512 tokens of a graph: too many for one program to hold their scores, few enough to stay near.
+
+Limits: at most 512 tokens, head dimension at most 64, columns contiguous.
+
+Grids, all of one dimension, TILES = ceil(tokens / BLOCK):
+
+    forward            (graph, head, tile of queries): that tile of o and of the log-sum-exp of its scores
+    backward, queries  the same: that tile of dq, and of delta = rowsum(do o)
+    backward, keys     (graph, head, tile of keys): that tile of dk and dv
+    backward, bias     (graph, tile of queries, tile of keys): that tile of dbias, a sum over heads
+
+Each loops over the tiles of the other side, whose 12 KB a head (169 tokens, 16 bits) come from the cache after that.
+Probabilities are computed again from the log-sum-exp. Every output has one owner: no atomics, and results do not
+depend on the order of the programs. A tile is 64 tokens: 169 tokens are three of them, where one of 256 would take 2.3
+times the scores.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pgat_kernels.ops.dropout import Dropout
+from pgat_kernels.ops.graph_attention import empty_like_rows, product_flops
+from pgat_kernels.triton.dropout import keep_tile
+from pgat_kernels.triton.launch import choose, common_arguments, launch, pointer_or, strides_of
+from pgat_kernels.tuning_table import Configuration
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_HIDDEN = tl.constexpr(-1.0e30)
+"""Score of a hidden key; finite, so that a row of padding does not become NaN."""
+
+
+@triton.jit
+def _place(HEADS: tl.constexpr, NODES: tl.constexpr, BLOCK: tl.constexpr):
+    """Graph and head (int64) of this program, and the tokens of its tile."""
+    TILES: tl.constexpr = (NODES + BLOCK - 1) // BLOCK
+    program = tl.program_id(0).to(tl.int64)
+    both = program // TILES
+    tile = (program % TILES).to(tl.int32)
+    return both // HEADS, both % HEADS, tile * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def _load(
+    ptr, graph, head, tokens,
+    GRAPH: tl.constexpr, HEAD: tl.constexpr, NODE: tl.constexpr,
+    NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Rows `tokens` of one head: [BLOCK, BLOCK_DEPTH], zeros outside."""
+    d = tl.arange(0, BLOCK_DEPTH)
+    at = tokens[:, None] * NODE + d[None, :]
+    return tl.load(
+        ptr + (graph * GRAPH + head * HEAD) + at, mask=(tokens < NODES)[:, None] & (d < DEPTH)[None, :], other=0.0
+    )
+
+
+@triton.jit
+def _store(
+    ptr, x, graph, head, tokens,
+    GRAPH: tl.constexpr, HEAD: tl.constexpr, NODE: tl.constexpr,
+    NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+):  # fmt: skip
+    d = tl.arange(0, BLOCK_DEPTH)
+    at = tokens[:, None] * NODE + d[None, :]
+    tl.store(
+        ptr + (graph * GRAPH + head * HEAD) + at,
+        x.to(ptr.dtype.element_ty),
+        mask=(tokens < NODES)[:, None] & (d < DEPTH)[None, :],
+    )
+
+
+@triton.jit
+def _scores(
+    q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys,
+    NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores times log2 e, and which of them count: float32 and int1, [BLOCK queries, BLOCK keys]."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E)
+    seen = (queries < NODES)[:, None] & (keys < NODES)[None, :]
+    start = graph * (NODES * NODES)
+    at = queries[:, None] * NODES + keys[None, :]
+    if BIASED:
+        scores += tl.load(bias_ptr + start + at, mask=seen, other=0.0).to(tl.float32) * _LOG2_E
+    if MASKED:
+        adjacency = tl.load(adjacency_ptr + start + at, mask=seen, other=0.0).to(tl.float32)
+        seen = seen & ((tl.abs(adjacency) > threshold) | (queries[:, None] == keys[None, :]))
+    return scores, seen
+
+
+@triton.jit
+def _keep(
+    seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys,
+    HEADS: tl.constexpr, NODES: tl.constexpr,
+):  # fmt: skip
+    """Which weights dropout keeps: int1 [BLOCK queries, BLOCK keys]."""
+    rows = ((tl.load(first_row_ptr) + graph) * HEADS + head) * NODES + queries
+    return keep_tile(tl.load(seed_ptr), site_offset, rows[:, None], keys[None, :], dropped, NODES)
+
+
+@triton.jit
+def _edge_attention_fwd_kernel(
+    q_ptr,  # [G, H, T, d], as k_ptr, v_ptr, o_ptr; d contiguous
+    k_ptr,
+    v_ptr,
+    adjacency_ptr,  # [G, T, T] contiguous, as bias_ptr
+    bias_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
+    first_row_ptr,
+    o_ptr,
+    log_sum_exp_ptr,  # [G, H, T] float32 contiguous
+    graphs,
+    scale,
+    threshold,
+    site_offset,
+    dropped,
+    kept_scale,
+    Q_GRAPH: tl.constexpr,
+    Q_HEAD: tl.constexpr,
+    Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr,
+    K_HEAD: tl.constexpr,
+    K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr,
+    V_HEAD: tl.constexpr,
+    V_NODE: tl.constexpr,
+    O_GRAPH: tl.constexpr,
+    O_HEAD: tl.constexpr,
+    O_NODE: tl.constexpr,
+    HEADS: tl.constexpr,
+    NODES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+    BIASED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    graph, head, queries = _place(HEADS, NODES, BLOCK)
+    q = _load(q_ptr, graph, head, queries, Q_GRAPH, Q_HEAD, Q_NODE, NODES, DEPTH, BLOCK_DEPTH)
+    largest = tl.full((BLOCK,), _HIDDEN, tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    o = tl.zeros((BLOCK, BLOCK_DEPTH), tl.float32)
+    for start in range(0, NODES, BLOCK):
+        keys = start + tl.arange(0, BLOCK)
+        k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        scores, seen = _scores(
+            q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
+        )
+        scores = tl.where(seen, scores, _HIDDEN)
+        larger = tl.maximum(largest, tl.max(scores, 1))
+        shrink = tl.exp2(largest - larger)
+        weights = tl.where(seen, tl.exp2(scores - larger[:, None]), 0.0)
+        total = total * shrink + tl.sum(weights, 1)
+        if DROPOUT:
+            keep = _keep(seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys, HEADS, NODES)
+            weights = tl.where(keep, weights * kept_scale, 0.0)
+        o = o * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        largest = larger
+    total = tl.where(total == 0, 1.0, total)
+    o = o / total[:, None]
+    _store(o_ptr, o, graph, head, queries, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
+    at = (graph * HEADS + head) * NODES + queries
+    tl.store(log_sum_exp_ptr + at, (largest + tl.log2(total)) / _LOG2_E, mask=queries < NODES)
+
+
+@triton.jit
+def _edge_attention_bwd_queries_kernel(
+    do_ptr,  # [G, H, T, d], as q_ptr, k_ptr, v_ptr, o_ptr, dq_ptr; d contiguous
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    adjacency_ptr,
+    bias_ptr,
+    seed_ptr,
+    first_row_ptr,
+    o_ptr,
+    log_sum_exp_ptr,
+    dq_ptr,  # of the strides of o
+    delta_ptr,  # [G, H, T] float32 contiguous
+    graphs,
+    scale,
+    threshold,
+    site_offset,
+    dropped,
+    kept_scale,
+    DO_GRAPH: tl.constexpr,
+    DO_HEAD: tl.constexpr,
+    DO_NODE: tl.constexpr,
+    Q_GRAPH: tl.constexpr,
+    Q_HEAD: tl.constexpr,
+    Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr,
+    K_HEAD: tl.constexpr,
+    K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr,
+    V_HEAD: tl.constexpr,
+    V_NODE: tl.constexpr,
+    O_GRAPH: tl.constexpr,
+    O_HEAD: tl.constexpr,
+    O_NODE: tl.constexpr,
+    HEADS: tl.constexpr,
+    NODES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+    BIASED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    graph, head, queries = _place(HEADS, NODES, BLOCK)
+    q = _load(q_ptr, graph, head, queries, Q_GRAPH, Q_HEAD, Q_NODE, NODES, DEPTH, BLOCK_DEPTH)
+    do = _load(do_ptr, graph, head, queries, DO_GRAPH, DO_HEAD, DO_NODE, NODES, DEPTH, BLOCK_DEPTH)
+    o = _load(o_ptr, graph, head, queries, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
+    at = (graph * HEADS + head) * NODES + queries
+    log_sum_exp = tl.load(log_sum_exp_ptr + at, mask=queries < NODES, other=0.0) * _LOG2_E
+    delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
+    tl.store(delta_ptr + at, delta, mask=queries < NODES)
+    dq = tl.zeros((BLOCK, BLOCK_DEPTH), tl.float32)
+    for start in range(0, NODES, BLOCK):
+        keys = start + tl.arange(0, BLOCK)
+        k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        scores, seen = _scores(
+            q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
+        )
+        weights = tl.where(seen, tl.exp2(tl.where(seen, scores, _HIDDEN) - log_sum_exp[:, None]), 0.0)
+        dweights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        if DROPOUT:
+            keep = _keep(seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys, HEADS, NODES)
+            dweights = tl.where(keep, dweights * kept_scale, 0.0)
+        dscores = weights * (dweights - delta[:, None])
+        dq += tl.dot(dscores.to(k.dtype), k, input_precision=PRECISION)
+    _store(dq_ptr, dq * scale, graph, head, queries, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
+
+
+@triton.jit
+def _edge_attention_bwd_keys_kernel(
+    do_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    adjacency_ptr,
+    bias_ptr,
+    seed_ptr,
+    first_row_ptr,
+    log_sum_exp_ptr,
+    delta_ptr,
+    dk_ptr,  # [G, H, T, d] of the strides of o, as dv_ptr
+    dv_ptr,
+    graphs,
+    scale,
+    threshold,
+    site_offset,
+    dropped,
+    kept_scale,
+    DO_GRAPH: tl.constexpr,
+    DO_HEAD: tl.constexpr,
+    DO_NODE: tl.constexpr,
+    Q_GRAPH: tl.constexpr,
+    Q_HEAD: tl.constexpr,
+    Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr,
+    K_HEAD: tl.constexpr,
+    K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr,
+    V_HEAD: tl.constexpr,
+    V_NODE: tl.constexpr,
+    O_GRAPH: tl.constexpr,
+    O_HEAD: tl.constexpr,
+    O_NODE: tl.constexpr,
+    HEADS: tl.constexpr,
+    NODES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+    BIASED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    graph, head, keys = _place(HEADS, NODES, BLOCK)
+    k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
+    v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
+    dk = tl.zeros((BLOCK, BLOCK_DEPTH), tl.float32)
+    dv = tl.zeros((BLOCK, BLOCK_DEPTH), tl.float32)
+    for start in range(0, NODES, BLOCK):
+        queries = start + tl.arange(0, BLOCK)
+        q = _load(q_ptr, graph, head, queries, Q_GRAPH, Q_HEAD, Q_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        do = _load(do_ptr, graph, head, queries, DO_GRAPH, DO_HEAD, DO_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        at = (graph * HEADS + head) * NODES + queries
+        log_sum_exp = tl.load(log_sum_exp_ptr + at, mask=queries < NODES, other=0.0) * _LOG2_E
+        delta = tl.load(delta_ptr + at, mask=queries < NODES, other=0.0)
+        scores, seen = _scores(
+            q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
+        )
+        weights = tl.where(seen, tl.exp2(tl.where(seen, scores, _HIDDEN) - log_sum_exp[:, None]), 0.0)
+        dweights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        kept = weights
+        if DROPOUT:
+            keep = _keep(seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys, HEADS, NODES)
+            kept = tl.where(keep, weights * kept_scale, 0.0)
+            dweights = tl.where(keep, dweights * kept_scale, 0.0)
+        dscores = weights * (dweights - delta[:, None])
+        dv += tl.dot(tl.trans(kept.to(do.dtype)), do, input_precision=PRECISION)
+        dk += tl.dot(tl.trans(dscores.to(q.dtype)), q, input_precision=PRECISION)
+    _store(dk_ptr, dk * scale, graph, head, keys, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
+    _store(dv_ptr, dv, graph, head, keys, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
+
+
+@triton.jit
+def _edge_attention_bwd_bias_kernel(
+    do_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    adjacency_ptr,
+    bias_ptr,
+    seed_ptr,
+    first_row_ptr,
+    log_sum_exp_ptr,
+    delta_ptr,
+    dbias_ptr,  # [G, T, T] float32 contiguous
+    graphs,
+    scale,
+    threshold,
+    site_offset,
+    dropped,
+    kept_scale,
+    DO_GRAPH: tl.constexpr,
+    DO_HEAD: tl.constexpr,
+    DO_NODE: tl.constexpr,
+    Q_GRAPH: tl.constexpr,
+    Q_HEAD: tl.constexpr,
+    Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr,
+    K_HEAD: tl.constexpr,
+    K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr,
+    V_HEAD: tl.constexpr,
+    V_NODE: tl.constexpr,
+    HEADS: tl.constexpr,
+    NODES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+    BIASED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    TILES: tl.constexpr = (NODES + BLOCK - 1) // BLOCK
+    graph, tile, keys = _place(TILES, NODES, BLOCK)
+    queries = tile.to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
+    dbias = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for head in range(HEADS):
+        q = _load(q_ptr, graph, head, queries, Q_GRAPH, Q_HEAD, Q_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        do = _load(do_ptr, graph, head, queries, DO_GRAPH, DO_HEAD, DO_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        at = (graph * HEADS + head) * NODES + queries
+        log_sum_exp = tl.load(log_sum_exp_ptr + at, mask=queries < NODES, other=0.0) * _LOG2_E
+        delta = tl.load(delta_ptr + at, mask=queries < NODES, other=0.0)
+        scores, seen = _scores(
+            q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
+        )
+        weights = tl.where(seen, tl.exp2(tl.where(seen, scores, _HIDDEN) - log_sum_exp[:, None]), 0.0)
+        dweights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        if DROPOUT:
+            keep = _keep(seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys, HEADS, NODES)
+            dweights = tl.where(keep, dweights * kept_scale, 0.0)
+        dbias += weights * (dweights - delta[:, None])
+    inside = (queries < NODES)[:, None] & (keys < NODES)[None, :]
+    at_bias = graph * (NODES * NODES) + queries[:, None] * NODES + keys[None, :]
+    tl.store(dbias_ptr + at_bias, dbias, mask=inside)
+
+
+def edge_attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    adjacency: Tensor | None,
+    bias: Tensor | None,
+    dropout: Dropout,
+    threshold: float,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """See `pgat_kernels.ops.graph_attention`, whose arguments these are, checked: the result, and the log-sum-exp."""
+    graphs, heads, tokens, _ = q.shape
+    o = empty_like_rows(q)
+    log_sum_exp = torch.empty((graphs, heads, tokens), dtype=torch.float32, device=q.device)
+    seed = dropout.seed
+    tensors = (q, k, v, pointer_or(adjacency, seed), pointer_or(bias, seed), seed, dropout.first_row, o, log_sum_exp)
+    configuration = choose("edge_attention forward", q, q.shape[2])
+    common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
+    tiles = -(-tokens // configuration.block)
+    launch(
+        _edge_attention_fwd_kernel, graphs * heads * tiles, tensors, configuration, 2 * product_flops(q),
+        **common, **strides_of(q=q, k=k, v=v, o=o),
+    )  # fmt: skip
+    return o, log_sum_exp
+
+
+def edge_attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    adjacency: Tensor | None,
+    bias: Tensor | None,
+    dropout: Dropout,
+    threshold: float,
+    scale: float,
+    o: Tensor,
+    log_sum_exp: Tensor,
+) -> list[Tensor]:
+    """Gradients of q, k, v and, where there is one, bias."""
+    graphs, heads, tokens, _ = q.shape
+    dq, dk, dv = (empty_like_rows(q) for _ in range(3))
+    delta = torch.empty_like(log_sum_exp)
+    seed = dropout.seed
+    tensors = (do, q, k, v, pointer_or(adjacency, seed), pointer_or(bias, seed), seed, dropout.first_row)
+    common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
+    flops = product_flops(q)
+    inputs = strides_of(do=do, q=q, k=k, v=v)
+    named = {**common, **inputs, **strides_of(o=o)}
+
+    def tiles(configuration: Configuration) -> int:
+        return -(-tokens // configuration.block)
+
+    chosen = choose("edge_attention backward queries", q, tokens)
+    own: tuple[Tensor, ...] = (*tensors, o, log_sum_exp, dq, delta)
+    launch(_edge_attention_bwd_queries_kernel, graphs * heads * tiles(chosen), own, chosen, 3 * flops, **named)
+    chosen = choose("edge_attention backward keys", q, tokens)
+    own = (*tensors, log_sum_exp, delta, dk, dv)
+    launch(_edge_attention_bwd_keys_kernel, graphs * heads * tiles(chosen), own, chosen, 4 * flops, **named)
+    if bias is None:
+        return [dq, dk, dv]
+    dbias = torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
+    chosen = choose("edge_attention backward bias", q, tokens)
+    own = (*tensors, log_sum_exp, delta, dbias)
+    launch(_edge_attention_bwd_bias_kernel, graphs * tiles(chosen) ** 2, own, chosen, 2 * flops, **common, **inputs)
+    return [dq, dk, dv, dbias]

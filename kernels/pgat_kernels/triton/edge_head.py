@@ -1,0 +1,167 @@
+"""tanh(W2 dropout(gelu(W1 t))) of every token, one number, in one kernel each way.
+
+Limits: tokens and hidden layer of at most 256 columns.
+
+Grid: one dimension; program i owns BLOCK tokens. The backward kernel makes the hidden layer again and writes its
+gradient, from which a product makes that of W1; sums over all tokens are written a tile at a time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pgat_kernels.ops.chunked_ops import Masks
+from pgat_kernels.triton.launch import choose, launch_over_rows, rounded, width_arguments
+from pgat_kernels.triton.tiles import gelu_and_slope, keep_rows, load_row, product, store_tile, tanh
+from pgat_kernels.tuning_table import Configuration
+
+
+@triton.jit
+def _hidden(
+    t_ptr, exists, first, n, inner_ptr, inner_bias_ptr, seed_ptr, first_row_ptr, site_offset, dropped, kept_scale,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Hidden units behind their dropout, and their derivative by the first product: [BLOCK, len(n)]."""
+    h = product(
+        None, t_ptr, exists, inner_ptr, 0, BLOCK_HIDDEN, WIDTH, HIDDEN, 1, WIDTH, BLOCK_WIDTH, STEP, BLOCK, PRECISION
+    )
+    a, slope = gelu_and_slope(h + load_row(inner_bias_ptr, n, HIDDEN)[None, :])
+    if DROPOUT:
+        keep = keep_rows(seed_ptr, first_row_ptr, site_offset, first, n, dropped, TOKENS, HIDDEN, BLOCK)
+        a = tl.where(keep, a * kept_scale, 0.0)
+        slope = tl.where(keep, slope * kept_scale, 0.0)
+    return a, slope
+
+
+@triton.jit
+def _edge_head_fwd_kernel(
+    t_ptr,  # [M, WIDTH]
+    inner_ptr,  # [HIDDEN, WIDTH]
+    inner_bias_ptr,
+    outer_ptr,  # [HIDDEN]
+    outer_bias_ptr,  # [1]
+    seed_ptr,
+    first_row_ptr,
+    y_ptr,  # [M]
+    rows,
+    site_offset,
+    dropped,
+    kept_scale,
+    TOKENS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    row = tl.arange(0, BLOCK)
+    exists = first + row < rows
+    n = tl.arange(0, BLOCK_HIDDEN)
+    a, _ = _hidden(
+        t_ptr + first * WIDTH, exists, first, n, inner_ptr, inner_bias_ptr, seed_ptr, first_row_ptr, site_offset,
+        dropped, kept_scale, TOKENS, WIDTH, HIDDEN, BLOCK_WIDTH, BLOCK_HIDDEN, STEP, BLOCK, DROPOUT,
+        PRECISION,
+    )  # fmt: skip
+    logits = tl.sum(a * load_row(outer_ptr, n, HIDDEN)[None, :], 1) + tl.load(outer_bias_ptr).to(tl.float32)
+    tl.store(y_ptr + first + row, tanh(logits).to(y_ptr.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def _edge_head_bwd_kernel(
+    g_ptr,  # [M]
+    t_ptr,
+    inner_ptr,
+    inner_bias_ptr,
+    outer_ptr,
+    outer_bias_ptr,
+    seed_ptr,
+    first_row_ptr,
+    g_t_ptr,  # [M, WIDTH]
+    g_h_ptr,  # [M, HIDDEN], of the first product's result, in the dtype of the weights
+    sums_ptr,  # [tiles, 2 HIDDEN + 1] float32: of the first bias, W2 and its bias
+    rows,
+    site_offset,
+    dropped,
+    kept_scale,
+    TOKENS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tile = tl.program_id(0).to(tl.int64)
+    first = tile * BLOCK
+    row = tl.arange(0, BLOCK)
+    exists = first + row < rows
+    n = tl.arange(0, BLOCK_HIDDEN)
+    a, slope = _hidden(
+        t_ptr + first * WIDTH, exists, first, n, inner_ptr, inner_bias_ptr, seed_ptr, first_row_ptr, site_offset,
+        dropped, kept_scale, TOKENS, WIDTH, HIDDEN, BLOCK_WIDTH, BLOCK_HIDDEN, STEP, BLOCK, DROPOUT,
+        PRECISION,
+    )  # fmt: skip
+    w = load_row(outer_ptr, n, HIDDEN)
+    y = tanh(tl.sum(a * w[None, :], 1) + tl.load(outer_bias_ptr).to(tl.float32))
+    g_logits = tl.load(g_ptr + first + row, mask=exists, other=0.0).to(tl.float32) * (1 - y * y)
+    g_h = g_logits[:, None] * w[None, :] * slope
+    sums_ptr += tile * (2 * HIDDEN + 1)
+    tl.store(sums_ptr + n, tl.sum(g_h, 0), mask=n < HIDDEN)
+    tl.store(sums_ptr + HIDDEN + n, tl.sum(g_logits[:, None] * a, 0), mask=n < HIDDEN)
+    # As a sum of columns, too: triton's compiler fails on the sum of a vector that comes of one on sm_100.
+    of_bias = tl.sum(tl.where((n == 0)[None, :], g_logits[:, None], 0.0), 0)
+    tl.store(sums_ptr + 2 * HIDDEN + n, of_bias, mask=n == 0)
+    g_h_ptr += first * HIDDEN
+    store_tile(g_h_ptr, g_h, exists, 0, HIDDEN, BLOCK_HIDDEN, BLOCK)
+    tl.debug_barrier()  # other threads of this program read what was just written
+    g_t = product(
+        None, g_h_ptr, exists, inner_ptr, 0, BLOCK_WIDTH, HIDDEN, WIDTH, WIDTH, 1, BLOCK_HIDDEN, STEP, BLOCK, PRECISION
+    )
+    store_tile(g_t_ptr + first * WIDTH, g_t, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
+
+
+def edge_head_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
+    """See `pgat_kernels.ops.blocks.edge_head_operator`, whose arguments these are, contiguous."""
+    (t,) = rows
+    inner = weights[0]
+    y = torch.empty(t.shape[:-1], dtype=t.dtype, device=t.device)
+    chosen = choose("edge_head forward", inner, len(inner))
+    tensors = (t, *weights, masks.seed, masks.first_row, y)
+    own = _sizes(inner, chosen)
+    launch_over_rows(_edge_head_fwd_kernel, tensors, chosen, t, inner, masks, site, sites=1, products=1, **own)
+    return y
+
+
+def edge_head_backward(
+    g: Tensor, rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of the rows and of the weights."""
+    (t,) = rows
+    inner = weights[0]
+    hidden, width = inner.shape
+    count = t.numel() // width
+    chosen = choose("edge_head backward", inner, hidden)
+    g_t = torch.empty_like(t)
+    g_h = torch.empty((count, hidden), dtype=inner.dtype, device=t.device)
+    sums = torch.empty((-(-count // chosen.block), 2 * hidden + 1), dtype=torch.float32, device=t.device)
+    tensors = (g, t, *weights, masks.seed, masks.first_row, g_t, g_h, sums)
+    own = _sizes(inner, chosen)
+    launch_over_rows(_edge_head_bwd_kernel, tensors, chosen, t, inner, masks, site, sites=1, products=2, **own)
+    g_inner_bias, g_outer, g_outer_bias = sums.sum(dim=0).split([hidden, hidden, 1])
+    g_inner = g_h.t() @ t.view(count, width).to(inner.dtype)
+    return [g_t], [g_inner, g_inner_bias, g_outer, g_outer_bias]
+
+
+def _sizes(inner: Tensor, chosen: Configuration) -> dict[str, object]:
+    """The arguments that both kernels share, by name."""
+    hidden, width = inner.shape
+    own = {"HIDDEN": hidden, "BLOCK_HIDDEN": rounded(hidden), "STEP": chosen.columns}
+    return {**own, **width_arguments(width, inner.dtype)}

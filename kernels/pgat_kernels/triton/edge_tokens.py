@@ -1,0 +1,262 @@
+"""The tokens of the edges, LayerNorm(W3 gelu(W2 gelu(W1 x))) of one number x, in one kernel each way for all kinds.
+
+Limits: first layer and tokens of at most 256 columns; second layer of any width.
+
+Grid: one dimension; program (kind, BLOCK edges). Edges are read as they lie, [edges, kinds], and tokens written where
+attention reads them, in groups of one source: [groups, kinds, nodes, WIDTH]. The first layer is made from x whenever it
+is wanted, the second COLUMNS units at a time. The backward kernel writes what the gradients of W2 and W3 are products
+of; sums over all edges are written a tile at a time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pgat_kernels.ops.chunked_ops import Masks
+from pgat_kernels.triton.launch import choose, chunk_of, launch, rounded, width_arguments
+from pgat_kernels.triton.tiles import (
+    gelu,
+    gelu_and_slope,
+    load_row,
+    load_tile,
+    load_weight,
+    norm_backward,
+    normal_and_scale,
+    product,
+    store_tile,
+)
+from pgat_kernels.tuning_table import Configuration
+
+
+@triton.jit
+def _second(
+    x, n_start, first_ptr, first_bias_ptr, second_ptr, second_bias_ptr,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Units of the second layer from `n_start` on, before their gelu: [BLOCK, COLUMNS]."""
+    total = tl.zeros((BLOCK, COLUMNS), tl.float32)
+    n = n_start + tl.arange(0, COLUMNS)
+    for start in range(0, FIRST, STEP):
+        k = start + tl.arange(0, STEP)
+        a = gelu(x[:, None] * load_row(first_ptr, k, FIRST)[None, :] + load_row(first_bias_ptr, k, FIRST)[None, :])
+        w = load_weight(second_ptr, start, n_start, STEP, COLUMNS, FIRST, SECOND, 1, FIRST)
+        total = tl.dot(a.to(w.dtype), w, total, input_precision=PRECISION)
+    return total + load_row(second_bias_ptr, n, SECOND)[None, :]
+
+
+@triton.jit
+def _normal(
+    x, columns, first_ptr, first_bias_ptr, second_ptr, second_bias_ptr, third_ptr, third_bias_ptr,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    STEP: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The tokens before LayerNorm's weight, and the scale of every row: see `normal_and_scale`."""
+    total = tl.zeros((BLOCK, BLOCK_WIDTH), tl.float32)
+    for start in tl.range(0, SECOND, COLUMNS, disable_licm=True):
+        h = _second(
+            x, start, first_ptr, first_bias_ptr, second_ptr, second_bias_ptr, FIRST, SECOND, COLUMNS, STEP, BLOCK,
+            PRECISION,
+        )  # fmt: skip
+        w = load_weight(third_ptr, start, 0, COLUMNS, BLOCK_WIDTH, SECOND, WIDTH, 1, SECOND)
+        total = tl.dot(gelu(h).to(w.dtype), w, total, input_precision=PRECISION)
+    return normal_and_scale(total + load_row(third_bias_ptr, columns, WIDTH)[None, :], columns, WIDTH)
+
+
+@triton.jit
+def _token_offsets(first, kind, NODES: tl.constexpr, KINDS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Where the tokens of this program lie: the base (int64), and from it every token [BLOCK]."""
+    group = first // NODES
+    row = (first - group * NODES).to(tl.int32) + tl.arange(0, BLOCK)  # from the first edge of the group on
+    token = row // NODES * (KINDS * NODES) + row % NODES
+    return (group * KINDS + kind) * (NODES * WIDTH), token * WIDTH
+
+
+@triton.jit
+def _edge_tokens_fwd_kernel(
+    values_ptr,  # [M, KINDS]
+    first_ptr,  # [KINDS, FIRST]
+    first_bias_ptr,
+    second_ptr,  # [KINDS, SECOND, FIRST]
+    second_bias_ptr,
+    third_ptr,  # [KINDS, WIDTH, SECOND]
+    third_bias_ptr,
+    norm_ptr,
+    norm_bias_ptr,
+    y_ptr,  # [M / NODES, KINDS, NODES, WIDTH]
+    rows,
+    tiles,
+    NODES: tl.constexpr,
+    KINDS: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    kind = tl.program_id(0) // tiles
+    first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
+    exists = first + tl.arange(0, BLOCK) < rows
+    columns = tl.arange(0, BLOCK_WIDTH)
+    x = tl.load(values_ptr + first * KINDS + tl.arange(0, BLOCK) * KINDS + kind, mask=exists, other=0.0).to(tl.float32)
+    normal, _ = _normal(
+        x, columns, first_ptr + kind * FIRST, first_bias_ptr + kind * FIRST, second_ptr + kind * (SECOND * FIRST),
+        second_bias_ptr + kind * SECOND, third_ptr + kind * (WIDTH * SECOND), third_bias_ptr + kind * WIDTH,
+        FIRST, SECOND, WIDTH, BLOCK_WIDTH, COLUMNS, STEP, BLOCK, PRECISION,
+    )  # fmt: skip
+    weight = load_row(norm_ptr + kind * WIDTH, columns, WIDTH)
+    bias = load_row(norm_bias_ptr + kind * WIDTH, columns, WIDTH)
+    y = normal * weight[None, :] + bias[None, :]
+    base, row_at = _token_offsets(first, kind, NODES, KINDS, WIDTH, BLOCK)
+    at = row_at[:, None] + columns[None, :]
+    tl.store(y_ptr + base + at, y.to(y_ptr.dtype.element_ty), mask=exists[:, None] & (columns < WIDTH)[None, :])
+
+
+@triton.jit
+def _edge_tokens_bwd_kernel(
+    g_ptr,  # as y of the forward kernel
+    values_ptr,
+    first_ptr,
+    first_bias_ptr,
+    second_ptr,
+    second_bias_ptr,
+    third_ptr,
+    third_bias_ptr,
+    norm_ptr,
+    g_values_ptr,  # [M, KINDS]
+    g_sum_ptr,  # [KINDS, M, WIDTH] float32: of the third product's result
+    g_y_ptr,  # the same in the dtype of W2 and W3, as the next three
+    a_second_ptr,  # [KINDS, M, SECOND], units
+    g_second_ptr,  # [KINDS, M, SECOND], of the second product's result
+    a_first_ptr,  # [KINDS, M, FIRST], units
+    sums_ptr,  # [KINDS, tiles, 2 FIRST + SECOND + 3 WIDTH]: of W1, its bias, the others, LayerNorm's weight and bias
+    rows,
+    tiles,
+    NODES: tl.constexpr,
+    KINDS: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_FIRST: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    kind = tl.program_id(0) // tiles
+    first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
+    row = tl.arange(0, BLOCK)
+    exists = first + row < rows
+    columns = tl.arange(0, BLOCK_WIDTH)
+    first_ptr += kind * FIRST
+    first_bias_ptr += kind * FIRST
+    second_ptr += kind * (SECOND * FIRST)
+    second_bias_ptr += kind * SECOND
+    third_ptr += kind * (WIDTH * SECOND)
+    own = kind * tl.cast(rows, tl.int64) + first
+    sums_ptr += tl.program_id(0).to(tl.int64) * (2 * FIRST + SECOND + 3 * WIDTH)
+    x = tl.load(values_ptr + first * KINDS + row * KINDS + kind, mask=exists, other=0.0).to(tl.float32)
+    normal, scale = _normal(
+        x, columns, first_ptr, first_bias_ptr, second_ptr, second_bias_ptr, third_ptr, third_bias_ptr + kind * WIDTH,
+        FIRST, SECOND, WIDTH, BLOCK_WIDTH, COLUMNS, STEP, BLOCK, PRECISION,
+    )  # fmt: skip
+    base, row_at = _token_offsets(first, kind, NODES, KINDS, WIDTH, BLOCK)
+    g_y_ptr += own * WIDTH
+    # Nothing is dropped out here: what dropout reads is not read.
+    norm_backward(
+        normal, scale, g_ptr + base, row_at, norm_ptr + kind * WIDTH, g_sum_ptr + own * WIDTH, g_y_ptr,
+        sums_ptr + 2 * FIRST + SECOND, exists, values_ptr, values_ptr, 0, first, 0, 1.0,
+        1, WIDTH, BLOCK_WIDTH, BLOCK, False,
+    )  # fmt: skip
+    low = load_tile(g_y_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK) if CHUNK == 0 else None
+    k = tl.arange(0, BLOCK_FIRST)
+    g_first = tl.zeros((BLOCK, BLOCK_FIRST), tl.float32)
+    for start in tl.range(0, SECOND, COLUMNS, disable_licm=True):
+        n = start + tl.arange(0, COLUMNS)
+        h = _second(
+            x, start, first_ptr, first_bias_ptr, second_ptr, second_bias_ptr, FIRST, SECOND, COLUMNS, STEP, BLOCK,
+            PRECISION,
+        )  # fmt: skip
+        a, slope = gelu_and_slope(h)
+        g_h = slope * product(
+            low, g_y_ptr, exists, third_ptr, start, COLUMNS, WIDTH, SECOND, SECOND, 1, BLOCK_WIDTH, CHUNK, BLOCK,
+            PRECISION,
+        )  # fmt: skip
+        store_tile(a_second_ptr + own * SECOND, a, exists, start, SECOND, COLUMNS, BLOCK)
+        store_tile(g_second_ptr + own * SECOND, g_h, exists, start, SECOND, COLUMNS, BLOCK)
+        tl.store(sums_ptr + 2 * FIRST + n, tl.sum(g_h, 0), mask=n < SECOND)
+        w = load_weight(second_ptr, start, 0, COLUMNS, BLOCK_FIRST, SECOND, FIRST, FIRST, 1)
+        g_first = tl.dot(g_h.to(w.dtype), w, g_first, input_precision=PRECISION)
+    w_first = load_row(first_ptr, k, FIRST)
+    a, slope = gelu_and_slope(x[:, None] * w_first[None, :] + load_row(first_bias_ptr, k, FIRST)[None, :])
+    store_tile(a_first_ptr + own * FIRST, a, exists, 0, FIRST, BLOCK_FIRST, BLOCK)
+    g_first *= slope
+    tl.store(sums_ptr + k, tl.sum(g_first * x[:, None], 0), mask=k < FIRST)
+    tl.store(sums_ptr + FIRST + k, tl.sum(g_first, 0), mask=k < FIRST)
+    g_x = tl.sum(g_first * w_first[None, :], 1)
+    tl.store(g_values_ptr + first * KINDS + row * KINDS + kind, g_x.to(g_values_ptr.dtype.element_ty), mask=exists)
+
+
+def edge_tokens_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
+    """See `pgat_kernels.ops.edge_tokens.edge_tokens_operator`, whose arguments these are, contiguous."""
+    (values,) = rows
+    steps, nodes, _, kinds = values.shape
+    width = weights[6].shape[1]
+    y = torch.empty((steps * nodes, kinds * nodes, width), dtype=values.dtype, device=values.device)
+    chosen = choose("edge_tokens forward", weights[2], width)
+    _launch(_edge_tokens_fwd_kernel, (values, *weights, y), chosen, values, weights, (1, 1))
+    return y
+
+
+def edge_tokens_backward(
+    g: Tensor, rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of the values and of the weights."""
+    (values,) = rows
+    kinds, second, first = weights[2].shape
+    width, dtype, device = weights[6].shape[1], weights[2].dtype, values.device
+    count = values.numel() // kinds
+    chosen = choose("edge_tokens backward", weights[2], width)
+    g_values = torch.empty_like(values)
+    g_y, a_second, g_second, a_first = (
+        torch.empty((kinds, count, size), dtype=dtype, device=device) for size in (width, second, second, first)
+    )
+    sums = torch.empty(
+        (kinds, -(-count // chosen.block), 2 * first + second + 3 * width), dtype=torch.float32, device=device
+    )
+    g_sum = torch.empty((kinds, count, width), dtype=torch.float32, device=device)
+    tensors = (g, values, *weights[:-1], g_values, g_sum, g_y, a_second, g_second, a_first, sums)
+    own = {"BLOCK_FIRST": rounded(first), "CHUNK": chunk_of(dtype)}
+    _launch(_edge_tokens_bwd_kernel, tensors, chosen, values, weights, (3, 2), **own)
+    sizes = [first, first, second, width, width, width]
+    of_first, of_first_bias, *biases, of_norm, of_norm_bias = sums.sum(dim=1).split(sizes, dim=1)
+    of_second, of_third = g_second.transpose(1, 2) @ a_first, g_y.transpose(1, 2) @ a_second
+    return [g_values], [of_first, of_first_bias, of_second, biases[0], of_third, biases[1], of_norm, of_norm_bias]
+
+
+def _launch(
+    kernel: triton.JITFunction,
+    tensors: tuple[Tensor, ...],
+    chosen: Configuration,
+    values: Tensor,
+    weights: list[Tensor],
+    products: tuple[int, int],
+    **named: int,
+) -> None:
+    """`products`: of the sizes of W2 and W3, that it takes."""
+    kinds, second, first = weights[2].shape
+    width, dtype = weights[6].shape[1], weights[2].dtype
+    count = values.numel() // kinds
+    tiles = -(-count // chosen.block)
+    step = chosen.columns if dtype.itemsize == 4 else rounded(first)
+    flops = 2 * kinds * count * second * (products[0] * first + products[1] * width)
+    launch(
+        kernel, kinds * tiles, tensors, chosen, flops, rows=count, tiles=tiles, NODES=values.shape[1], KINDS=kinds,
+        FIRST=first, SECOND=second, COLUMNS=chosen.columns, STEP=step, **named, **width_arguments(width, dtype),
+    )  # fmt: skip

@@ -1,0 +1,219 @@
+"""LayerNorm(t + dropout(W2 dropout(gelu(W1 t)))) in one kernel, and its gradient in one and two products.
+
+Limits: rows of at most 256 columns; hidden layers of any width.
+
+Grid: one dimension; program i owns BLOCK rows. The hidden layer is made COLUMNS units at a time, used and forgotten: it
+never lies in memory in the forward pass. The backward kernel makes the sum behind the second product again, then goes
+through the hidden layer a second time, and writes what the gradients of the weights are products of: the hidden units,
+their gradients, and that of the second product's result. What is a sum over all rows (biases, LayerNorm) is written a
+tile at a time, and the tiles are added up in torch, in order: there are no atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pgat_kernels.ops.chunked_ops import Masks
+from pgat_kernels.triton.launch import choose, chunk_of, launch_over_rows, width_arguments
+from pgat_kernels.triton.tiles import (
+    gelu,
+    gelu_and_slope,
+    keep_rows,
+    load_row,
+    load_tile,
+    load_weight,
+    norm_backward,
+    normal_and_scale,
+    product,
+    store_tile,
+)
+from pgat_kernels.tuning_table import Configuration
+
+
+@triton.jit
+def _normal(
+    low, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr, first_row_ptr,
+    site_offset, second_site_offset, dropped, kept_scale,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The block before LayerNorm's weight, and the scale of every row: see `normal_and_scale`."""
+    total = tl.zeros((BLOCK, BLOCK_WIDTH), tl.float32)
+    for start in tl.range(0, HIDDEN, COLUMNS, disable_licm=True):
+        n = start + tl.arange(0, COLUMNS)
+        h = product(
+            low, t_ptr, exists, inner_ptr, start, COLUMNS, WIDTH, HIDDEN, 1, WIDTH, BLOCK_WIDTH, CHUNK, BLOCK, PRECISION
+        )
+        a = gelu(h + load_row(inner_bias_ptr, n, HIDDEN)[None, :])
+        if DROPOUT:
+            keep = keep_rows(seed_ptr, first_row_ptr, site_offset, first, n, dropped, TOKENS, HIDDEN, BLOCK)
+            a = tl.where(keep, a * kept_scale, 0.0)
+        w = load_weight(outer_ptr, start, 0, COLUMNS, BLOCK_WIDTH, HIDDEN, WIDTH, 1, HIDDEN)
+        total = tl.dot(a.to(w.dtype), w, total, input_precision=PRECISION)
+    total += load_row(outer_bias_ptr, columns, WIDTH)[None, :]
+    if DROPOUT:
+        keep = keep_rows(seed_ptr, first_row_ptr, second_site_offset, first, columns, dropped, TOKENS, WIDTH, BLOCK)
+        total = tl.where(keep, total * kept_scale, 0.0)
+    tl.debug_barrier()  # lest the rows be kept in registers from their first use on
+    total += load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(tl.float32)
+    return normal_and_scale(total, columns, WIDTH)
+
+
+@triton.jit
+def _feed_forward_fwd_kernel(
+    t_ptr,  # [M, WIDTH], as y_ptr
+    inner_ptr,  # [HIDDEN, WIDTH]
+    inner_bias_ptr,
+    outer_ptr,  # [WIDTH, HIDDEN]
+    outer_bias_ptr,
+    norm_ptr,
+    norm_bias_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
+    first_row_ptr,
+    y_ptr,
+    rows,
+    site_offset,
+    second_site_offset,
+    dropped,
+    kept_scale,
+    TOKENS: tl.constexpr,  # rows that share a number in the dropout
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    exists = first + tl.arange(0, BLOCK) < rows
+    columns = tl.arange(0, BLOCK_WIDTH)
+    t_ptr += first * WIDTH
+    low = load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(inner_ptr.dtype.element_ty) if CHUNK == 0 else None
+    normal, _ = _normal(
+        low, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
+        first_row_ptr, site_offset, second_site_offset, dropped, kept_scale, TOKENS, WIDTH, HIDDEN, BLOCK_WIDTH,
+        COLUMNS, CHUNK, BLOCK, DROPOUT, PRECISION,
+    )  # fmt: skip
+    y = normal * load_row(norm_ptr, columns, WIDTH)[None, :] + load_row(norm_bias_ptr, columns, WIDTH)[None, :]
+    store_tile(y_ptr + first * WIDTH, y, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
+
+
+@triton.jit
+def _feed_forward_bwd_kernel(
+    g_ptr,  # [M, WIDTH], as t_ptr, g_t_ptr (float32), g_y_ptr
+    t_ptr,
+    inner_ptr,
+    inner_bias_ptr,
+    outer_ptr,
+    outer_bias_ptr,
+    norm_ptr,
+    seed_ptr,
+    first_row_ptr,
+    g_t_ptr,
+    g_y_ptr,  # of the second product's result, in the dtype of the weights, as a_ptr, g_h_ptr
+    a_ptr,  # [M, HIDDEN], hidden units, as g_h_ptr
+    g_h_ptr,  # of the first product's result
+    sums_ptr,  # [tiles, HIDDEN + 3 WIDTH] float32: of the biases (inner, outer), LayerNorm's weight and bias
+    rows,
+    site_offset,
+    second_site_offset,
+    dropped,
+    kept_scale,
+    TOKENS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tile = tl.program_id(0).to(tl.int64)
+    first = tile * BLOCK
+    exists = first + tl.arange(0, BLOCK) < rows
+    columns = tl.arange(0, BLOCK_WIDTH)
+    t_ptr += first * WIDTH
+    g_y_ptr += first * WIDTH
+    a_ptr += first * HIDDEN
+    g_h_ptr += first * HIDDEN
+    sums_ptr += tile * (HIDDEN + 3 * WIDTH)
+    low = load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(inner_ptr.dtype.element_ty) if CHUNK == 0 else None
+    normal, scale = _normal(
+        low, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
+        first_row_ptr, site_offset, second_site_offset, dropped, kept_scale, TOKENS, WIDTH, HIDDEN, BLOCK_WIDTH,
+        COLUMNS, CHUNK, BLOCK, DROPOUT, PRECISION,
+    )  # fmt: skip
+    g_t_ptr += first * WIDTH
+    norm_backward(
+        normal, scale, g_ptr + first * WIDTH, tl.arange(0, BLOCK) * WIDTH, norm_ptr, g_t_ptr, g_y_ptr,
+        sums_ptr + HIDDEN, exists, seed_ptr, first_row_ptr, second_site_offset, first, dropped, kept_scale,
+        TOKENS, WIDTH, BLOCK_WIDTH, BLOCK, DROPOUT,
+    )  # fmt: skip
+    low_g = load_tile(g_y_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK) if CHUNK == 0 else None
+    g_t = load_tile(g_t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
+    for start in tl.range(0, HIDDEN, COLUMNS, disable_licm=True):
+        n = start + tl.arange(0, COLUMNS)
+        h = product(
+            low, t_ptr, exists, inner_ptr, start, COLUMNS, WIDTH, HIDDEN, 1, WIDTH, BLOCK_WIDTH, CHUNK, BLOCK, PRECISION
+        )
+        a, slope = gelu_and_slope(h + load_row(inner_bias_ptr, n, HIDDEN)[None, :])
+        g_a = product(
+            low_g, g_y_ptr, exists, outer_ptr, start, COLUMNS, WIDTH, HIDDEN, HIDDEN, 1, BLOCK_WIDTH, CHUNK, BLOCK,
+            PRECISION,
+        )  # fmt: skip
+        if DROPOUT:
+            keep = keep_rows(seed_ptr, first_row_ptr, site_offset, first, n, dropped, TOKENS, HIDDEN, BLOCK)
+            a = tl.where(keep, a * kept_scale, 0.0)
+            g_a = tl.where(keep, g_a * kept_scale, 0.0)
+        g_h = g_a * slope
+        store_tile(a_ptr, a, exists, start, HIDDEN, COLUMNS, BLOCK)
+        store_tile(g_h_ptr, g_h, exists, start, HIDDEN, COLUMNS, BLOCK)
+        tl.store(sums_ptr + n, tl.sum(g_h, 0), mask=n < HIDDEN)
+        w = load_weight(inner_ptr, start, 0, COLUMNS, BLOCK_WIDTH, HIDDEN, WIDTH, WIDTH, 1)
+        g_t = tl.dot(g_h.to(w.dtype), w, g_t, input_precision=PRECISION)
+    store_tile(g_t_ptr, g_t, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
+
+
+def feed_forward_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
+    """See `pgat_kernels.ops.blocks.feed_forward_operator`, whose arguments these are, contiguous."""
+    (t,) = rows
+    inner = weights[0]
+    y = torch.empty_like(t)
+    chosen = choose("feed_forward forward", inner, t.shape[-1])
+    tensors = (t, *weights, masks.seed, masks.first_row, y)
+    own = _sizes(inner, chosen)
+    launch_over_rows(_feed_forward_fwd_kernel, tensors, chosen, t, inner, masks, site, sites=2, products=2, **own)
+    return y
+
+
+def feed_forward_backward(
+    g: Tensor, rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of the rows and of the weights."""
+    (t,) = rows
+    inner = weights[0]
+    hidden, width = inner.shape
+    count = t.numel() // width
+    dtype = inner.dtype
+    chosen = choose("feed_forward backward", inner, width)
+    g_t = torch.empty(t.shape, dtype=torch.float32, device=t.device)
+    g_y = torch.empty((count, width), dtype=dtype, device=t.device)
+    a, g_h = (torch.empty((count, hidden), dtype=dtype, device=t.device) for _ in range(2))
+    sums = torch.empty((-(-count // chosen.block), hidden + 3 * width), dtype=torch.float32, device=t.device)
+    tensors = (g, t, *weights[:-1], masks.seed, masks.first_row, g_t, g_y, a, g_h, sums)
+    own = _sizes(inner, chosen)
+    launch_over_rows(_feed_forward_bwd_kernel, tensors, chosen, t, inner, masks, site, sites=2, products=5, **own)
+    g_inner_bias, g_outer_bias, g_norm, g_norm_bias = sums.sum(dim=0).split([hidden, width, width, width])
+    g_inner = g_h.t() @ t.view(count, width).to(dtype)
+    return [g_t], [g_inner, g_inner_bias, g_y.t() @ a, g_outer_bias, g_norm, g_norm_bias]
+
+
+def _sizes(inner: Tensor, chosen: Configuration) -> dict[str, object]:
+    """The arguments that both kernels share, by name."""
+    hidden, width = inner.shape
+    chunk = chunk_of(inner.dtype)
+    return {"HIDDEN": hidden, "COLUMNS": chosen.columns, "CHUNK": chunk, **width_arguments(width, inner.dtype)}

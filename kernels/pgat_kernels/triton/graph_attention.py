@@ -1,0 +1,277 @@
+"""Attention among the nodes of many small graphs: a graph lives whole in one program, and several graphs do.
+
+Limits: at most 64 nodes, head dimension at most 64, columns contiguous.
+
+Grid: one dimension; program i owns graphs i P to i P + P - 1 with all their heads, P = BLOCK // NODES, and writes all
+that belongs to them, the gradient of the bias included, which is a sum over heads: there are no atomics, and results do
+not depend on the order of the programs. The rows of a tile are the nodes of its P graphs one after the other; a score
+between nodes of different graphs is hidden like any other. So BLOCK is 64 rows for 13 nodes, enough for the widest
+tensor-core instructions, and a pass over a head is one product however small the graphs are. The products thus wasted
+are cheaper than the bytes of the inputs, which bound the kernel.
+
+The backward pass computes scores, softmax and dropout masks again. Nothing but the inputs is kept. The gradient of the
+bias, where there is one, takes a second pass over the heads.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pgat_kernels.ops.dropout import Dropout
+from pgat_kernels.ops.graph_attention import empty_like_rows, product_flops
+from pgat_kernels.triton.dropout import keep_tile
+from pgat_kernels.triton.launch import choose, common_arguments, launch, pointer_or, strides_of
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_HIDDEN = tl.constexpr(-1.0e30)
+"""Score of a hidden key; finite, so that a row of padding does not become NaN."""
+
+
+@triton.jit
+def _rows(graphs, NODES: tl.constexpr, BLOCK: tl.constexpr):
+    """The first graph of this program (int64), and of every row its place among the program's graphs, its node, and
+    whether it exists."""
+    PACK: tl.constexpr = BLOCK // NODES
+    rows = tl.arange(0, BLOCK)
+    first = tl.program_id(0).to(tl.int64) * PACK
+    place = rows // NODES
+    return first, place, rows % NODES, (place < PACK) & (first + place < graphs)
+
+
+@triton.jit
+def _bias(
+    adjacency_ptr, bias_ptr, threshold, first, place, node, exists,
+    NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
+):  # fmt: skip
+    """What is added to the scores, times log2 e: [BLOCK, BLOCK]. It hides what is not seen.
+
+    Every row that exists sees itself, so what is hidden gets the weight 0. Rows of padding get any finite weights; they
+    meet zeros wherever they are read, and are not written.
+    """
+    inside = (place[:, None] == place[None, :]) & exists[:, None] & exists[None, :]
+    at = first * (NODES * NODES) + _matrix_offsets(place, node, NODES)
+    bias = tl.where(inside, 0.0, _HIDDEN)
+    if BIASED:
+        bias += tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32) * _LOG2_E
+    if MASKED:
+        adjacency = tl.load(adjacency_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        bias = tl.where((tl.abs(adjacency) > threshold) | (node[:, None] == node[None, :]), bias, _HIDDEN)
+    return bias
+
+
+@triton.jit
+def _matrix_offsets(place, node, NODES: tl.constexpr):
+    """Of the elements of [G, NODES, NODES] that rows see in columns of their own graph, from the first graph on."""
+    return (place * (NODES * NODES) + node * NODES)[:, None] + node[None, :]
+
+
+@triton.jit
+def _offsets(place, node, GRAPH: tl.constexpr, NODE: tl.constexpr, BLOCK_DEPTH: tl.constexpr):
+    """Of the rows in a tensor [G, H, T, d] with these strides, from a head of the first graph on: [BLOCK, BLOCK_DEPTH].
+
+    32 bits each, and the same for tensors of the same strides: as addresses they would take most of the registers.
+    """
+    return (place * GRAPH + node * NODE)[:, None] + tl.arange(0, BLOCK_DEPTH)[None, :]
+
+
+@triton.jit
+def _softmax(q, k, bias, scale, PRECISION: tl.constexpr):
+    """Attention weights of one head, float32 [BLOCK, BLOCK]."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E) + bias
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    return weights / tl.sum(weights, 1)[:, None]
+
+
+@triton.jit
+def _graph_attention_fwd_kernel(
+    q_ptr,  # [G, H, T, d], as k_ptr, v_ptr, o_ptr; d contiguous
+    k_ptr,
+    v_ptr,
+    adjacency_ptr,  # [G, T, T] contiguous, as bias_ptr
+    bias_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
+    first_row_ptr,
+    o_ptr,
+    graphs,
+    scale,
+    threshold,
+    site_offset,
+    dropped,
+    kept_scale,
+    Q_GRAPH: tl.constexpr,
+    Q_HEAD: tl.constexpr,
+    Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr,
+    K_HEAD: tl.constexpr,
+    K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr,
+    V_HEAD: tl.constexpr,
+    V_NODE: tl.constexpr,
+    O_GRAPH: tl.constexpr,
+    O_HEAD: tl.constexpr,
+    O_NODE: tl.constexpr,
+    HEADS: tl.constexpr,
+    NODES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+    BIASED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    first, place, node, exists = _rows(graphs, NODES, BLOCK)
+    bias = _bias(adjacency_ptr, bias_ptr, threshold, first, place, node, exists, NODES, MASKED, BIASED)
+    inside = exists[:, None] & (tl.arange(0, BLOCK_DEPTH) < DEPTH)[None, :]
+    q_at = _offsets(place, node, Q_GRAPH, Q_NODE, BLOCK_DEPTH)
+    k_at = _offsets(place, node, K_GRAPH, K_NODE, BLOCK_DEPTH)
+    v_at = _offsets(place, node, V_GRAPH, V_NODE, BLOCK_DEPTH)
+    o_at = _offsets(place, node, O_GRAPH, O_NODE, BLOCK_DEPTH)
+    for head in range(HEADS):
+        q = tl.load(q_ptr + (first * Q_GRAPH + head * Q_HEAD) + q_at, mask=inside, other=0.0)
+        k = tl.load(k_ptr + (first * K_GRAPH + head * K_HEAD) + k_at, mask=inside, other=0.0)
+        v = tl.load(v_ptr + (first * V_GRAPH + head * V_HEAD) + v_at, mask=inside, other=0.0)
+        weights = _softmax(q, k, bias, scale, PRECISION)
+        if DROPOUT:
+            row = ((tl.load(first_row_ptr) + first + place) * HEADS + head) * NODES + node
+            keep = keep_tile(tl.load(seed_ptr), site_offset, row[:, None], node[None, :], dropped, NODES)
+            weights = tl.where(keep, weights * kept_scale, 0.0)
+        o = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        tl.store(o_ptr + (first * O_GRAPH + head * O_HEAD) + o_at, o.to(o_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _graph_attention_bwd_kernel(
+    do_ptr,  # gradient of the result
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    adjacency_ptr,
+    bias_ptr,
+    seed_ptr,
+    first_row_ptr,
+    dq_ptr,  # [G, H, T, d], all three of the strides of o
+    dk_ptr,
+    dv_ptr,
+    dbias_ptr,  # [G, T, T] float32
+    graphs,
+    scale,
+    threshold,
+    site_offset,
+    dropped,
+    kept_scale,
+    DO_GRAPH: tl.constexpr,
+    DO_HEAD: tl.constexpr,
+    DO_NODE: tl.constexpr,
+    Q_GRAPH: tl.constexpr,
+    Q_HEAD: tl.constexpr,
+    Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr,
+    K_HEAD: tl.constexpr,
+    K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr,
+    V_HEAD: tl.constexpr,
+    V_NODE: tl.constexpr,
+    O_GRAPH: tl.constexpr,
+    O_HEAD: tl.constexpr,
+    O_NODE: tl.constexpr,
+    HEADS: tl.constexpr,
+    NODES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+    BIASED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OF_BIAS: tl.constexpr,  # writes dbias alone, else the three others alone: both at once take too many registers
+):
+    first, place, node, exists = _rows(graphs, NODES, BLOCK)
+    inside = exists[:, None] & (tl.arange(0, BLOCK_DEPTH) < DEPTH)[None, :]
+    bias = _bias(adjacency_ptr, bias_ptr, threshold, first, place, node, exists, NODES, MASKED, BIASED)
+    dbias = tl.zeros((BLOCK, BLOCK), tl.float32)
+    q_at = _offsets(place, node, Q_GRAPH, Q_NODE, BLOCK_DEPTH)
+    k_at = _offsets(place, node, K_GRAPH, K_NODE, BLOCK_DEPTH)
+    v_at = _offsets(place, node, V_GRAPH, V_NODE, BLOCK_DEPTH)
+    o_at = _offsets(place, node, O_GRAPH, O_NODE, BLOCK_DEPTH)
+    do_at = _offsets(place, node, DO_GRAPH, DO_NODE, BLOCK_DEPTH)
+    for head in range(HEADS):
+        q = tl.load(q_ptr + (first * Q_GRAPH + head * Q_HEAD) + q_at, mask=inside, other=0.0)
+        k = tl.load(k_ptr + (first * K_GRAPH + head * K_HEAD) + k_at, mask=inside, other=0.0)
+        v = tl.load(v_ptr + (first * V_GRAPH + head * V_HEAD) + v_at, mask=inside, other=0.0)
+        do = tl.load(do_ptr + (first * DO_GRAPH + head * DO_HEAD) + do_at, mask=inside, other=0.0)
+        weights = _softmax(q, k, bias, scale, PRECISION)
+        dweights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        kept = weights
+        if DROPOUT:
+            row = ((tl.load(first_row_ptr) + first + place) * HEADS + head) * NODES + node
+            keep = keep_tile(tl.load(seed_ptr), site_offset, row[:, None], node[None, :], dropped, NODES)
+            kept = tl.where(keep, weights * kept_scale, 0.0)
+            dweights = tl.where(keep, dweights * kept_scale, 0.0)
+        dscores = weights * (dweights - tl.sum(weights * dweights, 1)[:, None])
+        if OF_BIAS:
+            dbias += dscores
+        else:
+            dv = tl.dot(tl.trans(kept.to(do.dtype)), do, input_precision=PRECISION)
+            low = dscores.to(k.dtype)
+            dq = tl.dot(low, k, input_precision=PRECISION) * scale
+            dk = tl.dot(tl.trans(low), q, input_precision=PRECISION) * scale
+            start = first * O_GRAPH + head * O_HEAD
+            tl.store(dq_ptr + start + o_at, dq.to(dq_ptr.dtype.element_ty), mask=inside)
+            tl.store(dk_ptr + start + o_at, dk.to(dk_ptr.dtype.element_ty), mask=inside)
+            tl.store(dv_ptr + start + o_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
+    if OF_BIAS:
+        own = (place[:, None] == place[None, :]) & exists[:, None] & exists[None, :]
+        tl.store(dbias_ptr + first * (NODES * NODES) + _matrix_offsets(place, node, NODES), dbias, mask=own)
+
+
+def graph_attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    adjacency: Tensor | None,
+    bias: Tensor | None,
+    dropout: Dropout,
+    threshold: float,
+    scale: float,
+) -> Tensor:
+    """See `pgat_kernels.ops.graph_attention`, whose arguments these are, checked."""
+    o = empty_like_rows(q)
+    configuration = choose("graph_attention forward", q, q.shape[2])
+    common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
+    seed = dropout.seed
+    tensors = (q, k, v, pointer_or(adjacency, seed), pointer_or(bias, seed), seed, dropout.first_row, o)
+    pack = configuration.block // q.shape[2]
+    launch(
+        _graph_attention_fwd_kernel, -(-len(q) // pack), tensors, configuration, 2 * product_flops(q),
+        **common, **strides_of(q=q, k=k, v=v, o=o),
+    )  # fmt: skip
+    return o
+
+
+def graph_attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    adjacency: Tensor | None,
+    bias: Tensor | None,
+    dropout: Dropout,
+    threshold: float,
+    scale: float,
+) -> list[Tensor]:
+    """Gradients of q, k, v and, where there is one, bias."""
+    dq, dk, dv = (empty_like_rows(q) for _ in range(3))
+    dbias = None if bias is None else torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
+    configuration = choose("graph_attention backward", q, q.shape[2])
+    common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
+    seed = dropout.seed
+    masks = pointer_or(adjacency, seed), pointer_or(bias, seed), seed, dropout.first_row
+    tensors = (do, q, k, v, *masks, dq, dk, dv, pointer_or(dbias, seed))
+    pack = configuration.block // q.shape[2]
+    named = {**common, **strides_of(do=do, q=q, k=k, v=v, o=dq)}
+    for of_bias in (False, True) if dbias is not None else (False,):
+        flops = (2 if of_bias else 5) * product_flops(q)
+        launch(_graph_attention_bwd_kernel, -(-len(q) // pack), tensors, configuration, flops, **named, OF_BIAS=of_bias)
+    return [dq, dk, dv] if dbias is None else [dq, dk, dv, dbias]

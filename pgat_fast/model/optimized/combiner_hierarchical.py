@@ -1,0 +1,100 @@
+"""Section 6b: the hierarchical combiner as one operator, a chunk of timesteps at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgat_fast.model.optimized.part import Part, attention_weights, feed_forward_weights, output_weights
+from pgat_fast.model.reference.combiner_hierarchical import INTERACTIONS, KINDS, HierarchicalCombiner
+from pgat_kernels.matmul_precision import no_autocast
+from pgat_kernels.ops.combiner_hierarchical import (
+    BlockWeights,
+    CalibrationWeights,
+    ContextWeights,
+    HierarchicalWeights,
+    PairWeights,
+    QueryWeights,
+    hierarchical_combiner,
+    numbers_a_timestep,
+)
+from pgat_kernels.ops.edge_tokens import EdgeTransform
+
+
+class FastHierarchicalCombiner(Part, HierarchicalCombiner):
+    """Three adjacencies of every timestep and its context to one adjacency."""
+
+    def weights(self) -> HierarchicalWeights:
+        """The parameters as the operator wants them."""
+
+        def block(layer: Any) -> BlockWeights:
+            own = layer.context_attention
+            context = ContextWeights(
+                own.value.weight,
+                own.value.bias,
+                own.output.weight,
+                own.output.bias,
+                layer.norm2.weight,
+                layer.norm2.bias,
+            )
+            return BlockWeights(
+                attention_weights(layer.attention, layer.norm1),
+                context,
+                feed_forward_weights(layer.feed_forward, layer.norm3),
+            )
+
+        transforms = []
+        for kind in KINDS:
+            net: Any = self.edge_transforms[kind]
+            transforms.append(EdgeTransform(*(x for i in (0, 2, 4, 5) for x in (net[i].weight, net[i].bias))))
+        interactions = []
+        for name in INTERACTIONS:
+            pair: Any = self.interactions[name]
+            layers = (pair.values[0], pair.values[2], pair.values[4], pair.modulation)
+            interactions.append(PairWeights(*(x for layer in layers for x in (layer.weight, layer.bias))))
+        own: Any = self.edge_attention
+        width = own.embed_dim
+        q, k, v = own.in_proj_weight.split(width)
+        q_bias, _, v_bias = own.in_proj_bias.split(width)
+        scale = own.head_dim**-0.5
+        query = QueryWeights(q * scale, q_bias * scale, k, v, v_bias, own.out_proj.weight, own.out_proj.bias)
+        calibration_layers: list[Any] = list(self.calibration)
+        first, second, third = calibration_layers[::2]
+        calibration = CalibrationWeights(
+            first.weight[:, :width],
+            first.weight[:, width:],
+            first.bias,
+            second.weight,
+            second.bias,
+            third.weight,
+            third.bias,
+        )
+        return HierarchicalWeights(
+            tuple(transforms),
+            tuple(block(layer) for layer in self.layers),
+            query,
+            tuple(interactions),
+            calibration,
+            output_weights(self.output),
+        )
+
+    def forward(self, adjacencies: tuple[Tensor, Tensor, Tensor], context: Tensor) -> Tensor:
+        """Adjacencies [B, S, N, N], context [B, S, D] -> [B, S, N, N] in (-1, 1)."""
+        shape = adjacencies[0].shape
+        values = torch.stack(adjacencies, dim=-1).flatten(0, 1)  # [B * S, N, N, 3]
+        rate = self.rate(self.output[2])
+        dtype = self.product_dtype(values)
+        chunk = self.chunk(len(values), numbers_a_timestep(shape[-1], context.shape[-1]), dtype, values.device)
+        with no_autocast(values.device):
+            merged = hierarchical_combiner(
+                [values, context.flatten(0, 1).contiguous()],
+                self.weights().flat(),
+                self.seed(rate, values.device),
+                rate,
+                [self.edge_attention.num_heads, int(self.execution.exact_dropout), int(self.execution.kernels)],
+                chunk,
+                dtype,
+                self.execution.compiled,
+                self.execution.keep,
+            )
+        return merged.view(shape)

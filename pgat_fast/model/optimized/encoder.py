@@ -1,0 +1,119 @@
+"""Section 7 with attention that holds no weights, and little kept for the backward pass.
+
+Kept are the node features, what convolutions along time and along the graph make of them, and what attention reads from
+those: four tensors [B, S, N, D]. Everything between them is computed again. Products that share an input are taken as
+one: the three gates read X0 through one matrix, W [a; b] = W_a a + W_b b. The heads of the interaction, D / H columns
+each, are one product with a block-diagonal matrix.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgat_fast.model.numerics import at_least_float32, beyond_float16, gate
+from pgat_fast.model.optimized.part import Part, recomputed
+from pgat_fast.model.reference.encoder import SpatioTemporalEncoder
+from pgat_kernels.ops.dropout import dropout
+
+
+def _temporal(x0: Tensor, positions: Tensor, norm: Tensor, norm_bias: Tensor, *convolutions: Tensor) -> Tensor:
+    """LayerNorm(mean_k relu(Conv_k X) + X) along time of every node: [B, S, N, D]; weights and biases in turn."""
+    batch, steps, nodes, width = x0.shape
+    x = x0 + positions
+    series = x.permute(0, 2, 3, 1).reshape(batch * nodes, width, steps)
+    total = None
+    for weight, bias in zip(convolutions[::2], convolutions[1::2], strict=True):
+        y = torch.relu(F.conv1d(series, weight, bias, padding=weight.shape[-1] // 2))
+        total = y if total is None else total + y
+    assert total is not None
+    mean = total * (2 / len(convolutions))
+    mixed = mean.view(batch, nodes, width, steps).permute(0, 3, 1, 2)
+    return F.layer_norm(mixed + x, (width,), norm, norm_bias)
+
+
+def _spatial(
+    x0: Tensor, positions: Tensor, adjacency: Tensor, norm: Tensor, norm_bias: Tensor, *hops: Tensor
+) -> Tensor:
+    """LayerNorm(mean_h relu(W_h transition^h X) + X): [B, S, N, D], [B, S, N, N] -> [B, S, N, D]."""
+    x = x0 + positions
+    adjacency = at_least_float32(adjacency)
+    connected = adjacency + torch.eye(adjacency.shape[-1], dtype=adjacency.dtype, device=x.device)
+    degree = connected.sum(dim=-1, keepdim=True)
+    transition = connected / torch.where(degree == 0, torch.ones_like(degree), degree)
+    total, reached = None, x
+    with beyond_float16(x):  # a degree near zero makes a transition of a million
+        for weight, bias in zip(hops[::2], hops[1::2], strict=True):
+            reached = transition.to(x.dtype) @ reached
+            y = torch.relu(F.linear(reached, weight, bias))
+            total = y if total is None else total + y
+        assert total is not None
+        return F.layer_norm(total * (2 / len(hops)) + x, (x.shape[-1],), norm, norm_bias)
+
+
+def _fuse(
+    x0: Tensor,
+    temporal: Tensor,
+    spatial: Tensor,
+    heads: Tensor,
+    seed: Tensor,
+    outer: Tensor,
+    outer_bias: Tensor,
+    interaction_matrices: Tensor,
+    norm: Tensor,
+    norm_bias: Tensor,
+    *gates: Tensor,
+    rate: float,
+) -> Tensor:
+    """Interaction, output projection of the attention, the three gates, dropout, LayerNorm: [B, S, N, D]."""
+    width = x0.shape[-1]
+    interaction = temporal * F.linear(spatial, torch.block_diag(*interaction_matrices.unbind(0)))
+    attended = F.linear(heads, outer, outer_bias)
+    weights, biases = gates[::2], gates[1::2]
+    own = [weight[:, :width] for weight in weights]
+    shared = F.linear(x0, torch.cat([weight[:, width:] for weight in weights]), torch.cat(biases)).chunk(3, dim=-1)
+    z = gate(F.linear(interaction, own[0]) + shared[0]) * interaction
+    z = (z + gate(F.linear(attended, own[1]) + shared[1]) * attended).to(x0.dtype)
+    g = gate(F.linear(z, own[2]) + shared[2])
+    fused = (g * z + (1 - g) * x0).to(x0.dtype)
+    return F.layer_norm(dropout(fused, rate, seed, 0), (width,), norm, norm_bias)
+
+
+class FastSpatioTemporalEncoder(Part, SpatioTemporalEncoder):
+    """Market states and adjacencies to node features."""
+
+    def forward(self, e: Tensor, adjacency: Tensor) -> Tensor:
+        """Market states [B, S, D], adjacency [B, S, N, N] -> node features [B, S, N, D]."""
+        rate = self.rate(self.dropout)
+        seeds = self.seed(rate, e.device), self.seed(rate, e.device)
+        x0 = self.node_projection(e).unflatten(-1, (self.nodes, -1))
+        positions = self.spatial_positions + self.temporal_positions[: e.shape[1], None]  # [S, N, D]
+
+        temporal_norm, spatial_norm, output_norm = self.temporal_norm, self.spatial_norm, self.output_norm
+        along_time: list[Any] = list(self.temporal_convolutions)
+        along_graph: list[Any] = list(self.spatial_convolutions)
+        convolutions = [x for layer in along_time for x in (layer.weight, layer.bias)]
+        temporal = recomputed(_temporal, x0, positions, temporal_norm.weight, temporal_norm.bias, *convolutions)
+        hops = [x for layer in along_graph for x in (layer.weight, layer.bias)]
+        spatial = recomputed(_spatial, x0, positions, adjacency, spatial_norm.weight, spatial_norm.bias, *hops)
+
+        heads = self.attend_heads(self.attention, temporal.flatten(1, 2), spatial.flatten(1, 2), seeds[0])
+        gates = (self.interaction_gate, self.attention_gate, self.fusion_gate)
+        out = self.attention.out_proj
+
+        return recomputed(
+            partial(_fuse, rate=rate),
+            x0,
+            temporal,
+            spatial,
+            heads.view_as(x0),
+            seeds[1],
+            out.weight,
+            out.bias,
+            self.interaction,
+            output_norm.weight,
+            output_norm.bias,
+            *(x for layer in gates for x in (layer.weight, layer.bias)),
+        )

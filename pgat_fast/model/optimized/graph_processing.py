@@ -1,0 +1,51 @@
+"""Section 8b: graph attention as one operator, a chunk of timesteps at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgat_fast.model.optimized.part import Part, attention_weights, feed_forward_weights
+from pgat_fast.model.reference.graph_processing import GraphAttention
+from pgat_kernels.matmul_precision import no_autocast
+from pgat_kernels.ops.graph_attention_blocks import HIDDEN, graph_attention_blocks, numbers_a_timestep
+
+
+class FastGraphAttention(Part, GraphAttention):
+    """Masked attention blocks over the nodes of every timestep."""
+
+    def forward(self, nodes: Tensor, adjacency: Tensor) -> Tensor:
+        """Node features [B, S, N, D], adjacency [B, S, N, N] -> node features [B, S, N, D]."""
+        layers: list[Any] = list(self.layers)
+        first = layers[0]
+        rate = self.rate(first.dropout)
+        x, graphs = nodes.flatten(0, 1).contiguous(), adjacency.flatten(0, 1).contiguous()
+        own = torch.eye(graphs.shape[-1], dtype=torch.bool, device=graphs.device)
+        hidden = ((graphs.abs() <= first.threshold) & ~own).to(x.dtype) * HIDDEN
+        scaled = first.adjacency_scale is not None
+        weights = [
+            tensor
+            for layer in layers
+            for tensor in (
+                *attention_weights(layer.attention, layer.norm1),
+                *feed_forward_weights(layer.feed_forward, layer.norm2),
+                *((layer.adjacency_scale,) if scaled else ()),
+            )
+        ]
+        dtype = self.product_dtype(x)
+        chunk = self.chunk(len(x), numbers_a_timestep(*x.shape[1:]), dtype, x.device)
+        seed = self.seed(rate, x.device)
+        options = [first.n_heads, int(scaled), int(self.execution.kernels)]
+        with no_autocast(x.device):
+            y = graph_attention_blocks(
+                [x, graphs, hidden],
+                weights,
+                seed,
+                rate,
+                options,
+                chunk,
+                dtype,
+                self.execution.compiled,
+                self.execution.keep,
+            )
+        return y.view_as(nodes)

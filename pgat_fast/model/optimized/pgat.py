@@ -1,0 +1,51 @@
+"""The whole fast model: the reference's, with parts replaced."""
+
+from pgat_fast.config.schema import ModelConfig
+from pgat_fast.model.execution import Execution
+from pgat_fast.model.optimized.body_nodes import FastBodyFusion, FastBodyNodes
+from pgat_fast.model.optimized.combiner_batched import FastBatchedCombiner
+from pgat_fast.model.optimized.combiner_hierarchical import FastHierarchicalCombiner
+from pgat_fast.model.optimized.decoder import FastDecoderBlock
+from pgat_fast.model.optimized.encoder import FastSpatioTemporalEncoder
+from pgat_fast.model.optimized.graph_processing import FastGraphAttention
+from pgat_fast.model.optimized.hierarchical_mapping import FastHierarchicalMapping
+from pgat_fast.model.optimized.mixture import FastMixtureDecoder
+from pgat_fast.model.optimized.part import Part
+from pgat_fast.model.optimized.phase import FastPhaseAwareProcessor
+from pgat_fast.model.reference.pgat import PGAT, CelestialGraph
+from pgat_kernels.malloc import keep_freed_memory
+
+
+class FastCelestialGraph(CelestialGraph):
+    """Sections 1 to 6."""
+
+    phase_part = FastPhaseAwareProcessor
+    body_nodes_part = FastBodyNodes
+    body_fusion_part = FastBodyFusion
+    combiner_parts = {"batched": FastBatchedCombiner, "hierarchical": FastHierarchicalCombiner}  # noqa: RUF012
+
+
+class FastPGAT(PGAT):
+    """The forecaster: the same function of the same parameters, with less work and memory.
+
+    Its chunks want buffers that are reused: see `pgat_kernels.malloc`, which sets that for the whole process.
+    """
+
+    celestial_part = FastCelestialGraph
+    mapping_part = FastHierarchicalMapping
+    encoder_part = FastSpatioTemporalEncoder
+    graph_attention_part = FastGraphAttention
+    decoder_part = FastDecoderBlock
+    mixture_part = FastMixtureDecoder
+
+    def __init__(self, config: ModelConfig, execution: Execution | None = None) -> None:
+        keep_freed_memory()
+        super().__init__(config)
+        self.set_execution(execution or Execution())
+
+    def set_execution(self, execution: Execution) -> None:
+        """Decide how all parts compute from now on."""
+        self.execution = execution
+        for module in self.modules():
+            if isinstance(module, Part):
+                module.execution = execution

@@ -1,0 +1,177 @@
+"""Section 1 with the bodies' networks side by side (rewrites 1, 6 and 8) and edges without gathered pairs.
+
+Bodies: attention over one key and the layer `expand` behind it are one affine map, composed once a step from weights of
+at most ten columns. Bodies with fewer columns are padded with their own first one, at weight 0, so that what does not
+belong to a body cannot reach it, not even a NaN. From there on every layer of the 13 bodies is one batched product, and
+their GRUs one scan.
+
+Edges: with the weight of the predictor's first layer split, W1 = [Wa, Wb, Wc],
+
+    W1 [h_i ; h_j ; phase_ij] + b1 = (Wa h_i + b1) + Wb h_j + Wc phase_ij
+
+so that the products are one a body instead of one a pair, and pairs are sums by broadcasting. All N * N of them are
+computed, and the upper triangle read: less work than gathering it and scattering its gradients, and free of atomics.
+
+Kept for the backward pass are the input, the normalised body features and the states of the GRUs; the body networks and
+the attention between bodies are computed again.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pgat_fast.config.schema import BODY_CHANNELS as C
+from pgat_fast.data.columns import BODIES, feature_columns
+from pgat_fast.model.numerics import at_least_float32, gate
+from pgat_fast.model.optimized.part import Part, recomputed
+from pgat_fast.model.reference.phase import BodyProcessor, PhaseAwareProcessor, PhaseEdges
+from pgat_kernels.dispatch import wanted
+from pgat_kernels.matmul_precision import no_autocast
+from pgat_kernels.ops.affine import Affine, compose, single_key_attention
+from pgat_kernels.ops.dropout import dropout
+from pgat_kernels.ops.grouped import grouped_layer_norm, grouped_linear, pad_and_stack
+from pgat_kernels.ops.gru import gru_bank
+
+
+class Recurrence(nn.Module):
+    """The parameters of a GRU under its names, for `gru_bank`.
+
+    In its place because `torch.compile` refuses a graph that so much as reads an `nn.GRU`.
+    """
+
+    def __init__(self, gru: nn.GRU) -> None:
+        super().__init__()
+        for name, parameter in gru.named_parameters():
+            self.register_parameter(name, parameter)
+
+
+class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
+    """Input columns to body features and phase adjacency."""
+
+    padded_columns: Tensor
+    """Columns of every body, its first one repeated where others have more: int64 [N * widest]."""
+
+    def __init__(self, n_heads: int, feature_map: str, phase_edges: str) -> None:
+        super().__init__(n_heads, feature_map, phase_edges)
+        for body in self._networks():
+            body.add_module("gru", Recurrence(body.gru))
+        own = [feature_columns(body, feature_map) for body in BODIES]
+        padded = [column for columns in own for column in columns + columns[:1] * (max(self.widths) - len(columns))]
+        self.register_buffer("padded_columns", torch.tensor(padded), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs x [B, S, F] -> features [B, S, N * C], phase adjacency [B, N, N]."""
+        rate = self.rate(self._networks()[0].dropout)
+        r = recomputed(
+            partial(_body_networks, rate), x, self.padded_columns, self.seed(rate, x.device), *self._network_weights()
+        )
+        gru = self._recurrent_weights()
+        kernels = wanted(self.execution.kernels, "gru_bank", r, gru[1].shape[-1])
+        recurrent = gru_bank(r, *gru, self.product_dtype(r), kernels)
+        with no_autocast(x.device):
+            adjacency = _phase_adjacency(self.edges, r[:, -1] + recurrent[:, -1], x[:, -1])
+            scale = 1 + (torch.log(adjacency + 1e-8) * self.scaler).mean(dim=-1)  # [B, N]
+        inner, outer = self.attention, self.attention.out_proj
+        weights = (inner.in_proj_weight, inner.in_proj_bias, outer.weight, outer.bias)
+        features = recomputed(partial(_between_bodies, inner.num_heads), r, recurrent, scale, *weights)
+        return features, adjacency
+
+    def _networks(self) -> list[BodyProcessor]:
+        return [body for body in self.bodies.values() if isinstance(body, BodyProcessor)]
+
+    def _network_weights(self) -> tuple[Tensor, ...]:
+        """Of all bodies, first dimension N: weights and biases of attention + `expand`, `project`, `norm`."""
+        bodies, widest = self._networks(), max(self.widths)
+
+        def stacked(layers: Iterable[nn.Linear], outputs: int) -> Affine:
+            weights, biases = zip(*((layer.weight, layer.bias) for layer in layers), strict=True)
+            return Affine(pad_and_stack(weights, (outputs, widest)), pad_and_stack(biases, (outputs,)))
+
+        with no_autocast(self.scaler.device):  # a composed weight is rounded once, not on the way
+            attention = single_key_attention(
+                stacked((body.attention.value for body in bodies), widest),
+                stacked((body.attention.output for body in bodies), widest),
+            )
+            expand = compose(attention, stacked((body.expand for body in bodies), 2 * C))
+        rest = ((body.project.weight, body.project.bias, body.norm.weight, body.norm.bias) for body in bodies)
+        return (*expand, *(torch.stack(own) for own in zip(*rest, strict=True)))
+
+    def _recurrent_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the GRUs of all bodies, first dimension N: w_ih, w_hh, b_ih, b_hh."""
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        w_ih, w_hh, b_ih, b_hh = (torch.stack([getattr(body.gru, name) for body in self._networks()]) for name in names)
+        return w_ih, w_hh, b_ih, b_hh
+
+
+def _body_networks(
+    rate: float,
+    x: Tensor,
+    columns: Tensor,
+    seed: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    norm: Tensor,
+    shift: Tensor,
+) -> Tensor:
+    """LayerNorm(W2 dropout(gelu(W1 x_columns + b1)) + b2) of every body: [B, S, F] -> [B, S, N, C].
+
+    The LayerNorm and the result are at least float32.
+    """
+    bodies, _, widest = w1.shape
+    own = x.flatten(0, 1).index_select(1, columns).view(-1, bodies, widest).transpose(0, 1)  # [N, B * S, widest]
+    hidden = dropout(F.gelu(grouped_linear(own, w1, b1)), rate, seed, site=0)
+    r = grouped_layer_norm(grouped_linear(hidden, w2, b2), norm, shift)
+    return r.transpose(0, 1).reshape(*x.shape[:2], bodies, -1)
+
+
+def _phase_adjacency(edges: PhaseEdges, h: Tensor, x: Tensor) -> Tensor:
+    """Body features h [B, N, C] and inputs x [B, F] of one timestep -> adjacency [B, N, N] in [0, 1)."""
+    nodes = h.shape[1]
+    if edges.quantities is None:
+        angles, speed, distance = h.new_zeros(1, 3, nodes), h.new_zeros(1, nodes), h.new_zeros(1, nodes)
+    else:
+        angles, speed, distance = edges.quantities(at_least_float32(x))
+    upper = torch.ones(nodes, nodes, dtype=torch.bool, device=h.device).triu(1)
+    difference = angles[:, :, :, None] - angles[:, :, None]
+    d_theta, d_phi, d_lon = torch.atan2(difference.sin(), difference.cos()).unbind(1)  # [B, N, N]
+    d_speed = speed[:, :, None] - speed[:, None]
+    ratio = distance[:, :, None] / torch.where(upper, distance[:, None] + 1e-8, 1.0)
+    align = d_theta.cos() * d_phi.cos()
+    phase = torch.stack((d_theta, d_phi, d_speed, ratio, d_lon, align), dim=-1)
+
+    first, second, third = (layer for layer in edges.predictor if isinstance(layer, nn.Linear))
+    of_i, of_j, of_phase = first.weight.to(h.dtype).split((C, C, phase.shape[-1]), dim=1)
+    pairs = F.linear(h, of_i)[:, :, None] + F.linear(h, of_j)[:, None] + F.linear(phase, of_phase) + first.bias
+    e = gate(third(F.gelu(second(F.gelu(pairs).to(second.weight.dtype))))).squeeze(-1)
+    p = torch.stack((d_theta, d_phi, d_speed, ratio - 1, d_lon, align), dim=-1).abs()
+    g = gate(p @ edges.weights.to(p.dtype))
+    adjacency = (e * g).triu(1)
+    return adjacency + adjacency.transpose(1, 2)
+
+
+def _between_bodies(
+    n_heads: int,
+    r: Tensor,
+    recurrent: Tensor,
+    scale: Tensor,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+) -> Tensor:
+    """scale * MHA(r + recurrent) over the N bodies of each timestep: [B, S, N, C], scale [B, N] -> [B, S, N * C].
+
+    The attention is float32 even where products are 16 bits: torch's fused one is slower in bfloat16 on a CPU.
+    """
+    tokens = (r + recurrent).flatten(0, 1).to(w_in.dtype)  # [B * S, N, C]
+    qkv = at_least_float32(F.linear(tokens, w_in, b_in)).unflatten(2, (3, n_heads, -1))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B * S, H, N, C / H]
+    with no_autocast(r.device):
+        attended = F.scaled_dot_product_attention(q, k, v)
+    o = F.linear(attended.transpose(1, 2).flatten(2).to(w_out.dtype), w_out, b_out).view_as(r)
+    return (o * scale[:, None, :, None]).to(o.dtype).flatten(2)

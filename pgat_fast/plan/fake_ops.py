@@ -1,0 +1,107 @@
+"""What stands in for some operators while a step is counted on tensors without data.
+
+`GRU` cuts what takes most of the time of a count of the reference, 13 recurrences of S steps, to a few operators that
+keep the same bytes and do the same products. `cuda_operators` gives a CPU's tensors the operators of a GPU, as far as
+these keep other bytes, and our own operators the chunks that they take there: tensors that seem to be on a GPU abort
+the process where torch was built without CUDA.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pgat_kernels.ops import aspects, chunked_ops
+
+GRU_KEPT = 8
+"""Tensors [B, C] a step that a GRU keeps for its backward pass beside its result, counted on torch 2.13 (7 if B is 1,
+where a transposition is no copy)."""
+
+
+class _Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w_input: Tensor, w_hidden: Tensor, *biases: Tensor) -> Tensor:
+        batch, steps, width = x.shape
+        flat = x.reshape(-1, width)
+        flat @ w_input.t()
+        flat @ w_hidden.t()
+        kept = x.new_empty(GRU_KEPT - (batch == 1), batch, steps, width)
+        # In the real one a transposed copy of the input is kept, but where B is 1 the input itself is.
+        ctx.save_for_backward(x if batch == 1 else kept[0], w_input, w_hidden, *biases, kept)
+        return x.new_empty(batch, steps, width)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        x, w_input, w_hidden, *biases, _ = ctx.saved_tensors
+        flat = x.reshape(-1, x.shape[-1])
+        gates = flat.new_empty(len(flat), len(w_input))
+        into_x, _ = (gates @ w_input).view_as(x), gates @ w_hidden
+        return into_x, gates.t() @ flat, gates.t() @ flat, *(torch.empty_like(bias) for bias in biases)
+
+
+class GRU(nn.Module):
+    """In place of a one-layer `torch.nn.GRU` with as many inputs as states; its result is not initialised.
+
+    A step of the real one multiplies [B, C] by [C, 3 C] twice, and its backward pass four times; this one does the same
+    for all steps at once. It counts one product more than the real one, whose first state needs no gradient. In mixed
+    precision it keeps float32, and so about as much as the real one, which keeps some tensors in both types.
+    """
+
+    def __init__(self, gru: nn.GRU) -> None:
+        super().__init__()
+        if gru.num_layers != 1 or gru.bidirectional or gru.input_size != gru.hidden_size or not gru.batch_first:
+            raise ValueError(f"{gru} is not a GRU of one layer and one width, batch first")
+        for name, parameter in gru.named_parameters():
+            self.register_parameter(name, parameter)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """[B, S, C] -> [B, S, C], and no last state."""
+        return _Recurrence.apply(x.float(), *self.parameters()), None  # type: ignore[no-untyped-call]
+
+
+def replace_recurrences(model: nn.Module) -> None:
+    """Put a stand-in in the place of every `torch.nn.GRU` of `model`."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.GRU):
+                setattr(module, name, GRU(child))
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """A GPU keeps a byte a number of its mask, a CPU a number of the type of `x`."""
+    return torch.native_dropout(x, p, train=True)[0] if training and p > 0 else x
+
+
+@contextmanager
+def cuda_operators() -> Iterator[None]:
+    """Within it, dropout and chunks are those of a GPU, and in mixed precision softmax and layer norm give float32.
+
+    Source: the lists of operators in PyTorch's documentation of `torch.amp`. On a CPU both stay in 16 bits.
+    """
+    softmax, layer_norm = F.softmax, F.layer_norm
+
+    def in_float32(x: Tensor) -> Tensor:
+        return x.float() if torch.is_autocast_enabled("cpu") else x
+
+    stand_ins: dict[str, Any] = {
+        "dropout": _dropout,
+        "softmax": lambda x, *args, **named: softmax(in_float32(x), *args, **named),
+        "layer_norm": lambda x, *args, **named: layer_norm(in_float32(x), *args, **named),
+    }
+    # Chunks there: `chunked_ops` has one size for CPUs and one for all else, `aspects` a table of exceptions.
+    replaced: list[tuple[Any, str, Any]] = [
+        *((F, name, stand_in) for name, stand_in in stand_ins.items()),
+        (chunked_ops, "CACHE", chunked_ops.OCCUPANCY),
+        (aspects, "_CHUNK_BYTES", {}),
+    ]
+    real = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    try:
+        for module, name, value in replaced:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in real:
+            setattr(module, name, value)

@@ -1,0 +1,168 @@
+"""Checkpoints to and from the original layout, the one of the existing model."""
+
+import io
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from pgat_fast.compat import from_original_layout, to_original_layout
+from pgat_fast.config import Config, config_to_dict, dump_config, load_config
+from pgat_fast.data.load import load_splits
+from pgat_fast.errors import CheckpointError, ConfigError
+from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, read_checkpoint, save_checkpoint
+from pgat_fast.training.checkpoint_files import dump_weights, parse_weights, read_file
+from pgat_fast.training.manifest import LARGEST_FILE, MANIFEST
+from pgat_fast.training.run_folder import CHECKPOINTS
+from pgat_fast.training.run_metadata import describe_run
+from pgat_fast.training.safe_load import load_plain
+from pgat_fast.training.state import Progress
+from pgat_fast.utils.io import write_atomically
+
+logger = logging.getLogger(__name__)
+
+_NESTED: Final = ("model_state_dict", "state_dict", "model")
+_PREFIXES: Final = ("module.", "_orig_mod.")
+_SAFETENSORS: Final = ".safetensors"
+_TORCH: Final = (".pth", ".pt")
+
+
+def export_checkpoint(path: Path, out: Path, which: str = "best") -> Path:
+    """Write the weights of a run or checkpoint in the original layout; returns the checkpoint that they are of.
+
+    Args:
+        path: folder of a run, or of one of its checkpoints.
+        out: `FILE.pth` or `FILE.pt` for `torch.save`, `FILE.safetensors`; replaced where it exists.
+        which: of a run, `best`, `latest` or the name of a checkpoint.
+
+    What only the original layout has, and its forward pass never reads, gets the values that
+    `compat.to_original_layout` gives it.
+
+    Raises CheckpointError.
+    """
+    if out.suffix not in (*_TORCH, _SAFETENSORS):
+        raise CheckpointError(
+            f"{out}: name the file *.pth (torch.save) or *{_SAFETENSORS}, so that the format is clear"
+        )
+    found, checkpoint = _choose(path, which)
+    try:
+        config = load_config(checkpoint.about.get("config") or {})
+        state = to_original_layout(checkpoint.weights, config)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{found}: cannot be exported: {error}") from error
+    if out.suffix == _SAFETENSORS:
+        content = dump_weights(state)
+    else:
+        buffer = io.BytesIO()
+        torch.save({name: tensor.detach().clone() for name, tensor in state.items()}, buffer)
+        content = buffer.getvalue()
+    try:
+        write_atomically(out, content)
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
+    return found
+
+
+def _choose(path: Path, which: str) -> tuple[Path, Checkpoint]:
+    if (path / MANIFEST).exists():
+        return path, read_checkpoint(path, training=False)
+    root = path if path.name == CHECKPOINTS else path / CHECKPOINTS
+    found = choose_checkpoint(root, which)
+    if found is None:
+        raise CheckpointError(f"{path}: no checkpoint there can be read: name the folder of a run or a checkpoint")
+    return found
+
+
+def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
+    """Make the folder of a run, `out`, with the weights in `file`; returns its one checkpoint.
+
+    It can be evaluated, predicted with, and trained on (`train --resume`), with a fresh optimizer: its `training` is
+    empty. Columns are scaled by the training rows of the configured data file.
+
+    Args:
+        file: a state dict in the original layout, from `torch.save` or as safetensors; also within a dict of other
+            things, under `model_state_dict`, `state_dict` or `model`.
+        config: of the model that the weights are for. Its run gets the name and the place of `out`.
+        out: a folder that does not exist or is empty.
+
+    Raises CheckpointError where the file or folder is at fault, ConfigError or DataError where the settings or the
+    data file are; nothing was written then.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists already and is not empty: choose another --out, no run is overwritten")
+    weights = _read_original(file, config)
+    place = out.absolute()
+    run = config_to_dict(config)["run"] | {"name": place.name, "output": str(out.parent)}
+    config = load_config(config_to_dict(config) | {"run": run})
+    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    name = Progress().name
+    checkpoint = Checkpoint(
+        weights=weights,
+        about=describe_run(config, table, splits)
+        | {"epoch": 0, "step": 0, "best": name, "validation_loss": None, "imported": str(file)},
+    )
+    existed = out.is_dir()
+    try:
+        path = save_checkpoint(out / CHECKPOINTS, name, checkpoint)
+        write_atomically(out / "config.yaml", dump_config(config).encode())
+    except BaseException as error:
+        for left in (out / CHECKPOINTS, *([] if existed else [out])):
+            shutil.rmtree(left, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
+        raise
+    return path
+
+
+def _read_original(file: Path, config: Config) -> dict[str, Tensor]:
+    """The weights in `file`, in our layout and float32."""
+    raw = read_file(file, LARGEST_FILE, follow_links=True)
+    try:
+        state = parse_weights(raw) if file.suffix == _SAFETENSORS else load_plain(raw)
+        weights = from_original_layout(_without_prefixes(_unwrapped(state, file), file), config)
+        # The compat messages speak of what the state is; which file it is from only this place knows.
+        return {name: _as_float32(tensor, name) for name, tensor in weights.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _unwrapped(state: Any, file: Path) -> Any:
+    """The state dict within a dict of other things."""
+    for _ in _NESTED:
+        key = next((key for key in _NESTED if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)), None)
+        if key is None:
+            break
+        logger.info("%s: the weights are those under %r; the rest is left alone", file, key)
+        state = state[key]
+    return state
+
+
+def _without_prefixes(state: Any, file: Path) -> Any:
+    """`state` without the prefixes that wrappers of a model put before all its names."""
+    wrong = [name for name in state if not isinstance(name, str)] if isinstance(state, Mapping) else []
+    if wrong:
+        raise CheckpointError(f"the state has the key {str(wrong[0])[:80]}, which is no name of a parameter")
+    while isinstance(state, Mapping) and state:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            break
+        logger.info("%s: the prefix %r of all names is removed", file, prefix)
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _as_float32(tensor: Tensor, name: str) -> Tensor:
+    if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        raise CheckpointError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}, not a dense one of real numbers")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(f"{name} has fewer numbers stored than its shape {list(tensor.shape)} shows")
+    result = tensor.detach().to(torch.float32, copy=True)
+    if not result.isfinite().all():
+        raise CheckpointError(
+            f"{name} holds NaN, infinite values or some that float32 cannot hold: nothing to go on from"
+        )
+    return result

@@ -1,0 +1,173 @@
+"""Attention kernels, forward and backward, interpreted: against plain torch in float64, and against themselves."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from pgat_kernels import graph_attention as operator
+from pgat_kernels.dispatch import kernels_run_on
+from pgat_kernels.ops.dropout import Dropout
+from pgat_kernels.ops.graph_attention import graph_attention, plain_backward, plain_forward
+from pgat_kernels.triton import launch
+from tests.combinations import pairwise_each_value_first
+from tests.rounding import assert_right_up_to_rounding
+
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("poisoned")]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+THRESHOLD = 0.3
+
+# graphs, heads, nodes, head dimension
+SMALL = [(9, 2, 13, 26), (1, 8, 13, 16), (3, 1, 39, 26), (70, 1, 13, 5), (2, 1, 64, 64), (5, 2, 1, 1), (2, 3, 7, 33)]
+TILED = [(1, 2, 169, 26), (2, 1, 65, 16), (1, 1, 127, 7)]
+LARGEST = [(1, 1, 512, 64)]
+
+
+def test_kernels_run_here() -> None:
+    assert kernels_run_on(torch.device("cpu"), torch.bfloat16)
+    assert not kernels_run_on(torch.device("cpu"), torch.float64)
+
+
+class Case:
+    """Inputs of a call, random numbers, and what to do with the result."""
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], dtype: torch.dtype, masked: bool, biased: bool, rate: float
+    ) -> None:
+        graphs, _, nodes, _ = shape
+        generator = torch.Generator().manual_seed(sum(shape))
+
+        def randn(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator)
+
+        self.q, self.k, self.v, self.do = (randn(*shape).to(dtype) for _ in range(4))
+        self.adjacency = randn(graphs, nodes, nodes) if masked else None
+        if self.adjacency is not None:
+            self.adjacency[0, :: max(1, nodes - 1)] = 0.0  # the first and the last node see themselves alone
+        self.bias = randn(graphs, nodes, nodes) if biased else None
+        self.dropout = Dropout(rate, torch.tensor(11), 3, torch.tensor(5))
+        self.scale = shape[-1] ** -0.5
+
+    def computed(self) -> list[Tensor]:
+        """Result and gradients, by the operator."""
+        leaves = [x.clone().requires_grad_() for x in (self.q, self.k, self.v)]
+        bias = None if self.bias is None else self.bias.clone().requires_grad_()
+        y = graph_attention(*leaves, self.adjacency, bias, threshold=THRESHOLD, dropout=self.dropout)
+        wanted = leaves if bias is None else [*leaves, bias]
+        return [y.detach(), *torch.autograd.grad(y, wanted, self.do)]
+
+    def plain(self, dtype: torch.dtype) -> list[Tensor]:
+        """The same by plain torch, in `dtype`."""
+        wide = torch.promote_types(dtype, torch.float32)
+        bias = [] if self.bias is None else [self.bias.to(wide)]
+        return self.plainly([*(x.to(dtype) for x in (self.q, self.k, self.v, self.do)), *bias])
+
+    def plainly(self, tensors: list[Tensor]) -> list[Tensor]:
+        """By plain torch, of queries, keys, values, the gradient of the result, and the bias where there is one."""
+        q, k, v, do, *bias = tensors
+        rest = self.adjacency, bias[0] if bias else None, self.dropout, THRESHOLD, self.scale
+        return [x for x in (plain_forward(q, k, v, *rest)[0], *plain_backward(do, q, k, v, *rest)) if x is not None]
+
+    def check(self) -> None:
+        """The error against float64 is what rounding explains."""
+        found, dtype = self.computed(), self.q.dtype
+        inputs = [x for x in (self.q, self.k, self.v, self.do, self.bias) if x is not None]
+        assert [x.dtype for x in found] == [x.dtype for x in self.plain(dtype)]
+        assert_right_up_to_rounding(found, self.plain(torch.float64), self.plainly, inputs, dtype)
+
+
+BOTH = [False, True]
+"""Whether there is a mask; whether there is a bias."""
+
+
+@pytest.mark.parametrize(
+    ("shape", "masked", "biased", "rate", "dtype"),
+    pairwise_each_value_first(SMALL, BOTH, BOTH, [0.0, 0.25], DTYPES),
+    ids=str,
+)
+def test_whole_graphs(
+    shape: tuple[int, int, int, int], masked: bool, biased: bool, rate: float, dtype: torch.dtype
+) -> None:
+    Case(shape, dtype, masked, biased, rate).check()
+
+
+@pytest.mark.parametrize(
+    ("shape", "masked", "biased", "rate", "dtype"),
+    pairwise_each_value_first(TILED, BOTH, BOTH, [0.0, 0.1], DTYPES),
+    ids=str,
+)
+def test_tiles_of_graphs(
+    shape: tuple[int, int, int, int], masked: bool, biased: bool, rate: float, dtype: torch.dtype
+) -> None:
+    Case(shape, dtype, masked, biased, rate).check()
+
+
+@pytest.mark.usefixtures("large_tiles")  # two by two of them: the 256 of the table take half a minute
+@pytest.mark.parametrize("shape", LARGEST, ids=str)
+def test_the_largest_graph(shape: tuple[int, int, int, int]) -> None:
+    Case(shape, torch.float32, True, True, 0.1).check()
+
+
+@pytest.mark.parametrize("shape", [SMALL[0], TILED[1]], ids=str)
+def test_the_dropout_is_that_of_plain_torch(shape: tuple[int, int, int, int]) -> None:
+    """With values that tell keys apart: the identity."""
+    graphs, heads, nodes, _ = shape
+    case = Case((graphs, heads, nodes, min(nodes, 64)), torch.float32, False, False, 0.4)
+    case.v = torch.eye(nodes)[:, :64].expand(graphs, heads, nodes, -1)
+    weights, expected = graph_attention(case.q, case.k, case.v, dropout=case.dropout), case.plain(torch.float64)[0]
+    assert torch.equal(weights == 0, expected == 0)
+    assert 0.3 < float((weights == 0).double().mean()) < 0.5
+
+
+@pytest.mark.parametrize(("shape", "dtype"), pairwise_each_value_first([SMALL[0], (1, 1, 65, 16)], DTYPES), ids=str)
+def test_the_order_of_programs_changes_no_bit(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, reversed_grid: Callable[[], None]
+) -> None:
+    case = Case(shape, dtype, True, True, 0.25)
+    forwards = case.computed()
+    reversed_grid()
+    assert all(torch.equal(a, b) for a, b in zip(case.computed(), forwards, strict=True))
+
+
+@pytest.mark.parametrize("nodes", [13, pytest.param(65, marks=pytest.mark.slow)])
+def test_strides_may_be_any_and_one_tensor_all_three(nodes: int) -> None:
+    case = Case((2, 2, nodes, 26), torch.float32, False, False, 0.0)
+    expected = graph_attention(case.q, case.k, case.v)
+    side_by_side = torch.stack((case.q, case.k, case.v)).permute(1, 3, 0, 2, 4).contiguous()  # [G, T, 3, H, d]
+    assert torch.equal(graph_attention(*side_by_side.permute(2, 0, 3, 1, 4)), expected)
+    turned = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (case.q, case.k, case.v))
+    assert torch.equal(graph_attention(*turned), expected)
+    expanded = case.q[:1].expand(2, -1, -1, -1)
+    # Elsewhere in a tile: the sums of a product may come in another order.
+    alone = graph_attention(*[case.q[:1]] * 3)
+    torch.testing.assert_close(graph_attention(expanded, expanded, expanded)[1], alone[0], rtol=1e-5, atol=1e-6)
+
+    x = case.q.clone().requires_grad_()
+    (found,) = torch.autograd.grad(graph_attention(x, x, x), x, case.do)
+    separate = [case.q.clone().requires_grad_() for _ in range(3)]
+    parts = torch.autograd.grad(graph_attention(*separate), separate, case.do)
+    torch.testing.assert_close(found, sum(parts))
+
+
+def test_no_graphs() -> None:
+    empty = torch.zeros(0, 2, 13, 26)
+    assert graph_attention(empty, empty, empty).shape == empty.shape
+
+
+def launched(nodes: int, biased: bool) -> Iterator[str]:
+    case = Case((2, 2, nodes, 16), torch.float32, False, biased, 0.0)
+    with launch.recording() as launches:
+        rest = case.adjacency, case.bias, *case.dropout[1:2], case.dropout.first_row
+        y = operator._graph_attention(case.q, case.k, case.v, *rest, 0, 0.0, 0.0, 0.25)
+        saved = y if nodes > operator.MOST_WHOLE else (None, None)
+        operator._graph_attention_backward(case.do, case.q, case.k, case.v, *rest, *saved, 0, 0.0, 0.0, 0.25)
+    return (one.kernel.__name__ for one in launches)
+
+
+def test_few_kernels_are_launched() -> None:
+    assert len(list(launched(13, biased=False))) == 2
+    assert len(list(launched(13, biased=True))) == 3
+    assert len(list(launched(169, biased=False))) == 3
+    assert len(list(launched(169, biased=True))) == 4

@@ -1,0 +1,110 @@
+"""The tool that measures kernels, on interpreted ones: every step of it, and a file that dispatch goes by."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import tune
+from bench.kernel_cases import CASES
+from pgat_kernels import dispatch
+from pgat_kernels.launch_configs import asked_for, configuration
+from pgat_kernels.tuning_table import Case, Configuration, Measured, read
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two operators, one configuration to try, and a clock of which kernels are the faster."""
+    chosen = [case._replace(dtypes=("fp32",)) for case in CASES if case.operator in ("edge_head", "gru_bank")]
+    monkeypatch.setattr(tune, "CASES", tuple(chosen))
+    monkeypatch.setattr(tune, "VALUES", {"block": (16, 32), "warps": (4,), "columns": (), "stages": (1,)})
+    monkeypatch.setattr(tune, "LADDER", (2, 1))
+
+    by_kernels = [False]
+    original = tune.results
+
+    def results(operator: tune.Operator, leaves: list[Tensor], kernels: bool, *g: Tensor) -> list[Tensor]:
+        by_kernels[0] = kernels
+        return original(operator, leaves, kernels, *g)
+
+    def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+        run()
+        return 1.0 if by_kernels[0] else 2.0
+
+    monkeypatch.setattr(tune, "results", results)
+    monkeypatch.setattr(tune, "milliseconds", milliseconds)
+
+
+@pytest.mark.slow  # kernels are run again and again
+def test_it_writes_what_dispatch_goes_by(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tuning_table.json"
+    other = Measured("another", {Case("gru forward", 4, 128): Configuration(32, 2, 1)}, {})
+    file.write_text('{"sm_75": ' + str(tune.as_json(other)).replace("'", '"') + "}")
+    said: list[str] = []
+    tune.tune(CPU, file, timesteps=1, limit=1e9, compiling=False, say=said.append)
+    found = read(file)
+    assert found["sm_75"] == other, "others stay"
+    own = found["default"]
+    cases = {f"{kernel} {direction}" for kernel in ("edge_head", "gru") for direction in ("forward", "backward")}
+    assert {case.kernel for case in own.configurations} == cases
+    assert set(own.from_rows) == {Case("edge_head", 4, 256), Case("gru_bank", 4, 32)}
+    assert len(said) >= len(own.configurations) + len(own.from_rows)
+
+    monkeypatch.setattr("pgat_kernels.launch_configs.measured", read(file).get)
+    case, chosen = next(iter(own.configurations.items()))
+    assert configuration(*case, "default") == chosen
+    monkeypatch.setattr(dispatch, "measured", read(file).get)
+    assert own.from_rows[Case("edge_head", 4, 256)] == 169, "they are faster by that clock, at all sizes"
+    for rows in (168, 169):
+        assert dispatch.wanted(dispatch.Kernels.MEASURED, "edge_head", torch.ones(rows, 208), 208) is (rows == 169)
+
+
+def test_without_time_nothing_is_measured_and_all_is_named(small: None, tmp_path: Path) -> None:
+    said: list[str] = []
+    tune.tune(CPU, tmp_path / "tuning_table.json", timesteps=2, limit=-1, compiling=False, say=said.append)
+    assert not (tmp_path / "tuning_table.json").exists()
+    assert len(said) == 4 + 2
+    assert all("no time is left" in line for line in said)
+
+
+@pytest.mark.slow  # kernels are run again and again
+def test_later_measurements_are_of_the_chosen_configurations(small: None, tmp_path: Path) -> None:
+    """A clock by which tiles of 32 rows are the faster, and what runs when plain torch is compared with."""
+    taken = []
+
+    def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+        with asked_for() as cases:
+            run()
+        chosen = [configuration(*case) for case in cases if case.kernel == "edge_head forward"]
+        taken.extend(one.block for one in chosen)
+        return 1.0 / chosen[0].block if chosen else 1.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "milliseconds", milliseconds)
+        tune.tune(CPU, tmp_path / "tuning_table.json", timesteps=1, limit=1e9, compiling=False, say=lambda line: None)
+    assert read(tmp_path / "tuning_table.json")["default"].configurations[Case("edge_head forward", 4, 256)].block == 32
+    assert taken[-1] == 32
+
+
+@pytest.mark.slow  # kernels are run again and again
+def test_what_computes_something_else_is_not_taken(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = tune.seconds_of
+    wrong = Configuration(32, 8, 1, columns=16)
+
+    def seconds_of(*args: object) -> tuple[float, int, list[list[Tensor]]]:
+        taken, spilled, found = original(*args)
+        if configuration("edge_head forward", 4, 208) == wrong:
+            return 0.0, spilled, [[x + 1e-3 for x in found[0]]]
+        return taken, spilled, found
+
+    monkeypatch.setattr(tune, "seconds_of", seconds_of)
+    (operator,) = (case for case in tune.CASES if case.operator == "edge_head")
+    case, start, said = Case("edge_head forward", 4, 256), Configuration(16, 8, 1, columns=16), list[str]()
+    found = tune.tuned(case, start, [(operator, torch.float32)], CPU, 1, said.append)
+    assert found is not None
+    assert found.block == 16
+    assert "its results differ" in said[0]

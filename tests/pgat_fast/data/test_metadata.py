@@ -1,0 +1,158 @@
+"""The note beside a data file says what its rows are chained from, and is believed about no other content."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pgat_fast import load_config
+from pgat_fast.data.build import build_file
+from pgat_fast.data.load import load_splits
+from pgat_fast.data.metadata import note_path, read_note, resolve_base_price
+from pgat_fast.data.prices import sp500_prices
+from pgat_fast.data.table import Table, read_table
+from pgat_fast.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    return build_file(tmp_path / "built.csv", rows=40).path
+
+
+def loaded(tiny: list[str], path: Path, *settings: str) -> Table:
+    config = load_config(None, [*tiny, f"data.path={path}", *settings])
+    return load_splits(config.data, config.model, CPU)[0]
+
+
+def test_the_note_describes_the_file_it_lies_beside(built: Path) -> None:
+    table = read_table(built)
+    note = read_note(table)
+    assert note is not None
+    assert (note.sha256, note.source, note.targets, note.rows) == (table.sha256, "sp500", "returns", 40)
+    assert (note.first_date, note.last_date) == ("2015-11-04", "2015-12-31")
+    assert note.base_price == sp500_prices()["close"].iloc[-41]
+
+
+def test_a_rebuild_has_a_note_of_the_same_bytes_that_names_no_folder(tmp_path: Path) -> None:
+    prices = tmp_path / "mine.csv"
+    prices.write_text("date,open,high,low,close\n2020-01-02,10,12,9,11\n2020-01-03,11,13,10,12\n2020-01-06,1,2,1,2\n")
+    notes = [note_path(build_file(tmp_path / folder / "out.csv", prices).path).read_bytes() for folder in "ab"]
+    assert notes[0] == notes[1]
+    assert json.loads(notes[0])["source"] == "mine.csv"
+    assert json.loads(notes[0])["base_price"] == 11
+
+
+def test_the_closes_chained_from_the_noted_price_are_the_closes_of_the_source(tiny: list[str], built: Path) -> None:
+    table = loaded(tiny, built)
+    closes = table.base_price * np.exp(np.cumsum(table.values[:, table.columns.index("log_Close")]))
+    # The file has ten significant digits, and forty of its returns are added up.
+    np.testing.assert_allclose(closes, sp500_prices()["close"].iloc[-40:], rtol=1e-9)
+
+
+def test_a_set_base_price_goes_before_the_note(tiny: list[str], built: Path) -> None:
+    assert loaded(tiny, built, "data.base_price=7").base_price == 7
+
+
+def test_without_setting_and_note_prices_are_relative_and_the_log_says_so_once(
+    tiny: list[str], built: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    note_path(built).unlink()
+    with caplog.at_level(logging.INFO, logger="pgat_fast.data.metadata"):
+        assert loaded(tiny, built).base_price == 1
+    (message,) = caplog.messages
+    assert message.startswith("prices are relative to the close before the first row")
+
+
+def test_levels_need_no_base_price_and_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="pgat_fast.data.metadata"):
+        assert resolve_base_price(None, None, "levels") == 1
+    assert not caplog.messages
+
+
+def test_a_note_about_another_content_is_ignored_with_a_warning(
+    tiny: list[str], built: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = built.read_text().splitlines()
+    built.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    assert loaded(tiny, built).base_price == 1
+    assert "built.csv.note.json: ignored, because it is about another content" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "Expecting value"),
+        (b"\xff\xfe{", "ignored"),
+        (b"[]", "does not say format"),
+        (b"[" * 60_000, "ignored"),
+        (b'{"format": "pgat-fast data note", "version": 2}', "version 1"),
+    ],
+)
+def test_what_is_no_note_is_ignored_with_a_warning(
+    built: Path, caplog: pytest.LogCaptureFixture, content: bytes, message: str
+) -> None:
+    note_path(built).write_bytes(content)
+    assert read_note(read_table(built)) is None
+    assert "built.csv.note.json: no note of `pgat-fast data build`, and ignored" in caplog.text
+    assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("base_price", -1.0, "base_price is -1.0"),
+        ("base_price", float("nan"), "base_price is nan"),
+        ("base_price", "16.66", "base_price is missing or no float"),
+        ("targets", "prices", "targets is 'prices'"),
+        ("rows", True, "rows is missing or no int"),
+        ("first_date", "yesterday", "yesterday"),
+        ("sha256", None, "sha256 is missing or no str"),
+    ],
+)
+def test_a_note_with_an_impossible_value_is_ignored_and_the_value_named(
+    built: Path, caplog: pytest.LogCaptureFixture, key: str, value: object, message: str
+) -> None:
+    note = json.loads(note_path(built).read_text())
+    note_path(built).write_text(json.dumps(note | {key: value}))
+    assert read_note(read_table(built)) is None
+    assert message in caplog.text
+
+
+def test_a_directory_in_the_place_of_the_note_is_ignored_with_a_warning(
+    built: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    note_path(built).unlink()
+    note_path(built).mkdir()
+    assert read_note(read_table(built)) is None
+    assert "Is a directory" in caplog.text
+
+
+def test_a_table_that_was_read_from_no_file_has_no_note() -> None:
+    assert read_note(Table(np.array(["2020-01-01"], "datetime64[D]"), np.zeros((1, 1)), ("a",))) is None
+
+
+def test_the_kind_that_was_built_is_known_even_where_the_numbers_would_not_tell(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    # Prices near 1: their logarithms are as small as returns.
+    days = np.datetime64("2015-01-01") + np.arange(60)
+    closes = np.exp(0.01 * np.random.default_rng(3).normal(size=60))
+    rows = [f"{day},{close},{close},{close},{close}" for day, close in zip(days, closes, strict=True)]
+    (tmp_path / "prices.csv").write_text("\n".join(["date,open,high,low,close", *rows, ""]))
+    path = build_file(tmp_path / "levels.csv", tmp_path / "prices.csv", "levels").path
+    with pytest.raises(ConfigError, match=r"as `data build` noted beside the file: set data\.target_kind to levels"):
+        loaded(tiny, path)
+    note_path(path).unlink()
+    loaded(tiny, path)
+
+
+def test_the_hash_of_a_table_is_that_of_the_file(built: Path) -> None:
+    before = read_table(built).sha256
+    built.write_bytes(built.read_bytes() + b"\n")
+    assert len(before) == 64
+    assert read_table(built).sha256 != before

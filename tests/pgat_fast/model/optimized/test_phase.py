@@ -1,0 +1,247 @@
+"""The fast phase-aware processor against the reference's."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+
+from pgat_fast.data.columns import BODIES, COLUMNS, feature_columns
+from pgat_fast.model.optimized.phase import FastPhaseAwareProcessor
+from pgat_fast.model.reference.initialization import initialize
+from pgat_fast.model.reference.phase import PhaseAwareProcessor
+from pgat_kernels.ops.dropout import draw_seed, keep_mask, keep_scale
+from tests.pgat_fast.model.by_hand import EXACT, normal, randomize
+
+SETTINGS = [(feature_map, edges) for feature_map in ("named", "positional") for edges in ("computed", "zero")]
+every_setting = pytest.mark.parametrize(("feature_map", "phase_edges"), SETTINGS)
+DISTANCES = [k for k, name in enumerate(COLUMNS) if name.endswith("distance")]
+
+
+def inputs_of(batch: int, steps: int, seed: int = 1) -> Tensor:
+    """Inputs whose distances are away from 0: errors of a ratio of numbers around 0 would hide all others."""
+    x = normal(batch, steps, len(COLUMNS), seed=seed)
+    x[:, :, DISTANCES] = x[:, :, DISTANCES].abs() + 0.5
+    return x
+
+
+def both(n_heads: int, feature_map: str, phase_edges: str) -> tuple[PhaseAwareProcessor, FastPhaseAwareProcessor]:
+    """The reference and the fast processor with the same random parameters, float64, in evaluation mode."""
+    reference = PhaseAwareProcessor(n_heads, feature_map, phase_edges)
+    randomize(reference)
+    fast = FastPhaseAwareProcessor(n_heads, feature_map, phase_edges).double().eval()
+    fast.load_state_dict(reference.state_dict())
+    return reference, fast
+
+
+def results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Outputs, and gradients of the input and of every parameter."""
+    x = x.detach().clone().requires_grad_()
+    named = {"x": x} | dict(model.named_parameters())
+    outputs = model(x)
+    upstream = [normal(*output.shape, seed=seed).to(output.dtype) for seed, output in enumerate(outputs, 5)]
+    gradients = torch.autograd.grad(outputs, list(named.values()), upstream)
+    return dict(zip(("features", "adjacency", *named), (*outputs, *gradients), strict=True))
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
+    """To `relative` of the largest number of each tensor, or of 1."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        limit = relative * max(1.0, float(tensor.detach().abs().max()))
+        worst = float((found[name] - tensor).detach().abs().max())
+        assert worst <= limit, f"{name}: largest difference {worst}, allowed {limit}"
+
+
+@every_setting
+@pytest.mark.parametrize(("batch", "steps", "n_heads"), [(1, 1, 1), (3, 7, 8), (1, 7, 2), (3, 1, 4)])
+def test_outputs_and_gradients_are_the_references(
+    feature_map: str, phase_edges: str, batch: int, steps: int, n_heads: int
+) -> None:
+    reference, fast = both(n_heads, feature_map, phase_edges)
+    x = inputs_of(batch, steps)
+    assert_close(results(fast, x), results(reference, x), EXACT)
+
+
+@every_setting
+def test_names_shapes_and_initial_values_are_the_references(feature_map: str, phase_edges: str) -> None:
+    states = []
+    for part in (PhaseAwareProcessor, FastPhaseAwareProcessor):
+        torch.manual_seed(3)
+        model = part(8, feature_map, phase_edges)
+        states.append((dict(model.named_parameters()), model.state_dict()))
+        initialize(model)
+        states[-1][0].update({f"initialized {name}": p for name, p in model.named_parameters()})
+    for own, theirs in zip(*states, strict=True):
+        assert list(own) == list(theirs)
+        assert all(torch.equal(own[name], theirs[name]) for name in own)
+
+
+@pytest.mark.parametrize("part", [PhaseAwareProcessor, FastPhaseAwareProcessor])
+def test_edges_without_quantities_are_finite_in_16_bits(part: type[PhaseAwareProcessor]) -> None:
+    """A distance of 0 is made 1e-8, which float16 does not have."""
+    torch.manual_seed(0)
+    model = part(1, "named", "zero").eval()
+    with torch.autocast("cpu", dtype=torch.float16):
+        features, adjacency = model(torch.randn(2, 3, 118))
+    assert bool(features.isfinite().all())
+    assert bool(adjacency.isfinite().all())
+
+
+def pooled_errors(feature_map: str, phase_edges: str, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+    """Relative errors of the reference and the fast processor against float64, of all bodies and three inputs at once.
+
+    A single small gradient can be right by luck.
+    """
+    squares: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        reference, fast = both(8, feature_map, phase_edges)
+        initialize(reference)
+        fast.load_state_dict(reference.state_dict())
+        x = inputs_of(3, 9, seed)
+        exact = results(reference, x)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = [results(model.float(), x.float()) for model in (reference, fast)]
+        for name, truth in exact.items():
+            kind = name.split(".", 2)[2] if name.startswith("bodies.") else name
+            tensors = (truth, *(own[name] - truth for own in found))
+            squares[kind] += torch.stack([tensor.detach().double().square().sum() for tensor in tensors])
+    return {name: ((own[1] / own[0]).sqrt(), (own[2] / own[0]).sqrt()) for name, own in squares.items()}
+
+
+@every_setting
+@pytest.mark.parametrize(("dtype", "floor"), [(torch.float32, 1e-6), (torch.bfloat16, 2.0**-8)])
+def test_rounding_errors_are_those_of_the_reference(
+    feature_map: str, phase_edges: str, dtype: torch.dtype, floor: float
+) -> None:
+    for name, (theirs, ours) in pooled_errors(feature_map, phase_edges, dtype).items():
+        assert ours <= 2 * theirs + floor, name
+
+
+def test_autocast_gives_features_in_16_bits_and_an_adjacency_in_float32() -> None:
+    fast = FastPhaseAwareProcessor(8, "named", "computed")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features, adjacency = fast(inputs_of(2, 3).float())
+    assert features.dtype == torch.bfloat16
+    assert adjacency.dtype == torch.float32
+
+
+class GivenDropout(nn.Module):
+    """Dropout with a mask."""
+
+    def __init__(self, kept: Tensor) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.kept * keep_scale(0.1)
+
+
+def test_in_training_each_body_drops_a_tenth_the_same_in_both_passes() -> None:
+    reference, fast = both(8, "named", "computed")
+    batch, steps, hidden = 2, 5, 64
+    torch.manual_seed(7)
+    kept = keep_mask(draw_seed(torch.device("cpu")), 0, (len(BODIES), batch * steps, hidden), 0.1)
+    for body, own in zip(reference.bodies.values(), kept, strict=True):
+        body.add_module("dropout", GivenDropout(own.view(batch, steps, hidden)))
+    assert 0.85 < kept.double().mean() < 0.95
+    x = inputs_of(batch, steps)
+    torch.manual_seed(7)
+    found = results(fast.train(), x)
+    assert_close(found, results(reference, x), EXACT)
+    again = results(fast, x)
+    assert not torch.allclose(found["features"], again["features"])
+
+
+def test_evaluation_draws_no_random_number() -> None:
+    _, fast = both(8, "named", "computed")
+    before = torch.get_rng_state()
+    fast(inputs_of(1, 3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_results_repeat_bit_by_bit() -> None:
+    _, fast = both(8, "positional", "computed")
+    fast.float().train()
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(2)
+        runs.append(results(fast, inputs_of(3, 20).float()))
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_parameters_that_are_handed_over_are_used_in_both_passes() -> None:
+    reference, fast = both(2, "named", "computed")
+    other = FastPhaseAwareProcessor(2, "named", "computed").double().eval()
+    given = {name: p.detach().requires_grad_() for name, p in fast.named_parameters()}
+    x = inputs_of(2, 4)
+    outputs = functional_call(other, given, (x,))
+    upstream = [normal(*output.shape, seed=seed) for seed, output in enumerate(outputs, 5)]
+    gradients = torch.autograd.grad(outputs, list(given.values()), upstream)
+    expected = results(reference, x)
+    found = dict(zip(("features", "adjacency", *given), (*outputs, *gradients), strict=True))
+    assert_close(found, {name: tensor for name, tensor in expected.items() if name != "x"}, EXACT)
+
+
+@every_setting
+def test_columns_that_describe_no_body_reach_nothing_not_even_as_nan(feature_map: str, phase_edges: str) -> None:
+    reference, fast = both(4, feature_map, phase_edges)
+    read = {column for body in BODIES for column in feature_columns(body, feature_map)}
+    if phase_edges == "computed":
+        read |= {column for body in BODIES for column in feature_columns(body, "named")}
+    x = inputs_of(2, 3)
+    spoilt = x.clone()
+    spoilt[:, :, [column for column in range(len(COLUMNS)) if column not in read]] = torch.nan
+    for found, expected in zip(fast(spoilt), reference(x), strict=True):
+        assert torch.allclose(found, expected, rtol=0, atol=EXACT)
+
+
+def test_a_distance_that_would_divide_by_zero_below_the_diagonal_does_no_harm() -> None:
+    reference, fast = both(4, "named", "computed")
+    x = inputs_of(2, 3)
+    x[:, :, COLUMNS.index("dyn_Sun_distance")] = -1e-8  # the sun is first: no pair divides by its distance
+    assert_close(results(fast, x), results(reference, x), EXACT)
+
+
+@contextmanager
+def counted_bytes(totals: dict[int, int]) -> Iterator[None]:
+    """Within it, bytes of every storage that is kept for the backward pass go to `totals`."""
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        totals[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield
+
+
+def test_of_a_timestep_little_is_kept() -> None:
+    fast = FastPhaseAwareProcessor(8, "named", "computed")
+    bytes_of: list[int] = []
+    for steps in (100, 200):
+        totals: dict[int, int] = {}
+        x = inputs_of(2, steps).float()
+        with counted_bytes(totals):
+            outputs = fast(x)
+        assert all(output.requires_grad for output in outputs)
+        totals.pop(x.untyped_storage().data_ptr(), None)  # the input is there anyway
+        bytes_of.append(sum(totals.values()))
+    a_timestep = (bytes_of[1] - bytes_of[0]) / 2 / 100
+    assert a_timestep <= 2 * 13 * 32 * 4  # the normalised features and the states
+
+
+@pytest.mark.compile
+def test_compiled_training_equals_eager() -> None:
+    fast = FastPhaseAwareProcessor(2, "named", "computed")
+    x = inputs_of(1, 3).float()
+    torch.manual_seed(4)
+    expected = results(fast, x)
+    fast.compile(fullgraph=True, dynamic=False, backend="aot_eager")  # inductor's code: `test_golden_compiled`
+    torch.manual_seed(4)
+    assert_close(results(fast, x), expected, 1e-4)  # float32

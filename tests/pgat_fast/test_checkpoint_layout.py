@@ -1,0 +1,253 @@
+"""Checkpoints of the original layout are translated both ways without changing a bit."""
+
+import os
+import subprocess
+import sys
+from math import prod
+
+import pytest
+import torch
+from torch import Tensor
+
+from pgat_fast import Config, build_model, load_config
+from pgat_fast.checkpoint_layout import original_shapes, sources
+from pgat_fast.compat import from_original_layout, to_original_layout
+from pgat_fast.errors import CheckpointError
+from tests import golden
+from tests.pgat_fast.model.variants import SMALL, VARIANTS, config_of
+
+BATCHED, HIERARCHICAL = config_of("batched"), config_of("hierarchical")
+
+
+def original_state(config: Config, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """A checkpoint of the original layout, every number drawn."""
+    generator = torch.Generator().manual_seed(5)
+    return {
+        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in original_shapes(config.model).items()
+    }
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Names, their order, dtypes and every bit."""
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+# --- the layout ---
+
+
+@pytest.mark.parametrize(("combiner", "total"), [("hierarchical", 12_310_208), ("batched", 9_184_952)])
+def test_production_models_have_their_known_number_of_parameters(combiner: str, total: int) -> None:
+    production = {
+        **{"seq_len": 250, "label_len": 125, "pred_len": 10, "enc_in": 118, "dec_in": 118, "c_out": 4},
+        **{"d_model": 130, "n_heads": 8, "e_layers": 4, "d_layers": 2, "celestial_fusion_layers": 4},
+    }
+    config = load_config(production | {"combiner": combiner, "compatibility": "original"})
+    assert sum(map(prod, original_shapes(config.model).values())) == total
+
+
+@pytest.mark.parametrize("name", golden.CASES)
+def test_names_shapes_and_order_are_those_of_existing_checkpoints(name: str) -> None:
+    case = golden.load(name)
+    assert list(original_shapes(case.config.model).items()) == list(case.shapes.items())
+
+
+@pytest.mark.parametrize("name", golden.CASES)
+def test_parameters_without_a_place_in_ours_are_those_that_never_received_a_gradient(name: str) -> None:
+    case = golden.load(name)
+    model = build_model(case.config)
+    read = {source.name for source in sources(key for key, _ in model.named_parameters()).values()}
+    # Recorded in evaluation, where the variance of the stochastic learner has no say.
+    sampled = {f"stochastic_logvar.{part}" for part in ("weight", "bias")} & set(case.shapes)
+    assert set(case.shapes) - read == case.without_gradient - sampled
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_of_our_parameters_has_its_own_place_in_the_layout(variant: str) -> None:
+    config = config_of(variant)
+    places = sources(name for name, _ in build_model(config).named_parameters())
+    names = [source.name for source in places.values()]
+    assert len(set(names)) == len(names)
+    assert set(names) <= set(original_shapes(config.model))
+
+
+# --- there and back ---
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_original_checkpoint_comes_back_bit_for_bit(variant: str) -> None:
+    config = config_of(variant)
+    state = original_state(config)
+    ours = from_original_layout(state, config)
+    build_model(config).load_state_dict(ours)
+    assert_same(to_original_layout(ours, config), state)
+    assert_same(to_original_layout(dict(ours), config, unused=ours.unused), state)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_our_state_comes_back_bit_for_bit(variant: str) -> None:
+    config = config_of(variant)
+    state = build_model(config).state_dict()
+    original = to_original_layout(state, config)
+    assert {name: tuple(t.shape) for name, t in original.items()} == original_shapes(config.model)
+    assert_same(dict(from_original_layout(original, config)), dict(state))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
+    state = original_state(BATCHED, dtype)
+    ours = from_original_layout(state, BATCHED)
+    assert {tensor.dtype for tensor in ours.values()} == {dtype}
+    assert {tensor.dtype for tensor in to_original_layout(dict(ours), BATCHED).values()} == {dtype}
+    assert_same(to_original_layout(ours, BATCHED), state)
+
+
+def test_translation_copies_nothing() -> None:
+    state = original_state(HIERARCHICAL)
+    storages = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
+    ours = from_original_layout(state, HIERARCHICAL)
+    assert {tensor.untyped_storage().data_ptr() for tensor in ours.values()} <= storages
+
+
+def test_what_nothing_reads_has_the_same_initial_value_every_time() -> None:
+    state = build_model(HIERARCHICAL).state_dict()
+    first, second = to_original_layout(state, HIERARCHICAL), to_original_layout(state, HIERARCHICAL)
+    assert_same(first, second)
+    assert all(torch.isfinite(tensor).all() for tensor in first.values())
+
+
+def test_gradients_flow_back_to_the_original_names() -> None:
+    state = {name: tensor.requires_grad_() for name, tensor in original_state(HIERARCHICAL).items()}
+    ours = from_original_layout(state, HIERARCHICAL)
+    torch.stack([tensor.sum() for tensor in ours.values()]).sum().backward()
+    parts = {source.name: source.part for source in sources(ours).values()}
+    assert set(parts.values()) == {"whole", "first", "value"}
+    for name, tensor in state.items():
+        if name not in parts:
+            assert tensor.grad is None, name
+        else:
+            assert tensor.grad is not None, name
+            # of packed queries, keys and values only the last third, the values, is used
+            unread = 2 * (len(tensor) // 3) if parts[name] == "value" else 0
+            assert (tensor.grad[:unread] == 0).all(), name
+            assert (tensor.grad[unread:] == 1).all(), name
+
+
+def test_gradients_flow_back_to_our_names() -> None:
+    state = {name: p.detach().clone().requires_grad_() for name, p in build_model(BATCHED).named_parameters()}
+    original = to_original_layout(state, BATCHED)
+    torch.stack([tensor.sum() for tensor in original.values()]).sum().backward()
+    for name, tensor in state.items():
+        assert tensor.grad is not None, name
+        assert (tensor.grad == 1).all(), name
+
+
+# --- what does not fit ---
+
+
+def test_one_error_lists_everything_that_is_missing_unknown_or_misshapen() -> None:
+    state = original_state(BATCHED)
+    del state["projection.bias"], state["market_context_encoder.0.weight"]
+    state |= {"projektion.bias": torch.zeros(4), "extra": torch.zeros(())}
+    state["projection.weight"] = torch.zeros(4, 25)
+    state["celestial_nodes.aspect_embeddings"] = torch.zeros(26, 5)  # never read, yet part of the layout
+    with pytest.raises(CheckpointError) as caught:
+        from_original_layout(state, BATCHED)
+    message = str(caught.value)
+    for part in (
+        "missing (2): projection.bias; market_context_encoder.0.weight",
+        "unknown (2): projektion.bias; extra",
+        "wrong shape (2): celestial_nodes.aspect_embeddings is [26, 5], expected [5, 26]; "
+        "projection.weight is [4, 25], expected [4, 26]",
+    ):
+        assert part in message, part
+
+
+def test_one_error_lists_what_of_our_state_does_not_fit() -> None:
+    state = dict(build_model(BATCHED).state_dict())
+    del state["head.bias"]
+    state |= {"tail.bias": torch.zeros(4), "head.weight": torch.zeros(3, 26)}
+    with pytest.raises(CheckpointError) as caught:
+        to_original_layout(state, BATCHED)
+    for part in ("missing (1): head.bias", "unknown (1): tail.bias", "head.weight is [3, 26], expected [4, 26]"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_the_prefix_of_a_wrapper_is_explained(prefix: str) -> None:
+    state = {prefix + name: tensor for name, tensor in original_state(BATCHED).items()}
+    with pytest.raises(CheckpointError, match="remove the wrapper's prefix"):
+        from_original_layout(state, BATCHED)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(BATCHED, HIERARCHICAL), (HIERARCHICAL, BATCHED)])
+def test_a_checkpoint_of_the_other_combiner_is_explained(ours: Config, theirs: Config) -> None:
+    expected = f"combiner: {theirs.model.combiner}, the configuration says combiner: {ours.model.combiner}"
+    with pytest.raises(CheckpointError, match=expected):
+        from_original_layout(original_state(theirs), ours)
+
+
+def test_a_fitting_checkpoint_of_another_width_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="wrong shape"):
+        from_original_layout(original_state(config_of("batched", d_model=52)), BATCHED)
+
+
+FIRST_THING = """
+import torch
+from pgat_fast import build_model, load_config
+from pgat_fast.compat import from_original_layout
+from pgat_fast.checkpoint_layout import original_shapes
+config = load_config({"combiner": "batched", "seq_len": 5, "label_len": 1, "pred_len": 1, "d_model": 26, "n_heads": 2})
+state = {name: torch.zeros(shape) for name, shape in original_shapes(config.model).items()}
+ours = from_original_layout(state, config)
+model = build_model(config)
+model.load_state_dict(ours)
+model(torch.zeros(1, 5, 118), torch.zeros(1, 5, 4), torch.zeros(1, 2, 118), torch.zeros(1, 2, 4))
+"""
+
+
+@pytest.mark.multiprocess
+def test_translating_may_be_the_first_thing_that_a_process_does() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run(
+        [sys.executable, "-c", FIRST_THING], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_values_of_unused_parameters_that_do_not_fit_are_refused() -> None:
+    state = build_model(BATCHED).state_dict()
+    for unused in (
+        {"no.such.parameter": torch.zeros(1)},
+        {"celestial_nodes.aspect_embeddings": torch.zeros(2)},
+        {"phase_aware_processor.celestial_processors.sun.feature_attention.in_proj_weight": torch.zeros(2, 2)},
+    ):
+        with pytest.raises(CheckpointError, match=next(iter(unused)).replace(".", r"\.")):
+            to_original_layout(state, BATCHED, unused=unused)
+
+
+def test_a_checkpoint_of_the_original_behaviour_says_what_to_set() -> None:
+    model = SMALL | {"combiner": "batched", "compatibility": "original"}
+    state = to_original_layout(build_model(model).state_dict(), model)
+    with pytest.raises(CheckpointError, match=r"trained with compatibility: original"):
+        from_original_layout(state, model | {"compatibility": "corrected"})
+
+
+def test_what_is_no_state_dict_is_refused_with_a_hint() -> None:
+    state = to_original_layout(build_model(BATCHED).state_dict(), BATCHED)
+    with pytest.raises(CheckpointError, match=r"'model' holds a dict of its own"):
+        from_original_layout({"model": state, "epoch": 3}, BATCHED)  # type: ignore[dict-item]
+    with pytest.raises(CheckpointError, match=r"not tensors: projection\.bias \(NoneType\)"):
+        from_original_layout(state | {"projection.bias": None}, BATCHED)  # type: ignore[dict-item]
+    with pytest.raises(CheckpointError, match="pass a dict"):
+        from_original_layout([1], BATCHED)  # type: ignore[arg-type]
+
+
+def test_every_missing_name_is_listed_however_many_there_are() -> None:
+    state = to_original_layout(build_model(BATCHED).state_dict(), BATCHED)
+    names = list(state)[:200]
+    with pytest.raises(CheckpointError) as caught:
+        from_original_layout({name: state[name] for name in state if name not in names}, BATCHED)
+    assert all(name in str(caught.value) for name in names)

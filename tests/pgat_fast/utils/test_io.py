@@ -1,0 +1,94 @@
+"""Files are written whole or not at all."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgat_fast.utils.io import is_orphan, sync_directory, temporary_name, write_atomically, write_json
+
+
+def test_the_new_content_replaces_the_old_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "file"
+    write_atomically(path, b"first")
+    write_atomically(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_and_name_are_synced_to_disk_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    steps = []
+    fsync, rename = os.fsync, os.replace
+
+    def watch_fsync(descriptor: int) -> None:
+        steps.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def watch_rename(*args: Any) -> None:
+        steps.append("rename")
+        rename(*args)
+
+    monkeypatch.setattr("os.fsync", watch_fsync)
+    monkeypatch.setattr("os.replace", watch_rename)
+    write_atomically(path, b"new")
+    assert steps == [str(temporary_name(path)), "rename", str(tmp_path)]
+
+
+def test_a_file_system_that_syncs_no_folders_will_do_and_a_broken_one_will_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        def fsync(descriptor: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("os.fsync", fsync)
+
+    refuse(errno.EINVAL)
+    sync_directory(tmp_path)
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        sync_directory(tmp_path)
+
+
+def test_a_temporary_file_is_an_orphan_when_its_process_has_ended(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name, orphan in (
+        (temporary_name(tmp_path / "file").name, False),
+        (f".file.{ended.pid}.tmp", True),
+        (f"file.{ended.pid}.tmp", False),
+        (f".file.{ended.pid}.tmp.txt", False),
+        (".file.tmp", False),
+        (".file.x.tmp", False),
+    ):
+        (tmp_path / name).touch()
+        assert is_orphan(tmp_path / name) == orphan, name
+
+
+def test_json_without_numbers_that_other_parsers_refuse(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"value": 1.5})
+    assert json.loads(path.read_text()) == {"value": 1.5}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"value": float("nan")})
+    assert json.loads(path.read_text()) == {"value": 1.5}

@@ -1,0 +1,99 @@
+"""What `info` tells is what the packages, the machine and the model say themselves."""
+
+import importlib.metadata
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pgat_fast.errors import BackendError
+from pgat_fast.model import BACKENDS, backend_reasons, resolve_backend
+from pgat_fast.utils import system
+
+
+def test_it_is_plain_json_with_everything_in_it() -> None:
+    found = json.loads(json.dumps(system.collect(), allow_nan=False))
+    assert list(found) == ["versions", "optional", "system", "cpu", "memory", "cuda", "backends", "kernels"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["numpy"] == importlib.metadata.version("numpy")
+    assert found["cpu"]["torch_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert found["cpu"]["threads"] == torch.get_num_threads()
+    assert 1 <= found["cpu"]["usable_logical_cores"] <= (os.cpu_count() or 1)
+    assert 0 < found["memory"]["available_gib"] < found["memory"]["total_gib"]
+    assert len(found["cuda"]["devices"]) == torch.cuda.device_count()
+    assert bool(found["cuda"]["devices"]) == (found["cuda"]["reason"] is None)
+
+
+def test_every_backend_is_listed_with_the_reason_that_resolving_it_gives() -> None:
+    backends = system.collect()["backends"]
+    assert {"auto", *backends["available"]} == set(BACKENDS)
+    for name, found in backends["available"].items():
+        if found["runs"]:
+            assert resolve_backend(name) == name
+        else:
+            with pytest.raises(BackendError, match=found["reason"]):
+                resolve_backend(name)
+    assert backends["auto"] == resolve_backend("auto")
+    assert backends["available"][backends["auto"]]["runs"]
+
+
+def test_the_reference_can_always_run() -> None:
+    assert backend_reasons()["reference"] is None
+
+
+def test_auto_takes_what_has_been_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "pgat_fast.model.backend_reasons", lambda: {"reference": None, "torch": None, "triton": "no GPU"}
+    )
+    assert resolve_backend("auto") == "torch"
+    with pytest.raises(BackendError, match="'triton' cannot run here: no GPU"):
+        resolve_backend("triton")
+
+
+def test_packages_that_are_absent_are_told_with_the_way_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package in ("matplotlib", "triton"):
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(system.metadata, "version", version)
+    found = system.collect()
+    assert found["versions"]["triton"] is None
+    assert found["versions"]["triton_absent"]
+    assert found["optional"]["matplotlib"]["version"] is None
+    text = system.format_info(found)
+    assert 'not installed: pip install "pgat-fast[plots]" (for plots of a run, and its report)' in text
+    assert found["versions"]["triton_absent"] in text
+
+
+def test_every_extra_that_it_names_exists() -> None:
+    extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for package, (extra, _) in system._OPTIONAL.items():
+        assert any(requirement.startswith(f"{package}>") for requirement in extras[extra])
+
+
+def test_the_text_names_the_machine_and_the_backends() -> None:
+    found = system.collect()
+    text = system.format_info(found)
+    for part in ("versions", "optional packages", "machine", "GPUs", "backends", found["cpu"]["model"], "auto"):
+        assert part in text
+    assert f"uses {found['backends']['auto']}" in text
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_the_memory_limit_of_a_container_is_found(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    assert system.container_memory_limit(tmp_path) is None
+    file.write_text("max\n")
+    assert system.container_memory_limit(tmp_path) is None
+    file.write_text(f"{2**30}\n")
+    assert system.container_memory_limit(tmp_path) == 2**30
+    file.write_text(f"{2**63 - 4096}\n")  # what version 1 says where there is no limit
+    assert system.container_memory_limit(tmp_path) is None
+    file.write_text(f"{psutil.virtual_memory().total}\n")
+    assert system.container_memory_limit(tmp_path) is None

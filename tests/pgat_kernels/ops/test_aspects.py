@@ -1,0 +1,191 @@
+"""Strengths between pairs of bodies against the formula with a product for every pair."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+
+import pgat_kernels.ops.aspects as module
+from pgat_kernels.ops.aspects import aspects, node_count, pair_terms
+from tests.rounding import assert_right_up_to_rounding
+
+EXACT = 1e-10
+Call = Callable[..., Tensor]
+
+
+def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def parameters(timesteps: int, nodes: int, width: int) -> list[Tensor]:
+    """Market, vectors of the bodies, W1, b1, w2, b2 as the original holds them."""
+    shapes = [(timesteps, width), (nodes, width), (width, 2 * width), (width,), (1, width), (1,)]
+    values = [normal(*shape, seed=k) for k, shape in enumerate(shapes)]
+    values[2] /= width**0.5
+    values[4] /= width**0.5
+    return values
+
+
+def of_every_pair(m: Tensor, bodies: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """Section 3 as it is written: the vectors of both bodies side by side."""
+    u = bodies + m[:, None]
+    nodes = len(bodies)
+    rows = [[torch.ones_like(m[:, 0]) for _ in range(nodes)] for _ in range(nodes)]
+    for i in range(nodes):
+        for j in range(i + 1, nodes):
+            hidden = F.gelu(F.linear(torch.cat((u[:, i], u[:, j]), dim=-1), w1, b1))
+            strength = torch.sigmoid(F.linear(hidden, w2, b2).to(torch.promote_types(hidden.dtype, torch.float32)))
+            rows[i][j] = rows[j][i] = strength[:, 0]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def rewritten(m: Tensor, bodies: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    x, constants = pair_terms(m, bodies, w1, b1)
+    return aspects(x, constants, w2.flatten(), b2)
+
+
+def results(call: Call, values: list[Tensor], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Output and the gradients of all inputs."""
+    inputs = [value.to(dtype).requires_grad_() for value in values]
+    output = call(*inputs)
+    return [output, *torch.autograd.grad(output, inputs, normal(*output.shape, seed=9, dtype=output.dtype))]
+
+
+SIZES = [(1, 2, 1), (1, 13, 8), (3, 13, 13), (7, 3, 5), (50, 13, 26)]
+
+
+@pytest.mark.parametrize(("timesteps", "nodes", "width"), SIZES)
+def test_strengths_and_gradients_are_those_of_every_pair(timesteps: int, nodes: int, width: int) -> None:
+    values = parameters(timesteps, nodes, width)
+    for ours, theirs in zip(results(rewritten, values), results(of_every_pair, values), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8])
+def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    values = parameters(7, 5, 6)
+    expected = results(of_every_pair, values)
+    monkeypatch.setattr(module, "_CHUNK_BYTES", {"cpu": rows * 10 * 6 * 8})  # ten pairs, six channels, float64
+    for ours, theirs in zip(results(rewritten, values), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parity
+def test_float32_is_as_accurate_as_the_formula() -> None:
+    values = parameters(40, 13, 52)
+    assert_right_up_to_rounding(
+        results(rewritten, values, torch.float32),
+        results(of_every_pair, values),
+        lambda tensors: results(of_every_pair, tensors, torch.float32),
+        [value.float() for value in values],
+        torch.float32,
+    )
+
+
+def test_bfloat16_terms_are_computed_in_float32() -> None:
+    x, constants = pair_terms(*parameters(5, 4, 6)[:4])
+    low = [tensor.to(torch.bfloat16).requires_grad_() for tensor in (x, constants)]
+    weight, bias = normal(6, dtype=torch.float32).requires_grad_(), normal(1, dtype=torch.float32).requires_grad_()
+    found = aspects(*low, weight, bias)
+    assert found.dtype == torch.float32
+    wide = [tensor.detach().double().requires_grad_() for tensor in (*low, weight, bias)]
+    expected = aspects(*wide)
+    assert torch.allclose(found.double(), expected, rtol=0, atol=1e-6)
+    gradients = torch.autograd.grad(found, (*low, weight, bias), normal(5, 4, 4, dtype=torch.float32))
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, wide, normal(5, 4, 4)), strict=True):
+        step = 2**-8 if ours.dtype == torch.bfloat16 else 1e-6
+        assert torch.allclose(ours.double(), theirs, rtol=step, atol=1e-6)
+
+
+def test_autocast_does_not_reach_into_the_operator() -> None:
+    x, constants = pair_terms(*parameters(5, 4, 6)[:4])
+    inputs = [tensor.float() for tensor in (x, constants, normal(6), normal(1))]
+    expected = aspects(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(aspects(*inputs), expected)
+
+
+def test_strengths_are_symmetric_with_diagonal_one() -> None:
+    found = rewritten(*parameters(6, 13, 8))
+    assert torch.equal(found, found.transpose(1, 2))
+    assert bool((found.diagonal(dim1=1, dim2=2) == 1).all())
+    assert found.is_contiguous()
+
+
+def test_what_the_diagonal_hands_back_reaches_nothing() -> None:
+    values = [value.requires_grad_() for value in parameters(3, 4, 5)]
+    output = rewritten(*values)
+    gradients = torch.autograd.grad(output.diagonal(dim1=1, dim2=2).sum(), values)
+    assert all(bool((gradient == 0).all()) for gradient in gradients)
+
+
+def test_results_repeat_bit_by_bit() -> None:
+    values = parameters(9, 13, 8)
+    for first, second in zip(*(results(rewritten, values, torch.float32) for _ in range(2)), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_the_gradient_of_the_bodies_reads_no_entry_twice() -> None:
+    """Entries that are gathered twice have their gradients added up in an order of the moment, where there are many."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = [(3, 512), (13, 512), (512, 1024), (512,)]
+    given = [torch.randn(size, generator=generator).requires_grad_() for size in sizes]
+    _, constants = pair_terms(*given)
+    g = torch.randn(constants.shape, generator=generator)
+    first = torch.autograd.grad(constants, given[1], g, retain_graph=True)[0]
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for _ in range(20):
+            assert torch.equal(torch.autograd.grad(constants, given[1], g, retain_graph=True)[0], first)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_only_arguments_and_result_are_kept() -> None:
+    x, constants = (tensor.detach().requires_grad_() for tensor in pair_terms(*parameters(20, 13, 8)[:4]))
+    weight, bias = normal(8).requires_grad_(), normal(1).requires_grad_()
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = aspects(x, constants, weight, bias)
+    places = {tensor.data_ptr() for tensor in (x, constants, weight, bias, output)}
+    assert {tensor.data_ptr() for tensor in kept} <= places
+
+
+@pytest.mark.parametrize("pairs", [2, 4, 5, 77])
+def test_constants_of_no_number_of_bodies_are_refused(pairs: int) -> None:
+    with pytest.raises(ValueError, match="pairs"):
+        aspects(normal(3, 4), normal(pairs, 4), normal(4), normal(1))
+
+
+def test_node_count() -> None:
+    assert [node_count(n * (n - 1) // 2) for n in range(2, 200)] == list(range(2, 200))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torch_accepts_the_operators(dtype: torch.dtype) -> None:
+    x, constants = pair_terms(*parameters(5, 4, 6)[:4])
+    inputs = [tensor.detach().to(dtype) for tensor in (x, constants, normal(6), normal(1))]
+    result = aspects(*inputs)
+    torch.library.opcheck(aspects, tuple(tensor.requires_grad_() for tensor in inputs))
+    gradient = normal(5, 4, 4, dtype=dtype)
+    torch.library.opcheck(
+        module.aspects_backward, (gradient, *(tensor.detach() for tensor in inputs[:3]), result.detach())
+    )
+
+
+@pytest.mark.compile
+def test_compiled_results_equal_eager_ones() -> None:
+    values = parameters(7, 5, 6)
+    compiled = torch.compile(rewritten, fullgraph=True, dynamic=False)
+    for ours, theirs in zip(results(compiled, values), results(rewritten, values), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)

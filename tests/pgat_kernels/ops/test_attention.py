@@ -1,0 +1,207 @@
+"""Multi-head attention that never holds its weights: against torch's own, and against itself in blocks."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pgat_kernels import attention as module
+from pgat_kernels.ops import chunked_ops
+from pgat_kernels.ops.attention import attention
+from tests.rounding import assert_right_up_to_rounding
+
+SHAPES = [(1, 1, 1, 1, 3), (1, 2, 33, 33, 10), (3, 2, 7, 9, 8), (5, 1, 13, 13, 8), (2, 8, 5, 21, 16)]
+"""Groups, heads, queries, keys, width."""
+SEED = torch.tensor(7)
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, biased: bool = False) -> list[Tensor]:
+    """Queries, keys, weight, its bias, and where asked for the bias of the scores."""
+    groups, _, queries, keys, width = shape
+    generator = torch.Generator().manual_seed(3)
+    sizes = [(groups, queries, width), (groups, keys, width), (3 * width, width), (3 * width,)]
+    sizes += [(groups, queries, keys)] if biased else []
+    values = [torch.randn(s, generator=generator, dtype=torch.float64) for s in sizes]
+    values[2] *= width**-0.5
+    return [value.to(dtype).requires_grad_() for value in values]
+
+
+def plain(x: Tensor, y: Tensor, w: Tensor, b: Tensor, bias: Tensor | None = None, *, n_heads: int) -> Tensor:
+    """The same with torch's attention."""
+    width = x.shape[-1]
+
+    def heads(z: Tensor) -> Tensor:
+        return z.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+    q, k, v = (
+        heads(F.linear(z, w[i * width : (i + 1) * width], b[i * width : (i + 1) * width]))
+        for i, z in enumerate((x, y, y))
+    )
+    mask = None if bias is None else bias[:, None].to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("cache", [chunked_ops.CACHE, 3000, 300, 1])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outputs_and_gradients_equal_torchs(
+    shape: tuple[int, ...], biased: bool, cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked_ops, "CACHE", cache)
+    given = inputs(shape, biased=biased)
+    ours = attention(*given, n_heads=shape[1], seed=SEED)
+    theirs = plain(*given, n_heads=shape[1])
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    g = torch.randn_like(theirs)
+    for found, expected in zip(torch.autograd.grad(ours, given, g), torch.autograd.grad(theirs, given, g), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_one_tensor_as_queries_and_keys_gets_both_gradients() -> None:
+    x, _, w, b = inputs((2, 2, 9, 9, 8))
+    ours, theirs = attention(x, x, w, b, n_heads=2, seed=SEED), plain(x, x, w, b, n_heads=2)
+    found, expected = (torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_error_is_what_rounding_explains(dtype: torch.dtype) -> None:
+    shape = (2, 8, 60, 70, 208)
+    g = torch.randn(2, 60, 208, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+
+    def results(tensors: list[Tensor], call: Callable[..., Tensor]) -> list[Tensor]:
+        own = [x.detach().requires_grad_() for x in tensors]
+        y = call(*own, n_heads=8)
+        return [y, *torch.autograd.grad(y, own, g.to(y.dtype))]
+
+    exact, wide = inputs(shape), inputs(shape, torch.float32)
+    found = results(wide, partial(attention, seed=SEED, dtype=dtype))
+    assert found[0].dtype == dtype
+    narrow = [x.detach().to(dtype) for x in wide]
+    # Sums of many terms in float32, where torch's are in the dtype: no rounding beyond torch's.
+    assert_right_up_to_rounding(
+        found, results(exact, plain), lambda tensors: results(tensors, plain), narrow, dtype, roundings=1e-4
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:4])
+def test_gradients_with_dropout_are_those_of_the_function(shape: tuple[int, ...]) -> None:
+    given = inputs((shape[0], shape[1], 4, 5, shape[4]))
+
+    def call(*tensors: Tensor) -> Tensor:
+        return attention(*tensors, n_heads=shape[1], seed=SEED, rate=0.3)
+
+    assert torch.autograd.gradcheck(call, given, fast_mode=True)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_dropout_does_not_depend_on_the_blocks(
+    shape: tuple[int, ...], biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = inputs(shape, biased=biased)
+    g = torch.randn_like(given[0])
+
+    def outcome(cache: int, threads: int) -> tuple[Tensor, ...]:
+        monkeypatch.setattr(chunked_ops, "CACHE", cache)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        y = attention(*given, n_heads=shape[1], seed=SEED, rate=0.4)
+        return y, *torch.autograd.grad(y, given, g)
+
+    whole = outcome(chunked_ops.CACHE, 1)
+    for cache, threads in ((1, 1), (400, 1), (400, 2), (400, 5), (3000, 100)):
+        for found, expected in zip(outcome(cache, threads), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_dropout_keeps_the_expectation_and_follows_the_seed() -> None:
+    shape = (1, 2, 6, 40, 8)
+    given = [x.detach() for x in inputs(shape, torch.float32)]
+    truth = attention(*given, n_heads=2, seed=SEED)
+    draws = torch.stack([attention(*given, n_heads=2, seed=torch.tensor(s), rate=0.2) for s in range(500)])
+    assert float((draws.mean(dim=0) - truth).abs().max()) < 6 * float(draws.std(dim=0).max()) / 500**0.5
+    again = attention(*given, n_heads=2, seed=torch.tensor(5), rate=0.2)
+    assert torch.equal(again, draws[5])
+
+
+def test_hidden_keys_are_not_seen_even_where_they_are_not_finite_in_effect() -> None:
+    x, y, w, b, bias = inputs((1, 1, 3, 4, 5), biased=True)
+    hidden = torch.zeros_like(bias)
+    hidden[:, :, 2:] = -1e30
+    ours = attention(x, y, w, b, hidden, n_heads=1, seed=SEED)
+    torch.testing.assert_close(ours, plain(x, y[:, :2], w, b, n_heads=1), rtol=1e-10, atol=1e-10)
+    everything = attention(x, y, w, b, torch.full_like(bias, -1e30), n_heads=1, seed=SEED)
+    assert bool(everything.isfinite().all())
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_operator_is_well_formed(biased: bool) -> None:
+    given = inputs((2, 2, 5, 6, 4), torch.float32, biased)
+    bias = given[4] if biased else None
+    torch.library.opcheck(
+        torch.ops.pgat.attention.default, (*given[:4], bias, SEED, 0.1, 2, torch.float32, False)
+    )  # fmt: skip
+
+
+@pytest.mark.compile
+def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH_COMPILING", 0)
+    monkeypatch.setattr(chunked_ops, "CACHE", 2000)  # several blocks, the last one padded
+    x, _, w, b = inputs((2, 2, 33, 33, 8), torch.float32)
+
+    def call(x: Tensor, w: Tensor, b: Tensor, compile_blocks: bool) -> Tensor:
+        return attention(x * 1.5, x * 1.5, w, b, n_heads=2, seed=SEED, rate=0.2, compile_blocks=compile_blocks)
+
+    whole = torch.compile(call, fullgraph=True, dynamic=False)
+    results = []
+    for function, compile_blocks in ((call, False), (call, True), (whole, True)):
+        y = function(x, w, b, compile_blocks)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (x, w, b))])
+    for other in results[1:]:
+        for found, expected in zip(other, results[0], strict=True):
+            assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
+def test_results_are_bitwise_repeatable() -> None:
+    given = inputs((2, 2, 33, 33, 8), torch.float32)
+    runs = []
+    for _ in range(2):
+        y = attention(*given, n_heads=2, seed=SEED, rate=0.2)
+        runs.append([y, *torch.autograd.grad(y.square().sum(), given)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_only_the_tokens_and_weights_are_saved() -> None:
+    given = inputs((1, 4, 300, 300, 8), torch.float32)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        attention(*given, n_heads=4, seed=SEED, rate=0.1)
+    assert sum(t.numel() for t in saved) <= sum(t.numel() for t in given) + 1
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_autocast_does_not_reach_inside(biased: bool) -> None:
+    given = inputs((2, 2, 7, 9, 8), torch.float32, biased)
+    plain_result = attention(*given, n_heads=2, seed=SEED)
+    g = torch.randn_like(plain_result)
+    expected = torch.autograd.grad(plain_result, given, g)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = attention(*given, n_heads=2, seed=SEED)
+        gradients = torch.autograd.grad(result, given, g)
+    assert torch.equal(result, plain_result)
+    assert all(torch.equal(found, own) for found, own in zip(gradients, expected, strict=True))
+
+
+def test_the_gradient_of_a_transposed_bias_is_what_compilers_expect() -> None:
+    given = inputs((1, 2, 5, 5, 8), biased=True)
+    transposed = given[-1].transpose(1, 2)
+    tensors = [torch.randn(1, 5, 8, dtype=torch.float64), *given[:-1], transposed, SEED]
+    torch.library.opcheck(
+        torch.ops.pgat.attention_backward.default,
+        (*(x.detach() for x in tensors), 0.0, 2, torch.float64, False),
+        test_utils=("test_schema", "test_faketensor"),
+    )

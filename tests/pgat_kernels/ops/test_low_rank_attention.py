@@ -1,0 +1,91 @@
+"""The block over tokens of low rank equals a block that projects every token."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pgat_kernels.ops.chunked_ops import Masks
+from pgat_kernels.ops.low_rank_attention import LowRankWeights, low_rank_attention_block, low_rank_weights
+from tests.rounding import assert_right_up_to_rounding
+
+SHAPES = [(1, 1, 1, 4, 3), (3, 5, 2, 8, 3), (2, 13, 8, 16, 3), (2, 9, 1, 6, 1)]
+"""Groups, tokens, heads, width, numbers a token."""
+NO_DROPOUT = Masks(0.0, torch.tensor(0), torch.tensor(0))
+
+
+def parameters(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Values of the tokens, then the parameters of `low_rank_weights` in their order."""
+    groups, tokens, _, width, numbers = shape
+    generator = torch.Generator().manual_seed(1)
+    sizes: list[tuple[int, ...]] = [(groups, tokens, numbers), (width, numbers), (width,)]
+    sizes += [(3 * width, width), (3 * width,), (width, width), (width,), (width,), (width,)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in sizes]
+
+
+def plain(n_heads: int, a: Tensor, projection: Tensor, bias: Tensor, *w: Tensor) -> Tensor:
+    """With torch's attention over projected tokens."""
+    t = F.linear(a, projection, bias)
+    attended, _ = F.multi_head_attention_forward(
+        *(t.transpose(0, 1),) * 3, t.shape[-1], n_heads, w[0], w[1], None, None, False, 0.0, w[2], w[3],
+        need_weights=False,
+    )  # fmt: skip
+    return F.layer_norm(t + attended.transpose(0, 1), t.shape[-1:], w[4], w[5])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outputs_and_gradients_equal_a_projecting_block(shape: tuple[int, ...]) -> None:
+    n_heads, given = shape[2], parameters(shape, torch.float64)
+    theirs = plain(n_heads, *given)
+    g = torch.randn_like(theirs)
+    expected = torch.autograd.grad(theirs, given, g)
+
+    weights = low_rank_weights(*given[1:], n_heads)
+    assert weights.scores.shape == (shape[4] + 1, n_heads * (shape[4] + 1))
+    with torch.no_grad():
+        ours, backward = low_rank_attention_block(given[0], weights, NO_DROPOUT, 0)
+        g_a, g_weights = backward(g)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(g_a, expected[0], rtol=1e-10, atol=1e-10)
+    through = torch.autograd.grad(weights, given[1:], g_weights)
+    for found, wanted in zip(through, expected[1:], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_the_backward_pass_is_that_of_autograd_with_dropout(rate: float) -> None:
+    shape = SHAPES[1]
+    a, *rest = parameters(shape, torch.float64)
+    weights = LowRankWeights(*(w.detach().requires_grad_() for w in low_rank_weights(*rest, shape[2])))
+    masks = Masks(rate, torch.tensor(3), torch.tensor(4))
+    y, backward = low_rank_attention_block(a, weights, masks, 2)
+    g = torch.randn_like(y)
+    expected = torch.autograd.grad(y, [a, *weights], g)
+    g_a, g_weights = backward(g)
+    for found, wanted in zip([g_a, *g_weights], expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parity
+def test_in_float32_the_error_is_what_rounding_explains() -> None:
+    shape = (4, 169, 8, 208, 3)
+    exact, given = ([x.detach() for x in parameters(shape, dtype)] for dtype in (torch.float64, torch.float32))
+    found, _ = low_rank_attention_block(given[0], low_rank_weights(*given[1:], 8), NO_DROPOUT, 0)
+    assert_right_up_to_rounding([found], [plain(8, *exact)], lambda tensors: [plain(8, *tensors)], given, torch.float32)
+
+
+def test_tokens_of_an_embedding_module() -> None:
+    """The map is what `nn` modules hold: nothing but their weights is needed."""
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(12, 3, batch_first=True).double()
+    projection, norm = nn.Linear(3, 12).double(), nn.LayerNorm(12).double()
+    a = torch.randn(2, 7, 3, dtype=torch.float64)
+    t = projection(a)
+    expected = norm(t + attention(t, t, t)[0])
+    assert attention.in_proj_weight is not None
+    weights = low_rank_weights(
+        projection.weight, projection.bias, attention.in_proj_weight, attention.in_proj_bias,
+        attention.out_proj.weight, attention.out_proj.bias, norm.weight, norm.bias, 3,
+    )  # fmt: skip
+    found, _ = low_rank_attention_block(a, weights, NO_DROPOUT, 0)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

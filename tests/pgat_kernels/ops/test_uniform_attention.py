@@ -1,0 +1,173 @@
+"""Attention over keys that are all the same vector, with and without dropout on its weights."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from pgat_fast.model.reference.attention import IdenticalKeysAttention
+from pgat_kernels.conditioning import ROUNDINGS
+from pgat_kernels.ops.uniform_attention import dropped_weight_sums, identical_keys_dropout, identical_keys_value
+from tests.pgat_fast.model.by_hand import normal, randomize
+from tests.rounding import assert_right_up_to_rounding
+
+EXACT = 1e-10
+SEED = torch.tensor(5)
+
+
+def reference(width: int, n_heads: int, dropout: float) -> tuple[IdenticalKeysAttention, list[Tensor]]:
+    """The reference's attention, and its weights in the order of our arguments."""
+    attention = IdenticalKeysAttention(width, n_heads, dropout)
+    randomize(attention)
+    value, output = attention.value, attention.output
+    return attention, [value.weight, value.bias, output.weight, output.bias]
+
+
+@pytest.mark.parametrize(("groups", "width", "n_heads"), [(1, 4, 1), (3, 8, 2), (7, 16, 8)])
+@pytest.mark.parametrize("dropping", [False, True])
+def test_without_dropout_every_query_gets_the_value_path(groups: int, width: int, n_heads: int, dropping: bool) -> None:
+    attention, weights = reference(width, n_heads, 0.0)
+    context = normal(groups, width).requires_grad_()
+    inputs = [context, *weights]
+    expected = attention(context, queries=5, keys=7)
+    if dropping:
+        found = identical_keys_dropout(context, 5, 7, *weights, n_heads, 0.0, SEED, 0)
+    else:
+        found = identical_keys_value(context, *weights)[:, None].expand_as(expected)
+    assert torch.allclose(found, expected, rtol=0, atol=EXACT)
+    upstream = normal(*expected.shape, seed=6)
+    gradients = [torch.autograd.grad(result, inputs, upstream) for result in (found, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize(("queries", "keys", "n_heads"), [(1, 1, 1), (5, 7, 2), (39, 39, 8)])
+def test_with_dropout_heads_are_scaled_by_the_sums_of_their_weights(queries: int, keys: int, n_heads: int) -> None:
+    _, weights = reference(16, n_heads, 0.0)
+    inputs = [normal(3, 16).requires_grad_(), *weights]
+    found = identical_keys_dropout(inputs[0], queries, keys, *weights, n_heads, 0.3, SEED, 2)
+    sums = dropped_weight_sums(keys, (3, queries, n_heads), 0.3, SEED, 2).double()
+    value = torch.nn.functional.linear(inputs[0], weights[0], weights[1])
+    scaled = (sums[..., None] * value.view(3, 1, n_heads, -1)).flatten(2)
+    expected = torch.nn.functional.linear(scaled, weights[2], weights[3])
+    assert torch.allclose(found, expected, rtol=0, atol=EXACT)
+    upstream = normal(*expected.shape, seed=6)
+    gradients = [torch.autograd.grad(result, inputs, upstream) for result in (found, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("keys", [1, 3, 39])
+def test_the_kept_keys_are_binomial(keys: int, rate: float) -> None:
+    draws = 400_000
+    sums = dropped_weight_sums(keys, (draws, 1), rate, SEED, 0).double()
+    kept = sums.flatten() * (keys * (1 - rate))
+    assert torch.allclose(kept, kept.round(), rtol=0, atol=1e-5)  # float32 of at most 39
+    found = kept.round().long().bincount(minlength=keys + 1)
+    assert len(found) == keys + 1
+    for n in range(keys + 1):
+        expected = draws * math.comb(keys, n) * (1 - rate) ** n * rate ** (keys - n)
+        assert abs(int(found[n]) - expected) < 5 * expected**0.5 + 5  # five standard errors, and rare ones may appear
+
+
+def test_the_sums_have_the_mean_and_variance_of_dropped_weights() -> None:
+    rate, keys = 0.1, 39
+    sums = dropped_weight_sums(keys, (20_000, 39, 2), rate, SEED, 0).double()
+    variance = rate / (1 - rate) / keys
+    assert abs(float(sums.mean()) - 1) < 4 * (variance / sums.numel()) ** 0.5
+    assert float(sums.var()) == pytest.approx(variance, rel=4 * (2 / sums.numel()) ** 0.5)
+
+
+def test_the_sums_of_queries_and_heads_are_independent() -> None:
+    sums = dropped_weight_sums(5, (50_000, 3, 4), 0.3, SEED, 0).flatten(1).double()  # 3 queries of 4 heads
+    apart = sums.T.corrcoef() - torch.eye(12)
+    assert float(apart.abs().max()) < 5 / len(sums) ** 0.5
+    neighbours = torch.stack((sums[1:, 0], sums[:-1, 0])).corrcoef()[0, 1]
+    assert abs(float(neighbours)) < 5 / len(sums) ** 0.5
+    other = dropped_weight_sums(5, (50_000, 3, 4), 0.3, SEED, 1).flatten(1).double()
+    sites = torch.stack((sums[:, 0], other[:, 0])).corrcoef()[0, 1]
+    assert abs(float(sites)) < 5 / len(sums) ** 0.5
+
+
+def test_dropout_has_the_distribution_of_the_reference() -> None:
+    draws, queries, keys, n_heads = 20_000, 2, 3, 2
+    attention, weights = reference(4, n_heads, 0.4)
+    context = normal(1, 4).expand(draws, 4)  # every copy draws masks of its own
+    torch.manual_seed(3)
+    with torch.no_grad():
+        expected = attention.train()(context, queries, keys).flatten(1)
+        found = identical_keys_dropout(context, queries, keys, *weights, n_heads, 0.4, SEED, 0).flatten(1)
+        exact = attention.eval()(context[:1], queries, keys).flatten(1)
+    # Five standard errors of a mean and of a covariance, of both.
+    assert ((found.mean(dim=0) - exact).abs() < 5 * found.std(dim=0) / draws**0.5).all()
+    spread = found.var(dim=0).max()
+    assert spread > 1e-3  # the covariances that are compared are not those of constants
+    assert ((found.T.cov() - expected.T.cov()).abs() < 5 * 2 * spread / draws**0.5).all()
+    # All the values that a number can have, and how often it has them.
+    values, order = torch.cat((found[:, 0], expected[:, 0])).sort()
+    kind = (values.diff(prepend=values[:1]) > 1e-5).cumsum(dim=0)
+    counts = torch.stack([kind[(order >= draws) == theirs].bincount(minlength=16) for theirs in (False, True)])
+    assert counts.shape == (2, (keys + 1) ** n_heads)
+    assert ((counts[0] - counts[1]).abs() < 5 * counts.sum(dim=0) ** 0.5).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_chunks_of_contexts_get_the_sums_of_the_whole(chunk: int) -> None:
+    whole = dropped_weight_sums(5, (7, 3, 1), 0.3, SEED, 0)
+    for start in range(0, 7, chunk):
+        for first_row in (start, torch.tensor(start)):
+            part = dropped_weight_sums(5, (min(chunk, 7 - start), 3, 1), 0.3, SEED, 0, first_row)
+            assert torch.equal(part, whole[start : start + chunk])
+
+
+@pytest.mark.parametrize(
+    ("keys", "rate", "n_heads", "message"),
+    [(3, 1.0, 2, "rate"), (3, -0.1, 2, "rate"), (3, math.nan, 2, "rate"), (0, 0.1, 2, "keys"), (3, 0.1, 3, "heads")],
+)
+def test_bad_arguments_are_refused(keys: int, rate: float, n_heads: int, message: str) -> None:
+    _, weights = reference(8, 2, 0.0)
+    with pytest.raises(ValueError, match=message):
+        identical_keys_dropout(normal(2, 8), 4, keys, *weights, n_heads, rate, SEED, 0)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_rounding_is_that_of_the_reference(autocast: bool) -> None:
+    attention, weights = reference(32, 4, 0.0)
+    context = normal(50, 32)
+    exact = attention(context, 6, 39).detach()
+    single = attention.float()
+    names = ["value.weight", "value.bias", "output.weight", "output.bias"]
+
+    def rounded(call: Callable[..., Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+        def compute(tensors: list[Tensor]) -> list[Tensor]:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+                return [call(*tensors).expand_as(exact)]
+
+        return compute
+
+    inputs = [tensor.detach().float() for tensor in (context, *weights)]
+    plain = rounded(lambda c, *w: functional_call(single, dict(zip(names, w, strict=True)), (c, 6, 39)))
+    for call in (
+        lambda *values: identical_keys_value(*values)[:, None],
+        lambda c, *w: identical_keys_dropout(c, 6, 39, *w, 4, 0.0, SEED, 0),
+    ):
+        dtype, roundings = (torch.bfloat16, 1e-4) if autocast else (torch.float32, ROUNDINGS)
+        assert_right_up_to_rounding(rounded(call)(inputs), [exact], plain, inputs, dtype, roundings)
+
+
+@pytest.mark.compile
+def test_compiled_results_equal_eager_ones() -> None:
+    _, weights = reference(8, 2, 0.0)
+
+    def call(context: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+        sums = dropped_weight_sums(39, (3, 39, 2), 0.1, seed, 0)
+        return sums, identical_keys_dropout(context, 39, 39, *weights, 2, 0.1, seed, 0)
+
+    ours, theirs = (f(normal(3, 8), SEED) for f in (torch.compile(call, fullgraph=True, dynamic=False), call))
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.allclose(ours[1], theirs[1], rtol=0, atol=EXACT)

@@ -1,0 +1,61 @@
+"""Float32 products on the CPU: exact, and torch's setting left as it was."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pgat_kernels import matmul_precision
+from pgat_kernels.matmul_precision import fast_exact_float32
+
+
+def setting() -> Any:
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (169, 208, 208), (1690, 208, 416), (33, 1, 7)])
+def test_products_are_float32(shape: tuple[int, int, int]) -> None:
+    rows, inner, columns = shape
+    torch.manual_seed(0)
+    x, y = torch.randn(rows, inner), torch.randn(inner, columns)
+    truth = x.double() @ y.double()
+    with fast_exact_float32():
+        found = x @ y
+    scale = float((x.abs().double() @ y.abs().double()).max())
+    assert float((found - truth).abs().max()) < inner**0.5 * 2.0**-23 * scale
+
+
+def test_the_setting_comes_back_even_after_an_error() -> None:
+    before = setting().fp32_precision
+    with pytest.raises(ZeroDivisionError), fast_exact_float32():
+        raise ZeroDivisionError
+    assert setting().fp32_precision == before
+
+
+def test_it_nests_and_leaves_what_the_caller_has_allowed() -> None:
+    before = setting().fp32_precision
+    try:
+        setting().fp32_precision = "tf32"
+        with fast_exact_float32(), fast_exact_float32():
+            assert setting().fp32_precision == "tf32"
+        assert setting().fp32_precision == "tf32"
+    finally:
+        setting().fp32_precision = before
+
+
+def test_a_processor_that_would_round_keeps_torchs_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul_precision, "_onednn_is_exact", lambda: False)
+    before = setting().fp32_precision
+    with fast_exact_float32():
+        assert setting().fp32_precision == before
+
+
+def test_what_the_processor_does_is_found_out_in_float32_whatever_surrounds_it() -> None:
+    verdict = matmul_precision._onednn_is_exact.__wrapped__()
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert matmul_precision._onednn_is_exact.__wrapped__() == verdict
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert matmul_precision._onednn_is_exact.__wrapped__() == verdict
+    finally:
+        torch.set_default_dtype(torch.float32)
