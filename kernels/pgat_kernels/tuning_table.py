@@ -1,6 +1,6 @@
 """Measurements on GPUs: launch configurations of kernels, and from how many rows on a kernel beats plain torch.
 
-`tuning_table.json`, which `python -m bench.tune` writes, has an entry for every architecture that was measured (`sm_90`,
+`tuning_table.json`, which `python -m bench.tune` writes, has an entry for every architecture measured so far (`sm_90`,
 `gfx942`). It is read once. Without an entry kernels use `launch_configs`, and `auto` uses no kernel.
 """
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgat_kernels import graph_attention as operator
 from pgat_kernels.dispatch import kernels_run_on
+from pgat_kernels.ops import graph_attention as operator
 from pgat_kernels.ops.dropout import Dropout
 from pgat_kernels.ops.graph_attention import graph_attention, plain_backward, plain_forward
 from pgat_kernels.triton import launch

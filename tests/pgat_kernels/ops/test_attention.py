@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgat_kernels import attention as module
+from pgat_kernels.ops import attention as module
 from pgat_kernels.ops import chunked_ops
 from pgat_kernels.ops.attention import attention
 from tests.rounding import assert_right_up_to_rounding
