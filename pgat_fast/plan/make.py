@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pgat_fast.checkpoint_layout import original_shapes
 from pgat_fast.config import Config
@@ -20,6 +19,7 @@ from pgat_fast.model import resolve_backend
 from pgat_fast.model.execution import KEEPING_OPERATORS
 from pgat_fast.model.precision import Precision, product_dtype, resolve_precision
 from pgat_fast.model.reference.pgat import PGAT
+from pgat_fast.plan.fake_cache import without_data
 from pgat_fast.plan.figures import Computation, Disk, Limit, Needed, Parameters, Plan, Work
 from pgat_fast.plan.memory import ADAM_TENSORS, GIB, largest_batch, line_through, process_bytes, tensor_bytes
 from pgat_fast.plan.operators import keep_at_most
@@ -85,7 +85,7 @@ def make_plan(config: Config, backend: str | None = None) -> Plan:
 
 def count_parameters(config: Config) -> tuple[Parameters, int]:
     """The parameters of the model, and the number of their tensors: those of every backend."""
-    with FakeTensorMode():
+    with without_data():
         model = PGAT(config.model)
         sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     original = sum(prod(shape) for shape in original_shapes(config.model).values())

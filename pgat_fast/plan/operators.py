@@ -14,6 +14,9 @@ from pgat_fast.model.execution import bytes_to_keep
 from pgat_kernels.matmul_precision import fast_exact_float32
 from pgat_kernels.ops.chunked_ops import Chunking, RowsOperator, rows_operators
 
+_kept: dict[Any, tuple[int, int]] = {}
+"""What `_count_kept` has counted."""
+
 
 def implementation(function: Any) -> Callable[..., Any] | None:
     """The Python code of an operator of our own, None for any other."""
@@ -53,9 +56,14 @@ def change_of_kept(function: Any, args: Sequence[Any], keep: int) -> int:
 
 
 def _count_kept(operator: RowsOperator, args: Sequence[Any], keep: int) -> tuple[int, int]:
-    """Chunks and bytes that are kept, by the arguments of the forward pass."""
+    """Chunks and bytes that are kept, by the arguments of the forward pass; counted once for equal shapes."""
     rows, weights, _, *how = args
-    return operator.count_kept(rows, weights, Chunking(*how), keep)
+    rate, options, *others = how
+    shapes = [tuple((x.shape, x.dtype) for x in tensors) for tensors in (rows, weights)]
+    key = (operator.name, keep, *shapes, rate, tuple(options), *others)
+    if key not in _kept:
+        _kept[key] = operator.count_kept(rows, weights, Chunking(*how), keep)
+    return _kept[key]
 
 
 def formulas_of_kept(keep: int) -> Mapping[Any, Callable[..., int]]:

@@ -8,13 +8,13 @@ counted from one chunk. The model is that of the backend that will run, never co
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -23,6 +23,7 @@ from pgat_fast.config.schema import Config
 from pgat_fast.data.windows import Batch, example
 from pgat_fast.model import build_model
 from pgat_fast.model.optimized.pgat import FastPGAT
+from pgat_fast.plan.fake_cache import UncacheableError, describe, without_data
 from pgat_fast.plan.fake_ops import cuda_operators, replace_recurrences
 from pgat_fast.plan.operators import change_of_kept, formulas_of_kept, implementation, keep_at_most, prepare
 from pgat_fast.training.loss import training_loss
@@ -95,6 +96,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_cpu, self._keep = device == "cpu", keep
         self.all, self.again, self.by_operators = Peaks(), Peaks(), 0
+        self._inside: dict[Any, Peaks] = {}
         self._sizes: dict[int, int] = {}
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
 
@@ -124,6 +126,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.prim.device.default:  # asked for each tensor without data, a thousand times a step
+            return args[0].device
         code = implementation(func)
         if code is not None:
             return self._run_own(func, code, args)
@@ -141,23 +145,37 @@ class LiveBytes(TorchDispatchMode):
             with torch.no_grad(), self:
                 return code(*args)
         result = func(*args)
-        inside = LiveBytes(tensors, "cpu" if self._on_cpu else "cuda")
-        with torch.no_grad(), few_chunks(), inside:
-            code(*args)
+        inside = self._peaks_inside(func, code, args, tensors)
         kept = change_of_kept(func, args, self._keep)
         if kept > 0:
             self.by_operators += kept
             self.all.change(kept, small=False)
         for peaks in (self.all, self.again):
-            peaks.pass_by(inside.all)
+            peaks.pass_by(inside)
         self.add(*tensors_in(result))
         if kept < 0:
             self.all.change(kept, small=False)
         return result
 
+    def _peaks_inside(self, func: Any, code: Callable[..., Any], args: Sequence[Any], tensors: list[Tensor]) -> Peaks:
+        """Return what is held inside of an operator of our own, which is followed once for equal arguments."""
+        key = None
+        with suppress(UncacheableError):
+            storages = [tensor.untyped_storage()._cdata for tensor in tensors]
+            shared = [storages.index(storage) for storage in storages]
+            key = (func, torch.is_autocast_enabled("cpu"), *shared, *describe(args, []))
+        if key is None or key not in self._inside:
+            inside = LiveBytes(tensors, "cpu" if self._on_cpu else "cuda")
+            with torch.no_grad(), few_chunks(), inside:
+                code(*args)
+            self._inside[key] = inside.all
+        return self._inside[key]
+
 
 def tensors_in(result: Any) -> list[Tensor]:
     """The tensors of an operator's arguments or result."""
+    if isinstance(result, Tensor):
+        return [result]
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
@@ -197,10 +215,10 @@ def trace_memory(
         config: the run; with `gradient_accumulation_steps` above 1 the gradients live from the beginning of the step.
         batch: B.
         precision: the type of products, None for float32, as `product_dtype` gives it.
-        device: `cpu` or `cuda`: whose operators to count (`stand_ins.cuda_operators`). No GPU is used.
+        device: `cpu` or `cuda`: whose operators to count (`fake_ops.cuda_operators`). No GPU is used.
         backend: as `build_model` takes it.
     """
-    with _without_data(config, backend, device) as (model, keep):
+    with _model_without_data(config, backend, device) as (model, keep):
         return memory_of_step(model, example(config.model, batch), config, precision, device, keep)
 
 
@@ -209,18 +227,18 @@ def trace_flops(config: Config, batch: int, backend: str | None = None) -> Flops
 
     `backend`: as `build_model` takes it.
     """
-    with _without_data(config, backend) as (model, keep):
+    with _model_without_data(config, backend) as (model, keep):
         return flops_of_step(model, example(config.model, batch), config, keep)
 
 
 @contextmanager
-def _without_data(config: Config, backend: str | None, device: str = "cpu") -> Iterator[tuple[nn.Module, int]]:
+def _model_without_data(config: Config, backend: str | None, device: str = "cpu") -> Iterator[tuple[nn.Module, int]]:
     """Within it tensors have no data; yields the model, and the bytes that its operators keep at most.
 
     The model itself keeps nothing here: to follow each operation of each chunk would take minutes.
     """
     prepare()
-    with FakeTensorMode(), cuda_operators() if device == "cuda" else nullcontext():
+    with without_data(), cuda_operators() if device == "cuda" else nullcontext():
         model = build_model(config, backend).train()
         replace_recurrences(model)
         if isinstance(model, FastPGAT):

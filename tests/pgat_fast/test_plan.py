@@ -39,6 +39,12 @@ def quick_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.fixture
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the plans, no search for the largest batch, which counts a step for each batch that it tries."""
+    monkeypatch.setattr("pgat_fast.plan.make.largest_batch", lambda *how: None)
+
+
 @pytest.fixture(scope="module")
 def tiny_plan(tiny_settings: list[str]) -> Plan:
     """The real thing."""
@@ -161,7 +167,8 @@ def test_a_backend_that_cannot_run_is_refused(tiny: list[str]) -> None:
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
-def test_it_is_for_the_backend_that_will_run(tiny: list[str], tiny_plan: Plan) -> None:
+@pytest.mark.usefixtures("no_search")
+def test_it_is_for_the_backend_that_will_run(tiny_plan: Plan, tiny: list[str]) -> None:
     config = config_with(tiny, "run.backend=reference", "run.recompute=on")
     reference, fast = make_plan(config), make_plan(config, backend="torch")
     assert (reference.backend, fast.backend) == ("reference", "torch")
@@ -184,11 +191,11 @@ def test_counting_draws_no_random_numbers(backend: str, tiny: list[str]) -> None
 
 @pytest.mark.slow  # models of production sizes, operator by operator
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-def test_the_production_model_is_planned_in_less_than_a_minute(backend: str) -> None:
+def test_production_model_is_planned_in_less_than_a_minute(backend: str) -> None:
     # Of this process: other work on the machine does not count.
     started = time.process_time()
     plan = make_plan(load_config("configs/celestial_enhanced_pgat_production.yaml", ["data.path=nowhere.csv"]), backend)
-    assert time.process_time() - started < 60
+    assert time.process_time() - started < 60  # 15 to 20 on an idle processor, twice that on a busy one
     assert (plan.parameters.count, plan.parameters.original_count) == (9_160_002, 12_310_600)
 
 

@@ -107,7 +107,7 @@ _few: ContextVar[bool] = ContextVar("few_chunks", default=False)
 def few_chunks() -> Iterator[None]:
     """Within it operators compute only the first two of equal chunks: for counting memory on tensors without data.
 
-    Two, since the results of one are still there while the next is computed.
+    Two, since the results of one are still there while the next is computed. Recurrences take as many steps.
     """
     token = _few.set(True)
     try:

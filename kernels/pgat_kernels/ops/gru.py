@@ -36,6 +36,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from pgat_kernels.dispatch import use_kernel
 from pgat_kernels.matmul_precision import no_autocast
+from pgat_kernels.ops.chunked_ops import starts
 
 aten = torch.ops.aten
 
@@ -111,7 +112,8 @@ def _states_along_time(gates: Tensor, candidates: Tensor, weight: Tensor) -> Ten
     weight = weight.transpose(1, 2).contiguous()
     r_and_z, u_n = gates[..., : 2 * size], gates[..., 2 * size :]
     r, z = r_and_z.chunk(2, dim=-1)
-    parts = (gates, r_and_z, r, z, u_n, candidates, states)
+    counted = len(starts(steps, 1))  # all of them, but see `few_chunks`: no step allocates anything
+    parts = [part[:counted] for part in (gates, r_and_z, r, z, u_n, candidates, states)]
     with _small_products():
         for gates_t, r_and_z_t, r_t, z_t, u_n_t, n_t, state in zip(*(p.unbind(0) for p in parts), strict=True):
             gates_t.baddbmm_(previous, weight)
@@ -189,6 +191,8 @@ def gru_bank_backward(
 
 def _errors_along_time(errors: Tensor, z: Tensor, factors: Tensor, weight: Tensor) -> None:
     """From g_t to e_t, and from k_t to e_t k_t, in place: [S, G, B, H] and [S, G, B, 3 H]."""
+    counted = len(starts(errors.shape[0], 1))  # all steps, but see `few_chunks`: none allocates anything
+    errors, z, factors = errors[:counted], z[:counted], factors[:counted]
     steps, groups, batch, size = errors.shape
     factors_at, split_at = factors.unbind(0), factors.view(steps, groups, batch, 3, size).unbind(0)
     errors_at, z_at = errors.unbind(0), z.unbind(0)

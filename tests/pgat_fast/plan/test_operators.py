@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pgat_fast.plan import operators
+from pgat_fast.plan.fake_cache import without_data
 from pgat_fast.plan.operators import implementation
 from pgat_fast.plan.trace import LiveBytes, tensors_in
 from pgat_kernels.ops.aspects import aspects, aspects_backward
@@ -20,9 +20,9 @@ from pgat_kernels.ops.gru import gru_bank
 
 
 @pytest.fixture(autouse=True)
-def without_data() -> Iterator[None]:
+def tensors_without_data() -> Iterator[None]:
     operators.prepare()
-    with FakeTensorMode():
+    with without_data():
         yield
 
 

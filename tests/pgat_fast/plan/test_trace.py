@@ -1,6 +1,7 @@
 """A step that is counted on tensors without data holds and computes what a real one does."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.plan import fake_ops
 from pgat_fast.plan.trace import (
     MISSING_FORMULAS,
+    Flops,
     LiveBytes,
     Memory,
     flops_of_step,
@@ -59,8 +61,22 @@ def real_memory(
     return memory_of_step(model, example(config.model, batch), config, precision)
 
 
-def trace_reference(config: Config, batch: int, precision: torch.dtype | None = None, device: str = "cpu") -> Memory:
-    return trace_memory(config, batch, precision, device, "reference")
+@cache
+def counted_memory(
+    variant: str,
+    batch: int,
+    precision: torch.dtype | None = None,
+    device: str = "cpu",
+    backend: str = "reference",
+    **changes: Any,
+) -> Memory:
+    """What is counted for a variant, once for all tests that compare it with something."""
+    return trace_memory(config_of(variant, **changes), batch, precision, device, backend)
+
+
+@cache
+def counted_flops(variant: str, batch: int, backend: str = "reference", **changes: Any) -> Flops:
+    return trace_flops(config_of(variant, **changes), batch, backend)
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
@@ -70,15 +86,14 @@ def trace_reference(config: Config, batch: int, precision: torch.dtype | None = 
     ("variant", "backend"), pairwise_each_value_first(REAL, BACKENDS, slow=lambda row: "everything" in row[0])
 )
 def test_a_real_step_on_the_cpu_holds_the_same_bytes(variant: str, backend: str) -> None:
-    config = config_of(variant)
-    assert trace_memory(config, 3, backend=backend) == real_memory(config, 3, backend=backend)
+    assert counted_memory(variant, 3, backend=backend) == real_memory(config_of(variant), 3, backend=backend)
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.parametrize(("precision", "backend"), pairwise([torch.bfloat16, torch.float16], BACKENDS))
 def test_a_real_step_in_16_bits_holds_nearly_the_same_bytes(precision: torch.dtype, backend: str) -> None:
     config = config_of("batched")
-    counted = trace_memory(config, 3, precision, backend=backend)
+    counted = counted_memory("batched", 3, precision, backend=backend)
     real = real_memory(config, 3, precision=precision, backend=backend)
     # A CPU keeps the mean and deviation that a layer norm finds in float32, the fake one in 16 bits: 1 in D numbers.
     assert counted.kept == pytest.approx(real.kept, rel=1e-3)
@@ -90,8 +105,8 @@ def test_a_real_step_in_16_bits_holds_nearly_the_same_bytes(precision: torch.dty
 def test_with_accumulation_the_gradients_live_from_the_beginning(backend: str) -> None:
     once, twice = config_of("batched"), config_of("batched", gradient_accumulation_steps=2)
     parameters = 4 * sum(parameter.numel() for parameter in PGAT(once.model).parameters())
-    accumulated = trace_memory(twice, 2, backend=backend)
-    assert accumulated.kept == trace_memory(once, 2, backend=backend).kept + parameters
+    accumulated = counted_memory("batched", 2, backend=backend, gradient_accumulation_steps=2)
+    assert accumulated.kept == counted_memory("batched", 2, backend=backend).kept + parameters
     assert accumulated == real_memory(twice, 2, backend=backend)
 
 
@@ -99,13 +114,12 @@ def test_with_accumulation_the_gradients_live_from_the_beginning(backend: str) -
 @pytest.mark.parametrize("batch", [1, 2])
 def test_with_its_real_recurrences_it_holds_the_same_bytes_too(batch: int) -> None:
     config = config_of("batched", seq_len=20)
-    assert trace_reference(config, batch) == real_memory(config, batch, stand_ins_too=False)
+    assert counted_memory("batched", batch, seq_len=20) == real_memory(config, batch, stand_ins_too=False)
 
 
 @compares_counts
 def test_memory_grows_in_a_straight_line_with_the_batch() -> None:
-    config = config_of("hierarchical")
-    two, four, six = (trace_reference(config, batch) for batch in (2, 4, 6))
+    two, four, six = (counted_memory("hierarchical", batch) for batch in (2, 4, 6))
     assert six.kept - four.kept == four.kept - two.kept
     # What does not grow: gradients, and the generator's state of each recomputed block. The peak may move between them.
     assert six.peak - four.peak == pytest.approx(four.peak - two.peak, rel=0.02)
@@ -113,17 +127,17 @@ def test_memory_grows_in_a_straight_line_with_the_batch() -> None:
 
 @pytest.mark.slow  # steps are traced, operator by operator
 def test_a_recomputed_block_keeps_its_input_alone() -> None:
-    one, three = (config_of("batched", fusion_layers=layers) for layers in (1, 3))
-    batch, model = 4, one.model
+    batch, model = 4, config_of("batched").model
     block_input = 4 * batch * model.seq_len * model.nodes**2 * model.embed_dim
     generator_state = torch.get_rng_state().nbytes
-    grown = trace_reference(three, batch).kept - trace_reference(one, batch).kept
+    one, three = (counted_memory("batched", batch, fusion_layers=layers).kept for layers in (1, 3))
+    grown = three - one
     assert 2 * block_input <= grown <= 2 * (block_input + generator_state)
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
 def test_of_the_fast_combiner_its_blocks_keep_nothing() -> None:
-    one, three = (trace_memory(config_of("batched", fusion_layers=n), 4, backend="torch").kept for n in (1, 3))
+    one, three = (counted_memory("batched", 4, backend="torch", fusion_layers=n).kept for n in (1, 3))
     # Beside the parameters only maps of theirs are kept: of queries, keys and values, with the scale in it.
     width = config_of("batched").model.embed_dim
     assert 0 <= three - one <= 2 * 4 * 5 * width * (width + 1)
@@ -133,11 +147,12 @@ def test_of_the_fast_combiner_its_blocks_keep_nothing() -> None:
 @pytest.mark.parametrize("variant", ["batched", "hierarchical attention, bias"])
 def test_what_operators_keep_counts_as_what_a_real_step_keeps(variant: str) -> None:
     config = config_of(variant, recompute="off")
-    counted, real = trace_memory(config, 3, backend="torch"), real_memory(config, 3, backend="torch")
+    counted = counted_memory(variant, 3, backend="torch", recompute="off")
+    real = real_memory(config, 3, backend="torch")
     assert counted.kept == real.kept
     assert 0 < counted.by_operators < counted.kept
     # What two chunks hold at a time is counted beside what is kept of them.
-    again = trace_memory(config_of(variant), 3, backend="torch")
+    again = counted_memory(variant, 3, backend="torch")
     assert real.peak <= counted.peak <= real.peak + again.peak
     assert counted.again == again
 
@@ -145,7 +160,7 @@ def test_what_operators_keep_counts_as_what_a_real_step_keeps(variant: str) -> N
 @pytest.mark.slow  # steps are traced, operator by operator
 def test_chunks_that_are_kept_are_not_computed_again() -> None:
     batch = 3
-    kept, again = (trace_flops(config_of("batched", recompute=how), batch, "torch") for how in ("off", "on"))
+    kept, again = counted_flops("batched", batch, "torch", recompute="off"), counted_flops("batched", batch, "torch")
     config = config_of("batched", recompute="off")
     real = flops_of_step(real_model(config, True, "torch"), example(config.model, batch), config)
     assert kept == real
@@ -225,16 +240,14 @@ def test_the_operators_of_the_cpu_come_back_even_after_an_error() -> None:
 
 @compares_counts
 def test_a_gpu_needs_less_than_a_cpu_and_16_bits_less_than_32() -> None:
-    config = config_of("batched")
-    cpu, gpu = (trace_reference(config, 4, device=device).kept for device in ("cpu", "cuda"))
-    halves = trace_reference(config, 4, torch.bfloat16, "cuda").kept
+    cpu, gpu = (counted_memory("batched", 4, device=device).kept for device in ("cpu", "cuda"))
+    halves = counted_memory("batched", 4, torch.bfloat16, "cuda").kept
     assert halves < gpu < cpu
 
 
 @compares_counts
 def test_on_a_gpu_the_fast_model_takes_larger_chunks() -> None:
-    config = config_of("batched", seq_len=60)
-    cpu, gpu = (trace_memory(config, 4, device=device, backend="torch") for device in ("cpu", "cuda"))
+    cpu, gpu = (counted_memory("batched", 4, device=device, backend="torch", seq_len=60) for device in ("cpu", "cuda"))
     assert gpu.kept <= cpu.kept
     assert gpu.peak > 2 * cpu.peak
 
@@ -303,25 +316,25 @@ def products_by_hand(config: Config, batch: int) -> int:
 
 def test_flops_of_a_whole_model_are_those_worked_out_by_hand() -> None:
     config = config_of("no bodies", d_layers=2)
-    assert trace_flops(config, 3, "reference").forward == 2 * products_by_hand(config, 3)
+    assert counted_flops("no bodies", 3, d_layers=2).forward == 2 * products_by_hand(config, 3)
 
 
 def test_without_recomputation_a_step_takes_three_forward_passes() -> None:
-    flops = trace_flops(config_of("no bodies"), 2, "reference")
+    flops = counted_flops("no bodies", 2)
     # A little less: nobody needs the gradient of the inputs.
     assert 2.9 < flops.step / flops.forward < 3
 
 
 @pytest.mark.parametrize("variant", ["batched", "hierarchical"])
 def test_a_recomputed_combiner_takes_four_forward_passes(variant: str) -> None:
-    flops = trace_flops(config_of(variant), 2, "reference")
+    flops = counted_flops(variant, 2)
     assert 3.4 < flops.step / flops.forward < 4
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
 def test_real_recurrences_compute_one_product_less_each() -> None:
     config, batch, width = config_of("batched"), 3, 32
-    counted = trace_flops(config, batch, "reference")
+    counted = counted_flops("batched", batch)
     real = flops_of_step(real_model(config, stand_ins_too=False), example(config.model, batch), config)
     assert real.forward == counted.forward
     assert counted.step - real.step == 13 * 2 * batch * 3 * width * width
@@ -330,7 +343,7 @@ def test_real_recurrences_compute_one_product_less_each() -> None:
 @pytest.mark.parametrize("variant", [REAL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in REAL[1:])])
 def test_flops_of_the_fast_model_are_those_of_a_real_step(variant: str) -> None:
     config = config_of(variant)
-    counted = trace_flops(config, 3, "torch")
+    counted = counted_flops(variant, 3, "torch")
     assert counted == flops_of_step(real_model(config, False, "torch"), example(config.model, 3), config)
     assert counted.step > counted.forward > 0
 
@@ -347,8 +360,7 @@ def test_flops_of_fused_attention_are_counted_on_a_cpu() -> None:
 
 @compares_counts
 def test_flops_are_proportional_to_the_batch() -> None:
-    config = config_of("batched")
-    two, six = (trace_flops(config, batch, "reference") for batch in (2, 6))
+    two, six = (counted_flops("batched", batch) for batch in (2, 6))
     assert (six.forward, six.step) == (3 * two.forward, 3 * two.step)
 
 
