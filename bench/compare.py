@@ -39,7 +39,7 @@ from bench.step import MEMORY, TrainedModel, count_step
 from bench.variants import Variant, configure, given, parse_variants
 from pgat_fast.errors import ConfigError
 from pgat_fast.model import backend_reasons
-from pgat_fast.utils.table import in_columns
+from pgat_fast.utils.table import format_columns
 
 MODULE: Final = "bench.compare"
 KIND: Final = "comparison"
@@ -233,7 +233,7 @@ def as_table(results: Sequence[Record]) -> str:
                 f"{saved_bytes(result) / 1e6:.3g} MB",
             )
         )
-    return in_columns(rows)
+    return format_columns(rows)
 
 
 def faster_in_words(result: Record, first: Record) -> str:

@@ -137,14 +137,14 @@ def repeatable(case: Case, dtype: torch.dtype, device: torch.device, timesteps: 
 def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) -> Record:
     """Milliseconds of forward and backward pass, torch's products with them, and what the model gives the launches."""
     from pgat_kernels.dispatch import gpu_of
-    from pgat_kernels.triton.launch import recording
+    from pgat_kernels.triton.launch import record_launches
 
     leaves = case.leaves(dtype, device, timesteps)
     g = gradient(results(case, leaves, True)[0])
     found: Record = {"ok": True, "kernels_ms": milliseconds(lambda: results(case, leaves, True, g), device)}
     model = model_of(device)
     if model is not None:
-        with recording(gpu_of(device)) as launches:
+        with record_launches(gpu_of(device)) as launches:
             results(case, leaves, True, g)
         found["model_of_launches_ms"] = 1e3 * sum(work.seconds(model) for work in work_of_launches(launches))
         found["fraction_of_model"] = found["model_of_launches_ms"] / found["kernels_ms"]

@@ -100,7 +100,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 def work_of_a_step(config: Config, precision: Precision, batch: int, architecture: str) -> list[Work]:
     """What forward and backward pass of the backend `triton` do, with the configurations for `architecture`."""
-    from pgat_kernels.triton.launch import recording
+    from pgat_kernels.triton.launch import record_launches
 
     device = torch.device("cpu")  # of tensors without data; chunks are those of a GPU
     model = build(config, Variant("torch", precision))
@@ -112,7 +112,7 @@ def work_of_a_step(config: Config, precision: Precision, batch: int, architectur
             lambda rows, size, _: auto_chunk(rows, size, torch.device("cuda")),
         ),
         without_data(),
-        recording(architecture) as launches,
+        record_launches(architecture) as launches,
     ):
         forget_data(model)
         step = optimizer_step(model, config, precision, device)

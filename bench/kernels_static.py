@@ -55,7 +55,7 @@ def combinations(targets: list[str]) -> list[tuple[str, str, str]]:
 
 def compile_all(chosen: Collection[tuple[str, str, str]]) -> list[Record]:
     """Return a record for every kernel at each of the `combinations` that are `chosen`."""
-    from pgat_kernels.triton.launch import recording
+    from pgat_kernels.triton.launch import record_launches
 
     tasks = []
     meta = torch.device("meta")
@@ -65,7 +65,7 @@ def compile_all(chosen: Collection[tuple[str, str, str]]) -> list[Record]:
             for target in SHARED_LIMITS:
                 if (case.shape, dtype, target) not in chosen:
                     continue
-                with recording(target) as launches, Implementations():
+                with record_launches(target) as launches, Implementations():
                     results(case, leaves, kernels=True)
                 tasks += [(launch, case.shape, dtype, target) for launch in launches]
 

@@ -22,7 +22,7 @@ from bench.processes import Record
 from bench.step import TrainedModel
 from bench.variants import configure, given, parse_variant
 from pgat_fast.utils.io import write_json
-from pgat_fast.utils.table import in_columns
+from pgat_fast.utils.table import format_columns
 
 PRODUCTS: Final = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::conv")
 """Operators, by what their names begin with, whose FLOPs are those of products."""
@@ -66,7 +66,7 @@ def as_table(records: list[Record]) -> str:
                 "-" if fraction is None else f"{fraction:.0%}",
             )
         )
-    return in_columns(rows)
+    return format_columns(rows)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ import numpy as np
 from bench.compare import ROOT
 from bench.processes import Record, do_task, run_task, write
 from pgat_fast.utils.cores import usable_cores
-from pgat_fast.utils.table import in_columns
+from pgat_fast.utils.table import format_columns
 
 if TYPE_CHECKING:
     from pgat_fast.distributed.process_group import SingleProcess
@@ -278,7 +278,7 @@ def as_text(papers: Sequence[Record], checked: Record) -> str:
             )
             for row in paper["rows"]
         ]
-        lines.append(in_columns(rows))
+        lines.append(format_columns(rows))
         words = [f"{kind}: {'nowhere here' if begins[kind] is None else f'at {begins[kind]}'}" for kind in begins]
         lines.append(f"below {ACCEPTABLE:.0%}: {', '.join(words)}")
     lines += ["", "Over gloo on this machine:"]
@@ -287,13 +287,13 @@ def as_text(papers: Sequence[Record], checked: Record) -> str:
         (str(row["processes"]), f"{row['bytes']:,}", f"{1e3 * row['seconds']:.2f}", f"{1e3 * row['predicted']:.2f}")
         for row in checked["all_reduce"]
     ]
-    lines += [in_columns(rows), "", f"Training steps of {STEP_CONFIG}, {STEP_BATCH} windows each, a thread each:"]
+    lines += [format_columns(rows), "", f"Training steps of {STEP_CONFIG}, {STEP_BATCH} windows each, a thread each:"]
     rows = [("processes", "measured, ms", "predicted, ms")]
     rows += [
         (str(row["processes"]), f"{1e3 * row['seconds']:.1f}", f"{1e3 * row['predicted']:.1f}")
         for row in checked["steps"]
     ]
-    return "\n".join([*lines, in_columns(rows)])
+    return "\n".join([*lines, format_columns(rows)])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from bench.suite import TIMESTEPS
 from bench.variants import Variant, configure, given, parse_variants
 from pgat_fast.model.precision import Precision, float32_products_in
 from pgat_fast.utils.device import resolve_device
-from pgat_fast.utils.table import in_columns
+from pgat_fast.utils.table import format_columns
 from pgat_kernels.dispatch import why_no_kernels
 
 ELEMENTS: Final = {"cpu": 2**26, "cuda": 2**28}
@@ -127,7 +127,7 @@ def as_table(points: Sequence[Record]) -> str:
                 f"{point['fraction_of_roof']:.0%}",
             )
         )
-    return in_columns(rows)
+    return format_columns(rows)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ from bench.kernel_cases import CASES, DTYPES
 from bench.kernels_static import options_of, source_of, target_of
 from bench.machine import describe
 from bench.processes import Record
-from pgat_kernels.triton.launch import Launch, handed_to
+from pgat_kernels.triton.launch import Launch, intercept_launches
 from pgat_kernels.tuning_table import Configuration
 
 DISTANCE = 2**24
@@ -133,7 +133,7 @@ def main() -> int:
 
     result: Record = {"command": "python -m bench.second_opinion", "machine": describe(), "planted": planted()}
     result["cases"] = []
-    with handed_to(carry_out):
+    with intercept_launches(carry_out):
         for case in CASES:
             for dtype in case.dtypes:
                 if dtype == "fp16":

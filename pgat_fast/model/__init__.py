@@ -83,7 +83,7 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
     elif asked == "auto" and _has_measured_kernels(config.run.device):
         kernels = Kernels.MEASURED
     if kernels:
-        _say_of_heads(config.model.d_model // config.model.n_heads)
+        _warn_head_dim(config.model.d_model // config.model.n_heads)
     return FastPGAT(config.model, Execution.of(config.run, kernels=kernels))
 
 
@@ -115,7 +115,7 @@ def _has_measured_kernels(device: str) -> bool:
     return True
 
 
-def kernels_in_words(model: "nn.Module") -> str:
+def kernel_summary(model: "nn.Module") -> str:
     """Which operators are computed by kernels: `none`, `all`, or `measured` with what the measurements are known by."""
     import hashlib
 
@@ -130,7 +130,7 @@ def kernels_in_words(model: "nn.Module") -> str:
     return f"measured {hashlib.sha256(FILE.read_bytes()).hexdigest()[:12]}"
 
 
-def kept_in_words(execution: "Execution", regions: "Regions") -> str:
+def recompute_summary(execution: "Execution", regions: "Regions") -> str:
     """What the operators of a model keep for the backward pass, where `regions` are compiled."""
     keep = execution.keep
     if execution.combiner_chunk is None:
@@ -142,7 +142,7 @@ def kept_in_words(execution: "Execution", regions: "Regions") -> str:
     return f"combiner and graph attention keep {most} for the backward pass"
 
 
-def _say_of_heads(head: int) -> None:
+def _warn_head_dim(head: int) -> None:
     from pgat_kernels.ops.graph_attention import MOST_DEPTH
 
     if head > MOST_DEPTH:

@@ -132,7 +132,7 @@ def write_results(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 def as_text(records: Sequence[dict[str, Any]]) -> str:
     """The summary for people, the best point first."""
-    from pgat_fast.utils.table import in_columns
+    from pgat_fast.utils.table import format_columns
 
     skills = sorted({name for record in records for name in record["measures"] if name.startswith("skill_")})
     titles = ["against " + name.removeprefix("skill_") for name in skills]
@@ -160,7 +160,7 @@ def as_text(records: Sequence[dict[str, Any]]) -> str:
                 *(_skill(ensemble, name.removeprefix("skill_")) for name in skills),
             )
         )
-    return in_columns(rows)
+    return format_columns(rows)
 
 
 def _shown(value: dict[str, float | None] | None, form: str) -> str:

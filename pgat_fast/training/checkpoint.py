@@ -303,7 +303,7 @@ def _quick_look(path: Path) -> dict[str, Any] | None:
     return manifest.about if sizes_fit else None
 
 
-def sweep(root: Path) -> list[Path]:
+def remove_orphans(root: Path) -> list[Path]:
     """Remove what killed processes of this machine left in `root` and, where it is `checkpoints`, in its run folder.
 
     That is `.NAME.PID.tmp`, files and folders, where the process PID has ended or began after they were written. A

@@ -16,7 +16,7 @@ from pgat_fast.config import Config, config_to_dict
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
 from pgat_fast.evaluation.assess import assess, write_assessment
-from pgat_fast.model import kernels_in_words, resolve_backend
+from pgat_fast.model import kernel_summary, resolve_backend
 from pgat_fast.model.precision import Precision
 from pgat_fast.training.checklist import checklist, checklist_text
 from pgat_fast.training.checkpoint import list_checkpoints, verify_checkpoint
@@ -77,7 +77,7 @@ def finish_run(
         "device": describe_device(device),
         "ranks": ranks,
         "backend": resolve_backend(config.run.backend),
-        "kernels": kernels_in_words(model),
+        "kernels": kernel_summary(model),
         "precision": precision,
         "compiled": compiled,
         "compile_check": compile_check,

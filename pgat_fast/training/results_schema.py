@@ -109,7 +109,7 @@ class ResultsRecord(_Part):
     """How far the first compiled step of the last process was from an eager one: `regions`, `fault` (None where there
     is none), `worst_error`, `bound`, `parameter`, `eager_seconds`, `compiled_seconds`."""
     kernels: str = "none"
-    """Which operators kernels computed, see `pgat_fast.model.kernels_in_words`."""
+    """Which operators kernels computed, see `pgat_fast.model.kernel_summary`."""
     versions: dict[str, str]
     data: DataRecord
     training_ended: str

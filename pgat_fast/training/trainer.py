@@ -36,7 +36,7 @@ from pgat_fast.errors import (
     first_line,
 )
 from pgat_fast.evaluation.evaluate import mean_loss_of_split
-from pgat_fast.model import build_model, kept_in_words, kernels_in_words, resolve_backend
+from pgat_fast.model import build_model, kernel_summary, recompute_summary, resolve_backend
 from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds
 from pgat_fast.model.compile_cache import CompileCache, compile_cache
 from pgat_fast.model.optimized.pgat import FastPGAT
@@ -50,8 +50,8 @@ from pgat_fast.training.checkpoint import (
     load_weights,
     prune,
     read_checkpoint,
+    remove_orphans,
     save_checkpoint,
-    sweep,
     verify_checkpoint,
 )
 from pgat_fast.training.compile_check import check_compiled_step
@@ -155,7 +155,7 @@ def _checkpoint_to_resume(
         return None
     folder, name = checkpoint_of(resume)
     held.enter_context(locked(folder))
-    for orphan in sweep(folder / CHECKPOINTS):
+    for orphan in remove_orphans(folder / CHECKPOINTS):
         logger.warning("%s: left by a process that was killed: removed", orphan)
     return open_checkpoint(folder, name)
 
@@ -231,7 +231,7 @@ class Trainer:
         self.program = program_key(config, self.device)
         regions = self.decide_compile(precision)
         if isinstance(self.model, FastPGAT):
-            logger.info("recompute %s: %s", config.run.recompute, kept_in_words(self.model.execution, regions))
+            logger.info("recompute %s: %s", config.run.recompute, recompute_summary(self.model.execution, regions))
         if regions != "none":
             # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
             compile_in_place(self.model, self.device, regions=regions, graphs=group.size == 1)
@@ -248,7 +248,7 @@ class Trainer:
             self.model, make_optimizer(self.model, self.settings), config.model, self.settings, precision, self.device,
             graphs=regions == "whole" and self.device.type == "cuda" and group.size == 1, group=group, trained=trained,
         )  # fmt: skip
-        kernels = kernels_in_words(self.model)
+        kernels = kernel_summary(self.model)
         self.about = describe_run(config, self.table, self.splits) | {
             "compiled": regions != "none",
             "compiled_regions": regions,
@@ -544,7 +544,7 @@ class Trainer:
         due = every is not None and after.epoch % every == 0
         wanted = improved or due or end_of_training(after, self.settings) is not None
         if wanted and not self.save() and improved:
-            logger.error("the best weights, of epoch %d, could not be saved: the ones before count", epoch.epoch)
+            logger.error("the best weights, of epoch %d, could not be saved: keeping the previous best checkpoint", epoch.epoch)
             lost = replace(after, best=before.best, best_epoch=before.best_epoch, best_loss=before.best_loss)
             with self.applying:
                 self.progress = lost
@@ -816,7 +816,7 @@ class Trainer:
         code = exit_codes.of_error(error)
         self.record("stop" if state == "stopped" else "error", level="error", memory=True, reason=reason)
         if self.snapshot is not None:
-            self.save_what_there_is(self.snapshot)
+            self.emergency_save(self.snapshot)
         self.write_status(state, reason=reason, exit_code=code)
         if self.all_fail:  # torchrun ends all ranks as soon as one has ended: wait until the first one has saved
             with suppress(RankError):
@@ -831,7 +831,7 @@ class Trainer:
             return error
         return RankError(f"rank 0 has ended the run: {status.get('reason')}", exit_code=code)
 
-    def save_what_there_is(self, snapshot: Snapshot) -> None:
+    def emergency_save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint of a run that ends with an error, if that can be done."""
         if not self.group.is_main:
             return
@@ -853,13 +853,13 @@ class Trainer:
         release_caches()
         path = write_report(self.folder, self.report_name("out-of-memory", self.progress.step), report)
         where = self.stage if self.stage != "train" else f"train, epoch {self.epoch}, step {self.progress.step + 1}"
-        return OutOfMemoryError(f"out of memory in {where}: {text}; report in {path}. {self.what_to_lower()}")
+        return OutOfMemoryError(f"out of memory in {where}: {text}; report in {path}. {self.oom_advice()}")
 
     def report_name(self, what: str, step: int) -> str:
         """Return the name of a report on `what`; every rank writes its own."""
         return f"{what}-step-{step:08d}{self.group.suffix}.json"
 
-    def what_to_lower(self) -> str:
+    def oom_advice(self) -> str:
         """For less memory."""
         if self.stage != "train":
             return (

@@ -10,7 +10,7 @@ import psutil
 
 from pgat_fast import __version__
 from pgat_fast.utils.cores import usable_cores
-from pgat_fast.utils.table import in_columns
+from pgat_fast.utils.table import format_columns
 
 GIB = 2**30
 _REQUIRED = ("numpy", "pandas", "pydantic", "safetensors", "pyyaml", "psutil", "tqdm")
@@ -187,7 +187,7 @@ def format_kernels(info: dict[str, Any]) -> str:
     """Return a table with the implementation of each operator, from the result of `collect`."""
     head = {"operator": "operator", "triton": "triton", "auto": "auto", "reason": "reason"}
     head |= {"takes": "accepted by its kernel"}
-    table = in_columns([[row[key] for key in head] for row in (head, *info["kernels"])])
+    table = format_columns([[row[key] for key in head] for row in (head, *info["kernels"])])
     return f"Implementation of each operator on this machine, by run.backend:\n\n{table}"
 
 

@@ -12,7 +12,7 @@ from pgat_kernels.ops.block_operators import BlockOperator
 from pgat_kernels.ops.blocks import edge_head_operator, feed_forward_operator, projection_operator
 from pgat_kernels.ops.chunked_ops import Masks
 from pgat_kernels.ops.edge_tokens import edge_tokens_operator
-from pgat_kernels.triton.launch import recording
+from pgat_kernels.triton.launch import record_launches
 from tests.combinations import pairwise_each_value_first
 from tests.rounding import assert_right_up_to_rounding
 
@@ -134,7 +134,7 @@ def computed(
 )
 def test_results_and_gradients(case: int, rate: float, dtype: torch.dtype) -> None:
     operator, wide, inputs = CASES[case]
-    with recording() as launches:
+    with record_launches() as launches:
         computed(operator, wide, inputs, dtype, rate, plain=False)
     assert len(launches) == 2
     assert_right_up_to_rounding(
@@ -160,7 +160,7 @@ def test_the_order_of_programs_changes_no_bit(case: int, dtype: torch.dtype, rev
 
 
 def test_what_no_kernel_takes_is_plain_torch() -> None:
-    with recording() as launches:
+    with record_launches() as launches:
         computed(feed_forward_operator, (4, 5), feed_forward(1, 2, 257, 16), torch.float32, 0.0, plain=False)
         computed(feed_forward_operator, (4, 5), feed_forward(1, 2, 16, 16), torch.float64, 0.0, plain=False)
         computed(projection_operator, (0, 3, 4), projection(1, 2, 16, 257, 0), torch.float32, 0.0, plain=False)
@@ -202,7 +202,7 @@ def test_aspects_in_any_order(reversed_grid: Callable[[], None]) -> None:
 
 
 def test_aspects_is_two_launches() -> None:
-    with recording() as launches:
+    with record_launches() as launches:
         of_aspects(tensors_of_aspects((3, 13, 16)), kernels=True)
         of_aspects(tensors_of_aspects((3, 17, 16)), kernels=True)
     assert [one.kernel.__name__ for one in launches] == ["_aspects_fwd_kernel", "_aspects_bwd_kernel"]

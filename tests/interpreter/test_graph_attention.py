@@ -158,7 +158,7 @@ def test_no_graphs() -> None:
 
 def launched(nodes: int, biased: bool) -> Iterator[str]:
     case = Case((2, 2, nodes, 16), torch.float32, False, biased, 0.0)
-    with launch.recording() as launches:
+    with launch.record_launches() as launches:
         rest = case.adjacency, case.bias, *case.dropout[1:2], case.dropout.first_row
         y = operator._graph_attention(case.q, case.k, case.v, *rest, 0, 0.0, 0.0, 0.25)
         saved = y if nodes > operator.MOST_WHOLE else (None, None)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.ops.gru import gru_bank
-from pgat_kernels.triton.launch import recording
+from pgat_kernels.triton.launch import record_launches
 from tests.rounding import assert_right_up_to_rounding
 
 pytestmark = pytest.mark.parity
@@ -62,14 +62,14 @@ def test_the_order_of_programs_changes_no_bit(reversed_grid: Callable[[], None])
 
 def test_a_loop_is_one_launch() -> None:
     tensors = inputs(SHAPES[1], torch.float32)
-    with recording() as launches:
+    with record_launches() as launches:
         y = gru_bank(*tensors, torch.float32, True)
         y.sum().backward()
     assert [one.kernel.__name__ for one in launches] == ["_gru_scan_fwd_kernel", "_gru_scan_bwd_kernel"]
 
 
 def test_what_no_kernel_takes_is_torchs_loop() -> None:
-    with recording() as launches:
+    with record_launches() as launches:
         computed((2, 3, 1, 4, 129), torch.float32, True)
         computed(SHAPES[1], torch.float64, True)
         computed(SHAPES[1], torch.float32, False)

@@ -45,7 +45,7 @@ _gpu: str | None = None
 
 
 @contextlib.contextmanager
-def handed_to(execute: Callable[[Launch], None]) -> Iterator[None]:
+def intercept_launches(execute: Callable[[Launch], None]) -> Iterator[None]:
     """Within it kernels, of tensors on any device, do not run: every launch is given to `execute`."""
     global _instead
     before, _instead = _instead, execute
@@ -57,7 +57,7 @@ def handed_to(execute: Callable[[Launch], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def recording(gpu: str = DEFAULT) -> Iterator[list[Launch]]:
+def record_launches(gpu: str = DEFAULT) -> Iterator[list[Launch]]:
     """Within it kernels do not run: what would be launched on `gpu` is added to the list.
 
     Tensors may be on the meta device.
@@ -66,7 +66,7 @@ def recording(gpu: str = DEFAULT) -> Iterator[list[Launch]]:
     before, _gpu = _gpu, gpu
     found: list[Launch] = []
     try:
-        with handed_to(found.append):
+        with intercept_launches(found.append):
             yield found
     finally:
         _gpu = before

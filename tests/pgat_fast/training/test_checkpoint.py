@@ -25,8 +25,8 @@ from pgat_fast.training.checkpoint import (
     newest_good,
     prune,
     read_checkpoint,
+    remove_orphans,
     save_checkpoint,
-    sweep,
     verify_checkpoint,
 )
 from tests.pgat_fast.training.checkpoints import FILES, checkpoint_of, flip_bit, name_of, names_in, same
@@ -346,13 +346,13 @@ def test_orphans_of_ended_processes_are_swept_and_nothing_else(root: Path) -> No
         ]
         for path in kept:
             path.touch()
-        assert sorted(sweep(root)) == sorted(orphans)
+        assert sorted(remove_orphans(root)) == sorted(orphans)
         alive.kill()
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in orphans)
     assert verify_checkpoint(root / name_of(1)) == []
-    assert sweep(root) == [kept[0]]
-    assert sweep(run / "nowhere") == []
+    assert remove_orphans(root) == [kept[0]]
+    assert remove_orphans(run / "nowhere") == []
 
 
 def test_the_number_of_an_ended_process_may_belong_to_another_now(root: Path) -> None:
@@ -360,14 +360,14 @@ def test_the_number_of_an_ended_process_may_belong_to_another_now(root: Path) ->
     orphan = root / f".step-00000002.{os.getpid()}.tmp"
     orphan.touch()
     os.utime(orphan, (0, 0))
-    assert sweep(root) == [orphan]
+    assert remove_orphans(root) == [orphan]
 
 
 def test_sweeping_the_run_folder_leaves_the_folder_of_all_runs_alone(root: Path) -> None:
     root.mkdir(parents=True)
     other = root.parent.parent / f".other.{ended_process()}.tmp"
     other.touch()
-    assert sweep(root.parent) == []
+    assert remove_orphans(root.parent) == []
     assert other.exists()
 
 
@@ -380,7 +380,7 @@ def test_an_interrupted_replacement_is_undone(root: Path, new_one: str) -> None:
     else:
         assert list_checkpoints(root) == [Path(f"{path}.previous")]
         assert same(read_checkpoint(path), checkpoint_of(1))
-    sweep(root)
+    remove_orphans(root)
     assert same(read_checkpoint(path), checkpoint_of(1))
     assert not Path(f"{path}.previous").exists()
 
@@ -389,5 +389,5 @@ def test_a_finished_replacement_is_tidied_up(root: Path) -> None:
     (path,) = save(root, 1)
     path.rename(f"{path}.previous")
     save(root, 2)[0].rename(path)
-    assert sweep(root) == [Path(f"{path}.previous")]
+    assert remove_orphans(root) == [Path(f"{path}.previous")]
     assert same(read_checkpoint(path), checkpoint_of(2))

@@ -18,8 +18,8 @@ from pgat_fast.training.checkpoint import (
     Checkpoint,
     newest_good,
     read_checkpoint,
+    remove_orphans,
     save_checkpoint,
-    sweep,
     verify_checkpoint,
 )
 from tests.combinations import pairwise_each_value_first
@@ -267,7 +267,7 @@ def test_the_disk_may_be_gone_from_any_call_on(root: Path, faults: Faults, befor
         if before is good:
             assert found[0].name.removesuffix(".previous") == name_of(2)
         save_checkpoint(root, path.name, checkpoint_of(2))
-        sweep(root)
+        remove_orphans(root)
         assert names_in(root) == [name_of(1), name_of(2)]
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgat_fast.training.checkpoint import Checkpoint, newest_good, prune, save_checkpoint, sweep, verify_checkpoint
+from pgat_fast.training.checkpoint import (
+    Checkpoint,
+    newest_good,
+    prune,
+    remove_orphans,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from tests.pgat_fast.training.checkpoints import name_of, names_in
 
 KILLS = 200
@@ -66,7 +73,7 @@ def test_200_of_200_kills_leave_a_newest_checkpoint_at_most_one_save_old(tmp_pat
         assert found[1].about["step"] == step
         orphans += any(name.endswith(".tmp") for name in names_in(root))
         unfinished += any(name.endswith(".previous") for name in names_in(root))
-        sweep(root)
+        remove_orphans(root)
         left = names_in(root)
         assert all(name.startswith("epoch-") and "." not in name for name in left)
         assert verify_checkpoint(root / left[-1]) == []

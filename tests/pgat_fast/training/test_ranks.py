@@ -139,13 +139,13 @@ def assert_stopped(folder: Path, reason: str = "SIGUSR1") -> None:
 
 def save_slowly() -> None:
     """Make the first rank take two seconds longer to save when the run ends."""
-    save = Trainer.save_what_there_is
+    save = Trainer.emergency_save
 
     def slow(self: Trainer, snapshot: trainer.Snapshot) -> None:
         time.sleep(2 * self.group.is_main)
         save(self, snapshot)
 
-    Trainer.save_what_there_is = slow  # type: ignore[method-assign]
+    Trainer.emergency_save = slow  # type: ignore[method-assign]
 
 
 @pytest.mark.multiprocess

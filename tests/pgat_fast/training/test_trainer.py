@@ -263,7 +263,7 @@ def test_a_run_that_goes_on_with_other_kernels_says_so(
     assert run([*tiny, "training.max_steps=2"], tmp_path / "run")["kernels"] == "none"
     run([*tiny, "training.max_steps=3"], tmp_path / "run", resume=tmp_path / "run")
     assert "kernels" not in caplog.text
-    monkeypatch.setattr("pgat_fast.training.trainer.kernels_in_words", lambda model: "measured abc")
+    monkeypatch.setattr("pgat_fast.training.trainer.kernel_summary", lambda model: "measured abc")
     run([*tiny, "training.max_steps=4"], tmp_path / "run", resume=tmp_path / "run")
     assert "kernels: the run began with none and goes on with measured abc" in caplog.text
 
