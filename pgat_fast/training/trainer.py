@@ -544,7 +544,9 @@ class Trainer:
         due = every is not None and after.epoch % every == 0
         wanted = improved or due or end_of_training(after, self.settings) is not None
         if wanted and not self.save() and improved:
-            logger.error("the best weights, of epoch %d, could not be saved: keeping the previous best checkpoint", epoch.epoch)
+            logger.error(
+                "the best weights, of epoch %d, could not be saved: keeping the previous best checkpoint", epoch.epoch
+            )
             lost = replace(after, best=before.best, best_epoch=before.best_epoch, best_loss=before.best_loss)
             with self.applying:
                 self.progress = lost
