@@ -1,4 +1,4 @@
-"""Build the data file: one row per trading day, targets from the prices and inputs from the ephemeris.
+"""Builder of the data file: one row per trading day, targets from the prices and inputs from the ephemeris.
 
 The text of the file depends only on its inputs and the installed versions: floats have `DIGITS` significant
 digits, lines end in a line feed, and the clock, the locale and the number of threads have no effect.

@@ -1,4 +1,4 @@
-"""Load the data file into the splits that a configuration describes."""
+"""Loading of the data file into the splits that a configuration describes."""
 
 from dataclasses import replace
 
