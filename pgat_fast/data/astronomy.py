@@ -43,12 +43,12 @@ def mean_node(jd_tt: FloatArray) -> FloatArray:
 
 
 def lahiri_ayanamsa(jd_tt: FloatArray) -> FloatArray:
-    """Return the longitude from the MEAN equinox of date minus the sidereal (Lahiri) longitude.
+    """Return the Lahiri ayanamsa: the longitude from the MEAN equinox of date minus the sidereal longitude.
 
     The Indian Calendar Reform Committee's zero point (23 deg 15' 00.658" from the true equinox on 1956-03-21) is
     carried to J2000.0 by the IAU 1976 precession of its definition (as in the Swiss Ephemeris) and from there
     by the general precession in longitude of Capitaine et al. 2003 (A&A 412, 567).
-    For longitudes from the true equinox, add the nutation in longitude: sidereal longitudes have none.
+    For a longitude from the true equinox, add the nutation in longitude to it: the sidereal longitude has none.
     """
     T = julian_centuries(jd_tt)
     return 23.857092 + _polynomial(T, (0, 5028.796195, 1.1054348)) * ARCSECOND

@@ -119,8 +119,8 @@ def instants(dates: pd.DatetimeIndex) -> FloatArray:
 def apparent_positions(jd_tt: FloatArray) -> dict[str, EclipticPosition]:
     """Return the apparent geocentric positions of `PLANETS` at instants of shape (n,), JD in TT within DE421.
 
-    Corrects for light time, aberration and the Sun's deflection of light (skyfield, after NOVAS), then applies
-    precession (IAU 2006). Within the Sun's disc the deflection, which grows as 1/angle, is reduced linearly to
+    They include light time, aberration and the Sun's deflection of light (skyfield, after NOVAS), then precession
+    (IAU 2006). Within the Sun's disc the deflection, which grows as 1/angle, is reduced linearly to
     zero: the body cannot be observed there, and the plain formula would displace it by up to 10 arcseconds and
     change its speed by a quarter. The deflection by Jupiter and Saturn, below 0.02 arcseconds, is left out.
     """

@@ -28,7 +28,7 @@ def to_prices(values: FloatArray, kind: str, last_close: ArrayLike = 1.0) -> Flo
 
 
 def log_prices(values: FloatArray, kind: str) -> FloatArray:
-    """Return the logarithms of the prices that `to_prices` computes from targets [..., P, 4] with a last close of 1.
+    """Return the log prices [..., P, 4] of unscaled targets [..., P, 4], as in `to_prices` with a last close of 1.
 
     They are finite where a price would overflow. The last close cancels in the difference of two of them.
 
@@ -42,6 +42,6 @@ def log_prices(values: FloatArray, kind: str) -> FloatArray:
     if kind == "levels":
         return values
     closes = values[..., _CLOSE]
-    # Log of each day's previous close: the sum of the close returns of all earlier days, 0 for the first day.
+    # Log of each day's previous close: the sum of the close returns of all earlier days, 0 for the first.
     base = np.cumsum(closes, axis=-1) - closes
     return values + base[..., None]

@@ -47,7 +47,7 @@ class MemoryReading:
     device_peak_reserved_gib: float | None = None
     device_total_gib: float | None = None
     device_percent: float | None = None
-    """Share of the GPU's memory that is in use, by all processes."""
+    """Percentage of the GPU's memory that all processes use."""
     allocation_retries: int | None = None
     """Number of times that torch emptied its cache to find memory."""
     out_of_memory_count: int | None = None

@@ -56,7 +56,7 @@ class Job:
         return ["train", "--config", str(folder / CONFIG), "--set", *self.overrides(folder), "--resume", "--quiet"]
 
     def folder(self, sweep: Path) -> Path:
-        """Return the folder of the newest run with a checkpoint: a run stopped before its first one starts anew."""
+        """Return the folder of the newest run with a checkpoint, because a run stopped before its first starts anew."""
         found = [folder for folder in run_folders(sweep / RUNS, self.name) if has_checkpoints(folder)]
         return found[0] if found else sweep / RUNS / self.name
 

@@ -71,7 +71,7 @@ def run_jobs(
     """Run all jobs; return the name and the cause of each failure. The other jobs continue.
 
     The output of a job is in `logs/NAME.log`. An exception that ends the call early, such as StopRequested, first
-    stops the running jobs, which save a checkpoint.
+    makes the running jobs save a checkpoint and waits for them.
     """
     stop = stop or Stop()
     waiting, free, running = list(jobs), list(where), list[_Running]()

@@ -37,7 +37,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return the name under which this process writes `path` first: beside it, hidden, with the process id."""
+    """Return the temporary path that this process renames to `path`: beside it, hidden, with the process id."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
