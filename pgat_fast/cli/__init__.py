@@ -1,4 +1,4 @@
-"""The command line. Each command is a module with `add_parser`, light at import, and `run`."""
+"""Command line. Each command is a module with `add_parser`, light at import, and `run`."""
 
 import argparse
 import sys
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code, one of `exit_codes`."""
+    """Run one command and return its exit code, one of `exit_codes`."""
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_main():
             print(f"stopped: {stopped}", file=sys.stderr)
         return exit_codes.of_error(stopped)
-    except BrokenPipeError:  # the reader of our output went away, as with `| head`
+    except BrokenPipeError:  # the reader of the output has closed it, as with `| head`
         sys.stderr.close()
         return exit_codes.SUCCESS
     except (PgatError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What several commands share. Importing this module loads neither torch nor the configuration."""
+"""Arguments and logging shared by several commands. Imports neither torch nor the configuration."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_overrides_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--set KEY=VALUE ...` alone, for commands that have the configuration from elsewhere."""
+    """Add `--set KEY=VALUE ...` alone, for commands that get the configuration from elsewhere."""
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -27,7 +27,7 @@ def add_overrides_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(args: argparse.Namespace) -> "Config":
-    """The configuration that the arguments of `add_config_arguments` describe. Raises ConfigError."""
+    """Return the configuration given by the arguments of `add_config_arguments`. Raises ConfigError."""
     from pgat_fast.config import load_config
 
     return load_config(args.config, args.overrides)
@@ -38,7 +38,7 @@ def start_logging(*, quiet: bool) -> None:
     import logging
     import sys
 
-    # The level is the handler's, not the logger's: a run's own log file gets every line.
+    # Set the level of the handler, not of the logger: the log file of a run gets every line.
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING if quiet else logging.INFO)
     logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(asctime)s %(levelname)s %(message)s")

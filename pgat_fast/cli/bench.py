@@ -1,4 +1,4 @@
-"""`pgat-fast bench`: how fast it is here, what became worse, where the time goes, what the README says of it."""
+"""`pgat-fast bench`: measure speed and memory, check for regressions, profile, write the performance report."""
 
 import argparse
 from importlib import import_module
@@ -67,7 +67,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it; returns the exit code of the benchmark. Raises ConfigError, or BackendError where there are none."""
+    """Run the benchmark and return its exit code. Raises ConfigError, or BackendError outside a clone."""
     from pgat_fast.errors import BackendError, ConfigError
 
     for name in ("batch", "steps", "processes"):

@@ -1,4 +1,4 @@
-"""`pgat-fast checkpoint verify`, `export` and `import`: check checkpoints, exchange them with the existing model."""
+"""`pgat-fast checkpoint verify`, `export` and `import`: check checkpoints, exchange weights with the existing model."""
 
 import argparse
 from pathlib import Path
@@ -38,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Print every checkpoint with OK or its faults; returns 0 where all are good, else 1."""
+    """Print every checkpoint with OK or its faults; return 0 if all are good, else 1."""
     from pgat_fast.training.checkpoint import verify_checkpoint
 
     code = exit_codes.SUCCESS
@@ -67,7 +67,7 @@ def _checkpoints_at(path: Path) -> list[Path]:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Write the file and say which checkpoint it is of; returns 0."""
+    """Write the file, print the name of its checkpoint, and return 0."""
     start_logging(quiet=True)
     from pgat_fast.training.import_export import export_checkpoint
 
@@ -77,7 +77,7 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_import(args: argparse.Namespace) -> int:
-    """Make the run and say what can be done with it; returns 0."""
+    """Create the run, print how to use it, and return 0."""
     start_logging(quiet=False)
     from pgat_fast.training.import_export import import_checkpoint
 

@@ -1,4 +1,4 @@
-"""`pgat-fast config show`: the configuration that a file and overrides resolve to."""
+"""`pgat-fast config show`: print the configuration that a file and overrides resolve to."""
 
 import argparse
 
@@ -16,7 +16,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the resolved configuration; returns 0. Raises ConfigError where it has faults."""
+    """Print the resolved configuration and return 0. Raises ConfigError if it is invalid."""
     from pgat_fast.config import dump_config
 
     print(dump_config(config_from(args), describe=args.describe), end="")

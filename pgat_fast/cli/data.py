@@ -1,4 +1,4 @@
-"""`pgat-fast data build` and `pgat-fast data check`: write the data file, find the faults of one."""
+"""`pgat-fast data build` and `pgat-fast data check`: write a data file, check one."""
 
 import argparse
 
@@ -34,7 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run_build(args: argparse.Namespace) -> int:
-    """Write the file and say what is in it; returns 0."""
+    """Write the file, print a summary of it, and return 0."""
     from pathlib import Path
 
     from pgat_fast.data.build import build_file
@@ -52,9 +52,9 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Print every problem on a line of its own; returns 1 if there are any, else 0.
+    """Print one line per problem; return 1 if there are any, else 0.
 
-    With a configuration, a file without faults of its own is also prepared as training would prepare it.
+    With a configuration, a file without such problems is also prepared as for training.
     """
     from pathlib import Path
 
@@ -66,7 +66,7 @@ def run_check(args: argparse.Namespace) -> int:
     if not Path(args.file).is_file():
         raise DataError(f"{args.file}: there is no such file: name the CSV file to check")
     problems: list[object] = []
-    if model.use_celestial_graph:  # without it any columns will do, and `load_splits` checks those that are used
+    if model.use_celestial_graph:  # without it any columns are allowed, and `load_splits` checks those in use
         problems += check_file(args.file, model.seq_len, model.pred_len, data.validation_length, data.test_length)
     if not problems and (args.config or args.overrides):
         import torch

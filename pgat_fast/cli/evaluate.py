@@ -1,4 +1,4 @@
-"""`pgat-fast evaluate`: test a run again, or from several points in time."""
+"""`pgat-fast evaluate`: test a run again, or backtest it from several points in time."""
 
 import argparse
 from pathlib import Path
@@ -32,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print; returns 0."""
+    """Evaluate the run, print the results, and return 0."""
     from pgat_fast.training.stop import StopSignals
 
     with StopSignals() as stop:

@@ -1,4 +1,4 @@
-"""`pgat-fast plan`: what a run will take, without running it."""
+"""`pgat-fast plan`: parameters, FLOPs and memory of a run, without running it."""
 
 import argparse
 
@@ -24,7 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; returns 0. Raises ConfigError, DataError or BackendError."""
+    """Print the plan and return 0. Raises ConfigError, DataError or BackendError."""
     import json
     import logging
     from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""`pgat-fast predict`: the days after the last row of a file."""
+"""`pgat-fast predict`: forecast the days after the last row of a file."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_LEVEL = 80
-"""Percent of the interval that is printed; the file has all."""
+"""Level in percent of the interval that is printed; the file has all levels."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -51,7 +51,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the table and show it; returns 0."""
+    """Write the table, print it, and return 0."""
     from pathlib import Path
 
     from pgat_fast.errors import ConfigError, DataError
@@ -86,11 +86,11 @@ def run(args: argparse.Namespace) -> int:
             write_atomically(out, content.encode())
         except OSError as error:
             raise DataError(f"{out}: cannot be written: {error.strerror or error}") from error
-    # The reader of standard output wants the table alone.
+    # Standard output must hold the table alone.
     stream = sys.stderr if to_stdout else sys.stdout
     if not to_stdout:
         print(_as_text(forecast) + "\n", file=stream)
-    # The intervals of a mean are nobody's: what those of the first member held says nothing of them.
+    # The coverage measured for one member does not apply to the intervals of the mean.
     remarks = _remarks(forecast.attrs, {} if swept else runs[0].results)
     if swept:
         remarks[-1:] = _of_ensemble(members, ensemble_skill(members) if args.checkpoint == "best" else None)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_text(forecast: "pd.DataFrame") -> str:
-    """The table without most of its intervals, rounded to six digits of its largest number, aligned."""
+    """Return the table, aligned, with one interval only, rounded to six digits of its largest number."""
     import numpy as np
 
     points = [name for name in forecast.columns[2:] if "_lower_" not in name and "_upper_" not in name]
@@ -117,7 +117,7 @@ def _as_text(forecast: "pd.DataFrame") -> str:
 
 
 def _remarks(attrs: Mapping[Any, Any], results: Mapping[str, Any]) -> list[str]:
-    """What was assumed, and how much to believe of it: a line each. What else is to be said, warnings say."""
+    """Return lines on the assumptions of the forecast and its reliability. Warnings report everything else."""
     lines = [f"{attrs['run']}, checkpoint {attrs['checkpoint']}; last known day {attrs['last_date']}"]
     lines.append(f"days: calendar {attrs['calendar']}")
     if attrs["last_close"] is not None:
@@ -125,7 +125,7 @@ def _remarks(attrs: Mapping[Any, Any], results: Mapping[str, Any]) -> list[str]:
         lines.append(f"{unit}: last close {attrs['last_close']:.7g}, {attrs['last_close_from']}")
     tested = (results.get("checkpoints") or {}).get("best", attrs["checkpoint"])
     if attrs["intervals"] is not None:
-        # Those of other weights held another share.
+        # The coverage was measured with the tested weights and applies to no others.
         lines.append(f"intervals: {_intervals(attrs['intervals'], results if tested == attrs['checkpoint'] else {})}")
     caution = "Daily prices are nearly unpredictable. " if attrs["last_close"] is not None else ""
     lines.append(caution + _skill(results, tested))
@@ -133,7 +133,7 @@ def _remarks(attrs: Mapping[Any, Any], results: Mapping[str, Any]) -> list[str]:
 
 
 def _of_ensemble(members: Sequence["Path"], found: Mapping[str, Any] | None) -> list[str]:
-    """What the forecast is the mean of, and how good such means were; `found` is None where that is not known."""
+    """Return lines on the members of the mean and on its skill; `found` is None if the skill is unknown."""
     of = f"mean of {len(members)} runs, {', '.join(folder.name for folder in members)}; "
     if found is None:
         return [of + "bounds of intervals are the means of theirs; the skill is known of the best weights only"]
@@ -146,7 +146,7 @@ def _of_ensemble(members: Sequence["Path"], found: Mapping[str, Any] | None) -> 
 
 
 def _intervals(intervals: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """How they were made, and how many truths of the test windows lay in them."""
+    """Return how the intervals were computed, and their coverage on the test windows."""
     made = "of the mixture itself"
     if intervals["method"] == "conformal":
         made = f"conformal, from the errors on {intervals['calibration_windows']} validation windows"
@@ -163,7 +163,7 @@ def _intervals(intervals: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 
 
 def _skill(results: Mapping[str, Any], checkpoint: str) -> str:
-    """How good the run was on its test windows, with the weights of `checkpoint`."""
+    """Return a sentence on the skill of the run on its test windows, with the weights of `checkpoint`."""
     test = results.get("test") or {}
     for units in ("price", "scaled"):
         skill = (test.get(units) or {}).get("skill")

@@ -20,7 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and print its path; returns 0."""
+    """Write the page, print its path, and return 0."""
     from pgat_fast.report.page import write_report
 
     start_logging(quiet=True)

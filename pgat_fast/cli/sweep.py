@@ -1,4 +1,4 @@
-"""`pgat-fast sweep`: many runs, a grid of settings with several seeds, and one table of them."""
+"""`pgat-fast sweep`: train a grid of settings with several seeds, and tabulate the results."""
 
 import argparse
 
@@ -38,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is not finished, print and write the table; returns 1 where a job failed."""
+    """Run the unfinished jobs, print and write the table; return 1 if a job failed, else 0."""
     from pgat_fast.training.stop import PATIENCE, StopSignals
 
     with StopSignals() as stop:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             failures: dict[str, str] = {}
             elsewhere: list[Job] = []
             if where:
-                stop.patience = STOP_SECONDS + PATIENCE  # the jobs save themselves, and are waited for
+                stop.patience = STOP_SECONDS + PATIENCE  # wait until the jobs have saved a checkpoint
                 waiting = [job for job in jobs if finished(job.folder(folder)) is None]
                 elsewhere = [job for job in waiting if is_locked(job.folder(folder))]
                 mine = [job for job in waiting if job not in elsewhere]

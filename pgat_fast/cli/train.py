@@ -1,4 +1,4 @@
-"""`pgat-fast train`: one training run, or the rest of one."""
+"""`pgat-fast train`: start or resume a training run."""
 
 import argparse
 from pathlib import Path
@@ -51,7 +51,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train and print the results; returns 0, or the exit code of the processes that were started for it."""
+    """Train, print the results, and return 0, or the exit code of the processes that `--devices` starts."""
     from pgat_fast.distributed.environment import is_main
     from pgat_fast.errors import ConfigError
     from pgat_fast.training.stop import StopSignals
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return launch(args)
     if args.restarts:
         raise ConfigError("--restarts goes with --devices; torchrun has --max-restarts")
-    # First of all: what follows loads torch, which takes seconds, and a signal may come at any time.
+    # First, because the imports below load torch, which takes seconds, and a signal may come at any time.
     with StopSignals() as stop:
         start_logging(quiet=args.quiet or not is_main())
         config, resume = _what_to_train(args)
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
-    """The configuration, and the run folder or checkpoint to go on with."""
+    """Return the configuration, and the run folder or checkpoint to resume, None for a new run."""
     from pgat_fast.distributed.environment import is_distributed, restart_count
     from pgat_fast.errors import ConfigError
     from pgat_fast.training.run_folder import checkpoint_of, locked
@@ -97,11 +97,11 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
                 pass
         return config, resume
     resume = Path(args.resume)
-    if restart_count() and not resume.exists():  # the checkpoint that the job began with has made room for newer ones
+    if restart_count() and not resume.exists():  # the checkpoint that the job started from was deleted for newer ones
         resume = resume.parent
     folder, _ = checkpoint_of(resume)
     if not is_distributed():
-        with locked(folder):  # says at once, before anything else is loaded, that another process is at work there
+        with locked(folder):  # fails at once, before anything else is loaded, if another process uses the folder
             pass
     if args.config is None:
         if not (folder / "config.yaml").is_file():
@@ -111,7 +111,7 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
 
 
 def _newest_run(config: "Config") -> Path | None:
-    """The newest run of the configured name; None, so that a new one begins, where it has saved no checkpoint."""
+    """Return the newest run of the configured name; None, to start a new one, if it has saved no checkpoint."""
     import logging
 
     from pgat_fast.config import load_config

@@ -1,1 +1,1 @@
-"""From prices and the sky to batches on the training device: build, check, scale, window."""
+"""Data: build, check and scale the data file, and cut it into windows on the training device."""

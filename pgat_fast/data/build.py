@@ -1,7 +1,7 @@
-"""Builds the data file: one row a trading day, targets from the prices and inputs from the sky.
+"""Builder of the data file: one row per trading day, targets from the prices and inputs from the ephemeris.
 
-The text of the file depends on its inputs and the installed versions only: floats have `DIGITS` significant
-digits, lines end in a line feed, and neither the clock, the locale nor the number of threads takes part.
+The text of the file depends only on its inputs and the installed versions: floats have `DIGITS` significant
+digits, lines end in a line feed, and the clock, the locale and the number of threads have no effect.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What `build_file` wrote."""
+    """Summary of the file that `build_file` wrote."""
 
     path: Path
     rows: int
     first_date: date
     last_date: date
     base_price: float
-    """The close before the first row, which the note tells those who turn returns into prices."""
+    """The close before the first row, which the note stores for turning returns into prices."""
     columns: int
     """Number of columns after `date`."""
     sha256: str
@@ -49,18 +49,19 @@ class BuildReport:
 def build_table(
     prices: pd.DataFrame, targets: Literal["returns", "levels"] = "returns", rows: int | None = None
 ) -> pd.DataFrame:
-    """The columns `COLUMNS`, float64, indexed by `date`: one row for each of the last `rows` days.
+    """Return the columns `COLUMNS`, float64, indexed by `date`: one row for each of the last `rows` days.
 
-    `prices` is what `sp500_prices` or `read_prices` returns. `targets`: "returns" is log(price / previous
-    close) for each of open, high, low and close, "levels" is log(price). `time_delta` is in calendar days
-    since the previous row. The first day has no previous one and gives no row. `rows` None takes all others.
+    `prices` is a result of `sp500_prices` or `read_prices`. `targets`: "returns" is log(price / previous
+    close) for each of open, high, low and close, "levels" is log(price). `time_delta` is the number of
+    calendar days since the previous row. The first day has no previous day and gives no row. `rows` None takes
+    all other days.
 
-    Mind when learning from the S&P 500 of `sp500_prices`: until 1961 open, high, low and close are equal, so
-    the four targets are; from 1962 to 2005 the open equals the previous close on 84 % of the days (later on
-    12 %), so `log_Open` is zero as a return.
+    Limits of the S&P 500 of `sp500_prices`: until 1961 open, high, low and close are equal, and so are the four
+    targets; from 1962 to 2005 the open equals the previous close on 84 % of the days (later on 12 %), so that
+    `log_Open` is zero as a return.
 
-    Raises `DataError` for prices that break a promise of `pgat_fast.data.prices`, days outside the ephemeris,
-    unknown `targets`, and `rows` that are not there.
+    Raises `DataError` for prices that `check_prices` rejects, days outside the ephemeris, unknown `targets`, and
+    more `rows` than available or fewer than 1.
     """
     check_prices(prices, "prices")
     if targets not in ("returns", "levels"):
@@ -72,7 +73,7 @@ def build_table(
         rows = available
     if not 1 <= rows <= available:
         raise DataError(f"{rows} rows asked for, but {len(prices)} days of prices give 1 to {available} rows")
-    # The cut comes first: the sky is computed for the wanted days only.
+    # Cut first, so that the celestial columns are computed for the requested days only.
     prices = prices.iloc[-rows - 1 :]
     bars = prices[list(PRICES)].to_numpy(np.float64)
     ratios = bars[1:] / (bars[:-1, 3:] if targets == "returns" else 1.0)
@@ -88,14 +89,14 @@ def build_file(
     targets: Literal["returns", "levels"] = "returns",
     rows: int | None = None,
 ) -> BuildReport:
-    """Build the data file and write it to `out`, with a note beside it (`note.Note`); a missing folder is made.
+    """Build the data file and write it to `out`, with a note beside it (`metadata.Note`); create a missing folder.
 
     `prices` is "sp500" or the path of a CSV file (see `read_prices`); `targets` and `rows` are those of
-    `build_table`. What stood at `out` stays until the file is complete: it is written under another name in
-    the same folder, flushed to the disk and renamed. So is the note, after it: one that was left from
-    another file is about another hash, and thus ignored.
+    `build_table`. An existing `out` is replaced only by a complete file: it is written under another name in
+    the same folder, flushed to the disk and renamed. The note is written after it in the same way; a note left
+    from another file has another hash and is ignored.
 
-    Raises `DataError` as `read_prices` and `build_table` do, and where `out` or the note cannot be written.
+    Raises `DataError` as `read_prices` and `build_table` do, and if `out` or the note cannot be written.
     """
     started = time.perf_counter()
     if not Path(out).name:
@@ -145,17 +146,17 @@ def build_file(
 
 
 def as_written(values: FloatArray) -> FloatArray:
-    """`values` of any shape with the `DIGITS` significant digits that the file gives them."""
-    # Adding zero turns -0.0, were there one, into 0.
+    """Round `values`, of any shape, to the `DIGITS` significant digits that the file holds."""
+    # Adding zero turns -0.0 into 0.
     text = (f"{value:.{DIGITS}g}" for value in (values + 0.0).ravel().tolist())
     return np.array([float(number) for number in text], dtype=np.float64).reshape(values.shape)
 
 
 def _to_csv(table: pd.DataFrame) -> str:
-    """The table as CSV text. Formatted here, because pandas takes four times as long."""
+    """Return the table as CSV text. Formatted here because pandas takes four times as long."""
     row = ",".join(["%s", *[f"%.{DIGITS}g"] * table.shape[1]])
     days = pd.DatetimeIndex(table.index).strftime("%Y-%m-%d")
-    # Adding zero turns -0.0, were there one, into 0.
+    # Adding zero turns -0.0 into 0.
     values = (table.to_numpy(np.float64) + 0.0).tolist()
     lines = [row % (day, *numbers) for day, numbers in zip(days, values, strict=True)]
     return "\n".join([",".join(["date", *table.columns]), *lines]) + "\n"

@@ -1,4 +1,4 @@
-"""The calendar of each row as fractions, which the model's embedding turns into table indices."""
+"""Calendar features of each row as fractions, which the model's embedding turns into table indices."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,16 +6,16 @@ from numpy.typing import NDArray
 from pgat_fast.errors import ConfigError, DataError
 
 CELLS = {"month": 12, "day": 31, "weekday": 7, "hour": 24, "minute": 60}
-"""The marks, in order, and the number of values that each can have."""
+"""Names of the marks, in order, and the number of values of each."""
 
 
 def calendar_marks(dates: NDArray[np.datetime64], freq: str = "d") -> NDArray[np.float32]:
-    """Month, day, weekday (Monday first), hour and, for freq t, minute: [n] -> float32 [n, 4 or 5] in (0, 1).
+    """Return month, day, weekday (Monday first), hour and, for freq t, minute: [n] -> float32 [n, 4 or 5] in (0, 1).
 
-    A value k of `cells` possible ones becomes (k + 0.5) / cells, the middle of its cell, so that
-    clamp(floor(mark * cells), 0, cells - 1) is k for every k in float32, with room for half a cell of error:
-    marks that were rounded to bfloat16 lead to k too. From the edge, k / cells, these lead to k - 1 for every
-    third minute. Dates without a time of day have hour 0.
+    Value k of `cells` possible values becomes (k + 0.5) / cells, the middle of its cell, so that
+    clamp(floor(mark * cells), 0, cells - 1) is k for every k in float32, with a margin of half a cell. Marks
+    rounded to bfloat16 give k too. With the edge, k / cells, they would give k - 1 for every third minute.
+    Dates without a time of day have hour 0.
 
     Raises DataError for a missing date, ConfigError for a freq other than d, h and t.
     """

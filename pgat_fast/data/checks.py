@@ -1,4 +1,4 @@
-"""What can be wrong with a data file whose rows could be read: columns, dates, cells, impossible values.
+"""Checks of a data file whose rows could be read: columns, dates, cells, impossible values.
 
 Each function returns one Problem for each kind of fault (and column), with its first rows and a count.
 """
@@ -18,10 +18,10 @@ from pgat_fast.data.csv_file import DATE, CsvFile, FloatArray, IntArray, Problem
 Dates = NDArray[np.datetime64]
 
 PAIR_TOLERANCE = 1e-3
-"""How far sin^2 + cos^2 may be from 1: seven times what four decimals cause; scaled columns are far off."""
+"""Tolerance of sin^2 + cos^2 = 1: seven times the error of four decimals; scaled columns exceed it by far."""
 
 BAR_TOLERANCE = 1.5e-6
-"""How far log prices may be out of order: two roundings to six decimals (1e-6), and a margin."""
+"""Tolerance of the order of log prices: two roundings to six decimals (1e-6), and a margin."""
 
 _SHOWN = 10
 _DAY = re.compile(r"(\d{4}-\d\d-\d\d)([ T]00:00:00)?", re.ASCII)
@@ -30,7 +30,7 @@ _DAY = re.compile(r"(\d{4}-\d\d-\d\d)([ T]00:00:00)?", re.ASCII)
 def column_problems(header: Sequence[str], columns: Sequence[str], exact: bool = True) -> list[Problem]:
     """Compare the header with `date` and the wanted `columns`.
 
-    With `exact`, the header must hold these and no others, in this order; else it must hold them.
+    With `exact`, the header must hold these and no others, in this order; otherwise it must contain them.
     """
     if len(header) == 1 and any(separator in header[0] for separator in ";\t|"):
         return [Problem(1, None, "the header has one field: separate the fields with commas, not ';', tab or '|'")]
@@ -70,7 +70,7 @@ def duplicate_columns(header: Sequence[str], columns: Iterable[str]) -> list[Pro
 
 
 def _meant(name: str, candidates: Sequence[str]) -> str:
-    # Bounded, because comparing every name with every other of a hostile header takes minutes.
+    # Bounded, because comparing all pairs of names of a malicious header would take minutes.
     names = [candidate for candidate in candidates[:200] if len(candidate) <= 80]
     close = get_close_matches(name, names, n=1, cutoff=0.7) if len(name) <= 80 else []
     if not close:
@@ -91,7 +91,7 @@ def _order_problems(found: Sequence[str], wanted: Sequence[str]) -> list[Problem
 
 
 def parse_dates(file: CsvFile) -> tuple[Dates, list[Problem]]:
-    """Read the dates ([n]; NaT where there is none) and find those that are wrong, repeated or unsorted."""
+    """Read the dates ([n]; NaT if a cell holds none) and find those that are wrong, repeated or unsorted."""
     days = np.full(len(file.dates), np.datetime64("NaT"), dtype="datetime64[D]")
     bad = []
     for row, text in enumerate(file.dates):
@@ -110,7 +110,7 @@ def parse_dates(file: CsvFile) -> tuple[Dates, list[Problem]]:
 
 
 def _parse_date(text: str) -> date | None:
-    """The day that `text` names as YYYY-MM-DD, alone or with the time 00:00:00; None for anything else."""
+    """Return the day that `text` gives as YYYY-MM-DD, alone or with the time 00:00:00; None for anything else."""
     match = _DAY.fullmatch(text.strip())
     try:
         return date.fromisoformat(match[1]) if match else None
@@ -187,7 +187,7 @@ def pair_problems(values: FloatArray, columns: Sequence[str], lines: IntArray) -
 def bar_problems(values: FloatArray, columns: Sequence[str], lines: IntArray) -> list[Problem]:
     """Find days whose log high is not the highest or whose log low is not the lowest of the four targets.
 
-    Holds for log prices, and for their returns on one common price (the previous close).
+    This order holds for log prices, and for returns relative to one common price (the previous close).
     """
     if not set(TARGETS) <= set(columns):
         return []

@@ -1,15 +1,15 @@
-"""The names and the order of the 118 input columns, and which of them describe which body.
+"""Names and order of the 118 input columns, and the columns that describe each body.
 
-One table, used by the builder, the checker and the model. Importing it costs nothing (no torch, no numpy).
+Used by the builder, the checker and the model. Imports neither torch nor numpy.
 """
 
 TARGETS = ("log_Open", "log_High", "log_Low", "log_Close")
 
 PLANETS = ("Sun", "Moon", "Mars", "Mercury", "Jupiter", "Venus", "Saturn", "Uranus", "Neptune", "Pluto")
-"""The ten bodies with an ephemeris, in the order of the file's columns."""
+"""The ten bodies with an ephemeris, in the order of the columns of the data file."""
 
 NODES = ("Mean Rahu", "Mean Ketu")
-"""The mean lunar nodes, ascending and descending, by the names that the columns carry."""
+"""The mean lunar nodes, ascending and descending, as named in the columns."""
 
 SHADBALA = ("Sun", "Moon", "Mars", "Mercury", "Jupiter", "Venus", "Saturn")
 """The seven bodies with a strength column."""
@@ -26,7 +26,7 @@ COLUMNS: tuple[str, ...] = (
     *(f"dyn_{body}_shadbala" for body in SHADBALA),
     *(f"{body}_{what}" for body in (*PLANETS, *NODES, ASCENDANT) for what in ("sin", "cos")),
 )
-"""The numeric columns of the data file, after `date`."""
+"""Numeric columns of the data file, after `date`."""
 
 BODIES = (
     "sun", "moon", "mercury", "venus", "mars", "jupiter", "saturn",
@@ -42,16 +42,16 @@ _POSITIONAL_ORDER = (
 
 
 def is_angle_pair(column: str) -> bool:
-    """Whether `column` is the sine or cosine of an angle, which scaling must leave alone."""
+    """Return whether `column` is the sine or cosine of an angle, which must not be scaled."""
     return column.endswith(("_sin", "_cos"))
 
 
 def named_features(body: str) -> dict[str, int]:
-    """Map what is known of `body` to its index among `COLUMNS`, read from the column names.
+    """Map the features of `body` to their indices in `COLUMNS`, by the column names.
 
-    Keys, where the body has them, in this order: `sin`, `cos` (sidereal longitude), `speed`, `sign_sin`,
+    Keys, if the body has them, in this order: `sin`, `cos` (sidereal longitude), `speed`, `sign_sin`,
     `sign_cos`, `distance`, `lat`, `shadbala`, `ecliptic_sin`, `ecliptic_cos` (tropical longitude). Chiron has
-    no column of its own and reads the Ascendant's pair.
+    no columns of its own and uses the Ascendant's pair.
     """
     name = _IN_FILE.get(body, body.capitalize())
     columns = {what: f"dyn_{name}_{what}" for what in (*_ANGLES, "distance", "lat", "shadbala")}
@@ -60,15 +60,15 @@ def named_features(body: str) -> dict[str, int]:
 
 
 def positional_features(body: str) -> dict[str, int]:
-    """Map the features of `body` to column indices as the existing checkpoints were trained.
+    """Map the features of `body` to column indices by position, as the existing checkpoints were trained.
 
-    Nine columns a body from column 5 on, whatever they hold (from the tenth body on they are the wrong ones);
-    chiron has columns 113 to 115. The keys are plain numbers: no meaning is claimed.
+    Each body has nine columns from column 5 on, whatever they hold (from the tenth body on they are the wrong
+    ones); chiron has columns 113 to 115. The keys are plain numbers without meaning.
     """
     first, count = (113, 3) if body == "chiron" else (5 + 9 * _POSITIONAL_ORDER.index(body), 9)
     return {str(offset): first + offset for offset in range(count)}
 
 
 def feature_columns(body: str, feature_map: str) -> list[int]:
-    """Indices of the columns that the network of `body` reads with `feature_map` named or positional."""
+    """Return the indices of the columns that the network of `body` reads; `feature_map` is named or positional."""
     return list((named_features if feature_map == "named" else positional_features)(body).values())

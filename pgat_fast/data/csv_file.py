@@ -1,7 +1,7 @@
-"""A CSV file as numbers, with the line of every row and the faults that spoil its rows.
+"""Parser of a CSV file into numbers, with the line of every row and the faults of its rows.
 
-Strict where a lenient reader goes silently wrong: every row must have as many fields as the header, so that
-none is shifted or filled up, and a number is written in plain ASCII. Values are rounded correctly (Python's
+Strict where a lenient parser silently errs: every row must have as many fields as the header, so that none is
+shifted or filled up, and numbers must be written in plain ASCII. Values are rounded correctly (Python's
 `float`).
 """
 
@@ -22,16 +22,16 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 DATE = "date"
-"""The column that holds the day of a row."""
+"""Name of the column that holds the day of a row."""
 
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of fault: where it first occurs and what is wrong.
+    """One kind of fault: its first location and a message.
 
-    `row` is the 1-based line number in the file, or None where the fault has no line; `column` a column name
+    `row` is the 1-based line number in the file, or None if the fault has no line; `column` is a column name
     or None.
     """
 
@@ -48,7 +48,7 @@ class Problem:
 
 @dataclass
 class TextCells:
-    """The cells of one column that hold no number: their rows (indices, not lines) and the first text."""
+    """The cells of one column that are not numbers: their rows (indices, not lines) and the first text."""
 
     example: str
     rows: list[int] = field(default_factory=list)
@@ -56,28 +56,28 @@ class TextCells:
 
 @dataclass(frozen=True)
 class CsvFile:
-    """What a CSV file holds: n rows with the right number of fields, C columns."""
+    """The content of a CSV file: n rows with the right number of fields, C columns."""
 
     header: list[str]
-    """C column names, as they are written."""
+    """C column names, as written in the file."""
     index: dict[str, int]
-    """Where each column is; the first where a name occurs twice."""
+    """Position of each column; the first one if a name occurs twice."""
     lines: IntArray
     """[n], the 1-based line number of each row."""
     dates: list[str]
-    """[n], the text of the first column called `date`; empty where there is none."""
+    """[n], the text of the first column called `date`; empty if there is none."""
     values: FloatArray
-    """[n, C]; NaN where a cell is empty or holds no number, and in the date column."""
+    """[n, C]; NaN if a cell is empty or not a number, and in the date column."""
     text: dict[int, TextCells]
-    """Columns with cells that hold neither a number nor nothing, by index."""
+    """Cells that are neither numbers nor empty, by the index of their column."""
     records: int
-    """Number of data rows, those of the wrong length included."""
+    """Number of data rows, including those of the wrong length."""
     complete: bool
-    """Whether the last row ends with a line break: if not, its last number may have been cut off."""
+    """Whether the last row ends with a line break; otherwise its last number may have been cut off."""
     problems: list[Problem]
-    """What is wrong with whole rows: they are left out of `lines`, `dates` and `values`."""
+    """Faults of whole rows, which are left out of `lines`, `dates` and `values`."""
     sha256: str
-    """Of the bytes that were read, hexadecimal."""
+    """Of the bytes read, hexadecimal."""
 
 
 def shorten(text: str, length: int = 40) -> str:
@@ -86,21 +86,21 @@ def shorten(text: str, length: int = 40) -> str:
 
 
 def name_rows(lines: Sequence[int] | IntArray, shown: int = 3) -> str:
-    """Name the first lines and count the rest: `row 3`, or `rows 3, 7, 9 and 12 more`."""
+    """Return the first line numbers and the count of the rest: `row 3`, or `rows 3, 7, 9 and 12 more`."""
     first = ", ".join(str(line) for line in lines[:shown])
     rest = f" and {len(lines) - shown} more" if len(lines) > shown else ""
     return f"row{'s' if len(lines) > 1 else ''} {first}{rest}"
 
 
 def parse_csv(path: str | Path) -> CsvFile | Problem:
-    """Read the file at `path`; a Problem where no row can be read at all."""
+    """Read the file at `path`; return a Problem if no row can be read at all."""
     data = _read_bytes(Path(path))
     if isinstance(data, Problem):
         return data
     text = _decode(data)
     if isinstance(text, Problem):
         return text
-    # newline="" keeps the line ends, so that the reader's line numbers are those that an editor shows.
+    # newline="" keeps the line ends, so that the reader's line numbers are those of an editor.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader)
@@ -146,13 +146,13 @@ def _decode(data: bytes) -> str | Problem:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether `float` can be trusted with the cells: it also takes `1_000` and digits of other scripts."""
+    """Return whether `float` is safe for the cells: it also accepts `1_000` and digits of other scripts."""
     end_of_header = text.find("\n")
     return end_of_header >= 0 and text.find("_", end_of_header) < 0 and text[end_of_header:].isascii()
 
 
 def _number(cell: str) -> float | None:
-    """The number in `cell`, NaN where the cell is empty, None where it is text."""
+    """Return the number in `cell`, NaN if the cell is empty, None if it is text."""
     cell = cell.strip()
     if not cell:
         return math.nan
@@ -160,7 +160,7 @@ def _number(cell: str) -> float | None:
 
 
 class _Rows:
-    """Collects the rows of one file."""
+    """Collector of the rows of one file."""
 
     def __init__(self, header: list[str], plain: bool, complete: bool) -> None:
         self.header = header
@@ -200,7 +200,7 @@ class _Rows:
         try:
             if not self.plain:
                 raise ValueError
-            # A list first: a row that fails half way must leave nothing behind.
+            # Convert into a list first: a row that fails half way must add nothing.
             self.numbers.extend(list(map(float, record)))
         except ValueError:
             self._add_cells_one_by_one(record)
@@ -245,7 +245,7 @@ class _Rows:
             line, fields = self.short[0]
             rows = name_rows([line for line, _ in self.short])
             problems.append(Problem(line, None, f"only {fields} of {width} fields ({rows}): add what is missing"))
-        # Empty lines at the end of the file do no harm.
+        # Empty lines at the end of the file are harmless.
         inside = [line for line in self.blank if line < self.last]
         if inside:
             problems.append(

@@ -1,6 +1,6 @@
-"""The same windows in the same order as a torch Dataset and DataLoader, for training loops that want these.
+"""The same windows in the same order as a torch Dataset and DataLoader, for training loops that expect these.
 
-Slower than `Windows.batch`: every window is cut on its own, collated, and copied to the device.
+Slower than `Windows.batch`: every window is cut separately, collated, and copied to the device.
 """
 
 import random
@@ -15,7 +15,7 @@ from pgat_fast.errors import ConfigError
 
 
 class WindowDataset(Dataset[Batch]):
-    """One window an item: the five tensors of `Batch` without the first axis, on the CPU."""
+    """Dataset of one window per item: the five tensors of `Batch` without the first axis, on the CPU."""
 
     def __init__(self, windows: Windows) -> None:
         self.count = len(windows)
@@ -31,7 +31,7 @@ class WindowDataset(Dataset[Batch]):
         return self.count
 
     def __getitem__(self, index: int) -> Batch:
-        """The window `index`. Its tensors are copies where they differ from the table, else views of it."""
+        """Return the window `index`. Its `x_dec` is a copy; the other tensors are views of the table."""
         if not 0 <= index < self.count:
             raise IndexError(f"window {index} does not exist: there are {self.count}")
         present = index + self.seq_len
@@ -50,10 +50,10 @@ class WindowDataset(Dataset[Batch]):
 
 
 class EpochSampler(Sampler[int]):
-    """Serves `sample_order` of one epoch after the other: each pass is the next epoch.
+    """Sampler of `sample_order`; each pass is the next epoch.
 
-    Torch's own RandomSampler draws from a generator that the loader draws from too, so that the order of the
-    second epoch depends on the number of workers.
+    Torch's RandomSampler draws from a generator that the loader uses too, so that the order of the second epoch
+    depends on the number of workers.
     """
 
     def __init__(self, n_windows: int, seed: int, epoch: int = 0) -> None:
@@ -79,14 +79,14 @@ def make_loader(
     prefetch_factor: int = 2,
     drop_last: bool | None = None,
 ) -> DataLoader[Batch]:
-    """A DataLoader of `Batch`, in pinned memory where there is a CUDA device.
+    """Return a DataLoader of `Batch`, with pinned memory if there is a CUDA device.
 
-    Shuffled, pass k has the batches of `batch_indices(..., seed=seed, epoch=epoch + k)`, whatever the number
-    of workers; else those in the order of time. `drop_last` follows `shuffle` by default: training drops the
-    last part batch, validation and test keep it. Workers stay alive between epochs; for a table of this size
-    they cost more than they give, so that there are none by default.
+    With `shuffle`, pass k yields the batches of `batch_indices(..., seed=seed, epoch=epoch + k)`, whatever the
+    number of workers; otherwise batches are chronological. `drop_last` follows `shuffle` by default: training
+    drops the last partial batch, validation and test keep it. Workers stay alive between epochs; the default is
+    none, because for a table of this size they cost more than they save.
 
-    The way there: `read_table`, `prepare` (or `pgat_fast.data.load.load_splits`), `WindowDataset(splits.train)`.
+    Usage: `read_table`, `prepare` (or `pgat_fast.data.load.load_splits`), `WindowDataset(splits.train)`.
     """
     if not isinstance(dataset, WindowDataset):
         raise TypeError(f"dataset is a {type(dataset).__name__}: pass WindowDataset(windows)")
@@ -110,7 +110,7 @@ def make_loader(
 
 
 def seed_worker(worker: int) -> None:
-    """Seed Python's and numpy's generators as torch has seeded its own in this worker."""
+    """Seed Python's and numpy's generators with the seed of torch in this worker."""
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (the global generator is what this must seed)

@@ -1,12 +1,12 @@
-"""The celestial columns of the data file: positions of the ten bodies, the lunar nodes and the Ascendant.
+"""Celestial columns of the data file: positions of the ten bodies, the lunar nodes and the Ascendant.
 
-One row a day, for 14:30 UTC (before 1972, when UTC had no leap seconds and followed the Earth, 14:30 UT1) and
-the New York Stock Exchange, 40.7069 N 74.0113 W. The place matters to the Ascendant only: everything else is
-geocentric. Needs `skyfield` and `skyfield-data`, whose wheel carries the JPL ephemeris DE421; no network.
+One row a day, for 14:30 UTC (before 1972, when UTC had no leap seconds and followed the Earth, 14:30 UT1) at
+the New York Stock Exchange, 40.7069 N 74.0113 W. The place affects the Ascendant only: everything else is
+geocentric. Needs `skyfield` and `skyfield-data`, whose wheel contains the JPL ephemeris DE421; no network.
 
 Values depend on the versions of these two packages (the difference between TT and UT1 is a measured quantity
-and is predicted for future days) and in the last digits on numpy's, but not on the number of threads: nothing
-here calls BLAS, which divides its sums among threads.
+and is predicted for future days), and in the last digits on that of numpy. They do not depend on the number of
+threads: nothing here calls BLAS, which divides its sums among threads.
 """
 
 from datetime import date
@@ -32,18 +32,18 @@ from pgat_fast.data.columns import ASCENDANT, COLUMNS, NODES, PLANETS, SHADBALA
 from pgat_fast.errors import DataError
 
 LATITUDE, LONGITUDE = 40.7069, -74.0113
-"""The place, in degrees north and east."""
+"""Place of the observer, in degrees north and east."""
 
 FIRST_DATE, LAST_DATE = date(1899, 7, 29), date(2053, 10, 8)
-"""The days whose 14:30 UTC lies in DE421 (1899-07-29 0 h to 2053-10-09 0 h TDB)."""
+"""The first and last day whose 14:30 UTC lies in DE421 (1899-07-29 0 h to 2053-10-09 0 h TDB)."""
 
 CELESTIAL = COLUMNS[5:]
-"""The names and the order of the columns of `sky_table`."""
+"""Names of the columns of `sky_table`, in order."""
 
 _HOUR = 1 / 24
 _SUN_RADIUS = 959.63 * ARCSECOND  # seen from 1 au (Auwers)
 
-# The number of each body in the ephemeris; the giants and Pluto stand for their systems' barycentres.
+# Number of each body in the ephemeris; for the giant planets and Pluto, of the barycentre of their system.
 _KERNEL_IDS = {
     "Sun": 10, "Moon": 301, "Mars": 499, "Mercury": 199, "Jupiter": 5, "Venus": 299, "Saturn": 6, "Uranus": 7,
     "Neptune": 8, "Pluto": 9,
@@ -62,11 +62,11 @@ class EclipticPosition(NamedTuple):
     latitude: FloatArray
     """Degrees north of the ecliptic of date."""
     distance: FloatArray
-    """Astronomical units, from the Earth now to the body when the light left it."""
+    """Astronomical units, from the Earth at the given instant to the body when the light left it."""
 
 
 def sky_table(dates: pd.DatetimeIndex) -> pd.DataFrame:
-    """The 113 celestial columns (`CELESTIAL`), float64, one row for each of `dates`, which are the index.
+    """Return the 113 celestial columns (`CELESTIAL`), float64, one row for each of `dates`, which are the index.
 
     - `dyn_{B}_sin`, `_cos`: of the sidereal (Lahiri) longitude; `{B}_sin`, `_cos`: of the tropical longitude
       (true equinox of date).
@@ -105,7 +105,7 @@ def sky_table(dates: pd.DatetimeIndex) -> pd.DataFrame:
 
 
 def instants(dates: pd.DatetimeIndex) -> FloatArray:
-    """The Julian Date, in TT, of 14:30 UTC (before 1972: UT1) of each day; shape (n,)."""
+    """Return the Julian Date, in TT, of 14:30 UTC (before 1972: UT1) of each day; shape (n,)."""
     from skyfield.api import load
 
     timescale = load.timescale(builtin=True)
@@ -117,12 +117,12 @@ def instants(dates: pd.DatetimeIndex) -> FloatArray:
 
 
 def apparent_positions(jd_tt: FloatArray) -> dict[str, EclipticPosition]:
-    """Apparent geocentric positions of `PLANETS` at instants of shape (n,), JD in TT inside DE421.
+    """Return the apparent geocentric positions of `PLANETS` at instants of shape (n,), JD in TT within DE421.
 
-    Light time, aberration and the Sun's deflection of light (skyfield, after NOVAS), then precession (IAU
-    2006). Within the Sun's disc the deflection, which grows as 1/angle, is made to fall linearly to zero:
-    nobody sees the body there, and the bare formula throws it off by up to 10 arcseconds and its speed by a
-    quarter. The deflection by Jupiter and Saturn is below 0.02 arcseconds and left out.
+    They include light time, aberration and the Sun's deflection of light (skyfield, after NOVAS), then precession
+    (IAU 2006). Within the Sun's disc the deflection, which grows as 1/angle, is reduced linearly to
+    zero: the body cannot be observed there, and the plain formula would displace it by up to 10 arcseconds and
+    change its speed by a quarter. The deflection by Jupiter and Saturn, below 0.02 arcseconds, is left out.
     """
     from skyfield.api import load, load_file
     from skyfield.framelib import mean_equator_and_equinox_of_date
@@ -150,11 +150,11 @@ def apparent_positions(jd_tt: FloatArray) -> dict[str, EclipticPosition]:
 
 
 def nutation(jd_tt: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Nutation in longitude and in obliquity, degrees, each of shape (n,).
+    """Return the nutation in longitude and in obliquity, degrees, each of shape (n,).
 
     IAU 2000B (McCarthy and Luzum 2003, Celest. Mech. 85, 37): within 0.003 arcseconds of the full IAU 2000A
-    over the whole of DE421. Summed here, over skyfield's tables, term by term: skyfield's own sum is a
-    product of matrices in BLAS, whose rounding may change with the number of threads.
+    over the whole of DE421. The terms of skyfield's tables are summed one by one: skyfield's own sum is a matrix
+    product in BLAS, whose rounding may change with the number of threads.
     """
     from skyfield import nutationlib as tables
 
@@ -176,10 +176,10 @@ def nutation(jd_tt: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def greenwich_sidereal_time(jd_tt: FloatArray, nutation_in_longitude: FloatArray, obliquity: FloatArray) -> FloatArray:
-    """Greenwich apparent sidereal time, degrees, shape (n,); mean sidereal time where the nutation is zero.
+    """Return Greenwich apparent sidereal time, degrees, shape (n,); mean sidereal time if the nutation is zero.
 
-    From the Earth Rotation Angle (IAU 2006) and the equation of the equinoxes as in Meeus chapter 12: its
-    later terms, below 0.003 arcseconds, are left out.
+    Computed from the Earth Rotation Angle (IAU 2006) and the equation of the equinoxes as in Meeus chapter 12.
+    Its later terms, below 0.003 arcseconds, are left out.
     """
     from skyfield.api import load
 
@@ -189,28 +189,28 @@ def greenwich_sidereal_time(jd_tt: FloatArray, nutation_in_longitude: FloatArray
 
 
 def _sidereal_speeds(jd_tt: FloatArray) -> dict[str, FloatArray]:
-    """Degrees a day of the sidereal longitude of `PLANETS` and `NODES`, by central difference."""
+    """Return the speed of the sidereal longitude of `PLANETS` and `NODES`, degrees a day, by central difference."""
     early, late = jd_tt - _HOUR, jd_tt + _HOUR
     start, end = (_with_nodes(apparent_positions(jd), jd) for jd in (early, late))
     precession = lahiri_ayanamsa(late) - lahiri_ayanamsa(early)
-    # Dividing by the step that is really there: a JD in float64 is good to 40 microseconds only.
+    # Divide by the actual step: a JD in float64 is accurate to 40 microseconds only.
     return {body: (wrap180(end[body] - start[body]) - precession) / (late - early) for body in start}
 
 
 def _with_nodes(positions: dict[str, EclipticPosition], jd_tt: FloatArray) -> dict[str, FloatArray]:
-    """Longitudes from the mean equinox of date of `PLANETS` and `NODES`."""
+    """Return the longitudes of `PLANETS` and `NODES` from the mean equinox of date."""
     rahu, ketu = NODES
     longitudes = {body: position.longitude for body, position in positions.items()}
     return longitudes | {rahu: mean_node(jd_tt), ketu: mean_node(jd_tt) + 180}
 
 
 def _straight_line(observed: Any) -> Any:
-    """The apparent position with light time and aberration but no deflection."""
+    """Return the apparent position with light time and aberration but no deflection."""
     return observed.apparent(deflectors=())
 
 
 def _to_ecliptic(equatorial: FloatArray, obliquity: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Longitude and latitude in degrees of directions (3, n); `obliquity` in radians (Meeus chapter 13)."""
+    """Return the longitude and latitude in degrees of directions (3, n); `obliquity` in radians (Meeus chapter 13)."""
     x, y, z = equatorial
     y, z = y * np.cos(obliquity) + z * np.sin(obliquity), z * np.cos(obliquity) - y * np.sin(obliquity)
     return np.degrees(np.arctan2(y, x)) % 360, np.degrees(np.arctan2(z, np.hypot(x, y)))

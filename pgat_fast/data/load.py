@@ -1,4 +1,4 @@
-"""From the data file to the splits that a configuration asks for."""
+"""Loading of the data file into the splits that a configuration describes."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from pgat_fast.errors import ConfigError
 def load_splits(data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Table, Splits]:
     """Read the data file and put its three splits on `device`.
 
-    The table carries the hash of the file and the base price, see `resolve_base_price`.
+    The table holds the hash of the file and the base price (see `resolve_base_price`).
 
     Raises DataError for faults of the file, ConfigError for settings that do not fit it.
     """
@@ -47,7 +47,7 @@ def load_splits(data: DataConfig, model: ModelConfig, device: torch.device) -> t
 
 
 def _without_last(table: Table, rows: int) -> Table:
-    """`table` without its last `rows` rows, for `data.skip_last`."""
+    """Return `table` without its last `rows` rows, for `data.skip_last`."""
     if rows >= len(table.dates):
         raise ConfigError(f"data.skip_last is {rows}, but {table.source} has {len(table.dates)} rows: lower it")
     if not rows:
@@ -56,10 +56,10 @@ def _without_last(table: Table, rows: int) -> Table:
 
 
 def input_columns(data: DataConfig, model: ModelConfig) -> list[str] | None:
-    """The columns to read, in the order of the model's inputs; None is all numeric ones, in the file's order.
+    """Return the columns to read, in the order of the model's inputs; None is all numeric ones, in the file's order.
 
-    The celestial graph knows columns by their place: they are `COLUMNS`, wherever they stand in the file (but where
-    `feature_map: positional` is used with another number of inputs, whose order only the file can tell).
+    The celestial graph identifies columns by position: they are `COLUMNS`, in whatever order the file has them. Only
+    with `feature_map: positional` and another number of inputs is their order that of the file.
     """
     if not model.use_celestial_graph or model.enc_in != len(COLUMNS):
         return data.inputs
@@ -72,10 +72,10 @@ def input_columns(data: DataConfig, model: ModelConfig) -> list[str] | None:
 
 
 def fault_of_kind(values: FloatArray, kind: str, note: Note | None) -> str | None:
-    """Why the unscaled standard targets `values` [n, 4] are not of `kind`, in words; None where they may be.
+    """Return the reason why the unscaled standard targets `values` [n, 4] are not of `kind`; None if they may be.
 
-    A note of `data build` knows it. Else: logarithms of prices change little from day to day, and most are far from 0.
-    Returns are small, and change from day to day by more than they vary.
+    A note of `data build` decides. Without one: logarithms of prices change little from day to day, and most are far
+    from 0. Returns are small, and the standard deviation of their daily changes exceeds their own.
     """
     if note is not None:
         return (

@@ -1,4 +1,4 @@
-"""What `data build` knew and the data file cannot hold, in a small JSON file beside it."""
+"""Metadata that the data file cannot hold, written by `data build` to a small JSON file beside it."""
 
 import json
 import logging
@@ -20,36 +20,36 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Note:
-    """What is noted of a data file."""
+    """Metadata of a data file."""
 
     sha256: str
-    """Of the data file's bytes, hexadecimal: the note is about this content and no other."""
+    """Of the data file's bytes, hexadecimal; the note applies to this content only."""
     source: str
-    """Where the prices came from: sp500, or the name of a file without its folder."""
+    """Source of the prices: sp500, or the name of a file without its folder."""
     targets: str
     """returns or levels."""
     base_price: float
     """Close before the file's first row, in the unit of the prices."""
     first_date: str
     last_date: str
-    """ISO days of the first and the last row."""
+    """ISO dates of the first and the last row."""
     rows: int
 
 
 def note_path(data_file: Path) -> Path:
-    """Where the note on `data_file` is: `prices.csv.note.json` beside `prices.csv`."""
+    """Return the path of the note on `data_file`: `prices.csv.note.json` beside `prices.csv`."""
     return data_file.with_name(data_file.name + ".note.json")
 
 
 def write_note(data_file: Path, note: Note) -> None:
-    """Write `note` beside `data_file`, atomically; its bytes depend on `note` alone. Raises OSError."""
+    """Write `note` beside `data_file`, atomically; its bytes depend only on `note`. Raises OSError."""
     write_json(note_path(data_file), {"format": FORMAT, "version": VERSION} | asdict(note))
 
 
 def read_note(table: Table) -> Note | None:
-    """The note beside the file that `table` was read from.
+    """Return the note beside the file that `table` was read from, None if there is none.
 
-    None where there is none. One that cannot be read, or is about another content, is ignored with a warning.
+    A note that cannot be read, or that has the hash of another content, is ignored with a warning.
     """
     if not table.sha256:
         return None
@@ -75,7 +75,7 @@ def read_note(table: Table) -> Note | None:
 
 
 def _parse(content: Any) -> Note:
-    """Raises ValueError for what `write_note` does not write."""
+    """Return the note in `content`. Raises ValueError for anything that `write_note` does not write."""
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
         raise ValueError(f"it does not say format {FORMAT!r}, version {VERSION}")
     fields = {"sha256": str, "source": str, "targets": str, "base_price": float}
@@ -94,9 +94,9 @@ def _parse(content: Any) -> Note:
 
 
 def resolve_base_price(setting: float | None, note: Note | None, kind: str) -> float:
-    """The close before the first row of a data file: `setting`, else as noted beside the file, else 1.
+    """Return the close before the first row of a data file: `setting`, else that of `note`, else 1.
 
-    That nobody knows it is logged, but not for levels (`kind`), whose prices need none.
+    An unknown close is logged, except for levels (`kind`), whose prices do not depend on it.
     """
     if setting is not None:
         return setting

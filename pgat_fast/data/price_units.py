@@ -1,4 +1,4 @@
-"""From forecast targets back to prices."""
+"""Conversion of forecast targets to prices."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,12 +11,12 @@ _CLOSE = TARGETS.index("log_Close")
 
 
 def to_prices(values: FloatArray, kind: str, last_close: ArrayLike = 1.0) -> FloatArray:
-    """Turn unscaled targets [..., P, 4] (open, high, low, close) of P days in a row into prices, [..., P, 4].
+    """Turn unscaled targets [..., P, 4] (open, high, low, close) of P consecutive days into prices, [..., P, 4].
 
-    `levels`: the targets are log(price), so the price is exp(value). `returns`: they are log(price / close of
-    the day before), so day h is exp(value) times the forecast close of day h - 1, and the first day
-    exp(value) times `last_close` ([...]). A file of returns holds no close: with 1, its default, prices are
-    relative to the last known.
+    `levels`: the targets are log(price), so the price is exp(value). `returns`: they are log(price / previous
+    close), so the price on day h is exp(value) times the forecast close of day h - 1, and on the first day
+    exp(value) times `last_close` ([...]). A file of returns holds no close: with the default, 1, prices are
+    relative to the last known close.
 
     Raises ConfigError for another kind, ValueError for another shape.
     """
@@ -28,9 +28,9 @@ def to_prices(values: FloatArray, kind: str, last_close: ArrayLike = 1.0) -> Flo
 
 
 def log_prices(values: FloatArray, kind: str) -> FloatArray:
-    """Logarithms of the prices that `to_prices` makes of unscaled targets [..., P, 4] with a last close of 1.
+    """Return the log prices [..., P, 4] of unscaled targets [..., P, 4], as in `to_prices` with a last close of 1.
 
-    They are finite where a price would overflow, and the last close drops out of the difference of two of them.
+    They are finite where a price would overflow. The last close cancels in the difference of two of them.
 
     Raises ConfigError for a kind that is neither `returns` nor `levels`, ValueError for another shape.
     """
@@ -42,6 +42,6 @@ def log_prices(values: FloatArray, kind: str) -> FloatArray:
     if kind == "levels":
         return values
     closes = values[..., _CLOSE]
-    # The log of each day's base: what all the days before it add up to, 0 for the first.
+    # Log of each day's previous close: the sum of the close returns of all earlier days, 0 for the first.
     base = np.cumsum(closes, axis=-1) - closes
     return values + base[..., None]

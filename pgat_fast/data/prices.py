@@ -1,8 +1,8 @@
-"""Daily prices: the S&P 500 history inside `great-tables`, or a CSV file of the user's own.
+"""Daily prices: the S&P 500 history inside `great-tables`, or a CSV file of the user.
 
-Both come as a frame with the index `date` (calendar days without time zone, strictly increasing) and the
-float64 columns `open`, `high`, `low`, `close`. Nothing is repaired or guessed: what cannot be read for
-certain is refused, with the line it stands in. Prices carry the rights of their source.
+Both are returned as a frame with the index `date` (calendar days without time zone, strictly increasing) and
+the float64 columns `open`, `high`, `low`, `close`. Nothing is repaired or guessed: a value that cannot be read
+with certainty is rejected with its line number. Prices are subject to the rights of their source.
 """
 
 import csv
@@ -45,7 +45,7 @@ _DAY_OR_MONTH_FIRST = re.compile(r"\d{1,2}[-/. ]\d{1,2}[-/. ]\d{2,4}.*", re.ASCI
 
 
 class _Table(NamedTuple):
-    """A CSV file as text: the names of the columns, rows of as many fields, their 1-based line numbers."""
+    """A CSV file as text: the column names, rows with one field per column, and their 1-based line numbers."""
 
     name: str
     header: list[str]
@@ -54,14 +54,14 @@ class _Table(NamedTuple):
 
 
 def sp500_prices() -> pd.DataFrame:
-    """The S&P 500 index on 16,607 trading days, 1950-01-03 to 2015-12-31.
+    """Return the S&P 500 index on 16,607 trading days, 1950-01-03 to 2015-12-31.
 
     Until 1961 the four prices of a day are equal, and on 84 % of the days from 1962 to 2005 the open equals
-    the close of the day before: the source has no true opening prices there.
+    the previous close: the source has no true opening prices for these days.
 
-    Raises `DataError` when `great-tables`, whose data file this is, is not installed.
+    Raises `DataError` if `great-tables`, which contains the data file, is not installed.
     """
-    # Located, not imported: the import takes half a second and nothing of it is needed.
+    # Located, not imported: the import takes half a second and is not needed.
     package = find_spec("great_tables")
     folders = (package.submodule_search_locations if package else None) or ()
     files = [file for folder in folders for file in Path(folder, "data").glob("*-sp500.csv")]
@@ -74,14 +74,14 @@ def sp500_prices() -> pd.DataFrame:
 
 
 def read_prices(path: str | Path) -> pd.DataFrame:
-    """Daily prices from the CSV file at `path`, every row checked.
+    """Read daily prices from the CSV file at `path`, and check every row.
 
     The first line names the columns: `date`, `open`, `high`, `low`, `close` in any order and case; others
     (`volume`, `adj close`) are ignored. Dates are ISO (`2015-12-31`; a time of day after it is dropped, the
-    day stays as written), another form with the year first (`2015/12/31`, `20151231`) or one with the month's
-    English name (`31-Dec-2015`, `Dec 31, 2015`). A form such as 01/02/2015 is refused: nothing in it tells
-    the day from the month. Rows may run backwards, as many vendors ship them: they are reversed and a warning
-    is logged.
+    day stays as written), another form with the year first (`2015/12/31`, `20151231`) or one with the English
+    name of the month (`31-Dec-2015`, `Dec 31, 2015`). A form such as 01/02/2015 is rejected, because day and
+    month cannot be told apart. Rows may run from newest to oldest, as many vendors ship them: they are reversed
+    and a warning is logged.
 
     Raises `DataError` for a file that cannot be read or is not CSV text; missing or repeated columns; a line
     with more or fewer fields than the header; dates that are unreadable, repeated or out of order; prices
@@ -92,9 +92,9 @@ def read_prices(path: str | Path) -> pd.DataFrame:
 
 
 def check_prices(prices: pd.DataFrame, name: str, lines: Sequence[int] | None = None) -> None:
-    """Raise `DataError` where `prices` is not such a frame as this module makes.
+    """Raise `DataError` unless `prices` is a frame as this module's functions return.
 
-    The message calls the frame `name`, and row i `line lines[i]`, or by its date where `lines` is None.
+    The message names the frame `name`, and row i by `line lines[i]`, or by its date if `lines` is None.
     """
     missing = [column for column in PRICES if column not in prices.columns]
     if missing:
@@ -144,7 +144,7 @@ def _to_prices(table: _Table, warn_backwards: bool) -> pd.DataFrame:
 def _read_table(path: Path) -> _Table:
     text = _read_text(path)
     table = _Table(str(path), [], [], [])
-    # newline="" leaves the line ends to the reader, whose line numbers are then those of an editor.
+    # newline="" leaves line ends to the reader, so that its line numbers are those of an editor.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     last = 0
     try:
@@ -154,7 +154,7 @@ def _read_table(path: Path) -> _Table:
             if last > line:
                 raise DataError(f"{where}: a quotation mark opens here and closes on line {last}: remove it")
             if len(row) <= 1 and not "".join(row).strip():
-                continue  # An empty line hides nothing.
+                continue  # An empty line is harmless.
             if not table.header:
                 table.header.extend(row)
                 _check_separator(table)
@@ -191,7 +191,7 @@ def _read_text(path: Path) -> str:
 
 
 def _check_separator(table: _Table) -> None:
-    """Refuse a header that other marks than commas separate, before its rows are found to be of the wrong length."""
+    """Reject a header with separators other than commas, before its rows are rejected for their length."""
     separator = next((mark for mark in (";", "\t", "|") if mark in table.header[0]), None)
     if len(table.header) == 1 and separator:
         raise DataError(
@@ -201,7 +201,7 @@ def _check_separator(table: _Table) -> None:
 
 
 def _find_columns(table: _Table) -> dict[str, int]:
-    """Position of `date` and of each of `PRICES` in the rows."""
+    """Return the position of `date` and of each of `PRICES` in the rows."""
     names = [name.strip().casefold() for name in table.header]
     rest = f" and {len(names) - 10} more" if len(names) > 10 else ""
     found = f"the first line has {', '.join(repr(name) for name in table.header[:10])}{rest}"
@@ -239,7 +239,7 @@ def _parse_price(text: str, where: str) -> float:
 
 
 def _runs_backwards(days: list[date], table: _Table) -> bool:
-    """Whether the newest day comes first; raise where a day is repeated or out of order."""
+    """Return whether the newest day comes first. Raises DataError if a day is repeated or out of order."""
     first_line: dict[date, int] = {}
     for day, line in zip(days, table.lines, strict=True):
         if day in first_line:

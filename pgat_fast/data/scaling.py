@@ -1,4 +1,4 @@
-"""Standardisation with the mean and standard deviation of the training rows."""
+"""Standardisation of columns with the mean and standard deviation of the training rows."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,24 +16,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Scaler:
-    """Maps every column to mean 0 and standard deviation 1 over the rows it was fitted on.
+    """Standardisation of every column to mean 0 and standard deviation 1 over the rows it was fitted on.
 
-    Sines and cosines pass through: scaled on their own, the angle of a pair would be another one. All
-    arithmetic is float64; the last axis of what is scaled are the columns.
+    Sines and cosines are left unchanged: scaling them separately would change the angle of the pair. All
+    arithmetic is float64; the last axis of the arrays is that of the columns.
     """
 
     mean: FloatArray
     """[F]"""
     std: FloatArray
-    """[F], the population's (divided by n), never 0."""
+    """[F], of the population (divided by n), never 0."""
     columns: tuple[str, ...]
     """F names."""
 
     @classmethod
     def fit(cls, values: FloatArray, columns: Sequence[str]) -> Self:
-        """Measure the training rows, [n, F]. A column that does not vary gets the standard deviation 1.
+        """Compute mean and standard deviation of the training rows, [n, F]; a constant column gets the deviation 1.
 
-        Raises DataError where a column has no finite mean and standard deviation.
+        Raises DataError if a column has no finite mean and standard deviation.
         """
         columns = tuple(columns)
         if values.ndim != 2 or values.shape[1] != len(columns) or not len(values):
@@ -58,20 +58,20 @@ class Scaler:
         return cls(mean, std, columns)
 
     def transform(self, values: FloatArray) -> FloatArray:
-        """(values - mean) / std, [..., F] -> [..., F]."""
+        """Return (values - mean) / std, [..., F] -> [..., F]."""
         return (values - self.mean) / self.std
 
     def inverse(self, scaled: FloatArray) -> FloatArray:
-        """scaled * std + mean, [..., F] -> [..., F]."""
+        """Return scaled * std + mean, [..., F] -> [..., F]."""
         return scaled * self.std + self.mean
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for a checkpoint or a JSON file; `from_dict` gives back the same bits."""
+        """Return plain lists, for a checkpoint or a JSON file; `from_dict` restores the same bits."""
         return {"columns": list(self.columns), "mean": self.mean.tolist(), "std": self.std.tolist()}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Raises DataError where `state` is not what `to_dict` gives."""
+        """Restore a scaler from the result of `to_dict`. Raises DataError if `state` is of another form."""
         try:
             columns = tuple(str(name) for name in state["columns"])
             mean, std = (np.array(state[key], dtype=np.float64) for key in ("mean", "std"))

@@ -1,4 +1,4 @@
-"""Which rows of the table belong to training, validation and test. Arithmetic only."""
+"""Rows of the training, validation and test splits. Arithmetic only."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from pgat_fast.errors import DataError
 class SplitRows(NamedTuple):
     """The rows of each split, as ranges of row indices of the table.
 
-    Validation and test begin with `seq_len` rows of history that the split before also has; no row is
+    Validation and test begin with `seq_len` rows of history that also belong to the previous split; no row is
     forecast in two splits.
     """
 
@@ -18,19 +18,19 @@ class SplitRows(NamedTuple):
 
 
 def minimum_rows(seq_len: int, pred_len: int, validation_length: int, test_length: int) -> int:
-    """The fewest rows that leave a window in every split."""
+    """Return the smallest number of rows that leaves a window in every split."""
     return seq_len + pred_len + validation_length + test_length
 
 
 def count_windows(rows: int, seq_len: int, pred_len: int) -> int:
-    """Windows of seq_len + pred_len consecutive rows in `rows` rows."""
+    """Return the number of windows of seq_len + pred_len consecutive rows in `rows` rows."""
     return max(0, rows - seq_len - pred_len + 1)
 
 
 def split_rows(n: int, seq_len: int, pred_len: int, validation_length: int, test_length: int) -> SplitRows:
-    """Split `n` rows: test forecasts the last `test_length`, validation the `validation_length` before.
+    """Split `n` rows: test forecasts the last `test_length` rows, validation the `validation_length` rows before them.
 
-    Raises DataError where a split would hold no window, with the fewest rows that would do.
+    Raises DataError if a split would hold no window; the message gives the smallest sufficient number of rows.
     """
     lengths = {"seq_len": seq_len, "pred_len": pred_len}
     targets = {"validation_length": validation_length, "test_length": test_length}

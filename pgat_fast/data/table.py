@@ -31,7 +31,7 @@ _CUT_OFF = (
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """n days of F numeric columns: all finite, one row a day, oldest first."""
+    """F numeric columns over n days: all values finite, one row per day, oldest first."""
 
     dates: Dates
     """[n], days."""
@@ -40,14 +40,14 @@ class Table:
     columns: tuple[str, ...]
     """F names."""
     source: str = "the table"
-    """Where it comes from, for messages."""
+    """Origin of the table, for messages."""
     sha256: str = ""
-    """Of the file's bytes, hexadecimal; empty where no file was read."""
+    """Of the file's bytes, hexadecimal; empty if no file was read."""
     base_price: float = 1.0
-    """Close before the first row, what returns are chained from (`note.resolve_base_price`); 1 where it is unknown."""
+    """Close before the first row, from which returns are chained (`metadata.resolve_base_price`); 1 if unknown."""
 
     def select(self, columns: Sequence[str]) -> FloatArray:
-        """The values of `columns`, [n, len(columns)], in their order. Raises DataError where one is not there."""
+        """Return the values of `columns`, [n, len(columns)], in this order. Raises DataError if one is missing."""
         missing = [name for name in columns if name not in self.columns]
         if missing:
             rest = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
@@ -64,10 +64,10 @@ def check_file(
     test_length: int = 50,
     columns: Sequence[str] = COLUMNS,
 ) -> list[Problem]:
-    """Find every kind of fault in the data file at `path`: an empty list says that it is as specified.
+    """Return every kind of fault in the data file at `path`; the list is empty if the file is valid.
 
     The file must hold `date` and `columns`, in this order and no others, and enough rows for the windows.
-    Faults of the same kind in the same column are one Problem, with the first rows and a count.
+    Faults of the same kind in the same column form one Problem, with the first rows and a count.
     """
     file = parse_csv(path)
     if isinstance(file, Problem):
@@ -95,9 +95,9 @@ def check_file(
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
     """Read `columns` of the data file at `path`; by default all its numeric columns, in the file's order.
 
-    Only these columns and `date` are checked, and they may stand anywhere. A column without a single number
-    is no numeric column. Prices out of order (a high below the close) are only warned of: they can be trained
-    on, and returns that are taken on four different prices look like that.
+    Only these columns and `date` are checked, and they may be anywhere in the file. A column without a single
+    number is not numeric. Prices out of order (a high below the close) only cause a warning: a model can be
+    trained on them, and returns relative to four different prices look like that.
 
     Raises DataError with the first problems.
     """
@@ -126,7 +126,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
 
 
 def _numeric_columns(file: CsvFile, path: str | Path) -> tuple[str, ...]:
-    """All columns but `date` and those of which every cell is text."""
+    """Return all columns except `date` and those in which every cell is text."""
     text = {column for column, cells in file.text.items() if len(cells.rows) == len(file.lines)}
     if text:
         names = ", ".join(file.header[column] for column in sorted(text)[:_SHOWN])

@@ -1,4 +1,4 @@
-"""The trading days after the last row of a data file: the days that a forecast of the future is for."""
+"""The trading days after the last row of a data file, for which a forecast is made."""
 
 import numpy as np
 import pandas as pd
@@ -23,24 +23,24 @@ Days = NDArray[np.datetime64]
 CALENDARS = ("nyse", "weekdays", "daily")
 
 UNSCHEDULED = 6
-"""Weekdays of two years on which the New York Stock Exchange may have been shut although no rule says so: four in
-September 2001, two of a storm in 2012, and one at the death of a president."""
+"""Number of unscheduled closures of the New York Stock Exchange to allow for in two years. There were four in September
+2001, two for a storm in 2012, and one at the death of a president."""
 
 FEWEST_ROWS = 120
-"""Rows from which on the dates of a file may tell an exchange: half a year, in which four to six holidays fall."""
+"""Smallest number of rows to infer the exchange from: half a year, which has four to six holidays."""
 
 
 class _NyseHolidays(AbstractHolidayCalendar):
     """Scheduled full-day closures of the New York Stock Exchange since 1998 (its rule 7.2).
 
-    They are those of federal holidays, without Columbus and Veterans Day and with Good Friday. A holiday on a Saturday
-    moves to the Friday and one on a Sunday to the Monday; but the exchange does not close on the last Friday of a year
-    for a New Year's Day on a Saturday. Closures that no rule foretells (mourning, storms) are not here.
+    They are the federal holidays without Columbus Day and Veterans Day, and Good Friday. A holiday on a Saturday moves
+    to the Friday, and one on a Sunday to the Monday; but the exchange does not close on the last Friday of a year for
+    a New Year's Day on a Saturday. Unscheduled closures (mourning, storms) are not included.
     """
 
-    rules = [  # noqa: RUF012 - declared so by pandas
+    rules = [  # noqa: RUF012 - as pandas declares it
         Holiday("New Year's Day", month=1, day=1, observance=sunday_to_monday),
-        # A public holiday since 1986, and one of the exchange since 1998.
+        # A public holiday since 1986, observed by the exchange since 1998.
         Holiday(
             "Martin Luther King Day",
             month=1,
@@ -51,7 +51,7 @@ class _NyseHolidays(AbstractHolidayCalendar):
         USPresidentsDay,
         GoodFriday,
         USMemorialDay,
-        # A public holiday since 2021, and one of the exchange since 2022.
+        # A public holiday since 2021, observed by the exchange since 2022.
         Holiday("Juneteenth", month=6, day=19, start_date=pd.Timestamp(2022, 1, 1), observance=nearest_workday),
         Holiday("Independence Day", month=7, day=4, observance=nearest_workday),
         USLaborDay,
@@ -61,21 +61,21 @@ class _NyseHolidays(AbstractHolidayCalendar):
 
 
 def nyse_holidays(first: np.datetime64, last: np.datetime64) -> Days:
-    """The days from `first` to `last`, both included, of which a rule of the exchange makes holidays, datetime64[D]."""
+    """Return the scheduled holidays of the exchange from `first` to `last`, both included, datetime64[D]."""
     days = _NyseHolidays().holidays(pd.Timestamp(first), pd.Timestamp(last))
     return np.asarray(days.to_numpy()).astype("datetime64[D]")
 
 
 def future_trading_days(dates: Days, count: int, calendar: str = "auto") -> Days:
-    """The next `count` trading days after the last of `dates`, datetime64[D] [count].
+    """Return the next `count` trading days after the last of `dates`, datetime64[D] [count].
 
     Args:
         dates: the days of the rows, [n], oldest first.
         count: how many days, at least 1.
-        calendar: `nyse` (New York Stock Exchange), `weekdays` (Monday to Friday), `daily` (every day), or `auto`, what
-            `calendar_of` says of `dates`.
+        calendar: `nyse` (New York Stock Exchange), `weekdays` (Monday to Friday), `daily` (every day), or `auto`, the
+            result of `calendar_of(dates)`.
 
-    Raises ConfigError for another calendar, ValueError where there are no dates or `count` is below 1.
+    Raises ConfigError for another calendar, ValueError if there are no dates or `count` is below 1.
     """
     if not len(dates) or count < 1:
         raise ValueError(f"{len(dates)} dates and a count of {count}: at least one of each is needed")
@@ -86,18 +86,18 @@ def future_trading_days(dates: Days, count: int, calendar: str = "auto") -> Days
     ahead = np.arange(1, count + 1)
     if calendar == "daily":
         return np.asarray(last + ahead)
-    # Holidays of as many calendar days as hold `count` trading days at the least, and two weeks more.
+    # The holidays of a period that holds at least `count` trading days, and of two weeks more.
     end = last + np.timedelta64(2 * count + 14, "D")
     holidays = nyse_holidays(last, end) if calendar == "nyse" else np.array([], dtype="datetime64[D]")
     return np.asarray(np.busday_offset(last, ahead, roll="backward", holidays=holidays))
 
 
 def calendar_of(dates: Days) -> str:
-    """Which calendar `dates` ([n], oldest first) look like.
+    """Return the calendar that `dates` ([n], oldest first) appear to follow.
 
-    `daily` if their last year holds at least half of its Saturdays and half of its Sundays. `nyse` if the last two
+    `daily` if the last year holds at least half of its Saturdays and half of its Sundays. `nyse` if the last two
     years hold at least `FEWEST_ROWS` days, none of them on a weekend or a holiday of the New York Stock Exchange, and
-    all other weekdays but `UNSCHEDULED`. Else `weekdays`.
+    lack at most `UNSCHEDULED` other weekdays. Otherwise `weekdays`.
     """
     dates = dates.astype("datetime64[D]")
     last = dates[-1]
@@ -113,6 +113,6 @@ def calendar_of(dates: Days) -> str:
 
 
 def _share_of(dates: Days, weekday: str) -> float:
-    """How many of the days named `weekday`, from the first to the last of `dates`, are among them; 0 if none is."""
+    """Return the share of the days named `weekday`, from first to last of `dates`, that `dates` holds; 0 if none."""
     there = np.count_nonzero(np.is_busday(dates, weekmask=weekday))
     return there / max(1, int(np.busday_count(dates[0], dates[-1] + 1, weekmask=weekday)))

@@ -1,7 +1,7 @@
-"""Batches of windows, cut on the training device out of a table that lies there as a whole.
+"""Batches of windows, cut on the training device from a table that is stored there as a whole.
 
-The production table is 3.3 MB and its windows, written out, 1.2 GB. So nothing but the table is kept: a
-strided view shows every window as one block of memory, and a batch is one gather of such blocks.
+The production table takes 3.3 MB, its windows, written out, 1.2 GB. So only the table is stored: in a strided
+view every window is one block of memory, and a batch is one gather of such blocks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,18 +20,18 @@ from pgat_fast.data.table import Table
 from pgat_fast.errors import ConfigError, DataError
 
 KNOWN_AHEAD = frozenset(COLUMNS) - frozenset(TARGETS)
-"""The columns whose future is known when a forecast is made: the sky and `time_delta`. No other one is."""
+"""The only columns whose future values are known when a forecast is made: the celestial ones and `time_delta`."""
 
 
 class Batch(NamedTuple):
-    """B windows of S days of history, the last L for the decoder too, and P days to forecast; all float32."""
+    """B windows of S days of history (the last L also for the decoder) and P days to forecast; all float32."""
 
     x_enc: Tensor
     """[B, S, F], scaled inputs."""
     x_mark_enc: Tensor
     """[B, S, M], calendar fractions."""
     x_dec: Tensor
-    """[B, L + P, F], the last L days of history, then what is known of the days to forecast."""
+    """[B, L + P, F], the last L days of history, then the days to forecast, 0 in columns that are unknown."""
     x_mark_dec: Tensor
     """[B, L + P, M]"""
     y: Tensor
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 class Windows:
-    """The windows of a split: window i has inputs from rows [i, i + S), targets from [i + S, i + S + P)."""
+    """The windows of a split: window i has inputs from rows [i, i + S) and targets from [i + S, i + S + P)."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class Windows:
         known_ahead: Tensor | None = None,
         first_row: int = 0,
     ) -> None:
-        """Keep the rows of one split: scaled `values` [n, F], `marks` [n, M], scaled `targets` [n, c_out].
+        """Store the rows of one split: scaled `values` [n, F], `marks` [n, M], scaled `targets` [n, c_out].
 
-        `known_ahead` (bool, [F]) says which columns the decoder sees of the days to forecast; None is none.
-        The others are 0 there. `first_row` is the row of the whole table where the split begins.
+        `known_ahead` (bool, [F]) marks the columns that the decoder receives for the days to forecast; None is
+        none. The others are 0 there. `first_row` is the row of the whole table where the split begins.
 
-        Raises ValueError for lengths that do not fit each other or the rows.
+        Raises ValueError for lengths that do not fit each other or the number of rows.
         """
         rows = len(values)
         self.count = count_windows(rows, seq_len, pred_len)
@@ -84,17 +84,17 @@ class Windows:
         return self.count
 
     def batch(self, indices: Tensor) -> Batch:
-        """Gather the windows `indices` (int64, [B], on any device) into tensors that no later call writes to.
+        """Gather the windows `indices` (int64, [B], on any device) into tensors that later calls do not overwrite.
 
-        Raises IndexError for a window that does not exist if `indices` are on the CPU; on another device
-        looking would mean waiting for it, so that the device itself reports the fault.
+        Raises IndexError for a window that does not exist if `indices` are on the CPU. On another device this
+        check would synchronize with it, so the device itself reports the fault.
         """
-        # index_select refuses such indices too, without saying how many windows there are.
+        # index_select rejects such indices too, but its message does not give the number of windows.
         if indices.device.type == "cpu" and len(indices):
             first, last = (int(bound) for bound in indices.aminmax())
             if first < 0 or last >= self.count:
                 raise IndexError(f"window {first if first < 0 else last} does not exist: there are {self.count}")
-        # A copy to the device may overlap with its work; one from the device must not.
+        # A copy to the GPU may be asynchronous; a copy to the CPU must be complete before it is used.
         indices = indices.to(self.values.device, non_blocking=self.values.is_cuda)
         x_dec = _gather(self._x_dec, indices, self.values.shape[1])
         future = x_dec[:, self.label_len :]
@@ -112,7 +112,7 @@ class Windows:
 
 
 def _blocks(table: Tensor, start: int, steps: int, count: int) -> Tensor:
-    """View [count, steps * width] of a table [rows, width]: line i is rows start + i to start + i + steps."""
+    """Return a view [count, steps * width] of a table [rows, width]: line i is rows [start + i, start + i + steps)."""
     width = table.shape[1]
     return table[start:].as_strided((count, steps * width), (width, 1))
 
@@ -122,7 +122,7 @@ def _gather(blocks: Tensor, indices: Tensor, width: int) -> Tensor:
 
 
 class Splits(NamedTuple):
-    """The windows of the three splits, and the scalers that were fitted on the training rows."""
+    """The windows of the three splits, and the scalers fitted on the training rows."""
 
     train: Windows
     validation: Windows
@@ -150,12 +150,12 @@ def prepare(
 ) -> Splits:
     """Scale `table` by its training rows and put the windows of the three splits on `device`.
 
-    `inputs` are all columns by default. With `decoder_future` `known`, the decoder sees of the days to
-    forecast the columns of `KNOWN_AHEAD` that are no target; with `zeros`, nothing. `enc_in` and `dec_in`,
-    where given, must be the number of inputs. Only the last `used_rows` rows belong to a split; None is all.
+    `inputs` are all columns by default. With `decoder_future` `known`, the decoder receives, for the days to
+    forecast, the columns of `KNOWN_AHEAD` that are not targets; with `zeros`, none. `enc_in` and `dec_in`, if
+    given, must equal the number of inputs. Only the last `used_rows` rows are split; None is all.
 
-    Raises ConfigError for settings that contradict each other or the table, DataError for too few rows, for a
-    column that is not there and for values that float32 cannot hold once scaled.
+    Raises ConfigError for settings that contradict each other or the table, DataError for too few rows, a
+    missing column, or values that float32 cannot hold after scaling.
     """
     inputs = table.columns if inputs is None else tuple(inputs)
     for name, width in (("enc_in", enc_in), ("dec_in", dec_in)):
@@ -214,20 +214,20 @@ def window_ahead(
     decoder_future: str = "zeros",
     device: torch.device | str = "cpu",
 ) -> Batch:
-    """The window behind the last row of `table`, for a forecast of the days of `future`: a batch of one.
+    """Return the window after the last row of `table`, to forecast the days of `future`: a batch of one.
 
-    It is the window that `prepare` would cut if these days were rows, but its `y` is zero. `scaler` is that of the
-    inputs. The columns of `future` are those that are known ahead of time; with `decoder_future` `known` it must hold
-    all of `known_ahead(scaler.columns, targets)`, with `zeros` it needs none.
+    It equals the window that `prepare` would cut if these days were rows, except that its `y` is zero. `scaler` is
+    the scaler of the inputs. `future` holds columns that are known ahead: with `decoder_future` `known`, it must hold
+    all of `known_ahead(scaler.columns, targets)`; with `zeros`, it needs none.
 
-    Raises DataError for fewer than `seq_len` rows, a column that is not there, values that float32 cannot hold.
+    Raises DataError for fewer than `seq_len` rows, a missing column, or values that float32 cannot hold.
     """
     if len(table.values) < seq_len:
         raise DataError(
             f"{table.source}: {len(table.values)} rows are too few: the model reads the last {seq_len} (model.seq_len)"
         )
     known = known_ahead(scaler.columns, targets) if decoder_future == "known" else None
-    # What is not known ahead is hidden from the decoder: the mean stands in, which is zero once scaled.
+    # Columns that are not known ahead get their mean, which is zero after scaling.
     ahead = np.tile(scaler.mean, (len(future.dates), 1))
     for column, name in enumerate(scaler.columns):
         if known is not None and known[column]:
@@ -248,18 +248,18 @@ def window_ahead(
 
 
 def known_ahead(inputs: Sequence[str], targets: Sequence[str]) -> Tensor:
-    """Which of `inputs` are known of the days to forecast: those of `KNOWN_AHEAD` that are no target; bool, [F]."""
+    """Return a mask of the `inputs` known ahead: the columns of `KNOWN_AHEAD` that are not targets; bool, [F]."""
     return torch.tensor([name in KNOWN_AHEAD and name not in targets for name in inputs])
 
 
 def _scale(table: Table, columns: Sequence[str], training_rows: range) -> tuple[Scaler, Tensor]:
-    """Fit a scaler on the training rows of `columns`, and scale all rows: [n, len(columns)], float32."""
+    """Fit a scaler on the training rows of `columns` and scale all rows: [n, len(columns)], float32."""
     scaler = Scaler.fit(table.select(columns)[training_rows.start : training_rows.stop], columns)
     return scaler, _to_scaled(table, scaler)
 
 
 def _to_scaled(table: Table, scaler: Scaler) -> Tensor:
-    """The columns of `scaler`, scaled by it: [n, F], float32."""
+    """Return the columns of `scaler`, scaled by it: [n, F], float32."""
     values = table.select(scaler.columns)
     with np.errstate(over="ignore"):
         scaled = scaler.transform(values).astype(np.float32)
@@ -274,10 +274,10 @@ def _to_scaled(table: Table, scaler: Scaler) -> Tensor:
 
 
 def sample_order(n_windows: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of the windows, int64 [n_windows] on the CPU, that depends on `seed` and `epoch` alone.
+    """Return a permutation of the windows, int64 [n_windows] on the CPU, that depends only on `seed` and `epoch`.
 
-    The order of random 64-bit keys. They come from numpy's Philox generator, whose stream is the same on
-    every platform and in every version; those of the shuffling functions of numpy and torch are not promised.
+    The permutation sorts random 64-bit keys from numpy's Philox generator, whose stream is the same on every
+    platform and in every version. The shuffling functions of numpy and torch do not guarantee this.
     """
     keys = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n_windows)
     return torch.from_numpy(np.argsort(keys, kind="stable").astype(np.int64))
@@ -292,10 +292,10 @@ def batch_indices(
     drop_last: bool,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """The indices of each batch, int64 [batch_size]; the last may be shorter, or `drop_last` leaves it out.
+    """Return an iterator over the indices of each batch, int64 [batch_size].
 
-    In the order of `sample_order`, or without `seed` in that of time. Raises DataError where no batch would
-    be left.
+    The last batch may be shorter; `drop_last` leaves a shorter one out. The order is that of `sample_order`, or
+    chronological without `seed`. Raises DataError if no batch would be left.
     """
     if drop_last and n_windows < batch_size:
         raise DataError(
@@ -308,7 +308,7 @@ def batch_indices(
 
 
 def example(model: ModelConfig, batch: int) -> Batch:
-    """`batch` windows of random numbers with the shapes that `model` wants."""
+    """Return `batch` windows of random numbers with the shapes that `model` expects."""
     history, steps = model.seq_len, model.label_len + model.pred_len
     marks = len(CELLS) if model.freq == "t" else len(CELLS) - 1
     return Batch(

@@ -18,7 +18,7 @@ LEVELS = ("debug", "info", "warning", "error", "off")
 
 
 class JsonlLogger:
-    """Append lines of JSON to a file.
+    """Logger that appends lines of JSON to a file.
 
     No method raises. The first failure is logged on `pgat_fast.monitoring`, and every further line is tried, so that
     writing continues once the cause is gone. `lost` counts the lines that could not be written; `close` logs it.

@@ -1,4 +1,4 @@
-"""Memory of this process, the system and a GPU, and the limits that a run sets itself. All in GiB, 2^30 bytes."""
+"""Memory of this process, the system and a GPU, and the limits of a run. All in GiB, 2^30 bytes."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ logger = logging.getLogger("pgat_fast.monitoring")
 
 GIB = 2**30
 NEAR = 0.9
-"""The share of a limit at which a run warns."""
+"""Share of a limit at which a run warns."""
 MEMORY_LIMIT, DEVICE_MEMORY_LIMIT = "run.memory_limit_gb", "run.device_memory_limit_gb"
 """The settings that hold the limits."""
 
@@ -30,30 +30,30 @@ _LOWER = (
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryReading:
-    """Memory at one moment, in GiB; None where the system does not tell. A line of memory.jsonl holds these fields."""
+    """Memory at one moment, in GiB; None if it cannot be read. A line of memory.jsonl holds these fields."""
 
     process_gib: float | None = None
     """Resident memory of this process."""
     process_peak_gib: float | None = None
-    """The highest it has been."""
+    """Peak of the resident memory."""
     system_available_gib: float | None = None
-    """What the machine could still give without swapping; a container's own limit does not show here."""
+    """Memory that the machine can still provide without swapping; ignores the limit of a container."""
     system_used_percent: float | None = None
     device_allocated_gib: float | None = None
-    """GPU memory in tensors."""
+    """GPU memory of tensors."""
     device_reserved_gib: float | None = None
-    """GPU memory that torch holds, caches included."""
+    """GPU memory reserved by torch, including its cache."""
     device_peak_allocated_gib: float | None = None
     device_peak_reserved_gib: float | None = None
     device_total_gib: float | None = None
     device_percent: float | None = None
-    """Share of the GPU's memory that is in use, by all processes."""
+    """Percentage of the GPU's memory that all processes use."""
     allocation_retries: int | None = None
-    """How often torch had to empty its cache to find memory."""
+    """Number of times that torch emptied its cache to find memory."""
     out_of_memory_count: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name; those of a GPU only where there is one."""
+        """Return the fields by name; those of a GPU only if there is one."""
         fields = asdict(self)
         if self.device_allocated_gib is not None:
             return fields
@@ -61,15 +61,15 @@ class MemoryReading:
 
 
 def read_memory(device: torch.device, *, baseline_gib: float = 0.0, system: bool = True) -> MemoryReading:
-    """Read the memory of this process and, if it is a CUDA device, of `device`, without waiting for the device.
+    """Read the memory of this process and, if it is a CUDA device, of `device`, without synchronizing it.
 
-    Never raises for a figure that cannot be had: that field is None.
+    A value that cannot be read is None; this raises no exception.
 
     Args:
         device: where the model computes.
-        baseline_gib: a peak of the process that is not to count: it was reached before what is watched began. Until
-            the process rises above it, `process_peak_gib` is what the process holds now.
-        system: read also what `check_limits` does not need, at several times the cost.
+        baseline_gib: an earlier peak of the process, which does not count. Until the process exceeds it,
+            `process_peak_gib` is the current memory.
+        system: also read values that `check_limits` does not need, at several times the cost.
     """
     fields: dict[str, Any] = {}
     try:
@@ -89,10 +89,10 @@ def read_memory(device: torch.device, *, baseline_gib: float = 0.0, system: bool
 
 
 def process_memory() -> tuple[float, float]:
-    """Resident memory of this process in GiB: now, and at its highest. Raises OSError or psutil.Error.
+    """Return the resident memory of this process in GiB, current and peak. Raises OSError or psutil.Error.
 
-    On Linux both come from /proc/self/status. `ru_maxrss` would not do there: a program inherits the peak of the one
-    that started it, so that a run started from a large notebook would seem as large.
+    On Linux both come from /proc/self/status. `ru_maxrss` is unsuitable there: a process inherits the peak of its
+    parent, so that a run started from a large notebook would seem as large.
     """
     if sys.platform == "linux":
         with open("/proc/self/status", "rb", buffering=0) as file:
@@ -104,7 +104,7 @@ def process_memory() -> tuple[float, float]:
     if sys.platform == "win32":
         peak = info.peak_wset
     else:
-        import resource  # Windows has none
+        import resource  # not available on Windows
 
         in_bytes = sys.platform == "darwin"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if in_bytes else 1024)
@@ -112,9 +112,9 @@ def process_memory() -> tuple[float, float]:
 
 
 def free_memory(limit_gb: float | None = None) -> int:
-    """Return the bytes that this process can still take: of the machine, its container and `limit_gb`.
+    """Return the bytes that this process can still allocate on the machine, in its container and below `limit_gb`.
 
-    `limit_gb` is `run.memory_limit_gb`: GiB of the process.
+    `limit_gb` is `run.memory_limit_gb`, in GiB of the process.
     """
     held = process_memory()[0]
     free = psutil.virtual_memory().available / GIB
@@ -126,7 +126,7 @@ def free_memory(limit_gb: float | None = None) -> int:
 
 
 def _device_fields(device: torch.device, system: bool) -> dict[str, Any]:
-    """What the allocator of torch counts, on the host, and with `system` what the driver says of the whole device."""
+    """Return the counters of torch's allocator, kept on the host, and with `system` the driver's for the whole GPU."""
     stats = torch.cuda.memory_stats_as_nested_dict(device)
 
     def gib(name: str, moment: str) -> float:
@@ -156,26 +156,26 @@ LimitLevel = Literal["ok", "near", "over"]
 
 @dataclass(frozen=True)
 class LimitState:
-    """How close a run is to the limits it has."""
+    """State of the memory limits of a run."""
 
     levels: Mapping[str, LimitLevel] = field(default_factory=dict)
-    """Setting -> level, of the limits that are set."""
+    """Setting -> level, for the limits that are set."""
     message: str = ""
-    """A sentence for every limit that is near or over."""
+    """One sentence for every limit that is near or over."""
 
     @property
     def level(self) -> LimitLevel:
-        """The worst of `levels`; `ok` where no limit is set."""
+        """The worst of `levels`; `ok` if no limit is set."""
         return "over" if self.over else "near" if self.near else "ok"
 
     @property
     def near(self) -> bool:
-        """Whether 90 % of a limit is reached, or more."""
+        """Whether at least 90 % of a limit is reached."""
         return any(level != "ok" for level in self.levels.values())
 
     @property
     def over(self) -> bool:
-        """Whether all of a limit is reached."""
+        """Whether a limit is reached in full."""
         return "over" in self.levels.values()
 
 
@@ -184,7 +184,7 @@ def check_limits(
 ) -> LimitState:
     """Compare the peaks of `reading` with the limits, in GiB; None is no limit.
 
-    The peaks, because a step frees most of what it used before it ends. A peak that could not be read is not compared.
+    Peaks are compared because a step frees most of its memory before it ends. A peak that could not be read is skipped.
     """
     levels: dict[str, LimitLevel] = {}
     sentences = []
@@ -203,7 +203,7 @@ def check_limits(
 
 
 def release_caches() -> None:
-    """Give back what nothing uses: Python's cycles, torch's cached GPU memory, free pages of the C library."""
+    """Release unused memory: Python's reference cycles, torch's cached GPU memory, free pages of the C library."""
     gc.collect()
     if torch.cuda.is_initialized():
         try:

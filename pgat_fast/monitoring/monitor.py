@@ -30,7 +30,7 @@ Progress = tuple[str, int | None, int | None, Sequence[int] | None]
 
 
 class Monitor:
-    """Write metrics and memory of one run, and check its memory limits. A context manager that closes the files.
+    """Writer of metrics and memory of one run that checks its memory limits. A context manager that closes the files.
 
     No method raises: a failure to read or write is logged once on `pgat_fast.monitoring`, and the run continues.
     Between two lines the device is not synchronized.

@@ -1,4 +1,4 @@
-"""Numbers for TensorBoard, where it is installed."""
+"""Scalars for TensorBoard, if it is installed."""
 
 import logging
 import math
@@ -12,22 +12,22 @@ logger = logging.getLogger("pgat_fast.monitoring")
 
 
 class TensorBoard:
-    """Writes numbers into a folder of event files. Once made, it never raises: after an error it writes no more."""
+    """Writer of scalars to a folder of event files. After construction it never raises: an error ends the writing."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ConfigError where TensorBoard is not installed. Makes no file before the first number."""
+        """Raise ConfigError if TensorBoard is not installed. No file is created before the first number."""
         self._writer_class = writer_class()
         self._folder = folder
         self._writer: Any = None
         self._off = False
 
     def add(self, group: str, step: int, values: Mapping[str, Any]) -> None:
-        """Add every finite number of `values` as `group/name` at `step`; leaves out what is no number."""
+        """Add every finite number of `values` as `group/name` at `step`; skip other values."""
         if self._off:
             return
         try:
             if self._writer is None:
-                # Hides what an earlier process of the run wrote of steps that are done again.
+                # Hides what an earlier process of the run wrote for steps that are repeated.
                 self._writer = self._writer_class(str(self._folder), purge_step=step)
             for name, value in values.items():
                 if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -36,7 +36,7 @@ class TensorBoard:
             self._give_up(error)
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Write buffered values and close the files."""
         if self._off or self._writer is None:
             return
         try:
@@ -54,7 +54,7 @@ class TensorBoard:
 
 
 def writer_class() -> Any:
-    """`SummaryWriter` of torch; raises ConfigError where TensorBoard is not installed, or does not load."""
+    """Return `SummaryWriter` of torch. Raises ConfigError if TensorBoard is not installed or does not load."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

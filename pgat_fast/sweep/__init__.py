@@ -1,1 +1,1 @@
-"""Many small runs beside one large one: configurations and seeds, on the devices at hand or in any queue."""
+"""Sweeps: many runs over settings and seeds, on the devices of this machine or through any queue."""

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: every combination of the settings of a grid, with every seed, each a run of its own."""
+"""Jobs of a sweep: one run for every combination of a grid of settings, with every seed."""
 
 import csv
 import hashlib
@@ -19,26 +19,26 @@ from pgat_fast.training.run_folder import has_checkpoints, run_folders
 from pgat_fast.utils.io import write_atomically
 
 RUNS: Final = "runs"
-"""Where in the folder of a sweep its runs lie."""
+"""Folder of the runs, within that of the sweep."""
 JOBS: Final = "jobs.csv"
 COMMANDS: Final = "commands.txt"
 CONFIG: Final = "config.yaml"
 _OWN: Final = {"run.name": "jobs have names of their own", "run.output": "choose --out", "training.seed": "use --seeds"}
-"""Settings that a grid cannot have -> what to do."""
+"""Settings that a grid cannot contain -> advice for the error message."""
 _LONGEST: Final = 100
-"""Characters of a job's name, before what makes it unique."""
+"""Maximum number of characters of a job's name, without the hash that makes it unique."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run. `settings` are those of the grid, as they were given: key, value."""
+    """One run of a sweep. `settings` are the (key, value) pairs of the grid, as given."""
 
     settings: tuple[tuple[str, str], ...]
     seed: int
 
     @property
     def name(self) -> str:
-        """Of its run: readable, and another one for every other job."""
+        """Name of the run: readable and unique."""
         words = "-".join([*(f"{key}-{value}" for key, value in self.settings), f"seed-{self.seed}"])
         plain = re.sub(r"[^\w.-]", "_", words)
         if plain == words and len(plain) <= _LONGEST:
@@ -46,26 +46,26 @@ class Job:
         return f"{plain[:_LONGEST]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
     def overrides(self, folder: Path) -> list[str]:
-        """What the configuration of the sweep in `folder` becomes for this job."""
+        """Return the settings of this job that replace those of the configuration of the sweep in `folder`."""
         given = [f"{key}={value}" for key, value in self.settings]
         output = json.dumps(str(folder / RUNS))
         return [*given, f"training.seed={self.seed}", f"run.name={self.name}", f"run.output={output}"]
 
     def arguments(self, folder: Path) -> list[str]:
-        """Of `pgat-fast`. Called again, it goes on where it was stopped, or says that nothing is to be done."""
+        """Return the arguments for `pgat-fast`. A second call resumes the run, or reports that it is complete."""
         return ["train", "--config", str(folder / CONFIG), "--set", *self.overrides(folder), "--resume", "--quiet"]
 
     def folder(self, sweep: Path) -> Path:
-        """Of its run: the newest that has saved anything, for one that was stopped before that is begun anew."""
+        """Return the folder of the newest run with a checkpoint, because a run stopped before its first starts anew."""
         found = [folder for folder in run_folders(sweep / RUNS, self.name) if has_checkpoints(folder)]
         return found[0] if found else sweep / RUNS / self.name
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Read `KEY=VALUE,VALUE,...`; a comma within brackets belongs to a value.
+    """Parse `KEY=VALUE,VALUE,...`; a comma within brackets belongs to a value.
 
-    Raises ConfigError, which names what is wrong, for a text without values, and for a key that comes twice or that
-    every job has a value of its own for.
+    Raises ConfigError, with the cause, for a text without values, a key that is given twice, and a key that every job
+    sets itself.
     """
     grid: dict[str, list[str]] = {}
     for text in texts:
@@ -87,9 +87,9 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def jobs_of(config: Config, grid: dict[str, list[str]], seeds: int) -> list[Job]:
-    """Every combination with the seeds from that of `config` on.
+    """Return a job for every combination and each of `seeds` seeds, counted from that of `config`.
 
-    Raises ConfigError where one of them is no configuration, before anything runs.
+    Raises ConfigError if a combination is not a valid configuration, before anything runs.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}: at least 1 is needed")
@@ -108,11 +108,11 @@ def jobs_of(config: Config, grid: dict[str, list[str]], seeds: int) -> list[Job]
 
 
 def write_jobs(folder: Path, config: Config, jobs: Sequence[Job]) -> list[Job]:
-    """Write what is to be done into `folder`: the configuration, `jobs.csv`, and `commands.txt` with a job a line.
+    """Write the configuration, `jobs.csv`, and `commands.txt` with one job per line into `folder`; return all jobs.
 
-    Jobs that are there stay where they are, new ones follow: a queue may be at work on the lines. Returns all of them.
+    Existing jobs keep their lines and new ones follow, because a queue may be using the line numbers.
 
-    Raises ConfigError where the folder has a sweep of another configuration, or over other settings.
+    Raises ConfigError if the folder holds a sweep of another configuration, or over other settings.
     """
     written = folder / CONFIG
     if written.exists() and load_config(written) != config:
@@ -127,7 +127,7 @@ def write_jobs(folder: Path, config: Config, jobs: Sequence[Job]) -> list[Job]:
     writer.writerow(["job", *keys, "training.seed"])
     for job in jobs:
         writer.writerow([job.name, *(value for _, value in job.settings), job.seed])
-    here = shlex.quote(os.getcwd())  # paths of the configuration begin here
+    here = shlex.quote(os.getcwd())  # paths in the configuration are relative to it
     commands = [f"cd {here} && {shlex.join(['pgat-fast', *job.arguments(folder)])}" for job in jobs]
     write_atomically(written, dump_config(config).encode())
     write_atomically(folder / JOBS, rows.getvalue().encode())
@@ -136,7 +136,7 @@ def write_jobs(folder: Path, config: Config, jobs: Sequence[Job]) -> list[Job]:
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """What `write_jobs` wrote. Raises ConfigError where `folder` holds no sweep."""
+    """Return the jobs that `write_jobs` wrote. Raises ConfigError if `folder` holds no sweep."""
     try:
         with (folder / JOBS).open(newline="") as file:
             head, *rows = csv.reader(file)
@@ -147,5 +147,5 @@ def read_jobs(folder: Path) -> list[Job]:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether `write_jobs` has written into it."""
+    """Return whether `folder` holds a sweep that `write_jobs` wrote."""
     return (folder / JOBS).is_file()

@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep as processes of their own, as many at a time as the machine has devices for."""
+"""Execution of the jobs of a sweep in separate processes, as many at a time as the devices of the machine allow."""
 
 import logging
 import os
@@ -23,21 +23,21 @@ logger = logging.getLogger(__name__)
 LOGS: Final = "logs"
 POLL_SECONDS: Final = 0.1
 STOP_SECONDS: Final = 60.0
-"""That a job has to save a checkpoint and end, once it is told to."""
+"""Seconds for a job to save a checkpoint and exit after SIGTERM."""
 
 
 class Place(NamedTuple):
-    """Where one job at a time runs."""
+    """Slot for one job at a time, with the environment variables of its process."""
 
     name: str
     environment: Mapping[str, str]
 
 
 def places(device: str, at_once: int | None) -> list[Place]:
-    """One for every GPU, or `at_once` for each; on a CPU `at_once`, by default one for every two cores.
+    """Return one place for every GPU, or `at_once` for each; on a CPU `at_once`, by default one for every two cores.
 
     Args:
-        device: `run.device`; `cuda:1` is that GPU alone.
+        device: `run.device`; `cuda:1` uses that GPU alone.
         at_once: jobs at a time, on each GPU or on the CPU.
     """
     if at_once is not None and at_once < 1:
@@ -62,16 +62,16 @@ class _Running(NamedTuple):
     place: Place
     process: subprocess.Popen[bytes]
     log_began: int
-    """Bytes that earlier attempts have written."""
+    """Size in bytes of the log when the process started: the output of earlier attempts."""
 
 
 def run_jobs(
     folder: Path, jobs: Sequence[Job], where: Sequence[Place], *, stop: Stop | None = None, progress: bool = True
 ) -> dict[str, str]:
-    """Run all of them; returns name -> what went wrong, of those that failed. The others go on.
+    """Run all jobs; return the name and the cause of each failure. The other jobs continue.
 
-    What a job says is in `logs/NAME.log`. Whatever ends it early, such as StopRequested, tells the
-    jobs under way to save a checkpoint first, and waits for that.
+    The output of a job is in `logs/NAME.log`. An exception that ends the call early, such as StopRequested, first
+    makes the running jobs save a checkpoint and waits for them.
     """
     stop = stop or Stop()
     waiting, free, running = list(jobs), list(where), list[_Running]()
@@ -109,7 +109,7 @@ def _log(folder: Path, job: Job) -> Path:
 def _start(folder: Path, job: Job, place: Place) -> _Running:
     command = [sys.executable, "-m", "pgat_fast", *job.arguments(folder)]
     with _log(folder, job).open("ab") as log:
-        # In a session of its own: a Ctrl-C is for this process, which tells the others.
+        # In its own session, so that Ctrl-C only reaches this process, which then stops the jobs.
         began = os.fstat(log.fileno()).st_size
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -119,7 +119,7 @@ def _start(folder: Path, job: Job, place: Place) -> _Running:
 
 
 def _stop(running: Sequence[_Running]) -> None:
-    """Have all of them save and end; those that do not in time are killed."""
+    """Make all running jobs save a checkpoint and exit; kill those that do not exit in time."""
     for one in running:
         if one.process.poll() is None:
             one.process.send_signal(signal.SIGTERM)
@@ -132,7 +132,7 @@ def _stop(running: Sequence[_Running]) -> None:
 
 
 def _failure(folder: Path, one: _Running) -> str:
-    """Its exit status, and the last line that it wrote."""
+    """Return the exit status of a job and the last line of its output."""
     log = _log(folder, one.job)
     said_now = log.read_bytes()[one.log_began :].decode(errors="replace")
     lines = [line for line in said_now.splitlines() if line.strip()]

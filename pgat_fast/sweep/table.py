@@ -1,4 +1,4 @@
-"""What a sweep has come to: a line for every job, and the mean and spread over seeds of every point of the grid."""
+"""Results of a sweep: one row per job, and the mean and spread over seeds for every point of the grid."""
 
 import json
 import statistics
@@ -18,11 +18,11 @@ RESULTS: Final = "results.csv"
 SUMMARY: Final = "summary.json"
 NOT_RUN: Final = "not run"
 MEASURES: Final = ("best_validation_loss", "test_rmse", "test_mae", "training_seconds")
-"""Of every finished job; errors are in scaled units."""
+"""Measures of every finished job; errors are in scaled units."""
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The results of a run that has come to its end; None of one that has not."""
+    """Return the results of a run, None if it is not finished."""
     path = folder / "results.json"
     if read_status(folder).get("state") != "finished" or not path.is_file():
         return None
@@ -31,7 +31,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def collect(folder: Path, jobs: Sequence[Job]) -> pd.DataFrame:
-    """A row a job: the settings of the grid, seed, `state`, `MEASURES`, and the skill against each baseline."""
+    """Return one row per job: the settings of the grid, seed, `state`, `MEASURES`, skill against each baseline."""
     rows = []
     for job in jobs:
         row: dict[str, Any] = {"job": job.name, **dict(job.settings), "seed": job.seed}
@@ -49,10 +49,11 @@ def collect(folder: Path, jobs: Sequence[Job]) -> pd.DataFrame:
 
 
 def summarize(folder: Path, jobs: Sequence[Job], found: pd.DataFrame) -> list[dict[str, Any]]:
-    """A record for each point of the grid, the one with the best validation loss first; `found` is by `collect`.
+    """Return a record for each point of the grid, best validation loss first; `found` is the result of `collect`.
 
-    `settings`; `seeds` that are finished, of `asked`; of every measure and skill `mean` and `spread` (the standard
-    deviation over seeds, None of one); `ensemble`, see `ensemble_skill`. A point without finished seeds comes last.
+    Keys: `settings`; `seeds`, the number finished of `asked`; `measures`, with the `mean` and `spread` of every measure
+    and skill (standard deviation over seeds, None for one seed); `ensemble`, see `ensemble_skill`. Points without
+    finished seeds come last.
     """
     points: dict[tuple[tuple[str, str], ...], list[Job]] = {}
     for job in jobs:
@@ -87,9 +88,9 @@ def _loss(record: dict[str, Any]) -> float:
 
 
 def best_members(folder: Path, jobs: Sequence[Job]) -> list[Path]:
-    """The finished runs of the point of the grid with the best mean validation loss.
+    """Return the folders of the finished runs at the point of the grid with the best mean validation loss.
 
-    Raises ConfigError where no job is finished.
+    Raises ConfigError if no job is finished.
     """
     found = collect(folder, jobs)
     best, done = summarize(folder, jobs, found)[0], set(found["job"][found["state"] == "finished"])
@@ -101,9 +102,9 @@ def best_members(folder: Path, jobs: Sequence[Job]) -> list[Path]:
 
 
 def ensemble_skill(members: Sequence[Path]) -> dict[str, Any]:
-    """How good the mean of the members' test forecasts is, beside the naive baselines: scaled `rmse` and `skill`.
+    """Return the scaled `rmse` of the mean of the members' test forecasts, and its `skill` against naive baselines.
 
-    The runs differ by their seed alone, so that their test windows are the same.
+    The runs differ only in their seed, so that their test windows are the same.
     """
     from pgat_fast.forecasting.run import load_run
 
@@ -121,7 +122,7 @@ def ensemble_skill(members: Sequence[Path]) -> dict[str, Any]:
 
 
 def write_results(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Write `results.csv` (a line a job) and `summary.json` into `folder`; returns what `summarize` gives."""
+    """Write `results.csv` (one line per job) and `summary.json` into `folder`; return the result of `summarize`."""
     found = collect(folder, jobs)
     records = summarize(folder, jobs, found)
     content = found.to_csv(index=False, lineterminator="\n")
@@ -131,7 +132,7 @@ def write_results(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def as_text(records: Sequence[dict[str, Any]]) -> str:
-    """The summary for people, the best point first."""
+    """Return the summary as a text table, best point first."""
     from pgat_fast.utils.table import format_columns
 
     skills = sorted({name for record in records for name in record["measures"] if name.startswith("skill_")})

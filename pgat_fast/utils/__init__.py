@@ -1,1 +1,1 @@
-"""What every part uses: files, tables of text, the machine."""
+"""Utilities shared by all packages: files, text tables, devices and the machine."""

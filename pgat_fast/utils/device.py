@@ -1,4 +1,4 @@
-"""Which device a run uses."""
+"""Selection of the device of a run."""
 
 import torch
 
@@ -6,7 +6,7 @@ from pgat_fast.errors import BackendError
 
 
 def resolve_device(device: str) -> torch.device:
-    """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`; raises BackendError for one that is not there."""
+    """Return the torch device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises BackendError if it does not exist."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolved = torch.device(device)

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a crash, never sees half of one."""
+"""Atomic file writes: no reader finds a partial file, not even after a crash."""
 
 import errno
 import json
@@ -9,14 +9,14 @@ from typing import Any, Final
 
 _TEMPORARY: Final = re.compile(r"\..+\.([0-9]{1,10})\.tmp", re.DOTALL)
 _CLOCKS: Final = 1.0
-"""Seconds by which the start of a process and the time of a file that it wrote later may seem swapped."""
+"""Tolerance in seconds when the start of a process is compared with the time of a file it wrote later."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` under a temporary name beside `path`, sync it to disk, rename it, sync the folder.
 
-    Makes missing folders. Raises OSError where that fails; `path` then holds what it held before, or, where nothing
-    but the last sync failed, `content`. A killed process leaves the temporary file, `.NAME.PID.tmp`.
+    Creates missing folders. Raises OSError on failure; `path` then has its previous content, or `content` if only the
+    last sync failed. A killed process leaves the temporary file, `.NAME.PID.tmp`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -32,19 +32,19 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON that any parser reads: NaN and infinities raise ValueError."""
+    """Write `content` atomically as standard JSON. NaN and infinities raise ValueError."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def temporary_name(path: Path) -> Path:
-    """Where this process writes what is to become `path`: beside it, hidden, with the number of the process."""
+    """Return the temporary path that this process renames to `path`: beside it, hidden, with the process id."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def is_orphan(path: Path) -> bool:
-    """Whether `path` has a `temporary_name` of a process of this machine that has ended.
+    """Return whether `path` is a `temporary_name` of a process of this machine that has ended.
 
-    Numbers of processes are used again: what is older than the process that has its number now is an orphan too.
+    Process ids are reused: a file older than the process that has its id now is an orphan too.
     """
     match = _TEMPORARY.fullmatch(path.name)
     if match is None:
@@ -62,8 +62,8 @@ def is_orphan(path: Path) -> bool:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in the folder `path` survive a power cut, where the file system can do that."""
-    if os.name == "nt":  # Windows opens no folders
+    """Sync the names in the folder `path` to disk, so that they survive a power cut, if the file system can."""
+    if os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

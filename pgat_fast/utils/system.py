@@ -21,7 +21,7 @@ _OPTIONAL = {
     "skyfield-data": ("data", "the ephemeris of `pgat-fast data build`"),
     "great-tables": ("data", "the S&P 500 prices of `pgat-fast data build`"),
 }
-"""Package -> the extra of pgat-fast that installs it, what it is for."""
+"""Package -> the extra of pgat-fast that installs it, and its purpose."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -133,7 +133,7 @@ def container_memory_limit(root: Path = _CGROUP) -> int | None:
 def _cuda() -> dict[str, Any]:
     import torch
 
-    # mypy only knows the value of the build that it reads.
+    # Annotated, because mypy takes the value of the installed build.
     built: str | None = torch.version.cuda
     if not torch.cuda.is_available():
         reason = "this build of torch has no CUDA" if built is None else "torch finds no GPU, or no driver for one"

@@ -1,4 +1,4 @@
-"""`pgat-fast checkpoint verify`, `export` and `import`, as a user calls them."""
+"""The commands `pgat-fast checkpoint verify`, `export` and `import`."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -30,14 +30,14 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_every_good_checkpoint_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_lists_good_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = run / "checkpoints"
     for path, steps in ((run, (1, 2)), (root, (1, 2)), (root / name_of(2), (2,))):
         assert main(["checkpoint", "verify", str(path)]) == 0
         assert capsys.readouterr().out == "".join(f"{root / name_of(step)}: OK\n" for step in steps)
 
 
-def test_every_fault_is_told_and_the_exit_code_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_prints_faults_and_exits_with_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "checkpoints" / name_of(1)
     flip_bit(path / "model.safetensors", 800)
     (path / "training.pt").unlink()
@@ -51,7 +51,7 @@ def test_every_fault_is_told_and_the_exit_code_says_so(run: Path, capsys: pytest
     assert "manifest.json: cannot be read" in capsys.readouterr().out
 
 
-def test_a_place_without_checkpoints_is_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_without_checkpoints_is_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["checkpoint", "verify", str(tmp_path)]) == 2
     assert f"{tmp_path}: no checkpoint there" in capsys.readouterr().err
     assert main(["checkpoint", "verify", str(tmp_path / "nowhere")]) == 2
@@ -63,13 +63,13 @@ def test_a_place_without_checkpoints_is_wrong_input(tmp_path: Path, capsys: pyte
 
 @pytest.fixture
 def settings(tiny: list[str]) -> list[str]:
-    """A tiny configuration of the existing kind."""
+    """Return the settings of a tiny model that is compatible with the existing one."""
     return [*tiny, "model.compatibility=original"]
 
 
 @pytest.fixture
 def existing(settings: list[str]) -> State:
-    """What the existing model's script would have saved."""
+    """Return the state dict that the existing model's script would save."""
     torch.manual_seed(3)
     model = Model(Namespace(**config_to_dict(load_config(None, settings))["model"]))
     return dict(model.state_dict())
@@ -79,7 +79,7 @@ def do_import(file: Path, settings: list[str], out: Path) -> int:
     return main(["checkpoint", "import", str(file), "--set", *settings, "--out", str(out)])
 
 
-def test_weights_survive_import_and_export_bit_for_bit(
+def test_import_and_export_round_trip_is_bit_exact(
     settings: list[str], existing: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(existing, tmp_path / "existing.pth")
@@ -96,7 +96,7 @@ def test_weights_survive_import_and_export_bit_for_bit(
     Model(Namespace(**config_to_dict(config)["model"])).load_state_dict(exported)
 
 
-def test_an_imported_run_has_all_that_a_run_needs(settings: list[str], existing: State, tmp_path: Path) -> None:
+def test_imported_run_is_complete(settings: list[str], existing: State, tmp_path: Path) -> None:
     torch.save(existing, tmp_path / "existing.pth")
     folder = tmp_path / "runs" / "imported"
     assert do_import(tmp_path / "existing.pth", settings, folder) == 0
@@ -125,7 +125,7 @@ def test_an_imported_run_has_all_that_a_run_needs(settings: list[str], existing:
 @pytest.mark.parametrize(
     "how", ["model_state_dict", "state_dict", "module.", "_orig_mod.", "both", "safetensors", "old"]
 )
-def test_weights_are_found_however_they_were_saved(
+def test_weights_are_found_in_all_file_layouts(
     settings: list[str], existing: State, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     file = tmp_path / "existing.pth"
@@ -152,7 +152,7 @@ def test_weights_are_found_however_they_were_saved(
         assert "the weights are those under 'state_dict'" in caplog.text
 
 
-def test_weights_of_other_precision_become_float32(settings: list[str], existing: State, tmp_path: Path) -> None:
+def test_weights_are_converted_to_float32(settings: list[str], existing: State, tmp_path: Path) -> None:
     torch.save({name: tensor.double() for name, tensor in existing.items()}, tmp_path / "existing.pth")
     assert do_import(tmp_path / "existing.pth", settings, tmp_path / "imported") == 0
     weights = read_checkpoint(tmp_path / "imported" / "checkpoints" / IMPORTED).weights
@@ -160,7 +160,7 @@ def test_weights_of_other_precision_become_float32(settings: list[str], existing
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def test_settings_that_existing_weights_were_not_trained_with_are_warned_of(
+def test_import_with_corrected_compatibility_warns(
     tiny: list[str], existing: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.save(existing, tmp_path / "existing.pth")
@@ -168,7 +168,7 @@ def test_settings_that_existing_weights_were_not_trained_with_are_warned_of(
     assert "model.compatibility is corrected" in caplog.text
 
 
-def test_no_run_is_overwritten_and_nothing_is_left_of_a_failed_import(
+def test_failed_import_keeps_existing_files_and_leaves_no_run(
     settings: list[str], existing: State, tmp_path: Path, capsys: pytest.CaptureFixture[str], data_file: Path
 ) -> None:
     file, out = tmp_path / "existing.pth", tmp_path / "imported"
@@ -189,7 +189,7 @@ def test_no_run_is_overwritten_and_nothing_is_left_of_a_failed_import(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_failed_write_leaves_nothing_of_the_import(
+def test_failed_write_leaves_no_imported_run(
     settings: list[str], existing: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(existing, tmp_path / "existing.pth")
@@ -209,7 +209,7 @@ def imported(settings: list[str], existing: State, tmp_path: Path) -> Path:
     return tmp_path / "imported"
 
 
-def test_which_checkpoint_is_exported(imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_selects_checkpoint(imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = imported / "checkpoints"
     later = "epoch-0001-step-00000005"
     first = read_checkpoint(root / IMPORTED)
@@ -229,7 +229,7 @@ def test_which_checkpoint_is_exported(imported: Path, tmp_path: Path, capsys: py
     assert not torch.equal(states["best"][name], states["latest"][name])
 
 
-def test_what_cannot_be_exported_is_refused(
+def test_export_rejects_invalid_arguments(
     imported: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.pth"
@@ -244,7 +244,7 @@ def test_what_cannot_be_exported_is_refused(
     assert not out.exists()
 
 
-def test_an_imported_run_can_be_trained_on(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_imported_run_can_be_resumed(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = read_checkpoint(imported / "checkpoints" / IMPORTED).weights
     assert main(["train", "--quiet", "--resume", str(imported), "--max-steps", "3"]) == 0
     found = newest_good(imported / "checkpoints")
@@ -253,5 +253,5 @@ def test_an_imported_run_can_be_trained_on(imported: Path, capsys: pytest.Captur
     assert found[1].training != {}
     after = found[1].weights
     changes = [(after[name] - before[name]).abs().max().item() for name in before]
-    # Three steps of Adam move no parameter further than three times the learning rate, and some about that far.
+    # Three steps of Adam move no parameter by more than three times the learning rate, and some by about as much.
     assert 0 < max(changes) < 3.5 * load_config(imported / "config.yaml").training.learning_rate

@@ -1,4 +1,4 @@
-"""The commands, as a user calls them."""
+"""The commands `train`, `data` and `config`, and the imports of the command line."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
-def test_help_answers_within_a_third_of_a_second() -> None:
+def test_help_takes_less_than_300_ms() -> None:
     seconds = []
     for _ in range(5):
         before = seconds_of_children()
@@ -35,19 +35,19 @@ def test_help_imports_no_heavy_package(command: list[str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_packages_import_without_loading_torch_or_jinja2() -> None:
+def test_packages_import_without_torch_and_jinja2() -> None:
     result = python("-c", "import sys, pgat_fast, pgat_kernels; assert not {'torch', 'jinja2'} & set(sys.modules)")
     assert result.returncode == 0, result.stderr
 
 
-def test_compat_is_there_after_a_plain_import_and_loads_no_compiler() -> None:
-    """torch's compiler takes three seconds to import, and nobody who loads a model has asked for it."""
+def test_compat_is_available_without_importing_compiler() -> None:
+    """torch's compiler takes three seconds to import, and loading a model does not need it."""
     uses = "pgat_fast.compat.from_original_layout, pgat_fast.compat.Model, pgat_fast.build_model"
     result = python("-c", f"import sys, pgat_fast; {uses}; assert 'torch._dynamo' not in sys.modules")
     assert result.returncode == 0, result.stderr
 
 
-def test_train_prints_the_results_beside_the_baselines_and_never_overwrites_a_run(
+def test_train_prints_results_with_baselines_and_keeps_existing_run(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("pgat", "pgat-2"):
@@ -59,15 +59,13 @@ def test_train_prints_the_results_beside_the_baselines_and_never_overwrites_a_ru
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["pgat", "pgat-2"]
 
 
-def test_a_failed_start_leaves_no_folder_behind(
-    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_start_leaves_no_folder(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--set", *tiny, "data.path=nowhere.csv"]) == 2
     assert "error: nowhere.csv" in capsys.readouterr().err
     assert not (tmp_path / "runs" / "pgat").exists()
 
 
-def test_data_build_says_what_it_wrote_and_data_check_finds_no_problem(
+def test_data_build_prints_summary_and_data_check_finds_no_problem(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "file.csv"
@@ -78,15 +76,13 @@ def test_data_build_says_what_it_wrote_and_data_check_finds_no_problem(
     assert "no problem found" in capsys.readouterr().out
 
 
-def test_data_build_names_the_close_that_returns_are_chained_from_and_where_it_is_noted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_build_prints_base_price_and_note_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "file.csv"
     assert main(["data", "build", "--rows", "40", "--out", str(out)]) == 0
     assert f"close before the first row: 2109.79, noted in {out}.note.json" in capsys.readouterr().out
 
 
-def test_data_check_lists_the_problems_and_exits_with_one(
+def test_data_check_lists_problems_and_exits_with_one(
     data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = data_file.read_text().splitlines()
@@ -116,7 +112,7 @@ def test_data_check_lists_the_problems_and_exits_with_one(
         (["train", "--set", "data.path=" + "a" * 300], "too long"),
     ],
 )
-def test_wrong_input_is_one_line_on_stderr_and_exit_code_two(
+def test_wrong_input_prints_error_and_exits_with_two(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -136,7 +132,7 @@ def test_wrong_input_is_one_line_on_stderr_and_exit_code_two(
         ("training.batch_size=4", "no problem found"),
     ],
 )
-def test_data_check_with_settings_finds_what_training_would_refuse(
+def test_data_check_with_settings_finds_training_errors(
     tiny: list[str], data_file: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
 ) -> None:
     code = main(["data", "check", str(data_file), "--set", *tiny, setting])
@@ -144,7 +140,7 @@ def test_data_check_with_settings_finds_what_training_would_refuse(
     assert code == (0 if "no problem" in message else 1)
 
 
-def test_data_check_takes_any_columns_where_the_model_does(
+def test_data_check_accepts_any_columns_without_celestial_graph(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [f"2024-01-{day:02d},{day % 3},{day % 7}" for day in range(1, 31)]
@@ -154,20 +150,18 @@ def test_data_check_takes_any_columns_where_the_model_does(
     assert "no problem found" in capsys.readouterr().out
 
 
-def test_training_that_cannot_go_on_has_an_exit_code_of_its_own(
-    tiny: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_exits_with_three_if_gradient_is_not_finite(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--quiet", "--set", *tiny, "learning_rate=1e30", "lr_schedule=constant"]) == 3
     assert "error: epoch 1, step 2: the gradient is not finite" in capsys.readouterr().err
 
 
-def test_data_check_of_a_file_that_is_not_there_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_of_missing_file_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", "nowhere.csv"]) == 2
     assert "error: nowhere.csv: there is no such file" in capsys.readouterr().err
 
 
 @pytest.mark.multiprocess
-def test_training_logs_that_the_width_is_raised_and_where_it_is(tiny: list[str]) -> None:
+def test_train_logs_raised_width_and_progress(tiny: list[str]) -> None:
     settings = [*tiny, "model.d_model=14", "training.max_steps=1", "run.log_interval=1"]
     result = python("-m", "pgat_fast", "train", "--set", *settings)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""`pgat-fast evaluate`: the same figures again, and from several points in time."""
+"""The command `pgat-fast evaluate`, on the test windows and as a backtest."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from pgat_fast.forecasting.run import load_run
 from tests.pgat_fast.training.runs import run
 
 
-def test_evaluating_a_finished_run_gives_its_own_figures_to_the_bit(
+def test_evaluate_reproduces_results_of_run_bit_exactly(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = run(tiny, tmp_path / "run")
@@ -28,8 +28,8 @@ def test_evaluating_a_finished_run_gives_its_own_figures_to_the_bit(
         assert line in printed
 
 
-@pytest.mark.slow  # the evaluation of a run, again and again
-def test_metrics_do_not_depend_on_the_batch_size(tiny: list[str], tmp_path: Path) -> None:
+@pytest.mark.slow  # evaluates a run several times
+def test_metrics_do_not_depend_on_batch_size(tiny: list[str], tmp_path: Path) -> None:
     run(tiny, tmp_path / "run")
     found = [
         evaluate(load_run(tmp_path / "run", overrides=[f"training.batch_size={size}"])).test for size in (1, 3, 16)
@@ -38,7 +38,7 @@ def test_metrics_do_not_depend_on_the_batch_size(tiny: list[str], tmp_path: Path
 
 
 @pytest.mark.slow  # the evaluation of a run
-def test_any_checkpoint_can_be_evaluated_and_is_told_apart(tiny: list[str], tmp_path: Path) -> None:
+def test_any_checkpoint_is_evaluated_into_folder_of_its_name(tiny: list[str], tmp_path: Path) -> None:
     run(tiny, tmp_path / "run")
     first = "epoch-0000-step-00000000"
     assert main(["evaluate", str(tmp_path / "run"), "--checkpoint", first, "--quiet"]) == 0
@@ -46,7 +46,7 @@ def test_any_checkpoint_can_be_evaluated_and_is_told_apart(tiny: list[str], tmp_
 
 
 @pytest.mark.slow  # the evaluation of a run
-def test_the_tables_are_pandas(tiny: list[str], tmp_path: Path) -> None:
+def test_assessment_tables_are_pandas(tiny: list[str], tmp_path: Path) -> None:
     results = run(tiny, tmp_path / "run")
     assessment = evaluate(load_run(tmp_path / "run"))
     metrics = assessment.metrics().set_index(["units", "forecaster", "target"])
@@ -57,7 +57,7 @@ def test_the_tables_are_pandas(tiny: list[str], tmp_path: Path) -> None:
     assert len(assessment.forecasts) == 6 * 2 * 4
 
 
-def test_other_data_have_another_scale_and_are_refused(
+def test_data_with_other_scale_are_rejected(
     tiny: list[str], tmp_path: Path, long_data_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tiny, tmp_path / "run")
@@ -66,7 +66,7 @@ def test_other_data_have_another_scale_and_are_refused(
 
 
 @pytest.mark.slow  # whole runs
-def test_a_backtest_is_printed_and_written(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_backtest_is_printed_and_written(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run([*tiny, "training.max_steps=2"], tmp_path / "run")
     assert main(["evaluate", str(tmp_path / "run"), "--origins", "2", "--quiet"]) == 0
     printed = capsys.readouterr().out
@@ -75,7 +75,7 @@ def test_a_backtest_is_printed_and_written(tiny: list[str], tmp_path: Path, caps
     assert (tmp_path / "run" / "backtest" / "backtest.json").is_file()
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_run_is_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tmp_path / "nowhere")]) == 2
     assert "there is no such folder" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "nowhere"), "--origins", "2"]) == 2

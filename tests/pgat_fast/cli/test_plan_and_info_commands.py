@@ -1,4 +1,4 @@
-"""`pgat-fast plan` and `pgat-fast info`, as a user calls them."""
+"""The commands `pgat-fast plan` and `pgat-fast info`."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from pgat_fast.cli import main
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
-def test_plan_prints_a_table(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_table(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", "configs/production_batched.yaml", "--set", *tiny]) == 0
     printed = capsys.readouterr().out
     for row in (
@@ -28,7 +28,7 @@ def test_plan_prints_a_table(tiny: list[str], capsys: pytest.CaptureFixture[str]
 def test_plan_prints_json(
     backend: str, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The search counts a step for each batch that it tries; the table above has its result.
+    # The search counts a step for each batch that it tries; the test of the table covers it.
     monkeypatch.setattr("pgat_fast.plan.make.largest_batch", lambda *how: None)
     assert main(["plan", "--json", "--backend", backend, "--set", *tiny]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -46,7 +46,7 @@ def test_plan_prints_json(
         (["--backend", "triton"], "Triton kernels run on GPUs, not on cpu"),
     ],
 )
-def test_plan_refuses_what_is_wrong(
+def test_plan_rejects_invalid_arguments(
     arguments: list[str], message: str, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", *arguments]) == 2
@@ -55,7 +55,7 @@ def test_plan_refuses_what_is_wrong(
     assert not printed.out
 
 
-def test_info_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_prints_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert main(["info", "--json"]) == 0
@@ -68,7 +68,7 @@ def test_info_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None
     }
 
 
-def test_info_tells_what_kernels_compute(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_kernels_lists_operators_with_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--kernels"]) == 0
     text = capsys.readouterr().out
     assert main(["info", "--kernels", "--json"]) == 0
@@ -80,7 +80,7 @@ def test_info_tells_what_kernels_compute(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("command", ["plan", "info"])
-def test_their_help_loads_neither_torch_nor_pydantic(command: str) -> None:
+def test_plan_and_info_help_loads_neither_torch_nor_pydantic(command: str) -> None:
     script = (
         "import argparse, sys\nfrom importlib import import_module\n"
         f"module = import_module('pgat_fast.cli.{command}')\n"
@@ -93,7 +93,7 @@ def test_their_help_loads_neither_torch_nor_pydantic(command: str) -> None:
     assert "--json" in result.stdout
 
 
-def test_both_are_registered_with_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_info_are_listed_in_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out

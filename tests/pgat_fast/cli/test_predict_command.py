@@ -1,4 +1,4 @@
-"""`pgat-fast predict`, as a user calls it."""
+"""The command `pgat-fast predict`."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from tests.pgat_fast.forecasting.small_run import make_run
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    """Take away the handlers that a command leaves on the root logger."""
+    """Remove the handlers that a command leaves on the root logger."""
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     yield
@@ -39,7 +39,7 @@ def predict_command(run: Path, source: Path, out: Path | str, *more: str) -> int
     return main(["predict", str(run), "--from", str(source), "--out", str(out), "--device", "cpu", *more])
 
 
-def test_the_table_is_written_and_shown_with_what_was_assumed(
+def test_table_is_written_and_printed_with_assumptions(
     run: Path,
     data_file: Path,
     tmp_path: Path,
@@ -65,7 +65,7 @@ def test_the_table_is_written_and_shown_with_what_was_assumed(
     assert f"written to {out}: 2 days, 6 columns" in printed
 
 
-def test_the_skill_of_a_tested_run_is_told_with_the_forecast(
+def test_skill_of_tested_run_is_printed(
     run: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     skill = {"last_value": 0.47, "zero_return": -0.0123, "drift": None}
@@ -79,7 +79,7 @@ def test_the_skill_of_a_tested_run_is_told_with_the_forecast(
     )
 
 
-def test_one_interval_is_shown_all_are_written_and_what_they_held_is_told(
+def test_one_interval_is_printed_and_all_are_written_with_coverage(
     run: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     widths = [np.full((2, 4), width) for width in (0.01, 0.02)]
@@ -101,7 +101,7 @@ def test_one_interval_is_shown_all_are_written_and_what_they_held_is_told(
     assert written["open_upper_95"].isna().all()  # no finite interval: the cell is empty
 
 
-def test_standard_output_gets_the_table_alone(
+def test_standard_output_holds_only_table(
     run: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def test_standard_output_gets_the_table_alone(
     assert sorted(os.listdir(tmp_path)) == ["run"]
 
 
-def test_options_reach_the_forecast(
+def test_options_are_applied_to_forecast(
     run: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.csv"
@@ -126,7 +126,7 @@ def test_options_reach_the_forecast(
     assert pd.read_csv(out)["date"].tolist() == ["2016-01-04", "2016-01-05"]
 
 
-def test_relative_prices_are_marked_and_shown_with_their_digits(
+def test_relative_prices_are_marked_and_printed_with_five_decimals(
     run: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "unnoted.csv").write_bytes(data_file.read_bytes().rsplit(b"\n", 2)[0] + b"\n")
@@ -136,7 +136,7 @@ def test_relative_prices_are_marked_and_shown_with_their_digits(
     assert f"{pd.read_csv(tmp_path / 'out.csv')['close'][0]:.5f}" in captured.out
 
 
-def test_the_input_is_not_overwritten(
+def test_input_is_not_overwritten(
     run: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "data.csv"
@@ -148,7 +148,7 @@ def test_the_input_is_not_overwritten(
     assert source.read_bytes() == data_file.read_bytes()
 
 
-def test_a_failed_write_is_one_line_and_leaves_what_was_there(
+def test_unwritable_output_is_wrong_input(
     run: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict_command(run, data_file, data_file / "out.csv") == 2
@@ -157,7 +157,7 @@ def test_a_failed_write_is_one_line_and_leaves_what_was_there(
     assert "names no file to write to" in capsys.readouterr().err
 
 
-def test_wrong_input_is_one_line_on_standard_error(
+def test_missing_run_or_source_is_wrong_input(
     run: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.csv"

@@ -28,7 +28,7 @@ def test_report_prints_path_of_page(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("run", ".", "is a folder: name the file to write"),
     ],
 )
-def test_wrong_paths_are_refused(
+def test_invalid_paths_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, out: str | None, message: str
 ) -> None:
     write_unfinished_run(tmp_path / "run", "stopped", epochs=1)

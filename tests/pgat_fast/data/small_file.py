@@ -1,4 +1,4 @@
-"""A small data file as specified, as cells of text that a test can spoil."""
+"""A small valid data file as text cells that tests can corrupt."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ Rows = list[list[str]]
 
 
 def good_rows() -> Rows:
-    """The header and 30 days of a file as specified, as text cells."""
+    """Return the header and 30 days of a valid file as text cells."""
     random = np.random.default_rng(7)
     values = random.normal(size=(ROWS, len(COLUMNS))) * 0.01
     values[:, 1] = values[:, :4].max(axis=1)

@@ -1,4 +1,4 @@
-"""The closed formulas: worked examples, known events and second theories.
+"""Closed-form astronomical formulas, against worked examples, known events and other theories.
 
 Meeus: Jean Meeus, Astronomical Algorithms, 2nd edition, 1998. Differences are in arcseconds.
 """
@@ -25,7 +25,7 @@ def test_ascendant_matches_meeus_example_14a() -> None:
     assert abs(ascendant(np.array([75.0]), np.array([23.44]), 51) - dms(169, 21, 0)) < 0.5 / 60
 
 
-def test_mean_node_passes_the_equinox_on_the_published_days() -> None:
+def test_mean_node_crosses_equinox_on_published_days() -> None:
     # Meeus, chapter 47: days on which the mean ascending node coincides with the vernal equinox.
     for date in ((1950, 8, 17), (1969, 3, 29), (1987, 11, 8), (2006, 6, 19), (2025, 1, 29)):
         start = load.timescale(builtin=True).tt(*date).tt
@@ -33,14 +33,14 @@ def test_mean_node_passes_the_equinox_on_the_published_days() -> None:
         assert before > 0 > after, date
 
 
-def test_mean_node_matches_a_second_theory() -> None:
+def test_mean_node_matches_simon_1994() -> None:
     jd = np.arange(2414865.0, 2471184.0, 30)
     simon = np.degrees(fundamental_arguments((jd - 2451545.0) / 36525)[4])
     # Simon et al. 1994 differ by 0.026" at J2000.0 and by 0.098" a century in the rate.
     assert np.abs(arcseconds(mean_node(jd) - simon)).max() < 0.08
 
 
-def test_lahiri_ayanamsa_is_the_committees() -> None:
+def test_lahiri_ayanamsa_matches_committee_definition() -> None:
     # 23 deg 15' 00.658" from the true equinox on 1956 March 21 at 0 h (Indian Astronomical Ephemeris 1989,
     # page 556), of which the nutation is 0.004658035 deg (Wahr 1980).
     epoch = np.array([2435553.5])
@@ -65,6 +65,6 @@ def test_lahiri_ayanamsa_is_the_committees() -> None:
         ("Saturn", 200),
     ],
 )
-def test_strength_falls_from_60_at_exaltation_to_0_opposite(body: str, exaltation: float) -> None:
+def test_uccha_bala_falls_from_60_at_exaltation_to_0_opposite(body: str, exaltation: float) -> None:
     longitude = np.array([0, 90, 180, -45, 360.0]) + exaltation
     np.testing.assert_allclose(uccha_bala(body, longitude), [60, 30, 0, 45, 60], rtol=0, atol=1e-12)

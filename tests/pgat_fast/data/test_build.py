@@ -31,13 +31,13 @@ PRICES_CSV = """date,open,high,low,close
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
-    """The file of the whole S&P 500 history, in a folder that did not exist."""
+    """Build the file of the whole S&P 500 history, in a folder that did not exist."""
     return build_file(tmp_path_factory.mktemp("build") / "data" / "full.csv")
 
 
 @pytest.fixture(scope="module")
 def table(full: BuildReport) -> pd.DataFrame:
-    """What the file of `full` holds, as a reader sees it."""
+    """Return the content of the file of `full`, read by pandas."""
     return pd.read_csv(full.path, index_col="date", parse_dates=True)
 
 
@@ -48,12 +48,12 @@ def prices_csv(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_header_is_date_and_the_columns_in_order(full: BuildReport) -> None:
+def test_header_is_date_and_columns_in_order(full: BuildReport) -> None:
     with full.path.open(newline="") as file:
         assert file.readline() == "date," + ",".join(COLUMNS) + "\n"
 
 
-def test_every_line_has_119_fields_and_a_line_feed(full: BuildReport) -> None:
+def test_lines_have_119_fields_and_line_feed(full: BuildReport) -> None:
     content = full.path.read_bytes()
     assert b"\r" not in content
     lines = content.split(b"\n")
@@ -61,7 +61,7 @@ def test_every_line_has_119_fields_and_a_line_feed(full: BuildReport) -> None:
     assert {line.count(b",") for line in lines} == {118}
 
 
-def test_the_full_history_has_16606_rows_of_finite_numbers(full: BuildReport, table: pd.DataFrame) -> None:
+def test_full_history_has_16606_rows_of_finite_numbers(full: BuildReport, table: pd.DataFrame) -> None:
     assert table.shape == (16606, 118)
     assert (table.dtypes.drop("time_delta") == np.float64).all()
     assert np.isfinite(table.to_numpy()).all()
@@ -70,7 +70,7 @@ def test_the_full_history_has_16606_rows_of_finite_numbers(full: BuildReport, ta
     assert table.index[0] == pd.Timestamp(1950, 1, 4)
 
 
-def test_the_report_describes_the_file(full: BuildReport) -> None:
+def test_report_describes_file(full: BuildReport) -> None:
     assert (full.rows, full.columns) == (16606, 118)
     assert (full.first_date, full.last_date) == (date(1950, 1, 4), date(2015, 12, 31))
     assert full.sha256 == hashlib.sha256(full.path.read_bytes()).hexdigest()
@@ -97,22 +97,22 @@ def test_levels_are_log_price() -> None:
 def test_time_delta_counts_calendar_days(table: pd.DataFrame) -> None:
     assert table["time_delta"].iloc[0] == 1
     assert table["time_delta"].sum() == (date(2015, 12, 31) - date(1950, 1, 3)).days
-    # The exchange stayed shut from 2001-09-11 to the 17th.
+    # The exchange was closed from 2001-09-11 to the 17th.
     assert table.loc["2001-09-17", "time_delta"] == 7
 
 
-def test_the_sky_is_that_of_each_row(table: pd.DataFrame) -> None:
+def test_celestial_columns_equal_sky_table(table: pd.DataFrame) -> None:
     rows = [0, 5000, 16605]
     sky = sky_table(pd.DatetimeIndex(table.index[rows]))
     np.testing.assert_allclose(table.iloc[rows, 5:], sky, rtol=1e-9, atol=1e-11)
 
 
-def test_the_digits_written_do_no_harm(table: pd.DataFrame) -> None:
+def test_written_digits_are_sufficient(table: pd.DataFrame) -> None:
     built = build_table(sp500_prices())
     # Half a unit of the last digit, 5e-10: a hundredth of the rounding to float32 that the model applies.
     np.testing.assert_allclose(table, built, rtol=0.5 * 10 ** (1 - DIGITS), atol=0)
     # In standard deviations, as scaled for training. The speeds of the mean nodes are a constant and a drift
-    # of 2e-8 degrees a day: of that drift the digits keep three.
+    # of 2e-8 degrees a day; the file keeps three digits of that drift.
     worst = (table - built).abs().max() / built.std()
     nodes = ["dyn_Mean Rahu_speed", "dyn_Mean Ketu_speed"]
     assert worst[nodes].max() < 1e-3
@@ -120,7 +120,7 @@ def test_the_digits_written_do_no_harm(table: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 7109])
-def test_rows_keeps_the_last(full: BuildReport, tmp_path: Path, rows: int) -> None:
+def test_rows_selects_last_rows(full: BuildReport, tmp_path: Path, rows: int) -> None:
     report = build_file(tmp_path / "last.csv", rows=rows)
     assert report.rows == rows
     last = full.path.read_text().splitlines()[-rows:]
@@ -128,13 +128,13 @@ def test_rows_keeps_the_last(full: BuildReport, tmp_path: Path, rows: int) -> No
 
 
 @pytest.mark.parametrize(("rows", "available"), [(0, 3), (-1, 3), (4, 3)])
-def test_rows_that_are_not_there_are_refused(tmp_path: Path, prices_csv: Path, rows: int, available: int) -> None:
+def test_unavailable_rows_raise(tmp_path: Path, prices_csv: Path, rows: int, available: int) -> None:
     with pytest.raises(DataError, match=f"{rows} rows asked for.* 1 to {available} rows"):
         build_file(tmp_path / "out.csv", prices_csv, rows=rows)
     assert os.listdir(tmp_path) == ["prices.csv"]
 
 
-def test_a_rebuild_has_the_same_bytes_whatever_the_number_of_threads(tmp_path: Path) -> None:
+def test_rebuild_is_identical_for_any_number_of_threads(tmp_path: Path) -> None:
     script = "import sys; from pgat_fast.data.build import build_file; build_file(sys.argv[1], rows=3000)"
     contents = []
     for threads in ("1", "4"):
@@ -146,7 +146,7 @@ def test_a_rebuild_has_the_same_bytes_whatever_the_number_of_threads(tmp_path: P
     assert contents[0] == contents[1]
 
 
-def test_a_users_prices_are_built_the_same_way(tmp_path: Path, prices_csv: Path) -> None:
+def test_user_prices_are_built(tmp_path: Path, prices_csv: Path) -> None:
     report = build_file(tmp_path / "out.csv", prices_csv)
     built = pd.read_csv(report.path, index_col="date")
     assert built.index.tolist() == ["2020-01-03", "2020-01-06", "2020-01-07"]
@@ -154,7 +154,7 @@ def test_a_users_prices_are_built_the_same_way(tmp_path: Path, prices_csv: Path)
     np.testing.assert_allclose(built["log_High"], np.log([13 / 11, 14 / 12, 15 / 13]), rtol=1e-9)
 
 
-def test_nothing_asks_the_network(tmp_path: Path, prices_csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_does_not_use_network(tmp_path: Path, prices_csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a socket was asked for")
 
@@ -164,17 +164,17 @@ def test_nothing_asks_the_network(tmp_path: Path, prices_csv: Path, monkeypatch:
     assert build_file(tmp_path / "sp500.csv", rows=2).rows == 2
 
 
-def test_the_build_is_logged(tmp_path: Path, prices_csv: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_build_is_logged(tmp_path: Path, prices_csv: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="pgat_fast"):
         build_file(tmp_path / "out.csv", prices_csv)
     assert "3 rows, 2020-01-03 to 2020-01-07" in caplog.text
 
 
-def test_a_write_that_fails_leaves_the_previous_file_and_nothing_else(tmp_path: Path, prices_csv: Path) -> None:
+def test_failed_write_keeps_previous_file(tmp_path: Path, prices_csv: Path) -> None:
     out = tmp_path / "out.csv"
     out.write_text("previous")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The operating system ends the write after 1,000 bytes, as a full disk does.
+    # The operating system stops the write after 1,000 bytes, as with a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(DataError, match=r"out\.csv: cannot be written"):
@@ -185,7 +185,7 @@ def test_a_write_that_fails_leaves_the_previous_file_and_nothing_else(tmp_path: 
     assert sorted(os.listdir(tmp_path)) == ["out.csv", "prices.csv"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, prices_csv: Path) -> None:
+def test_unwritable_path_is_named(tmp_path: Path, prices_csv: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match="folder: cannot be written"):
         build_file(tmp_path / "folder", prices_csv)
@@ -194,7 +194,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, prices_csv: Pat
     assert sorted(os.listdir(tmp_path)) == ["folder", "prices.csv"]
 
 
-def test_the_prices_are_not_overwritten(prices_csv: Path) -> None:
+def test_prices_are_not_overwritten(prices_csv: Path) -> None:
     with pytest.raises(DataError, match="this is the file of prices"):
         build_file(prices_csv, prices_csv)
     assert prices_csv.read_text() == PRICES_CSV
@@ -202,20 +202,20 @@ def test_the_prices_are_not_overwritten(prices_csv: Path) -> None:
         build_file(prices_csv, prices_csv.with_name("absent.csv"))
 
 
-def test_prices_before_the_ephemeris_are_refused_with_the_date() -> None:
+def test_prices_before_ephemeris_raise_with_date() -> None:
     prices = sp500_prices().iloc[:5].shift(-20000, freq="D")
     with pytest.raises(DataError, match=r"1895-04-\d\d lies outside the ephemeris"):
         build_table(prices)
 
 
-def test_a_note_that_cannot_be_written_says_what_to_set_instead(tmp_path: Path, prices_csv: Path) -> None:
+def test_unwritable_note_suggests_base_price_setting(tmp_path: Path, prices_csv: Path) -> None:
     (tmp_path / "out.csv.note.json").mkdir()
     with pytest.raises(DataError, match=r"out\.csv\.note\.json: cannot be written.*set data\.base_price to 11\.0"):
         build_file(tmp_path / "out.csv", prices_csv)
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
 
 
-def test_prices_in_the_place_of_the_note_are_not_overwritten(tmp_path: Path) -> None:
+def test_prices_at_note_path_are_not_overwritten(tmp_path: Path) -> None:
     prices = tmp_path / "out.csv.note.json"
     prices.write_text(PRICES_CSV)
     with pytest.raises(DataError, match="this is the file of prices"):
@@ -223,24 +223,24 @@ def test_prices_in_the_place_of_the_note_are_not_overwritten(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["out.csv.note.json"]
 
 
-def test_rounding_gives_the_numbers_that_a_reader_of_the_file_finds(full: BuildReport, table: pd.DataFrame) -> None:
+def test_as_written_equals_values_read_from_file(full: BuildReport, table: pd.DataFrame) -> None:
     built = build_table(sp500_prices(), rows=50)
     assert np.array_equal(as_written(built.to_numpy()), table.iloc[-50:].to_numpy(np.float64))
     assert not np.signbit(as_written(np.array([-0.0]))).any()
 
 
-def test_one_day_of_prices_is_too_few() -> None:
+def test_one_day_of_prices_raises() -> None:
     with pytest.raises(DataError, match="fewer than two days"):
         build_table(sp500_prices().iloc[:1])
 
 
-def test_unknown_targets_are_refused() -> None:
+def test_unknown_targets_raise() -> None:
     wrong: Literal["returns"] = "prices"  # type: ignore[assignment]
     with pytest.raises(DataError, match="'prices': choose 'returns' or 'levels'"):
         build_table(sp500_prices(), targets=wrong)
 
 
-def test_the_report_holds_the_close_before_the_first_row(tmp_path: Path) -> None:
+def test_report_holds_close_before_first_row(tmp_path: Path) -> None:
     prices = sp500_prices()
     report = build_file(tmp_path / "short.csv", rows=30)
     assert report.base_price == prices["close"].iloc[-31]

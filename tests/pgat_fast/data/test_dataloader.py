@@ -1,4 +1,4 @@
-"""The Dataset view serves the same windows as the device path, bit for bit."""
+"""The DataLoader yields the same windows as `Windows.batch`, bit for bit."""
 
 import random
 
@@ -30,7 +30,7 @@ def equal(batch: Batch, other: Batch) -> bool:
 
 @pytest.mark.parametrize("decoder_future", ["zeros", "known"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_equal_those_of_the_device_path(workers: int, decoder_future: str) -> None:
+def test_batches_equal_windows_batch(workers: int, decoder_future: str) -> None:
     windows = make_windows(decoder_future)
     loader = make_loader(WindowDataset(windows), BATCH, shuffle=False, seed=1, num_workers=workers)
     expected = [windows.batch(indices) for indices in batch_indices(len(windows), BATCH, drop_last=False)]
@@ -41,7 +41,7 @@ def test_batches_equal_those_of_the_device_path(workers: int, decoder_future: st
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shuffled_batches_equal_those_of_the_device_path_epoch_by_epoch(workers: int) -> None:
+def test_shuffled_batches_equal_windows_batch_in_each_epoch(workers: int) -> None:
     windows = make_windows()
     loader = make_loader(WindowDataset(windows), BATCH, shuffle=True, seed=1, epoch=3, num_workers=workers)
     for epoch in (3, 4, 5):
@@ -51,7 +51,7 @@ def test_shuffled_batches_equal_those_of_the_device_path_epoch_by_epoch(workers:
         assert all(equal(batch, windows.batch(indices)) for batch, indices in zip(served, order, strict=True))
 
 
-def test_an_item_is_one_window() -> None:
+def test_item_is_one_window() -> None:
     windows = make_windows()
     dataset = WindowDataset(windows)
     assert len(dataset) == len(windows)
@@ -65,7 +65,7 @@ def test_an_item_is_one_window() -> None:
             dataset[index]
 
 
-def test_production_settings() -> None:
+def test_loader_uses_production_settings() -> None:
     dataset = WindowDataset(make_windows())
     training = make_loader(dataset, BATCH, shuffle=True, seed=1, num_workers=2, prefetch_factor=4)
     assert training.drop_last
@@ -81,7 +81,7 @@ def test_production_settings() -> None:
     assert not validation.persistent_workers
 
 
-def test_workers_draw_the_same_numbers_from_the_same_torch_seed() -> None:
+def test_seed_worker_depends_on_torch_seed() -> None:
     draws = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)

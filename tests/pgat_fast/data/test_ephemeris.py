@@ -1,4 +1,4 @@
-"""The table of the sky: known events, ranges, time scale and bad dates."""
+"""Celestial table: known events, ranges, time scale and invalid dates."""
 
 import sys
 
@@ -36,13 +36,13 @@ def test_sun_enters_sidereal_aries_at_mesha_sankranti() -> None:
     assert table["dyn_Sun_sign_cos"].tolist() == [0.75**0.5, 1.0]
 
 
-def test_mercury_runs_backwards_between_its_stations() -> None:
+def test_mercury_is_retrograde_between_stations() -> None:
     # Stations of 2024: April 1 at 22:14 UT and April 25 at 12:54 UT.
     table = sky_table(days("2024-04-01", "2024-04-02", "2024-04-13", "2024-04-24", "2024-04-25"))
     assert (table["dyn_Mercury_speed"] > 0).tolist() == [True, False, False, False, True]
 
 
-def test_the_node_always_runs_backwards_with_ketu_opposite() -> None:
+def test_mean_node_is_always_retrograde_with_ketu_opposite() -> None:
     table = sky_table(pd.date_range("1900-01-01", "2050-01-01", freq="97D"))
     # 360 degrees in 18.61 years, less the precession.
     np.testing.assert_allclose(table["dyn_Mean Rahu_speed"], -360 / (18.6129 * 365.25) - 0.0000383, atol=1e-5)
@@ -84,15 +84,15 @@ def test_ascendant_is_on_the_eastern_horizon() -> None:
     assert (np.sin(hour_angle) < 0).all()
 
 
-def test_a_planet_behind_the_sun_keeps_its_pace() -> None:
-    # Saturn passed 0.04 degrees from the Sun's centre on 1975-07-15: the bare deflection formula throws it
-    # off by 10" and its speed by 0.035 degrees a day. Twice 1.75" over half a degree in half a day: 0.002.
+def test_speed_of_planet_behind_sun_is_smooth() -> None:
+    # Saturn passed 0.04 degrees from the Sun's centre on 1975-07-15: the plain deflection formula displaces
+    # it by 10" and changes its speed by 0.035 degrees a day. Twice 1.75" over half a degree in half a day: 0.002.
     speed = sky_table(pd.date_range("1975-07-12", "1975-07-18"))["dyn_Saturn_speed"]
     assert np.ptp(speed) < 0.002
 
 
 @pytest.mark.parametrize("body", PLANETS)
-def test_speed_is_the_derivative_of_the_sidereal_longitude(body: str) -> None:
+def test_speed_is_derivative_of_sidereal_longitude(body: str) -> None:
     dates = pd.date_range("1950-01-03", "2025-01-03", freq="211D")
     jd, hours3 = instants(dates), 1 / 8
     longitudes = [
@@ -100,12 +100,12 @@ def test_speed_is_the_derivative_of_the_sidereal_longitude(body: str) -> None:
     ]
     far_before, before, after, far_after = longitudes
     # Five-point formula, error of order h^4; the two-point one's at one hour is 6e-5 for the Moon, and near
-    # the Sun both see the kink in the deflection at its limb.
+    # the Sun both are affected by the kink in the deflection at its limb.
     derivative = (8 * wrap180(after - before) - wrap180(far_after - far_before)) / (12 * hours3)
     np.testing.assert_allclose(sky_table(dates)[f"dyn_{body}_speed"], derivative, rtol=0, atol=1e-4)
 
 
-def test_the_instant_is_1430_utc_and_before_1972_1430_ut1() -> None:
+def test_instants_are_1430_utc_and_1430_ut1_before_1972() -> None:
     jd = instants(days("2020-01-01", "1980-01-01", "1972-01-01", "1950-01-01"))
     ahead = (jd - np.array([2458849.5, 2444239.5, 2441317.5, 2433282.5]) - 14.5 / 24) * 86400
     # TT - UTC is 32.184 s and the leap seconds: 37, 19 and 10. A JD in float64 resolves 40 microseconds.
@@ -119,13 +119,13 @@ def table() -> pd.DataFrame:
     return sky_table(pd.date_range("1899-07-29", "2053-10-08", freq="61D"))
 
 
-def test_columns_are_the_celestial_ones_in_order(table: pd.DataFrame) -> None:
+def test_columns_are_celestial_in_order(table: pd.DataFrame) -> None:
     assert tuple(table.columns) == COLUMNS[5:]
     assert (table.dtypes == np.float64).all()
     assert np.isfinite(table.to_numpy()).all()
 
 
-def test_values_keep_to_their_ranges(table: pd.DataFrame) -> None:
+def test_values_are_within_ranges(table: pd.DataFrame) -> None:
     for name in (column.removesuffix("_sin") for column in table.columns if column.endswith("_sin")):
         np.testing.assert_allclose(np.hypot(table[f"{name}_sin"], table[f"{name}_cos"]), 1, rtol=0, atol=1e-15)
     shadbala = table.filter(like="shadbala")
@@ -140,7 +140,7 @@ def test_values_keep_to_their_ranges(table: pd.DataFrame) -> None:
     assert table["dyn_Sun_lat"].abs().max() * 3600 < 1.3
 
 
-def test_sign_is_the_start_of_the_sidereal_sign(table: pd.DataFrame) -> None:
+def test_sign_is_start_of_sidereal_sign(table: pd.DataFrame) -> None:
     for body in (*PLANETS, "Mean Rahu", "Mean Ketu"):
         # 0 to 30 degrees into the sign.
         within = (angle(table, f"dyn_{body}") - angle(table, f"dyn_{body}_sign")) % 360
@@ -148,20 +148,20 @@ def test_sign_is_the_start_of_the_sidereal_sign(table: pd.DataFrame) -> None:
         assert len(np.unique(table[f"dyn_{body}_sign_sin"].to_numpy())) <= 7
 
 
-def test_strength_is_that_of_the_sidereal_longitude(table: pd.DataFrame) -> None:
+def test_shadbala_is_uccha_bala_of_sidereal_longitude(table: pd.DataFrame) -> None:
     for body in SHADBALA:
         expected = uccha_bala(body, angle(table, f"dyn_{body}"))
         np.testing.assert_allclose(table[f"dyn_{body}_shadbala"], expected, rtol=0, atol=1e-10)
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
+def test_rows_are_independent() -> None:
     dates = pd.date_range("2001-01-01", periods=50, freq="31D")
     whole, row = sky_table(dates), sky_table(dates[17:18])
     # Vector and scalar loops may round differently; a speed divides that by 1/12 day.
     np.testing.assert_allclose(row.to_numpy()[0], whole.to_numpy()[17], rtol=0, atol=1e-11)
 
 
-def test_the_first_and_last_day_of_the_ephemeris_are_served() -> None:
+def test_first_and_last_day_of_ephemeris_are_supported() -> None:
     assert np.isfinite(sky_table(days("1899-07-29", "2053-10-08")).to_numpy()).all()
 
 
@@ -175,12 +175,12 @@ def test_the_first_and_last_day_of_the_ephemeris_are_served() -> None:
         (pd.DatetimeIndex(["2000-01-03"], tz="America/New_York"), "time zone America/New_York"),
     ],
 )
-def test_dates_that_cannot_be_served_are_named(dates: pd.DatetimeIndex, said: str) -> None:
+def test_invalid_dates_raise(dates: pd.DatetimeIndex, said: str) -> None:
     with pytest.raises(DataError, match=said):
         sky_table(dates)
 
 
-def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_suggests_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skyfield_data", None)
     with pytest.raises(DataError, match=r'skyfield_data: pip install "pgat-fast\[data\]"'):
         sky_table(days("2000-01-03"))

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a data file is found, placed and named, in little time."""
+"""Faults of a data file are found, located and named in limited time."""
 
 import os
 import time
@@ -16,9 +16,9 @@ from tests.pgat_fast.data.small_file import Rows, check, good_rows, write
 
 @pytest.fixture
 def in_time() -> Iterator[None]:
-    """No file may take longer than two seconds, or twice as long on a slow machine that others use.
+    """Require that a file takes at most two seconds, or twice as long on a slow, shared machine.
 
-    Of the processor: waiting for its turn is no fault of the file.
+    Processor time is measured: waiting for a core does not depend on the file.
     """
     started = time.process_time()
     yield
@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "prices.csv"
 
 
-# What to do to the good rows, and which row, column and words the message must name
+# Changes to the valid rows, and the row, column and words that the message must name
 
 
 def _set(line: int, column: str, text: str) -> Callable[[Rows], None]:
@@ -144,7 +144,7 @@ UNREADABLE = [name for name in FAULTS if name not in WARNED_ONLY | ONLY_FOR_THE_
 
 @pytest.mark.usefixtures("in_time")
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_placed_and_named(file: Path, name: str) -> None:
+def test_fault_is_located_and_named(file: Path, name: str) -> None:
     change, row, column, words = FAULTS[name]
     rows = good_rows()
     change(rows)
@@ -155,7 +155,7 @@ def test_a_fault_is_placed_and_named(file: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("in_time")
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_a_file_with_a_fault_is_not_read(file: Path, name: str) -> None:
+def test_file_with_fault_is_not_read(file: Path, name: str) -> None:
     rows = good_rows()
     FAULTS[name][0](rows)
     with pytest.raises(DataError) as error:
@@ -166,14 +166,14 @@ def test_a_file_with_a_fault_is_not_read(file: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["last number cut off", "misspelt column", "empty line inside", "date twice"])
-def test_a_single_fault_gives_a_single_problem_or_its_two_halves(file: Path, name: str) -> None:
+def test_single_fault_gives_no_further_problems(file: Path, name: str) -> None:
     rows = good_rows()
     FAULTS[name][0](rows)
-    halves = 2 if name == "misspelt column" else 1  # one column is missing, another is not expected
+    halves = 2 if name == "misspelt column" else 1  # one column is missing, another one is unexpected
     assert len(check(write(file, rows))) == halves
 
 
-def test_one_pass_finds_faults_of_every_kind(file: Path) -> None:
+def test_check_finds_all_kinds_of_faults_at_once(file: Path) -> None:
     rows = good_rows()
     for name in (
         "column twice",
@@ -202,7 +202,7 @@ def test_one_pass_finds_faults_of_every_kind(file: Path) -> None:
         assert kind in words
 
 
-def test_many_faults_of_a_kind_are_counted_not_listed(file: Path) -> None:
+def test_repeated_faults_are_counted_not_listed(file: Path) -> None:
     rows = good_rows()
     for row in rows[1:]:
         row[11] = "?"
@@ -212,7 +212,7 @@ def test_many_faults_of_a_kind_are_counted_not_listed(file: Path) -> None:
     assert all("rows 2, 3, 4 and 27 more" in problem.message for problem in problems)
 
 
-# Files that are no CSV files at all
+# Files that are not CSV files at all
 
 
 @pytest.mark.usefixtures("in_time")
@@ -235,7 +235,7 @@ def test_many_faults_of_a_kind_are_counted_not_listed(file: Path) -> None:
         (b"date,a,a\n2024-01-01,1,2\n", "column a: occurs 2 times"),
     ],
 )
-def test_what_is_no_table_is_refused(file: Path, content: bytes, words: str) -> None:
+def test_content_without_table_raises(file: Path, content: bytes, words: str) -> None:
     file.write_bytes(content)
     assert check(file)
     with pytest.raises(DataError) as error:
@@ -244,13 +244,13 @@ def test_what_is_no_table_is_refused(file: Path, content: bytes, words: str) -> 
     assert str(error.value).startswith(str(file))
 
 
-def test_plain_prices_are_told_what_makes_a_data_file_of_them(file: Path) -> None:
+def test_plain_prices_suggest_data_build(file: Path) -> None:
     header = ["Date", "Open", "High", "Low", "Close", "Volume"]
     (problem,) = column_problems(header, [f"input_{i}" for i in range(118)])
     assert "pgat-fast data build" in problem.message
 
 
-def test_a_missing_file_a_directory_and_a_pipe_are_refused(file: Path) -> None:
+def test_missing_file_directory_and_pipe_raise(file: Path) -> None:
     pipe = file.parent / "pipe.csv"
     os.mkfifo(pipe)
     for path, words in (
@@ -263,7 +263,7 @@ def test_a_missing_file_a_directory_and_a_pipe_are_refused(file: Path) -> None:
             read_table(path)
 
 
-# Files that are made to take long: each within two seconds
+# Files designed to take long: each is checked within two seconds
 
 
 @pytest.mark.usefixtures("in_time")
@@ -287,7 +287,7 @@ def test_a_missing_file_a_directory_and_a_pipe_are_refused(file: Path) -> None:
         "slow path", "commas",
     ],
 )  # fmt: skip
-def test_no_file_takes_long_or_floods_the_message(file: Path, content: str) -> None:
+def test_malicious_files_are_checked_fast_with_short_message(file: Path, content: str) -> None:
     file.write_text(content)
     problems = check(file)
     assert 0 < len(problems) < 60

@@ -1,4 +1,4 @@
-"""The model gets the columns that it knows by place, wherever they stand in the file."""
+"""Loading selects columns by name, in whatever order the file has them."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def shuffled(data_file: Path, tmp_path: Path) -> Path:
-    """The data file with its columns in another order and one column more."""
+    """Write the data file with its columns in another order and an extra column."""
     frame = pd.read_csv(data_file, dtype=str)
     order = np.random.default_rng(0).permutation(frame.columns[1:])
     frame = frame[["date", *order]].assign(volume="5")
@@ -37,7 +37,7 @@ def test_columns_are_found_by_name(tiny: list[str], shuffled: Path, settings: li
     assert found.input_scaler.columns == COLUMNS
 
 
-def test_a_missing_column_is_named_not_the_number_of_inputs(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
+def test_missing_column_is_named(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(data_file, dtype=str).drop(columns="log_Close")
     frame.to_csv(tmp_path / "short.csv", index=False)
     config = load_config(None, [*tiny, f"data.path={tmp_path / 'short.csv'}"])
@@ -45,14 +45,14 @@ def test_a_missing_column_is_named_not_the_number_of_inputs(tiny: list[str], dat
         load_splits(config.data, config.model, CPU)
 
 
-def test_other_inputs_than_the_model_knows_by_place_are_refused(tiny: list[str]) -> None:
+def test_reordered_inputs_raise_with_celestial_graph(tiny: list[str]) -> None:
     names = ",".join(reversed(COLUMNS))
     config = load_config(None, [*tiny, f"data.inputs={names}"])
     with pytest.raises(ConfigError, match=r"data\.inputs"):
         load_splits(config.data, config.model, CPU)
 
 
-def test_a_file_without_a_line_break_at_its_end_is_read_with_a_warning(
+def test_missing_final_line_break_is_read_with_warning(
     tiny: list[str], data_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cut.csv").write_text(data_file.read_text().removesuffix("\n"))
@@ -61,7 +61,7 @@ def test_a_file_without_a_line_break_at_its_end_is_read_with_a_warning(
     assert "does not end with a line break" in caplog.text
 
 
-def test_a_loader_that_would_serve_nothing_is_refused(tiny: list[str]) -> None:
+def test_loader_without_full_batch_or_dataset_raises(tiny: list[str]) -> None:
     config = load_config(None, tiny)
     _, splits = load_splits(config.data, config.model, CPU)
     with pytest.raises(ConfigError, match=r"20 windows do not fill one batch of 21"):

@@ -1,4 +1,4 @@
-"""The note beside a data file says what its rows are chained from, and is believed about no other content."""
+"""The note beside a data file gives its base price, and is ignored if it has the hash of another content."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def loaded(tiny: list[str], path: Path, *settings: str) -> Table:
     return load_splits(config.data, config.model, CPU)[0]
 
 
-def test_the_note_describes_the_file_it_lies_beside(built: Path) -> None:
+def test_note_describes_data_file(built: Path) -> None:
     table = read_table(built)
     note = read_note(table)
     assert note is not None
@@ -38,7 +38,7 @@ def test_the_note_describes_the_file_it_lies_beside(built: Path) -> None:
     assert note.base_price == sp500_prices()["close"].iloc[-41]
 
 
-def test_a_rebuild_has_a_note_of_the_same_bytes_that_names_no_folder(tmp_path: Path) -> None:
+def test_rebuild_writes_identical_note_without_folder_name(tmp_path: Path) -> None:
     prices = tmp_path / "mine.csv"
     prices.write_text("date,open,high,low,close\n2020-01-02,10,12,9,11\n2020-01-03,11,13,10,12\n2020-01-06,1,2,1,2\n")
     notes = [note_path(build_file(tmp_path / folder / "out.csv", prices).path).read_bytes() for folder in "ab"]
@@ -47,18 +47,18 @@ def test_a_rebuild_has_a_note_of_the_same_bytes_that_names_no_folder(tmp_path: P
     assert json.loads(notes[0])["base_price"] == 11
 
 
-def test_the_closes_chained_from_the_noted_price_are_the_closes_of_the_source(tiny: list[str], built: Path) -> None:
+def test_closes_chained_from_noted_price_equal_source(tiny: list[str], built: Path) -> None:
     table = loaded(tiny, built)
     closes = table.base_price * np.exp(np.cumsum(table.values[:, table.columns.index("log_Close")]))
     # The file has ten significant digits, and forty of its returns are added up.
     np.testing.assert_allclose(closes, sp500_prices()["close"].iloc[-40:], rtol=1e-9)
 
 
-def test_a_set_base_price_goes_before_the_note(tiny: list[str], built: Path) -> None:
+def test_base_price_setting_overrides_note(tiny: list[str], built: Path) -> None:
     assert loaded(tiny, built, "data.base_price=7").base_price == 7
 
 
-def test_without_setting_and_note_prices_are_relative_and_the_log_says_so_once(
+def test_unknown_base_price_is_one_and_logged_once(
     tiny: list[str], built: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     note_path(built).unlink()
@@ -68,13 +68,13 @@ def test_without_setting_and_note_prices_are_relative_and_the_log_says_so_once(
     assert message.startswith("prices are relative to the close before the first row")
 
 
-def test_levels_need_no_base_price_and_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_base_price_is_not_logged_for_levels(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="pgat_fast.data.metadata"):
         assert resolve_base_price(None, None, "levels") == 1
     assert not caplog.messages
 
 
-def test_a_note_about_another_content_is_ignored_with_a_warning(
+def test_note_with_other_hash_is_ignored_with_warning(
     tiny: list[str], built: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = built.read_text().splitlines()
@@ -93,7 +93,7 @@ def test_a_note_about_another_content_is_ignored_with_a_warning(
         (b'{"format": "pgat-fast data note", "version": 2}', "version 1"),
     ],
 )
-def test_what_is_no_note_is_ignored_with_a_warning(
+def test_invalid_note_is_ignored_with_warning(
     built: Path, caplog: pytest.LogCaptureFixture, content: bytes, message: str
 ) -> None:
     note_path(built).write_bytes(content)
@@ -114,7 +114,7 @@ def test_what_is_no_note_is_ignored_with_a_warning(
         ("sha256", None, "sha256 is missing or no str"),
     ],
 )
-def test_a_note_with_an_impossible_value_is_ignored_and_the_value_named(
+def test_note_with_invalid_value_is_ignored_and_value_named(
     built: Path, caplog: pytest.LogCaptureFixture, key: str, value: object, message: str
 ) -> None:
     note = json.loads(note_path(built).read_text())
@@ -123,22 +123,18 @@ def test_a_note_with_an_impossible_value_is_ignored_and_the_value_named(
     assert message in caplog.text
 
 
-def test_a_directory_in_the_place_of_the_note_is_ignored_with_a_warning(
-    built: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_directory_at_note_path_is_ignored_with_warning(built: Path, caplog: pytest.LogCaptureFixture) -> None:
     note_path(built).unlink()
     note_path(built).mkdir()
     assert read_note(read_table(built)) is None
     assert "Is a directory" in caplog.text
 
 
-def test_a_table_that_was_read_from_no_file_has_no_note() -> None:
+def test_table_without_file_has_no_note() -> None:
     assert read_note(Table(np.array(["2020-01-01"], "datetime64[D]"), np.zeros((1, 1)), ("a",))) is None
 
 
-def test_the_kind_that_was_built_is_known_even_where_the_numbers_would_not_tell(
-    tiny: list[str], tmp_path: Path
-) -> None:
+def test_note_determines_target_kind(tiny: list[str], tmp_path: Path) -> None:
     # Prices near 1: their logarithms are as small as returns.
     days = np.datetime64("2015-01-01") + np.arange(60)
     closes = np.exp(0.01 * np.random.default_rng(3).normal(size=60))
@@ -151,7 +147,7 @@ def test_the_kind_that_was_built_is_known_even_where_the_numbers_would_not_tell(
     loaded(tiny, path)
 
 
-def test_the_hash_of_a_table_is_that_of_the_file(built: Path) -> None:
+def test_table_hash_depends_on_file_content(built: Path) -> None:
     before = read_table(built).sha256
     built.write_bytes(built.read_bytes() + b"\n")
     assert len(before) == 64

@@ -1,4 +1,4 @@
-"""Forecast targets become prices."""
+"""Conversion of forecast targets to prices."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from pgat_fast.errors import ConfigError
 
 
 def bars() -> np.ndarray:
-    """Two windows of five days of open, high, low, close."""
+    """Return two windows of five days of open, high, low, close."""
     return np.random.default_rng(2).uniform(90, 110, size=(2, 5, 4))
 
 
@@ -17,14 +17,14 @@ def returns_of(prices: np.ndarray, last_close: np.ndarray) -> np.ndarray:
     return np.log(prices / previous[..., None])
 
 
-def test_returns_are_chained_along_the_horizon_from_the_last_known_close() -> None:
+def test_returns_are_chained_from_last_close() -> None:
     last_close = np.array([100.0, 95.0])
     values = returns_of(bars(), last_close)
     # Five logs and one exponential: a few roundings.
     np.testing.assert_allclose(to_prices(values, "returns", last_close), bars(), rtol=1e-14)
 
 
-def test_without_a_last_close_prices_are_relative_to_it() -> None:
+def test_prices_without_last_close_are_relative() -> None:
     values = returns_of(bars(), np.array([100.0, 95.0]))
     relative = to_prices(values, "returns")
     np.testing.assert_allclose(relative * np.array([100.0, 95.0])[:, None, None], bars(), rtol=1e-14)
@@ -35,14 +35,14 @@ def test_levels_are_logs_of_prices() -> None:
     np.testing.assert_allclose(to_prices(np.log(bars()), "levels"), bars(), rtol=1e-14)
 
 
-def test_the_axes_before_the_days_are_free() -> None:
+def test_any_leading_axes_are_accepted() -> None:
     values = returns_of(bars(), np.array([100.0, 95.0]))
     one = to_prices(values[0], "returns", 100.0)
     assert np.array_equal(one, to_prices(values, "returns", [100.0, 95.0])[0])
     assert to_prices(values[None], "returns").shape == (1, 2, 5, 4)
 
 
-def test_other_kinds_and_shapes_are_refused() -> None:
+def test_invalid_kinds_and_shapes_raise() -> None:
     with pytest.raises(ConfigError, match="'log': choose returns or levels"):
         to_prices(bars(), "log")
     with pytest.raises(ValueError, match=r"expected \[..., P, 4\]"):
@@ -50,26 +50,26 @@ def test_other_kinds_and_shapes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["returns", "levels"])
-def test_logarithms_of_prices_are_those_of_the_prices_after_a_close_of_one(kind: str) -> None:
+def test_log_prices_equal_logs_of_prices_with_last_close_one(kind: str) -> None:
     values = returns_of(bars(), np.array([100.0, 95.0]))
     np.testing.assert_allclose(log_prices(values, kind), np.log(to_prices(values, kind)), atol=1e-14)
 
 
-def test_the_last_close_drops_out_of_the_difference_of_logarithms() -> None:
+def test_last_close_cancels_in_difference_of_log_prices() -> None:
     one, other = returns_of(bars(), np.array([100.0, 95.0])), returns_of(bars() + 1, np.array([100.0, 95.0]))
     logs = np.log(to_prices(one, "returns", [7.0, 9.0]) / to_prices(other, "returns", [7.0, 9.0]))
     np.testing.assert_allclose(log_prices(one, "returns") - log_prices(other, "returns"), logs, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", ["returns", "levels"])
-def test_logarithms_are_finite_where_prices_overflow(kind: str) -> None:
+def test_log_prices_are_finite_where_prices_overflow(kind: str) -> None:
     values = np.full((3, 4), 1e5)
     with np.errstate(over="ignore"):
         assert (to_prices(values, kind) == np.inf).all()
     assert log_prices(values, kind)[2, 0] == (3e5 if kind == "returns" else 1e5)
 
 
-def test_logarithms_are_refused_like_prices() -> None:
+def test_log_prices_raise_for_invalid_kinds_and_shapes() -> None:
     with pytest.raises(ConfigError, match="'log': choose returns or levels"):
         log_prices(bars(), "log")
     with pytest.raises(ValueError, match=r"expected \[..., P, 4\]"):

@@ -1,4 +1,4 @@
-"""Prices: what is read, and what is refused and how the message names it."""
+"""Prices: files that are read, and faults that raise an error with their location."""
 
 import logging
 import sys
@@ -24,7 +24,7 @@ def write(folder: Path, content: str | bytes) -> Path:
     return path
 
 
-def test_sp500_is_the_whole_history_in_order() -> None:
+def test_sp500_is_complete_and_in_order() -> None:
     prices = sp500_prices()
     assert prices.shape == (16607, 4)
     assert prices.columns.tolist() == list(PRICES)
@@ -38,7 +38,7 @@ def test_sp500_is_the_whole_history_in_order() -> None:
     assert prices.iloc[-1].tolist() == [2060.5901, 2062.54, 2043.62, 2043.9399]
 
 
-def test_sp500_opens_are_as_poor_as_documented() -> None:
+def test_sp500_opens_repeat_closes_as_documented() -> None:
     prices = sp500_prices()
     flat = (prices["high"] == prices["low"]).to_numpy()
     year = pd.DatetimeIndex(prices.index).year.to_numpy()
@@ -48,13 +48,13 @@ def test_sp500_opens_are_as_poor_as_documented() -> None:
     assert repeats[year[1:] >= 2006].mean() == pytest.approx(0.12, abs=0.005)
 
 
-def test_sp500_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sp500_without_package_suggests_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "great_tables", None)
     with pytest.raises(DataError, match=r'pip install "pgat-fast\[data\]"'):
         sp500_prices()
 
 
-def test_a_file_is_read_without_regard_to_case_and_further_columns(tmp_path: Path) -> None:
+def test_header_case_and_extra_columns_are_ignored(tmp_path: Path) -> None:
     prices = read_prices(write(tmp_path, GOOD))
     assert prices.columns.tolist() == list(PRICES)
     assert prices.index.tolist() == [pd.Timestamp(2020, 1, day) for day in (2, 3, 6)]
@@ -73,7 +73,7 @@ def test_a_file_is_read_without_regard_to_case_and_further_columns(tmp_path: Pat
     ],
     ids=["byte order mark", "Windows line ends", "empty lines", "spaces in the header", "quotes and spaces"],
 )
-def test_harmless_variants_read_the_same(tmp_path: Path, content: str) -> None:
+def test_harmless_variants_give_same_prices(tmp_path: Path, content: str) -> None:
     expected = read_prices(write(tmp_path, GOOD))
     pd.testing.assert_frame_equal(read_prices(write(tmp_path, content)), expected, check_exact=True)
 
@@ -91,9 +91,7 @@ def test_unambiguous_dates_are_read(tmp_path: Path, form: str) -> None:
     assert prices.index[1] == pd.Timestamp(2020, 1, 3)
 
 
-def test_a_file_that_runs_backwards_is_reversed_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_newest_first_file_is_reversed_with_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     header, *rows = GOOD.splitlines()
     backwards = "\n".join([header, *reversed(rows)]) + "\n"
     expected = read_prices(write(tmp_path, GOOD))
@@ -103,12 +101,12 @@ def test_a_file_that_runs_backwards_is_reversed_with_a_warning(
     assert "prices.csv runs from the newest day to the oldest" in caplog.text
 
 
-def test_a_last_line_without_its_break_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_final_line_break_is_read_with_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(read_prices(write(tmp_path, GOOD.rstrip("\n")))) == 3
     assert "its last number is wrong" in caplog.text
 
 
-# Each fault, and what the message must say besides the name of the file.
+# Each fault, and the words that the message must contain besides the name of the file.
 FAULTS: dict[str, tuple[str | bytes, list[str]]] = {
     "no close": (GOOD.replace("Close", "Last"), ["no column close", "'Open'", "'Adj Last'"]),
     "no header": (GOOD.removeprefix(HEADER), ["no column date, open, high, low, close", "'2020-01-02'"]),
@@ -184,7 +182,7 @@ FAULTS: dict[str, tuple[str | bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_refused_and_named(tmp_path: Path, fault: str) -> None:
+def test_faults_raise_with_location(tmp_path: Path, fault: str) -> None:
     content, said = FAULTS[fault]
     with pytest.raises(DataError) as caught:
         read_prices(write(tmp_path, content))
@@ -192,14 +190,14 @@ def test_a_fault_is_refused_and_named(tmp_path: Path, fault: str) -> None:
         assert part in str(caught.value)
 
 
-def test_a_fault_in_a_file_that_runs_backwards_keeps_its_line(tmp_path: Path) -> None:
+def test_fault_in_newest_first_file_keeps_line_number(tmp_path: Path) -> None:
     header, *rows = GOOD.splitlines()
     content = "\n".join([header, *reversed(rows)]) + "\n"
     with pytest.raises(DataError, match="line 2, column low"):
         read_prices(write(tmp_path, content.replace("12,14,11,13,", "12,14,12.5,13,")))
 
 
-def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_path_without_regular_file_raises(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.csv: there is no such file"):
         read_prices(tmp_path / "absent.csv")
     with pytest.raises(DataError, match="not a regular file"):
@@ -221,7 +219,7 @@ def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_frame_is_checked_like_a_file(tmp_path: Path, spoil, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_check_prices_rejects_invalid_frames(tmp_path: Path, spoil, said: str) -> None:  # type: ignore[no-untyped-def]
     prices = read_prices(write(tmp_path, GOOD))
     check_prices(prices, "mine")
     with pytest.raises(DataError, match=f"mine.*{said}"):
@@ -230,7 +228,7 @@ def test_a_frame_is_checked_like_a_file(tmp_path: Path, spoil, said: str) -> Non
 
 @st.composite
 def histories(draw: st.DrawFn) -> pd.DataFrame:
-    """Prices as they may be: any gaps between days, any magnitude, low <= open, close <= high."""
+    """Draw valid prices: any gaps between days, any magnitude, low <= open, close <= high."""
     gaps = draw(st.lists(st.integers(1, 400), min_size=1, max_size=8))
     price = st.floats(1e-6, 1e9)
     bars = [sorted(draw(st.tuples(price, price, price, price))) for _ in gaps]
@@ -243,7 +241,7 @@ def histories(draw: st.DrawFn) -> pd.DataFrame:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=histories(), order=st.permutations(["date", *PRICES, "volume"]), backwards=st.booleans())
-def test_any_sound_history_is_read_back_exactly(
+def test_any_valid_history_is_read_exactly(
     tmp_path: Path, history: pd.DataFrame, order: list[str], backwards: bool
 ) -> None:
     rows = history.reset_index().assign(volume="n/a")[order]

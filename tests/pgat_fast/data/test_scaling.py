@@ -1,4 +1,4 @@
-"""Columns are scaled by the mean and deviation they were fitted on; angles pass through."""
+"""Columns are scaled by the mean and deviation they were fitted on; angles are unchanged."""
 
 import json
 import logging
@@ -24,13 +24,13 @@ def test_scaled_training_rows_have_mean_zero_and_population_deviation_one() -> N
         assert abs(np.sqrt((scaled[:, column] ** 2).mean()) - 1) < 1e-12
 
 
-def test_mean_and_deviation_are_those_of_the_population() -> None:
+def test_fit_uses_population_deviation() -> None:
     scaler = Scaler.fit(np.array([[1.0], [2.0], [6.0]]), ["a"])
     assert scaler.mean.tolist() == [3.0]
     assert scaler.std[0] == pytest.approx(np.sqrt(14 / 3), rel=1e-15)
 
 
-def test_sines_and_cosines_pass_through_unchanged() -> None:
+def test_sines_and_cosines_are_unchanged() -> None:
     scaler = Scaler.fit(training_rows(), COLUMNS)
     assert scaler.mean[1:4].tolist() == [0, 0, 0]
     assert scaler.std[1:4].tolist() == [1, 1, 1]
@@ -46,7 +46,7 @@ def test_inverse_undoes_transform_for_any_leading_axes(shape: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e9 / 3, 1e-300])
-def test_a_constant_column_becomes_zero_and_is_named_in_the_log(value: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_constant_column_becomes_zero_and_is_logged(value: float, caplog: pytest.LogCaptureFixture) -> None:
     rows = training_rows()
     rows[:, 4] = value
     with caplog.at_level(logging.WARNING):
@@ -58,13 +58,13 @@ def test_a_constant_column_becomes_zero_and_is_named_in_the_log(value: float, ca
     assert "price" not in caplog.text
 
 
-def test_a_small_variation_of_a_large_value_is_not_taken_for_a_constant() -> None:
+def test_small_variation_of_large_value_is_not_constant() -> None:
     values = 1e6 + 1e-3 * np.random.default_rng(5).normal(size=(7000, 1))
     assert Scaler.fit(values, ["a"]).std[0] == pytest.approx(1e-3, rel=0.05)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-def test_a_column_without_finite_mean_and_deviation_is_refused(value: float) -> None:
+def test_column_without_finite_mean_and_deviation_raises(value: float) -> None:
     rows = training_rows()
     rows[3, 4] = value
     with pytest.raises(DataError, match="column speed"):
@@ -72,12 +72,12 @@ def test_a_column_without_finite_mean_and_deviation_is_refused(value: float) -> 
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 4), (5,)])
-def test_rows_that_do_not_fit_the_columns_are_refused(shape: tuple[int, ...]) -> None:
+def test_rows_that_do_not_fit_columns_raise(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected \\[n, 5\\]"):
         Scaler.fit(np.zeros(shape), COLUMNS)
 
 
-def test_a_scaler_survives_json_to_the_last_bit() -> None:
+def test_json_round_trip_is_bit_exact() -> None:
     scaler = Scaler.fit(training_rows(), COLUMNS)
     restored = Scaler.from_dict(json.loads(json.dumps(scaler.to_dict())))
     assert restored.columns == scaler.columns
@@ -98,7 +98,7 @@ def test_a_scaler_survives_json_to_the_last_bit() -> None:
         ({"columns": 5}, "no stored scaler"),
     ],
 )
-def test_a_damaged_scaler_is_refused(change: dict[str, object], words: str) -> None:
+def test_invalid_scaler_state_raises(change: dict[str, object], words: str) -> None:
     state = {"columns": ["a", "b"], "mean": [0.0, 1.0], "std": [1.0, 2.0]}
     assert Scaler.from_dict(state).columns == ("a", "b")
     with pytest.raises(DataError, match=words):
@@ -106,7 +106,7 @@ def test_a_damaged_scaler_is_refused(change: dict[str, object], words: str) -> N
 
 
 @pytest.mark.parametrize("key", ["columns", "mean", "std"])
-def test_an_incomplete_scaler_is_refused(key: str) -> None:
+def test_incomplete_scaler_state_raises(key: str) -> None:
     state = {"columns": ["a"], "mean": [0.0], "std": [1.0]}
     del state[key]
     with pytest.raises(DataError, match=key):

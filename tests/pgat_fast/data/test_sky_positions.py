@@ -1,4 +1,4 @@
-"""Positions at single instants: worked examples of a book, a second ephemeris, known events.
+"""Positions at single instants, against worked examples of a book, a second ephemeris and known events.
 
 Meeus: Jean Meeus, Astronomical Algorithms, 2nd edition, 1998. Differences are in arcseconds.
 """
@@ -30,12 +30,12 @@ def arcseconds(difference: FloatArray | float) -> FloatArray:
 
 
 def tropical(body: str, jd_tt: FloatArray) -> FloatArray:
-    """Apparent longitude from the true equinox of date."""
+    """Return the apparent longitude from the true equinox of date."""
     return apparent_positions(jd_tt)[body].longitude + nutation(jd_tt)[0]
 
 
 def to_equatorial(longitude: FloatArray, latitude: FloatArray, obliquity: FloatArray) -> Sequence[FloatArray]:
-    """Right ascension and declination, degrees (Meeus 13.3 and 13.4)."""
+    """Return right ascension and declination, degrees (Meeus 13.3 and 13.4)."""
     lam, beta, eps = np.radians(longitude), np.radians(latitude), np.radians(obliquity)
     right_ascension = np.arctan2(np.sin(lam) * np.cos(eps) - np.tan(beta) * np.sin(eps), np.cos(lam))
     declination = np.arcsin(np.sin(beta) * np.cos(eps) + np.cos(beta) * np.sin(eps) * np.sin(lam))
@@ -43,7 +43,7 @@ def to_equatorial(longitude: FloatArray, latitude: FloatArray, obliquity: FloatA
 
 
 def to_ecliptic(right_ascension: FloatArray, declination: FloatArray, obliquity: FloatArray) -> Sequence[FloatArray]:
-    """Longitude and latitude, degrees, from radians (Meeus 13.1 and 13.2)."""
+    """Return longitude and latitude, degrees, from radians (Meeus 13.1 and 13.2)."""
     eps = np.radians(obliquity)
     y = np.sin(right_ascension) * np.cos(eps) + np.tan(declination) * np.sin(eps)
     sine = np.sin(declination) * np.cos(eps) - np.cos(declination) * np.sin(eps) * np.sin(right_ascension)
@@ -69,7 +69,7 @@ def test_moon_matches_meeus_example_47a() -> None:
     # The chapter's own short series, which Meeus gives as good to 10" in longitude and 4" in latitude.
     assert abs(arcseconds(tropical("Moon", jd) - 133.167265)) < 10
     assert abs(arcseconds(moon.latitude + 3.229126)) < 4
-    # Meeus has both bodies at one instant; here the Earth moves on, at 30 km/s, while light takes 1.23 s.
+    # Meeus takes both bodies at one instant; here the Earth moves on, at 30 km/s, while light takes 1.23 s.
     assert abs(moon.distance * AU_KM - 368405.6) < 30 * 1.3
 
 
@@ -79,7 +79,7 @@ def test_venus_matches_meeus_example_33a() -> None:
     venus = apparent_positions(jd)["Venus"]
     obliquity = mean_obliquity(jd) + nutation(jd)[1]
     right_ascension, declination = to_equatorial(tropical("Venus", jd), venus.latitude, obliquity)
-    # Given to 0.015" and 0.01"; 0.06 leaves room for VSOP87 against DE421, as with the Sun.
+    # Given to 0.015" and 0.01"; 0.06 allows for VSOP87 differing from DE421, as for the Sun.
     assert abs(arcseconds(right_ascension - 15 * dms(21, 4, 41.454))) < 0.06
     assert abs(arcseconds(declination + dms(18, 53, 16.84))) < 0.06
     assert abs(venus.distance - 0.910947) < 1e-6  # With light time, as printed.
@@ -108,7 +108,7 @@ def test_sidereal_time_matches_meeus_examples_12a_and_12b() -> None:
 
 @pytest.fixture(scope="module")
 def compared() -> dict[str, dict[str, float]]:
-    """Largest differences from PyEphem, 1950 to 2025, by body: arcseconds, and relative for the distance."""
+    """Return the largest differences from PyEphem, 1950 to 2025, by body: arcseconds, and relative for the distance."""
     jd = np.arange(2433282.5, 2461041.5, 7.3)
     positions, (nutation_in_longitude, nutation_in_obliquity) = apparent_positions(jd), nutation(jd)
     obliquity = mean_obliquity(jd) + nutation_in_obliquity
@@ -116,7 +116,7 @@ def compared() -> dict[str, dict[str, float]]:
     for name in PLANETS:
         body, rows = getattr(ephem, name)(), []
         for dublin in jd - 2415020.0:
-            # PyEphem's dates are universal time: both see the same instant of terrestrial time.
+            # PyEphem's dates are in universal time; converted, so that the instant of terrestrial time is the same.
             body.compute(ephem.Date(dublin - ephem.delta_t(dublin) / 86400))
             rows.append((body.g_ra, body.g_dec, body.earth_distance))
         right_ascension, declination, distance = np.array(rows).T
@@ -130,8 +130,8 @@ def compared() -> dict[str, dict[str, float]]:
     return largest
 
 
-# Measured against PyEphem 4.2.1, plus a tenth. What differs is PyEphem: it leaves out the terms of aberration
-# with the Earth's eccentricity (0.34" for all but the Moon), cuts the planets' VSOP87 series (up to 2" when
+# Measured against PyEphem 4.2.1, plus a tenth. PyEphem causes the differences: it leaves out the terms of aberration
+# with the Earth's eccentricity (0.34" for all but the Moon), truncates the planets' VSOP87 series (up to 2" when
 # Mars or Venus is near), and its Pluto is a fit to older observations.
 @pytest.mark.parametrize(
     ("body", "longitude", "latitude"),
@@ -158,7 +158,7 @@ def test_positions_match_pyephem(
 
 
 @pytest.mark.parametrize("body", PLANETS)
-def test_positions_match_skyfields_own_reduction(body: str) -> None:
+def test_positions_match_skyfield_reduction(body: str) -> None:
 
     jd = np.arange(2414866.5, 2471180.5, 61.7)
     ours = apparent_positions(jd)
@@ -175,7 +175,7 @@ def test_positions_match_skyfields_own_reduction(body: str) -> None:
     assert np.abs(arcseconds(latitude.degrees - ours[body].latitude))[clear].max() < 0.001
 
 
-def test_nutation_matches_skyfields_sums() -> None:
+def test_nutation_matches_skyfield() -> None:
     jd = np.arange(2414865.0, 2471184.0, 10)
     ours = np.stack(nutation(jd)) * 3600
     # The same series in another order of addition: rounding only.
@@ -184,7 +184,7 @@ def test_nutation_matches_skyfields_sums() -> None:
     np.testing.assert_allclose(ours, np.stack(iau2000a(jd)) * 1e-7, rtol=0, atol=0.003)
 
 
-def test_sun_stands_at_the_quarters_at_equinoxes_and_solstices() -> None:
+def test_sun_longitude_at_equinoxes_and_solstices() -> None:
     # 2024, to the minute (USNO); in half a minute the Sun moves 0.00035 degrees.
     events = [(3, 20, 3, 6, 0), (6, 20, 20, 51, 90), (9, 22, 12, 44, 180), (12, 21, 9, 21, 270)]
     jd = np.array([load.timescale(builtin=True).utc(2024, *event[:4]).tt for event in events])

@@ -1,4 +1,4 @@
-"""Which rows belong to which split."""
+"""Rows of the training, validation and test splits."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from pgat_fast.errors import DataError
 LENGTHS = st.integers(1, 60)
 
 
-def test_the_production_file_gives_the_specified_windows_and_batches() -> None:
+def test_production_file_has_specified_windows_and_batches() -> None:
     rows = split_rows(7109, 250, 10, 50, 50)
     assert rows.train == range(0, 7009)
     assert rows.validation == range(6759, 7059)
@@ -21,7 +21,7 @@ def test_the_production_file_gives_the_specified_windows_and_batches() -> None:
 
 
 @given(LENGTHS, LENGTHS, LENGTHS, LENGTHS, st.integers(0, 100))
-def test_every_split_has_windows_and_no_target_is_forecast_in_two(
+def test_splits_have_windows_and_disjoint_targets(
     seq_len: int, pred_len: int, validation: int, test: int, spare: int
 ) -> None:
     validation, test = validation + pred_len - 1, test + pred_len - 1
@@ -32,7 +32,7 @@ def test_every_split_has_windows_and_no_target_is_forecast_in_two(
         assert rows.start >= 0
         windows = count_windows(len(rows), seq_len, pred_len)
         assert windows == len(rows) - seq_len - pred_len + 1 >= 1
-        # The first window's first target to the last window's last.
+        # From the first target of the first window to the last target of the last window.
         first, last = rows.start + seq_len, rows.start + windows - 1 + seq_len + pred_len - 1
         assert last == rows.stop - 1
         targets += range(first, last + 1)
@@ -43,9 +43,7 @@ def test_every_split_has_windows_and_no_target_is_forecast_in_two(
 
 
 @given(LENGTHS, LENGTHS, LENGTHS, LENGTHS)
-def test_one_row_less_than_the_minimum_is_refused_with_the_minimum(
-    seq_len: int, pred_len: int, validation: int, test: int
-) -> None:
+def test_too_few_rows_raise_with_minimum(seq_len: int, pred_len: int, validation: int, test: int) -> None:
     validation, test = validation + pred_len, test + pred_len
     least = minimum_rows(seq_len, pred_len, validation, test)
     with pytest.raises(DataError, match=f"{least - 1} rows are too few: .* at least {least} rows"):
@@ -53,13 +51,13 @@ def test_one_row_less_than_the_minimum_is_refused_with_the_minimum(
 
 
 @pytest.mark.parametrize(("validation", "test", "name"), [(9, 50, "validation_length"), (50, 9, "test_length")])
-def test_a_split_shorter_than_the_forecast_is_refused_whatever_the_rows(validation: int, test: int, name: str) -> None:
+def test_split_shorter_than_pred_len_raises(validation: int, test: int, name: str) -> None:
     with pytest.raises(DataError, match=f"{name} 9 is shorter than pred_len 10"):
         split_rows(10**6, 250, 10, validation, test)
 
 
 @pytest.mark.parametrize("position", range(4))
-def test_lengths_below_one_are_refused(position: int) -> None:
+def test_lengths_below_one_raise(position: int) -> None:
     lengths = [5, 2, 3, 4]
     lengths[position] = 0
     name = ("seq_len", "pred_len", "validation_length", "test_length")[position]
@@ -67,5 +65,5 @@ def test_lengths_below_one_are_refused(position: int) -> None:
         split_rows(100, *lengths)
 
 
-def test_no_rows_have_no_windows() -> None:
+def test_too_few_rows_have_no_windows() -> None:
     assert [count_windows(rows, 3, 2) for rows in (0, 4, 5, 6)] == [0, 0, 1, 2]

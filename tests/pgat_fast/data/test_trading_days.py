@@ -1,4 +1,4 @@
-"""Forecast days are the days on which the market of the file will be open."""
+"""Trading days after the last row of a file, and the calendar that its dates follow."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def sp500() -> Days:
     return sp500_prices().index.to_numpy().astype("datetime64[D]")
 
 
-def test_the_rules_give_every_session_of_eighteen_years_but_unforeseen_closures(sp500: Days) -> None:
+def test_nyse_rules_match_18_years_except_unscheduled_closures(sp500: Days) -> None:
     expected = weekdays("1998-01-01", "2015-12-31")
     expected = expected[np.is_busday(expected, holidays=nyse_holidays(expected[0], expected[-1]))]
     sessions = sp500[sp500 >= day("1998-01-01")]
@@ -68,11 +68,11 @@ def test_the_rules_give_every_session_of_eighteen_years_but_unforeseen_closures(
         ("2015-10-12", False),  # Columbus Day
     ],
 )
-def test_single_days_are_as_the_exchange_kept_or_announced_them(holiday: str, shut: bool) -> None:
+def test_nyse_holidays_match_exchange_calendar(holiday: str, shut: bool) -> None:
     assert (day(holiday) in nyse_holidays(day(holiday), day(holiday))) is shut
 
 
-def test_the_days_after_the_last_row_follow_the_calendar() -> None:
+def test_future_trading_days_follow_calendar() -> None:
     last = days("2015-12-23", "2015-12-24")
     assert (
         future_trading_days(last, 6, "nyse").tolist()
@@ -83,12 +83,12 @@ def test_the_days_after_the_last_row_follow_the_calendar() -> None:
 
 
 @pytest.mark.parametrize("last", ["2016-01-16", "2016-01-17", "2016-01-18"])
-def test_the_days_begin_after_a_last_row_on_a_weekend_or_holiday_too(last: str) -> None:
+def test_future_trading_days_follow_last_row_on_weekend_or_holiday(last: str) -> None:
     assert future_trading_days(days(last), 1, "nyse")[0] == day("2016-01-19")  # the 18th is a holiday
 
 
 @pytest.mark.parametrize("calendar", ["nyse", "weekdays", "daily", "auto"])
-def test_the_days_are_as_many_as_asked_for_increasing_and_in_the_future(sp500: Days, calendar: str) -> None:
+def test_future_trading_days_have_requested_count_and_increase(sp500: Days, calendar: str) -> None:
     ahead = future_trading_days(sp500, 600, calendar)
     assert ahead.shape == (600,)
     assert ahead.dtype == np.dtype("datetime64[D]")
@@ -96,54 +96,54 @@ def test_the_days_are_as_many_as_asked_for_increasing_and_in_the_future(sp500: D
     assert (np.diff(ahead) > np.timedelta64(0, "D")).all()
 
 
-def test_each_history_is_continued_as_it_went_on(sp500: Days) -> None:
+def test_future_trading_days_equal_actual_sessions(sp500: Days) -> None:
     start = int(np.searchsorted(sp500, day("2013-01-01")))
     for end in range(start, len(sp500) - 10, 25):
         assert np.array_equal(future_trading_days(sp500[:end], 10), sp500[end : end + 10])
 
 
 @pytest.mark.parametrize("last", ["1975-06-02", "2002-01-04", "2005-03-01", "2012-12-31", "2015-12-31"])
-def test_sessions_of_new_york_are_recognised_in_years_with_unforeseen_closures_too(sp500: Days, last: str) -> None:
+def test_nyse_is_recognised_despite_unscheduled_closures(sp500: Days, last: str) -> None:
     assert calendar_of(sp500[sp500 <= day(last)]) == "nyse"
 
 
-def test_half_a_year_of_sessions_is_enough_and_less_is_not(sp500: Days) -> None:
+def test_nyse_requires_half_a_year_of_sessions(sp500: Days) -> None:
     assert calendar_of(sp500[-FEWEST_ROWS:]) == "nyse"
     assert calendar_of(sp500[-FEWEST_ROWS + 1 :]) == "weekdays"
 
 
-def test_one_session_on_a_holiday_of_new_york_tells_another_market(sp500: Days) -> None:
+def test_session_on_nyse_holiday_rules_out_nyse(sp500: Days) -> None:
     assert calendar_of(np.sort(np.append(sp500, day("2015-07-03")))) == "weekdays"
 
 
-def test_more_gaps_than_an_exchange_has_tell_another_market(sp500: Days) -> None:
+def test_too_many_gaps_rule_out_nyse(sp500: Days) -> None:
     few = np.delete(sp500, np.arange(-100, -100 + UNSCHEDULED))
     assert calendar_of(few) == "nyse"
     assert calendar_of(np.delete(few, -50)) == "weekdays"
 
 
-def test_weekdays_without_holidays_are_no_exchange() -> None:
+def test_weekdays_without_holidays_are_not_nyse() -> None:
     assert calendar_of(weekdays("2013-01-01", "2015-12-31")) == "weekdays"
 
 
-def test_a_market_that_never_closes_is_recognised_by_its_last_year() -> None:
+def test_daily_market_is_recognised_by_last_year() -> None:
     assert calendar_of(span("2014-01-01", "2015-12-31")) == "daily"
     assert calendar_of(np.concatenate([weekdays("2010-01-01", "2013-12-31"), span("2014-06-01", "2015-12-31")])) == (
         "daily"
     )
 
 
-def test_single_weekend_rows_make_no_daily_market() -> None:
+def test_single_weekend_rows_are_not_daily() -> None:
     stray = np.sort(np.append(weekdays("2013-01-01", "2015-12-31"), days("2015-11-07", "2015-11-08")))
     assert calendar_of(stray) == "weekdays"
 
 
 @pytest.mark.parametrize("only", [["2015-12-31"], ["2015-12-26", "2015-12-27"]])
-def test_a_row_or_two_are_enough_for_an_answer(only: list[str]) -> None:
+def test_calendar_of_accepts_one_or_two_rows(only: list[str]) -> None:
     assert calendar_of(days(*only)) == ("weekdays" if len(only) == 1 else "daily")
 
 
-def test_wrong_arguments_are_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     with pytest.raises(ConfigError, match=r"data\.trading_days is 'lse': choose auto, nyse, weekdays, daily"):
         future_trading_days(days("2015-12-31"), 1, "lse")
     with pytest.raises(ValueError, match="at least one of each"):

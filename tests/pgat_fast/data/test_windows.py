@@ -1,4 +1,4 @@
-"""Windows are cut, scaled and batched as specified, and nothing of the future reaches the inputs."""
+"""Windows are cut, scaled and batched as specified, and no unknown future value enters the inputs."""
 
 import itertools
 import time
@@ -32,7 +32,7 @@ def make_splits(table: Table | None = None, **settings: object) -> Splits:
 
 
 def expected_batch(table: Table, splits: Splits, first_row: int, windows: list[int], known: list[int]) -> Batch:
-    """The batch by plain slices, one window after the other."""
+    """Return the batch of `windows`, cut by plain slices one after the other."""
     x = torch.from_numpy(splits.input_scaler.transform(table.values).astype(np.float32))
     targets = table.values[:, [table.columns.index(name) for name in splits.target_scaler.columns]]
     y = torch.from_numpy(splits.target_scaler.transform(targets).astype(np.float32))
@@ -56,7 +56,7 @@ def assert_equal(batch: Batch, expected: Batch) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("decoder_future", "known"), [("zeros", []), ("known", [2, 3, 4, 5])])
-def test_every_window_of_every_split_is_cut_as_specified(device: str, decoder_future: str, known: list[int]) -> None:
+def test_windows_match_plain_slices_of_table(device: str, decoder_future: str, known: list[int]) -> None:
     table = make_table()
     splits = make_splits(table, decoder_future=decoder_future, device=device)
     rows = split_rows(ROWS, S, P, 6, 8)
@@ -69,7 +69,7 @@ def test_every_window_of_every_split_is_cut_as_specified(device: str, decoder_fu
 
 
 @pytest.mark.parametrize("label_len", [0, 1, S])
-def test_the_decoder_sees_any_part_of_the_history(label_len: int) -> None:
+def test_decoder_history_is_end_of_encoder_input(label_len: int) -> None:
     batch = make_splits(label_len=label_len).train.batch(torch.tensor([4, 0]))
     assert batch.x_dec.shape == (2, label_len + P, len(INPUTS))
     assert torch.equal(batch.x_dec[:, :label_len], batch.x_enc[:, S - label_len :])
@@ -84,7 +84,7 @@ def rows_of(table: Table, rows: slice, columns: tuple[str, ...] | None = None) -
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("decoder_future", ["zeros", "known"])
 @pytest.mark.parametrize("label_len", [0, L])
-def test_the_window_ahead_of_the_last_row_is_the_one_cut_when_the_future_is_there(
+def test_window_ahead_equals_window_cut_from_table_with_future(
     device: str, decoder_future: str, label_len: int
 ) -> None:
     table = make_table()
@@ -101,7 +101,7 @@ def test_the_window_ahead_of_the_last_row_is_the_one_cut_when_the_future_is_ther
     assert_equal(found, Batch(*(tensor.cpu() for tensor in expected._replace(y=torch.zeros(1, P, 1)))))
 
 
-def test_a_window_ahead_says_which_rows_and_columns_it_lacks() -> None:
+def test_window_ahead_names_missing_rows_and_columns() -> None:
     table = make_table()
     scaler, future = make_splits(table).input_scaler, rows_of(table, slice(0, P), ("time_delta",))
     lengths = {"seq_len": S, "label_len": L, "scaler": scaler, "targets": CHOSEN}
@@ -113,7 +113,7 @@ def test_a_window_ahead_says_which_rows_and_columns_it_lacks() -> None:
         window_ahead(table, future, decoder_future="known", **lengths)  # type: ignore[arg-type]
 
 
-def test_production_windows_have_the_specified_counts_and_shapes() -> None:
+def test_production_windows_have_specified_counts_and_shapes() -> None:
     splits = prepare(
         make_table(7109, COLUMNS), targets=TARGETS, seq_len=250, label_len=125, pred_len=10,
         validation_length=50, test_length=50, enc_in=118, dec_in=118,
@@ -128,8 +128,8 @@ def test_production_windows_have_the_specified_counts_and_shapes() -> None:
     assert torch.equal(batch.y, splits.train.batch(torch.arange(10, 26)).x_enc[:, 240:, :4])
 
 
-def test_no_target_of_one_split_is_a_target_of_another() -> None:
-    # Every row carries its own number as target.
+def test_splits_have_disjoint_targets() -> None:
+    # The target of each row is the number of the row.
     table = Table(make_table().dates, np.arange(ROWS, dtype=np.float64)[:, None], ("a",))
     splits = prepare(table, targets=["a"], **LENGTHS)  # type: ignore[arg-type]
     seen = []
@@ -150,7 +150,7 @@ def test_scalers_are_fitted_on_training_rows_only() -> None:
     assert_equal(after.train.batch(torch.arange(5)), before.train.batch(torch.arange(5)))
     numeric = [column for column, name in enumerate(INPUTS) if not name.startswith("Moon_")]
     scaled = after.train.values[:, numeric].double()
-    # float32 rounds each of the values, of size 3 at most, to 1.2e-7 of it.
+    # float32 rounds each value, of size 3 at most, with a relative error of 1.2e-7.
     assert scaled.mean(dim=0).abs().max() < 1e-6
     assert (scaled.std(dim=0, unbiased=False) - 1).abs().max() < 1e-6
 
@@ -169,7 +169,7 @@ def test_validation_and_test_inputs_and_targets_are_scaled() -> None:
 
 
 @pytest.mark.parametrize("decoder_future", ["zeros", "known"])
-def test_what_is_not_known_ahead_never_reaches_the_inputs(decoder_future: str) -> None:
+def test_unknown_future_values_do_not_affect_inputs(decoder_future: str) -> None:
     table = make_table()
     before = make_splits(table, decoder_future=decoder_future).test
     last = len(before) - 1
@@ -181,14 +181,14 @@ def test_what_is_not_known_ahead_never_reaches_the_inputs(decoder_future: str) -
     assert all(torch.equal(*pair) for pair in zip(seen[:4], changed[:4], strict=True))
 
 
-def test_the_inputs_may_leave_the_targets_out() -> None:
+def test_inputs_may_exclude_targets() -> None:
     splits = make_splits(inputs=("dyn_Moon_speed", "Moon_sin"))
     batch = splits.validation.batch(torch.tensor([1]))
     assert batch.x_enc.shape == (1, S, 2)
     assert torch.equal(batch.y, make_splits().validation.batch(torch.tensor([1])).y)
 
 
-def test_batches_are_written_to_by_nobody_else() -> None:
+def test_batches_share_no_memory() -> None:
     windows = make_splits(decoder_future="known").train
     first = windows.batch(torch.arange(4))
     copies = [tensor.clone() for tensor in first]
@@ -199,7 +199,7 @@ def test_batches_are_written_to_by_nobody_else() -> None:
 
 
 class Calls(TorchDispatchMode):
-    """Collects the names of the operators that torch runs."""
+    """Recorder of the names of the operators that torch runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_batch_is_five_gathers_and_no_copy() -> None:
+def test_batch_makes_five_gathers_and_no_copy() -> None:
     windows = make_splits(decoder_future="known").train
     with Calls() as calls:
         windows.batch(torch.arange(4))
@@ -218,7 +218,7 @@ def test_a_batch_is_five_gathers_and_no_copy() -> None:
     assert not {"copy_", "_to_copy", "clone", "cat", "stack", "index"} & set(calls.names)
 
 
-def test_views_of_more_than_two_to_the_31_elements_are_indexed_right() -> None:
+def test_views_of_more_than_2_to_the_31_elements_are_indexed_correctly() -> None:
     rows, seq_len = 100_000, 50_000
     values = torch.arange(rows, dtype=torch.float32)[:, None]
     windows = Windows(values, values, values, seq_len=seq_len, label_len=2, pred_len=1)
@@ -228,14 +228,14 @@ def test_views_of_more_than_two_to_the_31_elements_are_indexed_right() -> None:
     assert batch.y.item() == rows - 1
 
 
-def test_an_empty_batch_and_short_integers_are_served() -> None:
+def test_empty_and_int32_indices_are_accepted() -> None:
     windows = make_splits().train
     assert windows.batch(torch.zeros(0, dtype=torch.int64)).x_dec.shape == (0, L + P, len(INPUTS))
     assert_equal(windows.batch(torch.tensor([2, 1], dtype=torch.int32)), windows.batch(torch.tensor([2, 1])))
 
 
 @pytest.mark.parametrize("window", [-1, 32])
-def test_windows_that_do_not_exist_are_refused(window: int) -> None:
+def test_nonexistent_windows_raise(window: int) -> None:
     windows = make_splits().train
     assert len(windows) == 32
     with pytest.raises(IndexError, match=f"window {window} does not exist: there are 32"):
@@ -255,19 +255,19 @@ def test_windows_that_do_not_exist_are_refused(window: int) -> None:
         ({"seq_len": 60}, DataError, "the table: 60 rows are too few.* at least 77 rows"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], error: type, words: str) -> None:
+def test_inconsistent_settings_raise(settings: dict[str, object], error: type, words: str) -> None:
     with pytest.raises(error, match=words):
         make_splits(**settings)
 
 
-def test_a_value_that_float32_cannot_hold_is_refused_with_its_date() -> None:
+def test_float32_overflow_raises_with_date() -> None:
     table = make_table()
     table.values[58, 1] = 1e200
     with pytest.raises(DataError, match="1e\\+200 in column volume on 2020-02-28 is too large"):
         make_splits(table)
 
 
-def test_rows_that_do_not_fit_the_windows_are_refused() -> None:
+def test_rows_that_do_not_fit_window_lengths_raise() -> None:
     rows = torch.zeros(10, 2)
     for lengths in ((8, 4, 3), (4, 5, 2), (4, -1, 2), (4, 2, 0)):
         seq_len, label_len, pred_len = lengths
@@ -280,13 +280,13 @@ def test_rows_that_do_not_fit_the_windows_are_refused() -> None:
 # Order and batches
 
 
-def test_the_sample_order_is_the_same_everywhere_and_for_ever() -> None:
-    # Written down once: a run that is resumed on another machine or version must see the same order.
+def test_sample_order_has_fixed_values() -> None:
+    # Fixed values: a run resumed on another machine or with another version must use the same order.
     assert sample_order(10, seed=2024, epoch=0).tolist() == [8, 2, 9, 0, 5, 6, 1, 4, 3, 7]
     assert sample_order(10, seed=2024, epoch=1).tolist() == [6, 8, 5, 7, 1, 0, 2, 3, 9, 4]
 
 
-def test_the_sample_order_depends_on_seed_and_epoch_alone() -> None:
+def test_sample_order_depends_only_on_seed_and_epoch() -> None:
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
     first = sample_order(1000, seed=3, epoch=4)
@@ -298,15 +298,15 @@ def test_the_sample_order_depends_on_seed_and_epoch_alone() -> None:
     assert first.sort().values.tolist() == list(range(1000))
 
 
-def test_every_order_occurs_about_equally_often() -> None:
+def test_sample_orders_are_about_equally_frequent() -> None:
     orders = [tuple(sample_order(4, seed=9, epoch=epoch).tolist()) for epoch in range(2400)]
     counts = [orders.count(order) for order in itertools.permutations(range(4))]
-    # 100 expected, with a standard deviation of 9.8: five of them. The seed fixes the orders.
+    # 100 are expected, with a standard deviation of 9.8; the bounds are five of these. The seed fixes the orders.
     assert min(counts) > 50
     assert max(counts) < 150
 
 
-def test_batches_cover_the_order_once() -> None:
+def test_batches_cover_sample_order_once() -> None:
     batches = list(batch_indices(41, 16, seed=5, epoch=2, drop_last=False))
     assert [len(batch) for batch in batches] == [16, 16, 9]
     assert torch.equal(torch.cat(batches), sample_order(41, 5, 2))
@@ -315,17 +315,17 @@ def test_batches_cover_the_order_once() -> None:
     assert [len(batch) for batch in batch_indices(32, 16, drop_last=True)] == [16, 16]
 
 
-def test_without_a_seed_batches_follow_time() -> None:
+def test_batches_without_seed_are_chronological() -> None:
     assert torch.cat(list(batch_indices(41, 16, drop_last=False))).tolist() == list(range(41))
 
 
-def test_training_without_a_full_batch_is_refused() -> None:
+def test_drop_last_without_full_batch_raises() -> None:
     with pytest.raises(DataError, match=r"15 windows do not fill one batch of 16: lower training.batch_size to 15"):
         batch_indices(15, 16, seed=1, drop_last=True)
     assert len(next(batch_indices(15, 16, drop_last=False))) == 15
 
 
-def test_production_batches_come_at_a_quarter_of_the_promised_rate_even_on_a_busy_machine() -> None:
+def test_production_batches_reach_quarter_of_specified_rate() -> None:
     splits = prepare(
         make_table(1000, COLUMNS), targets=TARGETS, seq_len=250, label_len=125, pred_len=10,
         validation_length=50, test_length=50,
@@ -342,5 +342,5 @@ def test_production_batches_come_at_a_quarter_of_the_promised_rate_even_on_a_bus
             best = max(best, len(batches) / (time.perf_counter() - start))
     finally:
         torch.set_num_threads(threads)
-    # The promise is 2,000 a second on a quiet core.
+    # The specification is 2,000 per second on an idle core; this machine may be busy.
     assert best > 500

@@ -1,4 +1,4 @@
-"""Jobs: every combination with every seed, each with a name of its own; what is no configuration is told first."""
+"""Jobs of a sweep: combinations, unique names, files, and early errors for invalid configurations."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ def config() -> Config:
     return load_config(None, ["training.seed=7"])
 
 
-def test_every_combination_with_every_seed(config: Config) -> None:
+def test_jobs_combine_all_settings_and_seeds(config: Config) -> None:
     jobs = jobs_of(config, parse_grid(["training.learning_rate=1e-3,1e-4", "model.dropout=0,0.1"]), 3)
     assert len(jobs) == len({job.name for job in jobs}) == 12
     assert [job.seed for job in jobs[:4]] == [7, 8, 9, 7]
@@ -28,17 +28,17 @@ def test_every_combination_with_every_seed(config: Config) -> None:
     assert made.run.output == "there/runs"
 
 
-def test_without_a_grid_there_are_seeds_alone(config: Config) -> None:
+def test_jobs_without_grid_differ_only_in_seed(config: Config) -> None:
     assert [job.name for job in jobs_of(config, {}, 2)] == ["seed-7", "seed-8"]
 
 
-def test_lists_are_values() -> None:
+def test_list_in_brackets_is_one_value() -> None:
     assert parse_grid(["data.targets=[log_Open,log_Close],[log_Close]"]) == {
         "data.targets": ["[log_Open,log_Close]", "[log_Close]"]
     }
 
 
-def test_names_that_no_folder_can_have_are_made_fit() -> None:
+def test_unsafe_values_give_unique_valid_names() -> None:
     odd = [Job((("data.targets", value),), 1).name for value in ("[a,b]", "[a;b]", "x" * 300)]
     assert len(set(odd)) == 3
     assert all(load_config(None, [f"run.name={name}"]) and len(name) < 120 for name in odd)
@@ -57,19 +57,19 @@ def test_names_that_no_folder_can_have_are_made_fit() -> None:
         (["run.name=a,b"], "jobs have names of their own"),
     ],
 )
-def test_a_wrong_grid_is_told(texts: list[str], told: str) -> None:
+def test_invalid_grid_raises(texts: list[str], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         parse_grid(texts)
 
 
-def test_what_is_no_configuration_is_told_before_anything_runs(config: Config) -> None:
+def test_invalid_configuration_raises_before_running(config: Config) -> None:
     with pytest.raises(ConfigError, match=r"--grid training.epochs=never: .*training.epochs"):
         jobs_of(config, parse_grid(["training.epochs=1,never"]), 1)
     with pytest.raises(ConfigError, match="--seeds is 0"):
         jobs_of(config, {}, 0)
 
 
-def test_a_table_that_any_queue_can_take(config: Config, tmp_path: Path) -> None:
+def test_write_jobs_writes_table_and_commands_for_queue(config: Config, tmp_path: Path) -> None:
     folder = tmp_path / "a sweep"
     jobs = jobs_of(config, parse_grid(["model.dropout=0,0.1"]), 2)
     assert not is_sweep(folder)
@@ -84,7 +84,7 @@ def test_a_table_that_any_queue_can_take(config: Config, tmp_path: Path) -> None
         assert next(csv.reader(file)) == ["job", "model.dropout", "training.seed"]
 
 
-def test_more_may_be_asked_for_but_nothing_else(config: Config, tmp_path: Path) -> None:
+def test_write_jobs_allows_more_jobs_but_no_other_settings(config: Config, tmp_path: Path) -> None:
     few, more = (
         jobs_of(config, parse_grid([f"model.dropout={values}"]), n) for values, n in (("0.1", 2), ("0,0.1", 3))
     )

@@ -1,4 +1,4 @@
-"""`pgat-fast sweep`: real runs in processes of their own, one that fails among them; stopped, resumed, one table."""
+"""`pgat-fast sweep` with real runs in separate processes: results, failures, stopping and resuming."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SETTINGS = ["training.epochs=1", "training.warmup_epochs=0", "run.compile=off"]
 
 @pytest.fixture(scope="module")
 def swept(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished sweep of two points and two seeds."""
+    """Return the folder of a finished sweep of two points and two seeds."""
     folder = tmp_path_factory.mktemp("sweep") / "sweep"
     arguments = ["--grid", "training.learning_rate=1e-3,1e-5", "--seeds", "2", "--out", str(folder), "--quiet"]
     assert main(["sweep", *arguments, "--set", *tiny_settings, *SETTINGS]) == 0
@@ -33,7 +33,7 @@ def swept(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.multiprocess
-def test_every_job_is_a_run_and_the_table_has_mean_and_spread(swept: Path) -> None:
+def test_results_list_all_jobs_with_mean_and_spread(swept: Path) -> None:
     table = pd.read_csv(swept / "results.csv")
     assert list(table["state"]) == ["finished"] * 4
     first = load_config(swept / "config.yaml").training.seed
@@ -52,7 +52,7 @@ def test_every_job_is_a_run_and_the_table_has_mean_and_spread(swept: Path) -> No
 
 
 @pytest.mark.multiprocess
-def test_called_again_nothing_is_done_again(swept: Path, tiny_settings: list[str]) -> None:
+def test_second_call_repeats_no_job(swept: Path, tiny_settings: list[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in swept.glob("runs/*/results.json")}
     arguments = ["--grid", "training.learning_rate=1e-3,1e-5", "--seeds", "2", "--out", str(swept), "--quiet"]
     assert main(["sweep", *arguments, "--set", *tiny_settings, *SETTINGS]) == 0
@@ -60,7 +60,7 @@ def test_called_again_nothing_is_done_again(swept: Path, tiny_settings: list[str
 
 
 @pytest.mark.multiprocess
-def test_an_ensemble_of_one_is_the_run(swept: Path) -> None:
+def test_ensemble_of_one_equals_run(swept: Path) -> None:
     folder = best_members(swept, read_jobs(swept))[0]
     alone = ensemble_skill([folder])
     results = json.loads((folder / "results.json").read_text())
@@ -70,7 +70,7 @@ def test_an_ensemble_of_one_is_the_run(swept: Path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_the_forecast_of_a_sweep_is_the_mean_of_its_best_seeds(
+def test_sweep_forecast_is_mean_of_best_seeds(
     swept: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "forecast.csv"
@@ -89,11 +89,11 @@ def test_the_forecast_of_a_sweep_is_the_mean_of_its_best_seeds(
 
 
 @pytest.mark.multiprocess
-def test_what_fails_is_told_and_the_others_go_on(
+def test_failed_job_is_reported_and_others_continue(
     tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
-    grid = ["model.seq_len=6,30"]  # of the longer one there are no windows
+    grid = ["model.seq_len=6,30"]  # the longer one leaves no windows
     arguments = ["--grid", *grid, "--out", str(folder), "--quiet"]
     assert main(["sweep", *arguments, "--set", *tiny_settings, *SETTINGS]) == 1
     assert list(collect(folder, read_jobs(folder))["state"]) == ["finished", "not run"]
@@ -104,7 +104,7 @@ def test_what_fails_is_told_and_the_others_go_on(
 
 
 @pytest.mark.multiprocess
-def test_a_stopped_sweep_goes_on(tiny_settings: list[str], tmp_path: Path) -> None:
+def test_stopped_sweep_stops_its_job(tiny_settings: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     arguments = ["sweep", "--seeds", "2", "--out", str(folder), "--jobs", "1", "--quiet", "--set", *tiny_settings]
     arguments += ["training.epochs=2000", "run.compile=off", "training.patience=2000", "training.max_minutes=2"]
@@ -123,21 +123,19 @@ def test_a_stopped_sweep_goes_on(tiny_settings: list[str], tmp_path: Path) -> No
 
 
 @pytest.mark.multiprocess
-def test_a_job_that_was_stopped_before_it_saved_anything_counts_when_it_is_done(
-    tiny_settings: list[str], tmp_path: Path
-) -> None:
+def test_job_stopped_before_first_checkpoint_starts_anew(tiny_settings: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     arguments = ["sweep", "--out", str(folder), "--quiet", "--set", *tiny_settings, *SETTINGS]
     assert main([*arguments, "--jobs", "0"]) == 0
     (job,) = read_jobs(folder)
-    (folder / "runs" / job.name).mkdir(parents=True)  # what a run leaves that was stopped before its first checkpoint
+    (folder / "runs" / job.name).mkdir(parents=True)  # as left by a run that was stopped before its first checkpoint
     assert main(arguments) == 0
     assert list(collect(folder, [job])["state"]) == ["finished"]
     assert job.folder(folder).name == f"{job.name}-2"
 
 
 @pytest.mark.multiprocess
-def test_what_another_process_is_at_work_on_is_left_to_it(
+def test_job_locked_by_another_process_is_skipped(
     tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
@@ -145,13 +143,13 @@ def test_what_another_process_is_at_work_on_is_left_to_it(
     assert main([*arguments, "--jobs", "0"]) == 0
     first, second = read_jobs(folder)
     (folder / "runs" / first.name).mkdir(parents=True)
-    with locked(folder / "runs" / first.name):  # a queue has begun with it
+    with locked(folder / "runs" / first.name):  # as if a queue had started it
         assert main(arguments) == 0
     assert finished(second.folder(folder)) is not None
     assert finished(first.folder(folder)) is None
     assert f"left to the processes that are at work on them: {first.name}" in capsys.readouterr().out
 
 
-def test_places() -> None:
+def test_places_on_cpu_match_requested_number() -> None:
     assert [place.name for place in places("cpu", 3)] == ["CPU"] * 3
     assert len(places("cpu", None)) >= 1

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written completely or not at all."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ import pytest
 from pgat_fast.utils.io import is_orphan, sync_directory, temporary_name, write_atomically, write_json
 
 
-def test_the_new_content_replaces_the_old_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+def test_write_replaces_content_without_leftovers(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "file"
     write_atomically(path, b"first")
     write_atomically(path, b"second")
@@ -21,7 +21,7 @@ def test_the_new_content_replaces_the_old_and_nothing_is_left_beside_it(tmp_path
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
@@ -35,7 +35,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_content_and_name_are_synced_to_disk_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_synced_before_rename_and_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     steps = []
     fsync, rename = os.fsync, os.replace
@@ -54,9 +54,7 @@ def test_content_and_name_are_synced_to_disk_in_this_order(tmp_path: Path, monke
     assert steps == [str(temporary_name(path)), "rename", str(tmp_path)]
 
 
-def test_a_file_system_that_syncs_no_folders_will_do_and_a_broken_one_will_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sync_directory_ignores_einval_but_raises_eio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(number: int) -> None:
         def fsync(descriptor: int) -> None:
             raise OSError(number, os.strerror(number))
@@ -70,7 +68,7 @@ def test_a_file_system_that_syncs_no_folders_will_do_and_a_broken_one_will_not(
         sync_directory(tmp_path)
 
 
-def test_a_temporary_file_is_an_orphan_when_its_process_has_ended(tmp_path: Path) -> None:
+def test_temporary_file_of_ended_process_is_orphan(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     for name, orphan in (
@@ -85,7 +83,7 @@ def test_a_temporary_file_is_an_orphan_when_its_process_has_ended(tmp_path: Path
         assert is_orphan(tmp_path / name) == orphan, name
 
 
-def test_json_without_numbers_that_other_parsers_refuse(tmp_path: Path) -> None:
+def test_write_json_rejects_nan(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     write_json(path, {"value": 1.5})
     assert json.loads(path.read_text()) == {"value": 1.5}

@@ -1,4 +1,4 @@
-"""What `info` tells is what the packages, the machine and the model say themselves."""
+"""Information on versions, hardware and backends agrees with the packages, the machine and the model."""
 
 import importlib.metadata
 import json
@@ -15,7 +15,7 @@ from pgat_fast.model import BACKENDS, backend_reasons, resolve_backend
 from pgat_fast.utils import system
 
 
-def test_it_is_plain_json_with_everything_in_it() -> None:
+def test_collect_returns_plain_json_with_all_keys() -> None:
     found = json.loads(json.dumps(system.collect(), allow_nan=False))
     assert list(found) == ["versions", "optional", "system", "cpu", "memory", "cuda", "backends", "kernels"]
     assert found["versions"]["torch"] == torch.__version__
@@ -28,7 +28,7 @@ def test_it_is_plain_json_with_everything_in_it() -> None:
     assert bool(found["cuda"]["devices"]) == (found["cuda"]["reason"] is None)
 
 
-def test_every_backend_is_listed_with_the_reason_that_resolving_it_gives() -> None:
+def test_backend_reasons_match_resolve_backend() -> None:
     backends = system.collect()["backends"]
     assert {"auto", *backends["available"]} == set(BACKENDS)
     for name, found in backends["available"].items():
@@ -41,11 +41,11 @@ def test_every_backend_is_listed_with_the_reason_that_resolving_it_gives() -> No
     assert backends["available"][backends["auto"]]["runs"]
 
 
-def test_the_reference_can_always_run() -> None:
+def test_reference_backend_always_runs() -> None:
     assert backend_reasons()["reference"] is None
 
 
-def test_auto_takes_what_has_been_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_resolves_to_torch_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "pgat_fast.model.backend_reasons", lambda: {"reference": None, "torch": None, "triton": "no GPU"}
     )
@@ -54,7 +54,7 @@ def test_auto_takes_what_has_been_measured(monkeypatch: pytest.MonkeyPatch) -> N
         resolve_backend("triton")
 
 
-def test_packages_that_are_absent_are_told_with_the_way_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_listed_with_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(package: str) -> str:
         if package in ("matplotlib", "triton"):
             raise importlib.metadata.PackageNotFoundError(package)
@@ -70,13 +70,13 @@ def test_packages_that_are_absent_are_told_with_the_way_to_install_them(monkeypa
     assert found["versions"]["triton_absent"] in text
 
 
-def test_every_extra_that_it_names_exists() -> None:
+def test_suggested_extras_exist() -> None:
     extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
     for package, (extra, _) in system._OPTIONAL.items():
         assert any(requirement.startswith(f"{package}>") for requirement in extras[extra])
 
 
-def test_the_text_names_the_machine_and_the_backends() -> None:
+def test_text_names_machine_and_backends() -> None:
     found = system.collect()
     text = system.format_info(found)
     for part in ("versions", "optional packages", "machine", "GPUs", "backends", found["cpu"]["model"], "auto"):
@@ -85,7 +85,7 @@ def test_the_text_names_the_machine_and_the_backends() -> None:
 
 
 @pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_the_memory_limit_of_a_container_is_found(tmp_path: Path, name: str) -> None:
+def test_container_memory_limit_is_found(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     assert system.container_memory_limit(tmp_path) is None
@@ -93,7 +93,7 @@ def test_the_memory_limit_of_a_container_is_found(tmp_path: Path, name: str) -> 
     assert system.container_memory_limit(tmp_path) is None
     file.write_text(f"{2**30}\n")
     assert system.container_memory_limit(tmp_path) == 2**30
-    file.write_text(f"{2**63 - 4096}\n")  # what version 1 says where there is no limit
+    file.write_text(f"{2**63 - 4096}\n")  # the value of version 1 without a limit
     assert system.container_memory_limit(tmp_path) is None
     file.write_text(f"{psutil.virtual_memory().total}\n")
     assert system.container_memory_limit(tmp_path) is None
