@@ -14,7 +14,7 @@ from tests.pgat_fast.model.variants import FEW, FEW_FIRST, SMALL, VARIANTS, conf
 
 
 def close(first: Tensor, second: Tensor) -> bool:
-    """Whether tensors are equal up to float64 rounding, amplified by the divisions of section 5 by small row sums."""
+    """Return whether tensors are equal up to rounding of float64, amplified by divisions by small sums (section 5)."""
     return torch.allclose(first, second, rtol=1e-8, atol=1e-8)
 
 
