@@ -1,6 +1,6 @@
-"""pgat_fast: a spatio-temporal graph-attention forecaster, and the way to train it fast.
+"""A spatio-temporal graph-attention forecaster with fast training.
 
-The names below load on first use, so that importing the package costs next to nothing.
+The public names are imported on first use, so that importing the package is cheap.
 """
 
 from importlib import import_module

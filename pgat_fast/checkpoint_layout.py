@@ -1,7 +1,7 @@
-"""The original layout: every parameter of an existing checkpoint, in its order, and where it lives in our model.
+"""The original checkpoint layout: its parameters in order, and their counterparts in our model.
 
-`original_shapes` lists names and shapes; `sources` says which of them each of our parameters is. What no rule names
-is never read by the forward pass.
+`original_shapes` lists names and shapes; `sources` maps each of our parameters to one of them. The forward pass never
+reads the parameters that no rule maps.
 """
 
 import re
@@ -42,7 +42,7 @@ def _attention(width: int) -> Shapes:
 
 
 def _sequence(**parts: Shapes) -> Shapes:
-    """Numbered members of an `nn.Sequential`, given as `_0=..., _3=...`."""
+    """Return the shapes of the numbered members of an `nn.Sequential`, given as `_0=..., _3=...`."""
     return {name: shape for key, part in parts.items() for name, shape in _under(key.lstrip("_"), part).items()}
 
 
@@ -81,7 +81,7 @@ def _phase(config: ModelConfig) -> Iterator[Shapes]:
 
 
 def _wave_aggregator() -> Iterator[Shapes]:
-    # As many as the columns that each body once had; they are not the columns of section 12.
+    # Former numbers of columns of each body; they differ from the columns of section 12.
     lengths = dict.fromkeys(BODIES, 9) | {"north_node": 12, "south_node": 8, "chiron": 3}
     yield {f"aggregation_weights.{body}": (lengths[body],) for body in sorted(BODIES)}
     for body in BODIES:
@@ -231,15 +231,15 @@ def _all(config: ModelConfig) -> Iterator[Shapes]:
 
 
 def original_shapes(config: ModelConfig) -> Shapes:
-    """Name -> shape of every parameter of the original layout, in the order of an existing state dict."""
+    """Return name -> shape of every parameter of the original layout, in the order of an existing state dict."""
     return {name: shape for part in _all(config) for name, shape in part.items()}
 
 
-# --- where each of our parameters lives there ------------------------------------------------------------------------
+# --- sources of our parameters ----------------------------------------------------------------------------------------
 
 
 class Source(NamedTuple):
-    """The original parameter that one of ours comes from.
+    """The original parameter that one of our parameters is taken from.
 
     `part` is `whole`, `value` (the last third of the rows: the value projection of packed attention weights, whose
     queries and keys cannot receive a gradient), or `first` (the only entry of a leading dimension of 1).
@@ -341,8 +341,8 @@ _RULES: tuple[tuple[str, ...], ...] = (
     (r"mapping\.node_projection\.", "hierarchical_mapper.spatial_projection."),
     (r"mapping\.projection\.", "hierarchical_projection."),
 )
-"""Beginnings of our parameter names, what stands there in the original layout, and the part where not the whole is
-meant (see `Source`); the first that matches counts."""
+"""Prefix of our parameter names, its replacement in the original layout, and the part (see `Source`) if it is not the
+whole parameter. The first matching rule applies."""
 
 
 def _source(ours: str) -> Source:
@@ -354,5 +354,5 @@ def _source(ours: str) -> Source:
 
 
 def sources(ours: Iterable[str]) -> dict[str, Source]:
-    """Our parameter name -> where it lives in the original layout."""
+    """Return our parameter name -> its source in the original layout."""
     return {name: _source(name) for name in ours}

@@ -1,8 +1,8 @@
-"""Drop-in use: existing checkpoints, existing settings, the existing way to call the model.
+"""Drop-in replacement for the existing model, with its checkpoints, settings and call signature.
 
     from pgat_fast.compat import Model
 
-replaces the import of the existing model; `examples/drop_in.py` shows it.
+replaces the import of the existing model; see `examples/drop_in.py`.
 """
 
 import logging
@@ -31,7 +31,7 @@ State = Mapping[str, Tensor]
 
 
 class TranslatedState(dict[str, Tensor]):
-    """A state dict in our layout that remembers what only the original layout has.
+    """State dict in our layout, with the tensors that exist only in the original layout as an attribute.
 
     Attributes:
         unused: original name -> tensor, for the parameters that the forward pass never reads, and for the packed
@@ -52,7 +52,7 @@ def _resolve(config: Config | Mapping[str, Any]) -> Config:
 
 
 def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, config: Config) -> None:
-    """Raise one CheckpointError that lists every missing, unknown and misshapen name, and what is no tensor."""
+    """Raise one CheckpointError listing all missing, unknown and misshapen names, or all values that are no tensors."""
     if not isinstance(state, Mapping):
         raise CheckpointError(f"the state is a {type(state).__name__}: pass a dict of name -> tensor")
     inner = [str(name) for name, value in state.items() if isinstance(value, Mapping)]
@@ -93,20 +93,20 @@ def _take(tensor: Tensor, source: Source) -> Tensor:
 
 
 def from_original_layout(state: State, config: Config | Mapping[str, Any]) -> TranslatedState:
-    """Translate a state dict of the original layout into ours.
+    """Translate a state dict from the original layout to ours.
 
-    Every value is a rename or a slice (a view) of the given tensors, so gradients flow back to the original names.
+    Every value is one of the given tensors or a view of one, so gradients flow back to the original names.
 
     Args:
-        state: original name -> tensor, every name of the layout that `config` implies, on any device, any dtype.
-        config: the configuration of the model that is to load it.
+        state: original name -> tensor, for every name of the layout that `config` implies; any device and dtype.
+        config: the configuration of the model that will load the result.
 
     Returns:
-        A dict that `build_model(config).load_state_dict` takes strictly. What never enters the computation is in
-        its `unused` attribute; `to_original_layout` puts it back.
+        A dict that `build_model(config).load_state_dict` loads strictly. Its attribute `unused` holds the tensors
+        that do not enter the computation; `to_original_layout` puts them back.
 
     Raises:
-        CheckpointError: lists all unknown, missing and misshapen names at once.
+        CheckpointError: names are unknown, missing or misshapen; the message lists all of them.
     """
     config = _resolve(config)
     _check(state, original_shapes(config.model), "the original layout", config)
@@ -120,19 +120,19 @@ def from_original_layout(state: State, config: Config | Mapping[str, Any]) -> Tr
 def to_original_layout(
     state: State, config: Config | Mapping[str, Any], unused: State | None = None
 ) -> dict[str, Tensor]:
-    """Translate a state dict in our layout into the original one, complete and in the original order.
+    """Translate a state dict from our layout to the original one, complete and in the original order.
 
     Args:
-        state: our name -> tensor, as `model.state_dict()` or `from_original_layout` gives it.
+        state: our name -> tensor, as returned by `model.state_dict()` or `from_original_layout`.
         config: the configuration of the model.
-        unused: values of what only the original layout has (see `TranslatedState`). By default those that
-            `from_original_layout` left in `state`, and initial values where there are none.
+        unused: values of the parameters that exist only in the original layout (see `TranslatedState`). Default: those
+            that `from_original_layout` attached to `state`, and initial values for the others.
 
     Returns:
         Original name -> tensor. Gradients flow back to `state`.
 
     Raises:
-        CheckpointError: lists all unknown, missing and misshapen names at once.
+        CheckpointError: names are unknown, missing or misshapen; the message lists all of them.
     """
     config = _resolve(config)
     shapes = _our_shapes(config)
@@ -158,7 +158,7 @@ def to_original_layout(
 
 
 def _initial_value(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A value for a parameter that nothing reads, a function of its name alone."""
+    """Return an initial value for an unused parameter; it depends on its name and shape only."""
     tensor = torch.empty(shape)
     if len(shape) >= 2:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -167,27 +167,27 @@ def _initial_value(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 class Model(nn.Module):
-    """The existing model's interface over this project's backends.
+    """The existing model's interface to the backends of this package.
 
-    Its parameters ARE those of the original layout: the same names, shapes, order and count, the never-used ones
-    included. So existing checkpoints load strictly, `state_dict()` is again in that layout, and an optimizer over
-    `parameters()` (with its saved state) sees what it saw before. A forward pass hands views of them to the backend.
+    The module has the parameters of the original layout: the same names, shapes, order and count, including the unused
+    ones. Existing checkpoints load strictly, `state_dict()` is in that layout, and an existing optimizer state fits
+    `parameters()`. The forward pass gives the backend views of these parameters.
 
-    `compatibility: original` and `exact_dropout` are the defaults here and nowhere else: swapping an import must not
-    change a number, nor the distribution of one.
+    `compatibility: original` and `exact_dropout` are the defaults here and nowhere else: replacing the import must
+    change neither a result nor the distribution of one.
 
     Args:
         args: the existing settings, a namespace or a dict. Settings of the model, `backend`, `combiner_chunk`,
-            `recompute` and `exact_dropout` are read, under their existing names; whatever else a script keeps there is
-            left alone. Existing settings do not say which combiner was used: set `combiner` to `hierarchical` (the
-            default, the 12,310,208-parameter layout) or `batched`.
+            `recompute` and `exact_dropout` are read, under their existing names; all others are ignored. Existing
+            settings do not include the combiner: set `combiner` to `hierarchical` (the default, the
+            12,310,208-parameter layout) or `batched`.
 
-    Its dropout and other layers are not among `modules()`, which hold parameters alone. For several GPUs use
-    `DistributedDataParallel`, one process each, with `find_unused_parameters=True` as the never-used ones demand;
-    `nn.DataParallel` cannot copy it.
+    `modules()` contains modules that only hold parameters, not the dropout and other layers. For several GPUs use
+    `DistributedDataParallel`, one process each, with `find_unused_parameters=True` because of the unused parameters;
+    `nn.DataParallel` cannot copy this module.
 
     Raises:
-        ConfigError: a setting of the model is wrong.
+        ConfigError: a setting of the model is invalid.
         BackendError: the backend cannot run here.
     """
 
@@ -207,16 +207,16 @@ class Model(nn.Module):
         for module in forecaster.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(parameter.to("meta")))
-        # In a tuple, so that it is not a submodule: its parameters are placeholders.
+        # The tuple keeps the forecaster, whose parameters are placeholders, from becoming a submodule.
         self._forecaster = (forecaster,)
         self._places = sources(name for name, _ in forecaster.named_parameters())
 
     def forward(
         self, x_enc: Tensor, x_mark_enc: Tensor, x_dec: Tensor, x_mark_dec: Tensor
     ) -> tuple[Forecast, Diagnostics]:
-        """The forecast [B, P, c_out], or the triple (means, log-stds, log-weights); and named intermediate results.
+        """Return the forecast [B, P, c_out], or (means, log-stds, log-weights), and named intermediate results.
 
-        Shapes as in `pgat_fast.model.reference.pgat.PGAT.forward`.
+        For the shapes see `pgat_fast.model.reference.pgat.PGAT.forward`.
         """
         own = dict(self.named_parameters())
         tensors = {ours: _take(own[source.name], source) for ours, source in self._places.items()}
@@ -229,15 +229,15 @@ class Model(nn.Module):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `.to(device)`, `.double()`, ...: the forecaster's buffers must follow; its parameters are placeholders.
+        # `.to(device)`, `.double()` etc. must also convert the forecaster's buffers; its parameters are placeholders.
         for module in self._forecaster[0].modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, fn(buffer))
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the script's settings that decide what the model is, under the names they have there."""
+    """Return the settings in `args` that define the model, under their existing names."""
     if not isinstance(args, Mapping) and not hasattr(args, "__dict__"):
         raise ConfigError(f"args is a {type(args).__name__}: pass a namespace or a dict of settings")
     given = dict(args) if isinstance(args, Mapping) else vars(args)
@@ -249,6 +249,6 @@ def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:
     for name in set(left) - IGNORED - set(OLD_NAMES) - set(SECTION_OF):
         for meant in get_close_matches(name, read - set(given), n=1, cutoff=0.85):
             logger.warning("setting %s is left alone: did you mean %s?", name, meant)
-    # Namespaces hold None for what was not given.
+    # In a namespace None stands for an option that was not given.
     settings = {name: given[name] for name in given if name in read and given[name] is not None}
     return {"compatibility": "original", "exact_dropout": True} | settings

@@ -1,4 +1,4 @@
-"""Pages in `docs/`: everything that they and the code cite exists."""
+"""Citations between the code and the pages in `docs/`, and links between pages."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ DEFINED = {
     "rewrites": re.compile(r"^## Rewrite (\d+):", re.MULTILINE),
     "reliability": re.compile(r"^\| (R\d+) \|", re.MULTILINE),
 }
-"""Page -> how the code cites it, and what it calls the things that are cited."""
+"""Page -> pattern of its citations in the code (`CITED`) and of the cited headings or rows on it (`DEFINED`)."""
 
 SOURCES = [
     path for folder in ("pgat_fast", "kernels", "bench", "examples", "tests") for path in (ROOT / folder).rglob("*.py")
@@ -36,7 +36,7 @@ def citations(text: str, page: str) -> Iterator[str]:
         yield from re.split(", | and | to ", cited)
 
 
-def test_everything_cited_in_the_code_is_on_a_page() -> None:
+def test_items_cited_in_the_code_exist_on_pages() -> None:
     missing = []
     for path in SOURCES:
         text = path.read_text(encoding="utf-8").replace("Vaswani et al. 2017, section", "")
@@ -52,7 +52,7 @@ def test_citations_are_found_in_every_form() -> None:
     assert list(citations(text, "reliability")) == ["R10"]
 
 
-def test_pages_name_tests_and_modules_that_exist() -> None:
+def test_tests_and_modules_named_on_pages_exist() -> None:
     tests = re.findall(r"`([\w/]+/test_\w+\.py)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"))
     assert len(tests) > 10
     assert [name for name in tests if not (ROOT / "tests" / "pgat_fast" / name).exists()] == []
@@ -63,7 +63,7 @@ def test_pages_name_tests_and_modules_that_exist() -> None:
     ] == []
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_have_existing_targets() -> None:
     broken = []
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

@@ -1,4 +1,4 @@
-"""README.md and docs/ are true: Python runs, commands exist, figures are those of the committed results."""
+"""Consistency of README.md and docs/: Python blocks run, commands exist, figures equal the committed results."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tiny_settings: list[str], data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the Python of the pages needs: the configurations, a data file and a tiny run."""
+    """Return a folder with the inputs of the pages' Python blocks: configurations, a data file and a tiny run."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "data").mkdir()
@@ -38,12 +38,12 @@ def workplace(tiny_settings: list[str], data_file: Path, tmp_path_factory: pytes
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs(code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     exec(compile(code, "README.md", "exec"), {})
 
 
-def test_commands_exist_with_these_options() -> None:
+def test_commands_and_options_exist() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("pgat-fast")]
     commands = [shlex.split(line, comments=True) for line in lines]
     assert len(commands) > 15
@@ -65,19 +65,19 @@ def test_named_files_exist(page: str) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_generated_text_agrees_with_the_committed_results() -> None:
+def test_generated_text_equals_committed_results() -> None:
     assert render_readme(README) == README
     assert render_page() == PAGE.read_text()
 
 
-def test_quickstart_output_is_the_committed_one() -> None:
+def test_quickstart_output_equals_committed_output() -> None:
     printed = (ROOT / "bench" / "results" / "make_train.txt").read_text().splitlines()
     shown = re.search(r"```\n(quickstart: .*?)```", README, re.DOTALL)
     assert shown is not None
     assert [line for line in shown[1].splitlines() if line not in printed] == []
 
 
-def test_effect_of_known_covariates_is_the_committed_one() -> None:
+def test_effect_of_known_covariates_equals_committed_results() -> None:
     results = json.loads((ROOT / "bench" / "results" / "decoder_future.json").read_text())["results"]
     pairs = zip(results["known"]["origins"], results["zeros"]["origins"], strict=True)
     ratios = [known["mse_model"] / zeros["mse_model"] for known, zeros in pairs]
@@ -85,7 +85,7 @@ def test_effect_of_known_covariates_is_the_committed_one() -> None:
     assert f"{min(ratios):.2f} to {max(ratios):.2f} times" in " ".join(PAGES["forecasting.md"].split())
 
 
-def test_every_committed_step_is_in_a_table() -> None:
+def test_every_committed_step_time_is_in_a_table() -> None:
     for path in (ROOT / "bench" / "results").glob("fast_step_*.json"):
         for result in json.loads(path.read_text())["results"]:
             assert f"| {result['step_seconds']['median']:.2f} |" in PAGES["performance.md"], path.name

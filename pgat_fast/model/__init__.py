@@ -1,4 +1,4 @@
-"""The model: one architecture, several backends that compute the same function of the same parameters."""
+"""The model: one architecture and several backends that compute the same function of the same parameters."""
 
 import logging
 import sys
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("auto", "reference", "torch", "triton")
 
 AUTO = "torch"
-"""What `auto` takes, on a GPU with those kernels that have been measured to be faster there."""
+"""The backend that `auto` selects. On a GPU it uses the kernels that were measured to be faster there."""
 
 
 def backend_reasons() -> dict[str, str | None]:
-    """Backend -> why it cannot run on this machine, in words; None where it can."""
+    """Return backend -> the reason why it cannot run on this machine, or None if it can."""
     return {"reference": None, "torch": None, "triton": _why_not_triton()}
 
 
@@ -37,7 +37,7 @@ def _why_not_triton() -> str | None:
 
 
 def resolve_backend(backend: str) -> str:
-    """Turn `auto` into the backend that will run; raise BackendError where the one asked for cannot."""
+    """Return the backend to run, with `auto` resolved; raise BackendError if it is unknown or cannot run here."""
     if backend not in BACKENDS:
         raise BackendError(f"backend is {backend!r}, not one of {', '.join(BACKENDS)}")
     if backend == "auto":
@@ -49,10 +49,10 @@ def resolve_backend(backend: str) -> str:
 
 
 def build_model(config: Config | Mapping[str, Any], backend: str | None = None) -> "nn.Module":
-    """Build the forecaster with freshly drawn parameters (torch's global generator), on the CPU, in training mode.
+    """Build the forecaster on the CPU in training mode, with parameters drawn from torch's global generator.
 
     Args:
-        config: a resolved configuration, or a mapping as `load_config` takes it.
+        config: a resolved configuration, or a mapping as accepted by `load_config`.
         backend: `reference`, `torch`, `triton` or `auto`; `config.run.backend` by default.
 
     Returns:
@@ -60,7 +60,7 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
         `pgat_fast.model.reference.pgat.PGAT.forward`. Parameter names do not depend on the backend.
 
     Raises:
-        BackendError: the backend cannot run here, with the reason.
+        BackendError: the backend cannot run here; the message gives the reason.
         ConfigError: the mapping is not a valid configuration.
     """
     if not isinstance(config, Config):
@@ -88,9 +88,9 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
 
 
 def _has_measured_kernels(device: str) -> bool:
-    """Whether `auto` may take kernels on `device`; where they would run and are not measured, the log says so.
+    """Return whether `auto` may use kernels on `device`; on a GPU, log the reason.
 
-    Raises BackendError where the file of measurements is broken.
+    Raises BackendError if the file of measurements is invalid.
     """
     from pgat_fast.utils.device import resolve_device
     from pgat_kernels.dispatch import gpu_of, why_no_kernels
@@ -116,7 +116,7 @@ def _has_measured_kernels(device: str) -> bool:
 
 
 def kernel_summary(model: "nn.Module") -> str:
-    """Which operators are computed by kernels: `none`, `all`, or `measured` with what the measurements are known by."""
+    """Return which operators use kernels: `none`, `all`, or `measured` with a digest of the file of measurements."""
     import hashlib
 
     from pgat_fast.model.optimized.pgat import FastPGAT
@@ -131,7 +131,7 @@ def kernel_summary(model: "nn.Module") -> str:
 
 
 def recompute_summary(execution: "Execution", regions: "Regions") -> str:
-    """What the operators of a model keep for the backward pass, where `regions` are compiled."""
+    """Describe what the operators of a model keep for the backward pass if `regions` are compiled."""
     keep = execution.keep
     if execution.combiner_chunk is None:
         return "combiner and graph attention keep all that they need, since run.combiner_chunk is off"
@@ -152,7 +152,7 @@ def _warn_head_dim(head: int) -> None:
 
 
 def _check_device(device: str) -> None:
-    """Raise BackendError where the kernels that were asked for do not run on `device`."""
+    """Raise BackendError if the requested kernels do not run on `device`."""
     from pgat_fast.utils.device import resolve_device
     from pgat_kernels.dispatch import why_no_kernels
 

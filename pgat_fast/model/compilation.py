@@ -1,9 +1,9 @@
-"""Whether and how a model is compiled for training with `torch.compile`. Evaluation is never compiled.
+"""Compilation of a model for training with `torch.compile`. Evaluation is never compiled.
 
-What is compiled is one of `Regions`. On a CPU `run.compile=on` and `auto` compile the operators alone: what dropout is
-part of, between two products, a dozen small functions that all layers share. Their products are library calls either
-way, so that compiling the whole model (`run.compile=whole`) costs three times as long and gains little. On CUDA the
-whole training step is compiled, for few launches.
+`Regions` names what can be compiled. On a CPU, `run.compile=on` and `auto` compile only the operators: the steps around
+dropout between two matrix products, a dozen small functions shared by all layers. The matrix products are library calls
+in any case, so compiling the whole model (`run.compile=whole`) takes three times as long and gains little. On CUDA the
+whole training step is compiled, to reduce the number of kernel launches.
 """
 
 import logging
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Regions = Literal["none", "operators", "whole"]
-"""What is compiled: nothing, the fast model's operators, or the model with them."""
+"""Compiled regions: nothing, the operators of the fast model, or the whole model including them."""
 
 COMPILE_SECONDS: Final = {"cpu": 30.0, "cuda": 150.0}
-"""Device -> what compiling takes before the first step. On a CPU the operators of the quickstart with an empty cache:
-21 to 29 s on two cores that take about 100 GFLOP/s. On a GPU that of a whole model on a CPU; not measured."""
+"""Device -> compile time before the first step. On a CPU: the operators of the quickstart with an empty cache, 21 to
+29 s on two cores of about 100 GFLOP/s. On a GPU: the time for a whole model on a CPU; not measured."""
 
 EXPECTED_SPEEDUP: Final = {"cpu": 1.1, "cuda": 1.5}
-"""Device -> seconds of an eager step / seconds of a compiled one. On a CPU the operators of the quickstart where they
-keep what the backward pass needs: 1.12, at production sizes 0.95 and 1.10 (`bench/results/fast_step_*_zen3.json`). On
-a GPU not measured."""
+"""Device -> seconds of an eager step / seconds of a compiled one. On a CPU: 1.12 for the operators of the quickstart
+without recomputation, 0.95 and 1.10 at production sizes (`bench/results/fast_step_*_zen3.json`). On a GPU: not
+measured."""
 
 STEP_SECONDS: Final = {
     ("cpu", "batched"): 2.8,
@@ -41,23 +41,23 @@ STEP_SECONDS: Final = {
     ("cuda", "batched"): 0.02,
     ("cuda", "hierarchical"): 0.1,
 }
-"""Device, combiner -> seconds that forward and backward pass of one window take, eagerly, at production sizes. Those
-of a CPU have been measured; the others are guesses, good enough to tell minutes from hours."""
+"""Device, combiner -> seconds of the eager forward and backward pass of one window at production sizes. CPU values are
+measured; the others are estimates that distinguish minutes from hours."""
 
 _PRODUCTION_FLOPS: Final = 2.85e11
-"""Of the first of them (`bench/results/fast_step_batched_batch1.json`)."""
+"""FLOPs of the first entry of `STEP_SECONDS` (`bench/results/fast_step_batched_batch1.json`)."""
 
 _PRODUCTION: Final = {"days": 250, "width": 208, "nodes": 13, "batched": 2, "hierarchical": 4}
-"""The sizes that `STEP_SECONDS` are for; under each combiner its number of blocks."""
+"""Model sizes of `STEP_SECONDS`; the entry of a combiner is its number of blocks."""
 
 
 def expected_batch_seconds(config: "Config", device: torch.device) -> float:
-    """Seconds that one batch takes eagerly, roughly: the products that are most of it, and time grows with them.
+    """Estimate the seconds of one eager batch; the time is proportional to the dominant matrix products.
 
-    With bodies these are the combiner's, without them the encoder's, whose tokens are all inputs of all days.
+    With the celestial graph these are the combiner's; without it the encoder's, with a token for each input and day.
 
-    Good enough to tell a run of minutes from one of hours, not more. A function of the settings alone, so that ranks
-    decide alike.
+    The estimate only distinguishes minutes from hours. It depends on the settings alone, so that all ranks take the
+    same decision.
     """
     model, combiner = config.model, config.model.combiner
     if not model.use_celestial_graph:
@@ -81,18 +81,18 @@ def decide_compile(
     compile_seconds: float | None = None,
     before: Regions | None = None,
 ) -> Regions:
-    """Decide what of training is compiled, and log the reason.
+    """Return the regions to compile for training, and log the reason.
 
     Args:
         asked: `run.compile`.
-        backend: the one that computes, not `auto`.
-        device: where it computes.
+        backend: the resolved backend, not `auto`.
+        device: the device of the computation.
         expected_steps: optimizer steps of the run.
-        seconds_per_step: what one takes eagerly, about.
-        compile_seconds: what compiling takes, about; `COMPILE_SECONDS` by default.
-        before: what was decided where the run began; `auto` keeps to it, so that the run goes on as it was.
+        seconds_per_step: approximate seconds of an eager step.
+        compile_seconds: approximate seconds of compilation; `COMPILE_SECONDS` by default.
+        before: the decision at the start of the run; a resumed run with `auto` keeps it.
 
-    Raises BackendError where `asked` is `on` or `whole` and the model cannot be compiled here: it says what to do.
+    Raises BackendError, with the remedy, if `asked` is `on` or `whole` and the model cannot be compiled here.
     """
     if asked == "off":
         return "none"
@@ -116,7 +116,7 @@ def decide_compile(
 
 
 def regions_on(device: torch.device, *, whole: bool = False) -> Regions:
-    """Return what compiling means on `device`: the operators on a CPU, all of the model with `whole` and on CUDA."""
+    """Return the regions to compile on `device`: the operators on a CPU, the whole model with `whole` and on CUDA."""
     return "whole" if whole or device.type == "cuda" else "operators"
 
 
@@ -136,9 +136,9 @@ def _pays(steps: int, seconds_per_step: float, compile_seconds: float | None, de
 
 
 def why_not(backend: str, device: torch.device) -> str | None:
-    """Why `backend` cannot be compiled for `device` here, and what to do about it; None where it can.
+    """Return why `backend` cannot be compiled for `device` and what to do about it, or None if it can.
 
-    Looks for what torch's compiler needs, then compiles one small function: takes some seconds.
+    Checks the requirements of torch's compiler, then compiles one small function, which takes some seconds.
     """
     if backend == "reference":
         return "the backend reference is not compiled, others are compared with it: use run.backend=torch or auto"
@@ -162,13 +162,13 @@ def why_not(backend: str, device: torch.device) -> str | None:
 
 
 def _trial_failure(device: torch.device) -> str | None:
-    """Why torch fails to compile a small function: a compiler may be there and lack headers. None where it works."""
+    """Return why torch cannot compile a small function, or None if it can: an installed compiler may lack headers."""
     try:
         compiled = torch.compile(_trial, fullgraph=True, dynamic=False)
         compiled(torch.ones(64, device=device))
-    except Exception as error:  # whatever it is, it would come again in the first step
+    except Exception as error:  # any error would recur in the first step
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # The compiler's own words are worth more than those around them.
+        # The compiler's own message is more useful than the text around it.
         found = next((line for line in lines if "error:" in line), lines[0] if lines else "no reason given")
         return (
             f"torch cannot compile a small function here ({type(error).__name__}: {found[:300]}): repair that "
@@ -188,12 +188,12 @@ def compile_in_place(
     regions: Regions = "whole",
     graphs: bool = True,
 ) -> None:
-    """Compile `regions` of `model` for `device` where it stands: names of parameters and modules stay what they are.
+    """Compile `regions` of `model` for `device` in place; names of parameters and modules do not change.
 
-    The work is done in the first forward and backward pass, and again for every other shape of the inputs: keep to
-    one. One graph, or an error. On CUDA, with `graphs`, passes are
-    replayed as CUDA graphs (`reduce-overhead`). Random numbers are those of eager execution, so that both draw the same
-    dropout. A process may compile as many models as it likes: see `compile_apart`.
+    Compilation takes place in the first forward and backward pass, and again for every new input shape: use only one
+    shape. A graph break raises an error. On CUDA, with `graphs`, the passes are replayed as CUDA graphs
+    (`reduce-overhead`). Random numbers are those of eager execution, so that dropout masks are the same. A process may
+    compile any number of models: see `compile_apart`.
     """
     _compile_operators(model, regions != "none")
     if regions != "whole":
@@ -205,7 +205,7 @@ def compile_in_place(
 
 
 def _compile_operators(model: nn.Module, compiled: bool) -> None:
-    """Let the fast model's operators run compiled code, or not; the reference has none."""
+    """Enable or disable compiled code in the operators of the fast model; the reference has none."""
     from pgat_fast.model.optimized.pgat import FastPGAT
 
     if isinstance(model, FastPGAT):
@@ -224,7 +224,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def compiled_regions_of(model: nn.Module) -> Regions:
-    """Return what `compile_in_place` has compiled of `model`."""
+    """Return which regions of `model` are compiled."""
     if any(module._compiled_call_impl is not None for module in model.modules()):
         return "whole"
     return "operators" if _has_compiled_operators(model) else "none"
@@ -232,7 +232,7 @@ def compiled_regions_of(model: nn.Module) -> Regions:
 
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
-    """Within it, `model` is called without its compiled code: with other shapes, in evaluation, with hooks."""
+    """Run `model` without its compiled code within the context: for other shapes, evaluation or hooks."""
     compiled = {module: call for module in model.modules() if (call := module._compiled_call_impl) is not None}
     operators = _has_compiled_operators(model)
     for module in compiled:
@@ -249,7 +249,7 @@ def eager(model: nn.Module) -> Iterator[None]:
 
 
 def undo_compilation(model: nn.Module) -> None:
-    """Call `model` eagerly from now on, as if it had never been compiled."""
+    """Remove the compiled code of `model`, which runs eagerly from then on."""
     for module in model.modules():
         module._compiled_call_impl = None
     _compile_operators(model, False)

@@ -1,9 +1,9 @@
-"""Where compiled code is kept between runs, and how damaged files are kept out of it.
+"""Cache of compiled code between runs, protected against damaged files.
 
-torch keeps what its compiler makes in a folder for temporary files, which a reboot empties, and lets g++ write
-libraries there in place: a process that is killed meanwhile leaves a broken one, at which every later run fails. Here
-the folder is in the user's cache, one for each version of torch and Python, with a list of all files that were whole
-when a run ended its compilation. What is not as listed is removed before the next run, and compiled again.
+torch stores compiled code in a folder of temporary files, which a reboot empties. g++ writes libraries there in place:
+a process killed during compilation leaves an incomplete one, and every later run fails to load it. This module uses a
+folder in the user's cache, one for each version of torch and Python. A list records all files that were complete when a
+run ended its compilation. The next run removes files that differ from the list, and compiles them again.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ from pgat_fast.utils.io import write_atomically
 logger = logging.getLogger(__name__)
 
 VARIABLE: Final = "TORCHINDUCTOR_CACHE_DIR"
-"""Where torch is told of the folder; who sets it chooses another one."""
+"""Environment variable from which torch reads the folder; users set it to choose another folder."""
 LIST: Final = "pgat-fast.json"
 TIMES: Final = "pgat-fast-seconds.json"
-"""What compiling has taken: program -> seconds the first time, and the last one."""
+"""File of compile times: program -> seconds of the first and of the last compilation."""
 _LOCKS: Final = "pgat-fast.locks"
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled code: what `TORCHINDUCTOR_CACHE_DIR` names, or one in the user's cache folder."""
+    """Return the folder of compiled code: `TORCHINDUCTOR_CACHE_DIR` if set, otherwise one in the user's cache."""
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen).absolute()
     versions = f"torch-{version('torch')}-python-{platform.python_version()}-{platform.machine()}"
@@ -42,7 +42,7 @@ def cache_folder() -> Path:
 
 
 def _user_cache() -> Path:
-    """Return where the system keeps caches of this user (XDG Base Directory Specification; Apple's and Microsoft's)."""
+    """Return the user's cache folder (XDG Base Directory Specification; conventions of Apple and Microsoft)."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
@@ -52,40 +52,40 @@ def _user_cache() -> Path:
 
 
 class CompileCache:
-    """The folder of compiled code, while a run uses it; see `compile_cache`."""
+    """The folder of compiled code while a run uses it; see `compile_cache`."""
 
     def __init__(self, folder: Path, own: bool) -> None:
         """
         Args:
-            folder: exists.
-            own: whether nobody but us writes there.
+            folder: an existing folder.
+            own: whether only this package writes to it.
         """
         self.folder, self._own = folder, own
         self._listed = self._read_list()
         self._before = set(self._files())
 
     def remove_damaged(self) -> list[Path]:
-        """Remove and return what is not as it was listed, and what a killed compiler left unlisted.
+        """Remove and return the files that differ from the list, and unlisted files left by a killed compiler.
 
-        Of a folder that others write to, too, only libraries whose end is missing count as left by a killed compiler.
-        What a process is compiling now, by torch's own lock of it, is left alone.
+        If other programs write to the folder, only truncated libraries count as left by a killed compiler. Files that
+        a process is compiling, according to torch's lock on them, are not removed.
         """
         removed = []
         for name, path in self._files().items():
             if not self._is_damaged(name, path):
                 continue
             with suppress(OSError, Timeout), self._torch_lock(path):
-                if self._is_damaged(name, path):  # it may have become whole while the lock was taken
+                if self._is_damaged(name, path):  # it may have been completed before the lock was acquired
                     path.unlink()
                     removed.append(path)
                     self._before.discard(name)
         if removed:
             with suppress(OSError):
-                (self.folder / TIMES).unlink()  # what is left may be little
+                (self.folder / TIMES).unlink()  # the times do not hold for an incomplete cache
         return removed
 
     def _torch_lock(self, path: Path) -> AbstractContextManager[object]:
-        """Return the lock under which torch builds a library in place, else one of no effect."""
+        """Return torch's lock for building the library `path` in place; for other files a context without effect."""
         if path.suffix not in (".so", ".o"):
             return nullcontext()
         locks = self.folder / "locks"
@@ -99,7 +99,7 @@ class CompileCache:
         return self._own or (path.suffix == ".so" and not _is_whole_library(path))
 
     def seconds(self) -> dict[str, tuple[float, float]]:
-        """Return what compiling each program has taken: the first time, and the last one."""
+        """Return program -> seconds of its first and of its last compilation."""
         try:
             times = json.loads((self.folder / TIMES).read_bytes())
             return {str(program): (float(first), float(last)) for program, (first, last) in times.items()}
@@ -107,13 +107,13 @@ class CompileCache:
             return {}
 
     def note_seconds(self, program: str, seconds: float) -> None:
-        """Remember what compiling `program` has taken this time."""
+        """Record the seconds of this compilation of `program`."""
         times = self.seconds()
         times[program] = times.get(program, (seconds, seconds))[0], seconds
         self._write(TIMES, times)
 
     def record(self) -> None:
-        """List the files that are new since this run began: they are whole now."""
+        """Add the files that are new since the start of this run to the list; they are complete now."""
         files = self._files()
         known = self._read_list() | self._listed
         listed = {name: mark for name, mark in known.items() if name in files}
@@ -137,7 +137,7 @@ class CompileCache:
         return {str(name): str(mark) for name, mark in listed.items()}
 
     def _files(self) -> dict[str, Path]:
-        """Return all files but locks and our own, by their names from the folder on."""
+        """Return relative name -> path of all files except locks and the files of this class."""
         found = {}
         for root, folders, names in os.walk(self.folder):
             folders[:] = [name for name in folders if name not in ("locks", _LOCKS)]
@@ -151,10 +151,11 @@ class CompileCache:
 
 @contextmanager
 def compile_cache() -> Iterator[CompileCache | None]:
-    """Within it, torch keeps compiled code in `cache_folder`; None where that cannot be made, and torch's own is used.
+    """Keep the code that torch compiles within the context in `cache_folder`.
 
-    torch reads the folder from the environment whenever it compiles, and writes it there itself: the variable is set,
-    and afterwards what it was. Damaged files are removed unless another process uses the folder now.
+    Yields None if the folder cannot be created; torch then uses its own. torch reads the folder from an environment
+    variable at every compilation, and also writes that variable: it is set here and restored on exit. Damaged files
+    are removed unless another process uses the folder.
     """
     before = os.environ.get(VARIABLE)
     folder = cache_folder()
@@ -207,7 +208,7 @@ def _fingerprint(path: Path) -> str:
 
 
 def _is_whole_library(path: Path) -> bool:
-    """Return whether a 64-bit ELF file reaches to the end of its table of sections, which linkers write last."""
+    """Return whether a 64-bit ELF file includes its whole section header table, which linkers write last."""
     try:
         with path.open("rb") as file:
             header = file.read(64)

@@ -1,4 +1,4 @@
-"""What a model returns, and how far it is from the truth. Shared by every backend."""
+"""Model outputs and their losses, shared by all backends."""
 
 import math
 from typing import NamedTuple, TypeAlias
@@ -23,28 +23,28 @@ class Mixture(NamedTuple):
     log_weights: Tensor
 
     def point(self) -> Tensor:
-        """The weighted mean of the means, [B, P, c_out]."""
+        """Return the weighted mean of the means, [B, P, c_out]."""
         weights = torch.softmax(at_least_float32(self.log_weights), dim=-1).to(self.means.dtype)
         return (self.means * weights[:, :, None]).sum(dim=-1)
 
 
 Forecast: TypeAlias = Tensor | Mixture
-"""Scaled targets [B, P, c_out], or their mixture."""
+"""Scaled targets [B, P, c_out], or a mixture for them."""
 
 Diagnostics: TypeAlias = dict[str, Tensor]
 """Named intermediate results; see the model's `forward`."""
 
 
 def point_forecast(forecast: Forecast) -> Tensor:
-    """The forecast as numbers, [B, P, c_out]."""
+    """Return the point forecast, [B, P, c_out]; for a mixture its mean."""
     return forecast.point() if isinstance(forecast, Mixture) else forecast
 
 
 def mixture_nll(mixture: Mixture, target: Tensor, mode: str) -> Tensor:
-    """Mean negative log-likelihood of `target` [B, P, c_out] in nats a forecast day: a float32 (float64) scalar.
+    """Return the mean negative log-likelihood of `target` [B, P, c_out]: a float32 (float64) scalar in nats a day.
 
-    mode `joint`: the targets of a day share the component, -log sum_k w_k prod_c N(y_c; mean_ck, std_ck).
-    mode `independent`: every target draws its own, -sum_c log sum_k w_k N(y_c; mean_ck, std_ck).
+    mode `joint`: the targets of a day share one component, -log sum_k w_k prod_c N(y_c; mean_ck, std_ck).
+    mode `independent`: each target has its own component, -sum_c log sum_k w_k N(y_c; mean_ck, std_ck).
     Reference: Bishop, Mixture Density Networks, 1994.
     """
     means, log_stds, log_weights = map(at_least_float32, mixture)
@@ -59,9 +59,9 @@ def mixture_nll(mixture: Mixture, target: Tensor, mode: str) -> Tensor:
 
 
 def forecast_loss(forecast: Forecast, target: Tensor, mixture_mode: str) -> Tensor:
-    """Mean squared error of a point forecast, negative log-likelihood of a mixture: a scalar, at least float32.
+    """Return the mean squared error of a point forecast, or the negative log-likelihood of a mixture.
 
-    `target`: scaled targets [B, P, c_out]. `mixture_mode`: see `mixture_nll`.
+    `target`: scaled targets [B, P, c_out]. `mixture_mode`: see `mixture_nll`. The result is a scalar, at least float32.
     """
     if isinstance(forecast, Mixture):
         return mixture_nll(forecast, target, mixture_mode)

@@ -1,4 +1,4 @@
-"""What stays in float32 whatever the precision of the products (section 14 of docs/model.md)."""
+"""Operations that stay in float32 at every precision of the products (section 14 of docs/model.md)."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,19 +9,19 @@ from pgat_kernels.torch_features import has_autocast
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is in float64."""
+    """Return `x` in float32; float64 stays float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def gate(logits: Tensor) -> Tensor:
-    """Sigmoid of `logits`, at least float32."""
+    """Return the sigmoid of `logits`, in at least float32."""
     return torch.sigmoid(at_least_float32(logits))
 
 
 def beyond_float16(x: Tensor) -> AbstractContextManager[None]:
-    """Where products of numbers above 65,504 are taken, on the device of `x`: mixed precision in float16 pauses here.
+    """Return a context that disables float16 autocast on the device of `x`, for products of numbers above 65,504.
 
-    bfloat16 reaches as far as float32 and goes on.
+    Autocast to bfloat16, which has the range of float32, stays enabled.
     """
     kind = x.device.type
     available = has_autocast(kind)  # not on the meta device

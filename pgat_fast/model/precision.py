@@ -1,8 +1,8 @@
-"""In which precision products (of matrices, convolutions, recurrences) are taken: one setting for all devices.
+"""Precision of products (matrix products, convolutions, recurrences): one setting for all devices.
 
-`highest`: IEEE float32. `high`: float32 sums of products whose factors are rounded to TF32, where the processor has
-that. `bf16`, `fp16`: 16-bit factors by autocast. Parameters, their gradients, the loss and Adam are float32 in all of
-them; `numerics` says what else is. On what is allowed to round see
+`highest`: IEEE float32. `high`: float32 sums of products with factors rounded to TF32, if the processor supports it.
+`bf16`, `fp16`: 16-bit factors by autocast. Parameters, their gradients, the loss and Adam are always float32; for other
+operations in float32 see `numerics`. For the rounding that torch allows see
 https://docs.pytorch.org/docs/2.13/notes/cuda.html and https://docs.pytorch.org/docs/2.13/notes/mkldnn.html.
 """
 
@@ -21,28 +21,28 @@ logger = logging.getLogger(__name__)
 
 Precision = Literal["highest", "high", "bf16", "fp16"]
 
-# What mypy sees of these modules is not what they have.
+# mypy does not know the attributes of these modules.
 _CUDNN: Final[Any] = torch.backends.cudnn
 _ONEDNN: Final[Any] = torch.backends.mkldnn
 _DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TF32_CAPABILITY: Final = (8, 0)
 """The first compute capability with TF32 (NVIDIA A100)."""
-# Instruction sets that take products in 16 bits; without one of them torch computes the same, only slower.
+# Instruction sets with 16-bit products; without them torch computes the same results, but slower.
 _CPU_INSTRUCTIONS: Final = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "fp16": ("avx512_fp16", "amx_fp16", "fp16")}
 
 
 def product_dtype(precision: Precision) -> torch.dtype | None:
-    """The 16-bit type of products; None is float32."""
+    """Return the 16-bit dtype of products, or None for float32."""
     return _DTYPES.get(precision)
 
 
 def resolve_precision(asked: str, device: torch.device) -> Precision:
-    """What `run.precision` comes to on `device`; anything but plain `highest` is logged.
+    """Return the precision that `run.precision` selects on `device`, and log it unless `highest` was asked for.
 
-    `auto` is bfloat16 on a GPU that has it, float16 on another one, and `highest` on a CPU, where 16 bits pay only on
-    some processors. `high` is `highest` where the processor has no TF32.
+    `auto` selects bfloat16 on a GPU that supports it, float16 on other GPUs, and `highest` on a CPU, where 16 bits are
+    faster only on some processors. `high` becomes `highest` if the processor has no TF32.
 
-    Raises BackendError for a precision that the device does not have.
+    Raises BackendError for an unknown precision, or one that the device does not support.
     """
     match asked:
         case "highest":
@@ -90,18 +90,18 @@ def _has_tf32(device: torch.device) -> bool:
 
 @cache
 def _cpu_has_tf32() -> bool:
-    """Whether float32 products round their factors here once oneDNN may; found out by one that shows it."""
+    """Return whether oneDNN rounds factors to TF32 on this CPU when allowed; tested with one product."""
     if not _ONEDNN.is_available():
         return False
     x, y = (torch.zeros(256, 256, dtype=torch.float32, device="cpu") for _ in range(2))
-    x[:, 0], y[0] = 1 + 2.0**-20, 1.0  # TF32 has 10 bits behind the point
+    x[:, 0], y[0] = 1 + 2.0**-20, 1.0  # TF32 has 10 fraction bits
     with _float32_settings((_ONEDNN.matmul, "tf32")):
         return not bool((x @ y == 1 + 2.0**-20).all())
 
 
 @contextmanager
 def _float32_settings(*settings: tuple[Any, str]) -> Iterator[None]:
-    """Within it, each setting's `fp32_precision` is as given; afterwards each is in effect what it was."""
+    """Set `fp32_precision` of each setting within the context, and restore it on exit."""
     before = [(setting, setting.fp32_precision) for setting, _ in settings]
     try:
         for setting, value in settings:
@@ -114,10 +114,10 @@ def _float32_settings(*settings: tuple[Any, str]) -> Iterator[None]:
 
 @contextmanager
 def float32_products_in(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within it, float32 products on `device` are taken as `precision` says: what a backward pass needs around it.
+    """Set the precision of float32 products on `device` within the context; for a backward pass.
 
-    With `bf16` and `fp16`, those that stay float32 are IEEE float32. The settings belong to the process, not to the
-    thread; on exit, by an error too, they are what they were.
+    With `bf16` and `fp16`, the products that stay float32 are IEEE float32. The settings are those of the process, not
+    of the thread; they are restored on exit, also after an error.
     """
     rounding = "tf32" if precision == "high" else "ieee"
     with ExitStack() as held:
@@ -134,9 +134,9 @@ def float32_products_in(precision: Precision, device: torch.device) -> Iterator[
 
 @contextmanager
 def products_in(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within it, products on `device` are taken in `precision`, whatever the caller had set: for a forward pass.
+    """Take products on `device` in `precision` within the context, whatever the caller's settings; for a forward pass.
 
-    The backward pass belongs into `float32_products_in` only: autograd remembers which products were 16-bit.
+    Run the backward pass in `float32_products_in` instead: autograd records which products were 16-bit.
     """
     dtype = product_dtype(precision)
     autocast = torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

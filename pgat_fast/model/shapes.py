@@ -1,4 +1,4 @@
-"""What the four inputs of a model must look like. Shared by every backend."""
+"""Shape checks of the four inputs of a model, shared by all backends."""
 
 from torch import Tensor
 
@@ -9,10 +9,10 @@ MAX_STEPS = 5000
 
 
 def check_inputs(config: ModelConfig, x_enc: Tensor, x_mark_enc: Tensor, x_dec: Tensor, x_mark_dec: Tensor) -> None:
-    """Raise ValueError that names the input, its shape and the shape it should have.
+    """Raise ValueError if an input has a wrong shape; the message names the input, its shape and the expected one.
 
-    The history may be shorter than `seq_len`, where the learned positions end; the decoder input has at least
-    `pred_len` steps and at most `MAX_STEPS`.
+    The history may be shorter than `seq_len`, the number of learned positions; the decoder input has at least
+    `pred_len` and at most `MAX_STEPS` steps.
     """
     _check("x_enc", x_enc, None, (1, config.seq_len), (config.enc_in, config.enc_in))
     batch, steps, _ = x_enc.shape
@@ -22,7 +22,7 @@ def check_inputs(config: ModelConfig, x_enc: Tensor, x_mark_enc: Tensor, x_dec: 
 
 
 def _check(name: str, tensor: Tensor, batch: int | None, steps: tuple[int, int], width: tuple[int, int]) -> None:
-    """Three dimensions: `batch` samples (None: one or more), `steps` and `width` within (least, most)."""
+    """Check for three dimensions: `batch` samples (None: one or more), `steps` and `width` within (least, most)."""
     bounds = ((1, None) if batch is None else (batch, batch), steps, width)
     shape = tuple(tensor.shape)
     if len(shape) == 3 and all(

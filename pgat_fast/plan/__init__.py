@@ -1,8 +1,8 @@
-"""What a run will take, without running it: parameters, FLOPs, memory, disk.
+"""Resources of a run, predicted without running it: parameters, FLOPs, memory, disk.
 
-`make` puts a plan together out of `figures`, `trace` counts a step on tensors without data, `fake_cache` makes such
-tensors quickly, `fake_ops` replaces operators there, `memory` turns the count into the memory of a run, `text` shows a
-plan.
+`make` builds a plan from the classes in `figures`. `trace` counts a step on fake tensors (tensors without data),
+`fake_cache` caches the results of operators on them, and `fake_ops` replaces some operators. `memory` converts the
+count to the memory of a run, `text` formats a plan.
 """
 
 from pgat_fast.plan.figures import Plan

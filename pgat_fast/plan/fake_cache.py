@@ -1,8 +1,8 @@
-"""Results of operators on tensors without data, found once for equal arguments.
+"""Cache of the results of operators on fake tensors.
 
 Torch's `FakeTensorMode` takes about half a millisecond an operator, and a step of the production model calls ten
-thousand: recurrences and chunks call the same ones again and again on tensors of the same shapes. What a result looks
-like follows from what its arguments look like, so it is asked for once; afterwards a tensor like it is made.
+thousand: recurrences and chunks repeat the same operators on tensors of the same shapes. The metadata of a result
+follow from those of the arguments, so each result is computed once and later ones are created from the cached metadata.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ _VIEWS = frozenset(
         aten.view.dtype,
     }
 )
-"""Views that the C++ kernels of the meta device make in less time than it takes to look for an earlier one."""
+"""Views that the C++ kernels of the meta device create faster than a cache look-up."""
 
 _FILLS = frozenset(
     {
@@ -42,16 +42,16 @@ _FILLS = frozenset(
         aten.zero_.default,
     }
 )
-"""They write numbers into a tensor whatever it looks like, and return it: all that a model is initialised with."""
+"""Operators that fill a tensor in place and return it; model initialisation uses only these."""
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 _UNKNOWN = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
-"""Tags of operators whose result depends on data, or which change what an argument looks like."""
+"""Tags of operators whose result depends on data, or which change the metadata of an argument."""
 
 
 class _Same(NamedTuple):
-    """A result that is an argument: that of an in-place operator."""
+    """A result that is one of the arguments, as of an in-place operator."""
 
     argument: int
 
@@ -63,13 +63,13 @@ class _View(NamedTuple):
     shape: torch.Size
     strides: tuple[int, ...]
     offset: int
-    """In elements of its own type, from where the argument begins."""
+    """Offset from the start of the argument, in elements of the result."""
     dtype: torch.dtype
     device: torch.device
 
 
 class _Fresh(NamedTuple):
-    """A result with a storage of its own that it fills."""
+    """A result with its own storage, without unused bytes."""
 
     shape: torch.Size
     strides: tuple[int, ...]
@@ -78,23 +78,22 @@ class _Fresh(NamedTuple):
 
 
 class UncacheableError(Exception):
-    """Arguments or results that only `FakeTensorMode` knows how to handle."""
+    """Arguments or results that only `FakeTensorMode` can handle."""
 
 
 _Recipe = _Same | _View | _Fresh | None
 
 _cacheable: dict[Any, bool] = {}
 _recipes: dict[Any, tuple[type, tuple[_Recipe, ...]]] = {}
-"""Operator and arguments -> type of its result (Tensor or a sequence), and how to make the tensors of it."""
+"""Operator and arguments -> type of the result (Tensor or a sequence), and recipes for its tensors."""
 
 
 class FakeResultCache(TorchDispatchMode):
-    """Takes the place of a `FakeTensorMode` for calls that are like earlier ones; enter it inside of that mode.
+    """Mode that answers repeated calls in place of a `FakeTensorMode`; enter it inside of that mode.
 
-    A call is like another if the operator, all plain arguments with their types, and shape, strides, dtype and
-    device of all tensors are equal. Where tensors begin in their storages is left out, since no operator of aten but
-    `as_strided` asks for it. Calls with results that depend on data, or arguments with data, go to the
-    `FakeTensorMode`.
+    Two calls are equal if the operator, all plain arguments with their types, and shape, strides, dtype and device of
+    all tensors are equal. Storage offsets are ignored, since no operator of aten except `as_strided` depends on them.
+    Calls whose results depend on data, and calls with real data as arguments, go to the `FakeTensorMode`.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
@@ -103,7 +102,7 @@ class FakeResultCache(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # What torch wraps a mode in otherwise takes a tenth of a call; nothing is compiled here
+        return False  # torch's wrapper takes a tenth of a call; nothing is compiled here
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -135,7 +134,7 @@ class FakeResultCache(TorchDispatchMode):
             return container(results) if container in (list, tuple) else results[0]
         result = func(*args, **kwargs)
         try:
-            # Unless it has changed what an argument looks like.
+            # Do not cache an operator that has changed the metadata of an argument.
             if key == (func, *describe(args, []), *kwargs, *describe(kwargs.values(), [])):
                 _recipes[key] = _recipe_of(result, tensors)
         except UncacheableError:
@@ -160,18 +159,18 @@ class FakeResultCache(TorchDispatchMode):
 
 @contextmanager
 def without_data() -> Iterator[None]:
-    """Within it tensors that are made have no data, and results of operators are found once for equal arguments."""
+    """Create tensors without data within the context, and cache the results of operators on them."""
     mode = FakeTensorMode()
-    mode.cache_enabled = False  # making its keys takes half of a call, and hardly a call reaches it twice
+    mode.cache_enabled = False  # computing its keys takes half of a call, and almost no call would hit
     with mode, FakeResultCache(mode):
         yield
 
 
 def describe(arguments: Iterable[Any], tensors: list[FakeTensor]) -> list[Any]:
-    """Return what decides whether `arguments` equal others, and append the tensors among them to `tensors`.
+    """Return a cache key for `arguments`, and append the tensors among them to `tensors`.
 
     Raises:
-        UncacheableError: a tensor has data, a known value or complex numbers, or an argument is no plain value.
+        UncacheableError: a tensor has data, a known value or complex numbers, or an argument is not a plain value.
     """
     parts: list[Any] = []
     for x in arguments:
@@ -183,14 +182,14 @@ def describe(arguments: Iterable[Any], tensors: list[FakeTensor]) -> list[Any]:
         elif isinstance(x, list | tuple):
             parts.append((type(x), *describe(x, tensors)))
         elif type(x) in _PLAIN:
-            parts += (type(x), x)  # 1 equals 1.0, but gives other types
+            parts += (type(x), x)  # 1 == 1.0, but result types differ
         else:
             raise UncacheableError
     return parts
 
 
 def _is_cacheable(func: Any) -> bool:
-    """Whether the results of `func` follow from what its arguments look like."""
+    """Return whether the metadata of the results of `func` follow from those of its arguments."""
     if getattr(func, "namespace", None) != "aten" or "as_strided" in func.name() or "lift" in func.name():
         return False
     return not any(tag in func.tags for tag in _UNKNOWN)
@@ -201,7 +200,7 @@ def _recipe_of(result: Any, tensors: Sequence[FakeTensor]) -> tuple[type, tuple[
         parts = tuple(_part_of(x, tensors) for x in result)
         fresh = [x.untyped_storage()._cdata for x, part in zip(result, parts, strict=True) if isinstance(part, _Fresh)]
         if len(set(fresh)) < len(fresh):
-            raise UncacheableError  # they share a storage
+            raise UncacheableError  # results share a storage
         return list if isinstance(result, list) else tuple, parts
     return Tensor, (_part_of(result, tensors),)
 
@@ -226,19 +225,19 @@ def _part_of(result: Any, tensors: Sequence[FakeTensor]) -> _Recipe:
         offset = int(result.storage_offset()) - int(tensors[base].storage_offset())
         return _View(base, shape, strides, offset, result.dtype, result.fake_device)
     if result.storage_offset() != 0 or storage.nbytes() != _bytes_of(result):
-        raise UncacheableError  # it has more storage than it fills
+        raise UncacheableError  # the storage is larger than the tensor
     return _Fresh(shape, strides, result.dtype, result.fake_device)
 
 
 def _only(numbers: list[int]) -> int:
-    """Return the argument that a result is or belongs to. With more than one of a storage it is not known which."""
+    """Return the only number; raise UncacheableError if several arguments with one storage could be the base."""
     if len(numbers) > 1:
         raise UncacheableError
     return numbers[0]
 
 
 def _bytes_of(x: Tensor) -> int:
-    """Bytes of the smallest storage that holds `x`."""
+    """Return the bytes of the smallest storage that holds `x`."""
     if x.numel() == 0:
         return 0
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))

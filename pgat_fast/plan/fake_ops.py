@@ -1,9 +1,9 @@
-"""What stands in for some operators while a step is counted on tensors without data.
+"""Substitutes for operators while a step is counted on fake tensors.
 
-`GRU` cuts what takes most of the time of a count of the reference, 13 recurrences of S steps, to a few operators that
-keep the same bytes and do the same products. `cuda_operators` gives a CPU's tensors the operators of a GPU, as far as
-these keep other bytes, and our own operators the chunks that they take there: tensors that seem to be on a GPU abort
-the process where torch was built without CUDA.
+`GRU` replaces the slowest part of counting the reference, 13 recurrences of S steps, by a few operators that keep the
+same bytes and compute the same products. `cuda_operators` replaces operators on CPU tensors by those of a GPU where
+these keep other bytes, and gives our own operators their chunk sizes on a GPU. Fake CUDA tensors cannot be used: they
+abort the process if torch was built without CUDA.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from pgat_kernels.ops import aspects, chunked_ops
 
 GRU_KEPT = 8
-"""Tensors [B, C] a step that a GRU keeps for its backward pass beside its result, counted on torch 2.13 (7 if B is 1,
-where a transposition is no copy)."""
+"""Number of tensors [B, C] a step that a GRU keeps for its backward pass besides its result, counted on torch 2.13 (7
+if B is 1, where a transposition makes no copy)."""
 
 
 class _Recurrence(torch.autograd.Function):
@@ -29,7 +29,7 @@ class _Recurrence(torch.autograd.Function):
         flat @ w_input.t()
         flat @ w_hidden.t()
         kept = x.new_empty(GRU_KEPT - (batch == 1), batch, steps, width)
-        # In the real one a transposed copy of the input is kept, but where B is 1 the input itself is.
+        # The real GRU keeps a transposed copy of the input, or the input itself if B is 1.
         ctx.save_for_backward(x if batch == 1 else kept[0], w_input, w_hidden, *biases, kept)
         return x.new_empty(batch, steps, width)
 
@@ -43,11 +43,11 @@ class _Recurrence(torch.autograd.Function):
 
 
 class GRU(nn.Module):
-    """In place of a one-layer `torch.nn.GRU` with as many inputs as states; its result is not initialised.
+    """Substitute for a one-layer `torch.nn.GRU` with as many inputs as states; its result is not initialised.
 
-    A step of the real one multiplies [B, C] by [C, 3 C] twice, and its backward pass four times; this one does the same
-    for all steps at once. It counts one product more than the real one, whose first state needs no gradient. In mixed
-    precision it keeps float32, and so about as much as the real one, which keeps some tensors in both types.
+    A step of the real GRU multiplies [B, C] by [C, 3 C] twice, and its backward pass four times; the substitute does
+    the same for all steps at once. It counts one product more than the real GRU, whose first state needs no gradient.
+    In mixed precision it keeps float32, about as many bytes as the real GRU, which keeps some tensors in both types.
     """
 
     def __init__(self, gru: nn.GRU) -> None:
@@ -58,12 +58,12 @@ class GRU(nn.Module):
             self.register_parameter(name, parameter)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """[B, S, C] -> [B, S, C], and no last state."""
+        """Return a tensor [B, S, C] for x [B, S, C], and None as the last state."""
         return _Recurrence.apply(x.float(), *self.parameters()), None  # type: ignore[no-untyped-call]
 
 
 def replace_recurrences(model: nn.Module) -> None:
-    """Put a stand-in in the place of every `torch.nn.GRU` of `model`."""
+    """Replace every `torch.nn.GRU` of `model` by its substitute, in place."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.GRU):
@@ -71,13 +71,13 @@ def replace_recurrences(model: nn.Module) -> None:
 
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """A GPU keeps a byte a number of its mask, a CPU a number of the type of `x`."""
+    """Apply dropout as on a GPU, whose mask has one byte an element; that of a CPU has the type of `x`."""
     return torch.native_dropout(x, p, train=True)[0] if training and p > 0 else x
 
 
 @contextmanager
 def cuda_operators() -> Iterator[None]:
-    """Within it, dropout and chunks are those of a GPU, and in mixed precision softmax and layer norm give float32.
+    """Use dropout and chunks of a GPU within the context; under autocast softmax and layer norm return float32.
 
     Source: the lists of operators in PyTorch's documentation of `torch.amp`. On a CPU both stay in 16 bits.
     """
@@ -91,7 +91,7 @@ def cuda_operators() -> Iterator[None]:
         "softmax": lambda x, *args, **named: softmax(in_float32(x), *args, **named),
         "layer_norm": lambda x, *args, **named: layer_norm(in_float32(x), *args, **named),
     }
-    # Chunks there: `chunked_ops` has one size for CPUs and one for all else, `aspects` a table of exceptions.
+    # Chunks of a GPU: `chunked_ops` has one size for CPUs and one for other devices, `aspects` a table of exceptions.
     replaced: list[tuple[Any, str, Any]] = [
         *((F, name, stand_in) for name, stand_in in stand_ins.items()),
         (chunked_ops, "CACHE", chunked_ops.OCCUPANCY),

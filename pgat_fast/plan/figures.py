@@ -7,29 +7,29 @@ from pgat_fast.plan.memory import Fit
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters, and the bytes of what belongs to them; all float32."""
+    """Numbers of parameters, and bytes of their values, gradients and optimizer state; all float32."""
 
     count: int
     original_count: int
-    """In the layout of existing checkpoints, which has parameters that no gradient can reach."""
+    """Count in the layout of existing checkpoints, which includes parameters that never receive a gradient."""
     trainable_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
-    """Of Adam."""
+    """Bytes of Adam's state."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """How often the parts of a run are done."""
+    """Numbers of windows, batches and optimizer steps of a run."""
 
     train_windows: int
     validation_windows: int
     test_windows: int
     batches_per_epoch: int
     steps_per_epoch: int
-    """Optimizer steps."""
+    """Optimizer steps of an epoch."""
     steps: int
-    """Optimizer steps of the run, if no patience or clock ends it."""
+    """Optimizer steps of the run, unless early stopping or a time limit ends it."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class Computation:
     """FLOPs of matrix products and convolutions; a multiplication and an addition are 2."""
 
     forward: int
-    """Of one batch."""
+    """FLOPs of the forward pass of one batch."""
     micro_batch: int
-    """Forward, recomputation and backward pass of one batch."""
+    """FLOPs of forward pass, recomputation and backward pass of one batch."""
     optimizer_step: int
-    """Of `gradient_accumulation_steps` batches."""
+    """FLOPs of `gradient_accumulation_steps` batches."""
     run: int | None
-    """Of all optimizer steps; None where the number of windows is not known."""
+    """FLOPs of all optimizer steps; None if the number of windows is not known."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on memory beside the prediction for it; bytes."""
+    """A limit on memory and the prediction for it, in bytes."""
 
     name: str
-    """A setting, or what the machine has."""
+    """The setting or the resource of the machine."""
     limit: int
     predicted: int
 
@@ -62,47 +62,47 @@ class Limit:
 
 @dataclass(frozen=True)
 class Needed:
-    """Predicted memory, bytes."""
+    """Predicted memory, in bytes."""
 
     kept: int
-    """Inputs and activations that wait for the backward pass."""
+    """Inputs and activations kept for the backward pass."""
     tensors: int
-    """The most that tensors hold at once: parameters, Adam, gradients, activations, temporaries."""
+    """Peak of all tensors: parameters, Adam, gradients, activations, temporaries."""
     process: int | None
-    """The most that the process holds; None on a GPU, where it was not measured."""
+    """Peak of the process; None on a GPU, where it was not measured."""
     limits: tuple[Limit, ...]
     largest_batch: Fit | None
-    """The largest `batch_size` that fits into all of `limits`; None where none is known."""
+    """The largest `batch_size` that fits into all of `limits`; None if no limit is known."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes."""
+    """Disk space, in bytes."""
 
     checkpoint: int
     kept: int
-    """Of `keep_checkpoints`, the best and one that is being written."""
+    """Bytes of `keep_checkpoints` checkpoints, the best one and one being written."""
     free: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take. `dataclasses.asdict` gives plain JSON."""
+    """Predicted resources of a run; `dataclasses.asdict` returns plain JSON."""
 
     backend: str
     device: str
     device_present: bool
     precision: str
-    """Of products; everything else is float32."""
+    """Precision of products; everything else is float32."""
     batch_size: int
     gradient_accumulation_steps: int
     parameters: Parameters
     work: Work | None
-    """None where the data file does not exist."""
+    """None if the data file does not exist."""
     data: str
     computation: Computation
     memory: Needed
     disk: Disk
     warnings: tuple[str, ...]
     seconds: float
-    """That planning took."""
+    """Duration of planning."""

@@ -1,4 +1,4 @@
-"""The plan of a run, put together."""
+"""Construction of the plan of a run."""
 
 import shutil
 import time
@@ -29,25 +29,25 @@ from pgat_fast.utils.system import container_memory_limit
 
 FLOAT32 = 4
 _NEAR = 0.9
-"""The share of a limit from which a run warns, too."""
+"""Share of a limit above which a plan warns, as a run does."""
 _SECOND = 4
-"""The batch that is counted beside the configured one, for a line through both."""
+"""Batch size that is counted besides the configured one, for linear extrapolation."""
 _WEIGHTS_EXTRA, _TRAINING_EXTRA, _CHECKPOINT_EXTRA = 107, 820, 30_000
-"""Bytes of a checkpoint beside its numbers: of each parameter in model.safetensors, of each in training.pt, and of all
-the rest (configuration, scalers, generators). Measured."""
+"""Bytes of a checkpoint besides its numbers: for each parameter in model.safetensors, for each in training.pt, and for
+everything else (configuration, scalers, generators). Measured."""
 
 
 def make_plan(config: Config, backend: str | None = None) -> Plan:
-    """Plan the run that `config` describes, with the operators of its backend, without computing it.
+    """Predict the resources of the run that `config` describes, with the operators of its backend, without running it.
 
-    Takes some seconds. Tensors are counted as the model computes without `torch.compile`; what compiling may add
-    to a process on a CPU is added as a constant, unless `run.compile` is off. A GPU
-    that is configured but not here is planned for, with a warning. The generators of random numbers are left as they
-    are.
+    Takes some seconds. Tensors are counted for the eager model; the memory that `torch.compile` may add to a process on
+    a CPU is a constant, added unless `run.compile` is off. A configured GPU that is absent is planned for, with a
+    warning. Random number generators do not change.
 
     Raises:
         BackendError: `backend` (default: that of the configuration) is unknown or cannot run here.
-        DataError, ConfigError: the data file is there, but has faults, does not fit or has too few windows for a batch.
+        DataError, ConfigError: the data file exists, but is invalid, does not fit the configuration or has too few
+            windows for a batch.
     """
     started = time.perf_counter()
     chosen = resolve_backend(backend or config.run.backend)
@@ -84,7 +84,7 @@ def make_plan(config: Config, backend: str | None = None) -> Plan:
 
 
 def count_parameters(config: Config) -> tuple[Parameters, int]:
-    """The parameters of the model, and the number of their tensors: those of every backend."""
+    """Count the parameters of the model and their tensors; the counts are the same for all backends."""
     with without_data():
         model = PGAT(config.model)
         sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
@@ -94,7 +94,7 @@ def count_parameters(config: Config) -> tuple[Parameters, int]:
 
 
 def count_work(config: Config) -> Work | None:
-    """Windows, batches and steps of the run; None where the data file does not exist. Raises as `make_plan`."""
+    """Count windows, batches and steps of the run; None if the data file does not exist. Raises as `make_plan`."""
     if not Path(config.data.path).exists():
         return None
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
@@ -113,7 +113,7 @@ def count_work(config: Config) -> Work | None:
 
 
 def _device(asked: str) -> tuple[torch.device, bool]:
-    """The device of the run, and whether it is here."""
+    """Return the device of the run, and whether this machine has it."""
     if asked.startswith("cuda"):
         device = torch.device(asked)
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -122,11 +122,11 @@ def _device(asked: str) -> tuple[torch.device, bool]:
 
 
 def _precision(asked: str, device: torch.device, present: bool) -> torch.dtype | None:
-    """The 16-bit type of products, None for float32."""
+    """Return the 16-bit dtype of products, or None for float32."""
     if present:
         return product_dtype(resolve_precision(asked, device))
     known: dict[str, Precision] = {"auto": "bf16", "bf16": "bf16", "fp16": "fp16"}
-    return product_dtype(known.get(asked, "highest"))  # every GPU of the last years has bfloat16
+    return product_dtype(known.get(asked, "highest"))  # all recent GPUs support bfloat16
 
 
 def _memory(
@@ -156,12 +156,12 @@ def _memory(
     predicted = bytes_of(count(size))
     bounds = _bounds(config, device, present)
     most = 2**20 if work is None else work.train_windows
-    most_kept = KEEPING_OPERATORS * keep_at_most(config, device.type)  # once: it depends on the memory that is free
+    most_kept = KEEPING_OPERATORS * keep_at_most(config, device.type)  # once: it depends on free memory
 
     def need(batch: int) -> int:
         if backend == "reference":
             return bytes_of(count(batch))
-        # Counting takes seconds a batch. Its memory is a line, up to the most that operators keep.
+        # Counting a batch size takes seconds. Memory is linear in it, up to the most that operators keep.
         near = [count(size), count(_SECOND if size != _SECOND else 2 * _SECOND)]
         again = [memory.again or memory for memory in near]
         return min(bytes_of(line_through(*near)(batch)), bytes_of(line_through(*again)(batch)) + most_kept)
@@ -176,7 +176,7 @@ def _memory(
 
 
 def _bounds(config: Config, device: torch.device, present: bool) -> dict[str, int]:
-    """Name -> bytes of everything that bounds the memory where the model computes."""
+    """Return name -> bytes of each limit on the memory of the device."""
     if device.type == "cpu":
         limit, setting = config.run.memory_limit_gb, "run.memory_limit_gb"
         bounds = {"memory available on this machine": psutil.virtual_memory().available}

@@ -1,7 +1,7 @@
-"""What is to know of operators of our own (`torch.library.custom_op`) to count what they hold and compute.
+"""Memory and FLOPs of our custom operators (`torch.library.custom_op`).
 
-A mode that follows tensors sees such an operator as one call, not what it allocates inside. `trace` runs its Python
-code on tensors without data, of many equal chunks only two (`pgat_kernels.ops.chunked_ops.few_chunks`).
+A dispatch mode intercepts such an operator as a single call, without its internal allocations. `trace` therefore runs
+its Python code on fake tensors, with only two of many equal chunks (`pgat_kernels.ops.chunked_ops.few_chunks`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +15,11 @@ from pgat_kernels.matmul_precision import fast_exact_float32
 from pgat_kernels.ops.chunked_ops import Chunking, RowsOperator, rows_operators
 
 _kept: dict[Any, tuple[int, int]] = {}
-"""What `_count_kept` has counted."""
+"""Cache of `_count_kept`."""
 
 
 def implementation(function: Any) -> Callable[..., Any] | None:
-    """The Python code of an operator of our own, None for any other."""
+    """Return the Python code of one of our custom operators, or None for any other operator."""
     if getattr(function, "namespace", None) != "pgat":
         return None
     code: Callable[..., Any] = OPDEFS[function._schema.name]._init_fn
@@ -27,24 +27,24 @@ def implementation(function: Any) -> Callable[..., Any] | None:
 
 
 def prepare() -> None:
-    """Find out what operators ask of a processor and need data for; call it outside of a `FakeTensorMode`."""
+    """Run the processor checks of operators that need real data; call it outside of a `FakeTensorMode`."""
     with fast_exact_float32():
         pass
 
 
 def keep_at_most(config: Config, device: str) -> int:
-    """Bytes that each operator of the fast model may keep in the run, on `cpu` or `cuda`; see `Execution.keep`.
+    """Return the bytes that each operator of the fast model may keep on `cpu` or `cuda`; see `Execution.keep`.
 
-    0 where all of a step is compiled: such operators compute everything again.
+    The result is 0 if the whole step is compiled: its operators recompute everything.
     """
     whole = config.run.compile == "whole" or (device == "cuda" and config.run.compile == "on")
     return 0 if whole else bytes_to_keep(config.run)
 
 
 def change_of_kept(function: Any, args: Sequence[Any], keep: int) -> int:
-    """Bytes that an operator over rows leaves for its backward pass where it may keep `keep` bytes.
+    """Return the bytes that an operator over rows stores for its backward pass if it may keep `keep` bytes.
 
-    Negative for its backward pass, which frees that; 0 for all other operators.
+    Negative for the backward operator, which frees them; 0 for all other operators.
     """
     name: str = function._schema.name
     operator = rows_operators.get(name.removesuffix("_backward"))
@@ -56,7 +56,7 @@ def change_of_kept(function: Any, args: Sequence[Any], keep: int) -> int:
 
 
 def _count_kept(operator: RowsOperator, args: Sequence[Any], keep: int) -> tuple[int, int]:
-    """Chunks and bytes that are kept, by the arguments of the forward pass; counted once for equal shapes."""
+    """Return the chunks and bytes kept, given the arguments of the forward pass; cached for equal shapes."""
     rows, weights, _, *how = args
     rate, options, *others = how
     shapes = [tuple((x.shape, x.dtype) for x in tensors) for tensors in (rows, weights)]
@@ -67,7 +67,10 @@ def _count_kept(operator: RowsOperator, args: Sequence[Any], keep: int) -> tuple
 
 
 def formulas_of_kept(keep: int) -> Mapping[Any, Callable[..., int]]:
-    """FLOPs of the backward passes of operators over rows that may keep `keep` bytes: those chunks run once less."""
+    """Return FLOP formulas of the backward operators over rows; a kept chunk saves one forward pass.
+
+    `keep`: bytes that each operator may keep.
+    """
 
     def formula_of(operator: RowsOperator) -> Callable[..., int]:
         def formula(g: Any, *args: Any, **kwargs: Any) -> int:
@@ -75,7 +78,7 @@ def formulas_of_kept(keep: int) -> Mapping[Any, Callable[..., int]]:
             chunks: int = -(-len(args[0][0]) // args[5])
             return operator.backward_flops(g, *args) - operator.forward_flops(*args) * kept // chunks
 
-        formula._get_raw = True  # type: ignore[attr-defined]  # tensors, not shapes: what register_flop_formula sets
+        formula._get_raw = True  # type: ignore[attr-defined]  # as register_flop_formula: tensors, not shapes
         return formula
 
     if keep == 0:

@@ -1,4 +1,4 @@
-"""A plan as a table that a person reads."""
+"""A plan formatted as a text table."""
 
 from pgat_fast.plan.figures import Plan
 
@@ -6,7 +6,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def in_bytes(count: float) -> str:
-    """`count` bytes with a fitting unit, three digits: 1.33 GiB."""
+    """Format `count` bytes with a suitable unit and three digits: 1.33 GiB."""
     for unit in _UNITS:
         if abs(count) < 1000 or unit == _UNITS[-1]:
             break
@@ -15,7 +15,7 @@ def in_bytes(count: float) -> str:
 
 
 def in_flops(count: float) -> str:
-    """`count` FLOPs with a fitting unit, three digits: 355 GFLOP."""
+    """Format `count` FLOPs with a suitable unit and three digits: 355 GFLOP."""
     for unit in ("", "k", "M", "G", "T", "P", "E"):
         if abs(count) < 1000 or unit == "E":
             break
@@ -24,7 +24,7 @@ def in_flops(count: float) -> str:
 
 
 def as_text(plan: Plan) -> str:
-    """A line for each figure, in groups; warnings last."""
+    """Format a plan with one line for each figure, in groups, and warnings at the end."""
     return "\n\n".join(
         f"{title}\n" + "\n".join(f"  {name:<34} {value}".rstrip() for name, value in rows)
         for title, rows in _groups(plan).items()

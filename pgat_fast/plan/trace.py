@@ -1,9 +1,9 @@
-"""What one training step computes and holds, counted without computing it.
+"""FLOPs and memory of a training step, counted without computing it.
 
-The model and its inputs are fake tensors: they have shapes, types and storages, but no data. A step runs on them,
-backward pass and recomputation included, and every storage is followed from its birth to its death. Operators of our
-own are followed inside, too: see `operators`. What they keep for the backward pass with `run.recompute` off or auto is
-counted from one chunk. The model is that of the backend that will run, never compiled.
+The model and its inputs are fake tensors: they have shapes, dtypes and storages, but no data. A step runs on them,
+including backward pass and recomputation, and every storage is tracked from allocation to release. Allocations inside
+our custom operators are counted too: see `operators`. The memory that they keep for the backward pass with
+`run.recompute` off or auto is counted from one chunk. The model is that of the run's backend, never compiled.
 """
 
 import weakref
@@ -32,8 +32,8 @@ from pgat_kernels.ops.chunked_ops import few_chunks
 aten = torch.ops.aten
 
 LARGE = 32 * 2**20
-"""Bytes from which the C library of Linux (glibc) maps a block on its own, and gives it back when it is freed. Its
-threshold grows to this as blocks are freed (`M_MMAP_THRESHOLD` in mallopt(3))."""
+"""Bytes from which the C library of Linux (glibc) maps a block separately and returns it when it is freed. The
+threshold grows to this value as blocks are freed (`M_MMAP_THRESHOLD` in mallopt(3))."""
 
 
 def _attention_forward(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
@@ -50,22 +50,22 @@ MISSING_FORMULAS: Mapping[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_forward,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""FLOPs that torch 2.13 does not count: fused attention on a CPU."""
+"""FLOP formulas missing in torch 2.13: fused attention on a CPU."""
 
 
 class Peaks:
-    """Bytes that live now, and at most.
+    """Counter of current and peak bytes.
 
     Attributes:
-        live, peak: of all storages.
-        peak_small, peak_large: the most that lived at once in storages below `LARGE` bytes, and in others.
+        live, peak: current and peak bytes of all storages.
+        peak_small, peak_large: peak bytes of storages below `LARGE` bytes, and of the others.
     """
 
     def __init__(self) -> None:
         self.live = self.peak = self.peak_small = self.peak_large = self._small = 0
 
     def change(self, size: int, *, small: bool | None = None) -> None:
-        """Count `size` bytes more, or less where it is negative; by default that says whether the storage is small."""
+        """Add `size` bytes, which may be negative; by default `size` determines whether the storage is small."""
         self.live += size
         self._small += size if (abs(size) < LARGE if small is None else small) else 0
         self.peak = max(self.peak, self.live)
@@ -73,25 +73,27 @@ class Peaks:
         self.peak_large = max(self.peak_large, self.live - self._small)
 
     def pass_by(self, inside: "Peaks") -> None:
-        """Count what lived beside what lives now, and is gone."""
+        """Update the peaks for storages that existed besides the current ones and have been freed."""
         self.peak = max(self.peak, self.live + inside.peak)
         self.peak_small = max(self.peak_small, self._small + inside.peak_small)
         self.peak_large = max(self.peak_large, self.live - self._small + inside.peak_large)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the storages of the tensors that operators return: views of one storage count once, until it dies.
+    """Mode that counts the storages of tensors returned by operators; each storage counts once, until it is freed.
 
     Attributes:
-        all: with what operators keep, which counts as large, since no holes grow between it.
-        again: without it, as if they kept nothing.
-        by_operators: what operators have kept, all together.
+        all: bytes including those kept by operators, which count as large, since they do not fragment the heap.
+        again: bytes without those, as if operators kept nothing.
+        by_operators: bytes kept by all operators together.
     """
 
     def __init__(self, ignored: Iterable[Tensor] = (), device: str = "cpu", keep: int = 0) -> None:
-        """Follow all but `ignored`, which must outlive this, with the temporaries that operators have on `device`.
-
-        With `keep` each of our operators over rows counts as one that keeps as many bytes, see `Execution.keep`.
+        """
+        Args:
+            ignored: tensors that are not counted; they must outlive this object.
+            device: `cpu` or `cuda`, whose temporaries in operators are counted.
+            keep: bytes that each of our operators over rows is counted to keep; see `Execution.keep`.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_cpu, self._keep = device == "cpu", keep
@@ -115,7 +117,7 @@ class LiveBytes(TorchDispatchMode):
         self._change(-self._sizes.pop(key))
 
     def _touch(self, size: int) -> None:
-        """Count what an operator holds only while it runs."""
+        """Count a temporary of an operator."""
         self._change(size)
         self._change(-size)
 
@@ -126,20 +128,20 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.prim.device.default:  # asked for each tensor without data, a thousand times a step
+        if func is torch.ops.prim.device.default:  # called for each fake tensor, a thousand times a step
             return args[0].device
         code = implementation(func)
         if code is not None:
             return self._run_own(func, code, args)
         result = func(*args, **(kwargs or {}))
-        # On a CPU it converts the whole of a 16-bit tensor first: seen in the peak of the process.
+        # On a CPU it first converts the whole 16-bit tensor to float32, as the peak of the process shows.
         if func is torch.ops.aten.mean.dim and args[0].dtype.itemsize == 2 and self._on_cpu:
             self._touch(4 * args[0].numel())
         self.add(*tensors_in(result))
         return result
 
     def _run_own(self, func: Any, code: Callable[..., Any], args: Sequence[Any]) -> Any:
-        """Run an operator of our own, and count what is held inside of it. None of them has named arguments."""
+        """Run one of our custom operators, and count the memory inside it. None of them has keyword arguments."""
         tensors = tensors_in(args)
         if not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             with torch.no_grad(), self:
@@ -158,7 +160,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _peaks_inside(self, func: Any, code: Callable[..., Any], args: Sequence[Any], tensors: list[Tensor]) -> Peaks:
-        """Return what is held inside of an operator of our own, which is followed once for equal arguments."""
+        """Return the peaks inside one of our custom operators; cached for equal arguments."""
         key = None
         with suppress(UncacheableError):
             storages = [tensor.untyped_storage()._cdata for tensor in tensors]
@@ -173,7 +175,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def tensors_in(result: Any) -> list[Tensor]:
-    """The tensors of an operator's arguments or result."""
+    """Return the tensors in an operator's arguments or result."""
     if isinstance(result, Tensor):
         return [result]
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -181,25 +183,25 @@ def tensors_in(result: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one micro-batch (forward pass, loss, backward pass), beside parameters and optimizer state."""
+    """Bytes of one micro-batch (forward pass, loss, backward pass), without parameters and optimizer state."""
 
     batch: int
     kept: int
-    """What lives between the forward and the backward pass: inputs, activations."""
+    """Bytes between the forward and the backward pass: inputs, activations."""
     peak: int
-    """The most that lives at once: inputs, activations, gradients, temporaries."""
+    """Peak bytes: inputs, activations, gradients, temporaries."""
     peak_small: int
     peak_large: int
-    """The same, of storages below `LARGE` bytes, and of the others; each at its own moment."""
+    """Peaks of storages below `LARGE` bytes, and of the others; they may occur at different times."""
     by_operators: int = 0
-    """What operators keep instead of computing it again: a part of `kept`, and of the peaks as far as it lives then."""
+    """Bytes that operators keep instead of recomputing: part of `kept`, and of a peak as far as they exist then."""
     again: "Memory | None" = None
-    """That of a micro-batch whose operators keep nothing, where they keep something."""
+    """Memory of a micro-batch whose operators keep nothing; None if they keep nothing anyway."""
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Of the matrix products and convolutions of one micro-batch; a multiplication and an addition are 2."""
+    """FLOPs of matrix products and convolutions of one micro-batch; a multiplication and an addition are 2."""
 
     forward: int
     step: int
@@ -209,23 +211,23 @@ class Flops:
 def trace_memory(
     config: Config, batch: int, precision: torch.dtype | None = None, device: str = "cpu", backend: str | None = None
 ) -> Memory:
-    """Count the bytes of one micro-batch of `batch` windows; takes a second or two, whatever the sizes.
+    """Count the bytes of one micro-batch of `batch` windows, in one or two seconds for any size.
 
     Args:
-        config: the run; with `gradient_accumulation_steps` above 1 the gradients live from the beginning of the step.
+        config: the run; with `gradient_accumulation_steps` above 1 the gradients exist from the start of the step.
         batch: B.
-        precision: the type of products, None for float32, as `product_dtype` gives it.
-        device: `cpu` or `cuda`: whose operators to count (`fake_ops.cuda_operators`). No GPU is used.
-        backend: as `build_model` takes it.
+        precision: the dtype of products as returned by `product_dtype`, None for float32.
+        device: `cpu` or `cuda`, whose operators are counted (`fake_ops.cuda_operators`). No GPU is used.
+        backend: a backend as accepted by `build_model`.
     """
     with _model_without_data(config, backend, device) as (model, keep):
         return memory_of_step(model, example(config.model, batch), config, precision, device, keep)
 
 
 def trace_flops(config: Config, batch: int, backend: str | None = None) -> Flops:
-    """Count the FLOPs of one micro-batch of `batch` windows, with torch's formulas and those of our own operators.
+    """Count the FLOPs of one micro-batch of `batch` windows, with torch's formulas and those of our custom operators.
 
-    `backend`: as `build_model` takes it.
+    `backend`: a backend as accepted by `build_model`.
     """
     with _model_without_data(config, backend) as (model, keep):
         return flops_of_step(model, example(config.model, batch), config, keep)
@@ -233,9 +235,9 @@ def trace_flops(config: Config, batch: int, backend: str | None = None) -> Flops
 
 @contextmanager
 def _model_without_data(config: Config, backend: str | None, device: str = "cpu") -> Iterator[tuple[nn.Module, int]]:
-    """Within it tensors have no data; yields the model, and the bytes that its operators keep at most.
+    """Yield a model on fake tensors, and the bytes that its operators keep at most.
 
-    The model itself keeps nothing here: to follow each operation of each chunk would take minutes.
+    The operators of this model keep nothing: tracing every operation of every chunk would take minutes.
     """
     prepare()
     with without_data(), cuda_operators() if device == "cuda" else nullcontext():
@@ -254,9 +256,9 @@ def memory_of_step(
     device: str = "cpu",
     keep: int = 0,
 ) -> Memory:
-    """Count the bytes of a step of `model` on `batch`. With real tensors on the CPU it computes the step, too.
+    """Count the bytes of a step of `model` on `batch`; real tensors on the CPU are computed as well.
 
-    `keep`: what its operators are to be counted with, see `LiveBytes`.
+    `keep`: bytes that its operators are counted to keep; see `LiveBytes`.
     """
     parameters = list(model.parameters())
     if config.training.gradient_accumulation_steps > 1:
@@ -277,8 +279,8 @@ def memory_of_step(
 
 
 def flops_of_step(model: nn.Module, batch: Batch, config: Config, keep: int = 0) -> Flops:
-    """Count the FLOPs of a step of `model` on `batch`, real tensors or not; `keep` as in `memory_of_step`."""
-    # A pass of its own: the counter keeps tensors alive that a step frees.
+    """Count the FLOPs of a step of `model` on `batch`, of real or fake tensors; `keep` as in `memory_of_step`."""
+    # A separate pass: the counter keeps tensors alive that a step would free.
     with FlopCounterMode(display=False, custom_mapping={**MISSING_FORMULAS, **formulas_of_kept(keep)}) as counter:
         loss = _loss(model, batch, config, None)
         forward = counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""Checkpoints of the original layout are translated both ways without changing a bit."""
+"""Bitwise exact translation of checkpoints between the original layout and ours."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ BATCHED, HIERARCHICAL = config_of("batched"), config_of("hierarchical")
 
 
 def original_state(config: Config, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """A checkpoint of the original layout, every number drawn."""
+    """Return a random checkpoint in the original layout."""
     generator = torch.Generator().manual_seed(5)
     return {
         name: torch.randn(shape, generator=generator).to(dtype) for name, shape in original_shapes(config.model).items()
@@ -28,18 +28,18 @@ def original_state(config: Config, dtype: torch.dtype = torch.float32) -> dict[s
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Names, their order, dtypes and every bit."""
+    """Check that names, their order, dtypes and all bits are equal."""
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor), name
 
 
-# --- the layout ---
+# --- layout ---
 
 
 @pytest.mark.parametrize(("combiner", "total"), [("hierarchical", 12_310_208), ("batched", 9_184_952)])
-def test_production_models_have_their_known_number_of_parameters(combiner: str, total: int) -> None:
+def test_production_models_have_known_parameter_counts(combiner: str, total: int) -> None:
     production = {
         **{"seq_len": 250, "label_len": 125, "pred_len": 10, "enc_in": 118, "dec_in": 118, "c_out": 4},
         **{"d_model": 130, "n_heads": 8, "e_layers": 4, "d_layers": 2, "celestial_fusion_layers": 4},
@@ -49,23 +49,23 @@ def test_production_models_have_their_known_number_of_parameters(combiner: str, 
 
 
 @pytest.mark.parametrize("name", golden.CASES)
-def test_names_shapes_and_order_are_those_of_existing_checkpoints(name: str) -> None:
+def test_names_shapes_and_order_equal_existing_checkpoints(name: str) -> None:
     case = golden.load(name)
     assert list(original_shapes(case.config.model).items()) == list(case.shapes.items())
 
 
 @pytest.mark.parametrize("name", golden.CASES)
-def test_parameters_without_a_place_in_ours_are_those_that_never_received_a_gradient(name: str) -> None:
+def test_unmapped_parameters_never_received_a_gradient(name: str) -> None:
     case = golden.load(name)
     model = build_model(case.config)
     read = {source.name for source in sources(key for key, _ in model.named_parameters()).values()}
-    # Recorded in evaluation, where the variance of the stochastic learner has no say.
+    # Recorded in evaluation, where the variance of the stochastic learner is not used.
     sampled = {f"stochastic_logvar.{part}" for part in ("weight", "bias")} & set(case.shapes)
     assert set(case.shapes) - read == case.without_gradient - sampled
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_of_our_parameters_has_its_own_place_in_the_layout(variant: str) -> None:
+def test_each_of_our_parameters_has_its_own_source(variant: str) -> None:
     config = config_of(variant)
     places = sources(name for name, _ in build_model(config).named_parameters())
     names = [source.name for source in places.values()]
@@ -73,11 +73,11 @@ def test_each_of_our_parameters_has_its_own_place_in_the_layout(variant: str) ->
     assert set(names) <= set(original_shapes(config.model))
 
 
-# --- there and back ---
+# --- round trips ---
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_an_original_checkpoint_comes_back_bit_for_bit(variant: str) -> None:
+def test_original_checkpoint_round_trip_is_bitwise_exact(variant: str) -> None:
     config = config_of(variant)
     state = original_state(config)
     ours = from_original_layout(state, config)
@@ -87,7 +87,7 @@ def test_an_original_checkpoint_comes_back_bit_for_bit(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_our_state_comes_back_bit_for_bit(variant: str) -> None:
+def test_our_state_round_trip_is_bitwise_exact(variant: str) -> None:
     config = config_of(variant)
     state = build_model(config).state_dict()
     original = to_original_layout(state, config)
@@ -96,7 +96,7 @@ def test_our_state_comes_back_bit_for_bit(variant: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
+def test_translation_keeps_dtype(dtype: torch.dtype) -> None:
     state = original_state(BATCHED, dtype)
     ours = from_original_layout(state, BATCHED)
     assert {tensor.dtype for tensor in ours.values()} == {dtype}
@@ -104,21 +104,21 @@ def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
     assert_same(to_original_layout(ours, BATCHED), state)
 
 
-def test_translation_copies_nothing() -> None:
+def test_translation_returns_views() -> None:
     state = original_state(HIERARCHICAL)
     storages = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
     ours = from_original_layout(state, HIERARCHICAL)
     assert {tensor.untyped_storage().data_ptr() for tensor in ours.values()} <= storages
 
 
-def test_what_nothing_reads_has_the_same_initial_value_every_time() -> None:
+def test_initial_values_of_unused_parameters_are_deterministic() -> None:
     state = build_model(HIERARCHICAL).state_dict()
     first, second = to_original_layout(state, HIERARCHICAL), to_original_layout(state, HIERARCHICAL)
     assert_same(first, second)
     assert all(torch.isfinite(tensor).all() for tensor in first.values())
 
 
-def test_gradients_flow_back_to_the_original_names() -> None:
+def test_gradients_reach_original_names() -> None:
     state = {name: tensor.requires_grad_() for name, tensor in original_state(HIERARCHICAL).items()}
     ours = from_original_layout(state, HIERARCHICAL)
     torch.stack([tensor.sum() for tensor in ours.values()]).sum().backward()
@@ -129,13 +129,13 @@ def test_gradients_flow_back_to_the_original_names() -> None:
             assert tensor.grad is None, name
         else:
             assert tensor.grad is not None, name
-            # of packed queries, keys and values only the last third, the values, is used
+            # only the last third of packed queries, keys and values, the values, is used
             unread = 2 * (len(tensor) // 3) if parts[name] == "value" else 0
             assert (tensor.grad[:unread] == 0).all(), name
             assert (tensor.grad[unread:] == 1).all(), name
 
 
-def test_gradients_flow_back_to_our_names() -> None:
+def test_gradients_reach_our_names() -> None:
     state = {name: p.detach().clone().requires_grad_() for name, p in build_model(BATCHED).named_parameters()}
     original = to_original_layout(state, BATCHED)
     torch.stack([tensor.sum() for tensor in original.values()]).sum().backward()
@@ -144,15 +144,15 @@ def test_gradients_flow_back_to_our_names() -> None:
         assert (tensor.grad == 1).all(), name
 
 
-# --- what does not fit ---
+# --- errors ---
 
 
-def test_one_error_lists_everything_that_is_missing_unknown_or_misshapen() -> None:
+def test_one_error_lists_all_faults_of_an_original_state() -> None:
     state = original_state(BATCHED)
     del state["projection.bias"], state["market_context_encoder.0.weight"]
     state |= {"projektion.bias": torch.zeros(4), "extra": torch.zeros(())}
     state["projection.weight"] = torch.zeros(4, 25)
-    state["celestial_nodes.aspect_embeddings"] = torch.zeros(26, 5)  # never read, yet part of the layout
+    state["celestial_nodes.aspect_embeddings"] = torch.zeros(26, 5)  # unused, but part of the layout
     with pytest.raises(CheckpointError) as caught:
         from_original_layout(state, BATCHED)
     message = str(caught.value)
@@ -165,7 +165,7 @@ def test_one_error_lists_everything_that_is_missing_unknown_or_misshapen() -> No
         assert part in message, part
 
 
-def test_one_error_lists_what_of_our_state_does_not_fit() -> None:
+def test_one_error_lists_all_faults_of_our_state() -> None:
     state = dict(build_model(BATCHED).state_dict())
     del state["head.bias"]
     state |= {"tail.bias": torch.zeros(4), "head.weight": torch.zeros(3, 26)}
@@ -176,20 +176,20 @@ def test_one_error_lists_what_of_our_state_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
-def test_the_prefix_of_a_wrapper_is_explained(prefix: str) -> None:
+def test_error_explains_wrapper_prefix(prefix: str) -> None:
     state = {prefix + name: tensor for name, tensor in original_state(BATCHED).items()}
     with pytest.raises(CheckpointError, match="remove the wrapper's prefix"):
         from_original_layout(state, BATCHED)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(BATCHED, HIERARCHICAL), (HIERARCHICAL, BATCHED)])
-def test_a_checkpoint_of_the_other_combiner_is_explained(ours: Config, theirs: Config) -> None:
+def test_error_explains_checkpoint_of_the_other_combiner(ours: Config, theirs: Config) -> None:
     expected = f"combiner: {theirs.model.combiner}, the configuration says combiner: {ours.model.combiner}"
     with pytest.raises(CheckpointError, match=expected):
         from_original_layout(original_state(theirs), ours)
 
 
-def test_a_fitting_checkpoint_of_another_width_is_refused() -> None:
+def test_checkpoint_of_another_width_is_rejected() -> None:
     with pytest.raises(CheckpointError, match="wrong shape"):
         from_original_layout(original_state(config_of("batched", d_model=52)), BATCHED)
 
@@ -209,7 +209,7 @@ model(torch.zeros(1, 5, 118), torch.zeros(1, 5, 4), torch.zeros(1, 2, 118), torc
 
 
 @pytest.mark.multiprocess
-def test_translating_may_be_the_first_thing_that_a_process_does() -> None:
+def test_translation_works_first_in_a_new_process() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     run = subprocess.run(
         [sys.executable, "-c", FIRST_THING], env=environment, capture_output=True, text=True, check=False
@@ -217,7 +217,7 @@ def test_translating_may_be_the_first_thing_that_a_process_does() -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_values_of_unused_parameters_that_do_not_fit_are_refused() -> None:
+def test_invalid_values_of_unused_parameters_are_rejected() -> None:
     state = build_model(BATCHED).state_dict()
     for unused in (
         {"no.such.parameter": torch.zeros(1)},
@@ -228,14 +228,14 @@ def test_values_of_unused_parameters_that_do_not_fit_are_refused() -> None:
             to_original_layout(state, BATCHED, unused=unused)
 
 
-def test_a_checkpoint_of_the_original_behaviour_says_what_to_set() -> None:
+def test_error_names_compatibility_setting_for_original_checkpoint() -> None:
     model = SMALL | {"combiner": "batched", "compatibility": "original"}
     state = to_original_layout(build_model(model).state_dict(), model)
     with pytest.raises(CheckpointError, match=r"trained with compatibility: original"):
         from_original_layout(state, model | {"compatibility": "corrected"})
 
 
-def test_what_is_no_state_dict_is_refused_with_a_hint() -> None:
+def test_invalid_state_dict_is_rejected_with_a_hint() -> None:
     state = to_original_layout(build_model(BATCHED).state_dict(), BATCHED)
     with pytest.raises(CheckpointError, match=r"'model' holds a dict of its own"):
         from_original_layout({"model": state, "epoch": 3}, BATCHED)  # type: ignore[dict-item]
@@ -245,7 +245,7 @@ def test_what_is_no_state_dict_is_refused_with_a_hint() -> None:
         from_original_layout([1], BATCHED)  # type: ignore[arg-type]
 
 
-def test_every_missing_name_is_listed_however_many_there_are() -> None:
+def test_error_lists_many_missing_names_completely() -> None:
     state = to_original_layout(build_model(BATCHED).state_dict(), BATCHED)
     names = list(state)[:200]
     with pytest.raises(CheckpointError) as caught:

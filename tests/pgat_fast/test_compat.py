@@ -1,4 +1,4 @@
-"""`compat.Model` is the existing model to the scripts that use it."""
+"""`compat.Model` as a replacement of the existing model in scripts."""
 
 import copy
 import io
@@ -27,7 +27,7 @@ def model_of(settings: dict[str, Any] = SETTINGS, seed: int = 1) -> Model:
 
 
 def forecast(model: nn.Module) -> Tensor:
-    """Of a model with `SETTINGS`, for always the same inputs."""
+    """Return the forecast of a model with `SETTINGS` for fixed inputs."""
     dtype = next(model.parameters()).dtype
     result: Tensor = model(*inputs_of(load_config(SETTINGS), dtype=dtype))[0]
     return result
@@ -37,7 +37,7 @@ def forecast(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("variant", FEW)
-def test_parameters_are_those_of_the_original_layout(variant: str) -> None:
+def test_parameters_have_original_layout(variant: str) -> None:
     model = model_of(VARIANTS[variant])
     expected = original_shapes(model.settings.model)
     assert {name: tuple(p.shape) for name, p in model.named_parameters()} == expected
@@ -46,7 +46,7 @@ def test_parameters_are_those_of_the_original_layout(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", FEW)
-def test_the_forecast_is_that_of_the_translated_checkpoint(variant: str) -> None:
+def test_forecast_equals_that_of_the_translated_checkpoint(variant: str) -> None:
     model = model_of(VARIANTS[variant]).double().eval()
     translated = build_model(model.settings).double().eval()
     translated.load_state_dict(from_original_layout(model.state_dict(), model.settings))
@@ -56,7 +56,7 @@ def test_the_forecast_is_that_of_the_translated_checkpoint(variant: str) -> None
 
 
 @pytest.mark.parametrize("variant", FEW)
-def test_gradients_reach_exactly_what_is_read(variant: str) -> None:
+def test_gradients_reach_exactly_the_used_parameters(variant: str) -> None:
     model = model_of(VARIANTS[variant]).double().train()
     loss_of(model.settings, model(*inputs_of(model.settings, dtype=torch.float64))).backward()
     ours = build_model(model.settings)
@@ -66,13 +66,13 @@ def test_gradients_reach_exactly_what_is_read(variant: str) -> None:
     assert received < set(original_shapes(model.settings.model))
 
 
-def test_fresh_parameters_are_drawn_under_the_seed() -> None:
+def test_initial_parameters_depend_on_the_seed() -> None:
     first, again, other = (model_of(seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["projection.weight"], other["projection.weight"])
 
 
-def test_frozen_parameters_stay_and_the_others_learn() -> None:
+def test_only_parameters_that_are_not_frozen_change() -> None:
     model = model_of().train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("decoder" in name)
@@ -88,7 +88,7 @@ def test_frozen_parameters_stay_and_the_others_learn() -> None:
 # --- settings ---
 
 
-def test_a_namespace_and_a_dict_with_other_settings_give_the_same_model(
+def test_namespace_and_dict_with_other_settings_give_the_same_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     others = {"model": "Celestial_Enhanced_PGAT", "learning_rate": "fast", "gpu": object(), "d_ff": 512, "loss": None}
@@ -108,20 +108,20 @@ def test_settings_of_the_script_are_not_changed() -> None:
     assert vars(args) == SETTINGS
 
 
-def test_the_defaults_are_those_of_existing_checkpoints() -> None:
+def test_defaults_fit_existing_checkpoints() -> None:
     settings = model_of(SMALL).settings.model
     assert settings.compatibility == "original"
     assert (settings.phase_edges, settings.feature_map, settings.calendar_marks) == ("zero", "positional", "integer")
     assert settings.combiner == "hierarchical"
 
 
-def test_dropout_is_the_original_one_unless_a_script_says_otherwise() -> None:
+def test_dropout_is_exact_by_default() -> None:
     assert model_of().settings.run.exact_dropout
     assert not model_of(SETTINGS | {"exact_dropout": False}).settings.run.exact_dropout
     assert model_of(SETTINGS | {"combiner_chunk": 3}).settings.run.combiner_chunk == 3
 
 
-def test_settings_under_their_old_names_are_read() -> None:
+def test_old_names_of_settings_are_read() -> None:
     old = {"use_efficient_covariate_interaction": False, "num_input_waves": 118, "target_wave_indices": [0, 1, 2, 3]}
     assert model_of(SETTINGS | old).settings.model.graph_processing == "attention"
 
@@ -135,20 +135,20 @@ def test_settings_under_their_old_names_are_read() -> None:
         ({"label_len": 99}, "label_len"),
     ],
 )
-def test_wrong_settings_of_the_model_are_refused_by_name(wrong: dict[str, Any], message: str) -> None:
+def test_error_names_invalid_setting(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Model(SETTINGS | wrong)
 
 
-def test_a_backend_that_cannot_run_is_refused() -> None:
+def test_unknown_backend_is_rejected() -> None:
     with pytest.raises((BackendError, ConfigError), match="abacus"):
         Model(SETTINGS | {"backend": "abacus"})
 
 
-# --- what scripts do with a model ---
+# --- use in scripts ---
 
 
-def test_training_and_evaluation_mode_reach_the_computation() -> None:
+def test_training_and_evaluation_mode_apply_to_the_forecaster() -> None:
     parent = nn.ModuleDict({"model": model_of()})
     model = parent["model"]
     assert not torch.equal(forecast(model), forecast(model))
@@ -162,13 +162,13 @@ def test_training_and_evaluation_mode_reach_the_computation() -> None:
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, SMALL | {"compatibility": "corrected"}])
-def test_casting_reaches_parameters_and_tables(settings: dict[str, Any]) -> None:
+def test_casting_converts_parameters_and_tables(settings: dict[str, Any]) -> None:
     model = model_of(settings).eval()
     inputs = inputs_of(model.settings, dtype=torch.float64)
     single = model(*(x.float() for x in inputs))[0]
     double = model.double()(*inputs)[0]
     assert double.dtype == torch.float64
-    # Float32 behind the divisions of section 5; both are exact to this, and they are not the same computation.
+    # Accuracy of float32 after the divisions of section 5; the two computations differ.
     assert torch.allclose(double.float(), single, rtol=1e-3, atol=1e-3)
     assert not torch.equal(double.float(), single)
     assert torch.equal(model.float()(*(x.float() for x in inputs))[0], single)
@@ -178,7 +178,7 @@ def test_casting_reaches_parameters_and_tables(settings: dict[str, Any]) -> None
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_copies_are_equal_and_independent(how: str) -> None:
     model = model_of()
-    forecast(model).sum().backward()  # a step of training must not leave anything that cannot be copied
+    forecast(model).sum().backward()  # a training step must leave only state that can be copied
     if how == "deepcopy":
         copied = copy.deepcopy(model)
     elif how == "pickle":
@@ -198,7 +198,7 @@ def test_copies_are_equal_and_independent(how: str) -> None:
     assert not torch.equal(forecast(copied), exact)
 
 
-def test_two_models_share_nothing() -> None:
+def test_two_models_share_no_tensors() -> None:
     first, second = model_of(), model_of()
     own = {p.untyped_storage().data_ptr() for p in first.parameters()}
     assert not own & {p.untyped_storage().data_ptr() for p in second.parameters()}
@@ -212,7 +212,7 @@ def test_two_models_share_nothing() -> None:
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_its_state_loads_strictly_into_another(assign: bool) -> None:
+def test_state_loads_strictly_into_another_model(assign: bool) -> None:
     first, second = model_of(seed=1), model_of(seed=2)
     state = copy.deepcopy(first.state_dict())
     result = second.load_state_dict(state, assign=assign)
@@ -220,7 +220,7 @@ def test_its_state_loads_strictly_into_another(assign: bool) -> None:
     assert torch.equal(forecast(first.eval()), forecast(second.eval()))
 
 
-def test_a_state_with_a_missing_or_unknown_name_is_refused() -> None:
+def test_state_with_missing_or_unknown_name_is_rejected() -> None:
     state = model_of().state_dict()
     state["unknown"] = state.pop("projection.bias")
     with pytest.raises(RuntimeError, match=r"projection\.bias(.|\n)*unknown"):
@@ -241,7 +241,7 @@ def train(model: Model, optimizer: torch.optim.Optimizer, steps: int) -> list[fl
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, VARIANTS["no bodies, everything"]])
-def test_training_goes_on_bit_for_bit_after_saving_and_loading(settings: dict[str, Any]) -> None:
+def test_resumed_training_is_bitwise_equal(settings: dict[str, Any]) -> None:
     model = model_of(settings).double().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     losses = train(model, optimizer, 10)
@@ -259,7 +259,7 @@ def test_training_goes_on_bit_for_bit_after_saving_and_loading(settings: dict[st
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_mixture_unpacks_as_the_triple_that_scripts_expect() -> None:
+def test_mixture_unpacks_to_three_tensors() -> None:
     model = model_of(SETTINGS | {"use_mixture_decoder": True}).eval()
     result = model(*inputs_of(model.settings))[0]
     assert isinstance(result, Mixture)
@@ -268,18 +268,18 @@ def test_a_mixture_unpacks_as_the_triple_that_scripts_expect() -> None:
     assert log_weights.shape == (2, 2, 3)
 
 
-def test_a_setting_that_is_nearly_one_of_the_model_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_misspelt_setting_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         model_of(SETTINGS | {"use_mixure_decoder": True, "num_workers": 2, "batch_size": 4})
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "pgat_fast.compat"]
     assert warning == "setting use_mixure_decoder is left alone: did you mean use_mixture_decoder?"
 
 
-def test_a_setting_that_is_none_was_not_given() -> None:
+def test_setting_of_none_means_the_default() -> None:
     assert model_of(SETTINGS | {"mdn_components": None}).settings.model.mdn_components == 3
 
 
 @pytest.mark.parametrize("args", [None, [1]])
-def test_arguments_that_hold_no_settings_are_refused(args: object) -> None:
+def test_arguments_without_settings_are_rejected(args: object) -> None:
     with pytest.raises(ConfigError, match="namespace or a dict"):
         Model(args)  # type: ignore[arg-type]

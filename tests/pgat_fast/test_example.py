@@ -1,4 +1,4 @@
-"""The examples run as they are printed."""
+"""The examples run unchanged."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from examples import forecast, train
 from examples.drop_in import main
 
 
-def test_a_model_is_trained_and_forecasts_from_python(
+def test_training_and_forecasting_examples_run(
     tiny: list[str], data_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = train.main([*tiny, "data.rows=null"])
@@ -19,7 +19,7 @@ def test_a_model_is_trained_and_forecasts_from_python(
 
 
 @pytest.mark.multiprocess
-def test_a_script_with_one_import_swapped_trains_saves_and_finds_its_loss_again(
+def test_drop_in_example_trains_saves_and_restores_its_loss(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before, after = main()

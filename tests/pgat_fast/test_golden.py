@@ -1,4 +1,4 @@
-"""Our models compute what the existing one computes: outputs, intermediate results, every gradient."""
+"""Our models equal the existing model: outputs, intermediate results and all gradients."""
 
 from functools import cache
 from itertools import product
@@ -19,7 +19,7 @@ from tests import golden
 pytestmark = pytest.mark.parity
 
 BADLY_CONDITIONED = ("everything_small", "no_celestial_small")
-"""Cases with row sums so near zero that float32 keeps three or four digits of some gradients, whatever the program."""
+"""Cases with row sums so near zero that any float32 program keeps only three or four digits of some gradients."""
 
 STAGES = {
     "phase_aware_processor": "graph.phase",
@@ -33,7 +33,7 @@ STAGES = {
     "decoder_layers.1": "decoder.1",
     "mixture_decoder": "head",
 }
-"""Module of the existing model -> our module that returns the same."""
+"""Module of the existing model -> our module with the same result."""
 
 
 def as_list(result: Any) -> list[Tensor]:
@@ -43,7 +43,7 @@ def as_list(result: Any) -> list[Tensor]:
 def run(
     case: golden.Case, dtype: torch.dtype, backend: str = "reference"
 ) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Outputs, the weights that they were computed from, and what each module returned."""
+    """Return the outputs, the weights used, and the results of modules and diagnostics by name."""
     model = build_model(case.config, backend=backend).to(dtype).eval()
     returned: dict[str, Any] = {}
 
@@ -60,10 +60,10 @@ def run(
 
 @cache
 def spread_in_float32(name: str) -> tuple[list[float], dict[str, float]]:
-    """How far the reference's outputs and gradients move in float32 when weights and inputs move by rounding.
+    """Return how far outputs and gradients of the reference move in float32 if weights and inputs move by rounding.
 
-    Five draws: one sum near zero decides all these gradients together, and then the worst of three draws is at times
-    far smaller than another draw.
+    Five draws: one sum near zero affects all these gradients together, and the worst of three draws is sometimes much
+    smaller than another draw.
     """
     case = golden.load(name)
     model = build_model(case.config, backend="reference").eval()
@@ -82,7 +82,7 @@ def spread_in_float32(name: str) -> tuple[list[float], dict[str, float]]:
 
 LONG = [(name, torch.float32, "reference") for name in golden.CASES]
 LONG += [("everything_small", torch.float32, "torch"), ("hierarchical_small", torch.float64, "reference")]
-"""Comparisons that take ten seconds and more, or that another one stands for in `make test`."""
+"""Comparisons that take ten seconds or more, or that are represented by another one in `make test`."""
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ LONG += [("everything_small", torch.float32, "torch"), ("hierarchical_small", to
         for case in product(golden.CASES, (torch.float64, torch.float32), ("reference", "torch"))
     ],
 )
-def test_outputs_and_gradients_equal_the_existing_model(name: str, dtype: torch.dtype, backend: str) -> None:
+def test_outputs_and_gradients_equal_existing_model(name: str, dtype: torch.dtype, backend: str) -> None:
     case = golden.load(name)
     outputs, state, _ = run(case, dtype, backend)
     moved = dtype == torch.float32 and name in BADLY_CONDITIONED
@@ -103,8 +103,8 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str, dtype: torch.
 
 
 @pytest.mark.parametrize("name", ["batched_small", "no_celestial_small"])
-def test_wrong_gradients_are_refused(name: str) -> None:
-    """Those of a hundredth too much, in float32, where rounding does not explain as much."""
+def test_wrong_gradients_are_rejected(name: str) -> None:
+    """Check that gradients 1 % too large are rejected in float32, except where rounding explains that much."""
     case = golden.load(name)
     outputs, state, _ = run(case, torch.float32, "torch")
     case.probed(outputs).backward()
@@ -121,7 +121,7 @@ def test_wrong_gradients_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", golden.CASES)
-def test_intermediate_results_equal_the_existing_model(name: str) -> None:
+def test_intermediate_results_equal_existing_model(name: str) -> None:
     case = golden.load(name)
     _, _, returned = run(case, torch.float64)
     compared = set()
@@ -141,7 +141,7 @@ def test_intermediate_results_equal_the_existing_model(name: str) -> None:
         compare("celestial_nodes.0", astrological.expand(dynamic.shape))
         compare("celestial_nodes.1", dynamic)
         compare("celestial_nodes.2", features)
-    # The summary of hierarchical mapping is compared below; nothing reads the market context without a celestial graph.
+    # The summary of hierarchical mapping is compared below; without a celestial graph the market context is not used.
     left = set(case.intermediates) - compared
     assert left == {
         "everything_small": {"hierarchical_mapper.0"},
@@ -149,7 +149,7 @@ def test_intermediate_results_equal_the_existing_model(name: str) -> None:
     }.get(name, set())
 
 
-def test_hierarchical_mapping_equals_the_existing_model() -> None:
+def test_hierarchical_mapping_equals_existing_model() -> None:
     case = golden.load("everything_small")
     model = build_model(case.config, backend="reference").double().eval()
     mapped: list[Tensor] = []
@@ -164,7 +164,7 @@ def test_hierarchical_mapping_equals_the_existing_model() -> None:
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name == "hierarchical_small" else ()) for name in golden.CASES],
 )
-def test_the_existing_interface_gives_the_same_numbers_and_gradients(name: str) -> None:
+def test_compat_model_gives_the_same_outputs_and_gradients(name: str) -> None:
     case = golden.load(name)
     model = Model(case.settings).double().eval()
     model.load_state_dict({key: tensor.detach() for key, tensor in case.state(torch.float64).items()})

@@ -1,6 +1,6 @@
-"""Compiled, our model computes what the existing one computes: outputs and every gradient.
+"""Our compiled model equals the existing model: outputs and all gradients.
 
-One combiner with the whole model compiled, which takes minutes, the other one as a CPU compiles it.
+One combiner is tested with the whole model compiled, which takes minutes, the other with the regions compiled on a CPU.
 """
 
 from dataclasses import replace
@@ -19,8 +19,8 @@ from tests.pgat_fast.test_golden import as_list
 @pytest.mark.compile
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "regions"), [("batched_small", "whole"), ("hierarchical_small", "operators")])
-@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)  # else eager, without a word
-def test_outputs_and_gradients_equal_the_existing_model(name: str, regions: str) -> None:
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)  # otherwise torch falls back to eager silently
+def test_compiled_outputs_and_gradients_equal_existing_model(name: str, regions: str) -> None:
     case = golden.load(name)
     state = case.state(torch.float32)
     ours = from_original_layout(state, case.config)
@@ -35,9 +35,9 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str, regions: str)
     case.check_outputs(outputs)
     case.probed(outputs).backward()
     parameters = dict(model.named_parameters())
-    # Onwards through the translation of the layout, to the names of the existing model.
+    # Propagate the gradients through the layout translation to the names of the existing model.
     torch.autograd.backward([ours[key] for key in parameters], [own.grad for own in parameters.values()])
-    # Where nothing flows, compiled code hands out zeros and autograd nothing.
+    # For unused parameters compiled code returns zeros and autograd returns None.
     found = {key: tensor.grad for key, tensor in state.items()}
     nothing = [key for key, grad in found.items() if grad is not None and key not in case.gradients and not grad.any()]
     case.check_gradients(found | dict.fromkeys(nothing))

@@ -1,4 +1,4 @@
-"""A plan says what a run will take, and warns of what it will not get."""
+"""Figures and warnings of a plan."""
 
 import json
 import time
@@ -27,7 +27,7 @@ def config_with(tiny: list[str], *changes: str) -> Config:
 
 @pytest.fixture
 def quick_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts that cost no time, for what is done with them: 100 MiB a window, large tensors alone."""
+    """Replace the counts by quick ones: 100 MiB a window, large tensors only."""
 
     def memory(config: Config, batch: int, *how: object) -> Memory:
         size = 100 * 2**20 * batch
@@ -41,17 +41,17 @@ def quick_traces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the plans, no search for the largest batch, which counts a step for each batch that it tries."""
+    """Disable the search for the largest batch, which counts a step for each batch size it tries."""
     monkeypatch.setattr("pgat_fast.plan.make.largest_batch", lambda *how: None)
 
 
 @pytest.fixture(scope="module")
 def tiny_plan(tiny_settings: list[str]) -> Plan:
-    """The real thing."""
+    """Return a real plan."""
     return make_plan(config_with(tiny_settings, "training.gradient_accumulation_steps=2"))
 
 
-def test_it_counts_the_parameters_of_both_layouts(tiny: list[str]) -> None:
+def test_parameters_of_both_layouts_are_counted(tiny: list[str]) -> None:
     config = config_with(tiny)
     parameters, tensors = count_parameters(config)
     ours = dict(build_model(config).named_parameters())
@@ -72,7 +72,7 @@ def test_it_counts_the_parameters_of_both_layouts(tiny: list[str]) -> None:
         (["training.batch_size=6", "training.gradient_accumulation_steps=4"], 3, 1, 2),
     ],
 )
-def test_it_counts_the_steps_that_training_takes(
+def test_windows_batches_and_steps_are_counted(
     tiny: list[str], changes: list[str], batches: int, steps_per_epoch: int, steps: int
 ) -> None:
     work = count_work(config_with(tiny, *changes))
@@ -81,7 +81,7 @@ def test_it_counts_the_steps_that_training_takes(
     assert (work.batches_per_epoch, work.steps_per_epoch, work.steps) == (batches, steps_per_epoch, steps)
 
 
-def test_it_adds_up_the_flops_of_a_run(tiny_plan: Plan) -> None:
+def test_flops_of_steps_and_run_add_up(tiny_plan: Plan) -> None:
     flops = tiny_plan.computation
     assert flops.micro_batch > 3 * flops.forward > 0
     assert flops.optimizer_step == 2 * flops.micro_batch
@@ -89,7 +89,7 @@ def test_it_adds_up_the_flops_of_a_run(tiny_plan: Plan) -> None:
 
 
 @pytest.mark.usefixtures("quick_traces")
-def test_a_checkpoint_takes_what_is_predicted(tiny: list[str], tmp_path: Path) -> None:
+def test_checkpoint_size_is_near_prediction(tiny: list[str], tmp_path: Path) -> None:
     config = config_with(tiny, "run.keep_checkpoints=5")
     model = build_model(config)
     optimizer = make_optimizer(model, config.training)
@@ -101,13 +101,13 @@ def test_a_checkpoint_takes_what_is_predicted(tiny: list[str], tmp_path: Path) -
     path = save_checkpoint(tmp_path, "step-00000001", Checkpoint(dict(model.state_dict()), training, about))
     written = sum(file.stat().st_size for file in path.iterdir())
     disk = make_plan(config).disk
-    # The columns and dates that a real run notes are part of the prediction.
+    # The prediction includes the columns and dates that a real run records.
     assert written == pytest.approx(disk.checkpoint, rel=0.03)
     assert disk.kept == 7 * disk.checkpoint
 
 
 @pytest.mark.usefixtures("quick_traces")
-def test_without_the_data_file_it_plans_the_rest_and_says_so(tiny: list[str]) -> None:
+def test_missing_data_file_causes_a_warning(tiny: list[str]) -> None:
     plan = make_plan(config_with(tiny, "data.path=nowhere.csv"))
     assert plan.work is None
     assert plan.computation.run is None
@@ -116,14 +116,14 @@ def test_without_the_data_file_it_plans_the_rest_and_says_so(tiny: list[str]) ->
     assert "nowhere.csv" in as_text(plan)
 
 
-def test_a_batch_that_the_windows_do_not_fill_is_refused(tiny: list[str]) -> None:
+def test_batch_larger_than_the_windows_is_rejected(tiny: list[str]) -> None:
     with pytest.raises(DataError, match=r"lower training\.batch_size to 20"):
         make_plan(config_with(tiny, "training.batch_size=21"))
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.usefixtures("quick_traces")
-def test_what_will_not_fit_is_a_warning_with_the_batch_that_does(tiny: list[str]) -> None:
+def test_memory_warning_names_the_largest_batch(tiny: list[str]) -> None:
     room = make_plan(config_with(tiny, "training.batch_size=4"))
     assert not room.warnings
     assert room.memory.largest_batch is not None
@@ -149,7 +149,7 @@ def test_what_will_not_fit_is_a_warning_with_the_batch_that_does(tiny: list[str]
 
 @pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.usefixtures("quick_traces")
-def test_a_gpu_that_is_not_here_is_planned_for(tiny: list[str]) -> None:
+def test_absent_gpu_is_planned_for(tiny: list[str]) -> None:
     settings = ["run.device=cuda:99", "run.precision=auto"]
     plan = make_plan(config_with(tiny, *settings, "run.device_memory_limit_gb=0.001"))
     assert (plan.device, plan.device_present, plan.precision) == ("cuda:99", False, "bfloat16")
@@ -161,14 +161,14 @@ def test_a_gpu_that_is_not_here_is_planned_for(tiny: list[str]) -> None:
     assert (unlimited.memory.limits, unlimited.memory.largest_batch) == ((), None)
 
 
-def test_a_backend_that_cannot_run_is_refused(tiny: list[str]) -> None:
+def test_unavailable_backend_is_rejected(tiny: list[str]) -> None:
     with pytest.raises(BackendError, match="'triton' cannot run here: Triton kernels run on GPUs"):
         make_plan(config_with(tiny), backend="triton")
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.usefixtures("no_search")
-def test_it_is_for_the_backend_that_will_run(tiny_plan: Plan, tiny: list[str]) -> None:
+def test_plan_depends_on_the_backend(tiny_plan: Plan, tiny: list[str]) -> None:
     config = config_with(tiny, "run.backend=reference", "run.recompute=on")
     reference, fast = make_plan(config), make_plan(config, backend="torch")
     assert (reference.backend, fast.backend) == ("reference", "torch")
@@ -191,15 +191,15 @@ def test_counting_draws_no_random_numbers(backend: str, tiny: list[str]) -> None
 
 @pytest.mark.slow  # models of production sizes, operator by operator
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-def test_production_model_is_planned_in_less_than_a_minute(backend: str) -> None:
-    # Of this process: other work on the machine does not count.
+def test_production_plan_takes_less_than_a_minute(backend: str) -> None:
+    # CPU time of this process, independent of other work on the machine.
     started = time.process_time()
     plan = make_plan(load_config("configs/celestial_enhanced_pgat_production.yaml", ["data.path=nowhere.csv"]), backend)
     assert time.process_time() - started < 60  # 15 to 20 on an idle processor, twice that on a busy one
     assert (plan.parameters.count, plan.parameters.original_count) == (9_160_002, 12_310_600)
 
 
-def test_it_is_plain_json_and_a_table_that_names_everything(tiny_plan: Plan) -> None:
+def test_plan_formats_as_json_and_text(tiny_plan: Plan) -> None:
     plan = tiny_plan
     assert json.loads(json.dumps(asdict(plan), allow_nan=False))["memory"]["kept"] == plan.memory.kept
     text = as_text(plan)

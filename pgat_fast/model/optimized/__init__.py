@@ -1,1 +1,1 @@
-"""The model with exact rewrites and bounded memory, one file a part that is rewritten; the rest is the reference's."""
+"""Fast model with exact rewrites and bounded memory: one file for each rewritten part, the rest from the reference."""

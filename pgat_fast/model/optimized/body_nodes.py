@@ -1,12 +1,12 @@
-"""Sections 3 and 4 with the aspects, the body networks and the fusion rewritten (rewrites 3, 5, 6 and 8).
+"""Sections 3 and 4 with aspects, body networks and fusion rewritten (rewrites 3, 5, 6 and 8).
 
-Body networks: with e the market state and W1, b1, W2, b2 those of body b,
+Body networks: with the market state e and the parameters W1, b1, W2, b2 of body b,
 
     W1 (embedding_b + e) + b1 = W1 e + (W1 embedding_b + b1)
 
-so that the first layers of all bodies are one product D -> N D of one input, and a constant. The second layers are one
-batched product. Both are computed again in the backward pass, as is the fusion: what is kept of sections 3 and 4 is of
-the size of e and of the aspects, and the body features once.
+The first layers of all bodies are therefore one product D -> N D of one input, plus a constant. The second layers are
+one batched product. The backward pass recomputes both and the fusion. Sections 3 and 4 keep tensors of the size of e
+and of the aspects, and the body features once.
 """
 
 import torch
@@ -26,10 +26,10 @@ from pgat_kernels.ops.query_attention import QueryAttentionWeights, query_side_a
 
 
 class FastBodyNodes(Part, BodyNodes):
-    """From the market state to the aspects between bodies and the features of each body."""
+    """Aspects between bodies and features of each body, computed from the market state."""
 
     def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Market state e [B, S, D] -> dynamic adjacency [B, S, N, N] with diagonal 1, body features [B, S, N, D]."""
+        """Return dynamic adjacency [B, S, N, N] with diagonal 1 and body features [B, S, N, D] for e [B, S, D]."""
         states = e.flatten(0, 1)  # [M, D] with M = B * S
         inner, inner_bias, outer, outer_bias = self.aspects.parameters()
         x, constants = pair_terms(self.market(states), self.embeddings, inner, inner_bias)
@@ -43,7 +43,7 @@ class FastBodyNodes(Part, BodyNodes):
 def _body_features(
     states: Tensor, embeddings: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, norm: Tensor, norm_bias: Tensor
 ) -> Tensor:
-    """LayerNorm(W2 gelu(W1 (embedding + state)) of every body: [M, D] -> [M, N, D] in the dtype of the products."""
+    """Return LayerNorm(W2 gelu(W1 (embedding + state))) of every body: [M, D] -> [M, N, D], in the product dtype."""
     constants = grouped_linear(embeddings[:, None], w1, b1)  # [N, 1, D]
     hidden = F.gelu(F.linear(states, w1.flatten(0, 1), constants.flatten())).unflatten(1, embeddings.shape)
     y = grouped_linear(hidden.transpose(0, 1), w2, b2)  # [N, M, D]
@@ -51,14 +51,14 @@ def _body_features(
 
 
 class FastBodyFusion(Part, BodyFusion):
-    """The market state asks the bodies: attention with one query and N keys a timestep, behind a gate.
+    """Gated attention of the market state to the bodies, with one query and N keys a timestep.
 
     `query`, `key` and `value` are composed with the input projections of the attention, and `output` with its output
-    projection: one map each, and no product for a single body's key or value.
+    projection, each to one map. No keys or values of single bodies are computed.
     """
 
     def forward(self, e: Tensor, bodies: Tensor) -> Tensor:
-        """Market state e [B, S, D], body features [B, S, N, D] -> market state [B, S, D]."""
+        """Return the market state [B, S, D] for market state e [B, S, D] and body features [B, S, N, D]."""
         rate = self.attention.dropout if self.training else 0.0
         seed = self.seed(rate, e.device)
 
@@ -74,7 +74,7 @@ class FastBodyFusion(Part, BodyFusion):
         return fused.unflatten(0, e.shape[:2])
 
     def _attention_weights(self) -> QueryAttentionWeights:
-        """The composed maps, in the precision of the parameters: autocast rounds them once, not on the way."""
+        """Return the composed maps in the precision of the parameters, so that autocast rounds only the results."""
         attention = self.attention
         with no_autocast(attention.in_proj_weight.device):
             query, key, value = map(Affine, attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3))

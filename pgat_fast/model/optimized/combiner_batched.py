@@ -1,4 +1,4 @@
-"""Section 6a: the batched combiner as one operator, a chunk of timesteps at a time."""
+"""Section 6a: the batched combiner as one operator over chunks of timesteps."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from pgat_kernels.ops.low_rank_attention import low_rank_weights
 
 
 class FastBatchedCombiner(Part, BatchedCombiner):
-    """Three adjacencies of every timestep to one."""
+    """Combination of three adjacencies of every timestep to one."""
 
     def weights(self) -> CombinerWeights:
-        """The parameters as the operator wants them."""
+        """Return the parameters in the form that the operator takes."""
         layers: list[Any] = list(self.layers)
         first, *others = layers
         own = first.attention
@@ -38,7 +38,7 @@ class FastBatchedCombiner(Part, BatchedCombiner):
         )
 
     def forward(self, adjacencies: tuple[Tensor, Tensor, Tensor], context: Tensor) -> Tensor:
-        """Adjacencies [B, S, N, N]; the context [B, S, D] is not used here -> [B, S, N, N] in (-1, 1)."""
+        """Combine adjacencies [B, S, N, N] to [B, S, N, N] in (-1, 1); the context [B, S, D] is not used."""
         shape = adjacencies[0].shape
         edges = torch.stack(adjacencies, dim=-1).flatten(0, 1).flatten(1, 2)  # [B * S, N * N, 3]
         first: Any = self.layers[0]

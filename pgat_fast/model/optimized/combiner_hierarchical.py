@@ -1,4 +1,4 @@
-"""Section 6b: the hierarchical combiner as one operator, a chunk of timesteps at a time."""
+"""Section 6b: the hierarchical combiner as one operator over chunks of timesteps."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ from pgat_kernels.ops.edge_tokens import EdgeTransform
 
 
 class FastHierarchicalCombiner(Part, HierarchicalCombiner):
-    """Three adjacencies of every timestep and its context to one adjacency."""
+    """Combination of three adjacencies of every timestep to one, given the context."""
 
     def weights(self) -> HierarchicalWeights:
-        """The parameters as the operator wants them."""
+        """Return the parameters in the form that the operator takes."""
 
         def block(layer: Any) -> BlockWeights:
             own = layer.context_attention
@@ -79,7 +79,7 @@ class FastHierarchicalCombiner(Part, HierarchicalCombiner):
         )
 
     def forward(self, adjacencies: tuple[Tensor, Tensor, Tensor], context: Tensor) -> Tensor:
-        """Adjacencies [B, S, N, N], context [B, S, D] -> [B, S, N, N] in (-1, 1)."""
+        """Combine adjacencies [B, S, N, N] in a context [B, S, D] to [B, S, N, N] in (-1, 1)."""
         shape = adjacencies[0].shape
         values = torch.stack(adjacencies, dim=-1).flatten(0, 1)  # [B * S, N, N, 3]
         rate = self.rate(self.output[2])

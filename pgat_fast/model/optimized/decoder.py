@@ -1,4 +1,4 @@
-"""Section 9 with attention that holds no weights, and a feed-forward part that is recomputed."""
+"""Section 9 with attention that stores no weights, and feed-forward layers that the backward pass recomputes."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,10 +9,10 @@ from pgat_kernels.ops.dropout import dropout
 
 
 class FastDecoderBlock(Part, DecoderBlock):
-    """Post-norm block: attention among the decoder steps, attention to the graph features, feed-forward."""
+    """Post-norm block: self-attention of the decoder steps, cross-attention to the graph features, feed-forward."""
 
     def forward(self, d: Tensor, graph: Tensor) -> Tensor:
-        """Decoder states [B, T, D], graph features [B, S, D] -> decoder states [B, T, D]."""
+        """Return decoder states [B, T, D] for decoder states d [B, T, D] and graph features [B, S, D]."""
         rate = self.rate(self.dropout)
         seeds = [self.seed(rate, d.device) for _ in range(3)]
         attended = self.attend(self.self_attention, d, d, seeds[0])

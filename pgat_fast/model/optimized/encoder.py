@@ -1,9 +1,9 @@
-"""Section 7 with attention that holds no weights, and little kept for the backward pass.
+"""Section 7 with attention that stores no weights, and few tensors kept for the backward pass.
 
-Kept are the node features, what convolutions along time and along the graph make of them, and what attention reads from
-those: four tensors [B, S, N, D]. Everything between them is computed again. Products that share an input are taken as
-one: the three gates read X0 through one matrix, W [a; b] = W_a a + W_b b. The heads of the interaction, D / H columns
-each, are one product with a block-diagonal matrix.
+Four tensors [B, S, N, D] are kept: the node features, their convolutions along time and along the graph, and the
+attention result before its output projection. The backward pass recomputes everything between them. Products with the
+same input are combined: the three gates multiply X0 by one matrix, W [a; b] = W_a a + W_b b. The heads of the
+interaction, D / H columns each, are one product with a block-diagonal matrix.
 """
 
 from functools import partial
@@ -20,7 +20,10 @@ from pgat_kernels.ops.dropout import dropout
 
 
 def _temporal(x0: Tensor, positions: Tensor, norm: Tensor, norm_bias: Tensor, *convolutions: Tensor) -> Tensor:
-    """LayerNorm(mean_k relu(Conv_k X) + X) along time of every node: [B, S, N, D]; weights and biases in turn."""
+    """Return LayerNorm(mean_k relu(Conv_k X) + X) along time of every node, [B, S, N, D].
+
+    `convolutions`: weights and biases in turn.
+    """
     batch, steps, nodes, width = x0.shape
     x = x0 + positions
     series = x.permute(0, 2, 3, 1).reshape(batch * nodes, width, steps)
@@ -37,14 +40,14 @@ def _temporal(x0: Tensor, positions: Tensor, norm: Tensor, norm_bias: Tensor, *c
 def _spatial(
     x0: Tensor, positions: Tensor, adjacency: Tensor, norm: Tensor, norm_bias: Tensor, *hops: Tensor
 ) -> Tensor:
-    """LayerNorm(mean_h relu(W_h transition^h X) + X): [B, S, N, D], [B, S, N, N] -> [B, S, N, D]."""
+    """Return LayerNorm(mean_h relu(W_h transition^h X) + X): [B, S, N, D], [B, S, N, N] -> [B, S, N, D]."""
     x = x0 + positions
     adjacency = at_least_float32(adjacency)
     connected = adjacency + torch.eye(adjacency.shape[-1], dtype=adjacency.dtype, device=x.device)
     degree = connected.sum(dim=-1, keepdim=True)
     transition = connected / torch.where(degree == 0, torch.ones_like(degree), degree)
     total, reached = None, x
-    with beyond_float16(x):  # a degree near zero makes a transition of a million
+    with beyond_float16(x):  # a degree near zero gives transitions of about 1e6
         for weight, bias in zip(hops[::2], hops[1::2], strict=True):
             reached = transition.to(x.dtype) @ reached
             y = torch.relu(F.linear(reached, weight, bias))
@@ -67,7 +70,7 @@ def _fuse(
     *gates: Tensor,
     rate: float,
 ) -> Tensor:
-    """Interaction, output projection of the attention, the three gates, dropout, LayerNorm: [B, S, N, D]."""
+    """Apply the interaction, the attention's output projection, three gates, dropout, LayerNorm: [B, S, N, D]."""
     width = x0.shape[-1]
     interaction = temporal * F.linear(spatial, torch.block_diag(*interaction_matrices.unbind(0)))
     attended = F.linear(heads, outer, outer_bias)
@@ -82,10 +85,10 @@ def _fuse(
 
 
 class FastSpatioTemporalEncoder(Part, SpatioTemporalEncoder):
-    """Market states and adjacencies to node features."""
+    """Encoder of market states and adjacencies to node features."""
 
     def forward(self, e: Tensor, adjacency: Tensor) -> Tensor:
-        """Market states [B, S, D], adjacency [B, S, N, N] -> node features [B, S, N, D]."""
+        """Encode market states [B, S, D] and adjacency [B, S, N, N]; return node features [B, S, N, D]."""
         rate = self.rate(self.dropout)
         seeds = self.seed(rate, e.device), self.seed(rate, e.device)
         x0 = self.node_projection(e).unflatten(-1, (self.nodes, -1))

@@ -1,4 +1,4 @@
-"""Section 8b: graph attention as one operator, a chunk of timesteps at a time."""
+"""Section 8b: graph attention as one operator over chunks of timesteps."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class FastGraphAttention(Part, GraphAttention):
     """Masked attention blocks over the nodes of every timestep."""
 
     def forward(self, nodes: Tensor, adjacency: Tensor) -> Tensor:
-        """Node features [B, S, N, D], adjacency [B, S, N, N] -> node features [B, S, N, D]."""
+        """Return node features [B, S, N, D] for node features [B, S, N, D] and adjacency [B, S, N, N]."""
         layers: list[Any] = list(self.layers)
         first = layers[0]
         rate = self.rate(first.dropout)

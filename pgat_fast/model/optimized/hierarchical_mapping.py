@@ -1,4 +1,4 @@
-"""Section 10's hierarchical mapping with attention that holds no weights."""
+"""Section 10: hierarchical mapping with attention that stores no weights."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ class FastHierarchicalMapping(Part, HierarchicalMapping):
     """Convolution, two post-norm transformer blocks, pooling from S steps to N nodes, projection."""
 
     def block(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """What `layer` computes: [B, S, D] -> the same."""
+        """Apply the transformer block `layer`: [B, S, D] -> [B, S, D]."""
         assert isinstance(layer, nn.TransformerEncoderLayer)
         rate = self.rate(layer.dropout)
         seeds = [self.seed(rate, x.device) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Section 10's mixture decoder with attention that holds no weights."""
+"""Section 10: mixture decoder with attention that stores no weights."""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from pgat_kernels.ops.graph_attention_blocks import HIDDEN
 
 
 class FastMixtureDecoder(Part, MixtureDecoder):
-    """Two pre-norm transformer decoder blocks over the forecast days, then one linear head a parameter."""
+    """Two pre-norm transformer decoder blocks over the forecast days, and a linear head for each parameter."""
 
     def forward(self, d: Tensor, graph: Tensor) -> Mixture:
-        """Decoder states of the forecast days [B, P, D], graph features [B, S, D] -> mixture."""
+        """Return the mixture for decoder states of the forecast days [B, P, D] and graph features [B, S, D]."""
         batch, steps, _ = d.shape
         later = torch.ones(steps, steps, dtype=torch.bool, device=d.device).triu(1)
         causal = (later.to(d.dtype) * HIDDEN).expand(batch, -1, -1).contiguous()
@@ -30,7 +30,7 @@ class FastMixtureDecoder(Part, MixtureDecoder):
         )
 
     def block(self, layer: nn.Module, d: Tensor, graph: Tensor, causal: Tensor) -> Tensor:
-        """What `layer` computes."""
+        """Apply the transformer decoder block `layer`: [B, P, D] -> [B, P, D]."""
         assert isinstance(layer, nn.TransformerDecoderLayer)
         rate = self.rate(layer.dropout)
         seeds = [self.seed(rate, d.device) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The whole fast model: the reference's, with parts replaced."""
+"""The complete fast model: the reference with parts replaced."""
 
 from pgat_fast.config.schema import ModelConfig
 from pgat_fast.model.execution import Execution
@@ -17,7 +17,7 @@ from pgat_kernels.malloc import keep_freed_memory
 
 
 class FastCelestialGraph(CelestialGraph):
-    """Sections 1 to 6."""
+    """Sections 1 to 6 with parts replaced."""
 
     phase_part = FastPhaseAwareProcessor
     body_nodes_part = FastBodyNodes
@@ -26,9 +26,9 @@ class FastCelestialGraph(CelestialGraph):
 
 
 class FastPGAT(PGAT):
-    """The forecaster: the same function of the same parameters, with less work and memory.
+    """The forecaster: the same function of the same parameters as the reference, with less work and memory.
 
-    Its chunks want buffers that are reused: see `pgat_kernels.malloc`, which sets that for the whole process.
+    Its chunks rely on the reuse of freed buffers, which `pgat_kernels.malloc` enables for the whole process.
     """
 
     celestial_part = FastCelestialGraph
@@ -44,7 +44,7 @@ class FastPGAT(PGAT):
         self.set_execution(execution or Execution())
 
     def set_execution(self, execution: Execution) -> None:
-        """Decide how all parts compute from now on."""
+        """Set the execution options of all parts."""
         self.execution = execution
         for module in self.modules():
             if isinstance(module, Part):

@@ -1,19 +1,19 @@
-"""Section 1 with the bodies' networks side by side (rewrites 1, 6 and 8) and edges without gathered pairs.
+"""Section 1 with batched body networks (rewrites 1, 6 and 8), and edges without gathered pairs.
 
-Bodies: attention over one key and the layer `expand` behind it are one affine map, composed once a step from weights of
-at most ten columns. Bodies with fewer columns are padded with their own first one, at weight 0, so that what does not
-belong to a body cannot reach it, not even a NaN. From there on every layer of the 13 bodies is one batched product, and
-their GRUs one scan.
+Bodies: attention over one key and the following layer `expand` are one affine map, composed once a step from weights of
+at most ten columns. Bodies with fewer columns are padded with their own first column at weight 0, so that no other
+column can affect them, not even a NaN. Every later layer of the 13 bodies is one batched product, and their GRUs are
+one scan.
 
 Edges: with the weight of the predictor's first layer split, W1 = [Wa, Wb, Wc],
 
     W1 [h_i ; h_j ; phase_ij] + b1 = (Wa h_i + b1) + Wb h_j + Wc phase_ij
 
-so that the products are one a body instead of one a pair, and pairs are sums by broadcasting. All N * N of them are
-computed, and the upper triangle read: less work than gathering it and scattering its gradients, and free of atomics.
+This takes one product a body instead of one a pair; pairs are sums by broadcasting. All N * N pairs are computed and
+the upper triangle is used: less work than gathering it and scattering its gradients, and without atomics.
 
-Kept for the backward pass are the input, the normalised body features and the states of the GRUs; the body networks and
-the attention between bodies are computed again.
+The input, the normalised body features and the states of the GRUs are kept for the backward pass, which recomputes the
+body networks and the attention between bodies.
 """
 
 from collections.abc import Iterable
@@ -37,9 +37,9 @@ from pgat_kernels.ops.gru import gru_bank
 
 
 class Recurrence(nn.Module):
-    """The parameters of a GRU under its names, for `gru_bank`.
+    """Holder of the parameters of a GRU, under the same names, for `gru_bank`.
 
-    In its place because `torch.compile` refuses a graph that so much as reads an `nn.GRU`.
+    It replaces the `nn.GRU` because `torch.compile` refuses any graph that accesses one.
     """
 
     def __init__(self, gru: nn.GRU) -> None:
@@ -49,10 +49,10 @@ class Recurrence(nn.Module):
 
 
 class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
-    """Input columns to body features and phase adjacency."""
+    """Body features and phase adjacency, computed from the input columns."""
 
     padded_columns: Tensor
-    """Columns of every body, its first one repeated where others have more: int64 [N * widest]."""
+    """Columns of every body, padded with its first column to the widest body: int64 [N * widest]."""
 
     def __init__(self, n_heads: int, feature_map: str, phase_edges: str) -> None:
         super().__init__(n_heads, feature_map, phase_edges)
@@ -63,7 +63,7 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
         self.register_buffer("padded_columns", torch.tensor(padded), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs x [B, S, F] -> features [B, S, N * C], phase adjacency [B, N, N]."""
+        """Return features [B, S, N * C] and phase adjacency [B, N, N] of inputs x [B, S, F]."""
         rate = self.rate(self._networks()[0].dropout)
         r = recomputed(
             partial(_body_networks, rate), x, self.padded_columns, self.seed(rate, x.device), *self._network_weights()
@@ -83,14 +83,14 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
         return [body for body in self.bodies.values() if isinstance(body, BodyProcessor)]
 
     def _network_weights(self) -> tuple[Tensor, ...]:
-        """Of all bodies, first dimension N: weights and biases of attention + `expand`, `project`, `norm`."""
+        """Return weights and biases of attention + `expand`, `project`, `norm`, stacked over the N bodies."""
         bodies, widest = self._networks(), max(self.widths)
 
         def stacked(layers: Iterable[nn.Linear], outputs: int) -> Affine:
             weights, biases = zip(*((layer.weight, layer.bias) for layer in layers), strict=True)
             return Affine(pad_and_stack(weights, (outputs, widest)), pad_and_stack(biases, (outputs,)))
 
-        with no_autocast(self.scaler.device):  # a composed weight is rounded once, not on the way
+        with no_autocast(self.scaler.device):  # round only the composed weight
             attention = single_key_attention(
                 stacked((body.attention.value for body in bodies), widest),
                 stacked((body.attention.output for body in bodies), widest),
@@ -100,7 +100,7 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
         return (*expand, *(torch.stack(own) for own in zip(*rest, strict=True)))
 
     def _recurrent_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the GRUs of all bodies, first dimension N: w_ih, w_hh, b_ih, b_hh."""
+        """Return w_ih, w_hh, b_ih, b_hh of the GRUs, stacked over the N bodies."""
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
         w_ih, w_hh, b_ih, b_hh = (torch.stack([getattr(body.gru, name) for body in self._networks()]) for name in names)
         return w_ih, w_hh, b_ih, b_hh
@@ -118,7 +118,7 @@ def _body_networks(
     norm: Tensor,
     shift: Tensor,
 ) -> Tensor:
-    """LayerNorm(W2 dropout(gelu(W1 x_columns + b1)) + b2) of every body: [B, S, F] -> [B, S, N, C].
+    """Return LayerNorm(W2 dropout(gelu(W1 x_columns + b1)) + b2) of every body: [B, S, F] -> [B, S, N, C].
 
     The LayerNorm and the result are at least float32.
     """
@@ -130,7 +130,7 @@ def _body_networks(
 
 
 def _phase_adjacency(edges: PhaseEdges, h: Tensor, x: Tensor) -> Tensor:
-    """Body features h [B, N, C] and inputs x [B, F] of one timestep -> adjacency [B, N, N] in [0, 1)."""
+    """Return the adjacency [B, N, N] in [0, 1) for body features h [B, N, C] and inputs x [B, F] of a timestep."""
     nodes = h.shape[1]
     if edges.quantities is None:
         angles, speed, distance = h.new_zeros(1, 3, nodes), h.new_zeros(1, nodes), h.new_zeros(1, nodes)
@@ -164,9 +164,9 @@ def _between_bodies(
     w_out: Tensor,
     b_out: Tensor,
 ) -> Tensor:
-    """scale * MHA(r + recurrent) over the N bodies of each timestep: [B, S, N, C], scale [B, N] -> [B, S, N * C].
+    """Return scale * MHA(r + recurrent) over the N bodies of a timestep: [B, S, N, C], scale [B, N] -> [B, S, N * C].
 
-    The attention is float32 even where products are 16 bits: torch's fused one is slower in bfloat16 on a CPU.
+    The attention is float32 even with 16-bit products: torch's fused attention is slower in bfloat16 on a CPU.
     """
     tokens = (r + recurrent).flatten(0, 1).to(w_in.dtype)  # [B * S, N, C]
     qkv = at_least_float32(F.linear(tokens, w_in, b_in)).unflatten(2, (3, n_heads, -1))

@@ -1,1 +1,1 @@
-"""The model in plain PyTorch, one file a section: clarity over speed. It imports no optimised path."""
+"""Reference model in plain PyTorch, one file for each section, written for clarity. It imports no optimised code."""

@@ -1,4 +1,4 @@
-"""Section 5 of docs/model.md: the learned adjacency and the mix of normalised adjacencies."""
+"""Section 5 of docs/model.md: learned adjacency, and mixture of normalised adjacencies."""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +7,14 @@ from pgat_fast.model.numerics import at_least_float32
 
 
 def normalize(adjacency: Tensor) -> Tensor:
-    """(A + I) / (row sum of (A + I) + 1e-8), [..., N, N]."""
+    """Return (A + I) / (row sum of (A + I) + 1e-8), [..., N, N], at least float32."""
     adjacency = at_least_float32(adjacency)
     connected = adjacency + torch.eye(adjacency.shape[-1], dtype=adjacency.dtype, device=adjacency.device)
     return connected / (connected.sum(dim=-1, keepdim=True) + 1e-8)
 
 
 class AdjacencyLearner(nn.Module):
-    """A learned signed adjacency for every timestep: [B, S, D] -> [B, S, N, N] in (-1, 1)."""
+    """Learned signed adjacency of every timestep: [B, S, D] -> [B, S, N, N] in (-1, 1)."""
 
     def __init__(self, width: int, nodes: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class AdjacencyLearner(nn.Module):
 
 
 class StochasticAdjacencyLearner(nn.Module):
-    """A normal distribution over adjacencies: a sample in training, the mean in evaluation.
+    """Normal distribution over adjacencies: returns a sample in training, the mean in evaluation.
 
     [B, S, D] -> adjacency [B, S, N, N], unbounded, and the scalar KL(N(mean, var) || N(0, 1)), summed over entries
     and averaged over B and S.
@@ -50,7 +50,7 @@ class StochasticAdjacencyLearner(nn.Module):
 
 
 class AdjacencyMixer(nn.Module):
-    """Three normalised adjacencies, mixed with weights that a context decides."""
+    """Convex combination of three normalised adjacencies, with weights computed from a context."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class AdjacencyMixer(nn.Module):
         self.output = nn.Linear(width // 2, 3)
 
     def forward(self, context: Tensor, adjacencies: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Context [..., D], three adjacencies that broadcast against [..., N, N] -> [..., N, N]."""
+        """Mix three adjacencies that broadcast against [..., N, N], by a context [..., D]; return [..., N, N]."""
         scores = self.output(torch.relu(self.hidden(context)))
         weights = torch.softmax(at_least_float32(scores), dim=-1)[..., None, None]  # [..., 3, 1, 1]
         mixed = [weights[..., k, :, :] * normalize(a) for k, a in enumerate(adjacencies)]

@@ -1,16 +1,16 @@
-"""Attention whose keys are all the same, and the feed-forward that follows attention everywhere.
+"""Attention over identical keys, and the feed-forward layers of all attention blocks.
 
-Everything else uses `torch.nn.MultiheadAttention` as it is.
+All other attention is `torch.nn.MultiheadAttention`.
 """
 
 from torch import Tensor, nn
 
 
 class SingleKeyAttention(nn.Module):
-    """Multi-head attention over ONE key: its weight is 1, so only the value path is left.
+    """Multi-head attention over one key: its weight is 1, so only the value and output projections remain.
 
-    The query and key weights of the original cannot receive a gradient and do not exist here. The head count drops
-    out of the result. [..., n] -> [..., n].
+    The query and key weights of the original cannot receive a gradient and do not exist here. The result does not
+    depend on the number of heads. [..., n] -> [..., n].
     """
 
     def __init__(self, width: int) -> None:
@@ -23,11 +23,10 @@ class SingleKeyAttention(nn.Module):
 
 
 class IdenticalKeysAttention(nn.Module):
-    """Multi-head attention over K keys that are all the same vector: every weight is 1/K, whatever the query.
+    """Multi-head attention over K identical keys: every weight is 1/K for any query.
 
-    The query and key weights of the original cannot receive a gradient and do not exist here. What is left of the
-    attention is its dropout, which acts on the K weights of every query and head; the weights are materialised as
-    `torch.nn.MultiheadAttention` does.
+    The query and key weights of the original cannot receive a gradient and do not exist here. Dropout still acts on the
+    K weights of every query and head; the weights are materialised as in `torch.nn.MultiheadAttention`.
     """
 
     def __init__(self, width: int, n_heads: int, dropout: float) -> None:
@@ -38,7 +37,7 @@ class IdenticalKeysAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, context: Tensor, queries: int, keys: int) -> Tensor:
-        """The repeated key, context [G, D], seen by `queries` queries as `keys` keys -> [G, queries, D]."""
+        """Attend with `queries` queries to `keys` copies of the context [G, D]; return [G, queries, D]."""
         groups, width = context.shape
         value = self.value(context).view(groups, self.n_heads, 1, width // self.n_heads)
         weights = self.dropout(value.new_full((groups, self.n_heads, queries, keys), 1 / keys))
@@ -47,5 +46,5 @@ class IdenticalKeysAttention(nn.Module):
 
 
 def feed_forward(width: int, hidden: int, dropout: float) -> nn.Sequential:
-    """Linear, gelu, dropout, linear: [..., width] -> [..., width]."""
+    """Build the layers linear, gelu, dropout, linear: [..., width] -> [..., width]."""
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))

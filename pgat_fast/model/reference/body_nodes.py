@@ -1,4 +1,4 @@
-"""Sections 3 and 4 of docs/model.md: body nodes with their aspects, and their fusion into the market state."""
+"""Sections 3 and 4 of docs/model.md: body nodes with their aspects, and fusion of the bodies into the market state."""
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ ASTROLOGICAL_STRENGTHS = {
     ("moon", "mercury"): 0.5,
     ("venus", "mars"): 0.4,
 }
-"""The static signed adjacency between different bodies."""
+"""Static signed adjacency between different bodies; other pairs have 0."""
 
 
 def astrological_adjacency() -> Tensor:
-    """The static adjacency with diagonal 1, symmetric, [N, N]."""
+    """Return the static adjacency [N, N], symmetric with diagonal 1."""
     adjacency = torch.eye(len(BODIES))
     for (a, b), strength in ASTROLOGICAL_STRENGTHS.items():
         i, j = BODIES.index(a), BODIES.index(b)
@@ -34,7 +34,7 @@ def astrological_adjacency() -> Tensor:
 
 
 class BodyNodes(nn.Module):
-    """From the market state to the aspects between bodies and the features of each body."""
+    """Aspects between bodies and features of each body, computed from the market state."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class BodyNodes(nn.Module):
         )
 
     def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Market state e [B, S, D] -> dynamic adjacency [B, S, N, N] with diagonal 1, body features [B, S, N, D]."""
+        """Return dynamic adjacency [B, S, N, N] with diagonal 1 and body features [B, S, N, D] for e [B, S, D]."""
         u = self.embeddings + self.market(e)[:, :, None]  # [B, S, N, D]
         i, j = body_pairs(e.device)
         strength = gate(self.aspects(torch.cat((u[:, :, i], u[:, :, j]), dim=-1))).squeeze(-1).to(e.dtype)
@@ -63,12 +63,12 @@ class BodyNodes(nn.Module):
 
 
 def fusion_width(width: int, n_heads: int) -> int:
-    """Df = max(H, min(D, 64)) raised to a multiple of H."""
+    """Return Df = max(H, min(D, 64)), rounded up to a multiple of H."""
     return -(-max(n_heads, min(width, 64)) // n_heads) * n_heads
 
 
 class BodyFusion(nn.Module):
-    """The market state asks the bodies: attention with one query and N keys a timestep, behind a gate."""
+    """Gated attention of the market state to the bodies, with one query and N keys a timestep."""
 
     def __init__(self, width: int, n_heads: int, dropout: float) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class BodyFusion(nn.Module):
         self.gate = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, e: Tensor, bodies: Tensor) -> Tensor:
-        """Market state e [B, S, D], body features [B, S, N, D] -> market state [B, S, D]."""
+        """Return the market state [B, S, D] for market state e [B, S, D] and body features [B, S, N, D]."""
         query = self.query(e).flatten(0, 1)[:, None]  # [B * S, 1, Df]
         key, value = self.key(bodies).flatten(0, 1), self.value(bodies).flatten(0, 1)  # [B * S, N, Df]
         attended = self.attention(query, key, value)[0].view(*e.shape[:2], -1)

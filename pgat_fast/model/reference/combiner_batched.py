@@ -1,4 +1,4 @@
-"""Section 6a of docs/model.md: the combiner with one token an edge, all edges of a timestep attending each other."""
+"""Section 6a of docs/model.md: batched combiner, self-attention over the edges of a timestep with one token an edge."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from pgat_fast.model.reference.recompute import recompute_in_backward
 
 
 class BatchedFusionBlock(nn.Module):
-    """Post-norm transformer block over the edges of a timestep: [B * S, N * N, D] -> the same."""
+    """Post-norm transformer block over the edges of a timestep: [B * S, N * N, D] -> [B * S, N * N, D]."""
 
     def __init__(self, width: int, n_heads: int, dropout: float) -> None:
         super().__init__()
@@ -24,10 +24,10 @@ class BatchedFusionBlock(nn.Module):
 
 
 class BatchedCombiner(nn.Module):
-    """Three adjacencies of every timestep to one."""
+    """Combination of three adjacencies of every timestep to one."""
 
     recompute = True
-    """Whether the layers are computed again in the backward pass, instead of keeping what that needs."""
+    """Whether the backward pass recomputes the layers instead of keeping their activations."""
 
     def __init__(self, width: int, n_heads: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class BatchedCombiner(nn.Module):
         )
 
     def forward(self, adjacencies: tuple[Tensor, Tensor, Tensor], context: Tensor) -> Tensor:
-        """Adjacencies [B, S, N, N]; the context [B, S, D] is not used here -> [B, S, N, N] in (-1, 1)."""
+        """Combine adjacencies [B, S, N, N] to [B, S, N, N] in (-1, 1); the context [B, S, D] is not used."""
         shape = adjacencies[0].shape
         edges = torch.stack(adjacencies, dim=-1).flatten(0, 1).flatten(1, 2)  # [B * S, N * N, 3]
         t = self.edge_projection(edges)

@@ -1,4 +1,4 @@
-"""Section 6b of docs/model.md: the combiner with a token for every edge and kind, attending by source body."""
+"""Section 6b of docs/model.md: hierarchical combiner, a token for every edge and kind, attention by source body."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from pgat_fast.model.reference.attention import IdenticalKeysAttention, feed_for
 from pgat_fast.model.reference.recompute import recompute_in_backward
 
 KINDS = ("astronomical", "learned", "attention")
-"""The kinds of edges, in the order of the three adjacencies."""
+"""Kinds of edges, in the order of the three adjacencies."""
 
 INTERACTIONS = {"astro_learned": (0, 1), "astro_attention": (0, 2), "learned_attention": (1, 2)}
-"""Pairs of kinds whose values interact."""
+"""Pairs of kinds with an interaction of their values, by name."""
 
 
 class HierarchicalFusionBlock(nn.Module):
@@ -28,7 +28,7 @@ class HierarchicalFusionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, t: Tensor, context: Tensor) -> Tensor:
-        """Tokens [G, 3 N, D] and the context of their timestep [G, D] -> tokens [G, 3 N, D]."""
+        """Return tokens [G, 3 N, D] for tokens [G, 3 N, D] and the context of their timestep [G, D]."""
         tokens = t.shape[1]
         t = self.norm1(t + self.dropout(self.attention(t, t, t)[0]))
         t = self.norm2(t + self.dropout(self.context_attention(context, queries=tokens, keys=tokens)))
@@ -36,7 +36,7 @@ class HierarchicalFusionBlock(nn.Module):
 
 
 class PairInteraction(nn.Module):
-    """What two values of an edge say together, modulated by the context."""
+    """Features of a pair of values of an edge, modulated by the context."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,16 +50,16 @@ class PairInteraction(nn.Module):
         self.modulation = nn.Linear(width, width)
 
     def forward(self, pair: Tensor, context: Tensor) -> Tensor:
-        """Values [M, E, 2] and context [M, 1, D] -> [M, E, D]."""
+        """Return features [M, E, D] of values [M, E, 2] in a context [M, 1, D]."""
         values = self.values(pair)
         return (values * gate(self.modulation(context))).to(values.dtype)
 
 
 class HierarchicalCombiner(nn.Module):
-    """Three adjacencies of every timestep and its context to one adjacency."""
+    """Combination of three adjacencies of every timestep to one, given the context."""
 
     recompute = True
-    """Whether the layers are computed again in the backward pass, instead of keeping what that needs."""
+    """Whether the backward pass recomputes the layers instead of keeping their activations."""
 
     def __init__(self, width: int, n_heads: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class HierarchicalCombiner(nn.Module):
         self.output = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1))
 
     def forward(self, adjacencies: tuple[Tensor, Tensor, Tensor], context: Tensor) -> Tensor:
-        """Adjacencies [B, S, N, N], context [B, S, D] -> [B, S, N, N] in (-1, 1)."""
+        """Combine adjacencies [B, S, N, N] in a context [B, S, D] to [B, S, N, N] in (-1, 1)."""
         shape = adjacencies[0].shape
         nodes, width = shape[-1], context.shape[-1]
         context = context.flatten(0, 1)  # [M, D] with M = B * S

@@ -1,4 +1,4 @@
-"""Section 9 of docs/model.md: the decoder block."""
+"""Section 9 of docs/model.md: decoder block."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from pgat_fast.model.reference.attention import feed_forward
 
 
 class DecoderBlock(nn.Module):
-    """Post-norm block: attention among the decoder steps, attention to the graph features, feed-forward."""
+    """Post-norm block: self-attention of the decoder steps, cross-attention to the graph features, feed-forward."""
 
     def __init__(self, width: int, n_heads: int, dropout: float) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, d: Tensor, graph: Tensor) -> Tensor:
-        """Decoder states [B, T, D], graph features [B, S, D] -> decoder states [B, T, D]."""
+        """Return decoder states [B, T, D] for decoder states d [B, T, D] and graph features [B, S, D]."""
         d = self.norm1(d + self.dropout(self.self_attention(d, d, d)[0]))
         d = self.norm2(d + self.dropout(self.cross_attention(d, graph, graph)[0]))
         return self.norm3(d + self.dropout(self.feed_forward(d)))

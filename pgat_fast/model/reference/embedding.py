@@ -1,4 +1,4 @@
-"""Section 2 of docs/model.md: value, calendar and position embeddings, and the market context."""
+"""Section 2 of docs/model.md: value, calendar and position embeddings, and market context."""
 
 import math
 
@@ -11,10 +11,10 @@ from pgat_fast.model.shapes import MAX_STEPS
 
 
 def sinusoidal_positions(steps: int, width: int) -> Tensor:
-    """Sine on even and cosine on odd channels, base 10000: float32 [steps, width].
+    """Return positional encodings, sines in even and cosines in odd channels, base 10000: float32 [steps, width].
 
-    Vaswani et al. 2017, section 3.5. Computed in float32 throughout, as existing checkpoints were trained: exact
-    values differ from these by up to 1e-5 within 250 steps, enough to be seen behind section 5's divisions.
+    Vaswani et al. 2017, section 3.5. Computed in float32 throughout, as for existing checkpoints: exact values differ
+    from these by up to 1e-5 within 250 steps, which changes results after the divisions of section 5.
     """
     position = torch.arange(steps, dtype=torch.float32)[:, None]
     frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
@@ -25,17 +25,17 @@ def sinusoidal_positions(steps: int, width: int) -> Tensor:
 
 
 class CalendarEmbedding(nn.Module):
-    """A learned vector for each month, day, weekday, hour (and minute), summed."""
+    """Sum of learned vectors for month, day, weekday, hour (and minute)."""
 
     def __init__(self, width: int, freq: str, integer_marks: bool) -> None:
         super().__init__()
         self.integer_marks = integer_marks
         fields = list(CELLS) if freq == "t" else list(CELLS)[:4]
-        # One row more than there are values, as existing checkpoints have.
+        # Existing checkpoints have one row more than there are values.
         self.tables = nn.ModuleDict({field: nn.Embedding(CELLS[field] + 1, width) for field in fields})
 
     def forward(self, marks: Tensor) -> Tensor:
-        """Fractions in [0, 1), [B, S, columns] -> [B, S, D]. Columns that are absent add nothing."""
+        """Return embeddings [B, S, D] of fractions in [0, 1), [B, S, columns]. Absent columns add nothing."""
         if self.integer_marks:
             marks = marks.trunc()
         total = marks.new_zeros(())
@@ -46,7 +46,7 @@ class CalendarEmbedding(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Convolution of the values, plus calendar, plus positions."""
+    """Sum of a convolution of the values, calendar embedding and positional encoding, with dropout."""
 
     positions: Tensor
 
@@ -58,13 +58,13 @@ class Embedding(nn.Module):
         self.register_buffer("positions", sinusoidal_positions(MAX_STEPS, width), persistent=False)
 
     def forward(self, x: Tensor, marks: Tensor) -> Tensor:
-        """Values [B, S, F], marks [B, S, columns] -> [B, S, D]."""
+        """Return embeddings [B, S, D] of values [B, S, F] with marks [B, S, columns]."""
         value = self.value(x.transpose(1, 2)).transpose(1, 2)
         return self.dropout(value + self.calendar(marks) + self.positions[: x.shape[1]])
 
 
 class MarketContext(nn.Module):
-    """The state of the last timestep, [B, S, D] -> [B, D]."""
+    """Market context, computed from the state of the last timestep: [B, S, D] -> [B, D]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Section 7 of docs/model.md: the dynamic spatio-temporal encoder over S * N tokens."""
+"""Section 7 of docs/model.md: dynamic spatio-temporal encoder over S * N tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ HOPS = 3
 
 
 class SpatioTemporalEncoder(nn.Module):
-    """Market states and adjacencies to node features."""
+    """Encoder of market states and adjacencies to node features."""
 
     def __init__(self, width: int, n_heads: int, nodes: int, steps: int, dropout: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class SpatioTemporalEncoder(nn.Module):
         self.output_norm = nn.LayerNorm(width)
 
     def temporal(self, x: Tensor) -> Tensor:
-        """Convolutions along time of every node: [B, S, N, D] -> the same."""
+        """Apply the convolutions along time of every node: [B, S, N, D] -> [B, S, N, D]."""
         batch, steps, nodes, width = x.shape
         series = x.permute(0, 2, 3, 1).reshape(batch * nodes, width, steps)
         total = torch.stack([torch.relu(convolution(series)) for convolution in self.temporal_convolutions]).mean(dim=0)
@@ -39,20 +39,20 @@ class SpatioTemporalEncoder(nn.Module):
         return self.temporal_norm(mixed + x)
 
     def spatial(self, x: Tensor, adjacency: Tensor) -> Tensor:
-        """Graph convolutions over one to three hops: [B, S, N, D], [B, S, N, N] -> [B, S, N, D]."""
+        """Apply graph convolutions over one to three hops: [B, S, N, D], [B, S, N, N] -> [B, S, N, D]."""
         adjacency = at_least_float32(adjacency)
         connected = adjacency + torch.eye(self.nodes, dtype=adjacency.dtype, device=x.device)
         degree = connected.sum(dim=-1, keepdim=True)
         transition = connected / torch.where(degree == 0, torch.ones_like(degree), degree)
         hops, reached = [], x
-        with beyond_float16(x):  # a degree near zero makes a transition of a million
+        with beyond_float16(x):  # a degree near zero gives transitions of about 1e6
             for convolution in self.spatial_convolutions:
                 reached = transition.to(x.dtype) @ reached
                 hops.append(torch.relu(convolution(reached)))
             return self.spatial_norm(torch.stack(hops).mean(dim=0) + x)
 
     def forward(self, e: Tensor, adjacency: Tensor) -> Tensor:
-        """Market states [B, S, D], adjacency [B, S, N, N] -> node features [B, S, N, D]."""
+        """Encode market states [B, S, D] and adjacency [B, S, N, N]; return node features [B, S, N, D]."""
         x0 = self.node_projection(e).unflatten(-1, (self.nodes, -1))
         x = x0 + self.spatial_positions + self.temporal_positions[: e.shape[1], None]
         temporal, spatial = self.temporal(x), self.spatial(x, adjacency)

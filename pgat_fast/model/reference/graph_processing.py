@@ -1,4 +1,4 @@
-"""Section 8 of docs/model.md: what the combined adjacency does to the encoded history."""
+"""Section 8 of docs/model.md: processing of the encoded history with the combined adjacency."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from pgat_fast.model.reference.attention import feed_forward
 
 
 class PartitionedProcessing(nn.Module):
-    """Section 8a: the last nodes are targets, the others covariates; targets read covariates through the graph."""
+    """Section 8a: the last nodes are targets, the others covariates; targets aggregate covariates over the graph."""
 
     def __init__(self, width: int, nodes: int, targets: int) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class PartitionedProcessing(nn.Module):
         self.target_fusion = nn.Sequential(nn.Linear(2 * share, share), nn.GELU(), nn.Linear(share, share))
 
     def forward(self, encoded: Tensor, adjacency: Tensor) -> Tensor:
-        """Encoded history [B, S, D], adjacency [B, S, N, N] -> graph features [B, S, D]."""
+        """Return graph features [B, S, D] of the encoded history [B, S, D] and the adjacency [B, S, N, N]."""
         x = encoded.unflatten(-1, (self.nodes, -1))  # [B, S, N, D / N]
         adjacency = adjacency.to(x.dtype)
         c = self.covariates
@@ -30,7 +30,7 @@ class PartitionedProcessing(nn.Module):
 
 
 class GraphAttentionBlock(nn.Module):
-    """Section 8b: post-norm block whose attention sees only the neighbours in the graph."""
+    """Section 8b: post-norm block with attention restricted to neighbours in the graph."""
 
     def __init__(self, width: int, n_heads: int, dropout: float, threshold: float, bias: bool) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class GraphAttentionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
-        """Nodes x [G, N, D], adjacency [G, N, N] -> [G, N, D]."""
+        """Return node features [G, N, D] for node features x [G, N, D] and adjacency [G, N, N]."""
         mask = self.mask(adjacency).to(x.dtype).repeat_interleave(self.n_heads, dim=0)
         x = self.norm1(x + self.dropout(self.attention(x, x, x, attn_mask=mask)[0]))
         return self.norm2(x + self.dropout(self.feed_forward(x)))
 
     def mask(self, adjacency: Tensor) -> Tensor:
-        """What is added to the scores: -inf for hidden keys, never the diagonal, so no row is empty."""
+        """Return the bias of the scores: -inf for hidden keys; the diagonal is never hidden, so no row is empty."""
         own = torch.eye(adjacency.shape[-1], dtype=torch.bool, device=adjacency.device)
         hidden = (adjacency.abs() <= self.threshold) & ~own
         bias = torch.zeros_like(adjacency) if self.adjacency_scale is None else self.adjacency_scale * adjacency
@@ -66,7 +66,7 @@ class GraphAttention(nn.Module):
         )
 
     def forward(self, nodes: Tensor, adjacency: Tensor) -> Tensor:
-        """Node features [B, S, N, D], adjacency [B, S, N, N] -> node features [B, S, N, D]."""
+        """Return node features [B, S, N, D] for node features [B, S, N, D] and adjacency [B, S, N, N]."""
         x, graphs = nodes.flatten(0, 1), adjacency.flatten(0, 1)
         for layer in self.layers:
             x = layer(x, graphs)

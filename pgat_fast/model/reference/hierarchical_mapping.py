@@ -1,4 +1,4 @@
-"""Section 10 of docs/model.md: hierarchical mapping, a summary vector of the history added to every state."""
+"""Section 10 of docs/model.md: hierarchical mapping, which adds a summary vector of the history to every state."""
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class HierarchicalMapping(nn.Module):
         self.projection = nn.Linear(nodes * width, width)
 
     def map_nodes(self, e: Tensor) -> Tensor:
-        """Market states [B, S, D] -> node summaries [B, N, D]."""
+        """Return node summaries [B, N, D] of market states [B, S, D]."""
         x = self.convolution(e.transpose(1, 2)).transpose(1, 2)
         x = torch.relu(self.norm(x + e))
         for layer in self.layers:
@@ -33,9 +33,9 @@ class HierarchicalMapping(nn.Module):
         return self.node_projection(pooled.transpose(1, 2))
 
     def block(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """One transformer block: [B, S, D] -> the same."""
+        """Apply one transformer block: [B, S, D] -> [B, S, D]."""
         return layer(x)
 
     def forward(self, e: Tensor) -> Tensor:
-        """Market states [B, S, D] -> market states [B, S, D]."""
+        """Add the summary of the history to market states e [B, S, D]; return [B, S, D]."""
         return e + self.projection(self.map_nodes(e).flatten(1))[:, None]

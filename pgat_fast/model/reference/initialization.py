@@ -1,4 +1,4 @@
-"""Section 13 of docs/model.md: initial values."""
+"""Section 13 of docs/model.md: initial values of the parameters."""
 
 import torch
 from torch import nn
@@ -23,15 +23,15 @@ BODY_PATTERNS = {
     "south_node": (0.3, 0.4, 0.2, 0.5),
     "chiron": (0.4, 0.6, 0.5, 0.7),
 }
-"""Four values a body, repeated along the width and multiplied by 0.1."""
+"""Initial embedding of each body: four values, repeated along the width and multiplied by 0.1."""
 
 
 @torch.no_grad()
 def initialize(model: nn.Module) -> None:
-    """Draw every parameter of `model` in place from torch's global generator.
+    """Initialise the parameters of `model` in place with torch's global generator.
 
-    Weights of two or more dimensions are Xavier-uniform (Glorot & Bengio 2010), biases 0; vectors that are not
-    biases (LayerNorm weights, `edges.weights`, `scaler`, `adjacency_scale`) keep the 1 they are built with.
+    Weights of two or more dimensions are Xavier-uniform (Glorot & Bengio 2010), biases 0. Vectors that are not biases
+    (LayerNorm weights, `edges.weights`, `scaler`, `adjacency_scale`) keep the value 1 set by their constructors.
     """
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
@@ -41,7 +41,7 @@ def initialize(model: nn.Module) -> None:
     for module in model.modules():
         match module:
             case SingleKeyAttention() | IdenticalKeysAttention():
-                # The original draws queries, keys and values as one matrix of three times the height.
+                # The original draws query, key and value weights as one matrix with three times the rows.
                 width = module.value.in_features
                 bound = (6 / (width + 3 * width)) ** 0.5
                 nn.init.uniform_(module.value.weight, -bound, bound)

@@ -1,4 +1,4 @@
-"""Section 10 of docs/model.md: the mixture decoder, which forecasts a mixture of normal distributions."""
+"""Section 10 of docs/model.md: mixture decoder, which forecasts a mixture of normal distributions."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ LOG_STD_RANGE = (-10.0, 2.0)
 
 
 class MixtureDecoder(nn.Module):
-    """Two pre-norm transformer decoder blocks over the forecast days, then one linear head a parameter."""
+    """Two pre-norm transformer decoder blocks over the forecast days, and a linear head for each parameter."""
 
     positions: Tensor
 
@@ -30,7 +30,7 @@ class MixtureDecoder(nn.Module):
         self.register_buffer("positions", sinusoidal_positions(MAX_STEPS, width), persistent=False)
 
     def forward(self, d: Tensor, graph: Tensor) -> Mixture:
-        """Decoder states of the forecast days [B, P, D], graph features [B, S, D] -> mixture."""
+        """Return the mixture for decoder states of the forecast days [B, P, D] and graph features [B, S, D]."""
         steps = d.shape[1]
         causal = nn.Transformer.generate_square_subsequent_mask(steps, device=d.device, dtype=d.dtype)
         d = d + self.positions[:steps]

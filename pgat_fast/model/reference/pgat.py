@@ -1,4 +1,4 @@
-"""The whole reference model, in the order of the sections of docs/model.md."""
+"""The complete reference model, in the order of the sections of docs/model.md."""
 
 from typing import ClassVar
 
@@ -22,11 +22,11 @@ from pgat_fast.model.reference.phase import PhaseAwareProcessor
 from pgat_fast.model.shapes import check_inputs
 
 Part = type[nn.Module]
-"""Class of a part of the model. Faster backends replace some: same constructor, parameters, inputs and outputs."""
+"""Class of a part of the model. Faster backends replace some, with the same constructor, parameters and signature."""
 
 
 class CelestialGraph(nn.Module):
-    """Sections 1 to 6: from the input columns to market states and one adjacency a timestep."""
+    """Sections 1 to 6: market states and one adjacency a timestep, computed from the input columns."""
 
     phase_part: ClassVar[Part] = PhaseAwareProcessor
     body_nodes_part: ClassVar[Part] = BodyNodes
@@ -52,7 +52,7 @@ class CelestialGraph(nn.Module):
         self.register_buffer("astrological", astrological_adjacency(), persistent=False)
 
     def forward(self, x: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Diagnostics]:
-        """Inputs [B, S, F], marks [B, S, columns] -> states [B, S, D], adjacency [B, S, N, N], diagnostics."""
+        """Return states [B, S, D], adjacency [B, S, N, N], diagnostics for x [B, S, F] and marks [B, S, columns]."""
         features, phase = self.phase(x)
         e = self.embedding(features, marks)
         context = self.market_context(e)
@@ -66,7 +66,7 @@ class CelestialGraph(nn.Module):
 
 
 class InputGraph(nn.Module):
-    """What stands in for sections 1 to 6 without a celestial graph: every input is a node."""
+    """Replacement of sections 1 to 6 without a celestial graph: every input is a node."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class InputGraph(nn.Module):
         self.mixer = AdjacencyMixer(width)
 
     def forward(self, x: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Diagnostics]:
-        """Inputs [B, S, F], marks [B, S, columns] -> states [B, S, D], adjacency [B, S, N, N], diagnostics."""
+        """Return states [B, S, D], adjacency [B, S, N, N], diagnostics for x [B, S, F] and marks [B, S, columns]."""
         e = self.embedding(x, marks)
         learned, kl = self.learner(e)
         own = torch.eye(learned.shape[-1], dtype=learned.dtype, device=learned.device)
@@ -134,7 +134,7 @@ class PGAT(nn.Module):
         """Forecast the last P steps of the decoder input.
 
         Args:
-            x_enc: history, [B, S, enc_in], float, scaled as the model was trained.
+            x_enc: history, [B, S, enc_in], float, scaled as in training.
             x_mark_enc: its calendar marks, [B, S, columns], fractions in [0, 1) of month, day, weekday, hour.
             x_dec: decoder input, [B, L + P, dec_in].
             x_mark_dec: its calendar marks, [B, L + P, columns].
@@ -146,7 +146,7 @@ class PGAT(nn.Module):
             `kl_divergence`, which training adds to the loss.
 
         Raises:
-            ValueError: a shape that does not fit the configuration.
+            ValueError: a shape does not match the configuration.
         """
         check_inputs(self.config, x_enc, x_mark_enc, x_dec, x_mark_dec)
         e, adjacency, diagnostics = self.graph(x_enc, x_mark_enc)

@@ -1,4 +1,4 @@
-"""Section 1 of docs/model.md: phase-aware processor, from input columns to body features and phase adjacency."""
+"""Section 1 of docs/model.md: phase-aware processor, which maps input columns to body features and phase adjacency."""
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from pgat_fast.model.reference.attention import SingleKeyAttention
 
 
 def body_pairs(device: torch.device) -> Tensor:
-    """The 78 pairs i < j of bodies, int64 [2, 78]."""
+    """Return the 78 pairs i < j of bodies, int64 [2, 78]."""
     return torch.triu_indices(len(BODIES), len(BODIES), offset=1, device=device)
 
 
 class BodyProcessor(nn.Module):
-    """One body's columns to its features: attention over one key, feed-forward, recurrence along time."""
+    """Features of one body from its columns: attention over one key, feed-forward, recurrence along time."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class BodyProcessor(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, S, n_b] -> [B, S, C]."""
+        """Return features [B, S, C] of columns [B, S, n_b]."""
         z = self.attention(x)
         r = self.norm(self.project(self.dropout(F.gelu(self.expand(z)))))
         recurrent, _ = self.gru(r)
@@ -36,7 +36,7 @@ class BodyProcessor(nn.Module):
 
 
 def angle_columns(known: dict[str, int], prefix: str) -> tuple[int, int]:
-    """Sine and cosine column of an angle of a body, or of its longitude (sidereal, else tropical) where it lacks it."""
+    """Return the sine and cosine columns of an angle; if missing, those of the longitude (sidereal, else tropical)."""
     present = next(p for p in (prefix, "", "ecliptic_") if f"{p}sin" in known)
     return known[f"{present}sin"], known[f"{present}cos"]
 
@@ -44,7 +44,7 @@ def angle_columns(known: dict[str, int], prefix: str) -> tuple[int, int]:
 class PhaseQuantities(nn.Module):
     """Angles, speeds and distances of every body, read from the input columns by name.
 
-    Angles are atan2(sin, cos) in radians. A body that lacks a quantity has: the angle of its longitude, speed 0,
+    Angles are atan2(sin, cos) in radians. Missing quantities are replaced by the angle of the longitude, speed 0 and
     distance 1.
     """
 
@@ -62,7 +62,7 @@ class PhaseQuantities(nn.Module):
             self.register_buffer(f"{quantity}_columns", torch.tensor(columns), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, F] -> angles [B, 3 (longitude, sign, ecliptic), N] in radians, speeds [B, N], distances [B, N]."""
+        """Return angles [B, 3 (longitude, sign, ecliptic), N] in radians, speeds and distances [B, N] of x [B, F]."""
         sin, cos = x[:, self.index].unbind(-1)
         speed = x.new_zeros(x.shape[0], len(BODIES))
         speed = speed.index_copy(1, self.get_buffer("speed_bodies"), x[:, self.get_buffer("speed_columns")])
@@ -72,9 +72,9 @@ class PhaseQuantities(nn.Module):
 
 
 class PhaseEdges(nn.Module):
-    """Phase adjacency of the last timestep from body features and phase differences.
+    """Phase adjacency of the last timestep, computed from body features and phase differences.
 
-    Speeds and distances come as the model's inputs hold them, standardised: a ratio of two distances has outliers.
+    Speeds and distances are standardised, as in the model's inputs, so ratios of two distances have outliers.
     """
 
     def __init__(self, computed: bool) -> None:
@@ -90,10 +90,10 @@ class PhaseEdges(nn.Module):
         self.weights = nn.Parameter(torch.ones(6))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        """Body features h [B, N, C] and inputs x [B, F] of one timestep -> adjacency [B, N, N] in [0, 1)."""
+        """Return the adjacency [B, N, N] in [0, 1) for body features h [B, N, C] and inputs x [B, F] of a timestep."""
         batch, nodes, _ = h.shape
         if self.quantities is None:
-            wide = at_least_float32(h)  # in 16 bits a distance of 1e-8 would be none
+            wide = at_least_float32(h)  # in 16 bits the 1e-8 below would be 0
             angles, speed, distance = (wide.new_zeros(batch, *shape) for shape in ((3, nodes), (nodes,), (nodes,)))
         else:
             angles, speed, distance = self.quantities(x)
@@ -114,7 +114,7 @@ class PhaseEdges(nn.Module):
 
 
 class PhaseAwareProcessor(nn.Module):
-    """Input columns to body features and phase adjacency."""
+    """Body features and phase adjacency, computed from the input columns."""
 
     columns: Tensor
 
@@ -131,7 +131,7 @@ class PhaseAwareProcessor(nn.Module):
         self.scaler = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs x [B, S, F] -> features [B, S, N * C], phase adjacency [B, N, N]."""
+        """Return features [B, S, N * C] and phase adjacency [B, N, N] of inputs x [B, S, F]."""
         batch, steps, _ = x.shape
         own = x.index_select(2, self.columns).split(self.widths, dim=2)
         h = torch.stack([body(inputs) for body, inputs in zip(self.bodies.values(), own, strict=True)], dim=2)

@@ -1,4 +1,4 @@
-"""Activation checkpointing of a block: its backward pass computes the forward pass again."""
+"""Activation checkpointing of a block: the backward pass recomputes the forward pass."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_in_backward(block: nn.Module, *inputs: Tensor) -> Tensor:
-    """Call `block(*inputs)` and keep nothing but the inputs for the backward pass.
+    """Call `block(*inputs)` and keep only the inputs for the backward pass.
 
-    The parameters that the block has NOW are handed on: under `torch.func.functional_call` the block holds other
-    ones by the time the backward pass runs, and would silently compute another function.
+    The current parameters of the block are captured: under `torch.func.functional_call` the block has other parameters
+    when the backward pass runs, and would silently compute another function.
     """
     if not torch.is_grad_enabled():
         return block(*inputs)

@@ -1,6 +1,7 @@
-"""The building blocks of the architecture in numpy and loops, written from its text: what the model is tested against.
+"""Building blocks of the architecture in NumPy, written with loops from its description; the model is compared to them.
 
-Everything is float64 and takes one problem (no batch) unless said. Weights are read from the layer under test.
+All functions are float64 and take one sample without a batch dimension, unless stated otherwise. Weights are read from
+the layer under test.
 """
 
 import math
@@ -17,13 +18,13 @@ EXACT = 1e-10
 
 
 def array(tensor: Tensor) -> Array:
-    """The numbers of `tensor`."""
+    """Return `tensor` as a float64 array."""
     values: Array = tensor.detach().double().numpy()
     return values
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Make `module` float64, in evaluation mode, with every parameter drawn: no bias is 0, no norm is 1."""
+    """Convert `module` to float64 and evaluation mode, and draw all its parameters, also biases and norms."""
     generator = torch.Generator().manual_seed(seed)
     module.double().eval()
     with torch.no_grad():
@@ -34,17 +35,17 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
-    """Standard normal float64 numbers."""
+    """Return standard normal float64 numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def uniform(*shape: int, seed: int = 2) -> Tensor:
-    """Float64 numbers between -1 and 1, as adjacencies hold them."""
+    """Return float64 numbers between -1 and 1, the range of adjacencies."""
     return 2 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
 
 
 def assert_equal(found: Tensor, expected: Array, tolerance: float = EXACT) -> None:
-    """Same shape, and the largest difference within `tolerance`."""
+    """Check that shapes are equal and the largest difference is at most `tolerance`."""
     assert tuple(found.shape) == expected.shape
     worst = float(np.abs(array(found) - expected).max())
     assert worst <= tolerance, f"largest difference {worst}"
@@ -56,7 +57,7 @@ def linear(layer: nn.Linear, x: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """The exact one: x times the normal distribution function of x."""
+    """Return the exact GELU: x times the normal distribution function of x."""
     result: Array = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
     return result
 
@@ -71,7 +72,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def softmax(x: Array) -> Array:
-    """Over the last axis."""
+    """Return the softmax over the last axis."""
     powers = np.exp(x - x.max(axis=-1, keepdims=True))
     result: Array = powers / powers.sum(axis=-1, keepdims=True)
     return result
@@ -85,7 +86,7 @@ def layer_norm(layer: nn.LayerNorm, x: Array) -> Array:
 
 
 def mlp(layers: nn.Module, x: Array) -> Array:
-    """A sequence of linear layers, gelus, dropouts (which do nothing here) and norms."""
+    """Apply a sequence of linear layers, GELUs, dropouts (inactive) and norms."""
     for layer in layers.children():
         if isinstance(layer, nn.Linear):
             x = linear(layer, x)
@@ -99,7 +100,7 @@ def mlp(layers: nn.Module, x: Array) -> Array:
 
 
 def attention(layer: nn.MultiheadAttention, queries: Array, keys: Array, scores_plus: Array | None = None) -> Array:
-    """Scaled dot-product attention of [Q, D] to [K, D], head by head; `scores_plus` [Q, K] is added to the scores."""
+    """Apply scaled dot-product attention of [Q, D] to [K, D] head by head; `scores_plus` [Q, K] is added to scores."""
     assert layer.in_proj_weight is not None
     weight, bias = array(layer.in_proj_weight), array(layer.in_proj_bias)
     width = queries.shape[1]
@@ -116,7 +117,7 @@ def attention(layer: nn.MultiheadAttention, queries: Array, keys: Array, scores_
 
 
 def convolution(layer: nn.Conv1d, series: Array) -> Array:
-    """Along the steps of [S, channels], with zeros before the first and after the last: [S, outputs]."""
+    """Convolve [S, channels] along the steps with zero padding on both ends: [S, outputs]."""
     weight = array(layer.weight)  # [outputs, channels, kernel]
     steps, reach = len(series), weight.shape[2] // 2
     result = np.zeros((steps, weight.shape[0]))
@@ -128,7 +129,7 @@ def convolution(layer: nn.Conv1d, series: Array) -> Array:
 
 
 def gru(layer: nn.GRU, series: Array) -> Array:
-    """The hidden states of [S, C], from a zero state on (Cho et al. 2014, with the reset gate inside as in cuDNN)."""
+    """Return hidden states for [S, C] from a zero state (Cho et al. 2014, with the reset gate inside as in cuDNN)."""
     size = layer.hidden_size
     weights = {name: array(parameter) for name, parameter in layer.named_parameters()}
     state, states = np.zeros(size), []

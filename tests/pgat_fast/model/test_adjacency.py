@@ -1,4 +1,4 @@
-"""Section 5: adjacencies are learned, normalised and mixed."""
+"""Section 5: learned, normalised and mixed adjacencies."""
 
 import math
 
@@ -18,7 +18,7 @@ from tests.pgat_fast.model.by_hand import Array, array, normal, randomize, unifo
 
 
 def normalized(adjacency: Array) -> Array:
-    """(A + I) / (row sum + 1e-8), entry by entry."""
+    """Return (A + I) / (row sum + 1e-8), entry by entry."""
     size = len(adjacency)
     result = np.zeros((size, size))
     for i in range(size):
@@ -27,15 +27,15 @@ def normalized(adjacency: Array) -> Array:
     return result
 
 
-def test_rows_of_a_normalised_adjacency_are_divided_by_their_sum() -> None:
+def test_normalised_rows_sum_to_one() -> None:
     adjacency = 0.1 * uniform(2, 3, 5, 5)
     found = normalize(adjacency)
     for index in np.ndindex(2, 3):
         by_hand.assert_equal(found[index], normalized(array(adjacency[index])))
-    assert torch.allclose(found.sum(dim=-1), torch.ones(2, 3, 5).double(), atol=1e-7)  # the 1e-8 under the sum
+    assert torch.allclose(found.sum(dim=-1), torch.ones(2, 3, 5).double(), atol=1e-7)  # the 1e-8 in the denominator
 
 
-def test_a_row_sum_of_zero_gives_finite_numbers() -> None:
+def test_row_sum_of_zero_gives_finite_values() -> None:
     adjacency = torch.tensor([[0.0, -0.5, -0.5], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     assert torch.isfinite(normalize(adjacency)).all()
     by_hand.assert_equal(normalize(adjacency)[0], np.array([1e8, -5e7, -5e7]), 1e-2)
@@ -49,7 +49,7 @@ def test_half_precision_adjacencies_are_normalised_in_float32(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("per_timestep", [False, True])
-def test_the_context_weighs_three_normalised_adjacencies(per_timestep: bool) -> None:
+def test_mixer_equals_the_formula(per_timestep: bool) -> None:
     mixer = AdjacencyMixer(6)
     randomize(mixer)
     context = normal(2, 3 if per_timestep else 1, 6)
@@ -63,7 +63,7 @@ def test_the_context_weighs_three_normalised_adjacencies(per_timestep: bool) -> 
         by_hand.assert_equal(found[b, s], mixed + w[2] * normalized(array(dynamic[b, s])))
 
 
-def test_the_learned_adjacency_is_a_bounded_function_of_the_state() -> None:
+def test_learned_adjacency_equals_the_formula() -> None:
     learner = AdjacencyLearner(6, nodes=3)
     randomize(learner)
     e = normal(2, 4, 6)
@@ -79,14 +79,14 @@ def stochastic() -> StochasticAdjacencyLearner:
     return learner
 
 
-def test_in_evaluation_the_stochastic_learner_gives_its_mean_unbounded() -> None:
+def test_stochastic_learner_returns_unbounded_mean_in_evaluation() -> None:
     learner, e = stochastic(), 5 * normal(2, 4, 6)
     found = learner(e)[0]
     by_hand.assert_equal(found, by_hand.linear(learner.mean, array(e)).reshape(2, 4, 3, 3))
     assert found.abs().max() > 1
 
 
-def test_in_training_the_stochastic_learner_samples_its_distribution() -> None:
+def test_stochastic_learner_samples_its_distribution_in_training() -> None:
     learner, draws = stochastic(), 20_000
     learner.train()
     e = normal(1, 1, 6)
@@ -95,7 +95,7 @@ def test_in_training_the_stochastic_learner_samples_its_distribution() -> None:
     mean = by_hand.linear(learner.mean, array(e))[0, 0]
     deviation = np.exp(by_hand.linear(learner.log_variance, array(e))[0, 0] / 2)
     z = (sample - mean) / deviation
-    # Five standard errors: of a mean 1, of a variance sqrt 2, of a correlation 1, over the root of the draws.
+    # Five standard errors: 1 for a mean, sqrt 2 for a variance, 1 for a correlation, each over the root of the draws.
     assert np.abs(z.mean(axis=0)).max() < 5 / math.sqrt(draws)
     assert np.abs((z**2).mean(axis=0) - 1).max() < 5 * math.sqrt(2 / draws)
     assert np.abs(np.corrcoef(z, rowvar=False) - np.eye(9)).max() < 5 / math.sqrt(draws)
@@ -103,7 +103,7 @@ def test_in_training_the_stochastic_learner_samples_its_distribution() -> None:
     assert np.abs((z**4).mean(axis=0) - 3).max() < 5 * math.sqrt(96 / draws)
 
 
-def test_samples_repeat_under_a_seed_and_differ_without() -> None:
+def test_samples_depend_on_the_seed() -> None:
     learner, e = stochastic(), normal(2, 4, 6)
     learner.train()
     torch.manual_seed(1)
@@ -115,7 +115,7 @@ def test_samples_repeat_under_a_seed_and_differ_without() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_divergence_is_summed_over_entries_and_averaged_over_timesteps(training: bool) -> None:
+def test_divergence_is_summed_over_entries_and_averaged_over_timesteps(training: bool) -> None:
     learner, e = stochastic(), normal(2, 4, 6)
     learner.train(training)
     own = Normal(learner.mean(e), torch.exp(learner.log_variance(e) / 2))
@@ -123,7 +123,7 @@ def test_the_divergence_is_summed_over_entries_and_averaged_over_timesteps(train
     assert torch.allclose(learner(e)[1], expected, rtol=1e-12)  # rounding of float64
 
 
-def test_the_divergence_of_a_standard_normal_is_zero() -> None:
+def test_divergence_of_a_standard_normal_is_zero() -> None:
     learner = stochastic()
     with torch.no_grad():
         for parameter in learner.parameters():
@@ -131,7 +131,7 @@ def test_the_divergence_of_a_standard_normal_is_zero() -> None:
     assert learner(normal(2, 4, 6))[1].item() == 0
 
 
-def test_in_training_the_sample_alone_reaches_both_heads() -> None:
+def test_sample_has_gradients_to_both_heads() -> None:
     learner = stochastic()
     learner.train()
     learner(normal(2, 4, 6))[0].square().sum().backward()

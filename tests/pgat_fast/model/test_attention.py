@@ -1,4 +1,4 @@
-"""Attention over one key, or over keys that are all the same, is what `torch.nn.MultiheadAttention` makes of them."""
+"""Attention over one key or identical keys, compared with `torch.nn.MultiheadAttention`."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.pgat_fast.model.by_hand import normal, randomize
 
 
 def packed(value: nn.Linear, output: nn.Linear, n_heads: int, dropout: float, seed: int) -> nn.MultiheadAttention:
-    """Torch's attention with the given value path and query and key weights of its own."""
+    """Return torch's attention with the given value and output layers and random query and key weights."""
     width = value.in_features
     attention = nn.MultiheadAttention(width, n_heads, dropout=dropout, batch_first=True)
     randomize(attention, seed)
@@ -22,7 +22,7 @@ def packed(value: nn.Linear, output: nn.Linear, n_heads: int, dropout: float, se
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 5, 10])
-def test_attention_over_one_key_does_not_depend_on_heads_queries_or_keys(n_heads: int) -> None:
+def test_single_key_attention_equals_torch(n_heads: int) -> None:
     ours = SingleKeyAttention(10)
     randomize(ours)
     theirs = packed(ours.value, ours.output, n_heads, 0.0, seed=n_heads)
@@ -31,7 +31,7 @@ def test_attention_over_one_key_does_not_depend_on_heads_queries_or_keys(n_heads
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 4])
-def test_attention_over_identical_keys_does_not_depend_on_queries(n_heads: int) -> None:
+def test_identical_keys_attention_equals_torch(n_heads: int) -> None:
     ours = IdenticalKeysAttention(8, n_heads, dropout=0.5)
     randomize(ours)
     theirs = packed(ours.value, ours.output, n_heads, 0.5, seed=n_heads)
@@ -42,7 +42,7 @@ def test_attention_over_identical_keys_does_not_depend_on_queries(n_heads: int) 
 
 
 def dropped(attention: nn.Module, call: tuple[Tensor | int, ...], draws: int) -> Tensor:
-    """Results of `draws` calls in training mode."""
+    """Return the results of `draws` calls in training mode."""
     torch.manual_seed(5)
     attention.train()
     with torch.no_grad():
@@ -50,7 +50,7 @@ def dropped(attention: nn.Module, call: tuple[Tensor | int, ...], draws: int) ->
     return torch.stack([result[0] if isinstance(result, tuple) else result for result in results])
 
 
-def test_dropout_over_identical_keys_has_the_distribution_of_torch() -> None:
+def test_dropout_over_identical_keys_is_distributed_as_in_torch() -> None:
     draws, keys = 4000, 3
     ours = IdenticalKeysAttention(4, 2, dropout=0.4)
     randomize(ours)
@@ -64,10 +64,10 @@ def test_dropout_over_identical_keys_has_the_distribution_of_torch() -> None:
     assert ((found.mean(dim=0) - exact.flatten()).abs() < 5 * found.std(dim=0) / draws**0.5).all()
     spread = found.var(dim=0).max()
     assert ((found.T.cov() - expected.T.cov()).abs() < 5 * 2 * spread / draws**0.5).all()
-    assert spread > 1e-3  # the covariances that are compared are not those of constants
+    assert spread > 1e-3  # the outputs vary
 
 
-def test_dropout_over_identical_keys_acts_on_every_query_by_itself() -> None:
+def test_dropout_over_identical_keys_is_independent_for_each_query() -> None:
     ours = IdenticalKeysAttention(4, 2, dropout=0.4)
     randomize(ours).train()
     torch.manual_seed(0)

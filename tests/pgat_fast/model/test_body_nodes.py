@@ -1,4 +1,4 @@
-"""Sections 3 and 4: bodies, their aspects, and their fusion into the market state."""
+"""Sections 3 and 4: body nodes with their aspects, and fusion of the bodies into the market state."""
 
 import math
 
@@ -15,10 +15,10 @@ STRENGTHS = """
 sun-jupiter .9, moon-venus .8, mercury-uranus .7, mars-saturn -.6, sun-pluto -.5, jupiter-neptune -.4,
 north_node-south_node -.8, sun-saturn -.7, venus-jupiter .9, mercury-mars .6, moon-mercury .5, venus-mars .4
 """
-"""As the architecture lists them."""
+"""Static strengths as listed in the architecture."""
 
 
-def test_the_static_adjacency_holds_the_listed_strengths_and_nothing_else() -> None:
+def test_static_adjacency_has_only_the_listed_strengths() -> None:
     expected = np.eye(13)
     for entry in STRENGTHS.replace("\n", " ").split(","):
         pair, strength = entry.split()
@@ -28,7 +28,7 @@ def test_the_static_adjacency_holds_the_listed_strengths_and_nothing_else() -> N
     assert np.count_nonzero(expected) == 13 + 2 * 12
 
 
-def test_aspects_and_body_features_follow_the_formulas() -> None:
+def test_aspects_and_body_features_equal_the_formulas() -> None:
     nodes = BodyNodes(8)
     randomize(nodes)
     e = normal(2, 3, 8)
@@ -59,13 +59,13 @@ def test_aspects_are_symmetric_with_diagonal_one() -> None:
 
 @pytest.mark.parametrize("n_heads", [1, 2, 3, 8, 16, 20, 100])
 @pytest.mark.parametrize("width", [13, 26, 60, 64, 208])
-def test_the_fusion_width_is_the_least_multiple_of_the_heads_that_is_wide_enough(width: int, n_heads: int) -> None:
+def test_fusion_width_is_rounded_up_to_a_multiple_of_the_heads(width: int, n_heads: int) -> None:
     wanted = max(n_heads, min(width, 64))
     assert fusion_width(width, n_heads) == math.ceil(wanted / n_heads) * n_heads
 
 
 @pytest.mark.parametrize(("width", "n_heads"), [(6, 2), (6, 4), (70, 5)])
-def test_the_market_state_asks_the_bodies_behind_a_gate(width: int, n_heads: int) -> None:
+def test_fusion_equals_the_formula(width: int, n_heads: int) -> None:
     fusion = BodyFusion(width, n_heads, dropout=0.0)
     randomize(fusion)
     assert fusion.query.out_features == {6: {2: 6, 4: 8}, 70: {5: 65}}[width][n_heads]
@@ -81,7 +81,7 @@ def test_the_market_state_asks_the_bodies_behind_a_gate(width: int, n_heads: int
 
 
 def attention_to(fusion: BodyFusion, query: by_hand.Array, key: by_hand.Array, value: by_hand.Array) -> by_hand.Array:
-    """Attention whose values differ from its keys: one query at a time, one head at a time."""
+    """Apply attention with values different from the keys to one query, head by head."""
     weight, bias = array(fusion.attention.in_proj_weight), array(fusion.attention.in_proj_bias)
     inner, heads = query.shape[1], fusion.attention.num_heads
     q = weight[:inner] @ query[0] + bias[:inner]

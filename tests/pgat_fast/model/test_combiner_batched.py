@@ -1,4 +1,4 @@
-"""Section 6a: all edges of a timestep attend to each other; nothing else does."""
+"""Section 6a: batched combiner, self-attention over all edges of a timestep."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def inputs() -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
 
 
 @pytest.mark.parametrize(("n_heads", "layers"), [(1, 1), (2, 2), (4, 3)])
-def test_the_combined_adjacency_follows_the_formulas(n_heads: int, layers: int) -> None:
+def test_combined_adjacency_equals_the_formulas(n_heads: int, layers: int) -> None:
     model = combiner(n_heads, layers)
     adjacencies, context = inputs()
     found = model(adjacencies, context)
@@ -42,7 +42,7 @@ def test_the_combined_adjacency_follows_the_formulas(n_heads: int, layers: int) 
 
 
 @pytest.mark.parametrize("which", range(3))
-def test_a_timestep_does_not_depend_on_any_other_timestep_or_sample(which: int) -> None:
+def test_timesteps_and_samples_are_independent(which: int) -> None:
     model = combiner()
     adjacencies, context = inputs()
     before = model(adjacencies, context)
@@ -51,7 +51,7 @@ def test_a_timestep_does_not_depend_on_any_other_timestep_or_sample(which: int) 
     assert changed.nonzero().tolist() == [[1, 2]]
 
 
-def test_every_edge_of_a_timestep_sees_every_other() -> None:
+def test_every_edge_depends_on_every_edge_of_its_timestep() -> None:
     model = combiner()
     adjacencies, context = inputs()
     before = model(adjacencies, context)
@@ -59,7 +59,7 @@ def test_every_edge_of_a_timestep_sees_every_other() -> None:
     assert (model(adjacencies, context)[0, 0] != before[0, 0]).all()
 
 
-def test_the_context_is_not_read() -> None:
+def test_context_is_not_used() -> None:
     model = combiner()
     adjacencies, context = inputs()
     assert torch.equal(model(adjacencies, context), model(adjacencies, context + 1))

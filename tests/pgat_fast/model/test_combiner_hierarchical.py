@@ -1,4 +1,4 @@
-"""Section 6b: a token for every edge and kind, attending to those of the same source body and timestep."""
+"""Section 6b: hierarchical combiner, attention over edges and kinds of the same source body and timestep."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def inputs() -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
 
 
 def block(layer: HierarchicalFusionBlock, t: Array, context: Array) -> Array:
-    """One group of tokens [3 N, D] with its context [D]."""
+    """Apply a block to one group of tokens [3 N, D] with its context [D]."""
     t = by_hand.layer_norm(layer.norm1, t + by_hand.attention(layer.attention, t, t))
     shared = by_hand.linear(layer.context_attention.output, by_hand.linear(layer.context_attention.value, context))
     t = by_hand.layer_norm(layer.norm2, t + shared)
@@ -38,7 +38,7 @@ def block(layer: HierarchicalFusionBlock, t: Array, context: Array) -> Array:
 
 
 def combined(model: HierarchicalCombiner, values: list[Array], context: Array) -> Array:
-    """One timestep: three adjacencies [N, N] and the context [D] to one adjacency, edge by edge."""
+    """Combine three adjacencies [N, N] of one timestep with context [D] to one adjacency, edge by edge."""
     tokens: dict[tuple[int, int, int], Array] = {}
     for source in range(NODES):
         edges = [(kind, target) for kind in range(3) for target in range(NODES)]
@@ -62,7 +62,7 @@ def combined(model: HierarchicalCombiner, values: list[Array], context: Array) -
 
 
 @pytest.mark.parametrize(("n_heads", "layers"), [(1, 1), (2, 2), (4, 1)])
-def test_the_combined_adjacency_follows_the_formulas(n_heads: int, layers: int) -> None:
+def test_combined_adjacency_equals_the_formulas(n_heads: int, layers: int) -> None:
     model = combiner(n_heads, layers)
     adjacencies, context = inputs()
     found = model(adjacencies, context)
@@ -73,7 +73,7 @@ def test_the_combined_adjacency_follows_the_formulas(n_heads: int, layers: int) 
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_a_timestep_does_not_depend_on_any_other_timestep_or_sample(which: int) -> None:
+def test_timesteps_and_samples_are_independent(which: int) -> None:
     model = combiner()
     adjacencies, context = inputs()
     before = model(adjacencies, context)
@@ -84,7 +84,7 @@ def test_a_timestep_does_not_depend_on_any_other_timestep_or_sample(which: int) 
 
 @pytest.mark.parametrize("source", range(NODES))
 @pytest.mark.parametrize("kind", range(3))
-def test_edges_see_exactly_the_edges_that_share_their_source(source: int, kind: int) -> None:
+def test_edges_depend_exactly_on_edges_with_the_same_source(source: int, kind: int) -> None:
     model = combiner()
     adjacencies, context = inputs()
     before = model(adjacencies, context)[0, 0]
@@ -95,7 +95,7 @@ def test_edges_see_exactly_the_edges_that_share_their_source(source: int, kind: 
     assert torch.equal(changed, expected)
 
 
-def test_tokens_of_a_group_do_not_see_other_groups_in_a_block() -> None:
+def test_groups_are_independent_in_a_block() -> None:
     layer = HierarchicalFusionBlock(WIDTH, 2, dropout=0.0)
     randomize(layer)
     t, context = normal(5, 3 * NODES, WIDTH), normal(5, WIDTH, seed=3)

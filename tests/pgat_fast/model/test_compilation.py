@@ -1,4 +1,4 @@
-"""Compiling: when, when not and why not; and a compiled model is the model that it was."""
+"""Decisions about compilation, reasons against it, and equality of compiled and eager models."""
 
 import logging
 import os
@@ -30,11 +30,11 @@ from pgat_kernels.ops.dropout import draw_seed, dropout
 
 CPU = torch.device("cpu")
 BREAK_EVEN = COMPILE_SECONDS["cpu"] / (1 - 1 / EXPECTED_SPEEDUP["cpu"])
-"""Seconds of eager training from which compiling pays."""
+"""Seconds of eager training from which compilation saves time."""
 
 
 class Small(nn.Module):
-    """Called as the forecaster is, with dropout as it has it."""
+    """Small model with the dropout of the forecaster."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Small(nn.Module):
 
 
 class Breaking(nn.Module):
-    """Cannot be one graph: what it computes depends on a value."""
+    """Model that cannot be one graph, since its computation depends on a value."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 1 if x.sum().item() > 0 else x - 1
@@ -75,19 +75,19 @@ def decide(
         ("auto", 1e9, "none", "none"),
     ],
 )
-def test_it_is_decided_by_what_was_asked_the_length_of_the_run_and_what_was_before(
+def test_decision_depends_on_setting_length_of_the_run_and_earlier_decision(
     asked: str, seconds: float, before: Regions | None, decision: Regions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "why_not", lambda backend, device: None)
     assert decide(asked, seconds, before) == decision
 
 
-def test_on_a_gpu_the_whole_step_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_step_is_compiled_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "why_not", lambda backend, device: None)
     assert [decide(asked, 1e9, device=torch.device("cuda:0")) for asked in ("auto", "on", "whole")] == ["whole"] * 3
 
 
-def test_where_it_is_impossible_auto_says_so_in_one_line_and_on_is_an_error(
+def test_auto_logs_why_compilation_is_impossible_and_on_raises(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -100,7 +100,7 @@ def test_where_it_is_impossible_auto_says_so_in_one_line_and_on_is_an_error(
         decide("on", 2 * BREAK_EVEN)
 
 
-def test_a_short_run_does_not_even_look_for_a_compiler(
+def test_short_run_does_not_check_for_a_compiler(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -111,24 +111,24 @@ def test_a_short_run_does_not_even_look_for_a_compiler(
     assert line.endswith(": not compiled")
 
 
-def test_the_reference_is_not_compiled() -> None:
+def test_reference_is_not_compiled() -> None:
     with pytest.raises(BackendError, match=r"reference is not compiled.*: use run\.backend=torch or auto"):
         decide("on", 1.0, backend="reference")
     assert decide("auto", 1e9, backend="reference") == "none"
 
 
-def test_this_machine_compiles() -> None:
+def test_this_machine_can_compile() -> None:
     assert why_not("torch", CPU) is None
 
 
-def test_without_a_compiler_the_reason_says_what_to_install() -> None:
+def test_missing_compiler_is_reported_with_a_remedy() -> None:
     with torch._inductor.config.patch("cpp.cxx", ("no-such-compiler",)):
         reason = why_not("torch", CPU)
     assert reason is not None
     assert "torch finds no C++ compiler: install g++ (Debian: apt install g++)" in reason
 
 
-def test_without_triton_a_gpu_is_not_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_triton_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
     reason = why_not("torch", torch.device("cuda"))
     assert reason is not None
@@ -136,7 +136,7 @@ def test_without_triton_a_gpu_is_not_compiled_for(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.multiprocess
-def test_a_compiler_that_lacks_headers_is_found_out_before_work_starts(tmp_path: Path) -> None:
+def test_compiler_without_headers_is_reported(tmp_path: Path) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\n'
@@ -157,7 +157,7 @@ def test_a_compiler_that_lacks_headers_is_found_out_before_work_starts(tmp_path:
 
 
 @pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
-def test_the_expected_time_grows_with_the_products(combiner: str) -> None:
+def test_expected_time_is_proportional_to_the_products(combiner: str) -> None:
     production = ["d_model=208", f"combiner={combiner}", "batch_size=1"]
     one = expected_batch_seconds(load_config(None, production), CPU)
     assert one == pytest.approx(STEP_SECONDS["cpu", combiner])
@@ -167,10 +167,10 @@ def test_the_expected_time_grows_with_the_products(combiner: str) -> None:
     assert expected_batch_seconds(load_config(None, production), torch.device("cuda:0")) < one
 
 
-def test_without_bodies_the_expected_time_is_that_of_the_encoder() -> None:
+def test_expected_time_without_bodies_is_that_of_the_encoder() -> None:
     settings = ["d_model=208", "batch_size=1", "use_celestial_graph=false"]
     one = expected_batch_seconds(load_config(None, settings), CPU)
-    # Counted: 26 times the FLOPs of the batched model with 118 inputs, a third of them with 20.
+    # Counted: 26 times the FLOPs of the batched model with 118 inputs, a third of its FLOPs with 20.
     assert 5 < one / STEP_SECONDS["cpu", "batched"] < 50
     few = expected_batch_seconds(load_config(None, [*settings, "enc_in=20", "dec_in=20"]), CPU)
     assert 0.15 < few / STEP_SECONDS["cpu", "batched"] < 0.6
@@ -178,7 +178,7 @@ def test_without_bodies_the_expected_time_is_that_of_the_encoder() -> None:
 
 
 @pytest.mark.compile
-def test_a_compiled_model_is_the_same_model_with_the_same_names_gradients_and_dropout() -> None:
+def test_compiled_model_keeps_names_gradients_and_dropout() -> None:
     torch.manual_seed(0)
     model, x = Small(), torch.randn(16, 4)
     names, modules = list(model.state_dict()), [name for name, _ in model.named_modules()]
@@ -210,7 +210,7 @@ def test_a_compiled_model_is_the_same_model_with_the_same_names_gradients_and_dr
     assert not torch._dynamo.utils.counters["stats"], "nothing was compiled anew"
 
 
-def test_after_an_error_within_eager_the_model_is_compiled_again() -> None:
+def test_model_stays_compiled_after_an_error_within_eager() -> None:
     model = Breaking()
     compile_in_place(model, CPU)
     with pytest.raises(ZeroDivisionError), eager(model):
@@ -218,7 +218,7 @@ def test_after_an_error_within_eager_the_model_is_compiled_again() -> None:
     assert is_compiled(model)
 
 
-def test_a_model_that_is_not_one_graph_is_an_error() -> None:
+def test_graph_break_raises() -> None:
     model = Breaking()
     compile_in_place(model, CPU)
     with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):
@@ -226,7 +226,7 @@ def test_a_model_that_is_not_one_graph_is_an_error() -> None:
 
 
 @pytest.mark.compile
-def test_more_models_are_compiled_in_one_process_than_torch_allows_of_one_function() -> None:
+def test_number_of_compiled_models_is_not_limited_by_torch() -> None:
     for width in range(1, torch._dynamo.config.recompile_limit + 3):
         model = Small()
         compile_in_place(model, CPU)
@@ -235,7 +235,7 @@ def test_more_models_are_compiled_in_one_process_than_torch_allows_of_one_functi
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_on_a_gpu_graphs_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_graphs_are_used_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     model = Small()
     monkeypatch.setattr(torch, "compile", lambda function, **settings: asked.update(settings))

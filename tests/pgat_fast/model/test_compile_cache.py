@@ -1,4 +1,4 @@
-"""Compiled code is kept in the user's cache; damaged files are removed before a run meets them."""
+"""Cache of compiled code in the user's cache folder, and removal of damaged files."""
 
 import os
 import struct
@@ -14,14 +14,14 @@ from pgat_fast.model.compile_cache import LIST, VARIABLE, cache_folder, compile_
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in a user's cache that is empty."""
+    """Return the folder of compiled code in an empty user cache."""
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return cache_folder()
 
 
 def library(size: int = 256) -> bytes:
-    """A 64-bit ELF file with one section, whose table is the last thing in it."""
+    """Return a 64-bit ELF file with one section and the section header table at its end."""
     header = bytearray(64)
     header[:5] = b"\x7fELF\x02"
     struct.pack_into("<Q", header, 40, size - 64)
@@ -30,7 +30,7 @@ def library(size: int = 256) -> bytes:
 
 
 def compiled(folder: Path) -> list[Path]:
-    """Write what a compiler would, within the cache, and list it."""
+    """Write files like those of a compiler into the cache, and record them."""
     with compile_cache() as cache:
         assert cache is not None
         (folder / "locks").mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def compiled(folder: Path) -> list[Path]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where the user's cache is on Linux")
-def test_the_folder_is_in_the_users_cache_and_names_the_versions(
+def test_folder_is_in_the_users_cache_and_names_the_versions(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cache.is_relative_to(tmp_path / "pgat_fast")
@@ -56,7 +56,7 @@ def test_the_folder_is_in_the_users_cache_and_names_the_versions(
 
 
 @pytest.mark.parametrize("before", [None, "chosen"])
-def test_the_environment_is_afterwards_what_it_was(
+def test_environment_is_restored(
     before: str | None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if before is not None:
@@ -68,7 +68,7 @@ def test_the_environment_is_afterwards_what_it_was(
     assert os.environ.get(VARIABLE) == said
 
 
-def test_what_is_whole_stays(cache: Path) -> None:
+def test_complete_files_are_kept(cache: Path) -> None:
     paths = compiled(cache)
     with compile_cache():
         assert all(path.exists() for path in paths)
@@ -76,7 +76,7 @@ def test_what_is_whole_stays(cache: Path) -> None:
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("damage", [b"", library()[:100], library()[:-1] + b"x"], ids=["empty", "cut", "changed"])
-def test_what_is_damaged_is_removed_and_reported(
+def test_damaged_files_are_removed_and_reported(
     place: int, damage: bytes, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = compiled(cache)
@@ -88,7 +88,7 @@ def test_what_is_damaged_is_removed_and_reported(
     )
 
 
-def test_what_a_killed_compiler_left_is_removed(cache: Path) -> None:
+def test_unlisted_files_are_removed(cache: Path) -> None:
     paths = compiled(cache)
     left = cache / "cd" / "left.main.so"
     left.parent.mkdir()
@@ -98,7 +98,7 @@ def test_what_a_killed_compiler_left_is_removed(cache: Path) -> None:
         assert all(path.exists() for path in paths)
 
 
-def test_in_a_folder_of_others_only_broken_libraries_are_removed(
+def test_only_broken_libraries_are_removed_from_a_shared_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
@@ -120,10 +120,8 @@ def test_nothing_is_removed_while_another_process_compiles(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [None, "chosen"], ids=["own", "shared"])
-def test_a_library_that_a_process_is_linking_is_left_alone(
-    before: str | None, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that uses torch.compile in the folder without `compile_cache`: torch's lock tells."""
+def test_library_locked_by_torch_is_kept(before: str | None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check torch's lock, held by a process that uses torch.compile in the folder without `compile_cache`."""
     if before is not None:
         monkeypatch.setenv(VARIABLE, str(cache))
     paths = compiled(cache)
@@ -135,7 +133,7 @@ def test_a_library_that_a_process_is_linking_is_left_alone(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"ab/one.main.so": 1}'])
-def test_a_damaged_list_costs_a_compilation_and_no_error(content: str, cache: Path) -> None:
+def test_damaged_list_causes_a_compilation_but_no_error(content: str, cache: Path) -> None:
     paths = compiled(cache)
     (cache / LIST).write_text(content)
     with compile_cache() as found:
@@ -143,7 +141,7 @@ def test_a_damaged_list_costs_a_compilation_and_no_error(content: str, cache: Pa
         assert not any(path.exists() for path in paths)
 
 
-def test_where_no_folder_can_be_made_torch_keeps_its_own(
+def test_torch_uses_its_own_folder_if_none_can_be_created(
     cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "pgat_fast").write_text("in the way")

@@ -1,4 +1,4 @@
-"""Compiled gradients are the eager ones: of every parameter, for batches of one window and more, in both precisions."""
+"""Compiled gradients equal eager ones for all parameters, several batch sizes and both precisions."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from tests.pgat_fast.model.variants import config_of, inputs_of, loss_of
 
 CPU = torch.device("cpu")
 EPSILONS = 16.0
-"""How many epsilons of the products' dtype a gradient may be off by beyond the spread: both programs sum some hundred
-terms, in other orders."""
+"""Epsilons of the products' dtype by which a gradient may differ beyond the spread: both programs sum some hundred
+terms, in different orders."""
 
 CASES: list[tuple[str, str, Precision]] = [
     ("batched", "fraction", "highest"),
@@ -23,11 +23,11 @@ CASES: list[tuple[str, str, Precision]] = [
     ("batched", "integer", "bf16"),
     ("hierarchical", "fraction", "bf16"),
 ]
-"""Every two of combiner, calendar marks and precision."""
+"""All pairs of values of combiner, calendar marks and precision."""
 
 
 def gradients(model: FastPGAT, config: Config, inputs: tuple[Tensor, ...], precision: Precision) -> list[Tensor]:
-    """Loss and gradients, with the same dropout each time."""
+    """Return loss and gradients, with the same dropout masks in every call."""
     torch.manual_seed(2)
     model.zero_grad()
     with products_in(precision, CPU):
@@ -41,7 +41,7 @@ def gradients(model: FastPGAT, config: Config, inputs: tuple[Tensor, ...], preci
 def spread(
     model: FastPGAT, config: Config, inputs: tuple[Tensor, ...], precision: Precision, expected: list[Tensor]
 ) -> list[float]:
-    """How far rounding in the products' dtype moves each gradient: the worst of three draws."""
+    """Return how far rounding in the products' dtype moves each gradient: the worst of three draws."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     moves = torch.Generator().manual_seed(1)
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -58,16 +58,14 @@ def spread(
 @pytest.mark.compile
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize(("combiner", "marks", "precision"), CASES)
-def test_compiled_gradients_are_the_eager_ones_at_every_batch_size(
-    combiner: str, marks: str, precision: Precision, training: bool
-) -> None:
+def test_compiled_gradients_equal_eager_ones(combiner: str, marks: str, precision: Precision, training: bool) -> None:
     config = config_of(combiner, dropout=0.1, calendar_marks=marks)
     torch.manual_seed(0)
     model = build_model(config, backend="torch").train(training)
     assert isinstance(model, FastPGAT)
     epsilon = torch.finfo(torch.bfloat16 if precision == "bf16" else torch.float32).eps
     names = ["loss", *(name for name, _ in model.named_parameters())]
-    # One chunk of three timesteps for all batch sizes: the last one of each is a part of a chunk.
+    # Chunks of three timesteps for all batch sizes; the last chunk is incomplete in each.
     execution = replace(model.execution, combiner_chunk=3)
     for batch in (1, 2, 3):
         inputs = inputs_of(config, batch=batch)

@@ -1,4 +1,4 @@
-"""Section 9: decoder steps attend to each other, then to the graph features."""
+"""Section 9: decoder block."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.pgat_fast.model.by_hand import array, normal, randomize
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 4])
-def test_a_block_follows_the_formulas(n_heads: int) -> None:
+def test_block_equals_the_formulas(n_heads: int) -> None:
     block = DecoderBlock(8, n_heads, dropout=0.0)
     randomize(block)
     states, graph = normal(2, 5, 8), normal(2, 7, 8, seed=3)
@@ -21,5 +21,5 @@ def test_a_block_follows_the_formulas(n_heads: int) -> None:
         by_hand.assert_equal(found[b], d)
 
 
-def test_the_feed_forward_is_four_times_as_wide() -> None:
+def test_feed_forward_has_four_times_the_width() -> None:
     assert DecoderBlock(8, 2, 0.0).feed_forward[0].out_features == 32

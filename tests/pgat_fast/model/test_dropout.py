@@ -1,4 +1,4 @@
-"""Section 13: where dropout acts."""
+"""Section 13: positions of dropout."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from tests.pgat_fast.model.variants import FEW, config_of, inputs_of, tensors_of
 RATE = 0.35
 
 COMMON = {
-    # both embeddings' sums
+    # sums of both embeddings
     "graph.embedding.dropout": 1,
     "decoder_embedding.dropout": 1,
-    # the encoder's fused sum
+    # fused sum of the encoder
     "encoder.dropout": 1,
-    # the decoder: two attentions and a feed-forward before their residual sums, the inside of the feed-forward
+    # decoder: two attentions and a feed-forward before their residual sums, and inside the feed-forward
     "decoder.0.dropout": 3,
     "decoder.0.feed_forward.2": 1,
 }
@@ -49,7 +49,7 @@ MIXTURE = {
 BODY_PROCESSORS = {f"graph.phase.bodies.{body}.dropout": 1 for body in BODIES}
 MAPPING = {f"mapping.layers.{layer}.{part}": 1 for layer in range(2) for part in ("dropout", "dropout1", "dropout2")}
 FIXED = ("graph.phase.bodies.*", "mapping.*")
-"""Modules whose rate is always 0.1."""
+"""Modules with a fixed rate of 0.1."""
 
 EXPECTED = {
     "batched": COMMON | BATCHED | BODY_PROCESSORS,
@@ -78,7 +78,7 @@ def model_of(variant: str, dropout: float) -> nn.Module:
 
 
 def outputs(model: nn.Module, variant: str) -> list[Tensor]:
-    """Under a fixed seed; without the stochastic learner's draws."""
+    """Return the forecast under a fixed seed, without random draws of the stochastic learner."""
     torch.manual_seed(3)
     for module in model.modules():
         if "Stochastic" in type(module).__name__:
@@ -88,7 +88,7 @@ def outputs(model: nn.Module, variant: str) -> list[Tensor]:
 
 
 def close(first: list[Tensor], second: list[Tensor]) -> bool:
-    # Rounding of float64, magnified by the divisions of section 5.
+    # Rounding of float64, amplified by the divisions of section 5.
     return all(torch.allclose(a, b, rtol=1e-7, atol=1e-7) for a, b in zip(first, second, strict=True))
 
 
@@ -97,7 +97,7 @@ def named(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, nn.Mod
 
 
 @pytest.mark.parametrize("variant", EXPECTED)
-def test_dropout_acts_where_the_architecture_says_and_nowhere_else(variant: str) -> None:
+def test_dropout_modules_are_those_of_the_architecture(variant: str) -> None:
     model = model_of(variant, RATE).train()
     calls: Counter[str] = Counter()
 
@@ -113,7 +113,7 @@ def test_dropout_acts_where_the_architecture_says_and_nowhere_else(variant: str)
 
 
 @pytest.mark.parametrize("variant", WEIGHTS)
-def test_dropout_acts_on_the_attention_weights_that_the_architecture_names(variant: str) -> None:
+def test_attention_dropout_is_that_of_the_architecture(variant: str) -> None:
     dropped = set()
     for name, module in named(model_of(variant, RATE), nn.MultiheadAttention):
         assert isinstance(module, nn.MultiheadAttention)
@@ -125,7 +125,7 @@ def test_dropout_acts_on_the_attention_weights_that_the_architecture_names(varia
     assert all(any(fnmatchcase(name, pattern) for name in dropped) for pattern in patterns)
 
 
-def test_a_rate_of_zero_leaves_the_fixed_rates_of_bodies_and_mapping() -> None:
+def test_rate_of_zero_keeps_fixed_rates_of_bodies_and_mapping() -> None:
     model = model_of("hierarchical everything, joint", 0.0)
     active = {name for name, module in named(model, nn.Dropout) if getattr(module, "p", 0) > 0}
     assert active == set(BODY_PROCESSORS | MAPPING)
@@ -139,14 +139,14 @@ def silence(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("variant", FEW)
-def test_without_dropout_training_computes_what_evaluation_computes(variant: str) -> None:
+def test_training_without_dropout_equals_evaluation(variant: str) -> None:
     model = model_of(variant, 0.0)
     silence(model)
     assert close(outputs(model.train(), variant), outputs(model.eval(), variant))
 
 
 @pytest.mark.parametrize("variant", EXPECTED)
-def test_each_dropout_by_itself_changes_the_forecast_in_training(variant: str) -> None:
+def test_each_dropout_changes_the_forecast_in_training(variant: str) -> None:
     model = model_of(variant, 0.0)
     silence(model)
     exact = outputs(model.train(), variant)
@@ -161,7 +161,7 @@ def test_each_dropout_by_itself_changes_the_forecast_in_training(variant: str) -
 
 
 @pytest.mark.parametrize("variant", FEW)
-def test_training_repeats_under_a_seed_and_differs_under_another(variant: str) -> None:
+def test_training_forecast_depends_on_the_seed(variant: str) -> None:
     model = model_of(variant, 0.1).train()
     first, again = outputs(model, variant), outputs(model, variant)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

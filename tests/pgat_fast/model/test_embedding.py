@@ -1,4 +1,4 @@
-"""Section 2: values, calendar and positions become market states; the last of them the market context."""
+"""Section 2: value, calendar and position embeddings, and market context."""
 
 import math
 
@@ -21,7 +21,7 @@ COUNTS = {"month": 12, "day": 31, "weekday": 7, "hour": 24, "minute": 60}
 
 
 def calendar(layer: CalendarEmbedding, marks: Array, fields: tuple[str, ...], integer: bool) -> Array:
-    """The sum of table rows for marks [S, columns], column by column."""
+    """Return the sum of table rows for marks [S, columns], column by column."""
     tables = {field: array(layer.get_parameter(f"tables.{field}.weight")) for field in fields}
     result = np.zeros((len(marks), next(iter(tables.values())).shape[1]))
     for s, row in enumerate(marks):
@@ -39,12 +39,10 @@ def fractions(*shape: int) -> Tensor:
 @pytest.mark.parametrize("freq", ["d", "h", "t"])
 @pytest.mark.parametrize("columns", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("integer", [False, True])
-def test_calendar_marks_choose_table_rows_and_absent_columns_add_nothing(
-    freq: str, columns: int, integer: bool
-) -> None:
+def test_calendar_embedding_sums_table_rows_of_present_columns(freq: str, columns: int, integer: bool) -> None:
     layer = CalendarEmbedding(6, freq, integer)
     randomize(layer)
-    marks = 3 * fractions(2, 40, columns) - 1  # beyond [0, 1) too: the index is clamped
+    marks = 3 * fractions(2, 40, columns) - 1  # also outside [0, 1): the index is clamped
     fields = FIELDS if freq == "t" else FIELDS[:4]
     expected = np.stack([calendar(layer, array(sample), fields, integer) for sample in marks])
     by_hand.assert_equal(layer(marks), expected)
@@ -57,8 +55,8 @@ def test_tables_have_one_row_more_than_values() -> None:
 
 
 @pytest.mark.parametrize("field", range(5))
-def test_marks_in_the_middle_of_a_value_choose_its_row_in_single_precision(field: int) -> None:
-    """Every value that a calendar can give, encoded as (value + 0.5) / count, comes back."""
+def test_float32_marks_select_the_row_of_their_value(field: int) -> None:
+    """Check the row of every calendar value, encoded as (value + 0.5) / count."""
     layer = CalendarEmbedding(1, "t", integer_marks=False)
     count = COUNTS[FIELDS[field]]
     with torch.no_grad():
@@ -70,25 +68,25 @@ def test_marks_in_the_middle_of_a_value_choose_its_row_in_single_precision(field
     assert layer(marks)[0, :, 0].tolist() == list(range(count))
 
 
-def test_integer_marks_see_every_fraction_as_the_first_value() -> None:
+def test_integer_marks_map_every_fraction_to_the_first_value() -> None:
     layer = CalendarEmbedding(6, "d", integer_marks=True)
     randomize(layer)
     assert torch.equal(layer(fractions(2, 9, 4)), layer(torch.zeros(2, 9, 4)))
 
 
 @pytest.mark.parametrize("width", [1, 8, 13])
-def test_positions_are_sines_on_even_and_cosines_on_odd_channels(width: int) -> None:
+def test_positions_are_sines_in_even_and_cosines_in_odd_channels(width: int) -> None:
     expected = np.zeros((250, width))
     for step in range(250):
         for channel in range(width):
             angle = step / 10000 ** ((channel - channel % 2) / width)
             expected[step, channel] = math.cos(angle) if channel % 2 else math.sin(angle)
-    # Angles up to 249 in float32 are off by up to 1.5e-5 and, through their frequency, once more.
+    # Angles up to 249 have errors up to 1.5e-5 in float32, and as much again from their frequency.
     by_hand.assert_equal(sinusoidal_positions(250, width), expected, 4e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_the_embedding_is_convolution_plus_calendar_plus_positions(steps: int) -> None:
+def test_embedding_is_convolution_plus_calendar_plus_positions(steps: int) -> None:
     layer = Embedding(5, 8, "d", integer_marks=False, dropout=0.0)
     randomize(layer)
     x, marks = normal(2, steps, 5), fractions(2, steps, 4)
@@ -99,12 +97,12 @@ def test_the_embedding_is_convolution_plus_calendar_plus_positions(steps: int) -
         by_hand.assert_equal(found[sample], expected + array(sinusoidal_positions(steps, 8)))
 
 
-def test_the_value_convolution_has_no_bias() -> None:
+def test_value_convolution_has_no_bias() -> None:
     layer = Embedding(5, 8, "d", integer_marks=False, dropout=0.0)
     assert [name for name, _ in layer.named_parameters() if "calendar" not in name] == ["value.weight"]
 
 
-def test_the_market_context_is_made_of_the_last_state() -> None:
+def test_market_context_is_computed_from_the_last_state() -> None:
     layer = MarketContext(6)
     randomize(layer)
     e = normal(3, 4, 6)

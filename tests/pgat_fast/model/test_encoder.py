@@ -1,4 +1,4 @@
-"""Section 7: the dynamic spatio-temporal encoder, one sample and one node at a time."""
+"""Section 7: dynamic spatio-temporal encoder, compared sample by sample and node by node."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def encoder(n_heads: int = 2) -> SpatioTemporalEncoder:
 
 
 def hops(model: SpatioTemporalEncoder, x: Array, adjacency: Array) -> Array:
-    """One timestep: x [N, D], adjacency [N, N], the powers of the transition multiplied out."""
+    """Return the spatial convolutions of one timestep, x [N, D], adjacency [N, N], with powers of the transition."""
     transition = np.zeros((NODES, NODES))
     for i in range(NODES):
         row = [adjacency[i, j] + (i == j) for j in range(NODES)]
@@ -34,7 +34,7 @@ def hops(model: SpatioTemporalEncoder, x: Array, adjacency: Array) -> Array:
 
 
 def encoded(model: SpatioTemporalEncoder, e: Array, adjacency: Array) -> Array:
-    """One sample: e [S, D], adjacency [S, N, N] -> [S, N, D]."""
+    """Encode one sample: e [S, D], adjacency [S, N, N] -> [S, N, D]."""
     steps = len(e)
     x0 = by_hand.linear(model.node_projection, e).reshape(steps, NODES, WIDTH)
     x = np.zeros_like(x0)
@@ -70,7 +70,7 @@ def encoded(model: SpatioTemporalEncoder, e: Array, adjacency: Array) -> Array:
 
 @pytest.mark.parametrize("n_heads", [1, 2, 8])
 @pytest.mark.parametrize("steps", [1, 4, LONGEST])
-def test_node_features_follow_the_formulas_also_for_short_histories(steps: int, n_heads: int) -> None:
+def test_node_features_equal_the_formulas(steps: int, n_heads: int) -> None:
     model = encoder(n_heads)
     e, adjacency = normal(2, steps, WIDTH), 0.3 * uniform(2, steps, NODES, NODES)
     found = model(e, adjacency)
@@ -78,7 +78,7 @@ def test_node_features_follow_the_formulas_also_for_short_histories(steps: int, 
         by_hand.assert_equal(found[b], encoded(model, array(e[b]), array(adjacency[b])))
 
 
-def test_a_row_sum_of_zero_counts_as_one() -> None:
+def test_row_sum_of_zero_is_replaced_by_one() -> None:
     model = encoder()
     x = normal(1, 1, NODES, WIDTH)
     adjacency = torch.zeros(1, 1, NODES, NODES).double()
@@ -87,13 +87,13 @@ def test_a_row_sum_of_zero_counts_as_one() -> None:
     by_hand.assert_equal(model.spatial(x, adjacency)[0, 0], hops(model, array(x[0, 0]), array(adjacency[0, 0])))
 
 
-def test_row_sums_below_zero_are_divided_by_as_they_are() -> None:
+def test_negative_row_sums_are_used_as_divisors() -> None:
     model = encoder()
     x, adjacency = normal(1, 1, NODES, WIDTH), -0.9 * torch.ones(1, 1, NODES, NODES).double()
     by_hand.assert_equal(model.spatial(x, adjacency)[0, 0], hops(model, array(x[0, 0]), array(adjacency[0, 0])))
 
 
-def test_row_sums_are_taken_in_float32_whatever_the_adjacency_is_stored_in() -> None:
+def test_row_sums_of_16_bit_adjacencies_are_float32() -> None:
     model = encoder()
     model.float()
     x = normal(1, 2, NODES, WIDTH).float()
@@ -101,7 +101,7 @@ def test_row_sums_are_taken_in_float32_whatever_the_adjacency_is_stored_in() -> 
     assert torch.equal(model.spatial(x, adjacency), model.spatial(x, adjacency.float()))
 
 
-def test_temporal_convolutions_reach_three_days_to_either_side_and_stay_in_their_node() -> None:
+def test_temporal_convolutions_reach_three_steps_within_a_node() -> None:
     model = SpatioTemporalEncoder(WIDTH, 2, NODES, 12, dropout=0.0)
     randomize(model)
     x = normal(1, 12, NODES, WIDTH)
@@ -113,7 +113,7 @@ def test_temporal_convolutions_reach_three_days_to_either_side_and_stay_in_their
     assert torch.equal(changed, expected)
 
 
-def test_every_token_attends_to_every_node_of_every_timestep() -> None:
+def test_every_token_depends_on_all_nodes_and_timesteps() -> None:
     model = encoder()
     e, adjacency = normal(1, LONGEST, WIDTH), 0.3 * uniform(1, LONGEST, NODES, NODES)
     before = model(e, adjacency)

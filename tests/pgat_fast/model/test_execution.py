@@ -1,4 +1,4 @@
-"""What the section `run` says of how to compute."""
+"""Execution options from the section `run`."""
 
 import logging
 import sys
@@ -23,16 +23,16 @@ GIB = 2**30
         (["run.combiner_chunk=off"], Execution(combiner_chunk=None)),
         (["run.combiner_chunk=7"], Execution(combiner_chunk=7)),
         (["run.exact_dropout=true"], Execution(exact_dropout=True)),
-        (["run.compile=on"], Execution(compiled=False)),  # whether it can be is not decided by a setting
+        (["run.compile=on"], Execution(compiled=False)),  # not decided by the setting alone
     ],
 )
-def test_it_is_what_the_settings_ask_for(settings: list[str], execution: Execution) -> None:
+def test_options_follow_the_settings(settings: list[str], execution: Execution) -> None:
     run = load_config({"recompute": "on"}, settings).run
     assert Execution.of(run) == execution
     assert Execution.of(run, compiled=True).compiled
 
 
-def test_the_defaults_are_those_of_the_schema() -> None:
+def test_default_options() -> None:
     assert Execution() == Execution(
         compiled=False, combiner_chunk="auto", keep=0, exact_dropout=False, kernels=Kernels.OFF
     )
@@ -49,7 +49,7 @@ def test_the_defaults_are_those_of_the_schema() -> None:
         ({}, 0, 0),
     ],
 )
-def test_two_operators_keep_a_quarter_of_the_free_memory_on_a_cpu(
+def test_operators_keep_a_quarter_of_the_free_memory_on_a_cpu(
     settings: dict[str, str], free: int, keep: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[float | None] = []
@@ -61,7 +61,7 @@ def test_two_operators_keep_a_quarter_of_the_free_memory_on_a_cpu(
 
 
 @pytest.mark.parametrize(("ranks", "threads", "keep"), [(1, 8, GIB), (2, 8, GIB / 2), (1, 2, GIB / 4), (2, 1, GIB / 8)])
-def test_processes_beside_each_other_share_the_free_memory(
+def test_free_memory_is_divided_among_processes(
     ranks: int, threads: int, keep: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgat_fast.model.execution.free_memory", lambda limit: 8 * GIB)
@@ -80,7 +80,7 @@ def test_processes_beside_each_other_share_the_free_memory(
         ("triton", False, Kernels.ON, "backend triton"),
     ],
 )
-def test_on_a_gpu_auto_takes_the_kernels_that_have_been_measured(
+def test_auto_uses_measured_kernels_on_a_gpu(
     asked: str,
     known: bool,
     kernels: Kernels,

@@ -1,4 +1,4 @@
-"""The loss of a mixture and the point that stands for it."""
+"""Loss and point forecast of a mixture."""
 
 import math
 
@@ -17,42 +17,42 @@ def mixture(batch: int = 3, days: int = 4, targets: int = 2, components: int = 5
 
 
 def joint(m: Mixture) -> Distribution:
-    """The component is drawn once a day."""
+    """Return the distribution of all targets of a day, with one component a day."""
     parts = Normal(m.means.transpose(2, 3), m.log_stds.transpose(2, 3).exp())  # [B, P, K, c_out]
     return MixtureSameFamily(Categorical(logits=m.log_weights), Independent(parts, 1))
 
 
 def of_target(m: Mixture, target: int) -> Distribution:
-    """The component of one target is drawn for itself."""
+    """Return the distribution of one target, with its own component."""
     parts = Normal(m.means[:, :, target], m.log_stds[:, :, target].exp())
     return MixtureSameFamily(Categorical(logits=m.log_weights), parts)
 
 
-def test_the_joint_loss_is_the_mean_over_days_of_the_density_of_all_targets() -> None:
+def test_joint_loss_is_the_mean_negative_log_density_of_a_day() -> None:
     m, y = mixture(), normal(3, 4, 2, seed=4)
     assert torch.allclose(mixture_nll(m, y, "joint"), -joint(m).log_prob(y).mean(), rtol=1e-12)  # rounding
 
 
-def test_the_independent_loss_sums_the_targets_of_a_day() -> None:
+def test_independent_loss_is_summed_over_the_targets_of_a_day() -> None:
     m, y = mixture(), normal(3, 4, 2, seed=4)
     total: Tensor = sum((of_target(m, c).log_prob(y[:, :, c]) for c in range(2)), torch.zeros(3, 4))
     assert torch.allclose(mixture_nll(m, y, "independent"), -total.mean(), rtol=1e-12)  # rounding of float64
 
 
-def test_both_modes_agree_where_there_is_one_target_and_differ_where_there_are_two() -> None:
+def test_modes_agree_for_one_target_and_differ_for_two() -> None:
     single, y = mixture(targets=1), normal(3, 4, 1)
     assert torch.allclose(mixture_nll(single, y, "joint"), mixture_nll(single, y, "independent"), rtol=1e-12)
     pair, y = mixture(), normal(3, 4, 2)
     assert abs(mixture_nll(pair, y, "joint") - mixture_nll(pair, y, "independent")) > 1e-3
 
 
-def test_the_joint_density_integrates_to_one() -> None:
+def test_joint_density_integrates_to_one() -> None:
     m = mixture(batch=1, days=1)
     grid = torch.linspace(-30, 30, 1201, dtype=torch.float64)
     first, second = torch.meshgrid(grid, grid, indexing="ij")
     y = torch.stack((first, second), dim=-1).reshape(-1, 1, 2)
     repeated = Mixture(*(part.expand(len(y), *part.shape[1:]) for part in m))
-    # One day a batch entry: the loss of each alone is what the mean is made of.
+    # One day in each batch entry; vmap returns the loss of each.
     losses = torch.func.vmap(lambda a, b, c, t: mixture_nll(Mixture(a[None], b[None], c[None]), t[None], "joint"))(
         *repeated, y
     )
@@ -61,7 +61,7 @@ def test_the_joint_density_integrates_to_one() -> None:
 
 @pytest.mark.parametrize("mode", ["joint", "independent"])
 @pytest.mark.parametrize("log_std", [-10.0, 2.0])
-def test_loss_and_gradients_stay_finite_at_the_limits(mode: str, log_std: float) -> None:
+def test_loss_and_gradients_are_finite_at_the_limits(mode: str, log_std: float) -> None:
     means = torch.zeros(2, 3, 2, 3, requires_grad=True)
     log_stds = torch.full((2, 3, 2, 3), log_std, requires_grad=True)
     log_weights = torch.tensor([100.0, 0.0, -100.0]).repeat(2, 3, 1).requires_grad_()
@@ -77,7 +77,7 @@ def test_loss_and_gradients_stay_finite_at_the_limits(mode: str, log_std: float)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_loss_of_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+def test_mixture_loss_of_half_precision_is_float32(dtype: torch.dtype) -> None:
     halves = Mixture(*(part.to(dtype) for part in mixture()))
     singles = Mixture(*(part.float() for part in halves))
     y = normal(3, 4, 2).to(dtype)
@@ -87,19 +87,19 @@ def test_the_loss_of_half_precision_is_computed_in_float32(dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("mode", ["joint", "independent"])
-def test_shifting_all_log_weights_changes_nothing(mode: str) -> None:
+def test_loss_is_invariant_to_a_shift_of_log_weights(mode: str) -> None:
     m, y = mixture(), normal(3, 4, 2)
     shifted = m._replace(log_weights=m.log_weights + 7)
     assert torch.allclose(mixture_nll(m, y, mode), mixture_nll(shifted, y, mode), rtol=1e-12)  # rounding
     assert torch.allclose(m.point(), shifted.point(), rtol=1e-12)
 
 
-def test_an_unknown_mode_is_refused() -> None:
+def test_unknown_mode_is_rejected() -> None:
     with pytest.raises(ValueError, match="'both', not 'joint' or 'independent'"):
         mixture_nll(mixture(), normal(3, 4, 2), "both")
 
 
-def test_the_point_forecast_is_the_mean_of_the_mixture() -> None:
+def test_point_forecast_is_the_mean_of_the_mixture() -> None:
     m = mixture()
     found = point_forecast(m)
     assert found.shape == (3, 4, 2)
@@ -108,23 +108,23 @@ def test_the_point_forecast_is_the_mean_of_the_mixture() -> None:
         assert torch.allclose(found[:, :, target], of_target(m, target).mean, rtol=0, atol=1e-12)
 
 
-def test_numbers_are_their_own_point_forecast() -> None:
+def test_point_forecast_of_a_tensor_is_the_tensor() -> None:
     numbers = normal(3, 4, 2)
     assert point_forecast(numbers) is numbers
 
 
-def test_a_point_forecast_is_judged_by_its_mean_squared_error() -> None:
+def test_loss_of_a_point_forecast_is_mean_squared_error() -> None:
     loss = forecast_loss(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.0, 4.0]]]), "joint")
     assert loss.item() == 2.5
 
 
-def test_a_forecast_of_half_precision_is_judged_in_float32() -> None:
+def test_loss_of_half_precision_point_forecast_is_float32() -> None:
     loss = forecast_loss(torch.full((1, 1, 1), 1.0, dtype=torch.bfloat16), torch.full((1, 1, 1), 1.001), "joint")
     assert loss.dtype == torch.float32
     assert abs(loss.item() - 1e-6) < 1e-9  # in bfloat16 the difference would be 0
 
 
-def test_a_mixture_is_judged_by_its_likelihood() -> None:
+def test_loss_of_a_mixture_is_its_likelihood() -> None:
     mixture = Mixture(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4))
     target = torch.randn(1, 2, 3)
     assert forecast_loss(mixture, target, "joint") == mixture_nll(mixture, target, "joint")

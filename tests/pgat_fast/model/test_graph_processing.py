@@ -1,4 +1,4 @@
-"""Section 8: what the combined adjacency does to the encoded history."""
+"""Section 8: processing of the encoded history with the combined adjacency."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from tests.pgat_fast.model.by_hand import Array, array, normal, randomize, unifo
 
 
 @pytest.mark.parametrize("targets", [1, 2, 4])
-def test_targets_read_covariates_through_the_blocks_of_the_adjacency(targets: int) -> None:
+def test_targets_equal_the_formula(targets: int) -> None:
     nodes, share = 5, 3
     model = PartitionedProcessing(nodes * share, nodes, targets)
     randomize(model)
@@ -37,7 +37,7 @@ def test_targets_read_covariates_through_the_blocks_of_the_adjacency(targets: in
         by_hand.assert_equal(found[b, s], expected.reshape(-1))
 
 
-def test_covariates_pass_unchanged() -> None:
+def test_covariates_are_unchanged() -> None:
     model = PartitionedProcessing(15, 5, 2)
     randomize(model)
     encoded = normal(2, 3, 15)
@@ -69,7 +69,7 @@ def one_graph(layer: GraphAttentionBlock, x: Array, adjacency: Array) -> Array:
 
 
 def sparse(*shape: int) -> Tensor:
-    """An adjacency with about half of its entries 0, some of the diagonal too."""
+    """Return an adjacency with about half of its entries 0, including some of the diagonal."""
     adjacency = uniform(*shape)
     return adjacency * (uniform(*shape, seed=8) > 0)
 
@@ -77,7 +77,7 @@ def sparse(*shape: int) -> Tensor:
 @pytest.mark.parametrize("n_heads", [1, 2, 4])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("threshold", [0.0, 0.4])
-def test_nodes_attend_to_their_neighbours_in_the_graph(threshold: float, bias: bool, n_heads: int) -> None:
+def test_attention_equals_the_formula(threshold: float, bias: bool, n_heads: int) -> None:
     model = GraphAttention(WIDTH, n_heads, 2, 0.0, threshold, bias)
     randomize(model)
     nodes, adjacency = normal(2, 3, NODES, WIDTH), sparse(2, 3, NODES, NODES)
@@ -91,7 +91,7 @@ def test_nodes_attend_to_their_neighbours_in_the_graph(threshold: float, bias: b
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_hidden_node_has_no_influence(bias: bool) -> None:
+def test_hidden_node_has_no_influence(bias: bool) -> None:
     layer = block(bias=bias)
     x, adjacency = normal(1, NODES, WIDTH), uniform(1, NODES, NODES)
     adjacency[0, 0, 2] = 0
@@ -103,7 +103,7 @@ def test_a_hidden_node_has_no_influence(bias: bool) -> None:
 
 
 @pytest.mark.parametrize(("value", "hidden"), [(0.25, True), (-0.25, True), (0.2500001, False), (-0.3, False)])
-def test_edges_at_or_below_the_threshold_are_hidden_whatever_their_sign(value: float, hidden: bool) -> None:
+def test_edges_with_magnitude_at_most_the_threshold_are_hidden(value: float, hidden: bool) -> None:
     layer = block(threshold=0.25)
     x, adjacency = normal(1, NODES, WIDTH), torch.ones(1, NODES, NODES).double()
     adjacency[0, 0, 2] = value
@@ -113,7 +113,7 @@ def test_edges_at_or_below_the_threshold_are_hidden_whatever_their_sign(value: f
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_node_without_neighbours_attends_to_itself(bias: bool) -> None:
+def test_node_without_neighbours_attends_to_itself(bias: bool) -> None:
     layer = block(bias=bias)
     x = normal(3, NODES, WIDTH)
     single = x.reshape(-1, 1, WIDTH)
@@ -127,7 +127,7 @@ def test_a_node_without_neighbours_attends_to_itself(bias: bool) -> None:
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)  # rounding of float64
 
 
-def test_the_bias_carries_gradients_to_the_visible_edges_and_the_scale() -> None:
+def test_bias_has_gradients_to_visible_edges_and_scale() -> None:
     layer = block(threshold=0.2, bias=True)
     adjacency = uniform(2, NODES, NODES).requires_grad_()
     layer(normal(2, NODES, WIDTH), adjacency).square().sum().backward()
@@ -141,7 +141,7 @@ def test_the_bias_carries_gradients_to_the_visible_edges_and_the_scale() -> None
     assert layer.adjacency_scale.grad.item() != 0
 
 
-def test_without_the_bias_only_the_pattern_of_the_adjacency_matters() -> None:
+def test_without_bias_only_the_sparsity_pattern_is_used() -> None:
     layer = block()
     x, adjacency = normal(1, NODES, WIDTH), sparse(1, NODES, NODES)
     assert torch.equal(layer(x, adjacency), layer(x, 0.1 * adjacency.sign()))
@@ -149,7 +149,7 @@ def test_without_the_bias_only_the_pattern_of_the_adjacency_matters() -> None:
 
 
 @pytest.mark.parametrize("what", ["nodes", "adjacency"])
-def test_a_timestep_does_not_depend_on_any_other_timestep_or_sample(what: str) -> None:
+def test_timesteps_and_samples_are_independent(what: str) -> None:
     model = GraphAttention(WIDTH, 2, 2, 0.0, 0.0, bias=True)
     randomize(model)
     inputs = {"nodes": normal(2, 3, NODES, WIDTH), "adjacency": uniform(2, 3, NODES, NODES)}

@@ -1,4 +1,4 @@
-"""Section 10, hierarchical mapping: a summary of the history is added to every state."""
+"""Section 10: hierarchical mapping, which adds a summary of the history to every state."""
 
 import math
 
@@ -20,13 +20,13 @@ def mapping() -> HierarchicalMapping:
 
 
 def pooled(x: Array) -> Array:
-    """[S, D] to [N, D]: means of N overlapping ranges, or points between the steps where there are too few."""
+    """Pool [S, D] to [N, D]: means of N overlapping ranges, or interpolation between steps if S < N."""
     steps = len(x)
     rows = []
     for n in range(NODES):
         if steps >= NODES:
             rows.append(x[math.floor(n * steps / NODES) : math.ceil((n + 1) * steps / NODES)].mean(axis=0))
-        else:  # the middle of the n-th of N equal parts, in steps whose middles are 0, 1, ...
+        else:  # the middle of the n-th of N equal parts; steps have their middles at 0, 1, ...
             place = min(max((n + 0.5) * steps / NODES - 0.5, 0), steps - 1)
             low = math.floor(place)
             high = min(low + 1, steps - 1)
@@ -41,7 +41,7 @@ def transformed(layer: nn.TransformerEncoderLayer, x: Array) -> Array:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 8])
-def test_the_summary_pools_long_histories_and_interpolates_short_ones(steps: int) -> None:
+def test_summary_equals_the_formula(steps: int) -> None:
     model = mapping()
     e = normal(2, steps, WIDTH)
     summary, found = model.map_nodes(e), model(e)
@@ -56,13 +56,13 @@ def test_the_summary_pools_long_histories_and_interpolates_short_ones(steps: int
         by_hand.assert_equal(found[b], state + by_hand.linear(model.projection, nodes.reshape(-1)))
 
 
-def test_the_blocks_are_two_and_four_times_as_wide_inside() -> None:
+def test_two_blocks_have_four_times_the_width_inside() -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in mapping().layers.named_parameters()}
     inside = [shape for name, shape in shapes.items() if name.endswith("linear1.weight")]
     assert inside == [(4 * WIDTH, WIDTH), (4 * WIDTH, WIDTH)]
 
 
-def test_every_step_receives_the_same_vector_and_every_step_has_a_say_in_it() -> None:
+def test_summary_is_the_same_for_all_steps_and_depends_on_all() -> None:
     model = mapping()
     e = normal(1, 6, WIDTH)
     added = array(model(e) - e)[0]

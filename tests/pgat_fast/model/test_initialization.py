@@ -1,4 +1,4 @@
-"""Section 13: initial values."""
+"""Section 13: initial values of the parameters."""
 
 import math
 
@@ -17,7 +17,7 @@ sun 1 .8 .9 .7, moon .3 .9 .4 .8, mercury .9 .3 .8 .4, venus .6 .7 .8 .9, mars .
 saturn .2 .8 .9 .3, uranus .9 .1 .2 .9, neptune .1 .9 .8 .2, pluto .8 .1 .9 .9, north_node .7 .6 .8 .5,
 south_node .3 .4 .2 .5, chiron .4 .6 .5 .7
 """
-"""As the architecture lists them."""
+"""Body patterns as listed in the architecture."""
 
 COVER = ("hierarchical everything, joint", "batched", "1 head, odd width", "no bodies, attention, bias")
 ONES = ("edges.weights", "scaler", "adjacency_scale")
@@ -31,13 +31,13 @@ def model_of(variant: str, seed: int = 0) -> nn.Module:
 
 
 def distance(values: Array, distribution: Array) -> float:
-    """Kolmogorov and Smirnov's: how far the distribution function at the sorted values is from their ranks."""
+    """Return the Kolmogorov-Smirnov statistic of sorted values, given the distribution function at them."""
     ranks = np.arange(values.size)
     return float(np.maximum(distribution - ranks / values.size, (ranks + 1) / values.size - distribution).max())
 
 
 def limit(count: int) -> float:
-    """What `distance` exceeds once in 4 million draws: 2 exp(-2 * 2.82^2)."""
+    """Return the bound that `distance` exceeds once in 4 million draws: 2 exp(-2 * 2.82^2)."""
     return 2.82 / math.sqrt(count)
 
 
@@ -46,7 +46,7 @@ def norm_weights(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_biases_are_zero_and_scales_one(variant: str) -> None:
+def test_biases_are_zero_and_scales_are_one(variant: str) -> None:
     model = model_of(variant)
     norms = norm_weights(model)
     checked = set()
@@ -63,16 +63,16 @@ def test_biases_are_zero_and_scales_one(variant: str) -> None:
 
 
 def bound(name: str, parameter: nn.Parameter, single_key: set[str]) -> float:
-    """Glorot and Bengio's: the root of 6 / (fan in + fan out)."""
+    """Return the bound of Glorot and Bengio: the root of 6 / (fan in + fan out)."""
     outputs, inputs = parameter.shape[:2]
     taps = math.prod(parameter.shape[2:])
-    if name in single_key:  # the values are a third of one matrix that makes queries, keys and values
+    if name in single_key:  # one third of the packed matrix of queries, keys and values
         return math.sqrt(6 / (inputs + 3 * outputs))
     return math.sqrt(6 / (taps * inputs + taps * outputs))
 
 
 @pytest.mark.parametrize("variant", COVER)
-def test_weights_are_uniform_within_the_bound_of_xavier(variant: str) -> None:
+def test_weights_are_xavier_uniform(variant: str) -> None:
     model = model_of(variant)
     single_key = {
         name
@@ -89,7 +89,7 @@ def test_weights_are_uniform_within_the_bound_of_xavier(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["hierarchical", "no bodies"])
-def test_positions_and_interactions_of_the_encoder_are_standard_normal(variant: str) -> None:
+def test_encoder_positions_and_interactions_are_standard_normal(variant: str) -> None:
     model = model_of(variant)
     for name in NORMAL:
         values = np.sort(array(model.get_parameter(name)).ravel())
@@ -98,7 +98,7 @@ def test_positions_and_interactions_of_the_encoder_are_standard_normal(variant: 
 
 
 @pytest.mark.parametrize("variant", ["hierarchical", "1 head, odd width"])
-def test_bodies_begin_with_their_pattern(variant: str) -> None:
+def test_body_embeddings_have_their_patterns(variant: str) -> None:
     embeddings = array(model_of(variant).get_parameter(BODY_EMBEDDINGS))
     patterns = {}
     for entry in PATTERNS.replace("\n", " ").split(","):
@@ -107,11 +107,11 @@ def test_bodies_begin_with_their_pattern(variant: str) -> None:
     assert set(patterns) == set(BODIES)
     for b, body in enumerate(BODIES):
         for channel in range(embeddings.shape[1]):
-            # float32 holds products of one tenth to seven digits
+            # float32 represents multiples of one tenth to seven digits
             assert embeddings[b, channel] == pytest.approx(0.1 * patterns[body][channel % 4], rel=1e-6)
 
 
-def test_the_seed_decides_every_value() -> None:
+def test_values_depend_on_the_seed() -> None:
     first, again, other = (dict(model_of("batched", seed).named_parameters()) for seed in (1, 1, 2))
     norms = norm_weights(model_of("batched"))
     for name, parameter in first.items():
@@ -121,7 +121,7 @@ def test_the_seed_decides_every_value() -> None:
     assert norms
 
 
-def test_no_two_weights_are_the_same_draw() -> None:
+def test_weights_are_drawn_independently() -> None:
     model = model_of("hierarchical everything, joint")
     drawn = [p for name, p in model.named_parameters() if p.dim() >= 2 and name != BODY_EMBEDDINGS]
     firsts = [round(parameter.flatten()[0].item(), 12) for parameter in drawn]

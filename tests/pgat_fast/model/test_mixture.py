@@ -1,4 +1,4 @@
-"""Section 10, mixture decoder: blocks over the forecast days and a head for each parameter of the mixture."""
+"""Section 10: mixture decoder, blocks over the forecast days and a head for each parameter of the mixture."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def decoder(n_heads: int = 2) -> MixtureDecoder:
 
 
 def transformed(layer: nn.TransformerDecoderLayer, d: Array, graph: Array) -> Array:
-    """Pre-norm: every part adds to what came before it."""
+    """Apply a pre-norm decoder block."""
     steps = len(d)
     later = np_triangle(steps)
     x = by_hand.layer_norm(layer.norm1, d)
@@ -31,13 +31,13 @@ def transformed(layer: nn.TransformerDecoderLayer, d: Array, graph: Array) -> Ar
 
 
 def np_triangle(steps: int) -> Array:
-    """-inf where a step would see a later one."""
+    """Return a causal mask: -inf at later steps, 0 elsewhere."""
     return array(torch.full((steps, steps), float("-inf")).triu(diagonal=1))
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 4])
 @pytest.mark.parametrize("days", [1, 5])
-def test_the_mixture_follows_the_formulas(days: int, n_heads: int) -> None:
+def test_mixture_equals_the_formulas(days: int, n_heads: int) -> None:
     model = decoder(n_heads)
     states, graph = normal(2, days, WIDTH), normal(2, 7, WIDTH, seed=3)
     found = model(states, graph)
@@ -54,7 +54,7 @@ def test_the_mixture_follows_the_formulas(days: int, n_heads: int) -> None:
         by_hand.assert_equal(found.log_weights[b], by_hand.linear(model.log_weights, d))
 
 
-def test_a_day_does_not_see_later_days() -> None:
+def test_days_do_not_depend_on_later_days() -> None:
     model = decoder()
     states, graph = normal(1, 6, WIDTH), normal(1, 7, WIDTH)
     before = model(states, graph)
@@ -67,7 +67,7 @@ def test_a_day_does_not_see_later_days() -> None:
 
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_the_result_does_not_depend_on_how_torch_runs_it(training: bool, gradients: bool) -> None:
+def test_result_is_independent_of_torchs_execution_path(training: bool, gradients: bool) -> None:
     model, graph = decoder(), normal(2, 7, WIDTH)
     expected = model(normal(2, 5, WIDTH), graph)
     model.train(training)
@@ -78,7 +78,7 @@ def test_the_result_does_not_depend_on_how_torch_runs_it(training: bool, gradien
 
 
 @pytest.mark.parametrize(("bias", "limit"), [(100.0, 2.0), (-100.0, -10.0)])
-def test_log_deviations_stay_within_their_limits(bias: float, limit: float) -> None:
+def test_log_stds_are_clamped(bias: float, limit: float) -> None:
     model = decoder()
     with torch.no_grad():
         model.log_stds.bias.fill_(bias)

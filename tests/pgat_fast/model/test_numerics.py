@@ -1,4 +1,4 @@
-"""Gates are computed in float32 whatever the precision of the products."""
+"""Gates are computed in float32 at every precision of the products."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tests.pgat_fast.model import variants
 
 
 class SigmoidInputs(TorchFunctionMode):
-    """Records the dtype of everything that a sigmoid is taken of."""
+    """Mode that records the dtypes of the inputs of sigmoids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,17 +25,17 @@ class SigmoidInputs(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("name", ["hierarchical", "batched"])
-def test_under_autocast_every_gate_is_computed_in_float32(name: str) -> None:
+def test_gates_are_computed_in_float32_under_autocast(name: str) -> None:
     config = variants.config_of(name)
     model, inputs = build_model(config, backend="reference"), variants.inputs_of(config)
     with torch.autocast("cpu", torch.bfloat16), SigmoidInputs() as seen:
         model(*inputs)
-    # two in section 1, the aspects, body fusion, three of the encoder; the calibration and three interactions of 6b
+    # two in section 1, aspects, body fusion, three in the encoder; calibration and three interactions in section 6b
     assert len(seen.dtypes) == (11 if name == "hierarchical" else 7)
     assert set(seen.dtypes) == {torch.float32}
 
 
-def test_double_precision_is_kept_and_half_precision_is_raised() -> None:
+def test_float64_is_kept_and_16_bits_are_promoted() -> None:
     for given, found in (
         (torch.float64, torch.float64),
         (torch.bfloat16, torch.float32),

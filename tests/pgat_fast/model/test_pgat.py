@@ -1,4 +1,4 @@
-"""The whole model, over a cover of its settings."""
+"""The complete model with variants that cover its settings."""
 
 import copy
 import logging
@@ -14,7 +14,7 @@ from tests.pgat_fast.model.variants import FEW, FEW_FIRST, SMALL, VARIANTS, conf
 
 
 def close(first: Tensor, second: Tensor) -> bool:
-    """Equal but for rounding of float64, magnified by the divisions of section 5 by small row sums."""
+    """Return whether tensors are equal up to rounding of float64, amplified by divisions by small sums (section 5)."""
     return torch.allclose(first, second, rtol=1e-8, atol=1e-8)
 
 
@@ -29,14 +29,14 @@ def test_every_parameter_receives_a_gradient_in_training(variant: str) -> None:
     loss_of(config, model(*inputs_of(config, dtype=torch.float64))).backward()
     norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
     assert set(norms) == {name for name, _ in model.named_parameters()}
-    # Below that it would be rounding noise about zero.
+    # Smaller norms are rounding noise about zero.
     without = {name for name, norm in norms.items() if norm < 1e-12 * max(norms.values())}
-    # Its gradient is zero for a reason: one vector added to all keys moves no weight of a softmax.
+    # A vector added to all keys changes no weight of a softmax, so its gradient is zero.
     assert without == ({"graph.body_fusion.key.bias"} if config.model.use_celestial_graph else set())
 
 
 @pytest.mark.parametrize("variant", FEW_FIRST)
-def test_samples_of_a_batch_do_not_see_each_other(variant: str) -> None:
+def test_samples_of_a_batch_are_independent(variant: str) -> None:
     config, model = config_of(variant), model_of(variant).double().eval()
     inputs = inputs_of(config, batch=3, dtype=torch.float64)
     forecast, diagnostics = model(*inputs)
@@ -50,8 +50,8 @@ def test_samples_of_a_batch_do_not_see_each_other(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", FEW)
-def test_the_model_runs_where_no_number_can_be_read(variant: str) -> None:
-    """On the meta device a branch on data raises: on an accelerator it would wait for the device."""
+def test_model_runs_on_the_meta_device(variant: str) -> None:
+    """Check that no branch depends on data: on the meta device it raises, on an accelerator it would synchronise."""
     config = config_of(variant)
     with torch.device("meta"):
         model = build_model(config)
@@ -61,7 +61,7 @@ def test_the_model_runs_where_no_number_can_be_read(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", FEW_FIRST)
-def test_evaluation_draws_no_random_numbers_and_prints_nothing(variant: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_is_deterministic_and_silent(variant: str, capfd: pytest.CaptureFixture[str]) -> None:
     config, model = config_of(variant), model_of(variant).eval()
     state = torch.get_rng_state()
     first, second = (tensors_of(model(*inputs_of(config))) for _ in range(2))
@@ -72,8 +72,8 @@ def test_evaluation_draws_no_random_numbers_and_prints_nothing(variant: str, cap
 
 
 @pytest.mark.parametrize("variant", FEW)
-def test_the_forecast_is_the_same_with_and_without_gradients(variant: str) -> None:
-    """Torch runs other code for attention in evaluation without gradients."""
+def test_forecast_is_the_same_with_and_without_gradients(variant: str) -> None:
+    """Compare the two code paths of torch's attention in evaluation."""
     config, model = config_of(variant), model_of(variant).double().eval()
     inputs = inputs_of(config, dtype=torch.float64)
     expected = tensors_of(model(*inputs))
@@ -83,7 +83,7 @@ def test_the_forecast_is_the_same_with_and_without_gradients(variant: str) -> No
 
 
 @pytest.mark.parametrize("variant", FEW_FIRST)
-def test_bfloat16_autocast_runs_and_stays_finite(variant: str) -> None:
+def test_bfloat16_autocast_gives_finite_results(variant: str) -> None:
     config, model = config_of(variant), model_of(variant)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         assert all(torch.isfinite(tensor).all() for tensor in tensors_of(model.eval()(*inputs_of(config))))
@@ -115,7 +115,7 @@ def test_forecast_and_diagnostics_have_the_documented_shapes(variant: str) -> No
 
 
 @pytest.mark.parametrize("variant", FEW)
-def test_the_state_dict_holds_the_parameters_and_nothing_else(variant: str) -> None:
+def test_state_dict_contains_exactly_the_parameters(variant: str) -> None:
     model = model_of(variant)
     assert list(model.state_dict()) == [name for name, _ in model.named_parameters()]
     copied = copy.deepcopy(model).eval()
@@ -129,8 +129,8 @@ def test_the_state_dict_holds_the_parameters_and_nothing_else(variant: str) -> N
 
 
 @pytest.mark.parametrize("variant", FEW)
-def test_the_model_forecasts_from_its_inputs(variant: str) -> None:
-    """Each input has a say: history and decoder values, marks where they are not cast to integers."""
+def test_forecast_depends_on_all_inputs(variant: str) -> None:
+    """Check that the forecast depends on each input, except on marks that are cast to integers."""
     config, model = config_of(variant), model_of(variant).double().eval()
     inputs = inputs_of(config, dtype=torch.float64)
     before = tensors_of(model(*inputs))
@@ -141,7 +141,7 @@ def test_the_model_forecasts_from_its_inputs(variant: str) -> None:
         assert same == (index in (1, 3) and config.model.calendar_marks == "integer")
 
 
-def test_the_combined_adjacency_of_bodies_lies_between_minus_one_and_one() -> None:
+def test_combined_adjacency_of_bodies_is_between_minus_one_and_one() -> None:
     for variant in ("batched", "hierarchical"):
         adjacency = model_of(variant)(*inputs_of(config_of(variant)))[1]["adjacency"]
         assert adjacency.abs().max() < 1
@@ -149,7 +149,7 @@ def test_the_combined_adjacency_of_bodies_lies_between_minus_one_and_one() -> No
 
 
 @pytest.mark.parametrize(("d_model", "n_heads", "width"), [(130, 8, 208), (208, 8, 208), (1, 2, 26), (27, 2, 52)])
-def test_the_width_is_raised_to_a_multiple_of_bodies_and_heads_and_the_log_says_so(
+def test_width_is_rounded_up_to_a_multiple_of_bodies_and_heads(
     d_model: int, n_heads: int, width: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -158,6 +158,6 @@ def test_the_width_is_raised_to_a_multiple_of_bodies_and_heads_and_the_log_says_
     assert (f"d_model {d_model} raised to {width}" in caplog.text) == (width != d_model)
 
 
-def test_backends_that_are_not_there_are_refused() -> None:
+def test_unknown_backend_lists_valid_ones() -> None:
     with pytest.raises(BackendError, match="'nonsense', not one of auto, reference"):
         build_model(SMALL, backend="nonsense")

@@ -1,4 +1,4 @@
-"""Section 1: body features and the phase adjacency."""
+"""Section 1: body features and phase adjacency."""
 
 import math
 
@@ -39,7 +39,7 @@ def columns_of(body: str, feature_map: str) -> list[int]:
 
 
 def quantities(body: str, x: Array) -> dict[str, float]:
-    """What section 1 knows of `body` from one row of inputs."""
+    """Return the quantities of section 1 for `body`, from one row of inputs."""
     dynamic, static = f"dyn_{IN_FILE[body]}_", f"{IN_FILE[body]}_"
 
     def angle(prefix: str, otherwise: float) -> float:
@@ -65,7 +65,7 @@ def wrapped(angle: float) -> float:
 
 
 def phase_adjacency(edges: PhaseEdges, h: Array, x: Array, computed: bool) -> Array:
-    """Of one sample: h [N, C], x [F], pair by pair."""
+    """Return the phase adjacency of one sample, h [N, C], x [F], pair by pair."""
     known = [quantities(body, x) if computed else None for body in BODIES]
     zero = dict.fromkeys(("longitude", "sign", "ecliptic", "speed", "distance"), 0.0)
     result = np.zeros((13, 13))
@@ -86,7 +86,7 @@ def phase_adjacency(edges: PhaseEdges, h: Array, x: Array, computed: bool) -> Ar
 
 
 def body_features(body: nn.Module, x: Array) -> Array:
-    """[S, n_b] -> [S, C]."""
+    """Return the features [S, C] of the columns x [S, n_b] of a body."""
     assert isinstance(body, BodyProcessor)
     z = by_hand.linear(body.attention.output, by_hand.linear(body.attention.value, x))
     r = by_hand.layer_norm(body.norm, by_hand.linear(body.project, by_hand.gelu(by_hand.linear(body.expand, z))))
@@ -96,7 +96,7 @@ def body_features(body: nn.Module, x: Array) -> Array:
 
 @pytest.mark.parametrize("phase_edges", ["computed", "zero"])
 @pytest.mark.parametrize("feature_map", ["named", "positional"])
-def test_features_and_adjacency_follow_the_formulas(feature_map: str, phase_edges: str) -> None:
+def test_features_and_adjacency_equal_the_formulas(feature_map: str, phase_edges: str) -> None:
     model = PhaseAwareProcessor(4, feature_map, phase_edges)
     randomize(model)
     x = normal(2, 5, 118)
@@ -109,11 +109,11 @@ def test_features_and_adjacency_follow_the_formulas(feature_map: str, phase_edge
         by_hand.assert_equal(adjacency[sample], expected)
         scale = 1 + (np.log(expected + 1e-8) * array(model.scaler)).mean(axis=1)
         o = np.stack([by_hand.attention(model.attention, step, step) for step in h])
-        by_hand.assert_equal(features[sample], (o * scale[:, None]).reshape(5, -1), 1e-9)  # times scales up to 20
+        by_hand.assert_equal(features[sample], (o * scale[:, None]).reshape(5, -1), 1e-9)  # scales reach 20
 
 
 @pytest.mark.parametrize("phase_edges", ["computed", "zero"])
-def test_the_phase_adjacency_is_symmetric_with_zero_diagonal(phase_edges: str) -> None:
+def test_phase_adjacency_is_symmetric_with_zero_diagonal(phase_edges: str) -> None:
     adjacency = PhaseAwareProcessor(2, "named", phase_edges)(torch.randn(3, 4, 118))[1]
     assert torch.equal(adjacency, adjacency.transpose(1, 2))
     assert (adjacency.diagonal(dim1=1, dim2=2) == 0).all()
@@ -128,7 +128,7 @@ def edges_and_inputs() -> tuple[PhaseEdges, Tensor, Tensor]:
 
 
 def turned(x: Tensor, angle: float) -> Tensor:
-    """`x` with every sine and cosine turned by `angle`."""
+    """Return `x` with all sine and cosine pairs rotated by `angle`."""
     x = x.clone()
     for sin in (i for i, name in enumerate(COLUMNS) if name.endswith("sin")):
         s, c = x[:, sin].clone(), x[:, sin + 1].clone()
@@ -138,21 +138,21 @@ def turned(x: Tensor, angle: float) -> Tensor:
 
 
 @pytest.mark.parametrize("angle", [1.0, 2.5, math.pi])
-def test_only_differences_of_angles_matter_wherever_the_circle_is_cut(angle: float) -> None:
+def test_adjacency_is_invariant_to_rotation_of_all_angles(angle: float) -> None:
     edges, h, x = edges_and_inputs()
     before, after = edges(h, x), edges(h, turned(x, angle))
     assert torch.allclose(before, after, rtol=0, atol=1e-12)  # rounding of float64
     assert not torch.equal(x, turned(x, angle))
 
 
-def test_the_length_of_a_sine_and_cosine_pair_does_not_matter() -> None:
+def test_adjacency_is_invariant_to_scale_of_sine_and_cosine() -> None:
     edges, h, x = edges_and_inputs()
     longer = x.clone()
     longer[:, [i for i, name in enumerate(COLUMNS) if name.endswith(("_sin", "_cos"))]] *= 3
     assert torch.allclose(edges(h, x), edges(h, longer), rtol=0, atol=1e-12)  # rounding of float64
 
 
-def test_bodies_that_lack_a_quantity_have_its_stand_in() -> None:
+def test_missing_quantities_have_defaults() -> None:
     angles, speeds, distances = PhaseQuantities().double()(normal(4, 118))
     chiron, nodes = BODIES.index("chiron"), [BODIES.index("north_node"), BODIES.index("south_node")]
     assert (speeds[:, chiron] == 0).all()
@@ -163,7 +163,7 @@ def test_bodies_that_lack_a_quantity_have_its_stand_in() -> None:
     assert torch.equal(angles[:, 2, chiron], angles[:, 0, chiron])
 
 
-def test_without_computed_phases_the_adjacency_sees_body_features_only() -> None:
+def test_adjacency_without_computed_phases_depends_only_on_body_features() -> None:
     edges = PhaseEdges(computed=False)
     randomize(edges)
     h = normal(2, 13, 32)
@@ -171,7 +171,7 @@ def test_without_computed_phases_the_adjacency_sees_body_features_only() -> None
     assert not torch.equal(edges(h, normal(2, 118)), edges(h + 1, normal(2, 118)))
 
 
-def test_the_adjacency_ignores_columns_that_describe_no_body() -> None:
+def test_columns_without_a_body_are_ignored() -> None:
     model = PhaseAwareProcessor(4, "named", "computed")
     randomize(model)
     x = normal(1, 4, 118)
@@ -181,7 +181,7 @@ def test_the_adjacency_ignores_columns_that_describe_no_body() -> None:
         assert torch.equal(before, after)
 
 
-def test_every_phase_quantity_of_the_last_timestep_reaches_the_adjacency() -> None:
+def test_adjacency_depends_on_all_phase_quantities() -> None:
     edges, h, x = edges_and_inputs()
     x.requires_grad_()
     edges(h, x)[0].sum().backward()
@@ -192,7 +192,7 @@ def test_every_phase_quantity_of_the_last_timestep_reaches_the_adjacency() -> No
     assert read == angles | numbers
 
 
-def test_body_features_at_a_timestep_do_not_see_later_ones() -> None:
+def test_body_features_do_not_depend_on_later_timesteps() -> None:
     body = BodyProcessor(10)
     randomize(body)
     x = normal(1, 6, 10)
@@ -202,7 +202,7 @@ def test_body_features_at_a_timestep_do_not_see_later_ones() -> None:
     assert not torch.equal(body(x)[:, 4:], body(later)[:, 4:])
 
 
-def test_each_body_reads_as_many_columns_as_the_file_has_of_it() -> None:
+def test_number_of_columns_of_each_body() -> None:
     model: nn.Module = PhaseAwareProcessor(4, "named", "zero")
     widths = {body: model.get_submodule(f"bodies.{body}.attention.value").in_features for body in BODIES}
     seven = ("sun", "moon", "mercury", "venus", "mars", "jupiter", "saturn")

@@ -1,4 +1,4 @@
-"""One setting says how products are taken, on every device, and leaves torch as it was."""
+"""Precision of products: resolution of the setting, its effect, and restoration of torch's settings."""
 
 import logging
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ ALL: tuple[Precision, ...] = ("highest", "high", "bf16", "fp16")
 
 
 def settings() -> tuple[str, ...]:
-    """Every setting of torch that the module may touch, and whether autocast is on."""
+    """Return all settings of torch that the module may change, and whether autocast is enabled."""
     holders = (ONEDNN.matmul, ONEDNN.conv, ONEDNN.rnn, torch.backends.cuda.matmul, CUDNN.conv, CUDNN.rnn)
     return (*(holder.fp32_precision for holder in holders), str(torch.is_autocast_enabled("cpu")))
 
@@ -33,7 +33,7 @@ def as_before() -> Iterator[None]:
 
 @pytest.fixture
 def tf32_allowed() -> Iterator[None]:
-    """Somebody else has allowed TF32 in this process."""
+    """Allow TF32 in this process, as a caller might."""
     before = ONEDNN.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     ONEDNN.matmul.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
     yield
@@ -41,7 +41,7 @@ def tf32_allowed() -> Iterator[None]:
 
 
 def gpu(monkeypatch: pytest.MonkeyPatch, *, bf16: bool, capability: tuple[int, int] = (9, 0)) -> None:
-    """Let the module see a GPU."""
+    """Simulate a GPU."""
     monkeypatch.setattr(tested, "_gpu_has_bf16", lambda device: bf16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
@@ -50,12 +50,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch, *, bf16: bool, capability: tuple[int, i
 @pytest.mark.parametrize(
     ("asked", "resolved"), [("highest", "highest"), ("auto", "highest"), ("bf16", "bf16"), ("fp16", "fp16")]
 )
-def test_what_it_comes_to_on_a_cpu(asked: str, resolved: str) -> None:
+def test_resolved_precision_on_a_cpu(asked: str, resolved: str) -> None:
     assert resolve_precision(asked, CPU) == resolved
 
 
 @pytest.mark.parametrize("tf32", [True, False])
-def test_high_is_highest_where_a_cpu_has_nothing_faster(
+def test_high_becomes_highest_on_a_cpu_without_tf32(
     tf32: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -65,7 +65,7 @@ def test_high_is_highest_where_a_cpu_has_nothing_faster(
 
 
 @pytest.mark.parametrize("missing", [True, False])
-def test_a_cpu_without_instructions_for_16_bits_is_warned_of(
+def test_cpu_without_16_bit_instructions_causes_a_warning(
     missing: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": not missing})
@@ -85,31 +85,31 @@ def test_a_cpu_without_instructions_for_16_bits_is_warned_of(
         ("fp16", False, (7, 0), "fp16"),
     ],
 )
-def test_what_it_comes_to_on_a_gpu(
+def test_resolved_precision_on_a_gpu(
     asked: str, bf16: bool, capability: tuple[int, int], resolved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu(monkeypatch, bf16=bf16, capability=capability)
     assert resolve_precision(asked, GPU) == resolved
 
 
-def test_what_a_gpu_does_not_have_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_precision_of_a_gpu_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu(monkeypatch, bf16=False, capability=(7, 0))
     with pytest.raises(BackendError, match=r"run\.precision is bf16, but Tesla V100 has no bfloat16: use fp16 or high"):
         resolve_precision("bf16", GPU)
 
 
-def test_another_word_is_an_error() -> None:
+def test_unknown_precision_lists_valid_ones() -> None:
     with pytest.raises(BackendError, match="precision is 'medium', not one of auto, highest, high, bf16, fp16"):
         resolve_precision("medium", CPU)
 
 
-def test_whether_this_cpu_has_tf32_is_found_out_without_a_trace() -> None:
+def test_tf32_check_restores_settings() -> None:
     tested._cpu_has_tf32.cache_clear()
     assert tested._cpu_has_tf32() in (True, False)
 
 
 def one_and_a_bit() -> tuple[Tensor, Tensor]:
-    """Factors whose product neither TF32 nor bfloat16 can represent."""
+    """Return factors whose product neither TF32 nor bfloat16 can represent."""
     x, y = torch.zeros(64, 64), torch.zeros(64, 64)
     x[:, 0], y[0] = 1 + 2.0**-20, 1.0
     return x, y
@@ -117,7 +117,7 @@ def one_and_a_bit() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.usefixtures("tf32_allowed")
 @pytest.mark.parametrize("context", [products_in, float32_products_in])
-def test_highest_is_exact_whatever_the_caller_has_allowed(context: Any) -> None:
+def test_highest_is_exact_even_if_tf32_is_allowed(context: Any) -> None:
     x, y = one_and_a_bit()
     with torch.autocast("cpu", dtype=torch.bfloat16), context("highest", CPU):
         products = x @ y
@@ -129,18 +129,18 @@ def test_highest_is_exact_whatever_the_caller_has_allowed(context: Any) -> None:
 
 
 @pytest.mark.parametrize("precision", ALL)
-def test_products_have_the_type_that_was_asked_for(precision: Precision) -> None:
+def test_products_have_the_requested_dtype(precision: Precision) -> None:
     x, y = one_and_a_bit()
     with products_in(precision, CPU):
         assert (x @ y).dtype == (product_dtype(precision) or torch.float32)
 
 
-def test_high_allows_tf32_and_nothing_coarser() -> None:
+def test_high_allows_only_tf32() -> None:
     with products_in("high", CPU):
         assert {ONEDNN.matmul.fp32_precision, ONEDNN.conv.fp32_precision, ONEDNN.rnn.fp32_precision} == {"tf32"}
 
 
-def test_convolutions_are_exact_whatever_the_caller_has_allowed() -> None:
+def test_convolutions_are_exact_even_if_bf16_is_allowed() -> None:
     before = ONEDNN.conv.fp32_precision
     ONEDNN.conv.fp32_precision = "bf16"
     try:
@@ -151,7 +151,7 @@ def test_convolutions_are_exact_whatever_the_caller_has_allowed() -> None:
 
 
 @pytest.mark.parametrize(("precision", "value"), [("highest", "ieee"), ("high", "tf32"), ("bf16", "ieee")])
-def test_the_settings_of_a_gpu(precision: Precision, value: str) -> None:
+def test_float32_settings_of_a_gpu(precision: Precision, value: str) -> None:
     onednn = ONEDNN.matmul.fp32_precision
     with float32_products_in(precision, GPU):
         assert settings()[3:6] == (value,) * 3
@@ -161,7 +161,7 @@ def test_the_settings_of_a_gpu(precision: Precision, value: str) -> None:
 @pytest.mark.usefixtures("tf32_allowed")
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
 @pytest.mark.parametrize("precision", ALL)
-def test_everything_is_as_before_after_an_error(precision: Precision, device: torch.device) -> None:
+def test_settings_are_restored_after_an_error(precision: Precision, device: torch.device) -> None:
     before = settings()
     with pytest.raises(ZeroDivisionError), float32_products_in(precision, device):
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""Recomputing a block in the backward pass changes memory, not numbers."""
+"""Recomputing a block in the backward pass changes memory, not results."""
 
 from collections.abc import Callable
 
@@ -29,11 +29,11 @@ def block_and_inputs(kind: str, dropout: float) -> tuple[nn.Module, list[Tensor]
 
 
 def results(call: Call, kind: str, dropout: float) -> list[Tensor]:
-    """Output, gradients of inputs and parameters, and the next random number."""
+    """Return the output, gradients of inputs and parameters, and the next random numbers."""
     block, inputs = block_and_inputs(kind, dropout)
     torch.manual_seed(11)
     output = call(block, *inputs)
-    torch.rand(7)  # what runs between forward and backward must not disturb the recomputation
+    torch.rand(7)  # draws between forward and backward pass must not affect the recomputation
     output.backward(normal(*output.shape, seed=5))
     gradients = [tensor.grad for tensor in (*inputs, *block.parameters())]
     return [output, *(gradient for gradient in gradients if gradient is not None), torch.rand(3)]
@@ -41,7 +41,7 @@ def results(call: Call, kind: str, dropout: float) -> list[Tensor]:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_outputs_gradients_and_random_numbers_equal_those_of_the_block(kind: str, dropout: float) -> None:
+def test_outputs_gradients_and_random_numbers_equal_the_plain_block(kind: str, dropout: float) -> None:
     expected = results(plainly, kind, dropout)
     found = results(recompute_in_backward, kind, dropout)
     block, inputs = block_and_inputs(kind, dropout)
@@ -51,7 +51,7 @@ def test_outputs_gradients_and_random_numbers_equal_those_of_the_block(kind: str
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_the_recomputation_has_the_precision_of_the_forward_pass(kind: str) -> None:
+def test_recomputation_uses_the_precision_of_the_forward_pass(kind: str) -> None:
     def gradients(call: Call) -> list[Tensor | None]:
         block, inputs = block_and_inputs(kind, 0.0)
         block.float()
@@ -67,7 +67,7 @@ def test_the_recomputation_has_the_precision_of_the_forward_pass(kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_gradients_reach_replaced_parameters_after_their_call_has_ended(kind: str) -> None:
+def test_gradients_reach_parameters_replaced_by_functional_call(kind: str) -> None:
     def gradients(call: Call) -> dict[str, Tensor]:
         block, inputs = block_and_inputs(kind, 0.5)
 
@@ -95,7 +95,7 @@ def test_gradients_reach_replaced_parameters_after_their_call_has_ended(kind: st
 
 
 def bytes_kept(run: Callable[[], Tensor]) -> int:
-    """What the forward pass keeps for the backward pass, each storage counted once."""
+    """Return the bytes that the forward pass keeps for the backward pass, with each storage counted once."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def bytes_kept(run: Callable[[], Tensor]) -> int:
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_nothing_but_inputs_and_parameters_is_kept(kind: str) -> None:
+def test_only_inputs_and_parameters_are_kept(kind: str) -> None:
     block, inputs = block_and_inputs(kind, 0.1)
     own = sum(tensor.numel() * 8 for tensor in (*inputs, *block.parameters()))
     assert bytes_kept(lambda: recompute_in_backward(block, *inputs)) <= own
@@ -117,7 +117,7 @@ def test_nothing_but_inputs_and_parameters_is_kept(kind: str) -> None:
 
 
 @pytest.mark.parametrize("model", [BatchedCombiner, HierarchicalCombiner])
-def test_combiners_keep_little_more_for_more_blocks(
+def test_combiners_keep_only_block_inputs(
     model: type[BatchedCombiner] | type[HierarchicalCombiner],
 ) -> None:
     def kept(layers: int) -> int:
@@ -127,13 +127,13 @@ def test_combiners_keep_little_more_for_more_blocks(
 
     tokens = 2 * 3 * 13 * 13 * (1 if model is BatchedCombiner else 3)
     per_block = (kept(5) - kept(1)) / 4
-    # The tokens that enter the block, and its parameters: 8 bytes a number; the random state on top.
+    # The tokens that enter the block, and its parameters: 8 bytes a number; plus the random state.
     parameters = sum(p.numel() for p in model(8, 2, 1, 0.1).layers.parameters())
     assert per_block <= 8 * (tokens * 8 + parameters) + 10_000
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_without_gradients_the_block_is_simply_called(kind: str) -> None:
+def test_block_is_called_directly_without_gradients(kind: str) -> None:
     block, inputs = block_and_inputs(kind, 0.0)
     with torch.no_grad():
         assert torch.equal(recompute_in_backward(block, *inputs), block(*inputs))

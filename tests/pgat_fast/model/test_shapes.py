@@ -1,4 +1,4 @@
-"""Inputs of the wrong shape are refused by name."""
+"""Shape checks of the model's inputs."""
 
 from typing import Any
 
@@ -46,10 +46,10 @@ def model() -> nn.Module:
 
 
 @pytest.mark.parametrize(("name", "shape"), WRONG)
-def test_a_wrong_shape_is_refused_by_name(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+def test_error_names_input_with_wrong_shape(model: nn.Module, name: str, shape: tuple[int, ...]) -> None:
     inputs: dict[str, Any] = dict(zip(NAMES, inputs_of(CONFIG), strict=True))
     inputs[name] = torch.zeros(shape)
-    if name == "x_dec" and len(shape) == 3:  # the marks agree with it: the fault is its own
+    if name == "x_dec" and len(shape) == 3:  # adapt the marks, so that only x_dec is wrong
         inputs["x_mark_dec"] = torch.zeros(2, shape[1], 4)
     with pytest.raises(ValueError) as caught:  # noqa: PT011  (the message is checked below)
         model(**inputs)
@@ -64,18 +64,18 @@ def run(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7])
-def test_a_history_may_be_shorter_than_the_longest(model: nn.Module, steps: int) -> None:
+def test_history_may_be_shorter_than_seq_len(model: nn.Module, steps: int) -> None:
     x_enc, x_mark_enc, x_dec, x_mark_dec = inputs_of(CONFIG)
     assert run(model, (x_enc[:, :steps], x_mark_enc[:, :steps], x_dec, x_mark_dec)) == (2, 2, 4)
 
 
 @pytest.mark.parametrize("steps", [2, 5, 9])
-def test_the_decoder_takes_any_label_and_forecasts_the_last_days(model: nn.Module, steps: int) -> None:
+def test_decoder_accepts_any_label_length(model: nn.Module, steps: int) -> None:
     x_enc, x_mark_enc, _, _ = inputs_of(CONFIG)
     assert run(model, (x_enc, x_mark_enc, torch.zeros(2, steps, 118), torch.zeros(2, steps, 4))) == (2, 2, 4)
 
 
 @pytest.mark.parametrize("columns", [1, 3, 5])
-def test_marks_may_have_fewer_or_more_columns_than_tables(model: nn.Module, columns: int) -> None:
+def test_number_of_mark_columns_may_differ_from_tables(model: nn.Module, columns: int) -> None:
     x_enc, _, x_dec, _ = inputs_of(CONFIG)
     assert run(model, (x_enc, torch.zeros(2, 7, columns), x_dec, torch.zeros(2, 5, columns))) == (2, 2, 4)

@@ -1,6 +1,6 @@
-"""How the parts of the model are put together, section after section.
+"""Connections of the model's parts, section by section.
 
-The parts have tests of their own; the parity cases cover the defaults. Here they are connected a second time.
+Other tests cover the parts, and the parity cases cover the defaults. These tests connect the parts independently.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from tests.pgat_fast.model.variants import VARIANTS, config_of, inputs_of, tenso
 
 
 def celestial(graph: nn.Module, x: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
-    """Sections 1 to 6: states and adjacency."""
+    """Compute states and adjacency according to sections 1 to 6."""
     part: dict[str, Any] = dict(graph.named_children())
     features, phase = part["phase"](x)
     embedded = part["embedding"](features, marks)
@@ -32,7 +32,7 @@ def celestial(graph: nn.Module, x: Tensor, marks: Tensor) -> tuple[Tensor, Tenso
 
 
 def inputs_as_nodes(graph: nn.Module, x: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
-    """What replaces sections 1 to 6 without a celestial graph."""
+    """Compute states and adjacency without a celestial graph, in place of sections 1 to 6."""
     part: dict[str, Any] = dict(graph.named_children())
     e = part["embedding"](x, marks)
     learned = part["learner"](e)[0]
@@ -63,11 +63,11 @@ def connected(model: nn.Module, variant: str, inputs: tuple[Tensor, ...]) -> Ten
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_stages_are_connected_as_the_architecture_says(variant: str) -> None:
+def test_stages_are_connected_as_in_the_architecture(variant: str) -> None:
     torch.manual_seed(0)
     model = build_model(config_of(variant)).double().eval()
     inputs = inputs_of(config_of(variant), dtype=torch.float64)
     found, expected = tensors_of(model(*inputs)), tensors_of((connected(model, variant, inputs), {}))
     for ours, theirs in zip(found, expected, strict=True):
-        # Rounding of float64, magnified by the divisions of section 5.
+        # Rounding of float64, amplified by the divisions of section 5.
         assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-8)

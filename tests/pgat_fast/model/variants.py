@@ -1,4 +1,4 @@
-"""Small models that between them use every setting, and inputs for them."""
+"""Small models that together use every setting, and inputs for them."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no bodies, attention, bias": NO_BODIES | {"graph_processing": "attention", "adjacency_bias": True},
     "no bodies, everything": NO_BODIES | EVERYTHING | {"n_heads": 3, "compatibility": "original"},
 }
-"""What is special -> settings of the model."""
+"""Name of a variant -> settings of the model."""
 
 FEW = (
     "batched original, 3 blocks",
@@ -72,21 +72,21 @@ FEW = (
     "hierarchical everything, joint",
     "no bodies, everything",
 )
-"""Variants that between them run every part, for what takes long."""
+"""Variants that together run every part, for slow tests."""
 
 FEW_FIRST = [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name not in FEW)]
-"""All variants as parameters of a test: those beyond `FEW` are slow."""
+"""All variants as parameters of a test; those not in `FEW` are marked slow."""
 
 
 def config_of(variant: str, **changes: Any) -> Config:
-    """The configuration of a variant, some settings changed."""
+    """Return the configuration of a variant with some settings changed."""
     return load_config(VARIANTS[variant] | changes)
 
 
 def inputs_of(
     config: Config, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_enc, x_mark_enc, x_dec, x_mark_dec; drawn in float64, so that every dtype sees the same numbers."""
+    """Return x_enc, x_mark_enc, x_dec, x_mark_dec, drawn in float64 and then converted to `dtype`."""
     model, generator = config.model, torch.Generator().manual_seed(seed)
     columns = 5 if model.freq == "t" else 4
     steps = model.label_len + model.pred_len
@@ -106,7 +106,7 @@ def inputs_of(
 
 
 def loss_of(config: Config, result: tuple[Forecast, Diagnostics]) -> Tensor:
-    """What training minimises: the forecast's loss against random targets, and the divergence."""
+    """Return the training loss: the forecast's loss for random targets, plus the KL divergence."""
     forecast, diagnostics = result
     shape = (forecast.means if isinstance(forecast, Mixture) else forecast).shape[:3]
     target = torch.randn(shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -120,6 +120,6 @@ def loss_of(config: Config, result: tuple[Forecast, Diagnostics]) -> Tensor:
 
 
 def tensors_of(result: tuple[Forecast, Diagnostics]) -> list[Tensor]:
-    """The forecast's tensors."""
+    """Return the tensors of the forecast."""
     forecast = result[0]
     return list(forecast) if isinstance(forecast, Mixture) else [forecast]

@@ -1,4 +1,4 @@
-"""Results that are found once for equal arguments are those of torch's `FakeTensorMode`."""
+"""Cached results on fake tensors equal those of torch's `FakeTensorMode`."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +25,7 @@ def entered() -> Iterator[None]:
 
 
 def looks(x: Any) -> Any:
-    """What can be seen of a result: of each tensor its shape, strides, place and size of its storage."""
+    """Return the metadata of a result: shape, strides, offset, dtype, device and storage size of each tensor."""
     if isinstance(x, list | tuple):
         return [looks(part) for part in x]
     if not isinstance(x, Tensor):
@@ -54,7 +54,7 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_that_is_repeated_looks_as_without_the_cache(name: str) -> None:
+def test_repeated_calls_have_the_same_metadata_as_without_the_cache(name: str) -> None:
     call = CALLS[name]
     with FakeTensorMode():
         expected = looks(call(torch.empty(3, 4, 4)))
@@ -63,7 +63,7 @@ def test_a_call_that_is_repeated_looks_as_without_the_cache(name: str) -> None:
 
 
 @pytest.mark.usefixtures("entered")
-def test_a_repeated_view_shares_the_storage_of_its_own_argument() -> None:
+def test_repeated_views_share_the_storage_of_their_own_argument() -> None:
     for _ in range(2):
         x = torch.empty(4, 6)
         for view in (x[1], x.reshape(-1), x.chunk(2)[1]):
@@ -73,7 +73,7 @@ def test_a_repeated_view_shares_the_storage_of_its_own_argument() -> None:
 
 
 @pytest.mark.usefixtures("entered")
-def test_a_result_in_place_is_the_argument_that_was_written_to() -> None:
+def test_in_place_results_are_the_modified_argument() -> None:
     for _ in range(2):
         x, y, z = torch.empty(3), torch.empty(3), torch.empty(3)
         assert x.add_(y) is x
@@ -82,7 +82,7 @@ def test_a_result_in_place_is_the_argument_that_was_written_to() -> None:
 
 
 @pytest.mark.usefixtures("entered")
-def test_an_equal_call_does_not_reach_the_fake_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_calls_do_not_reach_the_fake_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     real = FakeTensorMode.dispatch
 
@@ -104,7 +104,7 @@ def test_an_equal_call_does_not_reach_the_fake_mode(monkeypatch: pytest.MonkeyPa
     ("variant", "backend", "precision", "device"),
     [("batched", "torch", None, "cpu"), ("hierarchical", "reference", torch.bfloat16, "cuda")],
 )
-def test_a_step_is_counted_as_without_the_cache(
+def test_counts_of_a_step_equal_those_without_the_cache(
     variant: str, backend: str, precision: torch.dtype | None, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(variant, recompute="off" if device == "cpu" else "on")

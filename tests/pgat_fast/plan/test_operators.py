@@ -1,4 +1,4 @@
-"""What operators of our own hold while they run is counted, and counting few rows tells what many hold."""
+"""Memory inside our custom operators, and equality of counts with few and with all chunks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -27,11 +27,11 @@ def tensors_without_data() -> Iterator[None]:
 
 
 Bytes = tuple[int, int, int]
-"""The most that is held: in all, in small storages, in large ones."""
+"""Peak bytes: of all storages, of small ones, of large ones."""
 
 
 def held(call: Callable[[], Any], *, shortened: bool) -> tuple[Bytes, int]:
-    """What `call`, of one operator, holds, and of that its result."""
+    """Return the peaks of `call`, which calls one operator, and the bytes of its result."""
     live = LiveBytes()
     with pytest.MonkeyPatch.context() as patch:
         if not shortened:
@@ -44,23 +44,23 @@ def held(call: Callable[[], Any], *, shortened: bool) -> tuple[Bytes, int]:
 
 
 def double(rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Any) -> tuple[Tensor, Backward]:
-    """Of a chunk [c, 100] of float32, holds 800 c bytes, half of which are its result."""
+    """Return a result and its backward function; a float32 chunk [c, 100] takes 800 c bytes, half for the result."""
     y = rows[0] * 2
     return y + y, lambda g: ([g * 4], [])
 
 
-def test_of_rows_it_is_the_bytes_of_one_chunk_and_the_whole_result() -> None:
+def test_peak_of_a_rows_operator_is_one_chunk_plus_the_result() -> None:
     operator = RowsOperator("twice_for_a_test", double, lambda rows: torch.empty_like(rows[0]), lambda w, *_: w)
     x, seed = torch.empty(1000, 100), torch.zeros((), dtype=torch.int64)
     found, result = held(lambda: operator([x], [], seed, 0.0, [], 10, torch.float32, False), shortened=True)
     assert result == 1000 * 400
-    # The result of the chunk before is there, too, and the number of the chunk's first row.
+    # The result of the previous chunk and the number of the chunk's first row also exist.
     assert found[0] - result == 3 * 10 * 400 + 8
 
 
 @pytest.mark.parametrize("timesteps", [1, 7, *(pytest.param(many, marks=pytest.mark.slow) for many in (5, 20, 22))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_combiner_of_many_rows_holds_what_few_of_them_tell(timesteps: int, dtype: torch.dtype) -> None:
+def test_combiner_peaks_from_few_chunks_are_exact(timesteps: int, dtype: torch.dtype) -> None:
     from pgat_fast.model.optimized.combiner_batched import FastBatchedCombiner
     from tests.pgat_fast.model.variants import config_of
 
@@ -81,7 +81,7 @@ def test_a_combiner_of_many_rows_holds_what_few_of_them_tell(timesteps: int, dty
 @pytest.mark.parametrize(
     ("groups", "queries"), [(9, 20), *(pytest.param(many, 700, marks=pytest.mark.slow) for many in (3, 9))]
 )
-def test_an_attention_of_many_groups_holds_what_few_of_them_tell(groups: int, queries: int, masked: bool) -> None:
+def test_attention_peaks_from_few_chunks_are_exact(groups: int, queries: int, masked: bool) -> None:
     width, seed = 16, torch.zeros((), dtype=torch.int64)
     x, weight, bias = torch.empty(groups, queries, width), torch.empty(3 * width, width), torch.empty(3 * width)
     scores = torch.empty(groups, queries, queries) if masked else None
@@ -97,16 +97,16 @@ def test_an_attention_of_many_groups_holds_what_few_of_them_tell(groups: int, qu
         assert held(call, shortened=True) == held(call, shortened=False)
 
 
-def test_others_are_counted_whole() -> None:
+def test_operators_without_chunks_are_counted_completely() -> None:
     x, w = torch.empty(2, 9, 13, 32), torch.empty(13, 96, 32)
     b = torch.empty(13, 96)
     short, result = held(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=True)
     assert short == held(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=False)[0]
-    # Its inputs by group, all gates of all steps, and the states.
+    # The inputs by group, all gates of all steps, and the states.
     assert short[0] > 3 * x.nbytes + result
 
 
-def test_aspects_of_many_timesteps_hold_what_few_of_them_tell() -> None:
+def test_aspects_peaks_from_few_chunks_are_exact() -> None:
     x, constants, weight, bias = torch.empty(700, 64), torch.empty(78, 64), torch.empty(64), torch.empty(1)
     calls = [
         lambda: aspects(x, constants, weight, bias),
@@ -116,6 +116,6 @@ def test_aspects_of_many_timesteps_hold_what_few_of_them_tell() -> None:
         assert held(call, shortened=True) == held(call, shortened=False)
 
 
-def test_operators_of_torch_have_no_code_of_ours() -> None:
+def test_implementation_of_torch_operators_is_none() -> None:
     assert implementation(torch.ops.aten.add.Tensor) is None
     assert implementation(torch.ops.pgat.gru_bank_backward.default) is not None

@@ -1,4 +1,4 @@
-"""A step that is counted on tensors without data holds and computes what a real one does."""
+"""Counts of memory and FLOPs on fake tensors, compared with real steps."""
 
 from collections.abc import Callable
 from functools import cache
@@ -35,11 +35,11 @@ REAL = (*FEW, "stochastic")
 BACKENDS = ("reference", "torch")
 
 compares_counts = pytest.mark.slow
-"""Of tests that compare counts with each other: those that compare them with a real step say whether they are right."""
+"""Mark of tests that compare counts with each other; other tests compare them with a real step."""
 
 
 def config_of(variant: str, **changes: Any) -> Config:
-    """The configuration of a variant that computes its combiner again, where nothing else is asked for."""
+    """Return the configuration of a variant, with recomputation of the combiner by default."""
     return variants.config_of(variant, **{"recompute": "on", **changes})
 
 
@@ -70,7 +70,7 @@ def counted_memory(
     backend: str = "reference",
     **changes: Any,
 ) -> Memory:
-    """What is counted for a variant, once for all tests that compare it with something."""
+    """Return the counts for a variant, cached for all tests."""
     return trace_memory(config_of(variant, **changes), batch, precision, device, backend)
 
 
@@ -85,24 +85,24 @@ def counted_flops(variant: str, batch: int, backend: str = "reference", **change
 @pytest.mark.parametrize(
     ("variant", "backend"), pairwise_each_value_first(REAL, BACKENDS, slow=lambda row: "everything" in row[0])
 )
-def test_a_real_step_on_the_cpu_holds_the_same_bytes(variant: str, backend: str) -> None:
+def test_counted_bytes_equal_a_real_step(variant: str, backend: str) -> None:
     assert counted_memory(variant, 3, backend=backend) == real_memory(config_of(variant), 3, backend=backend)
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.parametrize(("precision", "backend"), pairwise([torch.bfloat16, torch.float16], BACKENDS))
-def test_a_real_step_in_16_bits_holds_nearly_the_same_bytes(precision: torch.dtype, backend: str) -> None:
+def test_counted_bytes_are_near_a_real_step_in_16_bits(precision: torch.dtype, backend: str) -> None:
     config = config_of("batched")
     counted = counted_memory("batched", 3, precision, backend=backend)
     real = real_memory(config, 3, precision=precision, backend=backend)
-    # A CPU keeps the mean and deviation that a layer norm finds in float32, the fake one in 16 bits: 1 in D numbers.
+    # Layer norm keeps mean and deviation in float32 on a CPU, but in 16 bits on fake tensors: 1 in D numbers.
     assert counted.kept == pytest.approx(real.kept, rel=1e-3)
     assert counted.peak == pytest.approx(real.peak, rel=1e-3)
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_with_accumulation_the_gradients_live_from_the_beginning(backend: str) -> None:
+def test_gradients_exist_from_the_start_with_accumulation(backend: str) -> None:
     once, twice = config_of("batched"), config_of("batched", gradient_accumulation_steps=2)
     parameters = 4 * sum(parameter.numel() for parameter in PGAT(once.model).parameters())
     accumulated = counted_memory("batched", 2, backend=backend, gradient_accumulation_steps=2)
@@ -112,21 +112,21 @@ def test_with_accumulation_the_gradients_live_from_the_beginning(backend: str) -
 
 @pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.parametrize("batch", [1, 2])
-def test_with_its_real_recurrences_it_holds_the_same_bytes_too(batch: int) -> None:
+def test_counted_bytes_equal_a_real_step_with_real_recurrences(batch: int) -> None:
     config = config_of("batched", seq_len=20)
     assert counted_memory("batched", batch, seq_len=20) == real_memory(config, batch, stand_ins_too=False)
 
 
 @compares_counts
-def test_memory_grows_in_a_straight_line_with_the_batch() -> None:
+def test_memory_is_linear_in_the_batch() -> None:
     two, four, six = (counted_memory("hierarchical", batch) for batch in (2, 4, 6))
     assert six.kept - four.kept == four.kept - two.kept
-    # What does not grow: gradients, and the generator's state of each recomputed block. The peak may move between them.
+    # Gradients and the generator state of each recomputed block are constant. The time of the peak may change.
     assert six.peak - four.peak == pytest.approx(four.peak - two.peak, rel=0.02)
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
-def test_a_recomputed_block_keeps_its_input_alone() -> None:
+def test_recomputed_block_keeps_only_its_input() -> None:
     batch, model = 4, config_of("batched").model
     block_input = 4 * batch * model.seq_len * model.nodes**2 * model.embed_dim
     generator_state = torch.get_rng_state().nbytes
@@ -136,29 +136,29 @@ def test_a_recomputed_block_keeps_its_input_alone() -> None:
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
-def test_of_the_fast_combiner_its_blocks_keep_nothing() -> None:
+def test_blocks_of_the_fast_combiner_keep_nothing() -> None:
     one, three = (counted_memory("batched", 4, backend="torch", fusion_layers=n).kept for n in (1, 3))
-    # Beside the parameters only maps of theirs are kept: of queries, keys and values, with the scale in it.
+    # Only the scaled projections of queries, keys and values are kept besides the parameters.
     width = config_of("batched").model.embed_dim
     assert 0 <= three - one <= 2 * 4 * 5 * width * (width + 1)
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
 @pytest.mark.parametrize("variant", ["batched", "hierarchical attention, bias"])
-def test_what_operators_keep_counts_as_what_a_real_step_keeps(variant: str) -> None:
+def test_bytes_kept_by_operators_equal_a_real_step(variant: str) -> None:
     config = config_of(variant, recompute="off")
     counted = counted_memory(variant, 3, backend="torch", recompute="off")
     real = real_memory(config, 3, backend="torch")
     assert counted.kept == real.kept
     assert 0 < counted.by_operators < counted.kept
-    # What two chunks hold at a time is counted beside what is kept of them.
+    # The memory of two chunks at a time is counted in addition to what they keep.
     again = counted_memory(variant, 3, backend="torch")
     assert real.peak <= counted.peak <= real.peak + again.peak
     assert counted.again == again
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
-def test_chunks_that_are_kept_are_not_computed_again() -> None:
+def test_kept_chunks_are_not_recomputed() -> None:
     batch = 3
     kept, again = counted_flops("batched", batch, "torch", recompute="off"), counted_flops("batched", batch, "torch")
     config = config_of("batched", recompute="off")
@@ -168,7 +168,7 @@ def test_chunks_that_are_kept_are_not_computed_again() -> None:
     assert kept.step < again.step
 
 
-def test_views_count_once_and_only_while_they_live() -> None:
+def test_views_count_once_until_they_are_freed() -> None:
     live = LiveBytes()
     with live:
         x = torch.zeros(10, 10)
@@ -184,7 +184,7 @@ def test_views_count_once_and_only_while_they_live() -> None:
         assert (live.all.live, live.all.peak) == (400, 800)
 
 
-def test_large_and_small_storages_peak_each_at_its_own_moment() -> None:
+def test_peaks_of_large_and_small_storages_are_independent() -> None:
     live = LiveBytes()
     with live:
         small = torch.empty(2**20, dtype=torch.uint8)
@@ -193,11 +193,11 @@ def test_large_and_small_storages_peak_each_at_its_own_moment() -> None:
     assert (live.all.peak_small, live.all.peak_large, live.all.peak) == (2**20, 2**25, large.nbytes)
 
 
-# --- a GPU's operators ------------------------------------------------------------------------------------------------
+# --- operators of a GPU -----------------------------------------------------------------------------------------------
 
 
 def kept_by(operator: Callable[[Tensor], Tensor], device: str) -> int:
-    """Bytes that live after `operator` has been called on 1,000 numbers, its input aside."""
+    """Return the bytes that exist after a call of `operator` on 1,000 numbers, without its input."""
     x = torch.randn(10, 100, requires_grad=True)
     live = LiveBytes([x])
     if device == "cuda":
@@ -210,14 +210,14 @@ def kept_by(operator: Callable[[Tensor], Tensor], device: str) -> int:
     return live.all.live
 
 
-def test_dropout_keeps_a_byte_a_number_on_a_gpu_and_four_on_a_cpu() -> None:
+def test_dropout_mask_has_one_byte_an_element_on_a_gpu_and_four_on_a_cpu() -> None:
     dropout = nn.Dropout(0.1)
     assert kept_by(dropout, "cpu") == 8000
     assert kept_by(dropout, "cuda") == 5000
     assert kept_by(dropout.eval(), "cuda") == 0
 
 
-def test_in_mixed_precision_softmax_and_layer_norm_give_float32_on_a_gpu() -> None:
+def test_softmax_and_layer_norm_return_float32_under_autocast_on_a_gpu() -> None:
     x, norm = torch.randn(4, 8), nn.LayerNorm(8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = x @ torch.eye(8)
@@ -228,7 +228,7 @@ def test_in_mixed_precision_softmax_and_layer_norm_give_float32_on_a_gpu() -> No
         assert F.softmax(y, dim=-1).dtype == torch.bfloat16
 
 
-def test_the_operators_of_the_cpu_come_back_even_after_an_error() -> None:
+def test_cpu_operators_are_restored_after_an_error() -> None:
     def now() -> tuple[object, ...]:
         return F.dropout, F.softmax, F.layer_norm, chunked_ops.CACHE, aspects._CHUNK_BYTES
 
@@ -239,14 +239,14 @@ def test_the_operators_of_the_cpu_come_back_even_after_an_error() -> None:
 
 
 @compares_counts
-def test_a_gpu_needs_less_than_a_cpu_and_16_bits_less_than_32() -> None:
+def test_gpu_keeps_less_than_cpu_and_16_bits_less_than_32() -> None:
     cpu, gpu = (counted_memory("batched", 4, device=device).kept for device in ("cpu", "cuda"))
     halves = counted_memory("batched", 4, torch.bfloat16, "cuda").kept
     assert halves < gpu < cpu
 
 
 @compares_counts
-def test_on_a_gpu_the_fast_model_takes_larger_chunks() -> None:
+def test_fast_model_uses_larger_chunks_on_a_gpu() -> None:
     cpu, gpu = (counted_memory("batched", 4, device=device, backend="torch", seq_len=60) for device in ("cpu", "cuda"))
     assert gpu.kept <= cpu.kept
     assert gpu.peak > 2 * cpu.peak
@@ -256,7 +256,7 @@ def test_on_a_gpu_the_fast_model_takes_larger_chunks() -> None:
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(1, 20), (2, 20), (4, 30)])
-def test_the_stand_in_for_a_gru_keeps_the_bytes_of_the_real_one(batch: int, steps: int) -> None:
+def test_substitute_gru_keeps_the_bytes_of_the_real_one(batch: int, steps: int) -> None:
     real = nn.GRU(32, 32, batch_first=True)
     kept = []
     for module in (real, fake_ops.GRU(real)):
@@ -266,11 +266,11 @@ def test_the_stand_in_for_a_gru_keeps_the_bytes_of_the_real_one(batch: int, step
             y = module(x)[0]
         assert y.shape == (batch, steps, 32)
         kept.append(live.all.live)
-    # The real one has a first state, [B, C], too, and a scalar or two.
+    # The real GRU also has a first state, [B, C], and one or two scalars.
     assert 0 <= kept[0] - kept[1] <= 2 * batch * 32 * 4
 
 
-def test_only_a_gru_that_it_can_stand_in_for_is_replaced() -> None:
+def test_unsupported_gru_is_rejected() -> None:
     with pytest.raises(ValueError, match="not a GRU of one layer"):
         fake_ops.replace_recurrences(nn.Sequential(nn.GRU(32, 16, batch_first=True)))
 
@@ -278,7 +278,7 @@ def test_only_a_gru_that_it_can_stand_in_for_is_replaced() -> None:
 # --- FLOPs ------------------------------------------------------------------------------------------------------------
 
 
-def test_flops_of_a_feed_forward_block_are_those_worked_out_by_hand() -> None:
+def test_flops_of_a_feed_forward_block_equal_hand_count() -> None:
     rows, width, hidden = 30, 8, 24
     block, x = feed_forward(width, hidden, 0.1), torch.randn(rows, width, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
@@ -286,11 +286,11 @@ def test_flops_of_a_feed_forward_block_are_those_worked_out_by_hand() -> None:
         forward = counter.get_total_flops()
         y.sum().backward()
     assert forward == 2 * 2 * rows * width * hidden
-    assert counter.get_total_flops() == 3 * forward  # a gradient of the input and one of the weight, each as much
+    assert counter.get_total_flops() == 3 * forward  # gradients of input and weight cost one forward pass each
 
 
 def products_by_hand(config: Config, batch: int) -> int:
-    """Multiplications in the forward pass of a model without bodies, graph processing partitioned."""
+    """Return the multiplications in the forward pass of a model without bodies, with partitioned graph processing."""
     m = config.model
     S, N, F_, D, C, H = m.seq_len, m.nodes, m.enc_in, m.embed_dim, m.c_out, m.n_heads
     T, P, tokens, share, c = m.label_len + m.pred_len, m.pred_len, S * N, D // N, N - C
@@ -308,25 +308,25 @@ def products_by_hand(config: Config, batch: int) -> int:
     count += S * (C * c * share + C * C * share + C * 3 * share * share)  # and targets
     count += T * D * m.dec_in * 3  # decoder embedding
     count += m.d_layers * (4 * T * D * D + 2 * T * T * D)  # self-attention
-    count += m.d_layers * (2 * (T + S) * D * D + 2 * T * S * D)  # attention to the history
+    count += m.d_layers * (2 * (T + S) * D * D + 2 * T * S * D)  # cross-attention
     count += m.d_layers * 2 * T * D * 4 * D  # feed-forward
     count += P * D * C  # head
     return batch * count
 
 
-def test_flops_of_a_whole_model_are_those_worked_out_by_hand() -> None:
+def test_flops_of_a_whole_model_equal_hand_count() -> None:
     config = config_of("no bodies", d_layers=2)
     assert counted_flops("no bodies", 3, d_layers=2).forward == 2 * products_by_hand(config, 3)
 
 
-def test_without_recomputation_a_step_takes_three_forward_passes() -> None:
+def test_step_without_recomputation_costs_three_forward_passes() -> None:
     flops = counted_flops("no bodies", 2)
-    # A little less: nobody needs the gradient of the inputs.
+    # Slightly less: the gradient of the inputs is not computed.
     assert 2.9 < flops.step / flops.forward < 3
 
 
 @pytest.mark.parametrize("variant", ["batched", "hierarchical"])
-def test_a_recomputed_combiner_takes_four_forward_passes(variant: str) -> None:
+def test_step_with_recomputed_combiner_costs_four_forward_passes(variant: str) -> None:
     flops = counted_flops(variant, 2)
     assert 3.4 < flops.step / flops.forward < 4
 
@@ -341,7 +341,7 @@ def test_real_recurrences_compute_one_product_less_each() -> None:
 
 
 @pytest.mark.parametrize("variant", [REAL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in REAL[1:])])
-def test_flops_of_the_fast_model_are_those_of_a_real_step(variant: str) -> None:
+def test_flops_of_the_fast_model_equal_a_real_step(variant: str) -> None:
     config = config_of(variant)
     counted = counted_flops(variant, 3, "torch")
     assert counted == flops_of_step(real_model(config, False, "torch"), example(config.model, 3), config)
@@ -365,16 +365,16 @@ def test_flops_are_proportional_to_the_batch() -> None:
 
 
 @compares_counts
-def test_flops_of_the_fast_model_grow_in_a_straight_line_where_chunks_divide_the_batch() -> None:
+def test_flops_of_the_fast_model_are_linear_in_the_batch() -> None:
     config = config_of("batched")
     config = config.model_copy(update={"run": config.run.model_copy(update={"combiner_chunk": 1})})
     two, four, six = (trace_flops(config, batch, "torch") for batch in (2, 4, 6))
-    # Beside products of windows there are those of weights with each other, once a step; chunks are of whole graphs.
+    # Besides products of windows, weights are multiplied with each other once a step; chunks contain whole graphs.
     assert six.forward - four.forward == pytest.approx(four.forward - two.forward, rel=1e-3)
     assert six.step - four.step == pytest.approx(four.step - two.step, rel=1e-3)
 
 
-def test_example_windows_are_what_the_model_takes() -> None:
+def test_model_accepts_example_windows() -> None:
     config = config_of("no bodies, everything")
     batch = example(config.model, 2)
     assert isinstance(batch, Batch)

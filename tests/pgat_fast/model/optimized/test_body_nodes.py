@@ -1,4 +1,4 @@
-"""The fast body nodes and their fusion compute what the reference computes, and keep less."""
+"""Fast body nodes and fusion: equality with the reference, and memory kept."""
 
 import itertools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ SHAPES = [(1, 1), (3, 7)]
 
 
 def nodes_of(width: int) -> Pair:
-    """The reference's and ours, with the same random parameters."""
+    """Return the reference and the fast body nodes with the same random parameters."""
     reference = randomize(BodyNodes(width))
     return reference, same(FastBodyNodes(width), reference)
 
@@ -36,7 +36,7 @@ def same(module: nn.Module, other: nn.Module) -> nn.Module:
 
 
 def results(module: Callable[..., Tensor | tuple[Tensor, ...]], *values: Tensor) -> list[Tensor]:
-    """Outputs and the gradients of inputs and parameters, in the dtype of the parameters."""
+    """Return outputs and gradients of inputs and parameters, in the dtype of the parameters."""
     parameters = [] if not isinstance(module, nn.Module) else list(module.parameters())
     dtype = parameters[0].dtype if parameters else values[0].dtype
     inputs = [value.detach().to(dtype).requires_grad_() for value in values]
@@ -55,7 +55,7 @@ def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float =
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("width", [1, 8, 13, 70])
-def test_aspects_and_features_are_the_references(width: int, shape: tuple[int, int]) -> None:
+def test_aspects_and_features_equal_the_reference(width: int, shape: tuple[int, int]) -> None:
     reference, ours = nodes_of(width)
     e = normal(*shape, width)
     assert_close(results(ours, e), results(reference, e))
@@ -63,13 +63,13 @@ def test_aspects_and_features_are_the_references(width: int, shape: tuple[int, i
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("width", "n_heads"), [(6, 1), (6, 4), (13, 8), (70, 2), (70, 5)])
-def test_the_fusion_is_the_references(width: int, n_heads: int, shape: tuple[int, int]) -> None:
+def test_fusion_equals_the_reference(width: int, n_heads: int, shape: tuple[int, int]) -> None:
     reference, ours = fusions_of(width, n_heads)
     values = normal(*shape, width), normal(*shape, 13, width, seed=4)
     assert_close(results(ours, *values), results(reference, *values))
 
 
-def test_outputs_are_contiguous_and_symmetric() -> None:
+def test_outputs_are_contiguous_and_aspects_symmetric() -> None:
     _, ours = nodes_of(8)
     adjacency, features = ours(normal(2, 3, 8))
     assert adjacency.is_contiguous()
@@ -81,7 +81,7 @@ def test_outputs_are_contiguous_and_symmetric() -> None:
 @pytest.mark.parity
 @pytest.mark.parametrize("part", ["nodes", "fusion"])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_rounding_is_that_of_the_reference(part: str, autocast: bool) -> None:
+def test_rounding_errors_are_explained_by_the_reference(part: str, autocast: bool) -> None:
     width = 52
     reference, ours = nodes_of(width) if part == "nodes" else fusions_of(width, 4)
     values = [normal(3, 40, width)] if part == "nodes" else [normal(3, 40, width), normal(3, 40, 13, width, seed=4)]
@@ -89,7 +89,7 @@ def test_the_rounding_is_that_of_the_reference(part: str, autocast: bool) -> Non
     moving = [tensor.detach().float() for tensor in (*values, *reference.parameters())]
 
     def rounded(module: nn.Module, tensors: list[Tensor]) -> list[Tensor]:
-        """Of values and parameters."""
+        """Return the results of `module` for rounded values and parameters."""
         with torch.no_grad():
             for parameter, tensor in zip(module.float().parameters(), tensors[len(values) :], strict=True):
                 parameter.copy_(tensor)
@@ -101,7 +101,7 @@ def test_the_rounding_is_that_of_the_reference(part: str, autocast: bool) -> Non
     assert_right_up_to_rounding(found, exact, lambda tensors: rounded(reference, tensors), moving, dtype, roundings)
 
 
-def test_dtypes_are_the_references() -> None:
+def test_dtypes_equal_the_reference() -> None:
     for (reference, ours), inputs in (
         (nodes_of(8), [normal(2, 3, 8).float()]),
         (fusions_of(8, 2), [normal(2, 3, 8).float(), normal(2, 3, 13, 8).float()]),
@@ -114,12 +114,12 @@ def test_dtypes_are_the_references() -> None:
 
 
 @pytest.mark.parametrize("part", ["nodes", "fusion"])
-def test_what_is_kept_for_the_backward_pass(part: str) -> None:
+def test_values_kept_for_the_backward_pass_are_bounded(part: str) -> None:
     width = 26
     reference, ours = nodes_of(width) if part == "nodes" else fusions_of(width, 2)
 
     def kept(module: nn.Module, steps: int) -> int:
-        """Values in storages of their own."""
+        """Return the number of values in the distinct storages kept."""
         storages: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -136,13 +136,13 @@ def test_what_is_kept_for_the_backward_pass(part: str) -> None:
     def per_timestep(module: nn.Module) -> float:
         return (kept(module, 30) - kept(module, 20)) / 10
 
-    # Nodes: the state, three of the market network, x of the aspects, their matrix. Fusion: the state and the bodies.
+    # Nodes: state, three tensors of the market network, x of the aspects and their matrix. Fusion: state and bodies.
     assert per_timestep(ours) <= (5 * width + 13 * 13 if part == "nodes" else width + 13 * width)
     assert per_timestep(reference) > 3 * per_timestep(ours)
 
 
 @pytest.mark.parametrize("part", ["nodes", "fusion"])
-def test_gradients_reach_replaced_parameters_after_their_call_has_ended(part: str) -> None:
+def test_gradients_reach_parameters_replaced_by_functional_call(part: str) -> None:
     _, ours = nodes_of(8) if part == "nodes" else fusions_of(8, 2)
     other = {name: (2 * value.detach()).requires_grad_() for name, value in ours.named_parameters()}
     values = [normal(2, 3, 8)] if part == "nodes" else [normal(2, 3, 8), normal(2, 3, 13, 8, seed=4)]
@@ -157,7 +157,7 @@ def test_gradients_reach_replaced_parameters_after_their_call_has_ended(part: st
     assert_close(list(found), list(torch.autograd.grad(total, list(ours.parameters()))))
 
 
-def test_dropout_acts_on_the_weights_of_the_fusion_in_training_only() -> None:
+def test_dropout_of_the_fusion_acts_only_in_training() -> None:
     reference, ours = fusions_of(8, 2, dropout=0.4)
     values = normal(2, 3, 8), normal(2, 3, 13, 8, seed=4)
     assert_close([ours(*values)], [reference(*values)])
@@ -171,10 +171,10 @@ def test_dropout_acts_on_the_weights_of_the_fusion_in_training_only() -> None:
     assert_close([ours(*values)], [reference(*values)])
 
 
-def test_dropout_has_the_distribution_of_the_reference() -> None:
+def test_dropout_is_distributed_as_in_the_reference() -> None:
     draws = 20_000
     reference, ours = (fusion.train() for fusion in fusions_of(6, 2, dropout=0.4))
-    e = normal(1, 1, 6).expand(1, draws, 6)  # every copy is dropped out by itself
+    e = normal(1, 1, 6).expand(1, draws, 6)  # every copy has its own mask
     bodies = normal(1, 1, 13, 6, seed=4).expand(1, draws, 13, 6)
     torch.manual_seed(2)
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_dropout_has_the_distribution_of_the_reference() -> None:
     assert float(spread.min()) > 1e-5
 
 
-def test_masks_are_the_same_when_the_backward_pass_computes_again() -> None:
+def test_recomputation_uses_the_same_masks() -> None:
     _, ours = fusions_of(6, 2, dropout=0.4)
     ours.train()
     direction, values = normal(1, 2, 6, seed=8), [normal(1, 2, 6), normal(1, 2, 13, 6, seed=4)]
@@ -202,7 +202,7 @@ def test_masks_are_the_same_when_the_backward_pass_computes_again() -> None:
     assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-6)
 
 
-def test_results_repeat_bit_by_bit() -> None:
+def test_results_are_bitwise_repeatable() -> None:
     _, nodes = nodes_of(13)
     _, fusion = fusions_of(13, 2)
     e, bodies = normal(2, 5, 13), normal(2, 5, 13, 13, seed=4)
@@ -211,7 +211,7 @@ def test_results_repeat_bit_by_bit() -> None:
             assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_without_gradients_nothing_is_recomputed() -> None:
+def test_results_without_gradients_equal_the_reference() -> None:
     reference, ours = nodes_of(8)
     with torch.no_grad():
         found, expected = ours(normal(2, 3, 8)), reference(normal(2, 3, 8))
@@ -232,12 +232,12 @@ def test_compiled_results_equal_eager_ones() -> None:
 
     both = [Both(*pair) for pair in zip(nodes_of(6), fusions_of(6, 2), strict=True)]
     expected = results(both[0], normal(2, 3, 6))
-    both[1].compile(fullgraph=True, dynamic=False, backend="aot_eager")  # inductor's code: `test_golden_compiled`
+    both[1].compile(fullgraph=True, dynamic=False, backend="aot_eager")  # for inductor see `test_golden_compiled`
     assert_close(results(both[1], normal(2, 3, 6)), expected)
 
 
 @pytest.mark.compile
-def test_compiled_dropout_runs_whole() -> None:
+def test_compiled_dropout_is_one_graph() -> None:
     _, ours = fusions_of(6, 2, dropout=0.4)
     ours.train().compile(fullgraph=True, dynamic=False, backend="aot_eager")
     values = normal(1, 3, 6), normal(1, 3, 13, 6, seed=4)

@@ -1,6 +1,6 @@
-"""Dropout of the fast model moves its forecasts as the reference's does, though it draws other masks.
+"""Distribution of forecasts under dropout: the fast model, with other masks, compared with the reference.
 
-Where each mask acts is shown operator by operator in `tests/kernels`; this is about the model as a whole.
+The position of each mask is tested operator by operator in `tests/kernels`; this test covers the whole model.
 """
 
 import pytest
@@ -12,11 +12,11 @@ from tests.pgat_fast.model.variants import config_of, inputs_of
 
 RATE = 0.35
 SEEDS, COPIES = 6, 50
-"""Each of the copies of a window in a batch has masks of its own: 300 draws."""
+"""Each copy of a window in a batch has its own masks: 300 draws."""
 
 
 def forecasts(variant: str, backend: str) -> Tensor:
-    """Of one window: [draws, numbers of a forecast]."""
+    """Return the forecasts of one window: [draws, numbers of a forecast]."""
     config = config_of(variant, dropout=RATE)
     config = config.model_copy(update={"run": config.run.model_copy(update={"exact_dropout": True})})
     torch.manual_seed(0)
@@ -42,13 +42,13 @@ def forecasts(variant: str, backend: str) -> Tensor:
         "no bodies",
     ],
 )
-def test_forecasts_scatter_as_those_of_the_reference(variant: str) -> None:
+def test_forecast_quartiles_are_near_those_of_the_reference(variant: str) -> None:
     expected, found = forecasts(variant, "reference"), forecasts(variant, "torch")
     quarters = torch.tensor([0.25, 0.5, 0.75])
     low, middle, high = expected.quantile(quarters, dim=0)
     fast_low, fast_middle, fast_high = found.quantile(quarters, dim=0)
     width = high - low
     assert (width > 0).all()
-    # Of 300 draws an interquartile range is known to 8 %, a median to 5 % of it.
+    # From 300 draws an interquartile range is known to 8 %, and a median to 5 % of that range.
     assert ((fast_high - fast_low) / width).median().item() == pytest.approx(1, abs=0.2)
     assert ((fast_middle - middle) / width).abs().median().item() < 0.2

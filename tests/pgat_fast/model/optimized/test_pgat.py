@@ -1,4 +1,4 @@
-"""The fast model computes what the reference computes: every variant, every output, every gradient."""
+"""The fast model equals the reference: every variant, output and gradient."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -26,14 +26,14 @@ from tests.pgat_fast.model.variants import FEW, VARIANTS, config_of, inputs_of, 
 from tests.rounding import assert_right_up_to_rounding
 
 CONDITIONED = ("batched", "hierarchical", "batched attention, bias, threshold", "stochastic")
-"""What rounding does to these is found out by computing them again and again."""
+"""Variants whose rounding errors are estimated by repeated computation."""
 ONE_FIRST = [CONDITIONED[0], *(pytest.param(name, marks=pytest.mark.slow) for name in CONDITIONED[1:])]
 
 CONFIGS = {"batched": "production_batched", "hierarchical": "celestial_enhanced_pgat_production"}
 
 
 def models(config: Config, dtype: torch.dtype = torch.float64, **execution: object) -> tuple[nn.Module, FastPGAT]:
-    """Reference and fast model with the same parameters, none of them zero, in evaluation mode."""
+    """Return reference and fast model with the same parameters, none of them zero, in evaluation mode."""
     reference = build_model(config, backend="reference")
     generator = torch.Generator().manual_seed(4)
     for parameter in reference.parameters():
@@ -47,7 +47,7 @@ def models(config: Config, dtype: torch.dtype = torch.float64, **execution: obje
 
 
 def computed(model: nn.Module, config: Config, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], list[Tensor]]:
-    """Forecast and diagnostics, and the gradients of the inputs and of all parameters."""
+    """Return forecast and diagnostics, and the gradients of the inputs and of all parameters."""
     inputs = list(inputs_of(config, dtype=dtype, seed=seed))
     for i in (0, 2):
         inputs[i].requires_grad_()
@@ -61,14 +61,14 @@ def computed(model: nn.Module, config: Config, dtype: torch.dtype, seed: int = 0
 
 
 def assert_equal(found: list[Tensor], expected: list[Tensor], tolerance: float = 1e-10) -> None:
-    """Differences relative to the largest value of each tensor, and at least absolute."""
+    """Check differences relative to the largest value of each tensor, or to 1 if that is larger."""
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
         assert float((ours - theirs).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_parameters_begin_as_those_of_the_reference(name: str) -> None:
+def test_initial_parameters_equal_the_reference(name: str) -> None:
     config = config_of(name)
     states = []
     for backend in ("reference", "torch"):
@@ -79,7 +79,7 @@ def test_parameters_begin_as_those_of_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_outputs_and_gradients_equal_the_references(name: str) -> None:
+def test_outputs_and_gradients_equal_the_reference(name: str) -> None:
     config = config_of(name)
     reference, fast = models(config)
     for found, expected in zip(
@@ -90,7 +90,7 @@ def test_outputs_and_gradients_equal_the_references(name: str) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 3, None])
 @pytest.mark.parametrize("name", FEW)
-def test_the_chunk_changes_nothing(name: str, chunk: int | None) -> None:
+def test_results_do_not_depend_on_the_chunk(name: str, chunk: int | None) -> None:
     config = config_of(name)
     _, fast = models(config)
     expected = computed(fast, config, torch.float64)
@@ -100,7 +100,7 @@ def test_the_chunk_changes_nothing(name: str, chunk: int | None) -> None:
 
 
 def of_tensors(model: nn.Module, config: Config, mixed: bool) -> Callable[[list[Tensor]], list[Tensor]]:
-    """A function of the model's weights and inputs: forecast, diagnostics and all gradients."""
+    """Return a function of the model's weights and inputs that computes forecast, diagnostics and all gradients."""
     names = [name for name, _ in model.named_parameters()]
 
     def compute(tensors: list[Tensor]) -> list[Tensor]:
@@ -118,7 +118,7 @@ def of_tensors(model: nn.Module, config: Config, mixed: bool) -> Callable[[list[
 
 
 def of_seed(config: Config, seed: int) -> tuple[nn.Module, nn.Module, FastPGAT]:
-    """The reference in float64, it and the fast model in float32, all with the weights that `seed` gives."""
+    """Return the reference in float64, and reference and fast model in float32, all with weights drawn from `seed`."""
     torch.manual_seed(seed)
     reference, fast = models(config, torch.float32)
     return deepcopy(reference).double(), reference, fast
@@ -126,8 +126,8 @@ def of_seed(config: Config, seed: int) -> tuple[nn.Module, nn.Module, FastPGAT]:
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("name", "seed"), pairwise_each_value_first(CONDITIONED, [0, 1]))
-def test_the_error_of_float32_is_what_rounding_explains(name: str, seed: int) -> None:
-    """In every output and gradient, at any condition: those of "batched" move by 1e-2 with seed 0, by 2e-6 with 1."""
+def test_float32_errors_are_explained_by_rounding(name: str, seed: int) -> None:
+    """Check all outputs and gradients at any conditioning: those of "batched" move by 1e-2 with seed 0, 2e-6 with 1."""
     config = config_of(name)
     exact, reference, fast = of_seed(config, seed)
     tensors = [*(parameter.detach() for parameter in reference.parameters()), *inputs_of(config, seed=seed)]
@@ -142,8 +142,8 @@ def test_the_error_of_float32_is_what_rounding_explains(name: str, seed: int) ->
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ONE_FIRST)
-def test_a_wrong_gradient_is_refused(name: str) -> None:
-    """Each that is a hundredth too large, for the first weights and inputs that are well conditioned in nearly all."""
+def test_wrong_gradients_are_rejected(name: str) -> None:
+    """Check gradients 1 % too large, for the first weights and inputs with nearly all gradients well conditioned."""
     config = config_of(name)
     for seed in range(8):
         exact, reference, fast = of_seed(config, seed)
@@ -153,7 +153,7 @@ def test_a_wrong_gradient_is_refused(name: str) -> None:
         largest = max(float(result.norm()) for result in truth)
         zero = [float(result.norm()) < ZERO_BESIDE * largest for result in truth]
         spread = rounding_spread(plain, tensors)
-        # Eight spreads of these are half of what is planted at most: of some inputs all results, of some none.
+        # Eight spreads are at most half of the planted error: for some inputs in all results, for others in none.
         judged = [moved < 5e-3 / SPREADS and not none for moved, none in zip(spread, zero, strict=True)]
         if sum(judged) > 0.95 * len(judged):
             break
@@ -165,11 +165,11 @@ def test_a_wrong_gradient_is_refused(name: str) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ONE_FIRST)
-def test_the_error_of_16_bits_is_what_rounding_explains(name: str) -> None:
-    """Over several inputs and all results: each alone says little in 16 bits, where row sums come near zero.
+def test_16_bit_errors_are_explained_by_rounding(name: str) -> None:
+    """Check several inputs and all results together: in 16 bits, with row sums near zero, single results vary widely.
 
-    What rounding explains is the larger of the error of plain torch and of that with inputs and weights moved by one
-    unit in the last place of bfloat16, twice: sums over some hundred results, where both are far from luck.
+    Rounding explains twice the larger of two errors: that of plain torch, and that with inputs and weights moved by one
+    unit in the last place of bfloat16. Both are means over some hundred results, so chance has little effect.
     """
     config = config_of(name)
     exact, reference, fast = of_seed(config, 1)
@@ -187,13 +187,13 @@ def test_the_error_of_16_bits_is_what_rounding_explains(name: str) -> None:
 
 
 def distance(found: list[Tensor], truth: list[Tensor]) -> float:
-    """Of all results together: the root of the mean square of their relative errors, none above 1."""
+    """Return the root mean square of the relative errors of all results, each limited to 1."""
     errors = [min(error, 1.0) if error < float("inf") else error for error in relative_errors(found, truth)]
     return float((sum(error**2 for error in errors) / len(errors)) ** 0.5)
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_training_is_bitwise_repeatable_and_follows_the_seed(name: str) -> None:
+def test_training_is_bitwise_repeatable_and_depends_on_the_seed(name: str) -> None:
     config = config_of(name, dropout=0.2)
     _, fast = models(config, torch.float32)
     fast.train()
@@ -210,7 +210,7 @@ def test_training_is_bitwise_repeatable_and_follows_the_seed(name: str) -> None:
 
 @pytest.mark.parametrize("name", FEW)
 def test_gradients_with_dropout_do_not_depend_on_the_chunk(name: str) -> None:
-    """The backward pass draws the masks of the forward pass again."""
+    """Check that the backward pass draws the same masks as the forward pass."""
     config = config_of(name, dropout=0.3)
     _, fast = models(config)
     fast.train()
@@ -225,10 +225,10 @@ def test_gradients_with_dropout_do_not_depend_on_the_chunk(name: str) -> None:
 
 
 @pytest.mark.slow  # 600 draws of each
-def test_dropout_keeps_the_mean_and_spread_of_the_references_forecasts() -> None:
+def test_mean_and_spread_under_dropout_equal_the_reference() -> None:
     config = config_of("batched", dropout=0.1)
     reference, fast = models(config, torch.float32)
-    inputs = [x.repeat(50, 1, 1) for x in inputs_of(config, batch=1)]  # each copy has masks of its own
+    inputs = [x.repeat(50, 1, 1) for x in inputs_of(config, batch=1)]  # each copy has its own masks
     draws = {}
     for who, model in (("theirs", reference), ("ours", fast)):
         model.train()
@@ -244,10 +244,10 @@ def test_dropout_keeps_the_mean_and_spread_of_the_references_forecasts() -> None
 
 @pytest.mark.compile
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_whole_model_is_one_graph_that_is_traced_once(training: bool) -> None:
-    """fullgraph raises at a graph break; a second batch of the same shape traces nothing.
+def test_whole_model_is_one_graph_traced_once(training: bool) -> None:
+    """Check for graph breaks, at which fullgraph raises, and for retracing with a second batch of the same shape.
 
-    The graph is run operator by operator. What inductor makes of a whole graph, and the batched combiner, are in
+    The graph is run operator by operator. For code generated by inductor, and for the batched combiner, see
     `test_golden_compiled`.
     """
     config = config_of("hierarchical attention, bias", dropout=0.1)
@@ -273,9 +273,11 @@ def test_whole_model_is_one_graph_that_is_traced_once(training: bool) -> None:
 
 
 @pytest.mark.parametrize(("combiner", "limit"), [("batched", 0.45), ("hierarchical", 0.45)])
-def test_little_is_kept_for_the_backward_pass(combiner: str, limit: float) -> None:
-    """GB at production sizes and batch 16, where the combiner is computed again; tensors without data, the same number
-    on every device."""
+def test_bytes_kept_for_the_backward_pass_are_bounded(combiner: str, limit: float) -> None:
+    """Check the GB kept at production sizes and batch 16, with recomputation of the combiner.
+
+    Counted on fake tensors; the count is the same on every device.
+    """
     config = load_config(f"configs/{CONFIGS[combiner]}.yaml", ["run.recompute=on"])
     with FakeTensorMode():
         model = build_model(config, backend="torch").train()
@@ -296,7 +298,7 @@ def test_little_is_kept_for_the_backward_pass(combiner: str, limit: float) -> No
     assert sum(saved.values()) < limit * 1e9
 
 
-def test_every_part_knows_how_it_is_executed() -> None:
+def test_execution_options_are_set_on_every_part() -> None:
     model = build_model(config_of("batched everything"), backend="torch")
     assert isinstance(model, FastPGAT)
     execution = Execution(combiner_chunk=5)

@@ -1,4 +1,4 @@
-"""The fast phase-aware processor against the reference's."""
+"""The fast phase-aware processor, compared with the reference."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ DISTANCES = [k for k, name in enumerate(COLUMNS) if name.endswith("distance")]
 
 
 def inputs_of(batch: int, steps: int, seed: int = 1) -> Tensor:
-    """Inputs whose distances are away from 0: errors of a ratio of numbers around 0 would hide all others."""
+    """Return inputs with distances away from 0: errors of ratios of numbers near 0 would hide all other errors."""
     x = normal(batch, steps, len(COLUMNS), seed=seed)
     x[:, :, DISTANCES] = x[:, :, DISTANCES].abs() + 0.5
     return x
 
 
 def both(n_heads: int, feature_map: str, phase_edges: str) -> tuple[PhaseAwareProcessor, FastPhaseAwareProcessor]:
-    """The reference and the fast processor with the same random parameters, float64, in evaluation mode."""
+    """Return reference and fast processor with the same random parameters, float64, in evaluation mode."""
     reference = PhaseAwareProcessor(n_heads, feature_map, phase_edges)
     randomize(reference)
     fast = FastPhaseAwareProcessor(n_heads, feature_map, phase_edges).double().eval()
@@ -39,7 +39,7 @@ def both(n_heads: int, feature_map: str, phase_edges: str) -> tuple[PhaseAwarePr
 
 
 def results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Outputs, and gradients of the input and of every parameter."""
+    """Return outputs, and gradients of the input and of every parameter."""
     x = x.detach().clone().requires_grad_()
     named = {"x": x} | dict(model.named_parameters())
     outputs = model(x)
@@ -49,7 +49,7 @@ def results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
-    """To `relative` of the largest number of each tensor, or of 1."""
+    """Check that differences are at most `relative` times the largest value of each tensor, or times 1."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         limit = relative * max(1.0, float(tensor.detach().abs().max()))
@@ -59,7 +59,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], relative
 
 @every_setting
 @pytest.mark.parametrize(("batch", "steps", "n_heads"), [(1, 1, 1), (3, 7, 8), (1, 7, 2), (3, 1, 4)])
-def test_outputs_and_gradients_are_the_references(
+def test_outputs_and_gradients_equal_the_reference(
     feature_map: str, phase_edges: str, batch: int, steps: int, n_heads: int
 ) -> None:
     reference, fast = both(n_heads, feature_map, phase_edges)
@@ -68,7 +68,7 @@ def test_outputs_and_gradients_are_the_references(
 
 
 @every_setting
-def test_names_shapes_and_initial_values_are_the_references(feature_map: str, phase_edges: str) -> None:
+def test_names_shapes_and_initial_values_equal_the_reference(feature_map: str, phase_edges: str) -> None:
     states = []
     for part in (PhaseAwareProcessor, FastPhaseAwareProcessor):
         torch.manual_seed(3)
@@ -83,7 +83,7 @@ def test_names_shapes_and_initial_values_are_the_references(feature_map: str, ph
 
 @pytest.mark.parametrize("part", [PhaseAwareProcessor, FastPhaseAwareProcessor])
 def test_edges_without_quantities_are_finite_in_16_bits(part: type[PhaseAwareProcessor]) -> None:
-    """A distance of 0 is made 1e-8, which float16 does not have."""
+    """Check the denominator: a distance of 0 becomes 1e-8, which float16 cannot represent."""
     torch.manual_seed(0)
     model = part(1, "named", "zero").eval()
     with torch.autocast("cpu", dtype=torch.float16):
@@ -93,9 +93,9 @@ def test_edges_without_quantities_are_finite_in_16_bits(part: type[PhaseAwarePro
 
 
 def pooled_errors(feature_map: str, phase_edges: str, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-    """Relative errors of the reference and the fast processor against float64, of all bodies and three inputs at once.
+    """Return relative errors of reference and fast processor to float64, pooled over all bodies and three inputs.
 
-    A single small gradient can be right by luck.
+    A single small gradient can be accurate by chance.
     """
     squares: dict[str, Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
     for seed in (1, 2, 3):
@@ -116,14 +116,14 @@ def pooled_errors(feature_map: str, phase_edges: str, dtype: torch.dtype) -> dic
 
 @every_setting
 @pytest.mark.parametrize(("dtype", "floor"), [(torch.float32, 1e-6), (torch.bfloat16, 2.0**-8)])
-def test_rounding_errors_are_those_of_the_reference(
+def test_rounding_errors_are_near_those_of_the_reference(
     feature_map: str, phase_edges: str, dtype: torch.dtype, floor: float
 ) -> None:
     for name, (theirs, ours) in pooled_errors(feature_map, phase_edges, dtype).items():
         assert ours <= 2 * theirs + floor, name
 
 
-def test_autocast_gives_features_in_16_bits_and_an_adjacency_in_float32() -> None:
+def test_autocast_returns_16_bit_features_and_float32_adjacency() -> None:
     fast = FastPhaseAwareProcessor(8, "named", "computed")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features, adjacency = fast(inputs_of(2, 3).float())
@@ -132,7 +132,7 @@ def test_autocast_gives_features_in_16_bits_and_an_adjacency_in_float32() -> Non
 
 
 class GivenDropout(nn.Module):
-    """Dropout with a mask."""
+    """Dropout with a given mask."""
 
     def __init__(self, kept: Tensor) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class GivenDropout(nn.Module):
         return x * self.kept * keep_scale(0.1)
 
 
-def test_in_training_each_body_drops_a_tenth_the_same_in_both_passes() -> None:
+def test_dropout_masks_are_equal_in_both_passes() -> None:
     reference, fast = both(8, "named", "computed")
     batch, steps, hidden = 2, 5, 64
     torch.manual_seed(7)
@@ -158,14 +158,14 @@ def test_in_training_each_body_drops_a_tenth_the_same_in_both_passes() -> None:
     assert not torch.allclose(found["features"], again["features"])
 
 
-def test_evaluation_draws_no_random_number() -> None:
+def test_evaluation_draws_no_random_numbers() -> None:
     _, fast = both(8, "named", "computed")
     before = torch.get_rng_state()
     fast(inputs_of(1, 3))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_results_repeat_bit_by_bit() -> None:
+def test_results_are_bitwise_repeatable() -> None:
     _, fast = both(8, "positional", "computed")
     fast.float().train()
     runs = []
@@ -175,7 +175,7 @@ def test_results_repeat_bit_by_bit() -> None:
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
-def test_parameters_that_are_handed_over_are_used_in_both_passes() -> None:
+def test_parameters_of_functional_call_are_used_in_both_passes() -> None:
     reference, fast = both(2, "named", "computed")
     other = FastPhaseAwareProcessor(2, "named", "computed").double().eval()
     given = {name: p.detach().requires_grad_() for name, p in fast.named_parameters()}
@@ -189,7 +189,7 @@ def test_parameters_that_are_handed_over_are_used_in_both_passes() -> None:
 
 
 @every_setting
-def test_columns_that_describe_no_body_reach_nothing_not_even_as_nan(feature_map: str, phase_edges: str) -> None:
+def test_nan_in_columns_without_a_body_has_no_effect(feature_map: str, phase_edges: str) -> None:
     reference, fast = both(4, feature_map, phase_edges)
     read = {column for body in BODIES for column in feature_columns(body, feature_map)}
     if phase_edges == "computed":
@@ -201,7 +201,7 @@ def test_columns_that_describe_no_body_reach_nothing_not_even_as_nan(feature_map
         assert torch.allclose(found, expected, rtol=0, atol=EXACT)
 
 
-def test_a_distance_that_would_divide_by_zero_below_the_diagonal_does_no_harm() -> None:
+def test_division_by_zero_below_the_diagonal_has_no_effect() -> None:
     reference, fast = both(4, "named", "computed")
     x = inputs_of(2, 3)
     x[:, :, COLUMNS.index("dyn_Sun_distance")] = -1e-8  # the sun is first: no pair divides by its distance
@@ -210,7 +210,7 @@ def test_a_distance_that_would_divide_by_zero_below_the_diagonal_does_no_harm() 
 
 @contextmanager
 def counted_bytes(totals: dict[int, int]) -> Iterator[None]:
-    """Within it, bytes of every storage that is kept for the backward pass go to `totals`."""
+    """Record the bytes of every storage kept for the backward pass within the context in `totals`."""
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -221,7 +221,7 @@ def counted_bytes(totals: dict[int, int]) -> Iterator[None]:
         yield
 
 
-def test_of_a_timestep_little_is_kept() -> None:
+def test_bytes_kept_for_a_timestep_are_bounded() -> None:
     fast = FastPhaseAwareProcessor(8, "named", "computed")
     bytes_of: list[int] = []
     for steps in (100, 200):
@@ -230,7 +230,7 @@ def test_of_a_timestep_little_is_kept() -> None:
         with counted_bytes(totals):
             outputs = fast(x)
         assert all(output.requires_grad for output in outputs)
-        totals.pop(x.untyped_storage().data_ptr(), None)  # the input is there anyway
+        totals.pop(x.untyped_storage().data_ptr(), None)  # the input exists in any case
         bytes_of.append(sum(totals.values()))
     a_timestep = (bytes_of[1] - bytes_of[0]) / 2 / 100
     assert a_timestep <= 2 * 13 * 32 * 4  # the normalised features and the states
@@ -242,6 +242,6 @@ def test_compiled_training_equals_eager() -> None:
     x = inputs_of(1, 3).float()
     torch.manual_seed(4)
     expected = results(fast, x)
-    fast.compile(fullgraph=True, dynamic=False, backend="aot_eager")  # inductor's code: `test_golden_compiled`
+    fast.compile(fullgraph=True, dynamic=False, backend="aot_eager")  # for inductor see `test_golden_compiled`
     torch.manual_seed(4)
     assert_close(results(fast, x), expected, 1e-4)  # float32
