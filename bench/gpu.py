@@ -212,7 +212,7 @@ def training_steps(config: str, variant: str, device: torch.device, batch: int =
 
 
 def compiled_against_eager(device: torch.device, combiner: str, settings: Sequence[str] = ()) -> Record:
-    """Check the gradients of the quickstart's model, compiled, with its operators asked for kernels.
+    """Check the gradients of the compiled model of the quickstart, with kernels requested for its operators.
 
     Args:
         device: the device to run on.

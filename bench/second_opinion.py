@@ -1,6 +1,6 @@
 """Independent check of the kernels: their IR executed on a CPU by `ttsem`, which detects bounds errors and races.
 
-    pip install ttsem                      # wants Python 3.12
+    pip install ttsem                      # needs Python 3.12
     python -m bench.second_opinion --json bench/results/second_opinion.json
 
 Every case of `bench.kernel_cases` is computed for one timestep, forward and backward; each launch executes the IR that
