@@ -7,7 +7,7 @@
 - Bytes that our backends save for the backward pass must equal those of every committed comparison (`bench.compare`)
   and count (`bench.step --steps 0`). CI checks them, too.
 - Kernels, compiled offline, must be no worse than in the committed table (`bench.kernels_static`). CI checks two of the
-  five targets, with every pair of shape, dtype and target.
+  five targets, and every two values of shape, dtype and target together.
 - Times: for every configuration, the newest comparison made on a machine of this kind is repeated with its settings. A
   backend of ours is a regression if the whole interval of its ratio to the first backend lies more than `SLOWER` below
   the committed ratio, and no regression if the whole interval lies above that limit; otherwise more processes are

@@ -1,4 +1,4 @@
-"""The combiner alone, forward and backward, as the history grows: linearity of its cost, and fraction of the peak.
+"""Benchmark of the combiner alone, forward and backward, as the history grows: linearity, and fraction of the peak.
 
     python -m bench.combiner --combiner batched --steps 125,250,500,1000 --json OUT
     python -m bench.combiner --combiner hierarchical --backends torch:bf16 --steps 250

@@ -9,7 +9,7 @@ each backend gets a process of its own; these processes take steps in turns, one
 machine affects all of them. "Times faster" is relative to the first backend, with the interval that contains the ratios
 of 95 of 100 other such runs on this machine (`bench.ratios`); a ratio that is too noisy is not given as a number.
 Memory is the peak of a process (on CUDA of its allocator, without the pools of CUDA graphs) above what it held after
-the imports, including warm-up and compiling, and in the timed steps alone; saved bytes are what autograd keeps between
+the imports, once with warm-up and compiling, once in the timed steps alone; saved bytes are what autograd keeps between
 forward and backward pass.
 """
 
@@ -104,7 +104,7 @@ def _answer(record: Record) -> None:
 
 
 class Server:
-    """Handle of a process that runs `serve`."""
+    """Handle to a process that runs `serve`."""
 
     def __init__(self, task: Record, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(

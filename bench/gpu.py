@@ -357,7 +357,7 @@ def in_this_process(items: list[Item], first: int, deadline: float, device: torc
 
 
 def is_lost(device: torch.device) -> bool:
-    """Return whether this process has a persistent CUDA error, under whatever name it was raised first."""
+    """Return whether this process has a persistent CUDA error, whatever exception reported it first."""
     try:
         wait(device)
     except Exception:

@@ -213,7 +213,7 @@ CASES: Final = (
 
 
 class Implementations(TorchDispatchMode):
-    """Mode in which operators of `pgat` run their implementation on tensors without data, instead of the fake."""
+    """Mode in which operators of `pgat` run their implementation on tensors without data, not their fake."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -7,7 +7,7 @@ operation of torch counts the FLOPs of its products and the bytes of its argumen
 traffic if nothing is read twice. A launch takes the longer of FLOPs / peak and bytes / bandwidth (the roofline), and
 never less than `LAUNCH_SECONDS`. Elementwise operations of torch are counted one by one, as they run eagerly; compiled
 they are fused, so they are listed separately. Random numbers, exponentials and the like are not counted: where a kernel
-computes many per byte (dropout within attention), the model is too low. The model is a lower bound, to compare
+computes many per byte (dropout within attention), the modelled time is too low. It is a lower bound, to compare
 measurements with.
 """
 

@@ -153,7 +153,7 @@ def on_paper(task: Record) -> Record:
 
 
 def add_up(group: "SingleProcess") -> list[float]:
-    """Return, in a rank, the median seconds of an all-reduce of every one of `SIZES`."""
+    """Return the median seconds of an all-reduce of each of `SIZES`; runs in every rank."""
     import torch
     from torch import distributed
 
@@ -171,7 +171,7 @@ def add_up(group: "SingleProcess") -> list[float]:
 
 
 def take_steps(group: "SingleProcess") -> list[float]:
-    """Return, in a rank, the median seconds of a training step and the bytes of all gradients."""
+    """Return the median seconds of a training step, and the bytes of all gradients; runs in every rank."""
     import torch
 
     from bench.step import optimizer_step

@@ -52,8 +52,9 @@ def ratio(first: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) ->
     Steps are taken in turns, so the k-th steps of both belong together: each pair of processes contributes the median
     of their ratios, from which disturbances of the machine cancel. Processes differ, too (placement of memory, cores
     assigned), and a later run has others: the interval is Student's prediction interval, of the logarithms, for the
-    mean over as many other pairs of processes. It is the square root of 2 wider than the 95 % confidence interval of
-    the mean. Effects common to all processes of an hour do not appear in their spread: `HOURS` is added for them.
+    mean over as many other pairs of processes. It is wider than the 95 % confidence interval of the mean by a factor of
+    the square root of 2. Effects common to all processes of an hour do not appear in their spread: `HOURS` is added for
+    them.
 
     Args:
         first, other: seconds of the steps of each process, in the same order; at least two processes each.

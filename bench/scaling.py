@@ -4,9 +4,9 @@
 
 History and batch are measured on whole training steps, at a quarter of the production width; bodies, of which the model
 has 13, on its combiner alone (forward and backward), with random adjacencies of more or fewer bodies. Every size is
-measured in a process of its own, one backend after the other. An exponent p is that of the best fit `constant + factor
-* size ** p`: 1 is linear, 2 quadratic. `system_share` is the fraction of the processor time spent in the system, mostly
-for allocating memory.
+measured in a process of its own, one backend after the other. An exponent p is that of the best fit
+`constant + factor * size ** p`: 1 is linear, 2 quadratic. `system_share` is the fraction of the processor time spent in
+the system, mostly for allocating memory.
 """
 
 import argparse

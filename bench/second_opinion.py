@@ -7,8 +7,9 @@ Every case of `bench.kernel_cases` is computed for one timestep, forward and bac
 triton's frontend generates for the kernel. triton's interpreter runs Python, one program after the other, and detects
 neither accesses next to a tensor nor programs that access the same number; `ttsem` stops at the first, and finds the
 second in the log of all accesses. Results are compared with plain torch as in `bench.gpu`. Two kernels with a planted
-fault, a write past the end and two programs that write the same number, show that such faults are detected. Exit status
-1: something was found, or a planted fault was not.
+fault, a write past the end and two programs that write the same number, show that such faults are detected.
+
+Exit status 1: something was found, or a planted fault was not.
 """
 
 import argparse

@@ -30,7 +30,7 @@ GPUS: Final = (
 )
 
 LAUNCH_SECONDS: Final = 3e-6
-"""Minimum time of an operation: about the gap between two kernels of one stream on a GPU."""
+"""Minimum seconds of an operation: about the gap between two kernels of one stream on a GPU."""
 
 EPOCH_WINDOWS: Final = 6736
 """Training windows of the production data."""

@@ -176,7 +176,7 @@ def tuned(
 
 
 def first_rows(pairs: list[tuple[int, float, float]]) -> int | None:
-    """Return the number of rows from which kernels are faster; None if they are not at the most rows.
+    """Return the number of rows from which kernels are faster; None if they are not at the largest size.
 
     Args:
         pairs: rows, seconds of kernels, and seconds of plain torch.

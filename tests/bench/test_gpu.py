@@ -94,7 +94,7 @@ def test_items_after_deadline_are_not_run() -> None:
 
 
 def test_persistent_gpu_error_ends_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Detect it by any name: triton raises an error of its own for it."""
+    """Detect it whatever the exception: triton raises one of its own."""
 
     def fail(name: str) -> dict[str, bool]:
         if name == "broken":

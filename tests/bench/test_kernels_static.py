@@ -18,8 +18,8 @@ COMMITTED: dict[str, Any] = json.loads(STEM.with_suffix(".json").read_text())
 def test_kernels_agree_with_committed_figures() -> None:
     """Compile for two of the targets, with two kinds of tensor-core instructions, and not every dtype for each.
 
-    Every pair of shape, dtype and target occurs. All five targets with all dtypes: `python -m bench.kernels_static
-    --check bench/results/kernels_static.json`, which is part of `make bench-check`.
+    Every two values of shape, dtype and target occur together. All five targets with all dtypes:
+    `python -m bench.kernels_static --check bench/results/kernels_static.json`, which is part of `make bench-check`.
     """
     chosen = covering(combinations(["sm_80", "sm_90"]), 2)
     assert against_committed(STEM.with_suffix(".json"), chosen) == []

@@ -18,7 +18,7 @@ def test_fraction_is_of_lower_roof() -> None:
     assert roofline.fraction_of_roof(point, 1e9, 20.0) == 0.25, "bytes take half a second of two"
 
 
-@pytest.mark.slow  # it measures
+@pytest.mark.slow  # takes real measurements
 def test_roofs_and_points_are_measured_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
