@@ -1,1 +1,1 @@
-"""Measurements. Results that are claimed anywhere lie in `results`, with the command that made them."""
+"""Benchmarks. Every figure claimed anywhere is in `results`, with the command that produced it."""

@@ -1,14 +1,15 @@
-"""What each precision costs in accuracy: of forecasts and gradients, and of the forecasts of a trained model.
+"""Accuracy of each precision: of forecasts and gradients, and of the forecasts of a trained model.
 
     python -m bench.accuracy --config configs/quickstart.yaml --errors configs/production_batched.yaml --json OUT
 
 Two parts, not compiled:
 
-- `errors`: a forward and backward pass of the configurations `--errors`, as in evaluation (nothing is random), of the
+- `errors`: a forward and backward pass of the configurations `--errors`, as in evaluation (nothing is random), with the
   backends `reference` and `torch` in each precision, against `reference` in float64 with the same weights and inputs:
   the relative errors |y - y64| / |y64| (Euclidean) of the forecast and of the gradients of all parameters together.
 - `trained`: `pgat-fast train` with `--config` and the backend `torch`, for each seed in each precision: the errors of
-  the forecasts of the test windows, in scaled units. `rmse_ratio` is against the first precision with the same seed.
+  the forecasts of the test windows, in scaled units. `rmse_ratio` is relative to the first precision with the same
+  seed.
 
 Exit status 1: one of the measurements failed.
 """
@@ -40,7 +41,7 @@ MODULE: Final = "bench.accuracy"
 
 
 def measure(task: Record) -> Record:
-    """What one process does: the errors of each of `precisions` with the configuration `config`."""
+    """Return the errors of each of the task's `precisions` with its configuration; runs in a process of its own."""
     exact = step(task, Variant("reference"))
     found = {}
     for variant in (Variant(name, precision) for precision in task["precisions"] for name in ("reference", "torch")):
@@ -53,7 +54,10 @@ def measure(task: Record) -> Record:
 
 
 def step(task: Record, variant: Variant) -> tuple[Tensor, Tensor]:
-    """Forecast and the gradients of all parameters in one row, float64, of a step; without a precision: in float64."""
+    """Return the forecast and the gradients of all parameters of a step, each flattened, as float64.
+
+    A variant without a precision is computed in float64.
+    """
     precision = variant.precision
     config = configure(variant, task["config"], task["overrides"])
     device = torch.device("cpu") if precision is None else resolve_device(config.run.device)
@@ -79,7 +83,7 @@ def step(task: Record, variant: Variant) -> tuple[Tensor, Tensor]:
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    """|found - exact| / |exact|."""
+    """Return |found - exact| / |exact|."""
     return float((found - exact).norm() / exact.norm())
 
 
@@ -87,7 +91,7 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 
 def train(config: str, overrides: list[str], precision: Precision, seed: int) -> Record:
-    """Train once; the errors on the test windows, or what stopped it."""
+    """Train once; return the errors on the test windows, or an `error`."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [*overrides, "run.backend=torch", "run.compile=off", f"run.precision={precision}"]
         settings += [f"training.seed={seed}", f"run.output={folder}", "run.name=run", "run.plots=false"]

@@ -1,22 +1,22 @@
-"""Has anything become worse: this code against the committed results, each regression by its name.
+"""Regression check: this code against the committed results, each regression by its name.
 
     pgat-fast bench check --exact     # bytes and compiled kernels: the same on every machine
     pgat-fast bench check             # also times and memory, against a result of this kind of machine
     make bench-check
 
-- Bytes that our backends save for the backward pass are exactly those of every committed comparison (`bench.compare`)
-  and count (`bench.step --steps 0`). CI looks at them, too.
-- Kernels, compiled offline, are no worse than in the committed table (`bench.kernels_static`). CI looks at two of the
-  five targets, and at every two of shape, dtype and target together.
-- Times: the newest comparison of every configuration that was made on a machine of this kind is made again with its
-  settings. A backend of ours is a regression where its ratio to the first backend, with its whole interval, lies
-  `SLOWER` below the committed ratio, and no regression where the whole interval lies above that; where it is neither,
-  more processes are measured, and if that does not help, it counts as failed, by that name. Seconds are not compared:
-  what slows the first backend down as much is not seen.
-- Peak memory of our backends, with warm-up and in the steps alone: not more than `MORE_MEMORY` above the committed one,
-  and `SLACK_GIB`.
+- Bytes that our backends save for the backward pass must equal those of every committed comparison (`bench.compare`)
+  and count (`bench.step --steps 0`). CI checks them, too.
+- Kernels, compiled offline, must be no worse than in the committed table (`bench.kernels_static`). CI checks two of the
+  five targets, and every two values of shape, dtype and target together.
+- Times: for every configuration, the newest comparison made on a machine of this kind is repeated with its settings. A
+  backend of ours is a regression if the whole interval of its ratio to the first backend lies more than `SLOWER` below
+  the committed ratio, and no regression if the whole interval lies above that limit; otherwise more processes are
+  measured, and if that does not decide it, it fails as too noisy. Seconds are not compared, so a slow-down that affects
+  the first backend equally is not detected.
+- Peak memory of our backends, with warm-up and in the steps alone, must not exceed the committed one by more than
+  `MORE_MEMORY` and `SLACK_GIB`.
 
-Only what git has counts as committed.
+Only files tracked by git count as committed.
 """
 
 import argparse
@@ -43,19 +43,19 @@ SLOWER: Final = 0.10
 MORE_MEMORY: Final = 0.05
 SLACK_GIB: Final = 0.02
 ATTEMPTS: Final = 3
-"""How often a comparison is made until every ratio says something."""
+"""Maximum number of times a comparison is made until every ratio is decided."""
 
 Fault = str
-"""What has become worse, in words."""
+"""Description of what has become worse."""
 
 
 def is_ours(result: Record) -> bool:
-    """Whether it is a backend of this project, and not one that it is compared with."""
+    """Return whether `result` is of a backend of this project, not of the reference it is compared with."""
     return parse_variant(result["backend"]).backend != "reference"
 
 
 def committed() -> dict[Path, Record]:
-    """The results of comparisons and of counts that git has; all that are there where there is no git."""
+    """Return the results of comparisons and counts that git tracks; all of them outside of a repository."""
     found = {}
     for path in _known_to_git() or sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
@@ -74,7 +74,7 @@ def _known_to_git() -> list[Path]:
 
 
 def settings_of(result: Record) -> tuple[str, list[str], int]:
-    """Configuration, overrides and batch of a comparison or a count, whose command has them."""
+    """Return configuration, overrides and batch of a comparison, or of a count, from its command."""
     if result.get("kind") == KIND:
         settings = result["settings"]
         return str(ROOT / settings["config"]), settings["overrides"], settings["batch"]
@@ -86,7 +86,7 @@ def settings_of(result: Record) -> tuple[str, list[str], int]:
 
 
 def saved_bytes() -> Iterator[Fault]:
-    """Count again, on tensors without data, what every committed result says is saved for the backward pass."""
+    """Count the bytes saved for the backward pass again, without data; yield differences from the committed results."""
     counted: dict[tuple[str, ...], int] = {}
     for path, result in committed().items():
         config, overrides, batch = settings_of(result)
@@ -113,7 +113,7 @@ def saved_bytes() -> Iterator[Fault]:
 
 
 def static_kernels() -> Iterator[Fault]:
-    """Compile every kernel offline and compare it with the committed table."""
+    """Compile every kernel offline, and yield what is worse than in the committed table."""
     if find_spec("triton") is None:
         yield "kernels cannot be checked: triton is not installed"
         return
@@ -121,7 +121,7 @@ def static_kernels() -> Iterator[Fault]:
 
 
 def of_this_machine() -> dict[Path, Record]:
-    """The newest committed comparison of each configuration on a machine of this kind: processor, cores and GPU."""
+    """Return the newest committed comparison of each configuration on machines like this: processor, cores and GPU."""
     own, newest = describe(), dict[str, tuple[Path, Record]]()
     for path, result in committed().items():
         if result.get("kind") != KIND:
@@ -135,14 +135,14 @@ def of_this_machine() -> dict[Path, Record]:
 
 
 class Verdict(NamedTuple):
-    """Of one backend: what is worse, and whether its ratio must be measured longer to tell."""
+    """Faults of one backend, and its undecided ratio, if more measurements are needed to judge it."""
 
     faults: list[Fault]
     undecided: Fault | None = None
 
 
 def judge(old: Record, new: Record, first: str) -> Verdict:
-    """One backend of ours, as it was and as it is; `first` is what ratios are to."""
+    """Judge one backend of ours by its old and its new result; ratios are relative to the backend `first`."""
     name = new["backend"]
     if "error" in new:
         return Verdict([] if "error" in old else [f"{name}: {new['error']}"])
@@ -162,7 +162,7 @@ def judge(old: Record, new: Record, first: str) -> Verdict:
 
 
 def measured(before: Record, write_to: str | None, again: Callable[..., Record] = compare) -> Iterator[Fault]:
-    """Measure a comparison again, longer where it is too noisy, and write it to a file, if one is named."""
+    """Repeat a comparison, longer where it is too noisy, write it to a file, if one is named, and yield the faults."""
     config, overrides, batch = settings_of(before)
     settings, old = before["settings"], {one["backend"]: one for one in before["results"]}
     first = before["results"][0]["backend"]
@@ -191,14 +191,14 @@ def measured(before: Record, write_to: str | None, again: Callable[..., Record] 
 
 
 def _together(earlier: Record | None, later: Record) -> Record:
-    """A backend that was measured twice: all its processes."""
+    """Return the record of a backend that was measured twice, with the processes of both."""
     if earlier is None or "error" in earlier or "error" in later:
         return later
     return {**later, "process_seconds": [*earlier["process_seconds"], *later["process_seconds"]]}
 
 
 def _compare_again(now: dict[str, Record], first: str) -> None:
-    """Ratios of all processes of a backend to the first one's, which were measured beside them."""
+    """Update the ratios, from all processes of a backend and those of the first one measured with them."""
     for name, result in now.items():
         if name == first or "error" in result or "error" in now[first]:
             continue
@@ -209,7 +209,7 @@ def _compare_again(now: dict[str, Record], first: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`pgat-fast bench check`: print what has become worse. Returns 1 where something has, or could not be checked."""
+    """Run `pgat-fast bench check`: print what has become worse. Returns 1 if anything has, or could not be checked."""
     faults = []
 
     def look(what: str, found: Iterator[Fault]) -> None:

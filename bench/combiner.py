@@ -1,23 +1,23 @@
-"""The combiner alone, forward and backward, as the history grows: is its cost linear, how near is it to the peak?
+"""Benchmark of the combiner alone, forward and backward, as the history grows: linearity, and fraction of the peak.
 
     python -m bench.combiner --combiner batched --steps 125,250,500,1000 --json OUT
     python -m bench.combiner --combiner hierarchical --backends torch:bf16 --steps 250
 
 Its sizes are those of the production configuration (or of `--config`); it is taken from a model that the backend has
-built. Inputs are random. What may follow a backend's name: see `bench.variants`. Each backend at each number of steps
-runs in processes of its own, which take turns for `--rounds` rounds. Per backend and number of steps:
+built. Inputs are random. `bench.variants` lists the words that may follow a backend's name. Each backend at each number
+of steps runs in processes of its own, which take turns for `--rounds` rounds. Per backend and number of steps:
 
-- `seconds`: quartiles of forward and backward pass behind a warm-up of two.
-- `peak_memory_gib`: the most that the process (on CUDA: the allocator) held in the timed passes above what it held
-  after an eager pass over one timestep: libraries, parameters and their gradients are not in it, compiled code is.
-- `saved_for_backward_bytes`, `executed_flops`: counted by `bench.measure.count`; recomputation is executed.
-- `useful_flops`: of the reference's combiner without recomputation, whichever backend this is.
-- `fraction_of_matrix_peak`: both kinds of FLOPs a second, against the best matrix product of the same precision that
-  any of the processes measured (`bench.matrix_peak`).
+- `seconds`: quartiles of forward and backward pass after a warm-up of two.
+- `peak_memory_gib`: the peak of the process (on CUDA: of the allocator) in the timed passes above what it held after an
+  eager pass over one timestep: without libraries, parameters and their gradients, with compiled code.
+- `saved_for_backward_bytes`, `executed_flops`: counted by `bench.measure.count`; recomputation counts as executed.
+- `useful_flops`: FLOPs of the reference's combiner without recomputation, for every backend.
+- `fraction_of_matrix_peak`: both kinds of FLOPs per second, relative to the best matrix product of the same precision
+  that any of the processes measured (`bench.matrix_peak`).
 
 `lines`: the least-squares lines through the origin of time, memory and saved bytes against the steps, and the largest
-deviation from them, in percent of the line: above 0 where the cost is above the line. A constant part makes small sizes
-lie above the line; `with_constant` has the lines that allow for one.
+deviation from them, in percent of the line: positive where the cost is above the line. A constant part makes small
+sizes lie above the line; `with_constant` has the lines with a constant.
 """
 
 import argparse
@@ -60,11 +60,11 @@ PRODUCTION: Final = {
 }
 
 WARM_UP: Final = 2
-"""A second one, lest a compilation that the first left over be timed."""
+"""Warm-up passes; the second absorbs any compilation that the first left over."""
 
 
 class Inputs(NamedTuple):
-    """What a combiner is called with, and the gradient of its result."""
+    """Arguments of a combiner, and the gradient of its result."""
 
     adjacencies: tuple[Tensor, Tensor, Tensor]
     context: Tensor
@@ -75,7 +75,7 @@ class Inputs(NamedTuple):
 
 
 def measure(task: Record) -> Record:
-    """What one process does: `kind` of the task says whether it counts or times."""
+    """Run the task of one process: count or time, as its `kind` says."""
     variant = Variant(**task["variant"])
     config = configure(variant, task["config"], task["overrides"])
     match task["kind"]:
@@ -86,7 +86,7 @@ def measure(task: Record) -> Record:
 
 
 def count_passes(config: Config, variant: Variant, batch: int, sizes: list[int]) -> Record:
-    """Count forward and backward at every size on tensors without data; `counts` has a record a size."""
+    """Count forward and backward pass at every size on tensors without data; `counts` has one record per size."""
     precision = resolve_precision(config.run.precision, resolve_device(config.run.device))
     device = torch.device("cpu")
     counts = []
@@ -106,7 +106,7 @@ def count_passes(config: Config, variant: Variant, batch: int, sizes: list[int])
 
 
 def time_passes(config: Config, variant: Variant, batch: int, steps: int, repeats: int, peak_seconds: float) -> Record:
-    """Time `repeats` forward and backward passes behind the warm-up; their peak memory, the peak of products."""
+    """Return the seconds of `repeats` passes after the warm-up, their peak memory, and the peak of products."""
     device = resolve_device(config.run.device)
     precision = resolve_precision(config.run.precision, device)
     torch.manual_seed(config.training.seed)
@@ -141,12 +141,12 @@ def time_passes(config: Config, variant: Variant, batch: int, steps: int, repeat
 
 
 def combiner_of(config: Config, variant: Variant, compiled: bool = False) -> nn.Module:
-    """The combiner of the model that `build` gives."""
+    """Return the combiner of the model that `build` returns."""
     return build(config, variant, compiled).get_submodule("graph.combiner")
 
 
 def random_inputs(config: Config, batch: int, steps: int, device: torch.device, *, nodes: int | None = None) -> Inputs:
-    """Random numbers of the ranges that a combiner meets, of so many bodies; they want gradients, as in training."""
+    """Return random inputs in a combiner's usual ranges, for `nodes` bodies; they require gradients."""
     nodes, width = nodes or config.model.nodes, config.model.embed_dim
     shape = (batch, steps, nodes, nodes)
     static, dynamic = (torch.rand(shape, device=device, requires_grad=True) for _ in range(2))
@@ -156,7 +156,7 @@ def random_inputs(config: Config, batch: int, steps: int, device: torch.device, 
 
 
 def run_pass(combiner: nn.Module, inputs: Inputs, precision: Precision, device: torch.device) -> None:
-    """Forward and backward pass, as training takes them; the gradients of the pass before are let go first."""
+    """Run a forward and a backward pass as in training, after clearing the gradients of the previous one."""
     for tensor in (*combiner.parameters(), *inputs.adjacencies, inputs.context):
         tensor.grad = None
     with products_in(precision, device):
@@ -165,11 +165,11 @@ def run_pass(combiner: nn.Module, inputs: Inputs, precision: Precision, device: 
         combined.backward(inputs.gradient.to(combined.dtype))
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all backends -----------------------------------------------------------------------------------------------------
 
 
 def summarize(steps: int, rounds: list[Record], counts: Record | None, useful: Record | None) -> Record:
-    """The figures of one backend at one size."""
+    """Return the figures of one backend at one size."""
     errors = [record["error"] for record in rounds if "error" in record]
     if errors:
         return {"steps": steps, "error": errors[0]}
@@ -196,7 +196,7 @@ def summarize(steps: int, rounds: list[Record], counts: Record | None, useful: R
 
 
 def add_fractions(result: Record, peak: float) -> None:
-    """Write the fractions of `peak`, FLOP a second, into a result that `summarize` gave."""
+    """Add the fractions of `peak`, in FLOPs per second, to a result of `summarize`."""
     result["fraction_of_matrix_peak"] = {
         kind: result[f"{kind}_flops"] / result["seconds"]["median"] / peak
         for kind in ("useful", "executed")
@@ -205,7 +205,7 @@ def add_fractions(result: Record, peak: float) -> None:
 
 
 def lines_of(sizes: list[Record]) -> Record:
-    """The lines through the origin of what all of the sizes that did not fail have."""
+    """Return the lines through the origin of the costs at all sizes that did not fail."""
     good = [size for size in sizes if "error" not in size]
     steps = [size["steps"] for size in good]
     values = {
@@ -217,7 +217,7 @@ def lines_of(sizes: list[Record]) -> Record:
 
 
 def describe_backend(result: Record) -> Iterator[str]:
-    """A line a size, and one a line through the origin."""
+    """Yield a line of text per size, and one per fitted line."""
     name = result["backend"]
     for size in result["sizes"]:
         if "error" in size:
@@ -242,7 +242,7 @@ def describe_backend(result: Record) -> Iterator[str]:
 
 
 def parse_sizes(text: str) -> list[int]:
-    """Read a comma list of different positive numbers. Raises argparse.ArgumentTypeError."""
+    """Parse a comma-separated list of positive integers, sorted without duplicates. Raises ArgumentTypeError."""
     parts = text.split(",")
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r}: expected positive numbers with commas between them")
@@ -278,7 +278,7 @@ def main() -> int:
     useful = run_task(
         MODULE, task("count", Variant("reference", "highest", kept=True), sizes=args.steps), args.time_limit
     )
-    # Compiled or not, the same is counted.
+    # Compiling does not change the counts.
     counted = {
         variant: run_task(MODULE, task("count", variant, sizes=args.steps), args.time_limit)
         for variant in {replace(variant, compiled=None): None for variant in args.backends}

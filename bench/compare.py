@@ -1,16 +1,16 @@
-"""Which backend is how many times faster here, and how much memory it takes: one table.
+"""Comparison of backends on this machine: how many times faster each is, and how much memory it takes, in one table.
 
     pgat-fast bench compare                                  # a small model, some minutes
     pgat-fast bench compare --config configs/production_batched.yaml --backends reference,torch:compiled --save
 
 A step is a whole training step (forward, backward, clipping, Adam) on random numbers of the configured shapes. Before
-anything is timed, every backend's outputs and gradients are compared with the reference's. Then `--processes` times
-each backend gets a process of its own; these take steps in turns, one each, so that what slows the machine down meets
-all of them. "Times faster" is against the first backend, with the interval in which 95 of 100 other such runs on
-this machine have theirs (`bench.ratios`); what is too noisy is not given as a number. Memory is the most that a
-process (on CUDA its allocator, without the pools of CUDA graphs) held above what it held after the imports, warm-up and
-compiling included, and in the steps behind them alone; saved bytes are what autograd keeps between forward and backward
-pass.
+anything is timed, every backend's outputs and gradients are compared with the reference's. Then, `--processes` times,
+each backend gets a process of its own; these processes take steps in turns, one each, so that a slow-down of the
+machine affects all of them. "Times faster" is relative to the first backend, with the interval that contains the ratios
+of 95 of 100 other such runs on this machine (`bench.ratios`); a ratio that is too noisy is not given as a number.
+Memory is the peak of a process (on CUDA of its allocator, without the pools of CUDA graphs) above what it held after
+the imports, once with warm-up and compiling, once in the timed steps alone; saved bytes are what autograd keeps between
+forward and backward pass.
 """
 
 import argparse
@@ -43,19 +43,19 @@ from pgat_fast.utils.table import format_columns
 
 MODULE: Final = "bench.compare"
 KIND: Final = "comparison"
-"""What a result file of this says of itself."""
+"""The `kind` of the result files of this benchmark."""
 RESULTS: Final = Path(__file__).with_name("results")
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIG: Final = str(ROOT / "configs" / "quickstart.yaml")
 TURNS_SECONDS: Final = 30.0
-"""After how long the processes of a round end their turns, though not before `FEWEST` of them."""
+"""Seconds after which the processes of a round end their turns, though not before `FEWEST` of them."""
 FEWEST: Final = 3
 TIME_LIMIT: Final = 3600.0
-"""Seconds that comparing and counting may take, and the answer of a process that takes steps."""
+"""Time limit in seconds for comparing and counting, and for each answer of a process that takes steps."""
 
 
 def backends_here(compiled: bool) -> list[Variant]:
-    """What is compared where nothing else is asked for: all that run here, and what one would do by hand."""
+    """Return what is compared by default: all backends that run here, and the usual manual optimisations."""
     found = [Variant("reference"), Variant("reference", fused=True), Variant("reference", kept=True)]
     found.append(Variant("torch", compiled=False))
     if backend_reasons()["triton"] is None:
@@ -65,11 +65,11 @@ def backends_here(compiled: bool) -> list[Variant]:
     return found
 
 
-# --- a process that takes steps when it is told to --------------------------------------------------------------------
+# --- a process that takes steps on request ----------------------------------------------------------------------------
 
 
 def prepare(task: Record) -> Record:
-    """What is done before anything is timed, in a process of its own: compare, and count."""
+    """Compare with the reference, and count bytes and FLOPs: runs in a process of its own, before anything is timed."""
     variant = Variant(**task["variant"])
     config = configure(variant, task["config"], task["overrides"])
     require_parity(variant.backend, config.model.combiner)
@@ -77,9 +77,9 @@ def prepare(task: Record) -> Record:
 
 
 def serve(task: Record) -> int:
-    """Build the model and warm it up, then take a step for every line `step` of standard input, until one says `end`.
+    """Build the model, warm it up, and take a step for every line `step` of standard input, until the line `end`.
 
-    Answers each, and the warm-up, with a line of JSON, which has an `error` where something failed.
+    Prints a line of JSON after the warm-up and for each line read, with an `error` if something failed.
     """
     end_first()
     try:
@@ -91,7 +91,7 @@ def serve(task: Record) -> int:
                 _answer(trained.record())
                 return 0
             _answer({"seconds": trained.seconds_of(1)[0]})
-    except Exception as error:  # whatever stops one backend must not take the others with it
+    except Exception as error:  # a failure of one backend must not stop the others
         _answer({"error": first_line(error)})
     return 0
 
@@ -99,12 +99,12 @@ def serve(task: Record) -> int:
 def _answer(record: Record) -> None:
     try:
         print(json.dumps(record), flush=True)
-    except BrokenPipeError:  # whoever asked has ended
+    except BrokenPipeError:  # the parent process has ended
         os._exit(1)
 
 
 class Server:
-    """A process that does `serve`, from the other side."""
+    """Handle to a process that runs `serve`."""
 
     def __init__(self, task: Record, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -115,7 +115,7 @@ class Server:
         self.error = self._read().get("error")
 
     def ask(self, word: str) -> Record:
-        """Say `step` or `end`; the answer, with an `error` where there is none."""
+        """Send `step` or `end`, and return the answer, which has an `error` if the process failed."""
         if self.error is None:
             with suppress(BrokenPipeError):
                 assert self._process.stdin is not None
@@ -144,13 +144,15 @@ class Server:
         end(self._process)
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all backends -----------------------------------------------------------------------------------------------------
 
 
 def take_steps(tasks: Mapping[str, Record], processes: int, steps: int) -> tuple[dict[str, list[Record]], list[str]]:
-    """Name -> what its processes found: `seconds` of the steps, taken in turns, and `TrainedModel.record`.
+    """Take the steps of all tasks, in processes that take turns.
 
-    Of what failed the `error` alone; it is left out from then on. Also returns the names in the order of the processes.
+    Returns:
+        name -> a record for each of its processes: `seconds` of the steps and `TrainedModel.record`, or only an
+        `error`, after which the task is left out; and the names in the order in which the processes started.
     """
     found: dict[str, list[Record]] = {name: [] for name in tasks}
     order: list[str] = []
@@ -183,7 +185,7 @@ def take_steps(tasks: Mapping[str, Record], processes: int, steps: int) -> tuple
 
 
 def summarize(name: str, counted: Record, processes: list[Record], batch: int) -> Record:
-    """One backend's figures."""
+    """Return the figures of one backend."""
     errors = [record["error"] for record in (counted, *processes) if "error" in record]
     if errors:
         return {"backend": name, "error": errors[0]}
@@ -209,14 +211,14 @@ def summarize(name: str, counted: Record, processes: list[Record], batch: int) -
 
 
 def against(first: Record, other: Record) -> Ratio | None:
-    """How many times faster `other` is; None where one of them failed."""
+    """Return how many times faster `other` is than `first`; None if one of them failed."""
     if "error" in first or "error" in other:
         return None
     return ratio(first["process_seconds"], other["process_seconds"])
 
 
 def as_table(results: Sequence[Record]) -> str:
-    """For people who know what is compared: see `explained`."""
+    """Return the table; `explained` explains it."""
     rows = [("backend", "seconds a step", "times faster", "peak memory", "in the steps", "saved for backward")]
     for result in results:
         if "error" in result:
@@ -237,7 +239,7 @@ def as_table(results: Sequence[Record]) -> str:
 
 
 def faster_in_words(result: Record, first: Record) -> str:
-    """How many times faster than `first`, with the interval."""
+    """Return how many times faster `result` is than `first`, with the interval."""
     if result is first:
         return "1"
     times = result.get("times_faster")
@@ -245,7 +247,7 @@ def faster_in_words(result: Record, first: Record) -> str:
 
 
 def saved_bytes(result: Record) -> int:
-    """What autograd keeps: of a compiled model what that keeps, which may be another number."""
+    """Return the bytes that autograd keeps; for a compiled model, those it keeps when compiled, which may differ."""
     return int(result.get("compiled_saved_for_backward_bytes", result["saved_for_backward_bytes"]))
 
 
@@ -256,11 +258,11 @@ MEANINGS: Final = {
     "torch": "ours, in rewritten plain torch: the same numbers and gradients",
     "triton": "ours, by custom kernels",
 }
-"""What the words in the table stand for; `compiled` and `eager` may follow."""
+"""Backend in the table -> its meaning; `compiled` and `eager` may follow."""
 
 
 def explained(results: Sequence[Record], config: str, batch: int) -> str:
-    """What the table shows, for people who see it for the first time."""
+    """Return an explanation of the table for first-time readers."""
     on = describe()
     lines = [
         f"A training step (forward, backward, clipping, Adam) of {config}, batch {batch}",
@@ -285,9 +287,9 @@ def explained(results: Sequence[Record], config: str, batch: int) -> str:
 def compare(
     config: str, overrides: list[str], variants: Sequence[Variant], batch: int, steps: int, processes: int
 ) -> Record:
-    """All figures, and the settings that they are of; the first of `variants` is what the others are compared with.
+    """Return all figures with their settings; the first of `variants` is the one the others are compared with.
 
-    Raises PgatError where a configuration or a backend cannot be had, before anything is measured.
+    Raises PgatError if a configuration or a backend is not available, before anything is measured.
     """
     for variant in variants:
         configure(variant, config, overrides)
@@ -311,7 +313,7 @@ def compare(
 
 
 def result_file(folder: Path) -> Path:
-    """Where a comparison made here and now is to lie: MACHINE-DATE.json, with a number where that is taken."""
+    """Return the path for a new comparison on this machine: MACHINE-DATE.json, with a number if that exists."""
     on = describe()
     words = f"{on['gpu'] or on['processor'].split(' (')[0]} {on['cores']} cores {on['date'][:10]}"
     stem = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
@@ -320,7 +322,7 @@ def result_file(folder: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`pgat-fast bench compare`: print the table, write the figures. Returns 1 where a backend failed."""
+    """Run `pgat-fast bench compare`: print the table, write the figures. Returns 1 if a backend failed."""
     if args.processes < 2:
         raise ConfigError("--processes must be at least 2, or nothing can be said of how sure a ratio is")
     if args.save and describe()["changed"]:
@@ -335,7 +337,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """In a process that measures."""
+    """Run one of the measuring processes."""
     if sys.argv[1] == "--task":
         return do_task(prepare, sys.argv[2])
     return serve(json.loads(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and what a stored result says of the machine: what `bench.machine` knows, no host name."""
+"""Options of the benchmarks, and the machine in stored results: as `bench.machine` describes it, no host name."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -17,7 +17,7 @@ PARAMETERS: Final = {
     "batch": ("1", "windows of a training step"),
     "seq_len": ("16", "days of history of a window; with --shape production 250"),
 }
-"""Parameter of a benchmark -> its values by default, and what they are."""
+"""Parameter of a benchmark -> its default values, and what they are."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

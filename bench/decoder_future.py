@@ -1,8 +1,9 @@
-"""Does it help to tell the decoder the sky and the calendar of the days to forecast? Two backtests, the same origins.
+"""Backtests with and without the sky and the calendar of the days to forecast in the decoder, at the same origins.
 
     python -m bench.decoder_future --config configs/quickstart.yaml --origins 4 --json OUT
 
-Trains twice for every origin, with `data.decoder_future` zeros and known, everything else equal, the seed included.
+Trains twice for every origin, with `data.decoder_future` set to zeros and to known; all other settings, including the
+seed, are equal.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The tables and figures of `docs/performance.md`, and the table of speed in the README, from the committed results."""
+"""Tables and figures of `docs/performance.md`, and the table of speed in the README, from the committed results."""
 
 import json
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from pgat_kernels.tuning_table import FILE
 QUICKSTART: Final = "configs/quickstart.yaml"
 
 ZEN4: Final = "_zen4"
-"""What the names of files from the slower processor end with."""
+"""Suffix of the names of files from the slower processor."""
 ZEN3: Final = "_zen3"
-"""What those of a processor without AVX-512 end with; there `torch` does not compile the whole model."""
+"""Suffix of those from a processor without AVX-512; there `torch` does not compile the whole model."""
 
 
 def load(name: str) -> Record:
-    """A committed result. Raises DataError where there is none of that name."""
+    """Return a committed result. Raises DataError if there is none of that name."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
         raise DataError(
@@ -33,31 +33,31 @@ def load(name: str) -> Record:
 
 
 def combiner_of(record: Record) -> str:
-    """Of the configuration that a result's command names."""
+    """Return the combiner of the configuration that a result's command names."""
     if "quickstart" in record["command"]:
         return "batched (quickstart)"
     return "hierarchical" if "celestial_enhanced" in record["command"] else "batched"
 
 
 def result_of(record: Record, backend: str) -> Record:
-    """Of one backend."""
+    """Return the result of one backend."""
     found: Record = next(result for result in record["results"] if result["backend"] == backend)
     return found
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """In markdown."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def times(number: float) -> str:
-    """How many times less: `5.4`."""
+    """Format a factor: `5.4`."""
     return f"{number:.1f}"
 
 
 def span(values: list[float], form: str) -> str:
-    """`from to to`, or one number where they are shown alike."""
+    """Format a range as `LOW to HIGH`, or as one number if both are formatted alike."""
     low, high = (form.format(value) for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
@@ -66,7 +66,7 @@ def span(values: list[float], form: str) -> str:
 
 
 def fast_steps(suffix: str = "") -> str:
-    """Whole training steps of all backends, on the machine whose files end with `suffix`."""
+    """Return training steps of all backends, on the machine whose files end with `suffix`."""
     rows = []
     for name in ("quickstart_batch8", "batched_batch1", "batched_batch4", "hierarchical_batch1"):
         path = RESULTS / f"fast_step_{name}{suffix}.json"
@@ -121,7 +121,7 @@ def speed() -> str:
 
 
 def saved_for_backward() -> str:
-    """Bytes and parameters of both combiners."""
+    """Return the saved bytes and the parameters of both combiners."""
     rows = []
     for combiner in ("batched", "hierarchical"):
         record = load(f"saved_for_backward_{combiner}")
@@ -141,14 +141,14 @@ def saved_for_backward() -> str:
 
 
 def accuracy() -> str:
-    """What each precision is off by."""
+    """Return the errors of each precision."""
     (errors,) = (found["errors"] for found in load("accuracy")["errors"].values())
     rows = [[f"`{name}`", f"{error['forecast']:.1e}", f"{error['gradients']:.1e}"] for name, error in errors.items()]
     return table(["backend, precision", "forecast", "gradients"], rows)
 
 
 def newest_comparison() -> Record:
-    """At the quickstart's sizes, of those that git may have."""
+    """Return the newest comparison at the quickstart's sizes. Raises DataError if there is none."""
     found = []
     for path in RESULTS.glob("*.json"):
         record = load(path.stem)
@@ -161,13 +161,13 @@ def newest_comparison() -> Record:
 
 
 def comparison_machine() -> str:
-    """Of the newest comparison."""
+    """Return the machine of the newest comparison."""
     on = newest_comparison()["machine"]
     return f"{on['gpu'] or on['processor']}, {on['cores']} cores"
 
 
 def comparison() -> str:
-    """The newest committed one."""
+    """Return the table of the newest comparison."""
     results, rows = newest_comparison()["results"], []
     for result in results:
         if "error" in result:
@@ -194,7 +194,7 @@ def comparison() -> str:
 
 
 def grown() -> list[Record]:
-    """What `bench.scaling` has measured: the newest of each thing and backend, with today's exponents."""
+    """Return the newest results of `bench.scaling` for each quantity and backend, with exponents fitted anew."""
     found: dict[tuple[str, str], tuple[str, Record]] = {}
     for path in sorted(RESULTS.glob("scaling*.json")):
         record = load(path.stem)
@@ -207,7 +207,7 @@ def grown() -> list[Record]:
 
 
 def scaling() -> str:
-    """Exponents, and the largest size."""
+    """Return the exponents, and the figures of the largest size."""
     rows = []
     for result in grown():
         measured = [pair for pair in zip(result["sizes"], result["records"], strict=True) if "error" not in pair[1]]
@@ -228,7 +228,7 @@ def scaling() -> str:
 
 
 def combiner_lines() -> str:
-    """How straight, how much, how near to the peak, of both combiners."""
+    """Return linearity, peak memory and fraction of the peak of both combiners."""
     rows = []
     for name in ("batched", "hierarchical"):
         (result,) = load(f"combiner_{name}")["results"]
@@ -246,7 +246,7 @@ def combiner_lines() -> str:
 
 
 def roofline() -> str:
-    """Of the combiners, and the span of the operators."""
+    """Return the fractions of the roof: those of the combiners, and the range of the operators."""
     points, rows = load("roofline_cpu")["points"], []
     for point in points:
         if point["what"] == "combiner":
@@ -261,7 +261,7 @@ def roofline() -> str:
 
 
 def ranks() -> str:
-    """Efficiency on several GPUs, on paper."""
+    """Return the efficiency on several GPUs, on paper."""
     papers = load("ranks")["on_paper"]
     head = ["GPUs"]
     for paper in papers:
@@ -279,7 +279,7 @@ def ranks() -> str:
 
 
 def ranks_check() -> str:
-    """How far the prediction is off at the largest size, for every number of processes."""
+    """Return measured and predicted times at the largest size, for every number of processes."""
     rows = load("ranks")["check"]["all_reduce"]
     largest = max(row["bytes"] for row in rows)
     return ", ".join(
@@ -290,7 +290,7 @@ def ranks_check() -> str:
 
 
 def ranks_steps() -> str:
-    """Training steps of several processes, beside what was predicted."""
+    """Return measured and predicted training steps of several processes."""
     rows = [
         [str(row["processes"]), *(f"{1e3 * row[key]:.0f} ms" for key in ("seconds", "predicted"))]
         for row in load("ranks")["check"]["steps"]
@@ -299,7 +299,7 @@ def ranks_steps() -> str:
 
 
 def gpu() -> str:
-    """Training steps on a GPU, where they have been measured."""
+    """Return training steps on a GPU, if they have been measured."""
     path = RESULTS / "gpu.json"
     if not path.exists():
         return "Figures of GPUs: not measured yet."
@@ -317,36 +317,39 @@ def gpu() -> str:
 
 
 def peak_of(name: str) -> str:
-    """Billions of float32 operations a second in products, to ten."""
+    """Return the peak of float32 products in GFLOP/s, rounded to ten."""
     peaks = [load(f"fast_step_{combiner}_batch1{name}")["matrix_peak"] for combiner in ("batched", "hierarchical")]
     return f"{round(sum(peak['highest']['flop_per_second'] for peak in peaks) / len(peaks) / 1e9, -1):.0f}"
 
 
 def compile_times(suffix: str, key: str) -> list[float]:
-    """Seconds of compiling in the files that end with `suffix`; a file without a second process has none with cache."""
+    """Return seconds of compiling from the files that end with `suffix`.
+
+    A file without a second process has no time with the compiler's cache.
+    """
     records = [load(path.stem) for path in RESULTS.glob(f"fast_step_*_batch?{suffix}.json")]
     found = [result["compile"][key] for record in records for result in record["results"] if "compile" in result]
     return [seconds for seconds in found if seconds is not None]
 
 
 def compile_minutes(suffix: str = "") -> str:
-    """What compiling the whole model took."""
+    """Return the minutes of compiling the whole model."""
     return f"{span([value / 60 for value in compile_times(suffix, 'seconds')], '{:.0f}')} minutes"
 
 
 def compile_seconds(suffix: str, key: str) -> str:
-    """What compiling the operators took."""
+    """Return the seconds of compiling the operators."""
     return f"{span(compile_times(suffix, key), '{:.0f}')} seconds"
 
 
 def hierarchical_fraction() -> str:
-    """Of the peak, on the slower processor."""
+    """Return the fraction of the peak of the hierarchical combiner, on the slower processor."""
     fast = result_of(load(f"fast_step_hierarchical_batch1{ZEN4}"), "torch:highest")
     return f"{100 * fast['fraction_of_matrix_peak']:.0f} %"
 
 
 def hierarchical_limit() -> str:
-    """How many times as fast as the reference its executed products alone would be, at the peak."""
+    """Return the speed-up over the reference if only the executed products took time, at the peak."""
     record = load(f"fast_step_hierarchical_batch1{ZEN4}")
     reference, fast = (result_of(record, name) for name in ("reference:highest", "torch:highest"))
     peak = record["matrix_peak"]["highest"]["flop_per_second"]
@@ -354,7 +357,7 @@ def hierarchical_limit() -> str:
 
 
 def compiled_reference(what: str) -> str:
-    """One of the figures of the reference under torch.compile."""
+    """Return one of the figures of the reference under torch.compile."""
     record = load("compiled_reference_batched_batch1")
     plain, compiled = (result_of(record, name) for name in ("reference:highest", "reference:highest:compiled"))
     seconds, compiled_seconds = (one["step_seconds"]["median"] for one in (plain, compiled))
@@ -368,33 +371,33 @@ def compiled_reference(what: str) -> str:
 
 
 def model_seconds(combiner: str) -> str:
-    """Of an epoch, by the model of the time: kernels and products alone, and with all else of torch unfused."""
+    """Return the modelled seconds of an epoch: kernels and products alone, and with all else of torch unfused."""
     totals = load(f"kernels_model_{combiner}")["gpus"]["H100"]["totals"]
     least, most = (totals[key] * EPOCH_STEPS for key in ("kernels_and_products", "eager"))
     return f"{least:.0f} to {most:.0f} s"
 
 
 def monitoring() -> str:
-    """Microseconds that it adds to a step."""
+    """Return the microseconds that monitoring adds to a step."""
     found = [entry["extra_info"]["microseconds_per_step_median"] for entry in load("monitoring_cpu")["benchmarks"]]
     return span(found, "{:.0f}")
 
 
 def measured_kernels() -> str:
-    """Of which GPUs it is known where kernels pay."""
+    """Return the GPUs for which it is known from which sizes kernels are faster."""
     known = json.loads(FILE.read_text())
     return f"there for {', '.join(known)}" if known else "empty so far"
 
 
 def rmse_changes() -> list[str]:
-    """Percent, of every seed."""
+    """Return the change of the RMSE with bf16 in percent, for every seed."""
     return [
         f"{100 * (one['rmse_ratio'] - 1):+.2f}" for one in load("accuracy")["trained"] if one["precision"] == "bf16"
     ]
 
 
 def batches_per_second(name: str) -> str:
-    """Of the data pipeline."""
+    """Return the batches per second of a benchmark of the data pipeline."""
     rates = {
         entry["name"]: entry["extra_info"]["batches_per_second_median"]
         for entry in load("data_pipeline_cpu")["benchmarks"]
@@ -404,7 +407,7 @@ def batches_per_second(name: str) -> str:
 
 
 def reference_again() -> str:
-    """What a step of the same reference took in two results of the slower processor."""
+    """Return the seconds of a reference step in two results of the slower processor."""
     records = [load(name) for name in ("compiled_reference_batched_batch1", f"fast_step_batched_batch1{ZEN4}")]
     seconds = [result_of(record, "reference:highest")["step_seconds"]["median"] for record in records]
     return " and ".join(f"{one:.1f}" for one in sorted(seconds))
@@ -458,4 +461,4 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "saved_for_backward": saved_for_backward,
     "scaling": scaling,
 }
-"""What `{NAME}` stands for in `bench/performance_template.md`."""
+"""Name -> function that returns what `{NAME}` stands for in `bench/performance_template.md`."""

@@ -1,24 +1,26 @@
-"""What only a GPU can show, in one file and one table: are the kernels right, repeatable, and how fast.
+"""Benchmark of the kernels on a GPU, in one file and one table: correctness, repeatability and speed.
 
     make gpu
     PYTHONPATH=.:kernels python3 -m bench.gpu --out bench/results/gpu     # where nothing can be installed
 
-What does not begin within `--seconds` is listed as not run. On a GPU all is done in a process that is watched: after an
-error that CUDA cannot forget (an illegal address), a crash or a hang, a new one goes on with what comes next.
+What does not begin within `--seconds` is listed as not run. On a GPU everything runs in a monitored process: after an
+error that CUDA does not recover from (an illegal address), a crash or a hang, a new process continues with the next
+item.
 
-- `parity`: every kernel's result and gradients against float64, as a part of what rounding explains (at most 1 is
-  wanted; `pgat_kernels.conditioning` says what that is): first of 16 bits, the other dtypes near the end.
-- `repeatable`: whether `--runs` runs at production sizes agree to the bit.
+- `parity`: errors of every kernel's result and gradients against float64, as a fraction of what rounding explains (at
+  most 1 is expected; see `pgat_kernels.conditioning`): 16-bit dtypes first, the other dtypes near the end.
+- `repeatable`: whether `--runs` runs at production sizes agree bitwise.
 - `kernels`: milliseconds of forward and backward pass at production sizes, with the products of torch that belong to
-  them, and in plain torch; what the model of the time (`bench.time_model`) gives the launches of kernels alone.
+  them, and in plain torch; and the time that the model (`bench.time_model`) predicts for the kernel launches alone.
 - `steps`: training steps of the production configurations with `bench.step`, each backend in a process of its own, the
-  epoch of 421 steps that follows from them, and peak memory; beside the targets. They compile anew each time.
-- `others`: cuDNN's GRU beside `gru_bank`, torch's fused attention beside `graph_attention`.
-- `compiled`: the error of gradients of the compiled model against float64, as a part of what rounding explains, the
-  worst of all parameters; in training, dropout and all, of the step that replays CUDA graphs.
+  time of an epoch of 421 such steps, and peak memory, next to the targets. Compiled backends are compiled anew each
+  time.
+- `others`: cuDNN's GRU next to `gru_bank`, torch's fused attention next to `graph_attention`.
+- `compiled`: the error of gradients of the compiled model against float64, as a fraction of what rounding explains, for
+  the worst parameter; in training mode, with dropout, for the step that replays CUDA graphs.
 
-The sections `steps` and `compiled` need what pgat_fast needs (pydantic, pyyaml, numpy, pandas, psutil); without, they
-fail and say so, and all others run with torch and triton alone.
+The sections `steps` and `compiled` need the dependencies of pgat_fast (pydantic, pyyaml, numpy, pandas, psutil) and
+fail with an error without them; all others need torch and triton alone.
 
 Exit status 1: a kernel is wrong or not repeatable, or something failed.
 """
@@ -47,13 +49,13 @@ from bench.time_model import EPOCH_STEPS, GPUS, work_of_launches
 
 Record = dict[str, Any]
 Item = tuple[str, str, Callable[[], Record]]
-"""Section, name, and what to do."""
+"""Section, name, and the function that measures it."""
 
 TARGETS: Final = {
     "configs/production_batched.yaml": {"epoch_seconds": 10, "peak_memory_gib": 2},
     "configs/celestial_enhanced_pgat_production.yaml": {"epoch_seconds": 60},
 }
-"""On an H100, 16-bit products, batch 16."""
+"""Targets on an H100, with 16-bit products, batch 16."""
 STEPS: Final = (
     ("configs/production_batched.yaml", "triton:eager:bf16"),
     ("configs/celestial_enhanced_pgat_production.yaml", "triton:eager:bf16"),
@@ -66,20 +68,20 @@ STEPS: Final = (
     ("configs/celestial_enhanced_pgat_production.yaml", "reference:bf16"),
 )
 STEP_SECONDS: Final = 90
-"""What a process of `bench.step` may take."""
+"""Time limit of a process of `bench.step`, in seconds."""
 ITEM_SECONDS: Final = 300
-"""What anything may take before it counts as hanging: two processes of `bench.step`, compilations."""
+"""Seconds after which an item counts as hanging; enough for two processes of `bench.step`, and for compilations."""
 REPLAYS: Final = 4
-"""Steps of a compiled model until CUDA graphs are replayed: they are recorded in the second."""
+"""Steps of a compiled model until CUDA graphs are replayed; they are recorded in the second."""
 MOST_SECONDS: Final = 450.0
-"""What does not begin within so many is not run."""
+"""Default of `--seconds`: what does not begin within it is not run."""
 COMBINERS: Final = ("batched", "hierarchical")
 SECTIONS: Final = ("parity", "repeatable", "kernels", "steps", "others", "compiled")
 
 
 def sections(device: torch.device, timesteps: int, runs: int) -> Iterator[Item]:
-    """In the order of what matters most."""
-    # A multiple of 16, as the large one is: triton would compile another kernel for other numbers.
+    """Yield all items, the most important first."""
+    # A multiple of 16, as the large one: triton would compile a different kernel for other numbers.
     small, large = max(1, timesteps // 16 // 16 * 16), timesteps
     first = [(case, case.dtypes[0]) for case in CASES]
     others = [(case, dtype) for case in CASES for dtype in case.dtypes[1:]]
@@ -108,11 +110,11 @@ def sections(device: torch.device, timesteps: int, runs: int) -> Iterator[Item]:
         yield "compiled", f"quickstart, {combiner}", lambda c=combiner: compiled_against_eager(device, c)
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+# --- measurements -----------------------------------------------------------------------------------------------------
 
 
 def parity(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) -> Record:
-    """Errors of kernels against float64, as parts of what rounding explains: the worst of result and gradients."""
+    """Return the largest error of kernels against float64, of result and gradients, over what rounding explains."""
     from pgat_kernels.conditioning import errors_and_bounds
 
     leaves = case.leaves(dtype, device, timesteps)
@@ -125,7 +127,7 @@ def parity(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int)
 
 
 def repeatable(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int, runs: int) -> Record:
-    """Whether all runs agree with the first, to the bit."""
+    """Return whether all runs agree bitwise with the first."""
     leaves = case.leaves(dtype, device, timesteps)
     first = results(case, leaves, True)
     for run in range(1, runs):
@@ -135,7 +137,7 @@ def repeatable(case: Case, dtype: torch.dtype, device: torch.device, timesteps: 
 
 
 def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) -> Record:
-    """Milliseconds of forward and backward pass, torch's products with them, and what the model gives the launches."""
+    """Return milliseconds of forward and backward pass, with torch's products, and the model's for the launches."""
     from pgat_kernels.dispatch import gpu_of
     from pgat_kernels.triton.launch import record_launches
 
@@ -157,7 +159,7 @@ def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) 
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, times: int = 10) -> float:
-    """The median, behind a warm-up of two."""
+    """Return the median time of `times` calls in milliseconds, after a warm-up of two."""
     found = []
     for _ in range(2 + times):
         wait(device)
@@ -169,13 +171,13 @@ def milliseconds(run: Callable[[], Any], device: torch.device, times: int = 10) 
 
 
 def wait(device: torch.device) -> None:
-    """Until `device` has done what it was told."""
+    """Wait until `device` has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def machine() -> Record:
-    """What this was measured on; little of it where psutil is missing."""
+    """Return the description of this machine; a short one if psutil is missing."""
     try:
         from bench.machine import describe
     except ImportError as error:
@@ -186,13 +188,13 @@ def machine() -> Record:
 
 
 def model_of(device: torch.device) -> Any:
-    """The GPU of the model of the time that this one is; None where it is none of them."""
+    """Return the entry of `bench.time_model.GPUS` for this GPU; None if it has none."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((gpu for gpu in GPUS if gpu.name in name), None)
 
 
 def training_steps(config: str, variant: str, device: torch.device, batch: int = 16, steps: int = 10) -> Record:
-    """Step time and peak memory by `bench.step`, in processes of its own that are ended when they take too long."""
+    """Return step time and peak memory by `bench.step`, in processes of its own with a time limit."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "step.json"
         command = [sys.executable, "-m", "bench.step", "--config", config, "--batch", str(batch), "--steps", str(steps)]
@@ -210,7 +212,13 @@ def training_steps(config: str, variant: str, device: torch.device, batch: int =
 
 
 def compiled_against_eager(device: torch.device, combiner: str, settings: Sequence[str] = ()) -> Record:
-    """Gradients of the quickstart's model with this combiner and `settings`, its operators asked for kernels."""
+    """Check the gradients of the compiled model of the quickstart, with kernels requested for its operators.
+
+    Args:
+        device: the device to run on.
+        combiner: combiner of the model.
+        settings: further overrides.
+    """
     from bench.variants import Variant, build
     from pgat_fast import load_config
     from pgat_fast.data.windows import example
@@ -225,7 +233,7 @@ def compiled_against_eager(device: torch.device, combiner: str, settings: Sequen
     drawn = {name: p.detach().to(device) for name, p in build(config, Variant("torch")).named_parameters()}
 
     def gradients_by(dtype: torch.dtype, compiled: bool) -> Callable[[list[Tensor]], list[Tensor]]:
-        """A function of weights and inputs: the gradients of all weights."""
+        """Return a function of weights and inputs that returns the gradients of all weights."""
         model = build(config, Variant("torch")).to(device, dtype)
         assert isinstance(model, FastPGAT)
         model.set_execution(replace(model.execution, compiled=compiled, kernels=Kernels(dtype == torch.float32)))
@@ -239,7 +247,7 @@ def compiled_against_eager(device: torch.device, combiner: str, settings: Sequen
                     parameter.copy_(tensor)
             own = [x.to(dtype) for x in tensors[len(drawn) :]]
             for _ in range(REPLAYS if compiled else 1):
-                torch.manual_seed(7)  # of the dropout, whose masks do not depend on the dtype
+                torch.manual_seed(7)  # for dropout, whose masks do not depend on the dtype
                 torch.compiler.cudagraph_mark_step_begin()
                 model.zero_grad()
                 model(*own)[0].square().sum().backward()
@@ -256,10 +264,10 @@ def compiled_against_eager(device: torch.device, combiner: str, settings: Sequen
 
 
 def against_cudnn(device: torch.device, timesteps: int) -> Record:
-    """13 GRUs of 32 states: one after the other by cuDNN, and all at once."""
+    """Time 13 GRUs of 32 states: one after the other by cuDNN, and all at once by `gru_bank`."""
     case = next(case for case in CASES if case.operator == "gru_bank")
     leaves = case.leaves(torch.float32, device, timesteps)
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # as the kernel is
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # as in the kernel
     grus = nn.ModuleList(nn.GRU(32, 32, batch_first=True) for _ in range(leaves[0].shape[2])).to(device)
     x = leaves[0].detach()
     g = torch.ones_like(x)
@@ -276,7 +284,7 @@ def against_cudnn(device: torch.device, timesteps: int) -> Record:
 
 
 def against_fused(nodes: int, device: torch.device, timesteps: int) -> Record:
-    """torch's `scaled_dot_product_attention` of the same queries, keys and values, without mask and dropout."""
+    """Time `graph_attention` and torch's `scaled_dot_product_attention` on equal inputs, without mask and dropout."""
     from pgat_kernels.ops.graph_attention import graph_attention
 
     graphs = timesteps * (13 if nodes == 39 else 1)
@@ -299,7 +307,7 @@ def against_fused(nodes: int, device: torch.device, timesteps: int) -> Record:
 
 
 def as_markdown(result: Record) -> str:
-    """One table."""
+    """Return the result as one Markdown table."""
     on = result["machine"]
     lines = [
         f"# On {on['gpu'] or on['processor']}",
@@ -322,14 +330,14 @@ def _short(value: Any) -> str:
     return str(value).strip().replace("\n", " ").replace("|", "/")[-200:]
 
 
-# --- how it is done ---------------------------------------------------------------------------------------------------
+# --- execution --------------------------------------------------------------------------------------------------------
 
 Done = tuple[int, Record | None]
-"""Which item, and what it gave; None for one that was not run."""
+"""Index of an item, and its record; None for one that was not run."""
 
 
 def in_this_process(items: list[Item], first: int, deadline: float, device: torch.device) -> Iterator[Done]:
-    """Do them from `first` on. Ends early behind a record with `lost`: nothing more can be done on the GPU."""
+    """Run the items from `first` on; stop after a record with `lost`, as the GPU is then unusable here."""
     for i, (_, _, do) in enumerate(items[first:], first):
         if time.monotonic() >= deadline:
             yield i, None
@@ -337,9 +345,9 @@ def in_this_process(items: list[Item], first: int, deadline: float, device: torc
         started = time.monotonic()
         try:
             if device.type == "cuda":
-                torch.cuda.empty_cache()  # processes of `bench.step` want the memory
+                torch.cuda.empty_cache()  # processes of `bench.step` need the memory
             record = do()
-        except Exception as error:  # one failure must not hide what the others show
+        except Exception as error:  # a failure of one item must not stop the others
             record = {"ok": False, "error": f"{type(error).__name__}: {error}"[:2000]}
             if is_lost(device):
                 record["lost"] = True
@@ -349,7 +357,7 @@ def in_this_process(items: list[Item], first: int, deadline: float, device: torc
 
 
 def is_lost(device: torch.device) -> bool:
-    """Whether an error of CUDA stays in this process; whoever met it first may have called it something else."""
+    """Return whether this process has a persistent CUDA error, whatever exception reported it first."""
     try:
         wait(device)
     except Exception:
@@ -360,14 +368,14 @@ def is_lost(device: torch.device) -> bool:
 def in_processes(
     command: Callable[[int, Path, float], list[str]], count: int, deadline: float, limit: float = ITEM_SECONDS
 ) -> Iterator[Done]:
-    """Do `count` items in a process, and go on in another one where it does not come to its end.
+    """Run `count` items in a process, and continue in another one if it ends early.
 
     Args:
-        command: from the first item, a file and the seconds left to what does them, and adds a line of JSON to the
-            file for each, `[item, record]`.
-        count: of the items.
-        deadline: what does not begin before it is not run.
-        limit: seconds that one item may take.
+        command: returns, for the first item, a file and the seconds left, the command of a process that runs the items
+            and appends a line of JSON to the file for each, `[item, record]`.
+        count: number of items.
+        deadline: items that have not begun by this time (of `time.monotonic`) are not run.
+        limit: time limit of one item, in seconds.
     """
     first = 0
     while first < count:
@@ -405,8 +413,8 @@ def in_processes(
 
 
 def end_with_children(process: subprocess.Popen[bytes]) -> None:
-    """End it and what it has started, which may have a session of its own."""
-    with contextlib.suppress(ImportError):  # without it nothing is started either: `bench.step` needs it
+    """Kill a process and its descendants, which may have a session of their own."""
+    with contextlib.suppress(ImportError):  # without psutil there are no descendants: `bench.step` needs it
         import psutil
 
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -424,7 +432,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=100, help="of every kernel, to see whether they agree")
     parser.add_argument("--timesteps", type=int, default=TIMESTEPS, help="of the inputs")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)  # first item and file, of a process that is watched
+    parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)  # first item and file of a monitored process
     parser.add_argument("--sections", default=",".join(SECTIONS), metavar="NAME,...")
     args = parser.parse_args(arguments)
     device = torch.device(args.device)

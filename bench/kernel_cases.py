@@ -1,6 +1,6 @@
-"""The operators that have kernels, with inputs of production sizes: what is compiled, counted and measured of them.
+"""Cases of the operators that have kernels, at production sizes, for compiling, counting and measuring.
 
-A case is a function of a dtype, a device and a number of timesteps; on the meta device its tensors have no data.
+The inputs of a case are a function of dtype, device and timesteps; on the meta device they have no data.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from pgat_kernels.ops.gru import gru_bank
 
 DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TIMESTEPS: Final = 4000
-"""Of a batch of 16 with a history of 250."""
+"""Timesteps of a batch of 16 with a history of 250."""
 BODIES: Final = 13
 WIDTH: Final = 208
 HEADS: Final = 8
@@ -33,7 +33,7 @@ RATE: Final = 0.1
 def numbers(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float = 1.0, *, salt: int
 ) -> Tensor:
-    """Random ones, always the same for a salt; none on the meta device."""
+    """Return normal random numbers, reproducible by `salt`; on the meta device a tensor without data."""
     if device.type == "meta":
         return torch.empty(shape, dtype=dtype, device=device)
     generator = torch.Generator(device).manual_seed(salt)
@@ -41,7 +41,7 @@ def numbers(
 
 
 def scalar(value: int, device: torch.device) -> Tensor:
-    """An int64 one."""
+    """Return `value` as an int64 tensor without dimensions."""
     return torch.full((), value, dtype=torch.int64, device=device)
 
 
@@ -52,16 +52,16 @@ class Case(NamedTuple):
     shape: str
     dtypes: tuple[str, ...]
     leaves: Callable[[torch.dtype, torch.device, int], list[Tensor]]
-    """The inputs that have gradients."""
+    """Function of dtype, device and timesteps that returns the inputs with gradients."""
     run: Callable[[list[Tensor], bool], Tensor]
-    """The operator on such inputs, by kernels or, where the second argument is False, in plain torch."""
+    """The operator on such inputs, by kernels or, if the second argument is False, in plain torch."""
     size: int
-    """As `pgat_kernels.dispatch.wanted` takes it."""
+    """The size passed to `pgat_kernels.dispatch.wanted`."""
     threshold: str | None
-    """The operator under whose name `wanted` is asked for it; None where the model does not ask."""
+    """The operator name passed to `wanted`; None if the model does not call it for this case."""
 
     def rows(self, timesteps: int) -> int:
-        """Of its first input, as `pgat_kernels.dispatch.wanted` counts them."""
+        """Return the rows of its first input, as `pgat_kernels.dispatch.wanted` counts them."""
         shape = self.leaves(DTYPES[self.dtypes[0]], torch.device("meta"), timesteps)[0].shape
         heads = shape[1] if self.operator == "graph_attention" else 1
         return shape.numel() // shape[-1] // heads
@@ -74,11 +74,11 @@ class _Block(NamedTuple):
     """Timesteps -> shapes of the rows."""
     weights: list[tuple[int, ...]]
     wide: tuple[int, ...]
-    """Weights that stay float32."""
+    """Indices of the weights that stay float32."""
     low_rows: tuple[int, ...] = ()
-    """Rows in the dtype of the products."""
+    """Indices of the rows in the dtype of the products."""
     float32: bool = False
-    """Whether that is its only dtype."""
+    """Whether float32 is its only dtype."""
 
 
 def _feed_forward(hidden: int) -> list[tuple[int, ...]]:
@@ -145,19 +145,22 @@ def _of_block(block: _Block) -> Case:
 
     dtypes = ("fp32",) if block.float32 else tuple(DTYPES)
     size = max(block.weights[block.operator.product])
-    # The projection of low rank goes with its attention.
+    # The low-rank projection is dispatched together with its attention.
     threshold = None if "low rank" in block.shape else block.operator.name
     return Case(block.operator.name, block.shape, dtypes, leaves, run, size, threshold)
 
 
 @lru_cache(maxsize=4)
 def _adjacency(graphs: int, nodes: int, device: torch.device) -> Tensor:
-    """Made once: what is timed must not draw random numbers."""
+    """Return random adjacencies, cached: timed code must not draw random numbers."""
     return numbers((graphs, nodes, nodes), torch.float32, device, salt=2)
 
 
 def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool) -> Case:
-    """`graphs`: a timestep. Queries, keys and values lie as a projection leaves them, side by side."""
+    """Return a case of attention in `graphs` graphs per timestep.
+
+    Queries, keys and values are side by side in memory, as a projection writes them.
+    """
 
     def leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
         count = timesteps * graphs
@@ -206,11 +209,11 @@ CASES: Final = (
     Case("gru_bank", "13 recurrences", ("fp32",), _gru_leaves, _gru(recompute=True), 32, "gru_bank"),
     Case("gru_bank", "13 recurrences, gates kept", ("fp32",), _gru_leaves, _gru(recompute=False), 32, None),
 )
-"""All of them."""
+"""All cases."""
 
 
 class Implementations(TorchDispatchMode):
-    """Within it operators of `pgat` run their implementation on tensors without data, instead of the fake."""
+    """Mode in which operators of `pgat` run their implementation on tensors without data, not their fake."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -222,12 +225,12 @@ class Implementations(TorchDispatchMode):
 
 
 def gradient(y: Tensor) -> Tensor:
-    """Random numbers in the shape and dtype of a result."""
+    """Return random numbers in the shape and dtype of a result."""
     return numbers(tuple(y.shape), y.dtype, y.device, salt=100)
 
 
 def results(case: Case, leaves: list[Tensor], kernels: bool, g: Tensor | None = None) -> list[Tensor]:
-    """Result and gradients; `g` is that of the result, random numbers by default."""
+    """Return result and gradients; `g` is the gradient of the result, random numbers by default."""
     own = [x.detach().requires_grad_() for x in leaves]
     y = case.run(own, kernels)
     g = gradient(y) if g is None else g

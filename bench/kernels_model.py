@@ -1,14 +1,14 @@
-"""A model of the time of a training step with kernels on GPUs: bytes, FLOPs and launches, no measurement.
+"""Model of the time of a training step with kernels on GPUs: bytes, FLOPs and launches. Not a measurement.
 
     python -m bench.kernels_model --config configs/production_batched.yaml --out bench/results/kernels_model_batched
 
-A training step (forward, backward) of the backend `triton` is gone through on tensors without data. Every launch and
-every operation of torch counts the FLOPs of its products and the bytes of its arguments and results, each once: what
-must be moved if nothing is read twice. A launch takes the longer of FLOPs / peak and bytes / bandwidth (the roofline),
-and never less than `LAUNCH_SECONDS`. Elementwise operations of torch are counted one by one, as they run eagerly;
-compiled they are fused, so they stand apart. Random numbers, exponentials and the like are not counted: where a kernel
-computes many to a byte (dropout within attention), the model is too low. It says what would be reached at best, and
-what a measurement should be compared with; it is no measurement.
+A training step (forward, backward) of the backend `triton` is traced on tensors without data. Every launch and every
+operation of torch counts the FLOPs of its products and the bytes of its arguments and results, each once: the minimum
+traffic if nothing is read twice. A launch takes the longer of FLOPs / peak and bytes / bandwidth (the roofline), and
+never less than `LAUNCH_SECONDS`. Elementwise operations of torch are counted one by one, as they run eagerly; compiled
+they are fused, so they are listed separately. Random numbers, exponentials and the like are not counted: where a kernel
+computes many per byte (dropout within attention), the modelled time is too low. It is a lower bound, to compare
+measurements with.
 """
 
 import argparse
@@ -44,11 +44,11 @@ from pgat_kernels.tuning_table import Case
 
 _FORMULAS: Final = {**flop_registry, **{operator: shape_wrapper(f) for operator, f in MISSING_FORMULAS.items()}}
 _AT_ONCE: Final = ("pgat::attention", "pgat::attention_backward")
-"""Operators without kernels that count by their formula: a GPU computes them in another way than a CPU."""
+"""Operators without kernels, counted by their formula: a GPU computes them differently from a CPU."""
 
 
 class Count(Implementations):
-    """Within it, what operations do on tensors without data is added to `work`."""
+    """Mode that adds the work of operations on tensors without data to `work`."""
 
     def __init__(self, launches: list[Any]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Count(Implementations):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if function.namespace == "aten" and function.overloadpacket not in _FORMULAS:
-            with self:  # what is made of other operations counts as these
+            with self:  # a composite operation counts as its parts
                 result = function.decompose(*args, **(kwargs or {}))
             if result is not NotImplemented:
                 return result
@@ -74,7 +74,7 @@ class Count(Implementations):
         own = {id(x.untyped_storage()) for x in used}
         writes = function._schema.is_mutable or any(id(x.untyped_storage()) not in own for x in made)
         if not writes or function.__name__.startswith(("empty", "new_empty")):
-            return result  # a view, or no memory is touched
+            return result  # a view, or no memory traffic
         formula = _FORMULAS.get(function.overloadpacket)
         flops = int(formula(*args, **(kwargs or {}), out_val=result)) if formula else 0
         size = sum(map(bytes_of, used + made))
@@ -99,10 +99,10 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def work_of_a_step(config: Config, precision: Precision, batch: int, architecture: str) -> list[Work]:
-    """What forward and backward pass of the backend `triton` do, with the configurations for `architecture`."""
+    """Return the work of forward and backward pass of the backend `triton`, configured for `architecture`."""
     from pgat_kernels.triton.launch import record_launches
 
-    device = torch.device("cpu")  # of tensors without data; chunks are those of a GPU
+    device = torch.device("cpu")  # for tensors without data; chunks are those of a GPU
     model = build(config, Variant("torch", precision))
     assert isinstance(model, FastPGAT)
     model.set_execution(replace(model.execution, kernels=Kernels.ON))
@@ -123,7 +123,7 @@ def work_of_a_step(config: Config, precision: Precision, batch: int, architectur
 
 
 def table(work: list[Work], gpu: Gpu) -> dict[str, Record]:
-    """Name -> launches, FLOPs, bytes and seconds of all kernels, products and elementwise operations of a step."""
+    """Return name -> launches, FLOPs, bytes and seconds of kernels, products and elementwise operations of a step."""
     found: dict[str, Record] = {}
     for one in work:
         name = one.name if one.group == "kernel" else f"torch, {one.group}"
@@ -136,13 +136,13 @@ def table(work: list[Work], gpu: Gpu) -> dict[str, Record]:
 
 
 def totals(rows: dict[str, Record]) -> Record:
-    """Seconds of a step with kernels and products alone, and with everything as it runs eagerly."""
+    """Return the seconds of a step with kernels and products alone, and with all operations as they run eagerly."""
     least = sum(row["seconds"] for row in rows.values() if row["group"] != "elementwise")
     return {"kernels_and_products": least, "eager": sum(row["seconds"] for row in rows.values())}
 
 
 def as_markdown(result: Record) -> str:
-    """The tables that are committed."""
+    """Return the committed tables."""
     lines = [
         f"# A model of the time of a training step: {result['config']}, batch {result['batch']}, {result['precision']}",
         "",
@@ -176,7 +176,7 @@ def as_markdown(result: Record) -> str:
 
 
 def model_of_config(path: str, batch: int, precision: Precision, gpus: Sequence[Gpu] = GPUS) -> Record:
-    """Everything that is written, of a configuration file. Raises PgatError where it is none."""
+    """Return the model of the configuration file `path`. Raises PgatError if it is invalid."""
     config = load_config(path)
     command = f"python -m bench.kernels_model --config {path} --batch {batch} --precision {precision}"
     result: Record = {
@@ -191,7 +191,7 @@ def model_of_config(path: str, batch: int, precision: Precision, gpus: Sequence[
     work: dict[tuple[int, ...], list[Work]] = {}
     cases: set[Case] = set()
     for gpu in gpus:
-        # Of a configuration, the rows of a tile alone decide what is read, written and launched.
+        # Only the rows of a tile (`block`) affect what is read, written and launched.
         blocks = tuple(configuration(*case, gpu.architecture).block for case in sorted(cases))
         if not cases or blocks not in work:
             with asked_for() as asked:

@@ -1,4 +1,4 @@
-"""What the offline compiler makes of every kernel: registers, spills, shared memory, instructions. Needs no GPU.
+"""Offline compilation of every kernel: registers, spills, shared memory, instructions. Needs no GPU.
 
     python -m bench.kernels_static --out bench/results/kernels_static
     python -m bench.kernels_static --check bench/results/kernels_static.json
@@ -6,8 +6,8 @@
 Every kernel is compiled in its configuration (`pgat_kernels.launch_configs`) at production shapes
 (`bench.kernel_cases`) for every target. `--out` writes a table (.md) and the figures (.json). `--check` compares with
 such figures: a fault is a kernel that spills, uses a stack or atomics, takes more shared memory than the target has,
-lacks tensor-core instructions where 16-bit products are taken (HGMMA on sm_90), or takes more shared memory than
-before, or a quarter more registers. Exit status 1: there are faults.
+lacks tensor-core instructions for 16-bit products (HGMMA on sm_90), or takes more shared memory than before, or a
+quarter more registers. Exit status 1: there are faults.
 
 Must not run in a process where triton interprets kernels.
 """
@@ -31,14 +31,14 @@ from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, Implementations, result
 from bench.processes import Record
 
 SHARED_LIMITS: Final = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-"""Target -> bytes of shared memory that a program may have. Source: CUDA C++ Programming Guide, table of compute
+"""Target -> bytes of shared memory that a program may use. Source: CUDA C++ Programming Guide, table of compute
 capabilities (less the 1 KiB that the system keeps); AMD Instinct MI300 ISA."""
 
 TENSOR_CORE: Final = re.compile(r"[HIDQ]?G?MMA|UTC[A-Z]*MMA|v_mfma|v_wmma")
 ATOMIC: Final = re.compile(r"RED(G)?\b|ATOMG?\b|(global|flat|buffer)_atomic")
 MORE_REGISTERS: Final = 1.25
-"""How many times the registers of before are worse: the compiler does not make the same of a kernel each time (186 and
-214 have been seen of one)."""
+"""Factor of growth in registers that is a fault: compilations of one kernel differ (186 and 214 registers have been
+seen)."""
 _TRITON_NAMES: Final = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
@@ -79,12 +79,12 @@ def compile_all(chosen: Collection[tuple[str, str, str]]) -> list[Record]:
             raise
         return {"kernel": name, "shape": shape, "dtype": dtype, "target": target} | found
 
-    with ThreadPoolExecutor() as pool:  # compilers release the interpreter
+    with ThreadPoolExecutor() as pool:  # compilation releases the GIL
         return list(pool.map(one, tasks))
 
 
 def compile_one(launch: Any, target: str) -> Record:
-    """Compile a kernel as triton would at its launch, and look at the machine code."""
+    """Compile a kernel as triton would at its launch, and return figures of the machine code."""
     import triton
 
     source, _ = source_of(launch)
@@ -95,26 +95,26 @@ def compile_one(launch: Any, target: str) -> Record:
 
 
 def target_of(name: str) -> Any:
-    """`sm_90` or `gfx942` as triton has it."""
+    """Return triton's target for a name such as `sm_90` or `gfx942`."""
     from triton.backends.compiler import GPUTarget
 
     return GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
 
 
 def options_of(launch: Any) -> dict[str, int]:
-    """What triton compiles it with."""
+    """Return triton's compile options for a launch."""
     return {"num_warps": launch.configuration.warps, "num_stages": launch.configuration.stages}
 
 
 def source_of(launch: Any) -> tuple[Any, dict[str, Any]]:
-    """What triton would compile at a launch, and the arguments that are left for it to be called with, by name."""
+    """Return the source that triton would compile at a launch, and the arguments to call it with, by name."""
     from triton.compiler import ASTSource
 
     kernel = launch.kernel
     names = kernel.arg_names
     values = dict(zip(names, launch.tensors, strict=False)) | launch.named | {"BLOCK": launch.configuration.block}
     constants = {name for name, parameter in zip(names, kernel.params, strict=True) if parameter.is_constexpr}
-    # Triton makes constants of ones, and tells the compiler of multiples of 16; new tensors begin at one.
+    # Triton turns ones into constants and marks multiples of 16 as divisible, such as addresses of new tensors.
     constants |= {name for name, value in values.items() if type(value) is int and value == 1}
     arguments = {name: values[name] for name in names if name not in constants}
     aligned = [
@@ -186,12 +186,12 @@ def _look_at_amd(code: str) -> Record:
 
 
 def _count(pattern: re.Pattern[str], instructions: list[str]) -> dict[str, int]:
-    """First part of the name -> how often."""
+    """Return the first part of the instruction name -> number of occurrences."""
     return dict(Counter(name.split(".")[0] for name in instructions if pattern.match(name)))
 
 
 def faults_of(record: Record, before: Record | None = None) -> list[str]:
-    """What is wrong with a compiled kernel, and what has become worse; in words."""
+    """Return descriptions of what is wrong with a compiled kernel, and of what has become worse."""
     found = [f"{record[name]} {name}" for name in ("spills", "stack", "atomics") if record[name]]
     limit = SHARED_LIMITS[record["target"]]
     if record["shared"] > limit:
@@ -211,7 +211,7 @@ def key_of(record: Record) -> tuple[str, ...]:
 
 
 def compare(records: list[Record], before: list[Record]) -> list[str]:
-    """A line for every fault, and for every kernel that is there no more."""
+    """Return a line for every fault, and for every kernel that was added or removed."""
     known, now = {key_of(record): record for record in before}, {key_of(record) for record in records}
     lines = [
         f"{', '.join(key_of(record))}: {fault}"
@@ -223,7 +223,7 @@ def compare(records: list[Record], before: list[Record]) -> list[str]:
 
 
 def as_markdown(records: list[Record], version: str) -> str:
-    """The table that is committed."""
+    """Return the committed table."""
     columns = (
         "kernel",
         "shape",
@@ -260,7 +260,7 @@ def as_markdown(records: list[Record], version: str) -> str:
 
 
 def against_committed(file: Path, chosen: Collection[tuple[str, str, str]]) -> list[str]:
-    """Compile every kernel at the `chosen` ones of `combinations`; return what is worse than in the `file`."""
+    """Compile every kernel at the `chosen` ones of `combinations`; return what is worse than in `file`."""
     import triton
 
     committed = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""Description of what a measurement was made on: machine, versions and code."""
 
 import os
 import platform
@@ -28,11 +28,11 @@ SETTINGS: Final = (
     "TORCH",
     "ONEDNN_",
 )
-"""What the names of environment variables begin with that change how fast torch is, or what memory it takes."""
+"""Prefixes of environment variables that affect the speed of torch or the memory it takes."""
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, device, versions, code and time: what a reader needs to judge a figure."""
+    """Return processor, cores, memory, device, versions, code and time: what a reader needs to judge a figure."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **_code(),
@@ -46,7 +46,7 @@ def describe() -> dict[str, Any]:
         "environment": {
             name: os.environ[name]
             for name in sorted(os.environ)
-            if name.startswith(SETTINGS) and not name.endswith("_DIR")  # where, not how fast
+            if name.startswith(SETTINGS) and not name.endswith("_DIR")  # a location, which does not affect the speed
         },
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -55,7 +55,7 @@ def describe() -> dict[str, Any]:
 
 
 def _code() -> dict[str, Any]:
-    """The commit of this code, and whether files differ from it; None where it is in no repository."""
+    """Return the commit of this code, and whether files differ from it; None each outside of a repository."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -69,7 +69,7 @@ def _code() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
-    """Name, power limit in watts, driver and CUDA of the GPU that torch takes; None each where there is none."""
+    """Return name, power limit in watts, driver and CUDA version of the GPU that torch uses; each None without one."""
     found: dict[str, Any] = dict.fromkeys(("gpu", "gpu_power_limit_watts", "driver", "cuda"))
     if not torch.cuda.is_available():
         return found
@@ -80,7 +80,7 @@ def _gpu() -> dict[str, Any]:
         said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
         limit, driver = (word.strip() for word in said.strip().split(","))
     except (OSError, subprocess.SubprocessError, ValueError):
-        return found  # no such tool, as on other makers' GPUs
+        return found  # no `nvidia-smi`, as on GPUs of other makers
     with suppress(ValueError):  # "[N/A]"
         found["gpu_power_limit_watts"] = float(limit)
     return found | {"driver": driver}
@@ -94,7 +94,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name and model, and the vector instructions that decide its speed."""
+    """Return the processor's name and model, and the vector instructions that decide its speed."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -103,5 +103,5 @@ def _processor() -> str:
     vectors = [
         flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in fields.get("flags", "").split()
     ]
-    family = [f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields]  # the name may not tell
+    family = [f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields]  # the name may be ambiguous
     return f"{fields.get('model name', 'unknown')} ({', '.join([*family, *vectors])})"

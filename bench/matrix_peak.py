@@ -1,4 +1,4 @@
-"""The most that this machine does at matrix products, measured: what a fraction of the peak is a fraction of."""
+"""Measured peak rate of matrix products on this machine, which fractions of the peak are relative to."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,22 +16,22 @@ SIZES: Final = ((2048, 2048, 2048), (4096, 208, 624), (1690, 208, 416))
 """Rows, inner size, columns: a large square product, and products of the combiner."""
 
 CUDA_SIZES: Final = ((8192, 8192, 8192), (65_536, 208, 624))
-"""More of them, that fill a GPU."""
+"""More sizes, large enough to fill a GPU."""
 
 LEAST_RUNS: Final = 3
 
 
 def matrix_peak(precision: Precision, device: torch.device, seconds: float = 0.2) -> dict[str, Any]:
-    """The best rate of matrix products in `precision`, over sizes and over the ways in which they can be taken.
+    """Return the best rate of matrix products in `precision`, over sizes and ways of computing them.
 
     Args:
-        precision: of the products.
-        device: where.
+        precision: precision of the products.
+        device: the device to measure.
         seconds: how long each product is repeated in each way; its shortest time counts.
 
     Returns:
-        `flop_per_second` of the best, `product` that reached it, `gflop_per_second` of every one in each way: `torch`
-        is torch as it is, `pgat_fast` within the settings of training; `mm` writes into a tensor that is there,
+        `flop_per_second` of the best, the `product` that reached it, and `gflop_per_second` of every one in each way:
+        `torch` uses torch's default settings, `pgat_fast` those of training; `mm` writes into an existing tensor,
         `linear` into a new one.
     """
     dtype = product_dtype(precision) or torch.float32
@@ -62,7 +62,7 @@ def _settings(name: str, precision: Precision, device: torch.device) -> Abstract
 
 
 def shortest(product: Callable[[], object], seconds: float, device: torch.device) -> float:
-    """The shortest time of `product`, repeated for `seconds`, but at least `LEAST_RUNS` times."""
+    """Return the shortest time of `product` in seconds, repeated for `seconds`, but at least `LEAST_RUNS` times."""
     product()
     best, runs, until = float("inf"), 0, time.perf_counter() + seconds
     while runs < LEAST_RUNS or time.perf_counter() < until:
@@ -75,7 +75,7 @@ def shortest(product: Callable[[], object], seconds: float, device: torch.device
 
 
 def best_peaks(records: Iterable[Mapping[str, Any]]) -> dict[Precision, dict[str, Any]]:
-    """Precision -> the best peak that any of `records` has for it; some may have failed and have none."""
+    """Return precision -> the best peak in any of `records`; failed records have none and are skipped."""
     found: dict[Precision, dict[str, Any]] = {}
     for record in records:
         if "matrix_peak" not in record:

@@ -1,4 +1,4 @@
-"""What is measured, each in one way: quartiles, peak memory, bytes saved for backward, FLOPs, straight lines."""
+"""Measurements: quartiles, peak memory, bytes saved for backward, FLOPs, and straight-line fits."""
 
 import ctypes
 import gc
@@ -23,11 +23,11 @@ from pgat_kernels.matmul_precision import fast_exact_float32
 from pgat_kernels.ops.chunked_ops import bytes_kept
 
 Quartiles = dict[str, float]
-"""`quartile_1`, `median`, `quartile_3`."""
+"""Keys `quartile_1`, `median`, `quartile_3`."""
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
-    """The quartiles of at least one value."""
+    """Return the quartiles of at least one value."""
     found = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
     return dict(zip(("quartile_1", "median", "quartile_3"), found, strict=True))
 
@@ -36,13 +36,13 @@ def quartiles(values: Sequence[float]) -> Quartiles:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what `device` has been told to do."""
+    """Wait until `device` has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(run: Callable[[], None], times: int, device: torch.device) -> list[float]:
-    """The seconds that each of `times` calls takes, until the device has done what it was told."""
+    """Return the seconds of each of `times` calls of `run`, until `device` has finished its work."""
     found = []
     for _ in range(times):
         synchronize(device)
@@ -57,11 +57,11 @@ def seconds_of(run: Callable[[], None], times: int, device: torch.device) -> lis
 
 
 class PeakMemory:
-    """The most memory that is held from now on: on CUDA the allocator's, elsewhere the resident size of the process.
+    """Peak memory since creation: on CUDA the allocator's, elsewhere the resident size of the process.
 
-    On Linux that is the kernel's `VmHWM`, which it can be told to forget (proc_pid_clear_refs(5)), elsewhere
-    `ru_maxrss`. (On Linux that one is wrong for a child: it begins with the peak of the parent.) What cannot be
-    forgotten is the baseline: then a peak below an earlier one is not seen.
+    On Linux the resident peak is the kernel's `VmHWM`, which can be reset (proc_pid_clear_refs(5)), elsewhere
+    `ru_maxrss`. (On Linux `ru_maxrss` is wrong for a child: it starts at the peak of the parent.) Where the peak cannot
+    be reset, the earlier peak is the baseline, and a later peak below it is not detected.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -70,21 +70,21 @@ class PeakMemory:
             torch.cuda.init()
         self.forget()
         self.baseline = self._peak()
-        """Bytes that are held now."""
+        """Peak at creation, in bytes; where it can be reset, the memory held then."""
 
     def forget(self) -> None:
-        """Start again from what is held now, where that is possible; the baseline stays."""
+        """Reset the peak to the memory held now, where that is possible; the baseline is unchanged."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             _forget_peak()
 
     def reserved(self) -> int | None:
-        """On CUDA the most bytes that the allocator has reserved, pools of CUDA graphs included; elsewhere None."""
+        """Return the peak bytes reserved by the CUDA allocator, including pools of CUDA graphs; elsewhere None."""
         return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
 
     def above_baseline(self) -> int:
-        """Bytes of the peak above the baseline."""
+        """Return the peak above the baseline, in bytes."""
         return self._peak() - self.baseline
 
     def _peak(self) -> int:
@@ -98,7 +98,7 @@ class PeakMemory:
 
 
 def _forget_peak() -> None:
-    """Have `VmHWM` start again from what is resident now, where the system can do that."""
+    """Reset `VmHWM` to the current resident size, where the system supports it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -106,7 +106,7 @@ def _forget_peak() -> None:
 
 
 def _high_water_mark() -> int | None:
-    """Bytes: the peak resident size; None where the system does not tell."""
+    """Return the peak resident size in bytes; None where the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -115,7 +115,7 @@ def _high_water_mark() -> int | None:
 
 
 def give_back_freed() -> None:
-    """Have Python and the C library of Linux let go of memory that is not used."""
+    """Collect garbage, and make the C library of Linux return unused memory to the system."""
     gc.collect()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -127,11 +127,11 @@ def give_back_freed() -> None:
 
 
 class SavedBytes:
-    """Bytes that autograd keeps for the backward pass: of every storage once, the ignored ones left out."""
+    """Bytes that autograd keeps for the backward pass; each storage counts once, ignored ones do not count."""
 
     def __init__(self, ignored: Iterable[Tensor]) -> None:
         self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
-        # Held, so that no other storage gets its address.
+        # Keep the storages alive, so that no other storage gets their address.
         self._storages: dict[int, torch.UntypedStorage] = {}
 
     @property
@@ -145,17 +145,17 @@ class SavedBytes:
         return tensor
 
     def forget(self) -> None:
-        """Let go of the storages."""
+        """Release the storages."""
         self._storages.clear()
 
 
 @contextmanager
 def count_saved(ignored: Iterable[Tensor] = ()) -> Iterator[SavedBytes]:
-    """Within it, count what is saved for backward, but not `ignored`: parameters, buffers and inputs.
+    """Count what is saved for backward within the context, except `ignored`: parameters, buffers and inputs.
 
-    What `torch.utils.checkpoint` and autograd functions keep to compute again is saved too, and counted; what is saved
-    only while that runs is not. What a function keeps beside `save_for_backward` is not seen: of our operators see
-    `bytes_kept`.
+    What `torch.utils.checkpoint` and autograd functions keep for recomputation is saved too, and counted; what is saved
+    only during the recomputation is not. What a function keeps other than by `save_for_backward` is not counted: for
+    our operators see `bytes_kept`.
     """
     saved = SavedBytes(ignored)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
@@ -163,7 +163,7 @@ def count_saved(ignored: Iterable[Tensor] = ()) -> Iterator[SavedBytes]:
 
 
 class _Operators(TorchDispatchMode):
-    """Notes the operators outside torch's own that have no formula for their FLOPs."""
+    """Mode that collects the operators outside torch's own that have no formula for their FLOPs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -180,12 +180,12 @@ class _Operators(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one forward and backward pass.
+    """Counts of one forward and backward pass.
 
     Attributes:
-        saved_bytes: kept between the two, see `count_saved`, and what our operators keep.
-        forward_flops, flops: of the forward pass, and of both; a multiplication and an addition are 2.
-        without_formula: operators outside torch's own of whose FLOPs torch knows nothing. They counted as none.
+        saved_bytes: bytes kept between the two passes, see `count_saved`, including what our operators keep.
+        forward_flops, flops: FLOPs of the forward pass, and of both; a multiplication and an addition count as 2.
+        without_formula: operators outside torch's own for which torch has no FLOP formula; they count as 0 FLOPs.
     """
 
     saved_bytes: int
@@ -203,10 +203,10 @@ class Counts:
 
 
 def count(forward: Callable[[], Tensor], ignored: Iterable[Tensor] = ()) -> Counts:
-    """Count what `forward`, which returns a tensor, and the backward pass of its sum save and multiply.
+    """Count the saved bytes and FLOPs of `forward`, which returns a tensor, and of the backward pass of its sum.
 
-    FLOPs are those of matrix products, convolutions and attention, by torch's formulas; what the backward pass
-    computes again counts again. An operator of one's own counts by the formula that it has registered with
+    FLOPs are those of matrix products, convolutions and attention, by torch's formulas; recomputation in the backward
+    pass counts again. A custom operator counts by the formula registered for it with
     `torch.utils.flop_counter.register_flop_formula`. Tensors may have no data, see `without_data`.
     """
     with FlopCounterMode(display=False, custom_mapping=dict(MISSING_FORMULAS)) as counter, _Operators() as operators:
@@ -221,17 +221,17 @@ def count(forward: Callable[[], Tensor], ignored: Iterable[Tensor] = ()) -> Coun
 
 @contextmanager
 def without_data() -> Iterator[None]:
-    """Within it new tensors have shapes and storages, but no data, so that counting takes little time and memory."""
-    with fast_exact_float32():  # it finds out what this processor does, once, and needs data for that
+    """Create tensors with shapes and storages but no data within the context: counting takes little time and memory."""
+    with fast_exact_float32():  # its one-time check of the processor needs data
         pass
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
 def forget_data(module: nn.Module) -> None:
-    """Within `without_data`, give `module` parameters and buffers that have none.
+    """Replace the parameters and buffers of `module` by ones without data; call it within `without_data`.
 
-    A module is built outside of it: some read what they are given while they are built.
+    Build the module outside of that context: some modules read tensors during construction.
     """
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
@@ -241,7 +241,7 @@ def forget_data(module: nn.Module) -> None:
 
 
 def state_of(module: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of `module`: they are there anyway, saved for backward or not."""
+    """Return the parameters and buffers of `module`, which are held whether saved for backward or not."""
     return [*module.parameters(), *module.buffers()]
 
 
@@ -249,15 +249,16 @@ def state_of(module: nn.Module) -> list[Tensor]:
 
 
 def fit_line(sizes: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
-    """The least-squares line through the origin, and, from three sizes on, the one with a constant.
+    """Fit the least-squares line through the origin, and, for three sizes or more, the one with a constant.
 
     Args:
-        sizes: positive.
-        values: what they cost; at least one is positive.
+        sizes: positive sizes.
+        values: their costs, at least one of which is positive.
 
     Returns:
-        `slope`; `deviations_percent` of every value from the line, of the line; the `largest_deviation_percent`, with
-        its sign; the same `with_constant`, and that constant.
+        `slope`; `deviations_percent` of every value from the line, in percent of the line; the
+        `largest_deviation_percent`, with its sign; and `with_constant`, the same for the line with a constant, and the
+        `constant`.
     """
     products = sum(size * value for size, value in zip(sizes, values, strict=True))
     slope = products / sum(size**2 for size in sizes)

@@ -1,4 +1,4 @@
-"""Before something is timed: does it compute what it should. A fast wrong answer is no figure."""
+"""Parity check before timing: a backend must compute what the reference computes."""
 
 from collections.abc import Callable
 from functools import cache
@@ -19,31 +19,32 @@ SETTINGS = (
     "model.seq_len=9", "model.label_len=4", "model.pred_len=3", "model.d_model=26", "model.n_heads=2",
     "model.fusion_layers=2", "run.device=cpu",
 )  # fmt: skip
-"""Of the model that backends are compared on: small, of the same parts as the one that is timed."""
+"""Settings of the model that backends are compared on: small, with the same parts as the one that is timed."""
 TOLERANCE = 1e-9
-"""Of float64 outputs and gradients, relative to the largest."""
+"""Tolerance for float64 outputs and gradients, relative to the largest element (or to 1, if that is larger)."""
 WELL_CONDITIONED = 1e-4
-"""Kernels are compared on inputs for which rounding of float32 moves no result by more than this part of its norm.
+"""Kernels are compared on inputs for which float32 rounding changes no result by more than this fraction of its norm.
 
 The model divides by row sums, which random inputs bring near zero: of eight draws one moved a gradient by 2e-2, the
-others by 4e-6 to 2e-4. Eight spreads are allowed (`conditioning.SPREADS`), so that an error of 1e-3 is seen everywhere.
+others by 4e-6 to 2e-4. Eight spreads are allowed (`conditioning.SPREADS`), so that an error of 1e-3 is detected
+everywhere.
 """
 SEEDS = 8
-"""How many draws of inputs are tried."""
+"""Number of draws of inputs to try."""
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
 
 class ParityError(Exception):
-    """What was to be timed computes something else than the reference."""
+    """A backend to be timed disagrees with the reference."""
 
 
 @cache
 def require_parity(backend: str, combiner: str) -> None:
     """Compare a backend's outputs and gradients with the reference's: a small model, eager, without dropout.
 
-    In float64, but for kernels, which take none: in float32 on the device they run on, where an error may be what
-    rounding makes of these inputs (`pgat_kernels.conditioning`). What is compiled or of 16 bits is compared by the
-    tests and by `bench.gpu`.
+    The comparison is in float64. Kernels do not support it: they are compared in float32 on their device, and the error
+    may be as large as rounding explains for these inputs (`pgat_kernels.conditioning`). Compiled and 16-bit variants
+    are compared by the tests and by `bench.gpu`.
 
     Raises ParityError, which names what differs and by how much.
     """
@@ -74,7 +75,7 @@ def _require_kernels(config: Config, reference: nn.Module) -> None:
     weights = [parameter.detach().to(device, torch.float32) for parameter in reference.parameters()]
 
     def computed_by(backend: str, dtype: torch.dtype) -> Callable[[list[Tensor]], list[Tensor]]:
-        """A function of weights and inputs: the forecast, and the gradients of all weights."""
+        """Return a function of weights and inputs that returns the forecast and the gradients of all weights."""
         model = build(load_config(config, ["run.device=auto"]), Variant(backend)).to(device, dtype).eval()
 
         def compute(tensors: list[Tensor]) -> list[Tensor]:

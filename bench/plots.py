@@ -1,4 +1,4 @@
-"""The plots of `docs/performance.md`, from the committed results."""
+"""Plots of `docs/performance.md`, from the committed results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +23,12 @@ LOOKS: Final = {
 
 
 def colour(name: str) -> str:
-    """Of a backend with words behind it."""
+    """Return the colour of a backend, ignoring the words after its name."""
     return LOOKS[name.split(":")[0]]
 
 
 def speed(plt: Any) -> Any:
-    """Bars: how many times faster than the reference, on two machines."""
+    """Draw bars: how many times faster than the reference, on two machines."""
     names = ("batched_batch1", "hierarchical_batch1")
     figure, axes = plt.subplots(2, 2, figsize=(8, 4.8), layout="constrained")
     for row, suffix in zip(axes, ("", ZEN4), strict=True):
@@ -49,13 +49,13 @@ def speed(plt: Any) -> Any:
 
 
 def history(plt: Any) -> Any:
-    """Lines: time and memory of the combiners against the days of history."""
+    """Draw lines: time and memory of the combiners against the days of history."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
     for combiner in ("batched", "hierarchical"):
         record = load(f"combiner_{combiner}")
         for result in record["results"]:
             peak = record["matrix_peak"][result["precision"]]["flop_per_second"]
-            label = f"{combiner}, on {peak / 1e9:.0f} GFLOP/s"  # of the machine: the two are not the same
+            label = f"{combiner}, on {peak / 1e9:.0f} GFLOP/s"  # the machine's peak: the two machines differ
             days = [size["steps"] for size in result["sizes"]]
             axes[0].plot(days, [size["seconds"]["median"] for size in result["sizes"]], "o-", label=label)
             axes[1].plot(days, [1024 * size["peak_memory_gib"] for size in result["sizes"]], "o-", label=label)
@@ -68,7 +68,7 @@ def history(plt: Any) -> Any:
 
 
 def growth(plt: Any) -> Any:
-    """Time and memory against everything that may grow, on logarithmic scales."""
+    """Draw time and memory against every quantity that grows, on logarithmic scales."""
     figure, axes = plt.subplots(2, len(SIZES), figsize=(8, 4.6), layout="constrained", sharex="col")
     units = {"history": "days of history", "batch": "windows of a batch", "bodies": "bodies"}
     for result in grown():
@@ -101,7 +101,7 @@ def _mebibytes(record: Record) -> float:
 
 
 def roofline(plt: Any) -> Any:
-    """FLOP/s against FLOPs a byte below the roofs, of every machine on which it was measured."""
+    """Draw FLOP/s against FLOPs per byte below the roofs, for every machine on which it was measured."""
     paths = sorted(RESULTS.glob("roofline_*.json"))
     figure, axes = plt.subplots(1, len(paths), figsize=(8, 3.6), layout="constrained", squeeze=False)
     for ax, path in zip(axes[0], paths, strict=True):
@@ -141,7 +141,7 @@ def roofline(plt: Any) -> Any:
 
 
 DRAWINGS: Final = {"speed": speed, "history": history, "scaling": growth, "roofline": roofline}
-"""Name of a plot -> what draws it."""
+"""Name of a plot -> the function that draws it."""
 
 
 @contextmanager
@@ -151,13 +151,13 @@ def _pyplot() -> Iterator[Any]:
     mpl.use("agg")
     from matplotlib import pyplot
 
-    # The same bytes for the same results.
+    # Write the same bytes for the same results.
     with mpl.rc_context({"svg.hashsalt": "pgat_fast", "svg.fonttype": "none", "font.size": 9}):
         yield pyplot
 
 
 def plots(folder: Path) -> list[Path]:
-    """Draw them."""
+    """Draw all plots into `folder`, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with _pyplot() as plt:

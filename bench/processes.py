@@ -1,4 +1,4 @@
-"""Measurements in processes of their own, which take turns: what disturbs the machine for a while favours none."""
+"""Measurements in separate processes that take turns, so that a temporary disturbance of the machine favours none."""
 
 import argparse
 import json
@@ -18,25 +18,25 @@ from typing import Any
 from pgat_fast.utils.io import write_json
 
 Record = dict[str, Any]
-"""What one process found; `error` alone, a line, where it failed."""
+"""Result of one process; only an `error` of one line if it failed."""
 
 
 def take_turns(
     module: str, tasks: Mapping[str, Record], rounds: int, time_limit: float
 ) -> tuple[dict[str, list[Record]], list[str]]:
-    """Do every task once a round, each time in a new process, one after the other, every other round backwards.
+    """Run every task once a round, each time in a new process, one after the other, in reverse in every other round.
 
     A task that fails is left out of the later rounds. torch's compiler starts with an empty cache for every task, which
-    its rounds share. Standard error tells of every process.
+    its rounds share. Progress is printed to standard error.
 
     Args:
-        module: the benchmark whose `main` hands the task on to `do_task`.
-        tasks: name -> what to do, as JSON can say it.
-        rounds: how often.
-        time_limit: seconds that a process may take.
+        module: the benchmark whose `main` passes the task to `do_task`.
+        tasks: name -> task, serializable as JSON.
+        rounds: number of rounds.
+        time_limit: time limit of a process, in seconds.
 
     Returns:
-        name -> what its processes found, in order; and the names in the order in which they ran.
+        name -> records of its processes, in order; and the names in the order in which they ran.
     """
     found: dict[str, list[Record]] = {name: [] for name in tasks}
     order = []
@@ -56,9 +56,9 @@ def take_turns(
 
 
 def run_task(module: str, task: Record, time_limit: float, environment: Mapping[str, str] | None = None) -> Record:
-    """Do `task` in a new process of `module`; what it found, or why not. Its standard error is shown."""
+    """Run `task` in a new process of `module`; return its record, or an `error`. Its standard error is shown."""
     command = [sys.executable, "-m", module, "--task", json.dumps(task)]
-    # In a session of its own: torch's compiler starts processes too, and all must go with it.
+    # A new session, so that processes started by torch's compiler are killed with it.
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **(environment or {})}
     ) as process:
@@ -77,21 +77,21 @@ def run_task(module: str, task: Record, time_limit: float, environment: Mapping[
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """End `process` and those that it has started, which may outlive it."""
+    """Kill `process` and the processes it has started, which may outlive it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def do_task(measure: Callable[[Record], Record], task: str) -> int:
-    """In the new process: print what `measure` finds, or what stopped it, as the last line. Returns the exit status."""
+    """Run `task` in the new process; print its record or `error` as the last line. Returns the exit status."""
     end_first()
     print(json.dumps(attempt(measure, json.loads(task))), flush=True)
     return 0
 
 
 def attempt(measure: Callable[[Record], Record], task: Record) -> Record:
-    """Return what `measure` finds, or an `error`: whatever stops one measurement must not take the others with it."""
+    """Return the record of `measure`, or an `error`: a failure of one measurement must not stop the others."""
     try:
         return measure(task)
     except Exception as error:
@@ -100,19 +100,19 @@ def attempt(measure: Callable[[Record], Record], task: Record) -> Record:
 
 
 def end_first() -> None:
-    """Where memory runs out, this process is to end, and no other; only Linux can be told."""
+    """Make this process the first to be killed when memory runs out; possible on Linux only."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def first_line(error: BaseException) -> str:
-    """The type of `error` and the first line of what it says."""
+    """Return the type of `error` and the first line of its message."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 def positive(text: str) -> int:
-    """Read a number that is at least 1. Raises argparse.ArgumentTypeError."""
+    """Parse an integer of at least 1. Raises argparse.ArgumentTypeError."""
     number = not_negative(text)
     if number == 0:
         raise argparse.ArgumentTypeError("0: at least 1 is needed")
@@ -120,14 +120,14 @@ def positive(text: str) -> int:
 
 
 def not_negative(text: str) -> int:
-    """Read a number that is at least 0. Raises argparse.ArgumentTypeError."""
+    """Parse an integer of at least 0. Raises argparse.ArgumentTypeError."""
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
     return int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that every benchmark in processes has."""
+    """Add the options common to all benchmarks in processes."""
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=positive, default=3, help="processes of each, in turns (default: 3)")
     parser.add_argument("--time-limit", type=float, default=3600.0, help="seconds a process may take (default: 3600)")
@@ -138,11 +138,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def write(path: Path | None, module: str, results: Record) -> None:
-    """Write `results` with the command and the machine, where a path is given."""
+    """Write `results` with the command and the machine to `path`, if one is given."""
     if path:
-        from bench.machine import describe  # it imports torch, of which a process that only runs others has no need
+        from bench.machine import describe  # imports torch, which a process that only runs others does not need
 
-        of_program = sys.argv[1:2] == ["bench"]  # of `pgat-fast`, however it was started
+        of_program = sys.argv[1:2] == ["bench"]  # called as `pgat-fast`, however it was started
         called = ["pgat-fast"] if of_program else ["python", "-m", module]
         command = shlex.join([*called, *sys.argv[1:]])
         write_json(path, {"command": command, "machine": describe(), **results})

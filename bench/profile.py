@@ -1,11 +1,11 @@
-"""Where the time of a training step goes: a trace for a browser, and a table of the most expensive operators.
+"""Profile of a training step: a trace for a browser, and a table of the most expensive operators.
 
     pgat-fast bench profile --config configs/production_batched.yaml --out profile
 
 `trace.json` opens in Perfetto (ui.perfetto.dev) or chrome://tracing. The table has each operator's own time, without
-that of operators it calls, as torch's profiler sees it; on a GPU the time of its kernels. FLOPs are those of matrix
-products and convolutions, and their fraction is of the best product that was measured here (`bench.matrix_peak`).
-The profiler slows small operators down: compare shares, not seconds.
+that of operators it calls, as measured by torch's profiler; on a GPU the time of its kernels. FLOPs are those of matrix
+products and convolutions, and their fraction is relative to the best product measured here (`bench.matrix_peak`). The
+profiler slows small operators down: compare shares, not seconds.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from pgat_fast.utils.io import write_json
 from pgat_fast.utils.table import format_columns
 
 PRODUCTS: Final = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::conv")
-"""Operators, by what their names begin with, whose FLOPs are those of products."""
+"""Operators (prefixes of their names) whose FLOPs are those of products."""
 COLUMNS: Final = ("operator", "calls_per_step", "milliseconds_per_step", "share", "gflop_per_step", "fraction_of_peak")
 
 
 def operators(events: Any, steps: int, peak: float, cuda: bool) -> list[Record]:
-    """A record an operator with `COLUMNS`, the most expensive first; None where nothing can be said."""
+    """Return a record with `COLUMNS` per operator, the most expensive first; unknown values are None."""
     own_time = "self_device_time_total" if cuda else "self_cpu_time_total"
     total = sum(getattr(event, own_time) for event in events)
     found = []
@@ -52,7 +52,7 @@ def operators(events: Any, steps: int, peak: float, cuda: bool) -> list[Record]:
 
 
 def as_table(records: list[Record]) -> str:
-    """For people."""
+    """Return the records as a table."""
     rows = [("operator", "calls", "ms a step", "share", "GFLOP", "of the peak")]
     for record in records:
         flop, fraction = record["gflop_per_step"], record["fraction_of_peak"]
@@ -70,7 +70,7 @@ def as_table(records: list[Record]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`pgat-fast bench profile`: write the trace and the table, print its ten first lines. Returns 0."""
+    """Run `pgat-fast bench profile`: write the trace and the table, and print its first ten lines. Returns 0."""
     variant = given(parse_variant, "--backend", args.backend)
     config = configure(variant, args.config or CONFIG, args.overrides)
     folder = Path(args.out)

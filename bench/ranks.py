@@ -1,20 +1,21 @@
-"""Training on several devices: what it costs in communication, on paper, and a check of that on this machine.
+"""Cost of communication in training on several devices: a model on paper, and a check of it on this machine.
 
     pgat-fast bench ranks --json bench/results/ranks.json
 
-On paper (a model, not a measurement). A step on N GPUs takes the step of one GPU at its share of the batch
-(`bench.kernels_model`, kernels and products and all else of torch unfused, in 16 bits) and what is communicated:
+On paper (a model, not a measurement): a step on N GPUs takes the time of a step of one GPU at its share of the batch
+(`bench.kernels_model`: kernels, products and all other operations of torch unfused, in 16 bits) and of the
+communication:
 
-- The gradients: one ring all-reduce, float32: 2 (N - 1) / N of their bytes through the slowest link, and
-  2 (N - 1) messages (Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, 2009). Nothing of it hides behind
-  the backward pass, as with a compiled model, whose gradients arrive together; eager, most of it hides.
+- The gradients: one ring all-reduce, float32: 2 (N - 1) / N of their bytes through the slowest link, and 2 (N - 1)
+  messages (Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, 2009). None of it overlaps with the backward
+  pass, as for a compiled model, whose gradients arrive together; in eager mode most of it overlaps.
 - The loss: one number, in a tree of 2 log2 N messages. The stop flags, four bytes over gloo, are left out.
 
-Links are those of `LINKS`. `weak` keeps the batch of every GPU, `strong` the batch of all of them.
+`LINKS` lists the links. `weak` keeps the batch of each GPU, `strong` the total batch.
 
-The check: processes on this machine add up numbers over gloo. Seconds a message and bytes a second are fitted to two
-processes, and predict more of them, and training steps of the quickstart's model, which are measured too. Where there
-are more processes than cores, the part of a step that one process takes is predicted to take longer by their ratio.
+The check: processes on this machine all-reduce numbers over gloo. Seconds per message and bytes per second are fitted
+to two processes. They predict the times of more processes, and of training steps of the quickstart's model, which are
+measured too. With more processes than cores, the computation of a step is predicted to take longer by their ratio.
 """
 
 import argparse
@@ -44,28 +45,28 @@ MODULE: Final = "bench.ranks"
 CONFIGS: Final = ("configs/production_batched.yaml", "configs/celestial_enhanced_pgat_production.yaml")
 GPU: Final = "H100"
 BATCH: Final = 16
-"""Of one GPU where it is kept, and of all of them together where that is."""
+"""Batch of each GPU for `weak`, total batch for `strong`."""
 GPUS: Final = (1, 2, 4, 8, 16, 32, 64)
 ACCEPTABLE: Final = 0.9
-"""Efficiency below which the loss is said to begin."""
+"""Efficiency below which the loss counts as significant."""
 
 
 class Link(NamedTuple):
-    """Between GPUs, in one direction. Source: the makers' data sheets; latencies are usual ones of NCCL."""
+    """Link between GPUs, in one direction. Source: the makers' data sheets; latencies are typical ones of NCCL."""
 
     most: int
-    """GPUs that it connects."""
+    """Maximum number of GPUs that it connects."""
     seconds: float
-    """A message."""
+    """Latency of a message, in seconds."""
     bandwidth: float
-    """Bytes a second."""
+    """Bytes per second."""
 
 
 LINKS: Final = (Link(8, 5e-6, 450e9), Link(64, 20e-6, 50e9))
-"""NVLink within a node of eight; between nodes one 400 Gb/s adapter for every GPU."""
+"""NVLink within a node of eight; between nodes one 400 Gb/s adapter per GPU."""
 
 SIZES: Final = (2**12, 2**16, 2**20, 2**23, 2**25)
-"""Bytes that the check adds up; the largest is about all gradients of the model."""
+"""Bytes that the check all-reduces; the largest size is about that of all gradients of the model."""
 PROCESSES: Final = (2, 3, 4)
 REPEATS: Final = 7
 STEP_CONFIG: Final = "configs/quickstart.yaml"
@@ -75,7 +76,7 @@ STEPS: Final = 15
 
 
 def all_reduce_seconds(count: int, size: float, seconds: float, bandwidth: float) -> float:
-    """Of `size` bytes among `count`, in a ring."""
+    """Return the seconds of a ring all-reduce of `size` bytes among `count` ranks."""
     return 2 * (count - 1) * seconds + 2 * (count - 1) / count * size / bandwidth if count > 1 else 0.0
 
 
@@ -86,14 +87,14 @@ def communication(count: int, size: float, seconds: float, bandwidth: float) -> 
         count: number of ranks.
         size: bytes of all gradients.
         seconds: latency of a message.
-        bandwidth: bytes a second.
+        bandwidth: bytes per second.
     """
     loss = 2 * math.ceil(math.log2(count)) * seconds
     return loss + all_reduce_seconds(count, size, seconds, bandwidth)
 
 
 def efficiencies(steps: Mapping[int, float], gradient_bytes: int) -> list[Record]:
-    """Return, for every number of GPUs, windows a second over those of one, as a fraction of that number.
+    """Return, for every number of GPUs, windows per second over those of one, as a fraction of that number.
 
     Args:
         steps: windows of one GPU -> seconds of its step.
@@ -119,12 +120,12 @@ KINDS: Final = ("weak", "strong")
 
 
 def loss_begins(rows: Sequence[Record], kind: str) -> int | None:
-    """The first number of GPUs whose efficiency is below `ACCEPTABLE`; None where there is none."""
+    """Return the first number of GPUs with an efficiency below `ACCEPTABLE`; None if there is none."""
     return next((row["gpus"] for row in rows if row[kind] is not None and row[kind] < ACCEPTABLE), None)
 
 
 def on_paper(task: Record) -> Record:
-    """The model for one configuration, in a process of its own."""
+    """Return the model for one configuration; runs in a process of its own."""
     from bench.kernels_model import table, totals, work_of_a_step
     from bench.time_model import GPUS as KNOWN
     from bench.variants import Variant, build
@@ -152,7 +153,7 @@ def on_paper(task: Record) -> Record:
 
 
 def add_up(group: "SingleProcess") -> list[float]:
-    """Return, in a rank, the median seconds of an all-reduce of every one of `SIZES`."""
+    """Return the median seconds of an all-reduce of each of `SIZES`; runs in every rank."""
     import torch
     from torch import distributed
 
@@ -170,7 +171,7 @@ def add_up(group: "SingleProcess") -> list[float]:
 
 
 def take_steps(group: "SingleProcess") -> list[float]:
-    """Return, in a rank, the median seconds of a training step and the bytes of all gradients."""
+    """Return the median seconds of a training step, and the bytes of all gradients; runs in every rank."""
     import torch
 
     from bench.step import optimizer_step
@@ -222,7 +223,7 @@ def measure(count: int, function: Callable[["SingleProcess"], list[float]] = add
 
 
 def fit(count: int, seconds: Sequence[float]) -> tuple[float, float]:
-    """Seconds a message and bytes a second, by the least squares of relative errors."""
+    """Return seconds per message and bytes per second, by least squares of relative errors."""
     columns = np.array([[2 * (count - 1), 2 * (count - 1) / count * size] for size in SIZES])
     weights = 1 / np.asarray(seconds)
     message, byte = np.linalg.lstsq(columns * weights[:, None], np.ones(len(SIZES)), rcond=None)[0]
@@ -230,7 +231,7 @@ def fit(count: int, seconds: Sequence[float]) -> tuple[float, float]:
 
 
 def check(task: Record) -> Record:
-    """Measure, fit to the fewest processes, predict the others."""
+    """Measure all-reduces, fit to the fewest processes, and predict the others."""
     measured = {count: measure(count) for count in PROCESSES}
     seconds, bandwidth = fit(PROCESSES[0], measured[PROCESSES[0]])
     rows = [
@@ -254,7 +255,7 @@ def check(task: Record) -> Record:
 
 
 def check_steps(seconds: float, bandwidth: float) -> list[Record]:
-    """Training steps of one process and of several, beside what the first and the two numbers predict."""
+    """Measure training steps of one process and of several; predict the latter from the former and the fit."""
     alone, size = measure(1, take_steps)
     rows: list[Record] = [{"processes": 1, "seconds": alone, "predicted": alone}]
     for count in PROCESSES:
@@ -264,7 +265,7 @@ def check_steps(seconds: float, bandwidth: float) -> list[Record]:
 
 
 def as_text(papers: Sequence[Record], checked: Record) -> str:
-    """For people."""
+    """Return the model and the check as text."""
     lines = ["On paper (a model, not a measurement):"]
     for paper in papers:
         begins = paper["loss_begins"]
@@ -297,7 +298,7 @@ def as_text(papers: Sequence[Record], checked: Record) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`pgat-fast bench ranks`: print and write both. Returns 1 where one failed."""
+    """Run `pgat-fast bench ranks`: print and write the model and the check. Returns 1 if one failed."""
     papers = [run_task(MODULE, {"config": config}, 600) for config in CONFIGS]
     checked = run_task(MODULE, {}, 600)
     failed = [record["error"] for record in (*papers, checked) if "error" in record]
@@ -312,7 +313,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """In a process that computes or measures."""
+    """Run a process that computes or measures."""
     return do_task(lambda task: on_paper(task) if task else check(task), sys.argv[2])
 
 

@@ -1,9 +1,9 @@
 """Generated documentation: `docs/performance.md`, its plots, and the table of speed in README.md.
 
     pgat-fast bench report            # write them from the committed results
-    pgat-fast bench report --check    # exit code 1 if the committed results say something else
+    pgat-fast bench report --check    # exit code 1 if they differ from the committed results
 
-`{NAME}` in `bench/performance_template.md` stands for one of `bench.figures`. In README.md the table stands between
+`{NAME}` in `bench/performance_template.md` stands for one of `bench.figures.FIGURES`. In README.md the table is between
 `<!-- generated: speed -->` and `<!-- end of speed -->`.
 """
 
@@ -28,7 +28,7 @@ _FIGURE: Final = re.compile(r"\{(\w+)\}")
 
 
 def render_page() -> str:
-    """Return the template with all figures. Raises DataError for a figure that does not exist."""
+    """Return the template with all figures inserted. Raises DataError for an unknown figure."""
 
     def figure(match: re.Match[str]) -> str:
         if match[1] not in FIGURES:
@@ -39,7 +39,7 @@ def render_page() -> str:
 
 
 def render_readme(readme: str) -> str:
-    """Return `readme` with today's table of speed. Raises DataError if its markers are missing."""
+    """Return `readme` with the current table of speed. Raises DataError if its markers are missing."""
     text, count = _TABLE.subn(lambda match: f"{match[1]}\n{speed()}\n\n{match[2]}", readme)
     if count != 1:
         raise DataError("README.md: expected one `<!-- generated: speed -->` with its `<!-- end of speed -->`")

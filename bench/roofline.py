@@ -1,13 +1,13 @@
-"""How near operators come to what this machine can do: its roofs, and where each operator lies below them, measured.
+"""Roofline of this machine, measured, and how near each operator comes to it.
 
     pgat-fast bench roofline --json bench/results/roofline_cpu.json
 
 The roofs are the best matrix product (`bench.matrix_peak`) and the best bandwidth of copying and adding. A point is a
 forward and a backward pass: of an operator with a kernel (`bench.kernel_cases`; `plain` is autograd of its formulas in
-plain torch, with the exact float32 products of training), or of a combiner. Widths are those of production, timesteps
-few on a CPU. FLOPs are the useful ones: what is recomputed counts once. Bytes are those that cannot be avoided: every
-input, result and gradient once; what is written and read in between is not in them, so that this is also how far fusing
-could go. Times are the shortest, as those of the roofs are; what stays in a cache may lie above that of the bandwidth.
+plain torch, with the exact float32 products of training), or of a combiner. Widths are those of production; on a CPU
+there are few timesteps. FLOPs are the useful ones: recomputed ones count once. Bytes are the unavoidable ones: every
+input, result and gradient once, without intermediate results, so that the fraction also shows how much fusing could
+gain. Times are the shortest, as for the roofs; data that stays in a cache may lie above the roof of the bandwidth.
 """
 
 import argparse
@@ -31,16 +31,16 @@ from pgat_fast.utils.table import format_columns
 from pgat_kernels.dispatch import why_no_kernels
 
 ELEMENTS: Final = {"cpu": 2**26, "cuda": 2**28}
-"""Device -> float32 numbers of an array whose bandwidth is measured: far more than fit into a cache."""
+"""Device -> float32 elements of the arrays for the bandwidth: far more than fit into a cache."""
 SECONDS: Final = 0.5
-"""That a point is measured, at least three times."""
+"""Seconds for which a point is measured, at least three times."""
 PRECISIONS: Final[dict[str, Precision]] = {"fp32": "highest", "bf16": "bf16"}
 """dtype of an operator -> precision of a model."""
 COMBINER_TIMESTEPS: Final = {"cpu": 16, "cuda": 250}
 
 
 def bandwidth(device: torch.device, seconds: float = 0.5) -> Record:
-    """The best of two ways through memory: `bytes_per_second`, and those of `copy` and `add` (two in, one out)."""
+    """Return the rates of `copy` and `add` (two in, one out), and the better one as `bytes_per_second`."""
     x, y, out = (torch.ones(ELEMENTS[device.type], device=device) for _ in range(3))
     ways: dict[str, tuple[int, Callable[[], Tensor]]] = {
         "copy": (2, lambda: out.copy_(x)),
@@ -51,9 +51,9 @@ def bandwidth(device: torch.device, seconds: float = 0.5) -> Record:
 
 
 def operator_points(device: torch.device, dtype: str) -> Iterator[Record]:
-    """Every operator with kernels: in plain torch, and by its kernel where that runs."""
+    """Yield a point for every operator with kernels: in plain torch, and by its kernel where that runs."""
     for case in CASES:
-        if case.operator == "gru_bank" and case.threshold:  # it recomputes; the other one keeps its gates
+        if case.operator == "gru_bank" and case.threshold:  # it recomputes; the case that keeps its gates is measured
             continue
         own = dtype if dtype in case.dtypes else "fp32"
         for by in ("plain", "kernels"):
@@ -79,7 +79,7 @@ def _operator(case: Case, dtype: str, kernels: bool, device: torch.device) -> Re
 
 
 def combiner_points(device: torch.device, dtype: str, variants: Sequence[Variant]) -> Iterator[Record]:
-    """Both combiners by every backend, eager; FLOPs are the reference's without recomputation."""
+    """Yield a point for both combiners by every backend, eager; FLOPs are the reference's without recomputation."""
     precision = PRECISIONS[dtype]
     for name, path in PRODUCTION.items():
         for variant in variants:
@@ -98,7 +98,7 @@ def combiner_points(device: torch.device, dtype: str, variants: Sequence[Variant
 
 
 def _measured(run: Callable[[], None], flops: int, moved: Sequence[Tensor], device: torch.device) -> Record:
-    """The shortest seconds of `run`, its FLOPs, and the bytes of tensors and their gradients."""
+    """Return the shortest seconds of `run`, its FLOPs, and the bytes of tensors and their gradients."""
     return {
         "seconds": shortest(run, SECONDS, device),
         "flops": flops,
@@ -107,12 +107,12 @@ def _measured(run: Callable[[], None], flops: int, moved: Sequence[Tensor], devi
 
 
 def fraction_of_roof(point: Record, peak: float, bytes_per_second: float) -> float:
-    """Of the time that the roofs leave, over the time it takes."""
+    """Return the minimum time that the roofs allow, divided by the measured time."""
     return float(max(point["flops"] / peak, point["bytes"] / bytes_per_second) / point["seconds"])
 
 
 def as_table(points: Sequence[Record]) -> str:
-    """For people."""
+    """Return the points as a table."""
     rows = [("operator", "shape", "by", "dtype", "ms", "GFLOP/s", "FLOP a byte", "of the roof")]
     for point in points:
         rows.append(
@@ -131,7 +131,7 @@ def as_table(points: Sequence[Record]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`pgat-fast bench roofline`: print and write the roofs and the points. Returns 0."""
+    """Run `pgat-fast bench roofline`: print and write the roofs and the points. Returns 0."""
     device = resolve_device(args.device)
     dtype = "bf16" if device.type == "cuda" else "fp32"
     variants = given(parse_variants, "--backends", args.backends)

@@ -1,11 +1,12 @@
-"""How time and memory grow with the days of history, the windows of a batch, and the number of bodies.
+"""Growth of time and memory with the days of history, the windows of a batch, and the number of bodies.
 
     pgat-fast bench scaling --what history --json bench/results/scaling_history.json
 
-Whole training steps for history and batch, at a quarter of the production width; for bodies, of which the model has 13,
-its combiner alone (forward and backward) on random adjacencies of more or fewer. Every size is measured in a process of
-its own, the backends after each other. An exponent p is that of the best `constant + factor * size ** p`: 1 is linear,
-2 quadratic. `system_share` is the part of the processor time that the system took, for handing out memory mostly.
+History and batch are measured on whole training steps, at a quarter of the production width; bodies, of which the model
+has 13, on its combiner alone (forward and backward), with random adjacencies of more or fewer bodies. Every size is
+measured in a process of its own, one backend after the other. An exponent p is that of the best fit
+`constant + factor * size ** p`: 1 is linear, 2 quadratic. `system_share` is the fraction of the processor time spent in
+the system, mostly for allocating memory.
 """
 
 import argparse
@@ -31,18 +32,18 @@ from pgat_fast.utils.device import resolve_device
 
 MODULE: Final = "bench.scaling"
 SIZES: Final = {"history": (64, 128, 256, 512, 1024, 2000), "batch": (1, 4, 16, 64), "bodies": (8, 16, 32, 64)}
-"""What grows -> its sizes."""
+"""Quantity that grows -> its sizes."""
 DAYS: Final = 32
-"""Of history where the batch grows."""
+"""Days of history while the batch grows."""
 TIMESTEPS: Final = 4
-"""Of the combiner where the bodies grow."""
+"""Timesteps of the combiner while the bodies grow."""
 REPEATS: Final = 3
 TIME_LIMIT: Final = 600.0
-"""Seconds of a process."""
+"""Time limit of a process, in seconds."""
 
 
 def measure(task: Record) -> Record:
-    """One size, in its own process: quartiles of the seconds, peak memory above the import."""
+    """Measure one size, in a process of its own: quartiles of the seconds, and peak memory above the import."""
     variant, size = Variant(**task["variant"]), task["size"]
     grows = {"history": [f"model.seq_len={size}"], "batch": [f"model.seq_len={DAYS}"]}
     config = configure(variant, CONFIG, [*task["overrides"], *grows.get(task["what"], [])])
@@ -63,7 +64,7 @@ def measure(task: Record) -> Record:
 
 
 def timed(run: Callable[[], list[float]]) -> Record:
-    """Quartiles of the seconds that `run` returns, and the system's share of the processor time meanwhile."""
+    """Return quartiles of the seconds that `run` returns, and the system's share of the processor time meanwhile."""
     before = os.times()
     seconds = quartiles(run())
     user, system = (getattr(os.times(), name) - getattr(before, name) for name in ("user", "system"))
@@ -71,9 +72,9 @@ def timed(run: Callable[[], list[float]]) -> Record:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """Of the best power law with a constant, by the least squares of relative errors; None of fewer than three sizes.
+    """Return the exponent of the best power law with a constant, by least squares of relative errors.
 
-    Neither constant nor factor is negative.
+    Neither constant nor factor is negative. Returns None for fewer than three sizes.
     """
     if len(sizes) < 3:
         return None
@@ -82,7 +83,7 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
     for power in np.arange(0.1, 8.01, 0.05):
         columns = np.stack((np.ones_like(x), x**power), axis=1) / y[:, None]
         found = np.linalg.lstsq(columns, np.ones_like(y), rcond=None)[0]
-        if found[0] < 0:  # without a constant
+        if found[0] < 0:  # fit again without a constant
             found = np.array([0.0, columns[:, 1].sum() / (columns[:, 1] ** 2).sum()])
         error = float(((columns @ found - 1) ** 2).sum())
         if found[1] > 0 and error < least:
@@ -91,7 +92,7 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
 
 
 def summarize(what: str, backend: str, sizes: Sequence[int], records: Sequence[Record]) -> Record:
-    """The figures of one backend as one thing grows."""
+    """Return the figures of one backend as one quantity grows."""
     found: Record = {"what": what, "backend": backend, "sizes": list(sizes), "records": list(records)}
     good = [(size, record) for size, record in zip(sizes, records, strict=True) if "error" not in record]
     for name, value in (
@@ -103,7 +104,7 @@ def summarize(what: str, backend: str, sizes: Sequence[int], records: Sequence[R
 
 
 def describe(result: Record) -> str:
-    """A line a size, and the exponents."""
+    """Return a line of text per size, and the exponents."""
     lines = [f"{result['what']}, {result['backend']}:"]
     for size, record in zip(result["sizes"], result["records"], strict=True):
         shown = record.get("error") or f"{record['seconds']['median']:.3g} s, {record['memory_gib'] * 1024:.0f} MiB"
@@ -114,7 +115,7 @@ def describe(result: Record) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """`pgat-fast bench scaling`: print and write what grows how. Returns 1 where a size failed."""
+    """Run `pgat-fast bench scaling`: print and write the figures. Returns 1 if a size failed."""
     variants = given(parse_variants, "--backends", args.backends)
     for variant in variants:
         configure(variant, CONFIG, args.overrides)
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """In a process that measures."""
+    """Run a process that measures."""
     return do_task(measure, sys.argv[2])
 
 

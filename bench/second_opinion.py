@@ -1,14 +1,15 @@
-"""A second opinion on the kernels: their IR executed on a CPU by `ttsem`, which knows bounds and races.
+"""Independent check of the kernels: their IR executed on a CPU by `ttsem`, which detects bounds errors and races.
 
-    pip install ttsem                      # wants Python 3.12
+    pip install ttsem                      # needs Python 3.12
     python -m bench.second_opinion --json bench/results/second_opinion.json
 
-Every case of `bench.kernel_cases` is computed for one timestep, forward and backward, each launch by executing the IR
-that triton's frontend makes of the kernel. triton's interpreter runs Python, one program after the other, and is blind
-to reads and writes next to a tensor and to programs that touch the same number; `ttsem` stops at the first, and finds
-the second in the log of all accesses. Results are compared with plain torch as in `bench.gpu`. Two kernels with a
-planted fault, a write behind the end and two programs that write one number, show that it would be seen. Exit status 1:
-something was found, or a planted fault was not.
+Every case of `bench.kernel_cases` is computed for one timestep, forward and backward; each launch executes the IR that
+triton's frontend generates for the kernel. triton's interpreter runs Python, one program after the other, and detects
+neither accesses next to a tensor nor programs that access the same number; `ttsem` stops at the first, and finds the
+second in the log of all accesses. Results are compared with plain torch as in `bench.gpu`. Two kernels with a planted
+fault, a write past the end and two programs that write the same number, show that such faults are detected.
+
+Exit status 1: something was found, or a planted fault was not.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from pgat_kernels.triton.launch import Launch, intercept_launches
 from pgat_kernels.tuning_table import Configuration
 
 DISTANCE = 2**24
-"""Bytes between two tensors: what is written next to one hits none."""
+"""Bytes between two tensors, so that an access next to one reaches no other."""
 
 
 @triton.jit
@@ -47,7 +48,7 @@ def _writes_where_others_write(x_ptr, count, BLOCK: tl.constexpr):
 
 
 def text_of(launch: Launch) -> tuple[str, dict[str, Any]]:
-    """The IR that triton's frontend makes at a launch, and the kernel's arguments."""
+    """Return the IR that triton's frontend generates at a launch, and the kernel's arguments."""
     from triton._C.libtriton import ir
     from triton.compiler.compiler import make_backend
 
@@ -60,12 +61,12 @@ def text_of(launch: Launch) -> tuple[str, dict[str, Any]]:
     backend.load_dialects(context)
     functions = backend.get_codegen_implementation(options)
     module = source.make_ir(target, options, functions, backend.get_module_map(), context)
-    # The parser does not know numbers with a point in the names of functions.
+    # The parser does not accept decimal points in the names of functions.
     return re.sub(r"_c(\d+)\.(\d+)_", r"_c\1p\2_", str(module)), arguments
 
 
 def execute(launch: Launch) -> str | None:
-    """Compute the results of a launch, in its tensors. Returns what was found, in words; None for nothing."""
+    """Compute the results of a launch, in its tensors. Returns a description of the fault found, or None."""
     from ttsem import mlir
     from ttsem.harness import _entry_candidates, _scalar_value
     from ttsem.interp import Interp
@@ -113,7 +114,7 @@ def execute(launch: Launch) -> str | None:
 
 
 def planted() -> list[Record]:
-    """What is found in kernels that are wrong."""
+    """Return what is found in the kernels with planted faults."""
     records = []
     for kernel in (_writes_behind_the_end, _writes_where_others_write):
         launch = Launch(kernel, 3, (torch.zeros(40),), {"count": 40}, Configuration(16, 4, 1), 0)

@@ -4,27 +4,27 @@
     python -m bench.step --config configs/production_batched.yaml --backends reference,torch --batch 16 --steps 0
     python -m bench.step --config configs/quickstart.yaml --backends reference,reference:compiled,torch:eager:bf16
 
-What may follow a backend's name: see `bench.variants`. Each one runs in processes of its own, which take turns for
-`--rounds` rounds; figures are medians over all of them, ratios are against the first one. Inputs are random numbers of
-the configured shapes. Per backend:
+`bench.variants` lists the words that may follow a backend's name. Each backend runs in processes of its own, which take
+turns for `--rounds` rounds; figures are medians over all of them, ratios are relative to the first backend. Inputs are
+random numbers of the configured shapes. Per backend:
 
-- `step_seconds`: quartiles of the steps behind the warm-up.
-- `peak_memory_gib`: the most that the process (on CUDA: the allocator) held above what it held after the imports, from
-  building the model on; `steps_peak_memory_gib`: the same of the timed steps alone, behind a step that found all
-  freed memory given back (what compiling leaves for good is still there). `reserved_memory_gib`: on CUDA, what the
-  allocator reserved, pools of CUDA graphs included; there the peak does not see those.
-- `saved_for_backward_bytes`, `flops`, `forward_flops`: of one forward and backward pass, eager, counted by
+- `step_seconds`: quartiles of the steps after the warm-up.
+- `peak_memory_gib`: the peak of the process (on CUDA: of the allocator) above what it held after the imports, from
+  building the model on; `steps_peak_memory_gib`: the same for the timed steps alone, after freed memory was returned
+  and one more step taken (what compiling keeps is included). `reserved_memory_gib`: on CUDA, what the allocator
+  reserved, including pools of CUDA graphs, which the peak leaves out.
+- `saved_for_backward_bytes`, `flops`, `forward_flops`: counted for one forward and backward pass, eager, by
   `bench.measure.count` on tensors without data with the operators of a CPU: the same on every device. FLOPs are those
-  that are executed, recomputation included.
-- `operators_without_flop_formula`: operators outside torch's own that were not counted; with any, `flops` and the
-  fraction are too low.
-- `fraction_of_matrix_peak`: FLOPs a second against the best matrix product of the same precision that any of the
+  executed, including recomputation.
+- `operators_without_flop_formula`: operators outside torch's own that were not counted; if there are any, `flops` and
+  the fraction are too low.
+- `fraction_of_matrix_peak`: FLOPs per second relative to the best matrix product of the same precision that any of the
   processes measured (`bench.matrix_peak`).
-- `compile`, of compiled ones: seconds that the warm-up took beyond so many steps, without and with the compiler's
-  cache; graphs, and reasons of the breaks between them; bytes that the compiled model saves for backward.
+- `compile`, for compiled ones: seconds of the warm-up beyond those of its steps, without and with the compiler's cache;
+  number of graphs, and reasons of graph breaks; bytes that the compiled model saves for backward.
 
-`--steps 0` counts only, and so takes no memory to speak of. A backend that fails has an `error` in place of figures,
-one that cannot be counted a `count_error` in place of counts. Exit status 1: one of them failed.
+`--steps 0` only counts, which takes little memory. A backend that fails has an `error` instead of figures, one that
+cannot be counted a `count_error` instead of counts. Exit status 1: one of them failed.
 """
 
 import argparse
@@ -73,18 +73,18 @@ MODULE: Final = "bench.step"
 
 WARM_UP: Final = 1
 COMPILED_WARM_UP: Final = 2
-"""A second one, lest a compilation that the first step left over be timed."""
+"""Warm-up steps of compiled models; the second absorbs any compilation that the first left over."""
 
 MEMORY: Final = ("peak_memory_gib", "steps_peak_memory_gib", "baseline_memory_gib")
 LESS: Final = ("peak_memory_gib", "saved_for_backward_bytes", "flops")
-"""Figures of which less is better."""
+"""Figures for which less is better."""
 
 
 # --- in a process of one backend --------------------------------------------------------------------------------------
 
 
 def measure(task: Record) -> Record:
-    """What one process does: `kind` of the task says whether it counts or times."""
+    """Run the task of one process: count or time, as its `kind` says."""
     variant = Variant(**task["variant"])
     config = configure(variant, task["config"], task["overrides"])
     if task["kind"] == "count":
@@ -93,7 +93,7 @@ def measure(task: Record) -> Record:
 
 
 def count_step(config: Config, variant: Variant, batch: int) -> Record:
-    """Count a step on tensors without data, in the precision of the configured device, as a CPU would compute it."""
+    """Count a step on tensors without data, with the precision of the configured device and the operators of a CPU."""
     precision = resolve_precision(config.run.precision, resolve_device(config.run.device))
     device = torch.device("cpu")
     model = build(config, variant)
@@ -106,16 +106,16 @@ def count_step(config: Config, variant: Variant, batch: int) -> Record:
 
 
 def time_steps(config: Config, variant: Variant, batch: int, steps: int, peak_seconds: float) -> Record:
-    """Take `steps` training steps behind the warm-up; their seconds, the peak memory, the peak of products."""
+    """Return the seconds of `steps` training steps after the warm-up, the peak memory, and the peak of products."""
     trained = TrainedModel(config, variant, batch)
     seconds = trained.seconds_of(steps)
-    found = trained.record()  # its memory before that of the products below
+    found = trained.record()  # before the products below allocate memory
     peak = matrix_peak(trained.precision, trained.device, peak_seconds)
     return {"seconds": seconds, **found, "matrix_peak": peak}
 
 
 class TrainedModel:
-    """A model that takes training steps, warmed up, its memory watched."""
+    """Warmed-up model that takes training steps, with its peak memory tracked."""
 
     def __init__(self, config: Config, variant: Variant, batch: int) -> None:
         self.device = device = resolve_device(config.run.device)
@@ -141,11 +141,11 @@ class TrainedModel:
         self._step.apply(self._step.accumulate([lambda: self._inputs]), 1)
 
     def seconds_of(self, steps: int) -> list[float]:
-        """Of each of so many steps."""
+        """Return the seconds of each of `steps` steps."""
         return seconds_of(self._take, steps, self.device)
 
     def record(self) -> Record:
-        """What is known of it beside the seconds. Raises RuntimeError where a step was not finite."""
+        """Return all figures but the seconds. Raises RuntimeError if a step was not finite."""
         steps_peak = self._memory.above_baseline()
         reserved = self._memory.reserved()
         found: Record = {
@@ -179,7 +179,7 @@ def optimizer_step(
     graphs: bool = False,
     group: SingleProcess | None = None,
 ) -> OptimizerStep:
-    """Takes steps of `model` as training does, with a learning rate that random numbers do not upset."""
+    """Return the optimizer step of training for `model`, with a learning rate that is stable on random numbers."""
     settings = config.training.model_copy(update={"learning_rate": 1e-5})
     trained = None if group is None else group.wrap(model)
     optimizer = make_optimizer(model, settings)
@@ -190,11 +190,11 @@ def optimizer_step(
 
 @dataclass(frozen=True)
 class Compiler:
-    """What torch's compiler has done in this process."""
+    """Counters of torch's compiler in this process."""
 
     graphs: int
     breaks: dict[str, int]
-    """Reason, a line -> how often."""
+    """Reason, one line -> number of breaks."""
 
     @classmethod
     def now(cls) -> Self:
@@ -205,7 +205,7 @@ class Compiler:
         return cls(counters["stats"]["unique_graphs"], dict(breaks))
 
     def record(self, before: Self) -> Record:
-        """`before` is the state in which the timed steps began."""
+        """Return the counters as a record; `before` is the state at the start of the timed steps."""
         return {
             "graphs": self.graphs,
             "graphs_made_while_timed": self.graphs - before.graphs,
@@ -214,11 +214,11 @@ class Compiler:
         }
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all backends -----------------------------------------------------------------------------------------------------
 
 
 def summarize(name: str, counted: Record, rounds: list[Record], batch: int) -> Record:
-    """One backend's figures; `rounds` is empty where nothing was timed."""
+    """Return the figures of one backend; `rounds` is empty if nothing was timed."""
     errors = [record["error"] for record in rounds if "error" in record]
     if errors:
         return {"backend": name, "error": errors[0]}
@@ -248,17 +248,17 @@ def summarize(name: str, counted: Record, rounds: list[Record], batch: int) -> R
 
 
 def compare(result: Record, first: Record) -> Record:
-    """How many times less `result` takes than `first`, of what both have."""
+    """Return how many times less `result` takes than `first`, for the figures that both have."""
     ratios = {key: first[key] / result[key] for key in LESS if result.get(key) and first.get(key)}
     if result.get("operators_without_flop_formula"):
-        ratios.pop("flops", None)  # it would seem to take less than it does
+        ratios.pop("flops", None)  # incomplete counts would overstate the ratio
     if "step_seconds" in result and "step_seconds" in first:
         ratios["step_seconds"] = first["step_seconds"]["median"] / result["step_seconds"]["median"]
     return ratios
 
 
 def describe_result(result: Record) -> str:
-    """A line or two."""
+    """Return a summary of a result as one line."""
     if "error" in result:
         return f"{result['backend']}: {result['error']}"
     parts = []
@@ -318,7 +318,7 @@ def main() -> int:
         }
         for variant in variants
     }
-    # Compiled or not, the same is counted.
+    # Compiling does not change the counts.
     counted: dict[Variant, Record] = {}
     for variant in variants:
         key = replace(variant, compiled=None)

@@ -1,4 +1,4 @@
-"""What the benchmarks of `pytest bench` share: shapes, timing that waits for the device, memory apart from it."""
+"""Shared parts of the `pytest bench` benchmarks: shapes, synchronized timing, and memory, in a separate call."""
 
 import time
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from pgat_fast.config.schema import Config
 
 SMALL: Final = str(CONFIG)
 TIMESTEPS: Final = {"small": 16, "production": 4000}
-"""Shape -> timesteps of the inputs of operators; of production those of a batch of 16."""
+"""Shape -> timesteps of the inputs of operators; `production` corresponds to a batch of 16."""
 SECONDS: Final = 0.5
-"""What the rounds of a benchmark take together, about."""
+"""Approximate duration of all rounds of a benchmark together, in seconds."""
 ROUNDS: Final = (5, 50)
-"""The fewest and the most of them."""
+"""Minimum and maximum number of rounds."""
 LONG: Final = 2.0
-"""Seconds of a call from which on `FEW` rounds are enough."""
+"""Duration of a call, in seconds, from which `FEW` rounds are enough."""
 FEW: Final = 2
 
 
 def configuration(shape: str, combiner: str, *overrides: str) -> Config:
-    """That of the model with this combiner, `small` (the quickstart's sizes) or `production`."""
+    """Return the configuration for `combiner` with the sizes of `shape`: `small` (the quickstart's) or `production`."""
     path = SMALL if shape == "small" else PRODUCTION[combiner]
     return load_config(path, [f"model.combiner={combiner}", "training.batch_size=1", *overrides])
 
@@ -42,15 +42,15 @@ def measure(
     held: Callable[[], tuple[Tensor, ...]] = tuple,
     saves: bool = True,
 ) -> None:
-    """Time `run` behind a warm-up, then look at its memory in one more call; all of it into the benchmark.
+    """Time `run` after a warm-up, measure its memory in one more call, and record both in `benchmark`.
 
     Args:
         benchmark: the fixture.
-        run: what is timed, until the device has done it. It may return a tensor with a graph, which is let go.
-        device: where it runs.
-        setup: makes the argument of `run` before each call, untimed.
-        held: the tensors that are there anyway: they are not counted as saved for the backward pass.
-        saves: whether `run` has a forward pass: only then something is saved.
+        run: the function to time, until the device has finished. It may return a tensor with a graph, which is freed.
+        device: the device on which it runs.
+        setup: returns the argument of `run`; called before each call, untimed.
+        held: returns tensors that are held in any case, which do not count as saved for the backward pass.
+        saves: whether `run` includes a forward pass; only then are saved bytes recorded.
     """
 
     def timed(*arguments: Any) -> None:
@@ -70,7 +70,7 @@ def measure(
 
     fewest, most = ROUNDS
     rounds = FEW
-    if seconds() < LONG:  # the first call allocates and asks the processor what it can
+    if seconds() < LONG:  # the first call allocates memory and detects the features of the processor
         rounds = min(most, max(fewest, int(SECONDS / seconds())))
     benchmark.pedantic(timed, setup=prepared, rounds=rounds)
 

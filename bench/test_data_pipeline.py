@@ -1,4 +1,4 @@
-"""How fast production batches come: the gather on the device, and the DataLoader view for comparison.
+"""Throughput of production batches: the gather on the device, and the DataLoader for comparison.
 
 Batch 16, history 250, label 125, horizon 10, 118 inputs, 4 targets; one thread; 7,109 synthetic rows.
 """

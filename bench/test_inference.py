@@ -1,4 +1,4 @@
-"""Forecasts: how long one window takes, and how many windows a second at batch 256."""
+"""Forecasts: latency of one window, and throughput in windows per second at batch 256."""
 
 import pytest
 import torch

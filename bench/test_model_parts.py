@@ -1,4 +1,4 @@
-"""The parts of the model, each alone on what reaches it in a training step: the forward pass, and both."""
+"""Parts of the model, each alone on its inputs of a training step: the forward pass, and both passes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ PARTS = [("batched", part) for part in OF_ALL] + [(name, "graph.combiner") for n
 
 @contextmanager
 def calls_of(module: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
-    """Within it, what `module` is called with is added to the list."""
+    """Collect the arguments of every call of `module` within the context."""
     found: list[tuple[Any, Any]] = []
     hook = module.register_forward_pre_hook(lambda _, args, kwargs: found.append((args, kwargs)), with_kwargs=True)
     try:
@@ -34,7 +34,7 @@ def calls_of(module: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
 
 
 def own_leaves(tree: Any) -> Any:
-    """The tensors of `tree` copied, those of floating point with gradients."""
+    """Return `tree` with its tensors copied; those of floating point require gradients."""
     return tree_map(
         lambda x: x.detach().clone().requires_grad_(x.is_floating_point()) if isinstance(x, Tensor) else x, tree
     )

@@ -1,8 +1,8 @@
-"""What monitoring costs an optimizer step, in microseconds, averaged over intervals of 25 steps.
+"""Cost of monitoring an optimizer step, in microseconds, averaged over intervals of 25 steps.
 
-To be compared with the time of a training step, of which it may take 0.5 %: `seconds` of `bench.step`, or
-`seconds_per_step` in the metrics.jsonl of a run. `values` reads a scalar, as the trainer does; on a CPU that waits for
-nothing. A line is written to a real file system.
+Compare it with the time of a training step, of which it may take 0.5 %: `seconds` of `bench.step`, or
+`seconds_per_step` in the metrics.jsonl of a run. `values` reads a scalar, as the trainer does; on a CPU that does not
+synchronize. Lines are written to a real file system.
 """
 
 from pathlib import Path

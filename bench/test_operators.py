@@ -1,5 +1,7 @@
-"""Operators with kernels at the sizes of a timestep of production: plain torch, kernels where they run, and what stock
-torch has in their place. `--shape` decides how many timesteps."""
+"""Operators with kernels at the sizes of a production timestep: plain torch, kernels, and their equivalents in torch.
+
+Kernels are timed where they run. `--shape` sets the number of timesteps.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -22,7 +24,7 @@ IDS = [f"{case.operator}, {case.shape}, {dtype}" for case, dtype in EVERY]
 
 @cache
 def require_parity(case: Case, dtype: str, device: torch.device) -> None:
-    """Fail where kernels do not compute what plain torch does: a fast wrong answer is no figure."""
+    """Fail if kernels do not compute what plain torch computes: wrong results are not timed."""
     found = parity(case, DTYPES[dtype], device, 16)
     if not found["ok"]:
         pytest.fail(f"{case.operator}, {case.shape}, {dtype} is wrong ({found}): not timed")
@@ -36,7 +38,10 @@ def time_passes(
     device: torch.device,
     parameters: Sequence[Tensor] = (),
 ) -> None:
-    """The forward pass, the backward pass, or both, of a function of tensors that have gradients, as parameters do."""
+    """Time the forward pass, the backward pass, or both, of a function of tensors with gradients.
+
+    `parameters` have gradients too.
+    """
     own = [x.detach().requires_grad_() for x in leaves]
     held = (*own, *parameters)
     g = gradient(run(own).detach())
@@ -70,7 +75,7 @@ def test_operator(
 
 @pytest.mark.parametrize("which", PASSES)
 def test_stock_gru(benchmark: BenchmarkFixture, which: str, shape: str, device: torch.device) -> None:
-    """`nn.GRU`, one body after the other: what `gru_bank` stands for."""
+    """Time `nn.GRU`, one body after the other, which `gru_bank` replaces."""
     (case,) = (case for case in CASES if (case.operator, case.shape) == ("gru_bank", "13 recurrences"))
     x = case.leaves(torch.float32, device, TIMESTEPS[shape])[0]
     grus = nn.ModuleList(nn.GRU(32, 32, batch_first=True) for _ in range(BODIES)).to(device)
@@ -88,7 +93,7 @@ def test_stock_gru(benchmark: BenchmarkFixture, which: str, shape: str, device: 
 def test_attention_without_mask(
     benchmark: BenchmarkFixture, by: str, nodes: int, which: str, shape: str, device: torch.device
 ) -> None:
-    """The same queries, keys and values, without bias, mask and dropout: what all of them can compute."""
+    """Time attention on the same inputs, without bias, mask and dropout, which all of them support."""
     from pgat_kernels.ops.graph_attention import graph_attention
 
     graphs = TIMESTEPS[shape] * (BODIES if nodes == 39 else 1)
@@ -103,7 +108,7 @@ def test_attention_without_mask(
         from torch.nn.attention.flex_attention import flex_attention
 
         function = torch.compile(flex_attention, fullgraph=True, dynamic=False)
-        if device.type != "cuda":  # there it refuses what wants a gradient
+        if device.type != "cuda":  # on a CPU it rejects inputs that require gradients
             measure(benchmark, lambda: function(q, k, v), device)
             return
     time_passes(benchmark, which, lambda own: function(*own), [q, k, v], device)

@@ -1,4 +1,4 @@
-"""What one waits for before work begins: imports, and the answer to `--help`."""
+"""Start-up time: imports, and the commands `--help` and `info`."""
 
 import subprocess
 import sys

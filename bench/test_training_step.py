@@ -1,6 +1,6 @@
-"""Whole training steps (forward, backward, clipping, Adam), and the epoch that they would make.
+"""Whole training steps (forward, backward, clipping, Adam), and the time of an epoch extrapolated from them.
 
-All in one process, for finding out what has changed: `pgat-fast bench` compares backends, each in processes of its own.
+All run in one process, to find out what has changed; `pgat-fast bench` compares backends, each in processes of its own.
 """
 
 import math

@@ -1,6 +1,6 @@
-"""What a launch takes at best: the longer of FLOPs / peak and bytes / bandwidth. A model, not a measurement.
+"""Model of the minimum time of a launch: the longer of FLOPs / peak and bytes / bandwidth. Not a measurement.
 
-It imports torch alone: `bench.gpu` wants it on machines where nothing else is installed.
+It imports torch alone: `bench.gpu` uses it on machines where nothing else is installed.
 """
 
 import math
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 class Gpu(NamedTuple):
-    """Peak rates, dense. Source: the makers' data sheets (SXM boards)."""
+    """A GPU with its dense peak rates. Source: the makers' data sheets (SXM boards)."""
 
     name: str
     architecture: str
     flops_16: float
-    """Of 16-bit products a second."""
+    """FLOPs per second of 16-bit products."""
     flops_32: float
-    """Of IEEE float32 products a second."""
+    """FLOPs per second of IEEE float32 products."""
     bandwidth: float
-    """Bytes a second."""
+    """Bytes per second."""
 
 
 GPUS: Final = (
@@ -30,24 +30,24 @@ GPUS: Final = (
 )
 
 LAUNCH_SECONDS: Final = 3e-6
-"""What an operation takes at least: about what a GPU needs between two kernels of one stream."""
+"""Minimum seconds of an operation: about the gap between two kernels of one stream on a GPU."""
 
 EPOCH_WINDOWS: Final = 6736
-"""What the production data has to train on."""
+"""Training windows of the production data."""
 EPOCH_STEPS: Final = 421
-"""Of the production data at a batch of 16."""
+"""Steps of an epoch of the production data at a batch of 16."""
 
 
 class Work(NamedTuple):
-    """What an operation does."""
+    """FLOPs and memory traffic of an operation."""
 
     name: str
     group: str
-    """`kernel`, `product` (of torch) or `elementwise` (all else of torch)."""
+    """`kernel`, `product` (of torch) or `elementwise` (all other operations of torch)."""
     flops: int
     bytes: int
     wide: bool
-    """Whether its products are of float32."""
+    """Whether its products are in float32."""
 
     def seconds(self, gpu: Gpu) -> float:
         peak = gpu.flops_32 if self.wide else gpu.flops_16
@@ -55,12 +55,12 @@ class Work(NamedTuple):
 
 
 def bytes_of(x: Tensor) -> int:
-    """What there is of a tensor in memory: an expanded one counts once."""
+    """Return the bytes of a tensor in memory; an expanded dimension counts once."""
     return x.element_size() * math.prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride)
 
 
 def work_of_launches(launches: list[Any]) -> list[Work]:
-    """What recorded launches of kernels do."""
+    """Return the work of recorded kernel launches."""
     return [
         Work(
             launch.kernel.__name__,

@@ -1,16 +1,17 @@
-"""Measures kernels on the GPU that is here, and writes `kernels/pgat_kernels/tuning_table.json`, which they are run by.
+"""Tuning of the kernels on this GPU: writes `kernels/pgat_kernels/tuning_table.json`, which launches are configured by.
 
     make tune
     PYTHONPATH=.:kernels python3 -m bench.tune      # where nothing can be installed
 
-Of every configuration in `pgat_kernels.launch_configs` that production sizes ask for, it tries one number after the
-other (`VALUES`), from the committed one on, and keeps what makes forward and backward pass faster by 2 % and computes
-the same. What does not fit the GPU, or spills registers, is not taken. Then, from small inputs to large ones, it
-measures from how many rows on kernels beat plain torch, compiled or not: what `backend: auto` goes by. (Both are called
-from Python, as without CUDA graphs. Products of float32 are exact: of TF32 it says nothing.)
+For every configuration in `pgat_kernels.launch_configs` that production sizes use, it varies one number after the other
+(`VALUES`), from the committed configuration on, and keeps what makes forward and backward pass faster by 2 % with the
+same results. Configurations that do not fit the GPU, or spill more registers, are rejected. Then it measures, from
+small inputs to large ones, the number of rows from which kernels are faster than plain torch, compiled or not, which
+decides `backend: auto`. (Both are called from Python, as without CUDA graphs. Products of float32 are exact: TF32 is
+not measured.)
 
-The entries of other architectures stay. What does not begin within `--seconds` stays as it was, and is named; run it
-again for the rest. Commit the file, and with it what `bench.kernels_static` and `bench.kernels_model` then write.
+The entries of other architectures are kept. What does not begin within `--seconds` is left unchanged, and listed; run
+it again for the rest. Commit the file together with the new output of `bench.kernels_static` and `bench.kernels_model`.
 """
 
 import argparse
@@ -35,23 +36,23 @@ from pgat_kernels.torch_features import compile_apart
 from pgat_kernels.tuning_table import FILE, Case, Configuration, Measured, as_json, read
 
 VALUES: Final = {"block": (16, 32, 64, 128), "warps": (2, 4, 8, 16), "columns": (16, 32, 64), "stages": (1, 2, 3)}
-"""Of each number of a configuration, in the order in which they are tried."""
+"""Values of each number of a configuration, in the order in which they are tried."""
 HOLDS_ALL: Final = ("graph_attention", "aspects")
-"""Kernels one tile of which holds the largest size of the case."""
+"""Kernels (prefixes of their names) with tiles that must hold the largest size of the case."""
 FASTER: Final = 0.98
-"""A configuration is kept that takes this part of the time or less: what is below it may be noise."""
+"""A configuration is kept if it takes at most this fraction of the time; a smaller gain may be noise."""
 OF_CONFIGURATIONS: Final = 0.6
-"""The part of the time that configurations may take; the rest is for the comparison with plain torch."""
+"""Fraction of the time that configurations may take; the rest is for the comparison with plain torch."""
 LADDER: Final = (64, 8, 1)
-"""The timesteps that kernels and plain torch are compared at are the largest number divided by these."""
+"""Divisors of the largest number of timesteps at which kernels and plain torch are compared."""
 FEW: Final = 10
-"""Numbers of a result whose error cannot be compared with another's."""
+"""Results with fewer elements than this get an additional tolerance."""
 
 Use = tuple[Operator, torch.dtype]
 
 
 def candidates(case: Case, best: Configuration, field: str) -> Iterator[Configuration]:
-    """`best` with all other values of one number that the kernel can be compiled for."""
+    """Yield `best` with every other value of `field` that the kernel can be compiled for."""
     if getattr(best, field) == 0:
         return
     least = case.most if field == "block" and case.kernel.startswith(HOLDS_ALL) else 0
@@ -61,7 +62,7 @@ def candidates(case: Case, best: Configuration, field: str) -> Iterator[Configur
 
 
 def uses(device: torch.device) -> dict[Case, list[Use]]:
-    """The cases of the table that the operators ask for at production sizes, and which operators do."""
+    """Return the cases of the table that operators ask for at production sizes -> those operators and their dtypes."""
     found: dict[Case, list[Use]] = {}
     for operator, dtype in measured_operators():
         with asked_for() as cases:
@@ -72,7 +73,7 @@ def uses(device: torch.device) -> dict[Case, list[Use]]:
 
 
 def measured_operators() -> Iterator[Use]:
-    """Those that the model uses, in float32 and bf16, whose configurations fp16 has."""
+    """Yield the operators that the model uses, in float32 and bf16; fp16 has the configurations of bf16."""
     for operator in CASES:
         for name in operator.dtypes if operator.threshold else ():
             if name != "fp16":
@@ -80,11 +81,11 @@ def measured_operators() -> Iterator[Use]:
 
 
 class UnfitError(Exception):
-    """A configuration that is not to be used here."""
+    """A configuration must not be used here."""
 
 
 def seconds_of(users: list[Use], device: torch.device, timesteps: int) -> tuple[float, int, list[list[Tensor]]]:
-    """Of forward and backward pass of these operators; registers that their kernels spill; and what they compute."""
+    """Return the seconds of forward and backward pass of `users`, registers that kernels spill, and results."""
     from pgat_kernels.triton.launch import running
 
     total, found = 0.0, []
@@ -99,9 +100,9 @@ def seconds_of(users: list[Use], device: torch.device, timesteps: int) -> tuple[
 
 
 def alike(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether they differ by rounding only."""
+    """Return whether `found` and `expected` differ by rounding only."""
     a, b, eps = found.double(), expected.double(), torch.finfo(dtype).eps
-    # Of few numbers, each a long sum that may end near zero, the error is a matter of luck.
+    # With few elements, each a long sum that may end near zero, the relative error is arbitrary.
     allowed = 8 * eps * (float(b.norm()) + b.numel() ** 0.5 * 1e-3) + (32 * eps if b.numel() < FEW else 0)
     return float((a - b).norm()) <= allowed
 
@@ -113,15 +114,15 @@ def fastest(
     say: Callable[[str], None],
     lost: Callable[[], bool],
 ) -> Configuration | None:
-    """From `start` on, one number after the other; `seconds` raises where a configuration cannot be used.
+    """Return the fastest configuration, varying one number after the other from `start`; None if none can be used.
 
-    None where none can. Raises what `seconds` raised where the GPU is `lost` behind it.
+    `seconds` raises if a configuration cannot be used. Its error is raised again if the GPU is `lost` after it.
     """
 
     def tried(chosen: Configuration) -> float:
         try:
             return seconds(chosen)
-        except Exception as error:  # whatever triton says of one that does not fit
+        except Exception as error:  # triton raises various errors for one that does not fit
             if lost():
                 say(f"    {tuple(chosen)} of {case.kernel}: the GPU is lost; nothing more can be measured here")
                 raise
@@ -151,13 +152,13 @@ def tuned(
     timesteps: int,
     say: Callable[[str], None],
 ) -> Configuration | None:
-    """The fastest for what these operators do, from `start` on; None where none can be used."""
+    """Return the fastest configuration for `users`, searched from `start` on; None if none can be used."""
     known: list[tuple[int, list[list[Tensor]]]] = []
 
     def seconds(chosen: Configuration) -> float:
         with trial(case, chosen):
             taken, spilled, found = seconds_of(users, device, timesteps)
-        if not known:  # the first that runs, which the others are compared with
+        if not known:  # the first that runs; the others are compared with it
             known.append((spilled, found))
         fewest, expected = known[0]
         if spilled > fewest:
@@ -175,7 +176,11 @@ def tuned(
 
 
 def first_rows(pairs: list[tuple[int, float, float]]) -> int | None:
-    """From rows, seconds of kernels and of plain torch, rising: the rows from which on kernels were the faster."""
+    """Return the number of rows from which kernels are faster; None if they are not at the largest size.
+
+    Args:
+        pairs: rows, seconds of kernels, and seconds of plain torch.
+    """
     least = None
     for rows, kernels, plain in sorted(pairs, reverse=True):
         if kernels > FASTER * plain:
@@ -187,7 +192,10 @@ def first_rows(pairs: list[tuple[int, float, float]]) -> int | None:
 def against_plain(
     operator: Operator, dtype: torch.dtype, device: torch.device, timesteps: int, *, compiling: bool = True
 ) -> list[tuple[int, float, float]]:
-    """Rows, seconds of kernels, seconds of plain torch: compiled or not, what is faster; endless without memory."""
+    """Return rows, seconds of kernels, and seconds of plain torch for each size in `LADDER`.
+
+    Plain torch is timed eager and compiled, and the faster counts; infinite if it runs out of memory.
+    """
     found = []
     for part in LADDER:
         steps = max(1, timesteps // part)
@@ -208,7 +216,7 @@ def against_plain(
 
 
 def bucket(size: int) -> int:
-    """The largest size that what is measured of this one is taken for."""
+    """Return the largest size that a measurement at `size` stands for: the next power of two."""
     return 1 << (size - 1).bit_length()
 
 
@@ -220,7 +228,7 @@ def tune(
     compiling: bool = True,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Measure everything, and write `file` whenever something has been."""
+    """Measure everything, and write `file` after every result."""
     gpu, started = gpu_of(device), time.monotonic()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
     before = read(file).get(gpu) if file.exists() else None
@@ -235,7 +243,7 @@ def tune(
 
     with contextlib.ExitStack() as chosen:
         every = uses(device)
-        for case in sorted(every, key=lambda case: case in entry.configurations):  # what is not known yet, first
+        for case in sorted(every, key=lambda case: case in entry.configurations):  # unknown cases first
             if time.monotonic() > started + OF_CONFIGURATIONS * limit:
                 say(f"{words_of(case)}: stays as it is, no time is left")
                 continue
@@ -243,7 +251,7 @@ def tune(
             best = tuned(case, start, every[case], device, timesteps, say)
             if best is not None:
                 entry.configurations[case] = best
-                chosen.enter_context(trial(case, best))  # by all that is measured from now on
+                chosen.enter_context(trial(case, best))  # used by all later measurements
                 write()
         for operator, dtype in measured_operators():
             assert operator.threshold is not None
@@ -253,7 +261,7 @@ def tune(
                 continue
             try:
                 pairs = against_plain(operator, dtype, device, timesteps, compiling=compiling)
-            except Exception as error:  # of one operator; the others can be measured
+            except Exception as error:  # the other operators can still be measured
                 if is_lost(device):
                     raise
                 say(f"{words_of(case)}: not compared: {type(error).__name__}: {str(error).strip()[:300]}")

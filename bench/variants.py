@@ -1,17 +1,17 @@
-"""What a benchmark compares: `NAME[:WORD...]`, a backend and how it is run.
+"""Variants that benchmarks compare: `NAME[:WORD...]`, a backend and how it is run.
 
     reference                 the plain model, eager, in the configuration's precision
-    reference:fused           its attention without weights, so that torch takes its fused attention where it has one
-    reference:compiled        under `torch.compile`, as it is
-    reference:heap            freed memory kept for reuse, as the fast backend has it on a CPU (`pgat_kernels.malloc`)
-    reference:kept            nothing computed again in the backward pass: more memory
-    torch                     compiled or not, as `run.compile` says for a long run; `run.recompute=on`
+    reference:fused           attention called without weights, so that torch uses its fused attention where it has one
+    reference:compiled        under `torch.compile`, unchanged
+    reference:heap            freed memory kept for reuse, as by the fast backend on a CPU (`pgat_kernels.malloc`)
+    reference:kept            nothing recomputed in the backward pass: more memory
+    torch                     compiled or not, as `run.compile` decides for a long run; `run.recompute=on`
     torch:kept                `run.recompute=off`
-    torch:compiled            as `run.compile=on` compiles it: on a CPU the operators alone
+    torch:compiled            compiled as by `run.compile=on`: on a CPU only the operators
     torch:whole               the whole model compiled, on a CPU too
     torch:eager:bf16          not compiled, products in bfloat16
 
-A precision is one of `run.precision`; without one it is the configuration's.
+The precisions are those of `run.precision`; the default is the configuration's.
 """
 
 import argparse
@@ -40,14 +40,14 @@ NAMES: Final = tuple(name for name in BACKENDS if name != "auto")
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 COMPILE_WORDS: Final = ("compiled", "whole", "eager")
 OF_REFERENCE: Final = ("fused", "heap")
-"""What may follow `reference` only."""
+"""Words that only `reference` accepts."""
 PLAIN_WORDS: Final = ("kept", *OF_REFERENCE)
-"""Each of them by itself, not one of several."""
+"""Words that do not exclude each other."""
 WORDS: Final = (*PRECISIONS, *COMPILE_WORDS, *PLAIN_WORDS)
-"""What may follow a name."""
+"""All words that may follow a name."""
 
 LONG_RUN: Final = 10**9
-"""Steps of the run for which `run.compile: auto` decides here."""
+"""Number of steps assumed where `run.compile: auto` decides whether to compile."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Variant:
 
     Attributes:
         backend: one of `NAMES`.
-        precision: of products; None is the configuration's.
-        compiled: whether by `torch.compile`; None is what the configuration says, and no for the reference.
-        whole: whether all of the model is compiled, not the operators alone.
+        precision: precision of products; None for the configuration's.
+        compiled: whether `torch.compile` is used; None leaves it to the configuration, and for the reference means no.
+        whole: whether the whole model is compiled, not only its operators.
         fused: whether attention is called without weights.
-        kept: whether all that the backward pass needs is kept; else the combiner is computed again, and by the fast
-            model the graph attention.
-        heap: whether a reference keeps freed memory.
+        kept: whether everything that the backward pass needs is kept; otherwise the combiner is recomputed, and in the
+            fast model the graph attention too.
+        heap: whether a reference keeps freed memory for reuse.
     """
 
     backend: str
@@ -82,15 +82,15 @@ class Variant:
 
     @property
     def compile_word(self) -> str:
-        """One of `COMPILE_WORDS`, where something is said."""
+        """The word of `COMPILE_WORDS` for this variant; meaningful only if `compiled` is not None."""
         return ("whole" if self.whole else "compiled") if self.compiled else "eager"
 
     def overrides(self) -> list[str]:
-        """The settings that it stands for, as `load_config` takes them."""
+        """Return the settings of this variant, as `load_config` takes them."""
         found = [f"run.backend={self.backend}"]
         found += [f"run.precision={self.precision}"] if self.precision else []
-        found.append(f"run.recompute={'off' if self.kept else 'on'}")  # `auto` depends on the memory that is free
-        if self.backend == "reference":  # compiled by `build`: a run never compiles it
+        found.append(f"run.recompute={'off' if self.kept else 'on'}")  # `auto` depends on the free memory
+        if self.backend == "reference":  # compiled by `compile_module`: a run never compiles it
             found.append("run.compile=off")
         elif self.compiled is not None:
             setting = {"compiled": "on", "whole": "whole", "eager": "off"}[self.compile_word]
@@ -99,7 +99,7 @@ class Variant:
 
 
 def parse_variant(text: str) -> Variant:
-    """Read `NAME[:WORD...]`. Raises argparse.ArgumentTypeError with the words that there are."""
+    """Parse `NAME[:WORD...]`. Raises argparse.ArgumentTypeError, which lists the valid words."""
     name, *words = text.split(":")
     if name not in NAMES:
         raise argparse.ArgumentTypeError(f"{text!r}: {name!r} is no backend; there are {', '.join(NAMES)}")
@@ -117,7 +117,7 @@ def parse_variant(text: str) -> Variant:
 
 
 def parse_variants(text: str) -> list[Variant]:
-    """Read a comma list of different variants; errors as `parse_variant`."""
+    """Parse a comma-separated list of distinct variants. Raises argparse.ArgumentTypeError as `parse_variant` does."""
     variants = [parse_variant(part) for part in text.split(",")]
     if len(set(variants)) < len(variants):
         raise argparse.ArgumentTypeError(f"{text!r} names a variant twice")
@@ -125,7 +125,7 @@ def parse_variants(text: str) -> list[Variant]:
 
 
 def given(parse: Callable[[str], Parsed], option: str, text: str) -> Parsed:
-    """What `parse` makes of an option of `pgat-fast`. Raises ConfigError, with its name, where that is wrong."""
+    """Return `parse(text)` for an option of `pgat-fast`. Raises ConfigError, which names it, for an invalid value."""
     try:
         return parse(text)
     except argparse.ArgumentTypeError as error:
@@ -133,7 +133,7 @@ def given(parse: Callable[[str], Parsed], option: str, text: str) -> Parsed:
 
 
 def parse_precisions(text: str) -> list[Precision]:
-    """Read a comma list of precisions. Raises argparse.ArgumentTypeError."""
+    """Parse a comma-separated list of precisions. Raises argparse.ArgumentTypeError."""
     words = text.split(",")
     for word in words:
         if word not in PRECISIONS:
@@ -142,7 +142,7 @@ def parse_precisions(text: str) -> list[Precision]:
 
 
 def in_precisions(variants: list[Variant], precisions: list[Precision]) -> list[Variant]:
-    """Each of `variants` that names no precision in each of `precisions`, if there are any; nothing twice."""
+    """Return `variants`, those without a precision once for each of `precisions`, if any, without duplicates."""
     found: dict[Variant, None] = {}
     for variant in variants:
         for precision in precisions if precisions and not variant.precision else [variant.precision]:
@@ -151,18 +151,18 @@ def in_precisions(variants: list[Variant], precisions: list[Precision]) -> list[
 
 
 def configure(variant: Variant, config: str, overrides: list[str]) -> Config:
-    """The configuration in the file `config` with `overrides`, as `variant` runs it.
+    """Return the configuration in the file `config` with `overrides` and the settings of `variant`.
 
-    Raises BackendError where the backend cannot run here, ConfigError where a setting is wrong.
+    Raises BackendError if the backend cannot run here, ConfigError if a setting is invalid.
     """
     resolve_backend(variant.backend)
     return load_config(config, [*overrides, *variant.overrides()])
 
 
 def is_compiled(config: Config, variant: Variant, device: torch.device) -> bool:
-    """Whether `variant` is compiled on `device`; `config` as `configure` gives it.
+    """Return whether `variant` is compiled on `device`; `config` is as returned by `configure`.
 
-    Raises BackendError where the backend is to be compiled and cannot be here.
+    Raises BackendError if the backend is to be compiled and cannot be compiled here.
     """
     if variant.backend == "reference":
         return bool(variant.compiled)
@@ -171,12 +171,12 @@ def is_compiled(config: Config, variant: Variant, device: torch.device) -> bool:
 
 
 def build(config: Config, variant: Variant, compiled: bool = False) -> nn.Module:
-    """The model of `variant` on the CPU, in training mode, not compiled yet.
+    """Return the model of `variant` on the CPU, in training mode, not compiled yet.
 
     Args:
-        config: as `configure` gives it.
-        variant: what to build.
-        compiled: whether it, or a part of it, will be given to `compile_module`.
+        config: as returned by `configure`.
+        variant: the variant to build.
+        compiled: whether the model, or a part of it, will be passed to `compile_module`.
     """
     model = build_model(config, backend=variant.backend).train()
     if isinstance(model, FastPGAT):
@@ -200,10 +200,10 @@ def compile_module(module: nn.Module, variant: Variant, device: torch.device) ->
 
 
 def use_fused_attention(model: nn.Module) -> None:
-    """Have every `nn.MultiheadAttention` called without weights: what one does by hand to get fused attention.
+    """Call every `nn.MultiheadAttention` without weights, the usual manual way to get fused attention.
 
-    torch then takes `scaled_dot_product_attention`. On a CPU that is fused only without dropout; with it torch computes
-    the weights all the same.
+    torch then uses `scaled_dot_product_attention`. On a CPU it is fused only without dropout; with dropout torch still
+    computes the weights.
     """
 
     def without_weights(

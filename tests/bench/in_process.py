@@ -1,4 +1,4 @@
-"""Tasks of benchmarks in the process of the test: for tests of what is measured, not of the processes that do it."""
+"""Benchmark tasks in the test process: for tests of what is measured, not of the processes that measure it."""
 
 import json
 import sys
@@ -12,16 +12,16 @@ from bench.processes import Record, attempt, run_task
 
 
 def never(task: Record) -> bool:
-    """No task has a process of its own."""
+    """Return False: no task has a process of its own."""
     return False
 
 
 def run_tasks_in_process(
     monkeypatch: pytest.MonkeyPatch, name: str, in_own_process: Callable[[Record], bool] = never
 ) -> None:
-    """Have the benchmark `name` do its tasks here, but for those for which `in_own_process` is true.
+    """Run the tasks of the benchmark `name` here, except those for which `in_own_process` returns True.
 
-    An import of torch and of the benchmark takes five seconds, and more than the small models of tests.
+    Importing torch and the benchmark takes five seconds, longer than the small models of tests.
     """
 
     def run(module: str, task: Record, time_limit: float, environment: Mapping[str, str] | None = None) -> Record:
@@ -35,6 +35,6 @@ def run_tasks_in_process(
 
 
 def call_as_command(monkeypatch: pytest.MonkeyPatch, main: Callable[[], int], module: str, arguments: list[str]) -> int:
-    """Return the exit status of `python -m MODULE ARGUMENTS`, run here."""
+    """Return the exit status of `python -m MODULE ARGUMENTS`, run in this process."""
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     return main()

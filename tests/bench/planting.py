@@ -1,4 +1,4 @@
-"""Wrong models, for tests of what must find them out."""
+"""Faulty models, for tests of the checks that must detect them."""
 
 import pytest
 from torch import nn
@@ -9,7 +9,7 @@ from pgat_fast.config.schema import Config
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, backend: str, part: str) -> None:
-    """Have `bench.parity` build models of `backend` whose `part` returns a thousandth too much."""
+    """Make `bench.parity` build models of `backend` whose `part` returns a thousandth too much."""
     build = parity.build
 
     def planted(config: Config, variant: Variant) -> nn.Module:

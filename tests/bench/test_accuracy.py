@@ -1,4 +1,4 @@
-"""The accuracy of a precision is measured on one step against float64, and on trained models."""
+"""Tests of `bench.accuracy`: errors of one step against float64, and of trained models."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def test_errors_and_trainings_are_measured(
     assert list(errors) == ["reference:highest", "torch:highest", "reference:bf16", "torch:bf16"]
     for kind in ("forecast", "gradients"):
         for backend in ("reference", "torch"):
-            # Some row sums are near zero: in bf16 gradients are off by 0.01 to 0.12, as the random weights have it.
+            # Some row sums are near zero: bf16 gradients are off by 0.01 to 0.12, depending on the random weights.
             assert 0 < errors[f"{backend}:highest"][kind] < 1e-4 < errors[f"{backend}:bf16"][kind] < 0.5
     highest, bf16 = record["trained"]
     assert (highest["precision"], highest["seed"], highest["rmse_ratio"]) == ("highest", 1, 1)
@@ -43,7 +43,7 @@ def test_errors_and_trainings_are_measured(
 
 
 @pytest.mark.multiprocess
-def test_a_training_that_fails_is_told_of(
+def test_failed_training_is_reported(
     tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--config", CONFIG, "--seeds", "1", "--precisions", "highest", "--set", *tiny_settings]

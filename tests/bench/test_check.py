@@ -1,4 +1,4 @@
-"""The gate: what has become worse is named, noise is no verdict, and what is exact holds for the committed results."""
+"""Tests of `bench.check`: regressions are named, noise does not pass, and exact counts equal the committed ones."""
 
 import argparse
 import json
@@ -29,24 +29,24 @@ def verdict(new: Record) -> Verdict:
     return judge(KNOWN, new, "reference")
 
 
-def test_what_is_as_it_was_or_better_is_no_fault() -> None:
+def test_equal_or_better_result_is_no_fault() -> None:
     for new in (KNOWN, result("torch", 4.8), result("torch", 9.0, memory=0.1), result("torch", 7.0, width=0.3)):
         assert verdict(new) == Verdict([])
 
 
-def test_a_slow_down_of_20_percent_is_named() -> None:
+def test_slow_down_of_20_percent_is_fault() -> None:
     assert verdict(result("torch", 5.0 / 1.2, width=0.07)) == Verdict(
         ["torch: 4.17 times faster than reference (3.89 to 4.46), it was 5"]
     )
 
 
-def test_more_memory_is_named() -> None:
+def test_more_memory_is_fault() -> None:
     assert verdict(result("torch", 5.0, memory=1.2)) == Verdict(
         ["torch: peak memory 1229 MiB, it was 1024", "torch: peak memory in the steps 1229 MiB, it was 1024"]
     )
 
 
-def test_noise_and_failure_are_no_passes() -> None:
+def test_noise_and_failure_do_not_pass() -> None:
     noise = verdict(result("torch", 5.0, width=0.4))
     assert not noise.faults
     assert str(noise.undecided).endswith("it was 5: too noisy to tell")
@@ -55,7 +55,7 @@ def test_noise_and_failure_are_no_passes() -> None:
 
 
 class Machine:
-    """Stands for `compare`: a reference of a second, and backends as fast as told, with noise."""
+    """Stand-in for `compare`: a reference that takes a second, and backends `times` faster, with noise."""
 
     def __init__(self, noise: float = 0.0, **times: float) -> None:
         self.times, self.noise, self.asked = times, noise, list[list[str]]()
@@ -84,13 +84,13 @@ BEFORE: Record = {
 }
 
 
-def test_only_ours_are_measured_again_beside_the_first() -> None:
+def test_only_our_backends_and_first_are_measured_again() -> None:
     machine = Machine(torch=5.0, **{"torch:eager": 2.0})
     assert list(measured(BEFORE, None, machine)) == []
     assert machine.asked == [["reference", "torch", "torch:eager"]]
 
 
-def test_what_is_too_noisy_is_measured_longer_and_then_named() -> None:
+def test_noisy_backend_is_measured_longer_and_then_fails() -> None:
     machine = Machine(noise=0.2, torch=5.0, **{"torch:eager": 2.0})
     (fault,) = measured(BEFORE, None, machine)
     assert fault.endswith("it was 5: too noisy to tell")
@@ -100,7 +100,7 @@ def test_what_is_too_noisy_is_measured_longer_and_then_named() -> None:
     assert len(quieter.asked) == 2, "twice the processes are enough"
 
 
-def test_a_slow_down_of_one_backend_is_named_and_written(
+def test_slow_down_of_one_backend_is_printed_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = Machine(torch=5.0, **{"torch:eager": 2.0 / 1.2})
@@ -114,7 +114,7 @@ def test_a_slow_down_of_one_backend_is_named_and_written(
     assert [one["backend"] for one in json.loads(written.read_text())["results"]] == machine.asked[0]
 
 
-def test_where_nothing_is_committed_that_is_no_pass(
+def test_missing_committed_comparison_does_not_pass(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(check, "saved_bytes", lambda: iter(()))
@@ -125,7 +125,7 @@ def test_where_nothing_is_committed_that_is_no_pass(
     assert check.run(argparse.Namespace(exact=True, json=None)) == 0
 
 
-def test_a_result_that_git_does_not_have_is_no_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untracked_result_is_no_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = set(check.committed())
     assert known
     assert all(path.parent == check.RESULTS for path in known)
@@ -136,11 +136,11 @@ def test_a_result_that_git_does_not_have_is_no_baseline(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow  # models of production sizes
-def test_the_committed_results_say_what_is_saved_today() -> None:
+def test_saved_bytes_equal_committed_results() -> None:
     assert list(saved_bytes()) == []
 
 
-def test_one_byte_more_is_named(
+def test_changed_saved_bytes_are_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["model.use_celestial_graph=false", "model.seq_len=4", "model.label_len=2", "model.pred_len=2"]
@@ -155,7 +155,7 @@ def test_one_byte_more_is_named(
     assert re.search(fault, capsys.readouterr().out)
 
 
-def test_settings_of_counts_are_in_their_command() -> None:
+def test_settings_of_count_come_from_its_command() -> None:
     command = "python -m bench.step --config a.yaml --batch 3 --set run.device=cpu model.seq_len=9 --set x=1 --json b"
     found = settings_of({"command": command, "batch": 3})
     assert found == (str(check.ROOT / "a.yaml"), ["run.device=cpu", "model.seq_len=9", "x=1"], 3)

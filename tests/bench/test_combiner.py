@@ -1,4 +1,4 @@
-"""The combiner benchmark measures every size in processes of its own and says how straight the line is."""
+"""Tests of `bench.combiner`: every size is measured in processes of its own, and lines are fitted."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ def config_of(combiner: str) -> Config:
 def test_every_size_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The larger size in a process of its own, as all are when it is no test."""
+    """Run only the larger size in a process of its own; outside of tests all sizes are."""
     run_tasks_in_process(monkeypatch, "bench.combiner", in_own_process=lambda task: task.get("steps") == 6)
     out = tmp_path / "combiner.json"
     arguments = ["--combiner", "batched", "--backends", "reference", "--steps", "3,6", "--repeats", "2"]
@@ -57,26 +57,26 @@ def test_every_size_is_measured(
     assert "reference: seconds within " in capsys.readouterr().out
 
 
-@pytest.mark.slow  # every product is counted in python
+@pytest.mark.slow  # every product is counted in Python
 @pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
-def test_without_recomputation_nothing_is_computed_twice(combiner: str) -> None:
+def test_kept_reference_does_not_recompute(combiner: str) -> None:
     config = config_of(combiner)
     (executed,) = count_passes(config, REFERENCE, 1, [4])["counts"]
     (useful,) = count_passes(config, replace(REFERENCE, kept=True), 1, [4])["counts"]
     assert executed["forward_flops"] == useful["forward_flops"]
     assert useful["flops"] < executed["flops"]
-    # Two products backward for one forward, but for those of the hierarchical one with weights that are constant.
+    # Two products backward for one forward, except for those of the hierarchical one with constant weights.
     assert useful["flops"] == 3 * useful["forward_flops"] or combiner == "hierarchical"
     assert 2.5 * useful["forward_flops"] < useful["flops"] <= 3 * useful["forward_flops"]
     assert useful["saved_for_backward_bytes"] > executed["saved_for_backward_bytes"]
 
 
 @pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
-def test_a_pass_gives_every_gradient(combiner: str) -> None:
+def test_pass_computes_every_gradient(combiner: str) -> None:
     config = config_of(combiner)
     module = combiner_of(config, REFERENCE)
     inputs = random_inputs(config, 2, 3, torch.device("cpu"))
-    for _ in range(2):  # the gradients of the first pass are let go
+    for _ in range(2):  # the second pass clears the gradients of the first
         torch.manual_seed(0)
         run_pass(module, inputs, "highest", torch.device("cpu"))
         gradients = [tensor.grad for tensor in (*module.parameters(), *inputs.adjacencies)]
@@ -86,7 +86,7 @@ def test_a_pass_gives_every_gradient(combiner: str) -> None:
     assert (inputs.context.grad is None) == (combiner == "batched")
 
 
-def test_sizes_that_failed_are_left_out_of_the_lines() -> None:
+def test_failed_sizes_are_left_out_of_lines() -> None:
     sizes = [
         {"steps": steps, "seconds": {"median": 2.0 * steps}, "peak_memory_gib": 0.0, "saved_for_backward_bytes": steps}
         for steps in (1, 2)
@@ -97,7 +97,7 @@ def test_sizes_that_failed_are_left_out_of_the_lines() -> None:
     assert lines_of([{"steps": 4, "error": "no"}]) == {}
 
 
-def test_sizes_are_read() -> None:
+def test_parse_sizes_sorts_and_rejects_invalid_ones() -> None:
     assert parse_sizes("250,125,250") == [125, 250]
     for wrong in ("", "0", "1,x", "-3", "1.5"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected positive numbers"):

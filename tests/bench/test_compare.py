@@ -1,4 +1,4 @@
-"""Comparing backends: parity first, steps in turns, a table; what fails is said and takes nothing with it."""
+"""Tests of `bench.compare` and `bench.profile`: parity first, steps in turns, the table, and failures."""
 
 import argparse
 import json
@@ -18,10 +18,10 @@ SMALL += ["model.fusion_layers=1", "run.device=cpu", "run.compile=off"]
 
 
 @pytest.mark.multiprocess
-def test_one_table_of_all_that_is_asked_for(
+def test_table_has_all_requested_backends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Steps are taken in processes, of which memory is measured; comparing and counting need none of their own."""
+    """Take the steps in processes, whose memory is measured; comparing and counting need none of their own."""
     monkeypatch.setattr(compare, "run_task", lambda module, task, limit: attempt(compare.prepare, task))
     path = tmp_path / "figures.json"
     own = ["--backends", "reference,torch:eager", "--steps", "2", "--processes", "2", "--json", str(path)]
@@ -44,7 +44,7 @@ def test_one_table_of_all_that_is_asked_for(
     assert result["settings"]["overrides"] == SMALL
 
 
-def test_a_wrong_backend_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backend_that_differs_from_reference_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, "torch", "head")
     parity.require_parity.cache_clear()
     with pytest.raises(parity.ParityError, match=r"the forecast differs from the reference's by .* nothing is timed"):
@@ -53,7 +53,7 @@ def test_a_wrong_backend_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Served:
-    """Stand in for `compare.Server`, without the process: a backend `none` fails, the others take steps."""
+    """Stand-in for `compare.Server`, without the process: the backend `none` fails, the others take steps."""
 
     def __init__(self, task: dict[str, Any], environment: object) -> None:
         self.error = "BackendError: none" if task["variant"]["backend"] == "none" else None
@@ -67,7 +67,7 @@ class Served:
         self.error = "closed"
 
 
-def test_what_fails_is_said_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_backend_is_reported_and_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "Server", Served)
     tasks = {
         "reference": {"variant": {"backend": "reference"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
@@ -81,10 +81,10 @@ def test_what_fails_is_said_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch
     assert "BackendError" in table
 
 
-def test_a_process_answers_with_the_error_of_its_backend(
+def test_process_answers_with_error_of_its_backend(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compare, "end_first", lambda: None)  # it is of a whole process
+    monkeypatch.setattr(compare, "end_first", lambda: None)  # it affects the whole process
     task = {"variant": {"backend": "none"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1}
     assert compare.serve(task) == 0
     assert json.loads(capsys.readouterr().out)["error"].startswith("BackendError")
@@ -99,7 +99,7 @@ def test_a_process_answers_with_the_error_of_its_backend(
         (["--config", "none.yaml"], "none.yaml"),
     ],
 )
-def test_wrong_arguments_end_it_before_anything_is_measured(
+def test_invalid_arguments_end_command_before_measuring(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = time.monotonic()
@@ -108,7 +108,7 @@ def test_wrong_arguments_end_it_before_anything_is_measured(
     assert time.monotonic() - started < 30
 
 
-def test_results_are_named_by_machine_and_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_file_is_named_by_machine_and_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on = {"gpu": None, "processor": "AMD EPYC 9V74 (avx2)", "cores": 2, "date": "2026-11-25T10:00:00+00:00"}
     monkeypatch.setattr(compare, "describe", lambda: on)
     first = compare.result_file(tmp_path)
@@ -118,7 +118,7 @@ def test_results_are_named_by_machine_and_day(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow  # steps under a profiler
-def test_a_profile_has_a_trace_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_profile_writes_trace_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [*SMALL, "model.use_celestial_graph=false"]  # without its 20,000 operators
     own = argparse.Namespace(config=None, overrides=overrides, backend="reference", batch=1, steps=2, out=str(tmp_path))
     assert profile.run(own) == 0

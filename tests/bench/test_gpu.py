@@ -1,4 +1,4 @@
-"""Sections of the benchmark on a GPU that need no kernels, here on the CPU."""
+"""Tests of the sections of `bench.gpu` that need no kernels, on the CPU, and of its monitored processes."""
 
 import subprocess
 import sys
@@ -26,8 +26,8 @@ def step_here(command: list[str], **_: object) -> subprocess.CompletedProcess[st
     return subprocess.CompletedProcess(command, status, stdout="", stderr="")
 
 
-@pytest.mark.slow  # a step of the quickstart, which is counted, too
-def test_training_steps_gives_the_figures_of_a_step_and_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # a step of the quickstart, which is also counted
+def test_training_steps_returns_figures_of_step_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=step_here))
     found = training_steps("configs/quickstart.yaml", "torch:highest:eager", CPU, batch=1, steps=1)
     assert found["ok"]
@@ -37,15 +37,15 @@ def test_training_steps_gives_the_figures_of_a_step_and_of_an_epoch(monkeypatch:
 
 
 @pytest.mark.multiprocess
-def test_a_step_that_fails_says_why() -> None:
+def test_failed_step_reports_reason() -> None:
     found = training_steps("configs/none.yaml", "torch", CPU)
     assert not found["ok"]
     assert "configs/none.yaml" in found["error"]
 
 
 @pytest.mark.compile  # graphs of a whole model
-def test_the_model_is_one_graph_with_operators_that_are_asked_for_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, for which torch writes other code; here the operators answer in plain torch."""
+def test_model_with_kernels_requested_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile as on a GPU, for which torch generates other code; here the operators run in plain torch."""
 
     def compile_in_place(model: nn.Module, device: torch.device) -> None:
         model.compile(fullgraph=True, dynamic=False, backend="aot_eager")
@@ -77,7 +77,7 @@ def command(first: int, file: Path, seconds: float) -> list[str]:
 
 
 @pytest.mark.multiprocess
-def test_a_crash_a_hang_and_a_lost_gpu_end_one_item_and_no_other() -> None:
+def test_crash_hang_and_lost_gpu_end_only_one_item() -> None:
     found = list(in_processes(command, 6, time.monotonic() + 100, limit=2))
     assert found == [
         (0, {"ok": True}),
@@ -89,12 +89,12 @@ def test_a_crash_a_hang_and_a_lost_gpu_end_one_item_and_no_other() -> None:
     ]
 
 
-def test_what_is_left_when_time_is_up_was_not_run() -> None:
+def test_items_after_deadline_are_not_run() -> None:
     assert list(in_processes(command, 2, time.monotonic())) == [(0, None), (1, None)]
 
 
-def test_an_error_that_the_gpu_keeps_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it was called: triton has a name of its own for it."""
+def test_persistent_gpu_error_ends_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detect it whatever the exception: triton raises one of its own."""
 
     def fail(name: str) -> dict[str, bool]:
         if name == "broken":
@@ -108,7 +108,7 @@ def test_an_error_that_the_gpu_keeps_ends_the_process(monkeypatch: pytest.Monkey
     assert found[1]["error"] == "RuntimeError: broken"
 
 
-def test_what_is_no_longer_listened_to_is_ended(tmp_path: Path) -> None:
+def test_process_is_killed_when_its_records_are_no_longer_read(tmp_path: Path) -> None:
     sleeping = "import pathlib, os, time; pathlib.Path({!r}).write_text(str(os.getpid())); time.sleep(60)"
     pid = tmp_path / "pid"
     watched = in_processes(

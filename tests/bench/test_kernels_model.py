@@ -1,4 +1,4 @@
-"""The model of the time with kernels: what counts, and that the committed figures are those of this code."""
+"""Tests of `bench.kernels_model`: the time of a launch, and the committed figures."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from bench.time_model import GPUS, LAUNCH_SECONDS, Gpu, Work
 RESULTS = Path("bench/results")
 
 
-def test_a_launch_takes_the_longest_of_its_parts() -> None:
+def test_launch_takes_longest_of_its_limits() -> None:
     gpu = GPUS[1]
     assert Work("x", "kernel", int(gpu.flops_16), 8, wide=False).seconds(gpu) == pytest.approx(1)
     assert Work("x", "kernel", int(gpu.flops_32), 8, wide=True).seconds(gpu) == pytest.approx(1)
@@ -20,7 +20,7 @@ def test_a_launch_takes_the_longest_of_its_parts() -> None:
 
 
 A100, OTHERS = GPUS[:1], GPUS[1:]
-"""Tiles are alike on all but the first, so that the others are gone through together."""
+"""All GPUs but the first have the same tiles, so the others are modelled together."""
 
 
 @pytest.mark.slow  # models of production sizes
@@ -31,7 +31,7 @@ A100, OTHERS = GPUS[:1], GPUS[1:]
         ("hierarchical", "configs/celestial_enhanced_pgat_production.yaml", OTHERS),
     ],
 )
-def test_committed_figures_are_those_of_this_code(name: str, config: str, gpus: tuple[Gpu, ...]) -> None:
+def test_committed_figures_agree_with_code(name: str, config: str, gpus: tuple[Gpu, ...]) -> None:
     """Check every GPU and every configuration, but not every pair of them.
 
     `python -m bench.kernels_model --config CONFIG --out bench/results/kernels_model_NAME` goes through all: git then

@@ -1,4 +1,4 @@
-"""The committed table of compiled kernels is that of these kernels, and has no fault."""
+"""Tests of `bench.kernels_static`: the committed table is that of the current kernels, and has no fault."""
 
 import json
 from pathlib import Path
@@ -15,17 +15,17 @@ COMMITTED: dict[str, Any] = json.loads(STEM.with_suffix(".json").read_text())
 
 @pytest.mark.slow  # dozens of kernels through the offline compiler
 @pytest.mark.timeout(1800)
-def test_kernels_compile_as_they_did() -> None:
-    """Compile for two of the targets, with tensor-core instructions of two kinds, and not every dtype for each.
+def test_kernels_agree_with_committed_figures() -> None:
+    """Compile for two of the targets, with two kinds of tensor-core instructions, and not every dtype for each.
 
-    Every two of shape, dtype and target occur together. All five targets with all dtypes:
-    `python -m bench.kernels_static --check bench/results/kernels_static.json`, which is a part of `make bench-check`.
+    Every two values of shape, dtype and target occur together. All five targets with all dtypes:
+    `python -m bench.kernels_static --check bench/results/kernels_static.json`, which is part of `make bench-check`.
     """
     chosen = covering(combinations(["sm_80", "sm_90"]), 2)
     assert against_committed(STEM.with_suffix(".json"), chosen) == []
 
 
-def test_the_committed_figures_have_no_fault_on_any_target() -> None:
+def test_committed_figures_have_no_fault_on_any_target() -> None:
     records = COMMITTED["kernels"]
     assert {record["target"] for record in records} == set(SHARED_LIMITS)
     assert [fault for record in records for fault in faults_of(record)] == []
@@ -50,15 +50,15 @@ def a_record(**changes: Any) -> dict[str, Any]:
         ({"shared": 1001}, "shared 1000 -> 1001"),
     ],
 )
-def test_what_is_a_fault(changes: dict[str, Any], fault: str) -> None:
+def test_faults_of_compiled_kernel(changes: dict[str, Any], fault: str) -> None:
     worse = a_record(**changes)
     assert fault in faults_of(worse, a_record())
     assert not faults_of(a_record(), a_record())
-    assert not faults_of(a_record(registers=112), a_record())  # no compilation is quite like another
+    assert not faults_of(a_record(registers=112), a_record())  # compilations differ slightly
     assert not faults_of(a_record(dtype="fp32", tensor_core={}))
 
 
-def test_kernels_that_came_or_went_are_told() -> None:
+def test_added_and_removed_kernels_are_reported() -> None:
     assert compare([a_record(kernel="new")], [a_record(kernel="old")]) == [
         "new, s, bf16, sm_90: not in the committed figures",
         "old, s, bf16, sm_90: only in the committed figures",

@@ -1,4 +1,4 @@
-"""What a result says of its machine: enough to tell two apart, and nothing that only its owner should know."""
+"""Tests of `bench.machine`: the description distinguishes machines, and contains nothing private."""
 
 import socket
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from bench import machine
 
 
-def test_two_processors_of_one_name_differ() -> None:
+def test_description_names_processor_and_versions_but_not_host() -> None:
     found = machine.describe()
     assert found["processor"] != "unknown"
     assert {"torch", "triton", "python", "driver", "cuda", "gpu_power_limit_watts", "commit"} <= found.keys()
@@ -22,7 +22,7 @@ def test_two_processors_of_one_name_differ() -> None:
     ("said", "limit", "driver"),
     [("700.00, 570.10\n", 700.0, "570.10"), ("[N/A], 570.10\n", None, "570.10"), (None, None, None)],
 )
-def test_a_gpu_has_its_power_limit_and_driver(
+def test_gpu_has_power_limit_and_driver(
     said: str | None, limit: float | None, driver: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(command: list[str], **_: Any) -> Any:

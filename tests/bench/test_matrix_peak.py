@@ -1,4 +1,4 @@
-"""The peak is the best of the products."""
+"""Tests of `bench.matrix_peak`: the peak is the best of the products."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from pgat_fast.model.precision import Precision
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "bf16"])
-def test_the_peak_is_the_best_of_the_products(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_is_best_of_products(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SIZES", ((64, 32, 48), (128, 128, 128)))
     before = torch.backends.mkldnn.matmul.fp32_precision
     peak = matrix_peak(precision, torch.device("cpu"), seconds=0.0)
@@ -19,7 +19,7 @@ def test_the_peak_is_the_best_of_the_products(precision: Precision, monkeypatch:
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
-def test_the_best_of_all_processes_counts_in_each_precision() -> None:
+def test_best_peaks_are_best_of_all_processes_per_precision() -> None:
     def record(precision: str, rate: float) -> dict[str, object]:
         return {"precision": precision, "matrix_peak": {"flop_per_second": rate}}
 

@@ -1,4 +1,4 @@
-"""What is measured is what is there: known bytes, known FLOPs, known lines."""
+"""Tests of `bench.measure` on known bytes, FLOPs and lines."""
 
 import mmap
 import subprocess
@@ -29,7 +29,7 @@ MIB = 2**20
 CPU = torch.device("cpu")
 
 
-def test_quartiles() -> None:
+def test_quartiles_of_several_values_and_of_one() -> None:
     assert quartiles([5.0, 1.0, 4.0, 2.0, 3.0]) == {"quartile_1": 2.0, "median": 3.0, "quartile_3": 4.0}
     assert quartiles([7.0]) == {"quartile_1": 7.0, "median": 7.0, "quartile_3": 7.0}
 
@@ -42,9 +42,9 @@ def test_every_run_is_timed() -> None:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_peak_is_that_since_the_last_time_it_was_forgotten() -> None:
+def test_peak_is_measured_since_last_reset() -> None:
     memory = PeakMemory(CPU)
-    # From the system, not from the heap: there, free memory of the tests before may be resident already.
+    # From the system, not the heap, where memory freed by earlier tests may still be resident.
     with mmap.mmap(-1, 64 * MIB) as held:
         for page in range(0, 64 * MIB, mmap.PAGESIZE):
             held[page] = 1
@@ -54,14 +54,14 @@ def test_the_peak_is_that_since_the_last_time_it_was_forgotten() -> None:
 
 
 @pytest.mark.multiprocess
-def test_a_process_does_not_inherit_the_peak_of_its_parent() -> None:
+def test_process_does_not_inherit_peak_of_parent() -> None:
     held = torch.ones(900 * MIB, dtype=torch.uint8)
     code = "import torch; from bench.measure import PeakMemory; print(PeakMemory(torch.device('cpu')).baseline)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(found.stdout) < len(held) - 100 * MIB
 
 
-def test_without_the_files_of_linux_the_peak_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_without_proc_files_is_ru_maxrss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_high_water_mark", lambda: None)
     memory = PeakMemory(CPU)
     held = torch.ones(int(memory.baseline) + 64 * MIB, dtype=torch.uint8)
@@ -73,7 +73,7 @@ def test_without_the_files_of_linux_the_peak_is_that_of_the_process(monkeypatch:
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_storage_that_is_saved_counts_once_and_parameters_and_inputs_do_not() -> None:
+def test_saved_storage_counts_once_and_ignored_tensors_do_not() -> None:
     weight, x = torch.randn(10, requires_grad=True), torch.randn(4, 10)
     with count_saved([weight, x]) as saved:
         product = weight * x  # saves both
@@ -84,7 +84,7 @@ def test_a_storage_that_is_saved_counts_once_and_parameters_and_inputs_do_not() 
     assert saved.total == 0
 
 
-def test_what_is_kept_to_compute_again_counts() -> None:
+def test_tensors_kept_for_recomputation_are_counted() -> None:
     x = torch.randn(30, requires_grad=True)
 
     def recomputed(y: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def test_what_is_kept_to_compute_again_counts() -> None:
 
 
 @pytest.mark.parametrize("real", [True, False])
-def test_the_flops_of_a_product(real: bool) -> None:
+def test_flops_of_matrix_product(real: bool) -> None:
     def counted() -> measure.Counts:
         x, y = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7, requires_grad=True)
         return count(lambda: x @ y, [x, y])
@@ -112,7 +112,7 @@ def test_the_flops_of_a_product(real: bool) -> None:
     assert counts.record()["flops"] == 630
 
 
-def test_recomputation_counts_again() -> None:
+def test_recomputed_flops_are_counted_again() -> None:
     weight = torch.randn(5, 5, requires_grad=True)
     x = torch.randn(3, 5)
 
@@ -122,22 +122,22 @@ def test_recomputation_counts_again() -> None:
     once = count(lambda: twice(x))
     again = count(lambda: checkpoint(twice, x, use_reentrant=False))
     assert once.flops == 2 * 5 * 5 * 3 * 5
-    # torch stops before the last product, whose result nobody needs again.
+    # torch stops before the last product, whose result is not needed.
     assert again.flops == once.flops + 2 * 3 * 5 * 5
 
 
-def test_fused_attention_on_a_cpu_counts_as_much_as_any_other() -> None:
+def test_fused_attention_on_cpu_counts_same_flops_as_plain() -> None:
     query = torch.randn(2, 3, 5, 8, requires_grad=True)
     fused, plain = (
         count(lambda rate=rate: F.scaled_dot_product_attention(query, query, query, dropout_p=rate))  # type: ignore[misc]
         for rate in (0.0, 0.1)
     )
     assert fused.forward_flops == plain.forward_flops == 2 * (2 * 2 * 3 * 5 * 5 * 8)
-    assert fused.flops - fused.forward_flops == 5 * (2 * 2 * 3 * 5 * 5 * 8)  # it computes the scores again
+    assert fused.flops - fused.forward_flops == 5 * (2 * 2 * 3 * 5 * 5 * 8)  # the scores are recomputed
     assert fused.without_formula == ()
 
 
-def test_a_module_loses_its_data_and_counts_as_with_it() -> None:
+def test_counts_without_data_equal_counts_with_data() -> None:
     def build() -> tuple[nn.Module, Tensor]:
         module = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5), nn.ReLU())
         module[0].bias.requires_grad_(False)
@@ -157,7 +157,7 @@ def test_a_module_loses_its_data_and_counts_as_with_it() -> None:
     assert module.state_dict().keys() == real.state_dict().keys()
 
 
-def test_a_recurrence_without_data_computes_with_what_it_was_given() -> None:
+def test_recurrence_runs_without_data() -> None:
     recurrence = nn.GRU(4, 4, batch_first=True)
     with without_data():
         forget_data(recurrence)
@@ -196,7 +196,7 @@ def cube_flops(shape: tuple[int, ...], *, out_shape: tuple[int, ...]) -> int:
     return 4 * shape[0] ** 3
 
 
-def test_an_operator_of_ones_own_counts_by_its_formula_and_without_one_is_named() -> None:
+def test_custom_operator_counts_by_formula_and_is_listed_without_one() -> None:
     with without_data():
         x = torch.randn(6, 6, requires_grad=True)
         counts = count(lambda: cube(square(x)))
@@ -207,13 +207,13 @@ def test_an_operator_of_ones_own_counts_by_its_formula_and_without_one_is_named(
 # --- lines ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_straight_line_has_no_deviation() -> None:
+def test_proportional_values_have_no_deviation() -> None:
     line = fit_line([1, 2, 4], [3.0, 6.0, 12.0])
     assert line["slope"] == pytest.approx(3)
     assert line["largest_deviation_percent"] == pytest.approx(0, abs=1e-9)
 
 
-def test_a_constant_lifts_the_small_ones_off_the_line_and_is_found() -> None:
+def test_constant_cost_raises_small_sizes_and_is_fitted() -> None:
     line = fit_line([125, 250, 500, 1000], [10 + 125, 10 + 250, 10 + 500, 10 + 1000])
     assert line["deviations_percent"][0] == line["largest_deviation_percent"] == pytest.approx(6.5, abs=0.1)
     assert line["with_constant"]["constant"] == pytest.approx(10)

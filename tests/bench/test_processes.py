@@ -1,4 +1,4 @@
-"""Processes take turns; one that fails, dies or does not end is told of and does not stop the others."""
+"""Tests of `bench.processes`: turns, and processes that fail, die or hang without stopping the others."""
 
 import os
 import time
@@ -38,7 +38,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.multiprocess
-def test_they_take_turns_and_each_has_a_cache_of_its_own(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_take_turns_with_separate_caches(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = {name: {"name": name, "log": str(log)} for name in ("a", "b")}
     found, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)
     assert order == ["a", "b", "b", "a"]
@@ -52,25 +52,25 @@ def test_they_take_turns_and_each_has_a_cache_of_its_own(log: Path, capsys: pyte
 
 
 @pytest.mark.multiprocess
-def test_one_that_fails_is_told_of_and_left_out_later(log: Path) -> None:
+def test_failed_task_is_reported_and_left_out_later(log: Path) -> None:
     tasks = {"a": {"name": "a", "log": str(log), "raise": True}, "b": {"name": "b", "log": str(log)}}
     found, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)
     assert found["a"] == [{"error": "ValueError: no good"}]
     assert order == ["a", "b", "b"]
 
 
-def test_one_that_dies_is_told_of(log: Path) -> None:
+def test_killed_process_is_reported(log: Path) -> None:
     found = run_task("tasks_of_a_test", {"name": "a", "log": str(log), "die": True}, time_limit=60)
     assert found == {"error": "the process ended with signal 9 (out of memory?)"}
 
 
-def test_one_that_does_not_end_is_ended(log: Path) -> None:
+def test_hanging_process_is_killed_at_time_limit(log: Path) -> None:
     started = time.monotonic()
     found = run_task("tasks_of_a_test", {"name": "a", "log": str(log), "sleep": True}, time_limit=0.5)
     assert found == {"error": "not done after 0.5 s"}
     assert time.monotonic() - started < 30
 
 
-def test_the_first_line_of_an_error() -> None:
+def test_first_line_has_type_and_first_line_of_message() -> None:
     assert first_line(ValueError("\nwrong\nvery")) == "ValueError: wrong"
     assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"

@@ -1,4 +1,4 @@
-"""What several devices cost: the formulas, a fit that finds what it was made of, and real processes that add up."""
+"""Tests of `bench.ranks`: the formulas, the fit on synthetic times, and real processes."""
 
 import pytest
 
@@ -7,20 +7,20 @@ from bench.ranks import all_reduce_seconds, communication, efficiencies, fit, lo
 from pgat_fast.distributed.process_group import SingleProcess
 
 
-def test_a_ring_moves_nearly_twice_the_bytes_and_one_has_nobody_to_tell() -> None:
+def test_ring_all_reduce_takes_bytes_and_messages_and_nothing_for_one_rank() -> None:
     assert all_reduce_seconds(1, 1e9, 1.0, 1.0) == 0
     assert all_reduce_seconds(2, 100.0, 0.0, 10.0) == 10.0
     assert all_reduce_seconds(4, 100.0, 1.0, 10.0) == 6 + 15.0
 
 
-def test_communication_is_that_of_the_gradients_and_of_one_loss() -> None:
+def test_communication_is_that_of_gradients_and_loss() -> None:
     loss = 2 * 2
     assert communication(4, 0.0, 1.0, 1.0) - loss == pytest.approx(2 * 3)
     assert communication(4, 1e6, 0.0, 1e6) == all_reduce_seconds(4, 1e6, 0.0, 1e6)
     assert communication(1, 1e6, 1.0, 1.0) == 0
 
 
-def test_efficiency_falls_with_devices_and_more_where_the_batch_is_divided() -> None:
+def test_efficiency_falls_with_devices_and_faster_if_batch_is_divided() -> None:
     steps = {16: 0.16, 8: 0.09, 4: 0.05, 2: 0.03, 1: 0.02}
     rows = efficiencies(steps, 30_000_000)
     assert [rows[0][kind] for kind in ranks.KINDS] == [1, 1]
@@ -32,7 +32,7 @@ def test_efficiency_falls_with_devices_and_more_where_the_batch_is_divided() -> 
     assert loss_begins(rows, "weak") is None
 
 
-def test_the_fit_finds_what_it_was_made_of() -> None:
+def test_fit_recovers_latency_and_bandwidth() -> None:
     made = [all_reduce_seconds(2, size, 1e-4, 2e9) for size in ranks.SIZES]
     seconds, bandwidth = fit(2, made)
     assert seconds == pytest.approx(1e-4)
@@ -40,13 +40,13 @@ def test_the_fit_finds_what_it_was_made_of() -> None:
 
 
 def add_up_and_take_steps(group: SingleProcess) -> list[float]:
-    """Do both, a few times, in a process: starting it takes longer than either."""
-    ranks.STEPS, ranks.REPEATS = 1, 1  # type: ignore[misc]  # this process ends with it
+    """Do both, a few times, in one process: starting it takes longer than either."""
+    ranks.STEPS, ranks.REPEATS = 1, 1  # type: ignore[misc]  # the process ends after this
     return [*ranks.add_up(group), *ranks.take_steps(group)]
 
 
 @pytest.mark.multiprocess
-def test_processes_add_up_and_take_steps() -> None:
+def test_processes_all_reduce_and_take_steps() -> None:
     *added, seconds, size = ranks.measure(2, add_up_and_take_steps)
     assert len(added) == len(ranks.SIZES)
     assert all(0 < one < 10 for one in added)

@@ -1,4 +1,4 @@
-"""Ratios with intervals: right on average, as wide as the truth, silent where nothing can be said."""
+"""Tests of `bench.ratios`: coverage of the intervals, pairing of steps, and ratios too noisy to report."""
 
 import math
 
@@ -9,12 +9,12 @@ from bench.ratios import HOURS, NOISE, Ratio, ratio
 
 
 def steps(generator: np.random.Generator, mean: float, drift: np.ndarray, process: float) -> list[list[float]]:
-    """Seconds of 4 processes: what the machine does meets all, each has a speed of its own, each step some noise."""
+    """Return seconds of 4 processes: `drift` affects all, each has a speed of its own, each step some noise."""
     own = np.exp(generator.normal(0, process, (4, 1)))
     return list((mean * own * drift * np.exp(generator.normal(0, 0.01, drift.shape))).tolist())
 
 
-def test_of_100_other_runs_about_95_lie_within_the_interval() -> None:
+def test_interval_covers_about_95_of_100_other_runs() -> None:
     generator = np.random.default_rng(0)
     again = truth = 0
     for _ in range(400):
@@ -26,12 +26,12 @@ def test_of_100_other_runs_about_95_lie_within_the_interval() -> None:
 
 
 def one_run(generator: np.random.Generator) -> Ratio:
-    """Of something that is twice as fast."""
-    drift = np.exp(generator.normal(0, 0.3, (4, 10)))  # a machine that others use
+    """Return the ratio of a run in which the second is twice as fast."""
+    drift = np.exp(generator.normal(0, 0.3, (4, 10)))  # a shared machine
     return ratio(steps(generator, 2.0, drift, 0.02), steps(generator, 1.0, drift, 0.02))
 
 
-def test_what_meets_both_alike_does_not_matter() -> None:
+def test_disturbance_of_both_cancels() -> None:
     found = ratio([[2.0, 20.0, 3.0], [4.0, 2.0, 2.0]], [[1.0, 10.0, 1.5], [2.0, 1.0, 1.0]])
     assert found.estimate == pytest.approx(2)
     assert (found.low, found.high) == (pytest.approx(2 * math.exp(-HOURS)), pytest.approx(2 * math.exp(HOURS)))
@@ -39,7 +39,7 @@ def test_what_meets_both_alike_does_not_matter() -> None:
     assert not found.noisy
 
 
-def test_noise_is_called_noise() -> None:
+def test_noisy_ratio_is_reported_as_noisy() -> None:
     found = ratio([[1.0], [2.0]], [[1.0], [1.0]])
     assert found.noisy
     assert str(found).startswith("too noisy for a number: ")
@@ -47,14 +47,14 @@ def test_noise_is_called_noise() -> None:
     assert not ratio([[1.0], [1.0 + NOISE / 100]], [[1.0], [1.0]]).noisy
 
 
-def test_the_interval_is_students_prediction_of_the_logarithms() -> None:
+def test_interval_is_student_prediction_interval_of_logarithms() -> None:
     found = ratio([[math.e], [math.e**3]], [[1.0], [1.0]])
     assert found.estimate == pytest.approx(math.e**2)
     assert math.log(found.high / found.estimate) == pytest.approx(math.hypot(12.706 * math.sqrt(2), HOURS))
 
 
 @pytest.mark.parametrize(("first", "other"), [([[1.0]], [[1.0]]), ([[1.0], [1.0]], [[1.0]])])
-def test_of_one_process_nothing_is_said(first: list[list[float]], other: list[list[float]]) -> None:
+def test_too_few_or_unequal_processes_raise(first: list[list[float]], other: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="two of each at least"):
         ratio(first, other)
     with pytest.raises(ValueError, match="zip"):

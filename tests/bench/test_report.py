@@ -1,4 +1,4 @@
-"""docs/performance.md and the README's table of speed come from the committed results and from nothing else."""
+"""Tests of `bench.report`: docs/performance.md and the README's table come only from the committed results."""
 
 import argparse
 import re
@@ -14,7 +14,7 @@ from pgat_fast.errors import DataError
 TABLE = "<!-- generated: speed -->\n{}<!-- end of speed -->\n"
 
 
-def test_only_the_text_between_the_markers_changes() -> None:
+def test_only_text_between_markers_changes() -> None:
     text = report.render_readme(f"a\n{TABLE.format('old')}b\n")
     assert text.startswith("a\n<!-- generated: speed -->\n\n| combiner, batch | processor |")
     assert text.endswith("|\n\n<!-- end of speed -->\nb\n")
@@ -22,7 +22,7 @@ def test_only_the_text_between_the_markers_changes() -> None:
     assert report.render_readme(text) == text
 
 
-def test_missing_markers_and_unknown_figures_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_markers_and_unknown_figures_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="expected one `<!-- generated: speed -->`"):
         report.render_readme("<!-- generated: speed -->\nand no end")
     monkeypatch.setattr(report, "TEMPLATE", tmp_path / "some.md")
@@ -37,13 +37,13 @@ def test_every_figure_is_used_and_every_plot_is_shown() -> None:
     assert set(re.findall(r"plots/(\w+)\.svg", template)) == set(DRAWINGS)
 
 
-def test_no_figure_is_typed() -> None:
+def test_template_contains_no_typed_figures() -> None:
     """Numbers with a unit or a decimal point come from results; the others are sizes."""
-    text = report.TEMPLATE.read_text().replace("19 of 20", "")  # the level of intervals
+    text = report.TEMPLATE.read_text().replace("19 of 20", "")  # the coverage of intervals
     assert re.findall(r"\d+\.\d+|\d+ ?(?:%|[GM]i?B\b|m?s\b|times|minutes|seconds|billion)", text) == []
 
 
-def test_outdated_pages_are_detected_and_written_again(
+def test_outdated_pages_are_detected_and_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme, page = tmp_path / "README.md", tmp_path / "performance.md"
@@ -59,7 +59,7 @@ def test_outdated_pages_are_detected_and_written_again(
 
 
 @pytest.mark.slow  # every plot twice
-def test_plots_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_plots_are_reproducible_bytewise(tmp_path: Path) -> None:
     first, second = (plots(tmp_path / name) for name in ("a", "b"))
     assert [path.stem for path in first] == list(DRAWINGS)
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]

@@ -1,4 +1,4 @@
-"""The roofline: roofs are measured, operators lie where their FLOPs, bytes and seconds put them."""
+"""Tests of `bench.roofline`: the roofs, and the FLOPs, bytes and seconds of the points."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ from bench.kernel_cases import CASES
 from pgat_fast.cli import main
 
 
-def test_the_fraction_is_of_the_roof_that_is_lower() -> None:
+def test_fraction_is_of_lower_roof() -> None:
     point = {"flops": 100, "bytes": 10, "seconds": 2.0}
     assert roofline.fraction_of_roof(point, 100.0, 1e9) == 0.5, "products take a second of two"
     assert roofline.fraction_of_roof(point, 1e9, 20.0) == 0.25, "bytes take half a second of two"
 
 
-@pytest.mark.slow  # it measures
-def test_all_is_measured_and_written(
+@pytest.mark.slow  # takes real measurements
+def test_roofs_and_points_are_measured_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = tuple(case for case in CASES if case.operator in ("aspects", "edge_head"))
@@ -43,7 +43,7 @@ def test_all_is_measured_and_written(
     assert "GB/s of memory, products at" in capsys.readouterr().out
 
 
-def test_bandwidth_counts_every_array_that_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bandwidth_counts_every_accessed_array(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "ELEMENTS", {"cpu": 250})
     monkeypatch.setattr(roofline, "shortest", lambda run, seconds, device: 0.001)
     found = roofline.bandwidth(torch.device("cpu"))

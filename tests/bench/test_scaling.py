@@ -1,4 +1,4 @@
-"""How things grow: the exponents of made-up figures, and real ones of small sizes."""
+"""Tests of `bench.scaling`: exponents of made-up figures, and measurements of small sizes."""
 
 import json
 from pathlib import Path
@@ -11,20 +11,20 @@ from tests.bench.in_process import run_tasks_in_process
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
-def test_the_exponent_is_that_of_the_large_sizes(power: float) -> None:
+def test_exponent_is_that_of_large_sizes(power: float) -> None:
     sizes = [64, 128, 256, 512, 1024, 2000]
     assert scaling.exponent(sizes, [1e3 + size**power for size in sizes]) == pytest.approx(power, abs=0.06)
     assert scaling.exponent(sizes, [size**power for size in sizes]) == pytest.approx(power, abs=0.06)
     assert scaling.exponent([4, 5], [1.0, 2.0]) is None
 
 
-def test_the_command_knows_what_grows() -> None:
+def test_command_offers_every_quantity() -> None:
     args = build_parser().parse_args(["bench", "scaling"])
     assert set(args.what) == set(scaling.SIZES)
 
 
 @pytest.mark.multiprocess
-def test_small_sizes_are_measured_and_what_fails_is_said(
+def test_small_sizes_are_measured_and_failures_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_tasks_in_process(monkeypatch, "bench.scaling", in_own_process=lambda task: task["what"] == "bodies")

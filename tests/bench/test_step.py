@@ -1,4 +1,4 @@
-"""The step benchmark measures each backend in processes of its own and writes what it found."""
+"""Tests of `bench.step`: each backend is measured in processes of its own, and the figures are written."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from tests.bench.in_process import call_as_command, run_tasks_in_process
 from tests.conftest import TINY
 
 SMALL = (*TINY, "model.use_celestial_graph=false")
-"""Without the graph of bodies, whose 13 processors are 20,000 operators to count."""
+"""Overrides for a small model without the graph of bodies, whose 13 processors are 20,000 operators to count."""
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -23,10 +23,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 @pytest.mark.multiprocess
-def test_step_measures_in_turns_and_goes_on_where_a_backend_does_not_compile(
+def test_backends_take_turns_and_failed_compilation_does_not_stop_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Steps are timed in processes, of which memory is measured; counting needs none of its own."""
+    """Time the steps in separate processes, whose memory is measured; counting needs none of its own."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("no compiler\nhere")
@@ -73,7 +73,7 @@ def test_step_measures_in_turns_and_goes_on_where_a_backend_does_not_compile(
 
 
 @pytest.mark.slow  # every operator is counted in Python
-def test_without_steps_it_only_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_steps_only_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_tasks_in_process(monkeypatch, "bench.step")
     out = tmp_path / "step.json"
     arguments = ["--batch", "3", "--steps", "0", "--json", str(out)]
@@ -86,7 +86,7 @@ def test_without_steps_it_only_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     assert record["order"] == []
 
 
-def test_a_backend_that_cannot_run_stops_it_before_anything_runs(
+def test_unavailable_backend_ends_command_before_measuring(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = "configs/production_batched.yaml"
@@ -98,7 +98,7 @@ def test_a_backend_that_cannot_run_stops_it_before_anything_runs(
     assert output.out == ""
 
 
-def test_graphs_and_the_breaks_between_them_are_counted() -> None:
+def test_graphs_and_graph_breaks_are_counted() -> None:
     def broken(x: torch.Tensor) -> torch.Tensor:
         y = x * 2
         torch._dynamo.graph_break()
@@ -114,7 +114,7 @@ def test_graphs_and_the_breaks_between_them_are_counted() -> None:
     assert all("\n" not in reason for reason in record["graph_break_reasons"])
 
 
-def test_the_compiler_costs_what_the_warm_up_takes_beyond_its_steps() -> None:
+def test_compile_time_is_warm_up_beyond_its_steps() -> None:
     compiler = {"graphs": 1, "graphs_made_while_timed": 0, "graph_breaks": 0, "graph_break_reasons": {}}
     memory: dict[str, Any] = {"peak_memory_gib": 1.0, "steps_peak_memory_gib": 0.5, "baseline_memory_gib": 0.2}
     memory |= {"reserved_memory_gib": None, "device": "cpu"}

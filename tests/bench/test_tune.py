@@ -1,4 +1,4 @@
-"""The tool that measures kernels: what it tries, what it keeps, what it writes. The clock is a made-up one."""
+"""Tests of `bench.tune`: what it tries, keeps and writes, with made-up times."""
 
 import pytest
 import torch
@@ -11,18 +11,18 @@ EDGES = Case("edge_attention forward", 2, 512)
 
 
 def never() -> bool:
-    """The GPU is not lost."""
+    """Return False: the GPU is not lost."""
     return False
 
 
 def seconds(chosen: Configuration) -> float:
-    """Fastest: 64 rows, 8 warps, 2 stages; 128 rows do not fit."""
+    """Return made-up seconds: 64 rows, 8 warps, 2 stages are fastest; 128 rows do not fit."""
     if chosen.block == 128:
         raise RuntimeError("out of resource: shared memory")
     return 1 + abs(chosen.block - 64) / 64 + abs(chosen.warps - 8) / 8 + abs(chosen.stages - 2)
 
 
-def test_it_finds_the_fastest_one_number_after_the_other() -> None:
+def test_search_finds_fastest_one_number_after_the_other() -> None:
     said: list[str] = []
     found = tune.fastest(EDGES, Configuration(32, 4, 1), seconds, said.append, never)
     assert found == Configuration(64, 8, 2)
@@ -30,14 +30,14 @@ def test_it_finds_the_fastest_one_number_after_the_other() -> None:
     assert "(32, 4, 1, 0) 3000.000 ms -> (64, 8, 2, 0) 1000.000 ms" in said[-1]
 
 
-def test_what_is_faster_by_less_than_the_noise_is_not_kept() -> None:
+def test_gain_within_noise_is_not_kept() -> None:
     start = Configuration(32, 4, 1)
     assert (
         tune.fastest(EDGES, start, lambda chosen: 1.0 if chosen == start else 0.99, lambda line: None, never) == start
     )
 
 
-def test_an_error_of_the_gpu_ends_it() -> None:
+def test_lost_gpu_ends_search() -> None:
     def good(chosen: Configuration) -> float:
         if chosen.block != 32:
             raise RuntimeError("an illegal memory access, by whatever name")
@@ -47,7 +47,7 @@ def test_an_error_of_the_gpu_ends_it() -> None:
         tune.fastest(EDGES, Configuration(32, 4, 1), good, lambda line: None, lambda: True)
 
 
-def test_where_the_committed_configuration_does_not_run_another_is_taken() -> None:
+def test_search_replaces_start_that_does_not_run() -> None:
     start = Configuration(128, 4, 1)
     assert tune.fastest(EDGES, start, seconds, lambda line: None, never) == Configuration(64, 8, 2)
 
@@ -58,8 +58,8 @@ def test_where_the_committed_configuration_does_not_run_another_is_taken() -> No
 
 
 @pytest.mark.compile
-def test_plain_torch_is_compared_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With more shapes than torch compiles one function for."""
+def test_kernels_are_compared_with_compiled_plain_torch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use more shapes than torch compiles one function for."""
     monkeypatch.setattr(tune, "LADDER", (2, 1))
     operators = [case for case in tune.CASES if case.operator == "aspects"]
     torch._dynamo.reset()
@@ -77,7 +77,7 @@ def test_tiles_hold_whole_graphs_and_all_pairs() -> None:
     assert not list(tune.candidates(EDGES, Configuration(32, 4, 1), "columns")), "it has none"
 
 
-def test_a_trial_is_what_kernels_take_while_it_lasts() -> None:
+def test_trial_sets_configuration_within_context() -> None:
     chosen = Configuration(128, 2, 3)
     with trial(EDGES, chosen):
         assert configuration("edge_attention forward", 2, 169, "sm_90") == chosen
@@ -93,15 +93,15 @@ def test_a_trial_is_what_kernels_take_while_it_lasts() -> None:
         ([(10, 1.0, 2.0), (100, 1.0, 2.0), (1000, 2.0, 2.0)], None),
     ],
 )
-def test_the_rows_from_which_on_kernels_are_faster(pairs: list[tuple[int, float, float]], expected: int | None) -> None:
+def test_first_rows_from_which_kernels_are_faster(pairs: list[tuple[int, float, float]], expected: int | None) -> None:
     assert tune.first_rows(pairs) == expected
 
 
-def test_sizes_are_in_buckets() -> None:
+def test_bucket_is_next_power_of_two() -> None:
     assert [tune.bucket(size) for size in (1, 13, 64, 65, 208, 416)] == [1, 16, 64, 128, 256, 512]
 
 
-def test_without_a_gpu_it_does_not_begin(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_gpu_is_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         tune.main([])
     assert "no CUDA device" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a benchmark compares is read in one way; what there is not is an error that names what there is."""
+"""Tests of `bench.variants`: parsing, errors that list the valid words, and the resulting settings and models."""
 
 import argparse
 import os
@@ -37,7 +37,7 @@ CONFIG = "configs/quickstart.yaml"
         ("reference:heap", Variant("reference", heap=True)),
     ],
 )
-def test_names_and_words_are_read(text: str, variant: Variant) -> None:
+def test_variant_round_trips_through_text(text: str, variant: Variant) -> None:
     assert parse_variant(text) == variant
     assert parse_variant(str(variant)) == variant
 
@@ -57,13 +57,13 @@ def test_names_and_words_are_read(text: str, variant: Variant) -> None:
         ("torch,torch:bf16,torch", "names a variant twice"),
     ],
 )
-def test_what_there_is_not_is_told_with_what_there_is(text: str, told: str) -> None:
+def test_invalid_variant_lists_valid_words(text: str, told: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="^" + repr(text)[:1]) as caught:
         parse_variants(text)
     assert told in str(caught.value)
 
 
-def test_precisions_are_for_those_that_name_none() -> None:
+def test_precisions_apply_to_variants_without_one() -> None:
     variants = parse_variants("reference,torch:bf16,torch")
     assert [str(variant) for variant in in_precisions(variants, parse_precisions("bf16,highest"))] == [
         "reference:highest", "reference:bf16", "torch:bf16", "torch:highest",
@@ -73,7 +73,7 @@ def test_precisions_are_for_those_that_name_none() -> None:
         parse_precisions("highest,tf32")
 
 
-def test_it_becomes_settings() -> None:
+def test_variant_becomes_run_settings() -> None:
     run = configure(parse_variant("reference:bf16:compiled"), CONFIG, ["run.precision=high"]).run
     assert (run.backend, run.precision, run.compile) == ("reference", "bf16", "off")
     assert configure(parse_variant("reference"), CONFIG, ["run.precision=high"]).run.precision == "high"
@@ -83,14 +83,14 @@ def test_it_becomes_settings() -> None:
     assert not any("compile" in override for override in parse_variant("torch").overrides())
 
 
-def test_a_backend_that_cannot_run_and_a_wrong_setting_are_errors() -> None:
+def test_unavailable_backend_and_unknown_setting_raise() -> None:
     with pytest.raises(BackendError, match="triton"):
         configure(parse_variant("triton"), CONFIG, [])
     with pytest.raises(ConfigError, match="d_modle"):
         configure(parse_variant("reference"), CONFIG, ["model.d_modle=3"])
 
 
-def test_fused_attention_is_asked_for_no_weights_and_computes_the_same() -> None:
+def test_fused_attention_returns_no_weights_and_same_output() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -127,7 +127,7 @@ module(torch.ones(500, 20))
 
 
 @pytest.mark.compile
-def test_a_module_that_cannot_be_compiled_is_an_error_and_not_run_eagerly(tmp_path: Path) -> None:
+def test_failed_compilation_raises_instead_of_running_eagerly(tmp_path: Path) -> None:
     environment = {"CXX": str(tmp_path / "no_compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     result = subprocess.run(
         [sys.executable, "-c", COMPILES], capture_output=True, text=True, check=False, env=os.environ | environment
@@ -136,8 +136,8 @@ def test_a_module_that_cannot_be_compiled_is_an_error_and_not_run_eagerly(tmp_pa
     assert "InvalidCxxCompiler" in result.stderr
 
 
-@pytest.mark.slow  # every product is counted in python
-def test_a_reference_that_keeps_computes_the_same_and_saves_more() -> None:
+@pytest.mark.slow  # every product is counted in Python
+def test_reference_that_keeps_has_fewer_flops_and_saves_more() -> None:
     counted = {}
     for variant in (Variant("reference"), Variant("reference", kept=True)):
         config = configure(variant, CONFIG, ["model.seq_len=4", "model.label_len=2"])
