@@ -63,7 +63,7 @@ def _triton_is_installed() -> bool:
 def interpreted() -> bool:
     """Return whether triton interprets kernels on CPU tensors: `TRITON_INTERPRET=1` in the environment.
 
-    The variable is parsed as triton does. Importing triton to ask it would take 70 MB.
+    The variable is parsed as in triton, which is not imported for this: it takes 70 MB.
     """
     return environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 

@@ -20,8 +20,8 @@ def _onednn_is_exact() -> bool:
     """Return whether oneDNN computes exact float32 products here even if it is allowed to use bfloat16.
 
     oneDNN uses that permission only on processors with matrix units for bfloat16 (AMX). On others it computes exact
-    float32 products, more than twice as fast as the BLAS library that torch calls otherwise on processors which that
-    library is not tuned for. The test multiplies numbers that bfloat16 and TF32 cannot represent, in typical sizes.
+    float32 products, more than twice as fast as torch's default BLAS library where that is not tuned for the processor.
+    The test multiplies numbers that bfloat16 and TF32 cannot represent, in typical sizes.
     """
     if not torch.backends.mkldnn.is_available():
         return False

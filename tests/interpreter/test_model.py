@@ -48,7 +48,7 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str) -> None:
 
 @pytest.mark.slow  # half a minute in the interpreter
 def test_only_kernels_measured_to_be_faster_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The projection runs without attention, the first layer without kernels, and operators from their rows on."""
+    """Kernels run for the projection without attention, not for the first layer, and from the measured rows on."""
     case = golden.load("batched_small")
     rows = {"graph_attention": None, "projection_block": 1, "gru_bank": 1, "edge_head": 10**9, "feed_forward_block": 1}
     entry = Measured("a GPU", {}, {Case(name, 4, 512): least for name, least in rows.items()})

@@ -5,8 +5,7 @@ block are computed before the next block begins. The backward pass recomputes th
 block, with the same dropout mask. Only the tokens are kept. Memory is linear in their number, and a block stays in the
 cache of a processor.
 
-On a CPU the forward pass without dropout is torch's flash attention, one call instead of one per block. It does not
-support dropout on a CPU.
+On a CPU the forward pass without dropout is one call of torch's flash attention, which does not support dropout there.
 """
 
 from collections.abc import Callable

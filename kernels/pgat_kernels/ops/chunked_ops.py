@@ -118,7 +118,7 @@ def few_chunks() -> Iterator[None]:
 
 
 def starts(count: int, chunk: int) -> list[int]:
-    """Return the first row of every chunk, or of some chunks within `few_chunks`."""
+    """Return the first row of every chunk; within `few_chunks`, of the first two and of a last partial one."""
     found = list(range(0, count, chunk))
     return [*found[:2], *(start for start in found[2:] if start + chunk > count)] if _few.get() else found
 

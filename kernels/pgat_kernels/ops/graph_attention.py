@@ -150,7 +150,7 @@ def plain_forward(
     threshold: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Compute in plain torch what the forward kernels compute."""
+    """Compute the results of the forward kernels in plain torch."""
     weights, log_sum_exp = plain_weights(q, k, adjacency, bias, threshold, scale)
     mask = plain_mask(weights, dropout)
     o = empty_like_rows(q).copy_((weights if mask is None else weights * mask).to(v.dtype) @ v)
@@ -168,7 +168,7 @@ def plain_backward(
     threshold: float,
     scale: float,
 ) -> list[Tensor]:
-    """Compute in plain torch what the backward kernels compute: gradients of q, k, v and the bias, if there is one."""
+    """Compute gradients of q, k, v and the bias, if there is one, in plain torch, as the backward kernels do."""
     weights, _ = plain_weights(q, k, adjacency, bias, threshold, scale)
     mask = plain_mask(weights, dropout)
     d_weights = (do @ v.transpose(-1, -2)).to(weights.dtype)

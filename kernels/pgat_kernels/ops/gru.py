@@ -175,10 +175,10 @@ def gru_bank_backward(
         else:
             _errors_along_time(errors, z, factors, weight)
 
-        g_gates = _by_group(factors.transpose(1, 2), wide)  # of u, [G, S * B, 3 H]
+        g_gates = _by_group(factors.transpose(1, 2), wide)  # gradients of u, [G, S * B, 3 H]
         g_w_hh = g_gates.transpose(1, 2) @ before
         g_b_hh = g_gates.sum(dim=1)
-        g_gates[..., 2 * size :] = _by_group(of_candidate.mul_(errors).transpose(1, 2), wide)  # now of a
+        g_gates[..., 2 * size :] = _by_group(of_candidate.mul_(errors).transpose(1, 2), wide)  # now gradients of a
         g_b_ih = g_gates.sum(dim=1)
         low = g_gates.to(dtype)
         g_w_ih = low.transpose(1, 2) @ inputs

@@ -56,7 +56,7 @@ def _aspects_fwd_kernel(
 
 @triton.jit
 def _aspects_bwd_kernel(
-    g_ptr,  # [M, PAIRS] float32, of the logits
+    g_ptr,  # [M, PAIRS] float32, gradient of the logits
     x_ptr,
     constants_ptr,
     weight_ptr,

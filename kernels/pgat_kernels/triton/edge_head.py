@@ -83,8 +83,8 @@ def _edge_head_bwd_kernel(
     seed_ptr,
     first_row_ptr,
     g_t_ptr,  # [M, WIDTH]
-    g_h_ptr,  # [M, HIDDEN], of the first product's result, in the dtype of the weights
-    sums_ptr,  # [tiles, 2 HIDDEN + 1] float32: of the first bias, W2 and its bias
+    g_h_ptr,  # [M, HIDDEN], gradient of the first product's result, in the dtype of the weights
+    sums_ptr,  # [tiles, 2 HIDDEN + 1] float32: gradients of the first bias, W2 and its bias
     rows,
     site_offset,
     dropped,
@@ -121,7 +121,7 @@ def _edge_head_bwd_kernel(
     tl.store(sums_ptr + 2 * HIDDEN + n, of_bias, mask=n == 0)
     g_h_ptr += first * HIDDEN
     store_tile(g_h_ptr, g_h, exists, 0, HIDDEN, BLOCK_HIDDEN, BLOCK)
-    tl.debug_barrier()  # other threads of this program read what was just written
+    tl.debug_barrier()  # other threads of the program read the tile
     g_t = product(
         None, g_h_ptr, exists, inner_ptr, 0, BLOCK_WIDTH, HIDDEN, WIDTH, WIDTH, 1, BLOCK_HIDDEN, STEP, BLOCK, PRECISION
     )

@@ -118,7 +118,7 @@ def _edge_tokens_fwd_kernel(
 
 @triton.jit
 def _edge_tokens_bwd_kernel(
-    g_ptr,  # as y of the forward kernel
+    g_ptr,  # shaped as y of the forward kernel
     values_ptr,
     first_ptr,
     first_bias_ptr,
@@ -128,10 +128,10 @@ def _edge_tokens_bwd_kernel(
     third_bias_ptr,
     norm_ptr,
     g_values_ptr,  # [M, KINDS]
-    g_sum_ptr,  # [KINDS, M, WIDTH] float32: of the third product's result
+    g_sum_ptr,  # [KINDS, M, WIDTH] float32: gradient of the third product's result
     g_y_ptr,  # the same in the dtype of W2 and W3, as the next three
     a_second_ptr,  # [KINDS, M, SECOND], units
-    g_second_ptr,  # [KINDS, M, SECOND], of the second product's result
+    g_second_ptr,  # [KINDS, M, SECOND], gradient of the second product's result
     a_first_ptr,  # [KINDS, M, FIRST], units
     sums_ptr,  # [KINDS, tiles, 2 FIRST + SECOND + 3 WIDTH]: of W1, its bias, the others, LayerNorm's weight and bias
     rows,

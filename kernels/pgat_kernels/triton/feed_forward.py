@@ -113,9 +113,9 @@ def _feed_forward_bwd_kernel(
     seed_ptr,
     first_row_ptr,
     g_t_ptr,
-    g_y_ptr,  # of the second product's result, in the dtype of the weights, as a_ptr, g_h_ptr
+    g_y_ptr,  # gradient of the second product's result, in the dtype of the weights, as a_ptr, g_h_ptr
     a_ptr,  # [M, HIDDEN], hidden units, as g_h_ptr
-    g_h_ptr,  # of the first product's result
+    g_h_ptr,  # gradient of the first product's result
     sums_ptr,  # [tiles, HIDDEN + 3 WIDTH] float32: of the biases (inner, outer), LayerNorm's weight and bias
     rows,
     site_offset,

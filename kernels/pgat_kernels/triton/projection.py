@@ -101,10 +101,10 @@ def _projection_bwd_kernel(
     norm_ptr,
     seed_ptr,
     first_row_ptr,
-    g_sum_ptr,  # [M, WIDTH] float32: of the residual
+    g_sum_ptr,  # [M, WIDTH] float32: gradient of the residual
     g_s_ptr,  # [M, RANK] float32; not written if RANK is 0
-    g_o_ptr,  # as o
-    g_y_ptr,  # [M, WIDTH], of the product's result, in the dtype of the weight
+    g_o_ptr,  # [M, INNER], in the dtype of o
+    g_y_ptr,  # [M, WIDTH], gradient of the product's result, in the dtype of the weight
     sums_ptr,  # [tiles, (3 + RANK) WIDTH] float32: of the bias, LayerNorm's weight and bias, R transposed
     rows,
     site_offset,

@@ -1,4 +1,4 @@
-"""Tests that blocks made of operators, computed in plain torch, equal plain blocks, and of the operators themselves."""
+"""Tests of the block operators, computed in plain torch, and of blocks built from them."""
 
 from collections.abc import Callable
 from typing import Any
