@@ -1,1 +1,1 @@
-"""Operators on tensors for graph forecasters. They know nothing of `pgat_fast`."""
+"""Tensor operators and kernels for graph forecasters. The package does not depend on `pgat_fast`."""

@@ -1,4 +1,4 @@
-"""Which operators are computed by Triton kernels here, and why others are not."""
+"""Choice between Triton kernels and plain torch for each operator."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -20,21 +20,22 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Kernels(IntEnum):
-    """Which operators are computed by kernels, where these run."""
+    """Set of operators that use kernels, on devices where kernels run."""
 
     OFF = 0
     ON = 1
-    """All of them."""
+    """All operators."""
     MEASURED = 2
-    """Those that have been measured to be faster than plain torch on this GPU, from so many rows on."""
+    """Operators whose kernels were measured to be faster than plain torch on this GPU, from the measured number of rows
+    on."""
 
 
 class Coverage(NamedTuple):
-    """What the kernels of an operator take; what they do not take is computed in plain torch."""
+    """Inputs that the kernels of an operator support; other inputs are computed in plain torch."""
 
     operator: str
     takes: str | None
-    """In words; None: there is no kernel yet."""
+    """Readable description; None if there is no kernel yet."""
 
 
 COVERAGE: Final = (
@@ -49,7 +50,7 @@ COVERAGE: Final = (
     Coverage("aspects", "float32, up to 128 pairs (16 bodies)"),
     Coverage("query_attention", None),
 )
-"""Operators of the model's hot parts."""
+"""Operators of the performance-critical model parts."""
 
 
 @cache
@@ -60,9 +61,9 @@ def _triton_is_installed() -> bool:
 
 
 def interpreted() -> bool:
-    """Whether triton interprets kernels, on tensors of the CPU: `TRITON_INTERPRET=1` in the environment.
+    """Return whether triton interprets kernels on CPU tensors: `TRITON_INTERPRET=1` in the environment.
 
-    Read as triton reads it, which is not imported for the question: it takes 70 MB.
+    The variable is parsed as in triton, which is not imported for this: it takes 70 MB.
     """
     return environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
@@ -72,7 +73,7 @@ _recording = False
 
 @contextmanager
 def kernels_without_data() -> Iterator[None]:
-    """Within it tensors of any device are given to kernels, whose launches somebody records."""
+    """Pass tensors of any device to kernels within the context, for a caller that records the launches."""
     global _recording
     before, _recording = _recording, True
     try:
@@ -82,7 +83,7 @@ def kernels_without_data() -> Iterator[None]:
 
 
 def why_no_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why tensors on `device` of `dtype` are not given to kernels, in words; None where they are."""
+    """Return the reason why kernels cannot take tensors of `dtype` on `device`, as readable text; None if they can."""
     if not _triton_is_installed():
         return "triton is not installed (it is made for Linux only)"
     if not (_recording or device.type == "cuda" or (device.type == "cpu" and interpreted())):
@@ -97,7 +98,7 @@ _said: set[tuple[str, str]] = set()
 
 @cache
 def gpu_of(device: torch.device) -> str:
-    """The name of its architecture, as tables have it: `sm_90`, `gfx942`; `default` for what is no GPU."""
+    """Return the GPU architecture as named in the tables: `sm_90`, `gfx942`; `default` for other devices."""
     if device.type != "cuda":
         return "default"
     found = torch.cuda.get_device_properties(device)
@@ -105,14 +106,14 @@ def gpu_of(device: torch.device) -> str:
 
 
 def wanted(kernels: int, operator: str, x: Tensor, size: int, dtype: torch.dtype | None = None) -> bool:
-    """Whether `operator` is to be computed by a kernel, one of `Kernels` being asked for; decided once a compilation.
+    """Return whether a kernel should compute `operator`; decided once per compilation.
 
     Args:
         kernels: one of `Kernels`.
         operator: as in `COVERAGE`.
-        x: its rows, [..., columns].
-        size: what its cases in the tables are told apart by, see `pgat_kernels.tuning_table.Case`.
-        dtype: of its products; by default that of `x`.
+        x: input rows, [..., columns].
+        size: by which the tables distinguish cases, see `pgat_kernels.tuning_table.Case`.
+        dtype: of the products; that of `x` by default.
     """
     if kernels != Kernels.MEASURED:
         return bool(kernels)
@@ -121,7 +122,7 @@ def wanted(kernels: int, operator: str, x: Tensor, size: int, dtype: torch.dtype
     return pays
 
 
-@constant_when_compiled  # it reads a file and asks the driver
+@constant_when_compiled  # reads a file and queries the driver
 def _pays(operator: str, device_type: str, index: int, itemsize: int, size: int, rows: int) -> bool:
     gpu = gpu_of(torch.device(device_type, index))
     own = measured(gpu)
@@ -140,7 +141,7 @@ def _pays(operator: str, device_type: str, index: int, itemsize: int, size: int,
 
 
 def measured_rows(operator: str, gpu: str) -> str:
-    """From how many rows on `auto` has kernels compute `operator` on this architecture, in words."""
+    """Describe from how many rows on `auto` uses kernels for `operator` on this architecture."""
     own = measured(gpu)
     found = [] if own is None else [(case, rows) for case, rows in own.from_rows.items() if case.kernel == operator]
     if not found:
@@ -153,9 +154,13 @@ def measured_rows(operator: str, gpu: str) -> str:
 
 
 def use_kernel(operator: str, device: torch.device, dtypes: Iterable[torch.dtype], fits: bool) -> bool:
-    """Whether `operator`, which was asked for kernels, has its kernels compute it; if not, the log says why, once.
+    """Return whether the requested kernels of `operator` can compute it; if not, log the reason once.
 
-    `fits`: whether the sizes are such that kernels take them, see `COVERAGE`.
+    Args:
+        operator: as in `COVERAGE`.
+        device: of the inputs.
+        dtypes: of the inputs.
+        fits: whether kernels support the sizes, see `COVERAGE`.
     """
     reasons = [reason for dtype in dtypes if (reason := why_no_kernels(device, dtype)) is not None]
     if not reasons and not fits:
@@ -173,5 +178,5 @@ def _say_once(operator: str, reason: str) -> None:
 
 
 def kernels_run_on(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether tensors on `device` of `dtype` are given to kernels."""
+    """Return whether kernels can take tensors of `dtype` on `device`."""
     return why_no_kernels(device, dtype) is None

@@ -1,4 +1,4 @@
-"""How kernels are compiled: tile, warps, stages by kernel, size, dtype and GPU. Nothing is tuned at run time."""
+"""Launch configurations: tile, warps and stages by kernel, size, dtype and GPU. Nothing is tuned at run time."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from typing import Final
 from pgat_kernels.tuning_table import Case, Configuration, fitting, measured
 
 DEFAULT: Final = "default"
-"""The GPU whose configurations unknown ones take."""
+"""Key of the configurations for GPUs that are not listed."""
 
-# Chosen by what the offline compiler says of registers (`bench/kernels_static.py`), measured on no GPU: what has been
-# measured is in `tuning_table.json`.
-# Tiles of 64 rows are wanted by the tensor cores of sm_90 and sm_100 alone, and take more registers.
+# Chosen by the register use that the offline compiler reports (`bench/kernels_static.py`), not measured on a GPU;
+# measured configurations are in `tuning_table.json`.
+# Only the tensor cores of sm_90 and sm_100 need tiles of 64 rows, which take more registers.
 _WIDE: Final = {gpu: Configuration(block=64, warps=8, stages=1) for gpu in ("sm_90", "sm_100")}
 _WIDE_BLOCKS: Final = {gpu: Configuration(64, 8, 1, columns=32) for gpu in ("sm_90", "sm_100")}
 _WIDE_TOKENS: Final = {"sm_90": Configuration(64, 8, 1, columns=16), "sm_100": Configuration(64, 8, 1, columns=32)}
@@ -75,7 +75,10 @@ _asked: list[Case] | None = None
 
 @contextlib.contextmanager
 def trial(case: Case, chosen: Configuration) -> Iterator[None]:
-    """Within it kernels of this case take `chosen`: to measure it. Not to be nested for one case."""
+    """Use the configuration `chosen` for kernels of this case within the context, to measure it.
+
+    Contexts for one case must not be nested.
+    """
     _trials[case] = chosen
     try:
         yield
@@ -85,7 +88,7 @@ def trial(case: Case, chosen: Configuration) -> Iterator[None]:
 
 @contextlib.contextmanager
 def asked_for() -> Iterator[list[Case]]:
-    """Within it, every case whose configuration is asked for is added to the list."""
+    """Yield a list to which every case is added whose configuration is looked up within the context."""
     global _asked
     before, _asked = _asked, []
     try:
@@ -95,11 +98,11 @@ def asked_for() -> Iterator[list[Case]]:
 
 
 def configuration(kernel: str, itemsize: int, size: int, gpu: str = DEFAULT) -> Configuration:
-    """That of `kernel` for inputs of `itemsize` bytes a number and this size, on `gpu`, which need not be known.
+    """Return the configuration of `kernel` for inputs of this size, `itemsize` bytes per element, on `gpu`.
 
-    What has been measured on `gpu` goes before the table.
+    Measurements on `gpu` take precedence over the table. An unlisted `gpu` gets the default configuration.
 
-    Raises KeyError where no kernel takes such inputs.
+    Raises KeyError if no kernel takes such inputs.
     """
     case = fitting(TABLE, kernel, itemsize, size)
     if case is None:

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: buffers of chunks are reused instead of fetched again, page by page."""
+"""glibc setting that keeps freed memory in the process, so that chunk buffers are reused without new page faults."""
 
 import ctypes
 import os
@@ -7,9 +7,9 @@ from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 _LARGEST = 32 * 2**20
-"""Bytes up to which a block lies on the heap: the most that all versions of glibc accept."""
+"""Size in bytes up to which blocks are allocated on the heap: the most that all versions of glibc accept."""
 _KEPT = 2**30
-"""Free bytes at the end of the heap that are kept."""
+"""Free bytes that are kept at the end of the heap."""
 
 
 def _address_space_is_limited() -> bool:
@@ -20,13 +20,13 @@ def _address_space_is_limited() -> bool:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Have the C library of Linux (glibc) keep freed blocks below 32 MiB, and up to 1 GiB of them, in this process.
+    """Make glibc keep freed blocks below 32 MiB, up to 1 GiB of them, in this process.
 
-    By default it gives blocks of some MiB back to the system as soon as they are free, until it has learnt better: then
-    every buffer of a chunk is new memory, whose pages the kernel hands out and clears one by one. Nothing is done where
-    the C library is another one, where the environment already sets one of `MALLOC_TRIM_THRESHOLD_`,
-    `MALLOC_MMAP_THRESHOLD_` and `GLIBC_TUNABLES`, or where the address space of the process is limited. The setting
-    holds for the whole process, and for good.
+    By default glibc returns blocks of some MiB to the system when they are freed, until its dynamic threshold has
+    adapted: until then every buffer of a chunk is new memory, whose pages the kernel maps and clears one by one. The
+    function does nothing with another C library, if the environment already sets one of `MALLOC_TRIM_THRESHOLD_`,
+    `MALLOC_MMAP_THRESHOLD_` and `GLIBC_TUNABLES`, or if the address space of the process is limited. The setting
+    applies to the whole process and cannot be undone.
 
     Returns:
         Whether it was set.
@@ -39,7 +39,7 @@ def keep_freed_memory() -> bool:
         return False
     try:
         library = ctypes.CDLL("libc.so.6")
-        library.gnu_get_libc_version  # noqa: B018 - the name of the C library
+        library.gnu_get_libc_version  # noqa: B018 - exists in glibc only
         settings = (_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _KEPT)
         return all(library.mallopt(name, value) == 1 for name, value in settings)
     except (OSError, AttributeError):

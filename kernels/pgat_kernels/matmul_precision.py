@@ -1,4 +1,4 @@
-"""How matrix products are taken: float32 as fast as this processor takes it exactly, and never by autocast's choice."""
+"""Precision of matrix products: the fastest exact float32 on this processor, and no autocast inside operators."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,17 +11,17 @@ from pgat_kernels.torch_features import has_autocast
 
 
 def _setting() -> Any:
-    """Torch's setting for float32 products of oneDNN, which its type stubs do not know."""
+    """Return torch's setting for float32 products of oneDNN, which is missing in its type stubs."""
     return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 @cache
 def _onednn_is_exact() -> bool:
-    """Whether oneDNN, allowed to take float32 products in bfloat16, takes them in float32 here all the same.
+    """Return whether oneDNN computes exact float32 products here even if it is allowed to use bfloat16.
 
-    It uses that permission only where a processor has matrix units for it (AMX). Elsewhere it computes exact float32
-    products, more than twice as fast as the BLAS library that torch calls otherwise on processors without favour there.
-    Found out by products that bfloat16 or TF32 could not represent, in the sizes that occur.
+    oneDNN uses that permission only on processors with matrix units for bfloat16 (AMX). On others it computes exact
+    float32 products, more than twice as fast as torch's default BLAS library where that is not tuned for the processor.
+    The test multiplies numbers that bfloat16 and TF32 cannot represent, in typical sizes.
     """
     if not torch.backends.mkldnn.is_available():
         return False
@@ -45,10 +45,10 @@ def _onednn_is_exact() -> bool:
 
 @contextmanager
 def fast_exact_float32() -> Iterator[None]:
-    """Within it, float32 products on the CPU take the fastest way that is exact float32 on this processor.
+    """Compute float32 products on the CPU by the fastest exact method of this processor within the context.
 
-    Exact means IEEE products and float32 accumulation; the order of the sums may differ from other ways. Changes
-    nothing where the caller has already allowed something faster, and nothing on a GPU.
+    Exact means IEEE products and float32 accumulation; the order of the sums may differ between methods. The context
+    changes nothing if the caller has already allowed a faster precision, and nothing on a GPU.
     """
     setting = _setting()
     before = setting.fp32_precision
@@ -63,8 +63,9 @@ def fast_exact_float32() -> Iterator[None]:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Within it, products on `device` are taken in the dtype of their factors. Nothing to do where autocast is unknown,
-    as on the meta device.
+    """Disable autocast on `device` within the context, so that products have the dtype of their factors.
+
+    It does nothing on devices without autocast, such as the meta device.
     """
     kind = device.type
     return torch.autocast(kind, enabled=False) if has_autocast(kind) else nullcontext()

@@ -1,6 +1,6 @@
-"""Measurements on GPUs: launch configurations of kernels, and from how many rows on a kernel beats plain torch.
+"""Measurements on GPUs: launch configurations, and the number of rows from which a kernel is faster than plain torch.
 
-`tuning_table.json`, which `python -m bench.tune` writes, has an entry for every architecture measured so far (`sm_90`,
+`tuning_table.json`, written by `python -m bench.tune`, has an entry for every measured architecture (`sm_90`,
 `gfx942`). It is read once. Without an entry kernels use `launch_configs`, and `auto` uses no kernel.
 """
 
@@ -13,35 +13,35 @@ FILE: Final = Path(__file__).with_name("tuning_table.json")
 
 
 class Configuration(NamedTuple):
-    """How a kernel is compiled: no part of what it computes."""
+    """Compile-time parameters of a kernel; they do not change its function."""
 
     block: int
     """Rows of a tile."""
     warps: int
     stages: int
     columns: int = 0
-    """Of a tile of a hidden layer, where the kernel has one."""
+    """Columns of a tile of the hidden layer, for kernels that have one."""
 
 
 class Case(NamedTuple):
-    """What a configuration is chosen by, and whether a kernel is taken, beside the GPU."""
+    """Key, besides the GPU, of a launch configuration or of the decision to use a kernel."""
 
     kernel: str
-    """Operator and pass: `graph_attention forward`; for whether a kernel is taken the operator alone."""
+    """Operator and pass, `graph_attention forward`, for a configuration; only the operator for the decision."""
     itemsize: int
-    """Bytes of a number of the inputs."""
+    """Bytes per element of the inputs."""
     most: int
-    """The largest size (nodes of a graph, states of a recurrence, columns of a row, pairs) that it is for."""
+    """Largest size (nodes of a graph, states of a recurrence, columns of a row, pairs) that the case covers."""
 
 
 class Measured(NamedTuple):
-    """Of one architecture.
+    """Measurements on one architecture.
 
     Attributes:
-        device: its name, as torch has it.
-        configurations: the fastest of those tried.
-        from_rows: the rows from which on the kernels of an operator, forward and backward together, were faster than
-            plain torch; None where they never were.
+        device: name of the device in torch.
+        configurations: the fastest ones of those tried.
+        from_rows: the number of rows from which the kernels of an operator, forward and backward together, were faster
+            than plain torch; None if they never were.
     """
 
     device: str
@@ -51,15 +51,15 @@ class Measured(NamedTuple):
 
 @cache
 def measured(gpu: str) -> Measured | None:
-    """What has been measured on this architecture; None where nothing has.
+    """Return the measurements on this architecture; None if there are none.
 
-    Raises ValueError, with the name of the file, where it is not what `bench.tune` writes.
+    Raises ValueError, with the name of the file, if the file does not have the format that `bench.tune` writes.
     """
     return read(FILE).get(gpu)
 
 
 def read(file: Path) -> dict[str, Measured]:
-    """Architecture -> what has been measured on it. Raises as `measured` does."""
+    """Read the measurements from `file`, by architecture. Raises the errors of `measured`."""
     try:
         entries: dict[str, Any] = json.loads(file.read_text())
         return {
@@ -82,7 +82,7 @@ def _case(line: dict[str, Any]) -> Case:
 
 
 def as_json(entry: Measured) -> dict[str, Any]:
-    """What `read` reads."""
+    """Return `entry` in the JSON format that `read` reads."""
     return {
         "device": entry.device,
         "configurations": [
@@ -93,6 +93,6 @@ def as_json(entry: Measured) -> dict[str, Any]:
 
 
 def fitting(cases: Any, kernel: str, itemsize: int, size: int) -> Case | None:
-    """Of these cases the smallest that holds such inputs; None where there is none."""
+    """Return the smallest of `cases` that covers such inputs; None if there is none."""
     found = [case for case in cases if case[:2] == (kernel, itemsize) and size <= case.most]
     return min(found, key=lambda case: case.most, default=None)

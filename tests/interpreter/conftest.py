@@ -1,7 +1,8 @@
-"""These tests run kernels in triton's interpreter: a process of their own, with `TRITON_INTERPRET=1` (`make test`).
+"""Fixtures of the tests that run kernels in triton's interpreter.
 
-Elsewhere nothing of this folder is collected. The interpreter of triton 3.6 to 3.8 is wrong about bfloat16: it
-multiplies the bits as integers. Here it is put right, so that its errors cannot hide ours.
+These tests run in a separate process with `TRITON_INTERPRET=1` (`make test`), and are not collected elsewhere. The
+interpreter of triton 3.6 to 3.8 multiplies the bits of bfloat16 numbers as integers. A fixture corrects it, so that
+its errors cannot hide ours.
 """
 
 import os
@@ -17,7 +18,7 @@ collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 
 @pytest.fixture(autouse=True)
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Conversions from and to bfloat16 round to nearest, and products of it are those of the numbers."""
+    """Correct the interpreter's conversions from and to bfloat16, rounding to nearest, and its bfloat16 products."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -56,7 +57,7 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An array of one element is a number: triton 3.6 converts it in a way that numpy has refused since 2.4."""
+    """Convert one-element arrays to integers in a way that numpy 2.4 accepts; it refuses that of triton 3.6."""
     from triton.runtime import interpreter
 
     def patch(tensor: Any, scope: Any) -> None:
@@ -69,7 +70,7 @@ def whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def fast_erf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's error function is a Python call an element: here torch's."""
+    """Replace the error function of the interpreter, one Python call per element, by torch's."""
     import torch
     from triton.runtime import interpreter
 
@@ -80,7 +81,7 @@ def fast_erf(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def reversed_grid() -> Iterator[Any]:
-    """A function that has programs run in the order from the last to the first from now on."""
+    """Yield a function that makes programs run in reverse order from then on."""
     from triton.runtime.interpreter import interpreter_builder
 
     original = interpreter_builder.set_grid_idx
@@ -97,7 +98,7 @@ def reversed_grid() -> Iterator[Any]:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New tensors are full of NaN: what a kernel does not write is seen."""
+    """Fill new tensors with NaN, which reveals elements that a kernel does not write."""
     import torch
 
     def filled(make: Any) -> Any:
@@ -113,7 +114,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes time by tile: here few large ones. Tests of single kernels have those of the table."""
+    """Use few large tiles, since the interpreter's time depends on their number.
+
+    Tests of single kernels use the tiles of the table.
+    """
 
     from pgat_kernels.triton import launch
     from pgat_kernels.tuning_table import Configuration

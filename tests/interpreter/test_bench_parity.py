@@ -1,4 +1,4 @@
-"""Before kernels are timed they are compared with the reference: what is right passes, what is wrong is named."""
+"""Tests that benchmarks compare kernels with the reference before timing them, and report wrong ones."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ TINY = (
     "model.seq_len=2", "model.label_len=1", "model.pred_len=1", "model.d_model=13", "model.n_heads=1",
     "model.fusion_layers=1", "run.device=cpu",
 )  # fmt: skip
-"""An interpreter takes its time."""
+"""Settings of a model small enough for the interpreter."""
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +24,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     parity.require_parity.cache_clear()
 
 
-def test_kernels_that_are_right_may_be_timed() -> None:
+def test_correct_kernels_pass() -> None:
     parity.require_parity("triton", "batched")
 
 
-def test_kernels_that_are_wrong_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_kernels_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, "triton", "readout")
     with pytest.raises(parity.ParityError, match=r"the forecast by kernels is off by .*: nothing is timed that"):
         parity.require_parity("triton", "batched")

@@ -1,4 +1,4 @@
-"""Kernels of the combiner's blocks, forward and backward, interpreted: against plain torch in float64."""
+"""Tests of the interpreted kernels of the combiner's blocks, compared with plain torch in float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,9 +63,9 @@ def edge_tokens(steps: int, nodes: int, first: int, second: int, width: int) -> 
     return [randn(steps, nodes, nodes, 3)], [torch.stack(parts) for parts in zip(*kinds, strict=True)]
 
 
-# Operator, weights that stay float32, inputs. Tiles have 16 rows in float32 and 32 in 16 bits: the cases have one and
-# several of them, whole ones and parts. Hidden layers of production would take minutes: `test_gpu` has them, by large
-# tiles.
+# Operator, indices of weights that stay float32, inputs. Tiles have 16 rows in float32 and 32 in 16 bits: the cases
+# have one or several tiles, full and partial ones. Hidden layers of production size would take minutes: `test_gpu`
+# covers them with large tiles.
 CASES: list[tuple[BlockOperator, tuple[int, ...], Inputs]] = [
     (feed_forward_operator, (4, 5), feed_forward(3, 7, 208, 72)),
     (feed_forward_operator, (4, 5), feed_forward(1, 1, 16, 33)),
@@ -89,11 +89,11 @@ IDS = [
 
 
 LARGE = (0, 12)
-"""Cases of production's width, the slowest in the interpreter."""
+"""Cases with the width of production, the slowest in the interpreter."""
 
 
 def name_of(value: object) -> str:
-    """Of a parameter; a number that is not a rate is that of a case."""
+    """Return the id of a parameter; an integer is the index of a case."""
     return IDS[value] if isinstance(value, int) else str(value)
 
 
@@ -103,7 +103,7 @@ def gradient_of(y: Tensor) -> Tensor:
 
 
 def tensors_of(operator: BlockOperator, wide: tuple[int, ...], inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-    """Rows and weights. Products are in `dtype`; what else there is in float32, or float64 with float64."""
+    """Return rows and weights: those of products in `dtype`, others in float32, or float64 if `dtype` is float64."""
     else_in = torch.promote_types(dtype, torch.float32)
     rows = [x.to(else_in) for x in inputs[0]]
     if operator is projection_operator:
@@ -112,7 +112,7 @@ def tensors_of(operator: BlockOperator, wide: tuple[int, ...], inputs: Inputs, d
 
 
 def of_block(operator: BlockOperator, tensors: list[Tensor], count: int, rate: float, plain: bool) -> list[Tensor]:
-    """Result and gradients of rows and weights, the first `count` of which are rows."""
+    """Return the result and the gradients of `tensors`, the first `count` of which are rows, the others weights."""
     masks = Masks(rate, torch.tensor(11), torch.tensor(5))
     run = operator.plain if plain else operator
     y, back = run(tensors[:count], tensors[count:], masks, 3)
@@ -123,7 +123,7 @@ def of_block(operator: BlockOperator, tensors: list[Tensor], count: int, rate: f
 def computed(
     operator: BlockOperator, wide: tuple[int, ...], inputs: Inputs, dtype: torch.dtype, rate: float, plain: bool
 ) -> list[Tensor]:
-    """Result and gradients, with products in `dtype`."""
+    """Return the result and the gradients, with products in `dtype`."""
     return of_block(operator, tensors_of(operator, wide, inputs, dtype), len(inputs[0]), rate, plain)
 
 
@@ -132,7 +132,7 @@ def computed(
     pairwise_each_value_first(range(len(CASES)), [0.0, 0.25], DTYPES, slow=lambda row: row[0] in LARGE),
     ids=name_of,
 )
-def test_results_and_gradients(case: int, rate: float, dtype: torch.dtype) -> None:
+def test_results_and_gradients_are_within_the_rounding_bound(case: int, rate: float, dtype: torch.dtype) -> None:
     operator, wide, inputs = CASES[case]
     with record_launches() as launches:
         computed(operator, wide, inputs, dtype, rate, plain=False)
@@ -151,7 +151,9 @@ def test_results_and_gradients(case: int, rate: float, dtype: torch.dtype) -> No
     pairwise_each_value_first([2, 6, 11, 13], DTYPES, slow=lambda row: row == (2, torch.float32)),
     ids=name_of,
 )
-def test_the_order_of_programs_changes_no_bit(case: int, dtype: torch.dtype, reversed_grid: Callable[[], None]) -> None:
+def test_results_do_not_depend_on_program_order(
+    case: int, dtype: torch.dtype, reversed_grid: Callable[[], None]
+) -> None:
     operator, wide, inputs = CASES[case]
     forwards = computed(operator, wide, inputs, dtype, 0.25, plain=False)
     reversed_grid()
@@ -159,7 +161,7 @@ def test_the_order_of_programs_changes_no_bit(case: int, dtype: torch.dtype, rev
     assert all(torch.equal(a, b) for a, b in zip(backwards, forwards, strict=True))
 
 
-def test_what_no_kernel_takes_is_plain_torch() -> None:
+def test_unsupported_inputs_launch_no_kernel() -> None:
     with record_launches() as launches:
         computed(feed_forward_operator, (4, 5), feed_forward(1, 2, 257, 16), torch.float32, 0.0, plain=False)
         computed(feed_forward_operator, (4, 5), feed_forward(1, 2, 16, 16), torch.float64, 0.0, plain=False)
@@ -179,14 +181,14 @@ def tensors_of_aspects(shape: tuple[int, int, int]) -> list[Tensor]:
 
 
 def of_aspects(tensors: list[Tensor], kernels: bool) -> list[Tensor]:
-    """Strengths and gradients."""
+    """Return strengths and gradients."""
     leaves = [x.detach().requires_grad_() for x in tensors]
     y: Any = aspects(*leaves, kernels)
     return [y.detach(), *torch.autograd.grad(y, leaves, gradient_of(y))]
 
 
 @pytest.mark.parametrize("shape", [(3, 13, 208), (1, 2, 1), (70, 5, 33), (33, 16, 64)], ids=str)
-def test_aspects(shape: tuple[int, int, int]) -> None:
+def test_aspects_are_within_the_rounding_bound(shape: tuple[int, int, int]) -> None:
     tensors = tensors_of_aspects(shape)
     exact = of_aspects([x.double() for x in tensors], kernels=False)
     assert_right_up_to_rounding(
@@ -194,14 +196,14 @@ def test_aspects(shape: tuple[int, int, int]) -> None:
     )
 
 
-def test_aspects_in_any_order(reversed_grid: Callable[[], None]) -> None:
+def test_aspects_do_not_depend_on_program_order(reversed_grid: Callable[[], None]) -> None:
     tensors = tensors_of_aspects((70, 5, 33))
     forwards = of_aspects(tensors, kernels=True)
     reversed_grid()
     assert all(torch.equal(a, b) for a, b in zip(of_aspects(tensors, kernels=True), forwards, strict=True))
 
 
-def test_aspects_is_two_launches() -> None:
+def test_aspects_take_two_launches_up_to_16_bodies() -> None:
     with record_launches() as launches:
         of_aspects(tensors_of_aspects((3, 13, 16)), kernels=True)
         of_aspects(tensors_of_aspects((3, 17, 16)), kernels=True)

@@ -1,4 +1,4 @@
-"""The benchmark that runs on a GPU, here on few timesteps through interpreted kernels: every section gives figures."""
+"""Tests that every section of the GPU benchmark gives figures, on few timesteps and with interpreted kernels."""
 
 import json
 from pathlib import Path
@@ -17,16 +17,16 @@ SHAPES = (
     "78 pairs",
     "13 recurrences",
 )
-"""A case of every kernel: the other cases are further sizes, which tests of each kernel have, smaller."""
+"""One case of every kernel. The tests of each kernel cover other sizes, with smaller inputs."""
 
 
-@pytest.mark.slow  # every kernel at widths of production
+@pytest.mark.slow  # every kernel at the widths of production
 @pytest.mark.usefixtures("large_tiles")
-def test_sections_of_kernels(
+def test_sections_report_every_operator(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = [case for case in CASES if case.shape in SHAPES]
-    # Every dtype in the first case alone: tests of each kernel have them all.
+    # Only the first case has all dtypes: the tests of each kernel cover them.
     cases = [case if case is chosen[0] else case._replace(dtypes=case.dtypes[:1]) for case in chosen]
     monkeypatch.setattr(gpu, "CASES", cases)
     monkeypatch.setattr(gpu, "milliseconds", lambda run, device: float(run() is not None))
@@ -44,12 +44,12 @@ def test_sections_of_kernels(
     )
 
 
-def test_what_does_not_fit_in_the_time_is_listed(tmp_path: Path) -> None:
+def test_sections_without_time_are_listed_as_not_run(tmp_path: Path) -> None:
     assert gpu.main(["--device", "cpu", "--seconds", "0", "--out", str(tmp_path / "gpu")]) == 0
     assert "| others | GRU | not run |" in (tmp_path / "gpu.md").read_text()
 
 
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_gpu_and_unknown_section_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         gpu.main([])
     assert "there is no CUDA device here" in capsys.readouterr().err

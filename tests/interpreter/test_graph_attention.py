@@ -1,4 +1,4 @@
-"""Attention kernels, forward and backward, interpreted: against plain torch in float64, and against themselves."""
+"""Tests of the interpreted attention kernels, compared with plain torch in float64 and between launches."""
 
 from collections.abc import Callable, Iterator
 
@@ -25,13 +25,13 @@ TILED = [(1, 2, 169, 26), (2, 1, 65, 16), (1, 1, 127, 7)]
 LARGEST = [(1, 1, 512, 64)]
 
 
-def test_kernels_run_here() -> None:
+def test_interpreted_kernels_run_on_cpu_in_supported_dtypes() -> None:
     assert kernels_run_on(torch.device("cpu"), torch.bfloat16)
     assert not kernels_run_on(torch.device("cpu"), torch.float64)
 
 
 class Case:
-    """Inputs of a call, random numbers, and what to do with the result."""
+    """Random inputs of a call, and its results and gradients."""
 
     def __init__(
         self, shape: tuple[int, int, int, int], dtype: torch.dtype, masked: bool, biased: bool, rate: float
@@ -45,13 +45,13 @@ class Case:
         self.q, self.k, self.v, self.do = (randn(*shape).to(dtype) for _ in range(4))
         self.adjacency = randn(graphs, nodes, nodes) if masked else None
         if self.adjacency is not None:
-            self.adjacency[0, :: max(1, nodes - 1)] = 0.0  # the first and the last node see themselves alone
+            self.adjacency[0, :: max(1, nodes - 1)] = 0.0  # the first and the last node attend to themselves
         self.bias = randn(graphs, nodes, nodes) if biased else None
         self.dropout = Dropout(rate, torch.tensor(11), 3, torch.tensor(5))
         self.scale = shape[-1] ** -0.5
 
     def computed(self) -> list[Tensor]:
-        """Result and gradients, by the operator."""
+        """Return the result and the gradients computed by the operator."""
         leaves = [x.clone().requires_grad_() for x in (self.q, self.k, self.v)]
         bias = None if self.bias is None else self.bias.clone().requires_grad_()
         y = graph_attention(*leaves, self.adjacency, bias, threshold=THRESHOLD, dropout=self.dropout)
@@ -59,19 +59,19 @@ class Case:
         return [y.detach(), *torch.autograd.grad(y, wanted, self.do)]
 
     def plain(self, dtype: torch.dtype) -> list[Tensor]:
-        """The same by plain torch, in `dtype`."""
+        """Return the result and the gradients computed by plain torch in `dtype`."""
         wide = torch.promote_types(dtype, torch.float32)
         bias = [] if self.bias is None else [self.bias.to(wide)]
         return self.plainly([*(x.to(dtype) for x in (self.q, self.k, self.v, self.do)), *bias])
 
     def plainly(self, tensors: list[Tensor]) -> list[Tensor]:
-        """By plain torch, of queries, keys, values, the gradient of the result, and the bias where there is one."""
+        """Return them for given queries, keys, values, gradient of the result, and bias, if there is one."""
         q, k, v, do, *bias = tensors
         rest = self.adjacency, bias[0] if bias else None, self.dropout, THRESHOLD, self.scale
         return [x for x in (plain_forward(q, k, v, *rest)[0], *plain_backward(do, q, k, v, *rest)) if x is not None]
 
     def check(self) -> None:
-        """The error against float64 is what rounding explains."""
+        """Check that the error relative to float64 is within the rounding bound."""
         found, dtype = self.computed(), self.q.dtype
         inputs = [x for x in (self.q, self.k, self.v, self.do, self.bias) if x is not None]
         assert [x.dtype for x in found] == [x.dtype for x in self.plain(dtype)]
@@ -79,7 +79,7 @@ class Case:
 
 
 BOTH = [False, True]
-"""Whether there is a mask; whether there is a bias."""
+"""Values of `masked` and `biased`."""
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ BOTH = [False, True]
     pairwise_each_value_first(SMALL, BOTH, BOTH, [0.0, 0.25], DTYPES),
     ids=str,
 )
-def test_whole_graphs(
+def test_small_graphs_are_within_the_rounding_bound(
     shape: tuple[int, int, int, int], masked: bool, biased: bool, rate: float, dtype: torch.dtype
 ) -> None:
     Case(shape, dtype, masked, biased, rate).check()
@@ -98,21 +98,21 @@ def test_whole_graphs(
     pairwise_each_value_first(TILED, BOTH, BOTH, [0.0, 0.1], DTYPES),
     ids=str,
 )
-def test_tiles_of_graphs(
+def test_tiled_graphs_are_within_the_rounding_bound(
     shape: tuple[int, int, int, int], masked: bool, biased: bool, rate: float, dtype: torch.dtype
 ) -> None:
     Case(shape, dtype, masked, biased, rate).check()
 
 
-@pytest.mark.usefixtures("large_tiles")  # two by two of them: the 256 of the table take half a minute
+@pytest.mark.usefixtures("large_tiles")  # 2 x 2 tiles: the 256 tiles of the table's configuration take half a minute
 @pytest.mark.parametrize("shape", LARGEST, ids=str)
-def test_the_largest_graph(shape: tuple[int, int, int, int]) -> None:
+def test_largest_graph_is_within_the_rounding_bound(shape: tuple[int, int, int, int]) -> None:
     Case(shape, torch.float32, True, True, 0.1).check()
 
 
 @pytest.mark.parametrize("shape", [SMALL[0], TILED[1]], ids=str)
-def test_the_dropout_is_that_of_plain_torch(shape: tuple[int, int, int, int]) -> None:
-    """With values that tell keys apart: the identity."""
+def test_dropout_mask_equals_that_of_plain_torch(shape: tuple[int, int, int, int]) -> None:
+    """The values are the identity, so that the result is the weights of the keys."""
     graphs, heads, nodes, _ = shape
     case = Case((graphs, heads, nodes, min(nodes, 64)), torch.float32, False, False, 0.4)
     case.v = torch.eye(nodes)[:, :64].expand(graphs, heads, nodes, -1)
@@ -122,7 +122,7 @@ def test_the_dropout_is_that_of_plain_torch(shape: tuple[int, int, int, int]) ->
 
 
 @pytest.mark.parametrize(("shape", "dtype"), pairwise_each_value_first([SMALL[0], (1, 1, 65, 16)], DTYPES), ids=str)
-def test_the_order_of_programs_changes_no_bit(
+def test_results_do_not_depend_on_program_order(
     shape: tuple[int, int, int, int], dtype: torch.dtype, reversed_grid: Callable[[], None]
 ) -> None:
     case = Case(shape, dtype, True, True, 0.25)
@@ -132,7 +132,7 @@ def test_the_order_of_programs_changes_no_bit(
 
 
 @pytest.mark.parametrize("nodes", [13, pytest.param(65, marks=pytest.mark.slow)])
-def test_strides_may_be_any_and_one_tensor_all_three(nodes: int) -> None:
+def test_any_strides_and_one_tensor_for_all_inputs_are_supported(nodes: int) -> None:
     case = Case((2, 2, nodes, 26), torch.float32, False, False, 0.0)
     expected = graph_attention(case.q, case.k, case.v)
     side_by_side = torch.stack((case.q, case.k, case.v)).permute(1, 3, 0, 2, 4).contiguous()  # [G, T, 3, H, d]
@@ -140,7 +140,7 @@ def test_strides_may_be_any_and_one_tensor_all_three(nodes: int) -> None:
     turned = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (case.q, case.k, case.v))
     assert torch.equal(graph_attention(*turned), expected)
     expanded = case.q[:1].expand(2, -1, -1, -1)
-    # Elsewhere in a tile: the sums of a product may come in another order.
+    # At another place in a tile, a product may add up its terms in another order.
     alone = graph_attention(*[case.q[:1]] * 3)
     torch.testing.assert_close(graph_attention(expanded, expanded, expanded)[1], alone[0], rtol=1e-5, atol=1e-6)
 
@@ -151,7 +151,7 @@ def test_strides_may_be_any_and_one_tensor_all_three(nodes: int) -> None:
     torch.testing.assert_close(found, sum(parts))
 
 
-def test_no_graphs() -> None:
+def test_zero_graphs_give_an_empty_result() -> None:
     empty = torch.zeros(0, 2, 13, 26)
     assert graph_attention(empty, empty, empty).shape == empty.shape
 
@@ -166,7 +166,7 @@ def launched(nodes: int, biased: bool) -> Iterator[str]:
     return (one.kernel.__name__ for one in launches)
 
 
-def test_few_kernels_are_launched() -> None:
+def test_number_of_launches_depends_on_size_and_bias() -> None:
     assert len(list(launched(13, biased=False))) == 2
     assert len(list(launched(13, biased=True))) == 3
     assert len(list(launched(169, biased=False))) == 3

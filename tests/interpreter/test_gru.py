@@ -1,4 +1,4 @@
-"""The time loops of the GRUs as kernels, interpreted: against torch's loop in float64, and against themselves."""
+"""Tests of the interpreted GRU kernels, compared with the loop in plain torch in float64 and between launches."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
 
 
 def computed(shape: tuple[int, ...], dtype: torch.dtype, kernels: bool, recompute: bool = True) -> list[Tensor]:
-    """States and all gradients."""
+    """Return the states and all gradients."""
     return of_tensors(inputs(shape, dtype), kernels, recompute)
 
 
@@ -37,8 +37,7 @@ def of_tensors(tensors: list[Tensor], kernels: bool, recompute: bool = True) -> 
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_states_and_gradients(shape: tuple[int, ...]) -> None:
-    """The error against float64 is what rounding explains."""
+def test_states_and_gradients_are_within_the_rounding_bound(shape: tuple[int, ...]) -> None:
     exact, found = computed(shape, torch.float64, False), computed(shape, torch.float32, True)
     assert_right_up_to_rounding(
         found, exact, lambda tensors: of_tensors(tensors, False), inputs(shape, torch.float32), torch.float32
@@ -46,21 +45,21 @@ def test_states_and_gradients(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [SHAPES[2], pytest.param(SHAPES[1], marks=pytest.mark.slow)], ids=str)
-def test_gates_that_are_kept_give_the_same(shape: tuple[int, ...]) -> None:
+def test_kept_gates_give_the_same_results_as_recomputed_ones(shape: tuple[int, ...]) -> None:
     kept, again = (computed(shape, torch.float32, True, recompute) for recompute in (False, True))
     assert torch.equal(kept[0], again[0])
     for found, other in zip(kept, again, strict=True):
         torch.testing.assert_close(found, other, rtol=1e-5, atol=1e-6)
 
 
-def test_the_order_of_programs_changes_no_bit(reversed_grid: Callable[[], None]) -> None:
+def test_results_do_not_depend_on_program_order(reversed_grid: Callable[[], None]) -> None:
     forwards = computed(SHAPES[2], torch.float32, True)
     reversed_grid()
     backwards = computed(SHAPES[2], torch.float32, True)
     assert all(torch.equal(a, b) for a, b in zip(backwards, forwards, strict=True))
 
 
-def test_a_loop_is_one_launch() -> None:
+def test_each_loop_is_one_launch() -> None:
     tensors = inputs(SHAPES[1], torch.float32)
     with record_launches() as launches:
         y = gru_bank(*tensors, torch.float32, True)
@@ -68,7 +67,7 @@ def test_a_loop_is_one_launch() -> None:
     assert [one.kernel.__name__ for one in launches] == ["_gru_scan_fwd_kernel", "_gru_scan_bwd_kernel"]
 
 
-def test_what_no_kernel_takes_is_torchs_loop() -> None:
+def test_unsupported_inputs_launch_no_kernel() -> None:
     with record_launches() as launches:
         computed((2, 3, 1, 4, 129), torch.float32, True)
         computed(SHAPES[1], torch.float64, True)

@@ -1,4 +1,4 @@
-"""The backend `triton`, its kernels interpreted: the numbers of the existing model, and losses as those of `torch`."""
+"""Tests of the backend `triton` with interpreted kernels, against the existing model and the losses of `torch`."""
 
 import re
 from dataclasses import replace
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.usefixtures("large_tiles"), pytest.mark.timeout(1800)]
 
 
 def launched_for(case: golden.Case, model: nn.Module) -> set[str]:
-    """The operators whose kernels ran; outputs and gradients are those of the existing model."""
+    """Return the operators whose kernels ran, and check outputs and gradients against the existing model."""
     state = case.state(torch.float32)
     with running() as ran:
         ours = from_original_layout(state, case.config)
@@ -47,8 +47,8 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str) -> None:
 
 
 @pytest.mark.slow  # half a minute in the interpreter
-def test_what_has_been_measured_to_be_faster_is_a_kernel_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The projection without attention, of the first layer nothing, and operators from their rows on."""
+def test_only_kernels_measured_to_be_faster_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels run for the projection without attention, not for the first layer, and from the measured rows on."""
     case = golden.load("batched_small")
     rows = {"graph_attention": None, "projection_block": 1, "gru_bank": 1, "edge_head": 10**9, "feed_forward_block": 1}
     entry = Measured("a GPU", {}, {Case(name, 4, 512): least for name, least in rows.items()})
@@ -59,11 +59,11 @@ def test_what_has_been_measured_to_be_faster_is_a_kernel_and_nothing_else(monkey
     assert launched_for(case, model) == {"projection", "gru_scan", "feed_forward"}
 
 
-@pytest.mark.slow  # a whole training step, interpreted
-def test_the_quickstart_has_the_losses_of_the_backend_torch(data_file: Path, tmp_path: Path) -> None:
-    """A step of it on real data, with few days, and with dropout: both backends draw the same masks.
+@pytest.mark.slow  # a whole interpreted training step
+def test_quickstart_losses_equal_those_of_the_torch_backend(data_file: Path, tmp_path: Path) -> None:
+    """Run one training step on few days of real data, with dropout: both backends draw the same masks.
 
-    The loss of the validation depends on the gradients of that step.
+    The validation loss depends on the gradients of that step.
     """
     few = [
         "model.seq_len=4", "model.label_len=2", "model.pred_len=2",
@@ -80,7 +80,7 @@ def test_the_quickstart_has_the_losses_of_the_backend_torch(data_file: Path, tmp
     assert results[1]["backend"] == "triton"
 
 
-def test_a_device_without_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_without_kernels_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     case = golden.load("batched_small")
     monkeypatch.setattr("pgat_kernels.dispatch.interpreted", lambda: False)
     with pytest.raises(BackendError, match="Triton kernels run on GPUs, not on cpu"):

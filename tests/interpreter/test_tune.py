@@ -1,4 +1,4 @@
-"""The tool that measures kernels, on interpreted ones: every step of it, and a file that dispatch goes by."""
+"""Tests of the tool that measures kernels, with interpreted ones, and of dispatch by the file that it writes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two operators, one configuration to try, and a clock of which kernels are the faster."""
+    """Reduce the tool to two operators and few configurations, with a clock by which kernels are faster."""
     chosen = [case._replace(dtypes=("fp32",)) for case in CASES if case.operator in ("edge_head", "gru_bank")]
     monkeypatch.setattr(tune, "CASES", tuple(chosen))
     monkeypatch.setattr(tune, "VALUES", {"block": (16, 32), "warps": (4,), "columns": (), "stages": (1,)})
@@ -39,8 +39,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "milliseconds", milliseconds)
 
 
-@pytest.mark.slow  # kernels are run again and again
-def test_it_writes_what_dispatch_goes_by(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # runs kernels many times
+def test_dispatch_follows_the_written_file(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tuning_table.json"
     other = Measured("another", {Case("gru forward", 4, 128): Configuration(32, 2, 1)}, {})
     file.write_text('{"sm_75": ' + str(tune.as_json(other)).replace("'", '"') + "}")
@@ -63,7 +63,7 @@ def test_it_writes_what_dispatch_goes_by(small: None, tmp_path: Path, monkeypatc
         assert dispatch.wanted(dispatch.Kernels.MEASURED, "edge_head", torch.ones(rows, 208), 208) is (rows == 169)
 
 
-def test_without_time_nothing_is_measured_and_all_is_named(small: None, tmp_path: Path) -> None:
+def test_without_time_nothing_is_measured_and_every_case_is_reported(small: None, tmp_path: Path) -> None:
     said: list[str] = []
     tune.tune(CPU, tmp_path / "tuning_table.json", timesteps=2, limit=-1, compiling=False, say=said.append)
     assert not (tmp_path / "tuning_table.json").exists()
@@ -71,9 +71,9 @@ def test_without_time_nothing_is_measured_and_all_is_named(small: None, tmp_path
     assert all("no time is left" in line for line in said)
 
 
-@pytest.mark.slow  # kernels are run again and again
-def test_later_measurements_are_of_the_chosen_configurations(small: None, tmp_path: Path) -> None:
-    """A clock by which tiles of 32 rows are the faster, and what runs when plain torch is compared with."""
+@pytest.mark.slow  # runs kernels many times
+def test_later_measurements_use_the_chosen_configurations(small: None, tmp_path: Path) -> None:
+    """By the clock of this test tiles of 32 rows are faster, so the comparison with plain torch has to use them."""
     taken = []
 
     def milliseconds(run: Callable[[], object], device: torch.device) -> float:
@@ -90,8 +90,8 @@ def test_later_measurements_are_of_the_chosen_configurations(small: None, tmp_pa
     assert taken[-1] == 32
 
 
-@pytest.mark.slow  # kernels are run again and again
-def test_what_computes_something_else_is_not_taken(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # runs kernels many times
+def test_configuration_with_different_results_is_rejected(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     original = tune.seconds_of
     wrong = Configuration(32, 8, 1, columns=16)
 

@@ -1,4 +1,4 @@
-"""Moves by one unit in the last place, relative errors, and the spread of results that follows from both."""
+"""Tests of moves by one unit in the last place, relative errors, spreads of results, and error bounds."""
 
 import math
 
@@ -25,7 +25,7 @@ def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> Te
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_every_element_moves_to_a_neighbour_or_stays(dtype: torch.dtype) -> None:
+def test_elements_move_to_a_neighbour_or_stay(dtype: torch.dtype) -> None:
     x = torch.cat((normal(3000, dtype=dtype), torch.tensor([1.0, -1.0, 2.0, -0.5], dtype=dtype)))
     moved = moved_by_rounding(x, generator())
     infinity = torch.tensor(math.inf, dtype=dtype)
@@ -35,13 +35,13 @@ def test_every_element_moves_to_a_neighbour_or_stays(dtype: torch.dtype) -> None
     assert bool(((moved == up) | (moved == x) | (moved == down)).all())
 
 
-def test_float16_moves_by_its_unit() -> None:
+def test_float16_moves_by_its_unit_in_the_last_place() -> None:
     x = torch.ones(300, dtype=torch.float16)
     assert moved_by_rounding(x, generator()).unique().tolist() == [1 - 2**-11, 1, 1 + 2**-10]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_zeros_and_what_is_not_finite_stay(dtype: torch.dtype) -> None:
+def test_zeros_and_non_finite_values_do_not_move(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     special = [0.0, -0.0, math.inf, -math.inf, math.nan, largest, -largest]
     x = torch.tensor(special, dtype=dtype).repeat(50)
@@ -59,7 +59,7 @@ def test_other_dtypes_are_unchanged(dtype: torch.dtype) -> None:
     assert moved_by_rounding(x, generator()) is x
 
 
-def test_moves_follow_from_the_generator_and_leave_the_input_alone() -> None:
+def test_moves_depend_on_the_generator_and_do_not_change_the_input() -> None:
     x = normal(50)
     before = x.clone()
     first, again, other = (moved_by_rounding(x, generator(seed)) for seed in (1, 1, 2))
@@ -94,33 +94,33 @@ def test_errors_are_relative_to_the_norm() -> None:
 def test_errors_are_computed_in_float64() -> None:
     (error,) = relative_errors([torch.tensor([1.0])], [torch.tensor([1.0 + 1e-12], dtype=torch.float64)])
     assert error == pytest.approx(1e-12, rel=1e-3)
-    (error,) = relative_errors([torch.full((4,), 3e38)], [torch.full((4,), 2e38)])  # its square is beyond float32
+    (error,) = relative_errors([torch.full((4,), 3e38)], [torch.full((4,), 2e38)])  # its square overflows in float32
     assert error == pytest.approx(0.5, rel=1e-6)
 
 
-def test_a_gradient_that_is_zero_is_judged_beside_the_largest() -> None:
+def test_error_of_a_zero_gradient_is_relative_to_the_largest_norm() -> None:
     expected = [torch.tensor([1000.0]), torch.tensor([1e-17])]
     results = [torch.tensor([1000.0]), torch.tensor([5e-4])]
     assert relative_errors(results, expected) == [0.0, pytest.approx(0.5, rel=1e-6)]
-    assert relative_errors(results[1:], expected[1:])[0] > 1e12  # nothing is beside it
+    assert relative_errors(results[1:], expected[1:])[0] > 1e12  # there is no larger result
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_infinitely_wrong(bad: float) -> None:
+def test_non_finite_values_have_an_infinite_error(bad: float) -> None:
     good, broken = torch.ones(3), torch.tensor([1.0, bad, 1.0])
     assert relative_errors([broken, good], [good, good]) == [math.inf, 0.0]
     assert relative_errors([good, good], [broken, good]) == [math.inf, 0.0]
     assert relative_errors([broken, good], [broken, good]) == [math.inf, 0.0]
 
 
-def test_zero_and_empty_results() -> None:
+def test_errors_of_zero_and_empty_results() -> None:
     zero, empty = torch.zeros(2), torch.empty(0)
     assert relative_errors([zero, empty], [zero, empty]) == [0.0, 0.0]
     assert relative_errors([torch.ones(2)], [zero]) == [math.inf]
     assert relative_errors([], []) == []
 
 
-def test_results_of_other_shapes_are_refused() -> None:
+def test_results_of_wrong_shape_or_number_raise() -> None:
     with pytest.raises(ValueError, match=r"result 1 has the shape \(1, 3\), expected \(3,\)"):
         relative_errors([torch.ones(1), torch.ones(1, 3)], [torch.ones(1), torch.ones(3)])
     with pytest.raises(ValueError, match="there are 1 results where 2 are expected"):
@@ -131,33 +131,33 @@ def test_results_of_other_shapes_are_refused() -> None:
 
 
 def divided(inputs: list[Tensor]) -> list[Tensor]:
-    """Rows divided by their sums, and the gradient of the squares of the first."""
+    """Return rows divided by their sums, and the gradient of the squares of the first column."""
     x = inputs[0].detach().requires_grad_()
     y = x / x.sum(dim=1, keepdim=True)
     return [y, *torch.autograd.grad(y[:, 0].square().sum(), x)]
 
 
 def with_row_sums(gap: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rows [20, 8] of numbers about 1 whose sum is `gap`."""
+    """Return rows [20, 8] of numbers of magnitude about 1 whose sum is `gap`."""
     x = normal(20, 8, dtype=torch.float64)
     return (x - x.mean(dim=1, keepdim=True) + gap / 8).to(dtype)
 
 
-def test_the_spread_is_that_of_the_condition() -> None:
+def test_spread_grows_with_the_condition_number() -> None:
     good, bad = (rounding_spread(divided, [with_row_sums(gap)]) for gap in (8.0, 1e-3))
     assert all(2**-25 < spread < 2**-20 for spread in good)
     assert all(1e-5 < spread < 1e-2 for spread in bad)
 
 
 @pytest.mark.parametrize("gap", [8.0, 1e-1, 1e-3])
-def test_the_error_of_float32_is_within_its_bound_at_any_condition(gap: float) -> None:
+def test_float32_error_is_within_its_bound_at_any_condition_number(gap: float) -> None:
     x = with_row_sums(gap)
     errors = relative_errors(divided([x]), divided([x.double()]))
     bounds = error_bounds(rounding_spread(divided, [x]), torch.float32)
     assert all(error <= bound for error, bound in zip(errors, bounds, strict=True))
 
 
-def test_a_wrong_gradient_is_beyond_its_bound_where_the_case_is_well_conditioned() -> None:
+def test_wrong_gradient_exceeds_its_bound_in_a_well_conditioned_case() -> None:
     x = with_row_sums(8.0)
     result, gradient = divided([x])
     exact = divided([x.double()])
@@ -167,7 +167,7 @@ def test_a_wrong_gradient_is_beyond_its_bound_where_the_case_is_well_conditioned
     assert errors[1] > 10 * bounds[1]
 
 
-def test_every_input_moves_and_draws_are_reproducible() -> None:
+def test_all_floating_inputs_move_and_draws_are_reproducible() -> None:
     seen: list[list[Tensor]] = []
 
     def note(inputs: list[Tensor]) -> list[Tensor]:
@@ -188,8 +188,8 @@ def test_every_input_moves_and_draws_are_reproducible() -> None:
     assert rounding_spread(note, inputs, draws=2, seed=6) != spread
 
 
-def test_results_that_are_written_over_are_compared_as_they_were() -> None:
-    """As gradients that accumulate in the same tensors are."""
+def test_results_overwritten_by_later_draws_are_compared_correctly() -> None:
+    """Gradients that accumulate in the same tensors are overwritten, for example."""
     place = torch.zeros(30)
 
     def write(inputs: list[Tensor]) -> list[Tensor]:
@@ -198,7 +198,7 @@ def test_results_that_are_written_over_are_compared_as_they_were() -> None:
     assert rounding_spread(write, [normal(30)])[0] > 0
 
 
-def test_a_result_that_is_not_finite_bounds_nothing() -> None:
+def test_non_finite_spread_or_plain_error_raises() -> None:
     spread = rounding_spread(lambda inputs: [inputs[0].log()], [torch.tensor([-1.0])])
     assert spread == [math.inf]
     for given, plain in ((spread, [0.0]), ([0.0], spread), ([0.0], [math.nan])):
@@ -206,8 +206,8 @@ def test_a_result_that_is_not_finite_bounds_nothing() -> None:
             error_bounds(given, torch.float32, plain)
 
 
-def test_rounding_that_no_move_shows_is_in_the_errors_of_the_plain_program() -> None:
-    """Of a saturated sigmoid."""
+def test_bounds_include_plain_errors_that_the_spread_does_not_show() -> None:
+    """The gradient of a saturated sigmoid is an example."""
 
     def slope(inputs: list[Tensor]) -> list[Tensor]:
         x = inputs[0].detach().requires_grad_()
@@ -219,12 +219,12 @@ def test_rounding_that_no_move_shows_is_in_the_errors_of_the_plain_program() -> 
     assert errors[0] <= error_bounds(spread, torch.float32, errors)[0]
 
 
-def test_no_draws_are_refused() -> None:
+def test_zero_draws_raise() -> None:
     with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
         rounding_spread(divided, [with_row_sums(1.0)], draws=0)
 
 
-def test_bounds_are_errors_spreads_and_roundings() -> None:
+def test_bounds_are_sums_of_plain_errors_spreads_and_roundings() -> None:
     bounds = error_bounds([0.0, 1e-3], torch.float32, [0.0, 2e-3])
     assert bounds == [2 * 2**-23, pytest.approx(1e-2 + 2 * 2**-23)]
     assert error_bounds([0.0], torch.bfloat16) == [2 * 2**-7]

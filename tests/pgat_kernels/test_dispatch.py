@@ -1,4 +1,4 @@
-"""Which operators are computed by kernels, and that the log says why one is not."""
+"""Tests of the choice between kernels and plain torch, and of the logged reasons."""
 
 import json
 import logging
@@ -29,18 +29,18 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_said", set())
 
 
-def test_every_operator_with_kernels_is_in_the_table() -> None:
+def test_coverage_lists_every_operator_with_kernels() -> None:
     takes = {line.operator: line.takes for line in COVERAGE}
     assert all(takes[case.operator] for case in CASES)
 
 
-def test_all_that_the_model_asks_for_is_measured_and_none_of_it_twice() -> None:
+def test_every_covered_operator_is_measured_once_per_size() -> None:
     asked = [(case.threshold, bucket(case.size)) for case in CASES if case.threshold]
     assert {name for name, _ in asked} == {line.operator for line in COVERAGE if line.takes}
     assert len(set(asked)) == len(asked)
 
 
-def test_kernels_run_on_gpus_in_the_dtypes_of_the_table() -> None:
+def test_kernels_run_on_gpus_in_supported_dtypes() -> None:
     assert use_kernel("aspects", CUDA, [torch.float32, torch.bfloat16], fits=True)
     assert why_no_kernels(CUDA, torch.float64) == "kernels take float32, bfloat16 and float16, not torch.float64"
     assert why_no_kernels(CPU) == "Triton kernels run on GPUs, not on cpu"
@@ -48,7 +48,7 @@ def test_kernels_run_on_gpus_in_the_dtypes_of_the_table() -> None:
         assert use_kernel("aspects", CPU, [torch.float32], fits=True)
 
 
-def test_a_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_fallback_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for _ in range(3):
         assert not use_kernel("feed_forward_block", CUDA, [torch.float32], fits=False)
@@ -60,7 +60,7 @@ def test_a_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("", False)])
-def test_whether_kernels_are_interpreted_is_read_as_triton_reads_it(
+def test_interpreted_parses_the_variable_as_triton_does(
     value: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", value)
@@ -72,14 +72,14 @@ HEAD, LOW = Case("edge_head", 4, 256), Case("edge_head", 2, 256)
 
 @pytest.fixture
 def on_a_known_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels of one operator, in float32, are faster from 100 rows on."""
+    """Measurements of a GPU on which the kernels of one operator, in float32, are faster from 100 rows on."""
     entry = Measured("a GPU", {}, {HEAD: 100, LOW: None, Case("edge_head", 4, 64): 5})
     monkeypatch.setattr(dispatch, "gpu_of", lambda device: "sm_90")
     monkeypatch.setattr(dispatch, "measured", {"sm_90": entry}.get)
 
 
 @pytest.mark.usefixtures("on_a_known_gpu")
-def test_measured_kernels_are_taken_from_their_rows_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_measured_kernels_are_used_from_the_measured_rows_on(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
     def taken(rows: int, size: int = 208, dtype: torch.dtype = torch.float32, operator: str = "edge_head") -> bool:
@@ -103,7 +103,7 @@ def test_measured_kernels_are_taken_from_their_rows_on(caplog: pytest.LogCapture
 
 
 @pytest.mark.usefixtures("on_a_known_gpu")
-def test_the_table_says_it_in_words() -> None:
+def test_measured_rows_describes_the_measurements() -> None:
     assert measured_rows("aspects", "sm_90") == "plain torch: not measured on sm_90"
     assert measured_rows("edge_head", "sm_90") == (
         "32 bits, up to 256: kernel from 100 rows on; 16 bits, up to 256: plain torch; "
@@ -112,7 +112,7 @@ def test_the_table_says_it_in_words() -> None:
 
 
 @pytest.mark.usefixtures("on_a_known_gpu")
-def test_it_is_decided_when_a_graph_is_compiled() -> None:
+def test_choice_is_made_at_compile_time() -> None:
     def both(x: torch.Tensor) -> torch.Tensor:
         return x + 1 if wanted(Kernels.MEASURED, "edge_head", x, 208) else x - 1
 
@@ -121,7 +121,7 @@ def test_it_is_decided_when_a_graph_is_compiled() -> None:
     assert compiled(torch.zeros(99, 2)).eq(-1).all()
 
 
-def test_the_file_of_measurements_is_read_whole_or_named(tmp_path: Path) -> None:
+def test_measurements_round_trip_and_broken_files_are_named(tmp_path: Path) -> None:
     read(FILE)
     file = tmp_path / "tuning_table.json"
     entry = Measured("a GPU", {HEAD: Configuration(32, 4, 1)}, {HEAD: 100, LOW: None})

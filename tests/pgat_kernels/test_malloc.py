@@ -1,4 +1,4 @@
-"""Freed blocks are reused; the user's own setting of the C library wins; other systems are left alone."""
+"""Tests that freed blocks are reused, and that settings of the user and other C libraries are left unchanged."""
 
 import ctypes
 import os
@@ -27,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is of Linux")
-def test_pages_of_freed_buffers_are_not_fetched_again() -> None:
+def test_freed_buffers_are_reused_without_page_faults() -> None:
     def faults(word: str) -> int:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
         found = subprocess.run(
@@ -40,13 +40,13 @@ def test_pages_of_freed_buffers_are_not_fetched_again() -> None:
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
-def test_a_setting_of_the_user_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_of_the_user_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")
     monkeypatch.setattr(ctypes, "CDLL", None)
     assert keep_freed_memory.__wrapped__() is False
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_library_is_left_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> ctypes.CDLL:
         raise OSError(name)
 

@@ -1,4 +1,4 @@
-"""Float32 products on the CPU: exact, and torch's setting left as it was."""
+"""Tests that float32 products on the CPU are exact, and that torch's setting is restored."""
 
 from typing import Any
 
@@ -25,14 +25,14 @@ def test_products_are_float32(shape: tuple[int, int, int]) -> None:
     assert float((found - truth).abs().max()) < inner**0.5 * 2.0**-23 * scale
 
 
-def test_the_setting_comes_back_even_after_an_error() -> None:
+def test_setting_is_restored_after_an_error() -> None:
     before = setting().fp32_precision
     with pytest.raises(ZeroDivisionError), fast_exact_float32():
         raise ZeroDivisionError
     assert setting().fp32_precision == before
 
 
-def test_it_nests_and_leaves_what_the_caller_has_allowed() -> None:
+def test_contexts_nest_and_keep_the_precision_of_the_caller() -> None:
     before = setting().fp32_precision
     try:
         setting().fp32_precision = "tf32"
@@ -43,14 +43,14 @@ def test_it_nests_and_leaves_what_the_caller_has_allowed() -> None:
         setting().fp32_precision = before
 
 
-def test_a_processor_that_would_round_keeps_torchs_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_is_unchanged_if_onednn_would_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matmul_precision, "_onednn_is_exact", lambda: False)
     before = setting().fp32_precision
     with fast_exact_float32():
         assert setting().fp32_precision == before
 
 
-def test_what_the_processor_does_is_found_out_in_float32_whatever_surrounds_it() -> None:
+def test_onednn_check_ignores_autocast_and_default_device_and_dtype() -> None:
     verdict = matmul_precision._onednn_is_exact.__wrapped__()
     with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
         assert matmul_precision._onednn_is_exact.__wrapped__() == verdict

@@ -1,4 +1,4 @@
-"""What the supported versions of torch do differently behaves alike on each of them."""
+"""Tests that the features in `torch_features` behave the same on all supported versions of torch."""
 
 import gc
 import warnings
@@ -20,12 +20,12 @@ SETTINGS = {"fullgraph": True, "dynamic": False, "backend": "eager"}
 
 
 def scale(x: Tensor, *, by: float = 2.0) -> Tensor:
-    """What is compiled."""
+    """Return `by * x`; the function to be compiled."""
     return by * x
 
 
 @torch._dynamo.config.patch(LIMITS)
-def test_compilations_of_one_function_are_counted_apart() -> None:
+def test_compilations_of_one_function_are_counted_separately() -> None:
     for width in range(1, 6):
         torch._dynamo.utils.counters.clear()
         assert compile_apart(scale, **SETTINGS)(torch.ones(width), by=3.0).tolist() == [3.0] * width
@@ -33,7 +33,7 @@ def test_compilations_of_one_function_are_counted_apart() -> None:
 
 
 @torch._dynamo.config.patch(LIMITS)
-def test_compilations_of_modules_of_one_class_are_counted_apart() -> None:
+def test_compilations_of_modules_of_one_class_are_counted_separately() -> None:
     for width in range(1, 6):
         module = nn.Sequential(nn.Linear(width, 2), nn.ReLU())
         module._compiled_call_impl = compile_apart(module._call_impl, **SETTINGS)
@@ -44,7 +44,7 @@ def test_compilations_of_modules_of_one_class_are_counted_apart() -> None:
         torch.testing.assert_close(compiled, module._call_impl(x))
 
 
-def test_a_compiled_module_is_freed_with_its_last_reference() -> None:
+def test_compiled_module_is_freed_with_its_last_reference() -> None:
     module = nn.Linear(2, 2)
     module._compiled_call_impl = compile_apart(module._call_impl, **SETTINGS)
     module(torch.ones(1, 2))
@@ -54,7 +54,7 @@ def test_a_compiled_module_is_freed_with_its_last_reference() -> None:
     assert known() is None
 
 
-def test_autocast_is_known_for_processors_and_not_without_data() -> None:
+def test_has_autocast_is_true_on_cpu_and_false_on_meta() -> None:
     def ask(x: Tensor) -> Tensor:
         return x + (10 * has_autocast(x.device.type) + has_autocast("meta"))
 
@@ -62,7 +62,7 @@ def test_autocast_is_known_for_processors_and_not_without_data() -> None:
     assert torch.compile(ask, **SETTINGS)(torch.zeros(2)).tolist() == [10.0, 10.0]
 
 
-def test_constant_results_have_the_mark_that_torch_gives_them() -> None:
+def test_constant_when_compiled_sets_the_attribute_of_torch() -> None:
     def ours() -> int:
         return 1
 
@@ -72,7 +72,7 @@ def test_constant_results_have_the_mark_that_torch_gives_them() -> None:
     assert vars(constant_when_compiled(ours)) == vars(torch.compiler.assume_constant_result(of_torch)) != {}
 
 
-def test_buffers_are_not_broadcast_and_nothing_is_warned_of(tmp_path: Path) -> None:
+def test_skip_buffer_broadcast_disables_broadcast_without_warning(tmp_path: Path) -> None:
     module = nn.BatchNorm1d(2)
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:

@@ -1,1 +1,1 @@
-"""Operators on tensors: definition, plain-torch twin, autograd, FLOP formula."""
+"""Tensor operators, each with its plain torch version, backward pass and FLOP formula."""

@@ -1,19 +1,19 @@
-"""Strengths between all pairs of bodies, with one matrix product a timestep (rewrite 3).
+"""Strengths between all pairs of bodies, with one matrix product per timestep (rewrite 3).
 
-The first layer of the strength of a pair acts on both bodies' vectors side by side, u_i = body_i + m, with m [D] the
-market of the timestep. With its weight split in halves, W1 = [Wa, Wb]:
+The input of the first layer for a pair is the vectors of both bodies side by side, u_i = body_i + m, with m [D] the
+market vector of the timestep. With the weight split in halves, W1 = [Wa, Wb]:
 
     W1 [u_i ; u_j] + b1 = Wa (body_i + m) + Wb (body_j + m) + b1
                         = (Wa + Wb) m  +  (Wa body_i + Wb body_j + b1)
                         = x            +  c_ij
 
-x is one product of width D a timestep where there were N (N - 1) / 2 of width 2 D, and the vectors c_ij do not depend
-on the timestep. `pair_terms` makes both; `aspects` makes
+x takes one product of width D per timestep instead of N (N - 1) / 2 of width 2 D, and the vectors c_ij do not depend on
+the timestep. `pair_terms` computes both; `aspects` computes
 
     A_ij = A_ji = sigmoid(w2 . gelu(x + c_ij) + b2) for i < j,   A_ii = 1.
 
-What is left is a gelu for every timestep, pair and channel. It is computed for a few timesteps at a time, which stay in
-a processor's cache, and again in the backward pass: nothing of the size [timesteps, pairs, D] ever exists.
+This takes a gelu for every timestep, pair and channel. It is computed for a few timesteps at a time, which stay in the
+cache of a processor, and recomputed in the backward pass: no tensor of the size [timesteps, pairs, D] is allocated.
 """
 
 import math
@@ -31,15 +31,15 @@ from pgat_kernels.ops.chunked_ops import starts
 aten = torch.ops.aten
 
 MOST_PAIRS = 128
-"""That a kernel takes."""
+"""Largest number of pairs that a kernel supports."""
 
 _CHUNK_BYTES = {"cpu": 2**21}
-"""Size of the [timesteps, pairs, D] values of a chunk: on a CPU, about what a core keeps in a cache of its own."""
+"""Size of the [timesteps, pairs, D] values of a chunk: on a CPU, about the size of the private cache of a core."""
 _CHUNK_BYTES_ELSEWHERE = 2**26
 
 
 def pair_terms(market: Tensor, bodies: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The two terms of the first layer, see the module's derivation.
+    """Compute the two terms of the first layer, see the module's derivation.
 
     Args:
         market: m, [M, D].
@@ -48,21 +48,21 @@ def pair_terms(market: Tensor, bodies: Tensor, weight: Tensor, bias: Tensor) -> 
         bias: b1, [D].
 
     Returns:
-        x [M, D], and c_ij of the pairs i < j in the order of `torch.triu_indices`, [N (N - 1) / 2, D].
+        x [M, D], and c_ij for the pairs i < j in the order of `torch.triu_indices`, [N (N - 1) / 2, D].
     """
     of_first, of_second = weight.chunk(2, dim=1)
     first, second = F.linear(bodies, of_first, bias), F.linear(bodies, of_second)
     i, j = torch.triu_indices(len(bodies), len(bodies), offset=1, device=bodies.device)
-    # All N * N sums, of which no entry is read twice: gradients of entries that are would be added up in any order.
+    # Compute all N * N sums and read no entry twice: gradients of repeated entries would be added up in any order.
     sums = (first[:, None] + second).flatten(0, 1)
     return F.linear(market, of_first + of_second), sums[i * len(bodies) + j]
 
 
 def node_count(pairs: int) -> int:
-    """N with N (N - 1) / 2 = `pairs`.
+    """Return N with N (N - 1) / 2 = `pairs`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: if there is no such N.
     """
     nodes = (1 + math.isqrt(1 + 8 * pairs)) // 2
     if nodes * (nodes - 1) // 2 != pairs:
@@ -72,19 +72,19 @@ def node_count(pairs: int) -> int:
 
 @torch.library.custom_op("pgat::aspects", mutates_args=())
 def aspects(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor, kernels: bool = False) -> Tensor:
-    """Symmetric strengths between N bodies: [M, N, N] within [0, 1], diagonal 1, in at least float32.
+    """Compute symmetric strengths between N bodies: [M, N, N] within [0, 1], diagonal 1, in at least float32.
 
     Args:
         x: [M, D], any float dtype; see `pair_terms`.
         constants: c_ij, [N (N - 1) / 2, D], any float dtype.
         weight: w2, [D].
         bias: b2, [1].
-        kernels: whether it may be a Triton kernel: one launch.
+        kernels: whether a Triton kernel may compute it, in one launch.
 
-    The arguments and the result are all that is kept for the backward pass.
+    Only the arguments and the result are kept for the backward pass.
 
     Raises:
-        ValueError: the number of constants is not N (N - 1) / 2 for any N.
+        ValueError: if the number of constants is not N (N - 1) / 2 for any N.
     """
     nodes, pairs = node_count(len(constants)), len(constants)
     dtype = _wide(x, weight)
@@ -111,7 +111,7 @@ def aspects(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor, kernels:
 def aspects_backward(
     gradient: Tensor, x: Tensor, constants: Tensor, weight: Tensor, result: Tensor, kernels: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, constants, weight and bias of `aspects` from that of its result, [M, N, N]."""
+    """Compute gradients of x, constants, weight and bias of `aspects` from that of its result, [M, N, N]."""
     nodes = node_count(len(constants))
     dtype = result.dtype
     wide_constants, wide_weight = constants.to(dtype), weight.to(dtype)
@@ -139,7 +139,7 @@ def aspects_backward(
             g = g_logits[first : first + rows]
             z = torch.add(chunk[:, None], wide_constants, out=buffers[0, : len(chunk)])
             values = aten.gelu.out(z, out=buffers[1, : len(chunk)])
-            of_timesteps = torch.bmm(g[:, None], values)  # [rows, 1, D]: less rounding than in one long sum
+            of_timesteps = torch.bmm(g[:, None], values)  # [rows, 1, D]: less rounding than one long sum
             g_weight += of_timesteps.sum(dim=(0, 1))
             g_values = torch.mul(g[:, :, None], wide_weight, out=values)
             g_z = aten.gelu_backward.grad_input(g_values, z, grad_input=g_values)
@@ -149,23 +149,23 @@ def aspects_backward(
 
 
 def _by_kernel(kernels: bool, x: Tensor, dtype: torch.dtype, pairs: int) -> bool:
-    """Whether a kernel computes it: where one is asked for and runs, in float32, for so many pairs."""
+    """Return whether a kernel computes it: if requested and available, in float32, up to `MOST_PAIRS` pairs."""
     return kernels and use_kernel("aspects", x.device, [x.dtype], dtype == torch.float32 and pairs <= MOST_PAIRS)
 
 
 def _wide(x: Tensor, weight: Tensor) -> torch.dtype:
-    """What is computed in: at least float32."""
+    """Return the dtype of the computation: at least float32."""
     return torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
 
 
 def _chunk_rows(device: torch.device, constants: Tensor) -> int:
-    """Timesteps of a chunk."""
+    """Return the number of timesteps of a chunk."""
     bytes_of_a_row = constants.numel() * max(constants.element_size(), 4)
     return max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // max(1, bytes_of_a_row))
 
 
 def _pair_of_entry(nodes: int, device: torch.device) -> Tensor:
-    """Number of the pair that every entry of the matrix shows, the number of pairs on the diagonal: int64 [N * N]."""
+    """Return the pair index of every entry of the matrix, int64 [N * N]; diagonal entries hold the number of pairs."""
     pairs = nodes * (nodes - 1) // 2
     i, j = torch.triu_indices(nodes, nodes, offset=1, device=device)
     table = torch.full((nodes, nodes), pairs, dtype=torch.int64, device=device)
@@ -208,4 +208,4 @@ def _(x: Any, constants: Any, *args: Any, out_shape: Any = None, **kwargs: Any) 
 
 @register_flop_formula(torch.ops.pgat.aspects_backward)
 def _(gradient: Any, x: Any, constants: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * x[0] * constants[0] * constants[1]  # type: ignore[no-any-return]  # of the weight; the rest is elementwise
+    return 2 * x[0] * constants[0] * constants[1]  # type: ignore[no-any-return]  # weight gradient; rest elementwise

@@ -1,11 +1,11 @@
 """Multi-head attention that never holds all attention weights (rewrite 8).
 
-Queries are taken a block at a time: their scores against all keys, softmax, dropout and the weighted sum of the values
-are done before the next block begins. The backward pass computes projections and a block's weights again, with the same
-dropout mask. What is kept are the tokens. Memory is linear in their number; a block stays in a processor's cache.
+Queries are processed in blocks: scores against all keys, softmax, dropout and the weighted sum of the values of one
+block are computed before the next block begins. The backward pass recomputes the projections and the weights of a
+block, with the same dropout mask. Only the tokens are kept. Memory is linear in their number, and a block stays in the
+cache of a processor.
 
-On a CPU the forward pass without dropout is torch's own flash attention, one call instead of one a block. With dropout
-it is not: torch's has none on a CPU.
+On a CPU the forward pass without dropout is one call of torch's flash attention, which does not support dropout there.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from pgat_kernels.ops.chunked_ops import Masks, auto_chunk, how_compiled, starts
 from pgat_kernels.ops.vjp import linear, softmax_dropout
 
 WORTH_COMPILING = 2**22
-"""Scores of all heads below which a compiled block saves less than compiling it costs."""
+"""Number of scores of all heads below which a compiled block saves less time than its compilation takes."""
 
 Blocks = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
@@ -29,9 +29,9 @@ Blocks = tuple[Tensor, Tensor, Tensor, Tensor | None]
 def _block(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks
 ) -> tuple[Callable[[], Tensor], Callable[[Tensor], Blocks]]:
-    """Queries [G, H, C, d] against keys and values [G, H, T, d], with what is added to their scores, [G, C, T].
+    """Attend from queries [G, H, C, d] to keys and values [G, H, T, d], with a bias of the scores [G, C, T].
 
-    The rows of `masks` are the G H C queries.
+    The rows of `masks` are the G H C queries. Returns the forward and the backward pass.
     """
     groups, heads, queries, depth = q.shape
     keys = k.shape[2]
@@ -68,7 +68,7 @@ def _backward_block(g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | N
 
 
 class _Block(NamedTuple):
-    """What is computed at a time: ranges of groups, heads and queries, and how many of each, zeros behind the last."""
+    """Ranges of groups, heads and queries that are computed at a time, and the shape to which they are padded."""
 
     group: slice
     head: slice
@@ -76,31 +76,31 @@ class _Block(NamedTuple):
     shape: tuple[int, int, int]
 
     def of_queries(self, x: Tensor) -> Tensor:
-        """[G, H, Q, ...] -> the block's, padded to its shape."""
+        """Return the part of [G, H, Q, ...] in the block, zero-padded to its shape."""
         groups, _, queries = self.shape
         part = x[self.group, self.head, self.query]
         missing = groups - part.shape[0], queries - part.shape[2]
         return F.pad(part, (0, 0) * (x.dim() - 3) + (0, missing[1], 0, 0, 0, missing[0])) if any(missing) else part
 
     def of_keys(self, x: Tensor) -> Tensor:
-        """[G, H, T, d] -> the block's, padded to its groups."""
+        """Return the part of [G, H, T, d] in the block, zero-padded to its number of groups."""
         part = x[self.group, self.head]
         missing = self.shape[0] - part.shape[0]
         return F.pad(part, (0, 0) * 3 + (0, missing)) if missing else part
 
     def of_bias(self, x: Tensor | None) -> Tensor | None:
-        """[G, Q, T] -> the block's, padded to its shape."""
+        """Return the part of [G, Q, T] in the block, zero-padded to its shape."""
         return None if x is None else self._replace(head=slice(None)).of_queries(x[:, None])[:, 0]
 
 
 def _blocks(q: Tensor, k: Tensor) -> list[_Block]:
-    """Several groups whole where they are small, else parts of one.
+    """Split the work into blocks: several whole groups if they are small, else parts of one group.
 
-    On a CPU a part has no more heads than there are threads: every thread has a head of its own, whose keys and values
-    stay in its cache for more queries.
+    On a CPU a part has at most as many heads as there are threads: every thread works on one head, whose keys and
+    values stay in its cache for more queries.
     """
     groups, heads, queries, _ = q.shape
-    a_query = 4 * k.shape[2]  # bytes of the scores of a head
+    a_query = 4 * k.shape[2]  # bytes of the scores of one query and head
     own, side, block = 1, heads, auto_chunk(queries, a_query * heads, q.device)
     if block == queries:
         own = auto_chunk(groups, a_query * heads * queries, q.device)
@@ -116,7 +116,7 @@ def _blocks(q: Tensor, k: Tensor) -> list[_Block]:
 
 
 def _row_numbers(q: Tensor) -> Tensor:
-    """Of the queries of all heads, [G, H, Q]: dropout does not depend on the blocks."""
+    """Number the queries of all heads, [G, H, Q], so that dropout does not depend on the blocks."""
     shape = q.shape[:3]
     return torch.arange(shape.numel(), device=q.device).view(shape)
 
@@ -124,7 +124,7 @@ def _row_numbers(q: Tensor) -> Tensor:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seed: Tensor, rate: float, compile_blocks: bool
 ) -> Tensor:
-    """[G, H, Q, d], [G, H, T, d] -> [G, H, Q, d]."""
+    """Compute attention in blocks: [G, H, Q, d], [G, H, T, d] -> [G, H, Q, d]."""
     if rate == 0 and q.device.type == "cpu" and (bias is None or bias.dtype == q.dtype):
         return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias[:, None], scale=1.0)
     run, fragments = how_compiled(_forward_block, compile_blocks, q.device)
@@ -148,7 +148,7 @@ def _attend_backward(
     rate: float,
     compile_blocks: bool,
 ) -> Blocks:
-    """Gradients of q, k, v and bias; those that add up over blocks, of k, v and bias, at least float32."""
+    """Compute gradients of q, k, v and bias; those of k, v and bias, sums over blocks, are at least float32."""
     run, fragments = how_compiled(_backward_block, compile_blocks, q.device)
     wide = torch.promote_types(q.dtype, torch.float32)
     g_q = torch.empty_like(q)
@@ -170,12 +170,12 @@ def _attend_backward(
 
 
 def _to_heads(x: Tensor, groups: int, parts: int, n_heads: int) -> Tensor:
-    """[G T, parts D] -> [parts, G, H, T, d], contiguous."""
+    """Split heads: [G T, parts D] -> [parts, G, H, T, d], contiguous."""
     return x.view(groups, -1, parts, n_heads, x.shape[-1] // (parts * n_heads)).permute(2, 0, 3, 1, 4).contiguous()
 
 
 def _from_heads(*parts: Tensor) -> Tensor:
-    """Tensors [G, H, T, d] -> [G T, parts D]."""
+    """Merge heads of tensors [G, H, T, d] -> [G T, parts D]."""
     x = torch.stack(parts)  # [parts, G, H, T, d]
     return x.permute(1, 3, 0, 2, 4).reshape(x.shape[1] * x.shape[3], -1)
 
@@ -183,7 +183,7 @@ def _from_heads(*parts: Tensor) -> Tensor:
 def _project(
     queries: Tensor, keys: Tensor, weight: Tensor, bias: Tensor, n_heads: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Callable[..., Any], Callable[..., Any]]:
-    """q, k and v [G, H, *, d], and the backward passes of the two products."""
+    """Return q, k and v [G, H, *, d] and the backward passes of the two products."""
     width = queries.shape[-1]
     low, low_bias = weight.to(dtype), bias.to(dtype)
     q, q_back = linear(queries.reshape(-1, width), low[:width], low_bias[:width])
@@ -269,7 +269,7 @@ _attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _flops(queries: Any, keys: Any) -> tuple[int, int]:
-    """Of the projections, and of one product of queries and keys; shapes as the flop counter hands them."""
+    """Return the FLOPs of the projections and of one product of queries and keys, from the FLOP counter's shapes."""
     groups, count, width = queries
     return 2 * groups * width * width * (count + 2 * keys[1]), 2 * groups * count * keys[1] * width
 
@@ -283,7 +283,7 @@ def _(queries: Any, keys: Any, *args: Any, out_shape: Any = None, **kwargs: Any)
 @register_flop_formula(torch.ops.pgat.attention_backward)
 def _(g: Any, queries: Any, keys: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     projections, product = _flops(queries, keys)
-    return 3 * projections + 5 * product  # projections and scores again; gradients of p, v, q, k
+    return 3 * projections + 5 * product  # recomputed projections and scores; gradients of p, v, q, k
 
 
 def attention(
@@ -299,22 +299,23 @@ def attention(
     dtype: torch.dtype | None = None,
     compile_blocks: bool = False,
 ) -> Tensor:
-    """Multi-head attention up to its output projection.
+    """Compute multi-head attention without its output projection.
 
     Args:
-        queries: tokens that ask, [G, Q, D], float32 or float64.
-        keys: tokens that are asked, [G, T, D]; may be `queries`.
-        weight, weight_bias: of queries, keys and values, [3 D, D] and [3 D]; 1 / sqrt(d) is in the query rows already.
+        queries: query tokens, [G, Q, D], float32 or float64.
+        keys: key tokens, [G, T, D]; may be `queries`.
+        weight, weight_bias: projections to queries, keys and values, [3 D, D] and [3 D]; the query rows include the
+            factor 1 / sqrt(d).
         bias: added to the scores of all heads, [G, Q, T], at least float32; a hidden key has a large negative number
             (finite: an infinite one would make a row without any key NaN).
         n_heads: H.
-        seed: int64 scalar, see `pgat_kernels.ops.dropout.draw_seed`; not read where `rate` is 0.
-        rate: dropout of the attention weights, [0, 1).
-        dtype: of the products and the result: that of `queries` (the default), or one of 16 bits.
-        compile_blocks: whether blocks are computed by compiled code, where they are large enough for that to pay.
+        seed: int64 scalar, see `pgat_kernels.ops.dropout.draw_seed`; not read if `rate` is 0.
+        rate: dropout rate of the attention weights, [0, 1).
+        dtype: of the products and the result: that of `queries` (the default), or a 16-bit one.
+        compile_blocks: whether compiled code computes blocks that are large enough to be worth compiling.
 
     Returns:
-        The heads' results side by side, [G, Q, D] in `dtype`. Softmax and its sums are at least float32.
+        The results of the heads side by side, [G, Q, D] in `dtype`. Softmax and its sums are at least float32.
 
     Reference: Dao et al., FlashAttention, 2022, for the order of the computation.
     """

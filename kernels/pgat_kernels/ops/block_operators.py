@@ -1,9 +1,8 @@
-"""Operators over rows that Triton kernels compute where they can, and plain torch elsewhere.
+"""Operators over rows, computed by Triton kernels where these run and by plain torch elsewhere.
 
-A `BlockOperator` is one piece of a model between two points where its rows lie in memory: a feed-forward block, an
-output projection with its residual. Nothing but its arguments is kept for its backward pass, which computes what it
-needs again: on a GPU of today that takes less time than to write it and read it (`bench.kernels_model` has the
-numbers).
+A `BlockOperator` is the part of a model between two points where its rows are stored in memory: a feed-forward block,
+or an output projection with its residual. It keeps only its arguments for the backward pass, which recomputes
+intermediate results: on current GPUs that takes less time than writing and reading them (see `bench.kernels_model`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,22 +17,22 @@ from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.chunked_ops import Backward, Masks, count_flops
 
 Plain = Callable[[list[Tensor], list[Tensor], Masks, int], tuple[Tensor, Backward]]
-"""Rows, weights, masks and site -> result, and from its gradient those of rows and weights."""
+"""Plain torch version: rows, weights, masks and site -> result and its backward pass."""
 
 KernelForward = Callable[[list[Tensor], list[Tensor], Masks, int], Tensor]
 KernelBackward = Callable[[Tensor, list[Tensor], list[Tensor], Masks, int], tuple[list[Tensor], list[Tensor]]]
 
 MOST_WIDTH = 256
-"""Columns of a row that a program holds whole."""
+"""Largest number of columns for which a program holds whole rows."""
 
 
 class BlockOperator:
-    """A differentiable operator `pgat::NAME` with a backward operator, a fake, and a FLOP formula.
+    """Differentiable operator `pgat::NAME` with a backward operator, a fake implementation and a FLOP formula.
 
     Call it with:
-        rows: inputs, of one dtype or a mix as the operator says.
-        weights: of products in one dtype, others in that of the rows.
-        masks: of the dropout; `first_row` a scalar.
+        rows: inputs, of one dtype or of those that the operator specifies.
+        weights: weights of products in one dtype, others in that of the rows.
+        masks: of the dropout; `first_row` is a scalar.
         site: of the first dropout.
 
     Gradients of the weights are at least float32.
@@ -48,14 +47,15 @@ class BlockOperator:
         takes: Callable[[list[Tensor], list[Tensor]], bool],
         product: int = 0,
     ) -> None:
-        """
+        """Register the operators.
+
         Args:
             name: of the operator in torch's registry.
-            plain: the twin in plain torch.
-            like: from rows and weights to an empty tensor of the result's shape and dtype.
+            plain: the same function in plain torch.
+            like: maps rows and weights to an empty tensor of the result's shape and dtype.
             kernels: imports the functions that launch kernels, forward and backward.
-            takes: whether kernels take such sizes.
-            product: the weight whose dtype is that of the products.
+            takes: whether kernels support the sizes of these rows and weights.
+            product: index of the weight whose dtype is that of the products.
         """
 
         def by_kernels(rows: list[Tensor], weights: list[Tensor]) -> bool:
@@ -113,13 +113,13 @@ class BlockOperator:
         return count_flops(self.plain, rows, weights, 0, backward=False)
 
     def _backward_flops(self, g: Tensor, rows: list[Tensor], weights: list[Tensor], *args: Any, **kwargs: Any) -> int:
-        """The forward pass is computed again."""
+        """Count the recomputed forward pass, too."""
         return count_flops(self.plain, rows, weights, 0, backward=True)
 
     def __call__(
         self, rows: Sequence[Tensor], weights: Sequence[Tensor], masks: Masks, site: int
     ) -> tuple[Tensor, Backward]:
-        """The result and its backward pass, see `pgat_kernels.ops.vjp`."""
+        """Return the result and its backward pass, see `pgat_kernels.ops.vjp`."""
         own = list(rows), list(weights), masks.seed, masks.first_row, site, masks.rate
         y: Tensor = self.operator(*own)
 
@@ -130,7 +130,7 @@ class BlockOperator:
         return y, backward
 
     def wanted(self, kernels: int, rows: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
-        """Whether kernels are to compute it, of those that take such sizes; `kernels` is one of `dispatch.Kernels`."""
+        """Return whether kernels should compute it; `kernels` is one of `dispatch.Kernels`."""
         if kernels == Kernels.MEASURED and not self.takes(list(rows), list(weights)):
             return False
         return wanted(kernels, self.name, rows[0], self.size(weights), weights[self.product].dtype)
@@ -138,13 +138,13 @@ class BlockOperator:
     def either(
         self, kernels: int, rows: Sequence[Tensor], weights: Sequence[Tensor], masks: Masks, site: int
     ) -> tuple[Tensor, Backward]:
-        """As a call, or in plain torch where kernels are not wanted, which a compiler can fuse with what is around."""
+        """Call the operator if kernels are wanted, else plain torch, which a compiler can fuse with adjacent code."""
         if self.wanted(kernels, rows, weights):
             return self(rows, weights, masks, site)
         return self.plain(list(rows), list(weights), masks, site)
 
     def size(self, weights: Sequence[Tensor]) -> int:
-        """That tables of measurements have."""
+        """Return the size that identifies a case in the tables of measurements."""
         return max(weights[self.product].shape)
 
 
@@ -153,13 +153,13 @@ def _contiguous(rows: list[Tensor], weights: list[Tensor]) -> tuple[list[Tensor]
 
 
 def _own(x: Tensor) -> Tensor:
-    """`x` contiguous, in memory that is its alone: an operator must not return parts of one tensor."""
+    """Return `x` contiguous and in its own storage: results of an operator must not share memory."""
     x = x.contiguous()
     return x if x.untyped_storage().nbytes() == x.numel() * x.element_size() else x.clone()
 
 
 def empty_gradients(rows: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-    """Tensors as the gradients are: those of rows in their dtype, of weights at least float32; contiguous."""
+    """Return empty contiguous gradients: those of rows in the dtype of the rows, of weights in at least float32."""
     of_rows = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in rows]
     wide = [torch.promote_types(w.dtype, torch.float32) for w in weights]
     return of_rows + [torch.empty(w.shape, dtype=t, device=w.device) for w, t in zip(weights, wide, strict=True)]

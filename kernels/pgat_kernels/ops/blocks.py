@@ -1,20 +1,20 @@
-"""Blocks of transformers as forward passes that return their own backward pass, see `pgat_kernels.ops.vjp`.
+"""Transformer blocks as forward passes that return their own backward pass, see `pgat_kernels.ops.vjp`.
 
-Where `kernels`, one of `dispatch.Kernels`, wants it they are made of operators with Triton kernels, elsewhere of plain
-torch, which a compiler may fuse. Both compute the same function with the same dropout masks.
+They consist of operators with Triton kernels if the argument `kernels`, one of `dispatch.Kernels`, selects them, and of
+plain torch, which a compiler may fuse, otherwise. Both compute the same function with the same dropout masks.
 
-What is one kernel and what is not follows from the bytes (`bench.kernels_model` counts them). Of the batched
-combiner's second layer at production sizes, M = 676,000 tokens of 208 numbers, float32 activations A = 562 MB, 16-bit
+The memory traffic (counted by `bench.kernels_model`) determines which operations share a kernel. For the second layer
+of the batched combiner at production sizes, M = 676,000 tokens of 208 numbers, float32 activations A = 562 MB, 16-bit
 products, in one forward pass:
 
-- Feed-forward: 234 GFLOP, 0.29 ms at 800 TFLOP/s. In one kernel it reads A and writes A, 0.37 ms at 3 TB/s; as two
-  products with the elementwise work between them 5 A, 0.94 ms. One kernel. In the backward pass the sum before
-  LayerNorm would take 2 A to write and to read, and the hidden units 2 A more; to make both again takes three products
-  of 117 GFLOP, 0.44 ms against 0.75. They are made again.
-- Output projection: 58 GFLOP, 0.07 ms. With residual and LayerNorm in the same kernel 2.5 A, in pieces 5 A.
+- Feed-forward: 234 GFLOP, 0.29 ms at 800 TFLOP/s. One kernel reads A and writes A, 0.37 ms at 3 TB/s; two products with
+  elementwise operations between them move 5 A, 0.94 ms. So it is one kernel. In the backward pass, writing and reading
+  the sum before LayerNorm would take 2 A, and the hidden units 2 A more; recomputing both takes three products of
+  117 GFLOP, 0.44 ms against 0.75. So they are recomputed.
+- Output projection: 58 GFLOP, 0.07 ms. It moves 2.5 A with residual and LayerNorm in the same kernel, 5 A in pieces.
 - Projections to queries, keys and values: 175 GFLOP, 0.22 ms; 2 A are written, and read by attention. Attention that
-  makes them itself would read its tokens once a head and query tile: 3 times the products of keys and values, and 8 A
-  from the second-level cache. Two kernels, the first a plain product.
+  computes the projections itself would read its tokens once per head and query tile: 3 times the products of keys and
+  values, and 8 A from the second-level cache. So these are two kernels, the first a plain product.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from pgat_kernels.ops.vjp import AttentionWeights, FeedForwardWeights, OutputWei
 
 
 def _of_one_input(block: Callable[..., Any], weights_of: type[Any]) -> Plain:
-    """A block of `vjp` over one tensor of rows, as a `BlockOperator` wants it."""
+    """Adapt a block of `vjp` with one tensor of rows to the interface of `BlockOperator`."""
 
     def plain(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Backward]:
         y, back = block(rows[0], weights_of(*weights), masks, site)
@@ -63,7 +63,7 @@ feed_forward_operator = BlockOperator(
     _feed_forward_kernels,
     lambda rows, weights: rows[0].shape[-1] <= MOST_WIDTH,
 )
-"""Rows [t [G, T, D]], weights `FeedForwardWeights` -> [G, T, D]; see `pairs.feed_forward_block`."""
+"""Operator: rows [t [G, T, D]], weights `FeedForwardWeights` -> [G, T, D]; see `vjp.feed_forward_block`."""
 
 
 def _plain_projection(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Backward]:
@@ -101,8 +101,8 @@ projection_operator = BlockOperator(
     lambda rows, weights: max(weights[1].shape) <= MOST_WIDTH,
     product=1,
 )
-"""LayerNorm(t + dropout(W o + b)): rows [t [G, T, D], o [G, T, A]], weights [R [D, 0], W [D, A], b, LayerNorm's] ->
-[G, T, D]. With R [D, r] the residual is R s, and rows are [s [G, T, r], o]."""
+"""Operator LayerNorm(t + dropout(W o + b)): rows [t [G, T, D], o [G, T, A]], weights [R [D, 0], W [D, A], b and those
+of LayerNorm] -> [G, T, D]. With R [D, r] the residual is R s, and rows are [s [G, T, r], o]."""
 
 
 def _edge_head_kernels() -> tuple[KernelForward, KernelBackward]:
@@ -118,7 +118,7 @@ edge_head_operator = BlockOperator(
     _edge_head_kernels,
     lambda rows, weights: max(weights[0].shape) <= MOST_WIDTH,
 )
-"""Rows [t [G, T, D]], weights `OutputWeights` -> [G, T] in (-1, 1); see `pairs.output_head`."""
+"""Operator: rows [t [G, T, D]], weights `OutputWeights` -> [G, T] in (-1, 1); see `vjp.output_head`."""
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ edge_head_operator = BlockOperator(
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-    """`pgat::graph_attention` of scores that are scaled already: [G, H, T, d] -> [G, T, H d], and gradients back."""
+    """Apply `pgat::graph_attention` to scaled queries: [G, H, T, d] -> [G, T, H d], and the backward pass."""
     groups, heads, tokens, head = q.shape
     own = q, k, v, None, bias, masks.seed, masks.first_row
     plain = site, masks.rate, 0.0, 1.0
@@ -145,7 +145,7 @@ def _attend(
 def _attend_projected(
     qkv: Tensor, shape: tuple[int, int, int, int], bias: Tensor | None, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
-    """As `pairs.self_attention`: projections [G T, 3 D] -> [G T, D]."""
+    """Compute `vjp.self_attention` by the graph attention operator: projections [G T, 3 D] -> [G T, D]."""
     groups, n_heads, tokens, head = shape
     q, k, v = qkv.view(groups, tokens, 3, n_heads, head).permute(2, 0, 3, 1, 4).unbind(0)
     o, attend_back = _attend(q, k, v, bias, masks, site)
@@ -168,7 +168,7 @@ def attention_block(
     *,
     kernels: int = Kernels.OFF,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
-    """See `pairs.attention_block`. Attention and output projection are kernels, or not, each for itself."""
+    """Compute `vjp.attention_block`. The choice of kernels is separate for attention and output projection."""
     groups, tokens, width = t.shape
     outer = [w.norm.new_empty(width, 0), *w[2:]]
     attends = takes(tokens, width // n_heads) and wanted(kernels, "graph_attention", t, tokens, w.inner.dtype)
@@ -191,7 +191,7 @@ def attention_block(
 def feed_forward_block(
     t: Tensor, w: FeedForwardWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, FeedForwardWeights]]]:
-    """See `pairs.feed_forward_block`."""
+    """Compute `vjp.feed_forward_block`."""
     y, back = feed_forward_operator.either(kernels, [t], w, masks, site)
 
     def backward(g: Tensor) -> tuple[Tensor, FeedForwardWeights]:
@@ -204,9 +204,10 @@ def feed_forward_block(
 def low_rank_attention_block(
     a: Tensor, w: LowRankWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, LowRankWeights]]]:
-    """See `pgat_kernels.ops.low_rank_attention`. With kernels, keys and values are the same few numbers for all heads.
+    """Compute the block of `pgat_kernels.ops.low_rank_attention`.
 
-    Attention and projection are kernels together: the plain block never makes what lies between them.
+    With kernels, keys and values are the same few numbers for all heads. Attention and projection use kernels together
+    or not at all, because the plain block never stores the tensor between them.
     """
     groups, tokens, rank = a.shape[0], a.shape[1], a.shape[2] + 1
     if not takes(tokens, rank) or not wanted(kernels, "low_rank_attention", a, tokens):
@@ -232,7 +233,7 @@ def low_rank_attention_block(
 def output_head(
     t: Tensor, w: OutputWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, OutputWeights]]]:
-    """See `pairs.output_head`."""
+    """Compute `vjp.output_head`."""
     y, back = edge_head_operator.either(kernels, [t], w, masks, site)
 
     def backward(g: Tensor) -> tuple[Tensor, OutputWeights]:

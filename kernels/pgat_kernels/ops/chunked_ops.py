@@ -1,10 +1,10 @@
 """Operators over many independent rows, computed a chunk at a time (rewrite 7).
 
-Where no row depends on another, nothing of a row needs to be kept for the backward pass but its inputs: `RowsOperator`
-computes the forward pass of a chunk again there, with the same dropout masks, right before the chunk's backward pass.
-Memory becomes that of one chunk, and on a CPU a chunk stays in cache. Where memory is plentiful, what the backward
-passes of the first chunks need is kept instead: the same numbers to the bit, and a forward pass less. Gradients of the
-weights are added up in the order of the chunks: results are bitwise repeatable.
+If no row depends on another, only the inputs of a row have to be kept for the backward pass: `RowsOperator` recomputes
+the forward pass of a chunk, with the same dropout masks, right before the backward pass of the chunk. Memory is that of
+one chunk, and on a CPU a chunk stays in cache. If memory is plentiful, the intermediate results of the first chunks are
+kept instead: the results are bitwise the same, and one forward pass is saved. Gradients of the weights are added up in
+the order of the chunks, so that results are bitwise repeatable.
 """
 
 import math
@@ -25,37 +25,37 @@ from pgat_kernels.matmul_precision import fast_exact_float32, no_autocast
 from pgat_kernels.ops.dropout import hash_counters, keep_scale, kept_bytes, kept_words, site_key, words_of
 
 CACHE = 5 * 2**20
-"""Bytes of the largest intermediate result of a chunk on a CPU. A few of them stay in the caches of a processor of
-today, and they are reused from the heap: larger ones are given back to the system by the C library and fetched again,
+"""Bytes of the largest intermediate result of a chunk on a CPU. A few results of this size fit into the caches of
+current processors and are reused from the heap. The C library returns larger ones to the system and fetches them again,
 page by page (measured with 12 MB: a third of a training step)."""
 
 OCCUPANCY = 256 * 2**20
-"""The same on a GPU, where a chunk must be large enough to fill it."""
+"""Bytes of the largest intermediate result of a chunk on a GPU, which a chunk must fill."""
 
 
 class Masks(NamedTuple):
-    """The dropout masks of a chunk: see `pgat_kernels.ops.dropout.keep_mask`."""
+    """Dropout masks of a chunk, see `pgat_kernels.ops.dropout.keep_mask`."""
 
     rate: float
     seed: Tensor
     first_row: Tensor
-    """Number of the first row, or of every row."""
+    """Number of the first row, or numbers of all rows."""
     compiled: bool = False
-    """Whether `run` compiles."""
+    """Whether `run` compiles fragments."""
 
     def run(self, fragment: Callable[..., Any], *args: Any) -> Any:
-        """Return `fragment(*args)`, compiled where that is asked for.
+        """Return `fragment(*args)`, compiled if `compiled` is set.
 
-        A fragment is a module-level tensor function between two matrix products: one pass over memory where it is
-        compiled, many where it is not. Compiled once, it serves every layer and chunk of the same shapes.
+        A fragment is a module-level tensor function between two matrix products. It takes one pass over memory if it is
+        compiled, many if not. One compilation serves all layers and chunks of the same shapes.
         """
         return call_compiled(fragment, *args) if self.compiled else fragment(*args)
 
     def keep(self, site: int, like: Tensor) -> Tensor:
-        """Which elements of `like` are kept: int8, 1 or 0. The rate is above 0.
+        """Return the dropout mask for `like` as int8: 1 for kept elements, 0 for the others. The rate must be above 0.
 
-        Who multiplies by it converts it first: torch's products of bytes and floats take twice as long as both, and
-        inductor's.
+        Convert it before multiplying: products of bytes and floats take twice as long as conversion and product
+        together, in eager torch and in inductor.
         """
         rows, *rest = like.shape
         counters = hash_counters(rows, words_of(math.prod(rest)), self.first_row, like.device)
@@ -72,21 +72,21 @@ Backward = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
 
 
 class Program(Protocol):
-    """What is computed of a chunk: plain tensor functions, see `pgat_kernels.ops.vjp`."""
+    """Function that computes a chunk with plain tensor functions, see `pgat_kernels.ops.vjp`."""
 
     def __call__(
         self, rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Sequence[int]
     ) -> tuple[Tensor, Backward]:
-        """Inputs [chunk, ...] and weights -> result [chunk, ...], and from its gradient those of inputs and weights."""
+        """Return the result [chunk, ...] for inputs [chunk, ...] and weights, and its backward pass."""
 
 
 def auto_chunk(rows: int, bytes_a_row: int, device: torch.device) -> int:
-    """Rows at a time: as many as fit, evenly spread over the chunks.
+    """Return the number of rows per chunk: as many as fit, evenly spread over the chunks.
 
     Args:
-        rows: how many there are.
-        bytes_a_row: of the largest intermediate result of one row.
-        device: where it runs.
+        rows: total number of rows.
+        bytes_a_row: size of the largest intermediate result of one row.
+        device: on which the chunks are computed.
     """
     most = max(1, (CACHE if device.type == "cpu" else OCCUPANCY) // bytes_a_row)
     chunks = -(-rows // most)
@@ -94,7 +94,7 @@ def auto_chunk(rows: int, bytes_a_row: int, device: torch.device) -> int:
 
 
 def take(x: Tensor, start: int, chunk: int) -> Tensor:
-    """Rows `start` to `start + chunk` of `x`; where there are fewer, zeros follow: every chunk has one shape."""
+    """Return rows `start` to `start + chunk` of `x`, zero-padded so that all chunks have the same shape."""
     part = x[start : start + chunk]
     missing = chunk - part.shape[0]
     return F.pad(part, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else part
@@ -105,9 +105,10 @@ _few: ContextVar[bool] = ContextVar("few_chunks", default=False)
 
 @contextmanager
 def few_chunks() -> Iterator[None]:
-    """Within it operators compute only the first two of equal chunks: for counting memory on tensors without data.
+    """Compute only the first two of equal chunks within the context, to count memory on tensors without data.
 
-    Two, since the results of one are still there while the next is computed. Recurrences take as many steps.
+    Two chunks are needed because the results of one are still allocated while the next is computed. Recurrences also
+    take only two steps.
     """
     token = _few.set(True)
     try:
@@ -117,7 +118,7 @@ def few_chunks() -> Iterator[None]:
 
 
 def starts(count: int, chunk: int) -> list[int]:
-    """Return where chunks begin: all of them, but see `few_chunks`."""
+    """Return the first row of every chunk; within `few_chunks`, of the first two and of a last partial one."""
     found = list(range(0, count, chunk))
     return [*found[:2], *(start for start in found[2:] if start + chunk > count)] if _few.get() else found
 
@@ -126,10 +127,10 @@ _compiled: dict[Any, Callable[..., Any]] = {}
 
 
 def call_compiled(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> Any:
-    """`function(*args)`, compiled whole for the shapes, dtypes and plain values of `args`, and what else torch guards.
+    """Return `function(*args)`, compiled for the shapes, dtypes and plain values of `args` and torch's other guards.
 
-    With `dynamic` sizes above 1 are left open: one compilation for all of them. Each compilation gets a code object of
-    its own: torch counts compilations by code object, and gives up after a few.
+    With `dynamic` one compilation serves all sizes above 1. Each compilation has its own code object, because torch
+    counts compilations by code object and gives up after a few.
     """
 
     def describe(x: Any) -> Any:
@@ -145,7 +146,7 @@ def call_compiled(function: Callable[..., Any], *args: Any, dynamic: bool = Fals
             function.__code__.replace(), function.__globals__, closure=function.__closure__, name=function.__name__
         )
         _compiled[key] = torch.compile(own, fullgraph=True, dynamic=dynamic)
-    # Operators are called above and below torch's autograd; a compilation holds for one of the two states.
+    # Operators are called above and below torch's autograd; a compilation is valid for one of the two states.
     views = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
     with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(views):
         return _compiled[key](*args)
@@ -154,10 +155,11 @@ def call_compiled(function: Callable[..., Any], *args: Any, dynamic: bool = Fals
 def how_compiled(
     program: Callable[..., Any], compile_chunks: bool, device: torch.device
 ) -> tuple[Callable[..., Any], bool]:
-    """Return the program as it is to be called, and whether its fragments (`Masks.run`) are compiled.
+    """Return the program to call, and whether its fragments (`Masks.run`) are compiled.
 
-    On a CPU fragments alone are: products are calls of a library either way, and a dozen fragments that layers share
-    compile in a third of the time of whole programs and run as fast. On a GPU the whole program is, for few launches.
+    On a CPU only fragments are compiled: products are library calls either way, and the dozen fragments that layers
+    share compile in a third of the time of whole programs and run as fast. On a GPU the whole program is compiled, to
+    reduce the number of launches.
     """
     if compile_chunks and device.type != "cpu":
         return partial(call_compiled, program), False
@@ -172,7 +174,7 @@ def count_flops(
     *,
     backward: bool,
 ) -> int:
-    """FLOPs of the products of a program, counted on tensors without data; `how` is its last argument."""
+    """Count the FLOPs of the products of a program on tensors without data; `how` is its last argument."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         own, maps = ([torch.empty(x.shape, dtype=x.dtype) for x in tensors] for tensors in (rows, weights))
         start = torch.empty((), dtype=torch.int64)
@@ -183,7 +185,7 @@ def count_flops(
 
 
 def storages_in(back: Any) -> dict[int, int]:
-    """Return the storages of the tensors in `back`, a backward pass (its closure) or a list: what it is -> bytes."""
+    """Return the storages of the tensors in `back`, a backward pass (its closure) or a list: pointer -> bytes."""
     sizes: dict[int, int] = {}
     seen: set[int] = set()
     todo = [back]
@@ -205,13 +207,13 @@ def storages_in(back: Any) -> dict[int, int]:
 
 
 def bytes_held(back: Backward, inputs: Sequence[Tensor]) -> int:
-    """Return the bytes that a backward pass holds beside `inputs`."""
+    """Return the bytes that a backward pass holds in addition to `inputs`."""
     ours = storages_in(inputs)
     return sum(size for storage, size in storages_in(back).items() if storage not in ours)
 
 
 class Chunking(NamedTuple):
-    """How an operator over rows computes; see `RowsOperator`."""
+    """Settings of an operator over rows, see `RowsOperator`."""
 
     rate: float
     options: list[int]
@@ -221,16 +223,16 @@ class Chunking(NamedTuple):
 
 
 class _Backs:
-    """Backward passes of the first chunks, as many as hold no more than `most` bytes."""
+    """Kept backward passes of the first chunks, which hold at most `most` bytes."""
 
     def __init__(self, most: int) -> None:
         self.most, self.held, self.full = most, 0, False
         self.backs: dict[int, Backward] = {}
 
     def add(self, start: int, back: Backward, inputs: Sequence[Tensor]) -> None:
-        """Keep that of the chunk at row `start`, unless that would be too much: then no other is kept, either.
+        """Keep the backward pass of the chunk at row `start`, unless it exceeds the limit; then keep no other, either.
 
-        `inputs` are there anyway; of weights in 16 bits there is a copy besides, small beside what is kept.
+        The memory of `inputs` is not counted. The 16-bit copy of the weights is small compared with what is kept.
         """
         size = bytes_held(back, inputs)
         self.full = self.held + size > self.most
@@ -239,9 +241,9 @@ class _Backs:
             self.backs[start] = back
 
     def take(self, start: int) -> Backward | None:
-        """Hand out that of the chunk at row `start`, and hold it no longer; None where there is none.
+        """Return and release the backward pass of the chunk at row `start`; None if there is none.
 
-        A second backward pass over a graph that was retained thus computes the forward pass again.
+        A second backward pass over a retained graph therefore recomputes the forward pass.
         """
         return self.backs.pop(start, None)
 
@@ -249,7 +251,7 @@ class _Backs:
 def bytes_kept(result: Tensor) -> int:
     """Return the bytes that operators over rows keep for the backward pass of `result`, which has not run yet.
 
-    What autograd saves itself, inputs and weights among it, is not counted.
+    Tensors that autograd saves, such as inputs and weights, are not counted.
     """
     total, seen, todo = 0, set(), [result.grad_fn]
     while todo:
@@ -264,7 +266,7 @@ def bytes_kept(result: Tensor) -> int:
 
 
 class _Kept(torch.autograd.Function):
-    """A `RowsOperator` that keeps backward passes of chunks, with the tensors that they need."""
+    """Autograd function of a `RowsOperator` that keeps backward passes of chunks with their tensors."""
 
     @staticmethod
     def forward(
@@ -285,7 +287,7 @@ class _Kept(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        seed, *tensors = ctx.saved_tensors  # raises where a weight has changed since
+        seed, *tensors = ctx.saved_tensors  # raises if a weight has been modified since
         rows, weights = tensors[: ctx.count], tensors[ctx.count :]
         with torch._C._AutoDispatchBelowAutograd():
             grads = ctx.operator.differentiate(g.contiguous(), rows, weights, seed, ctx.how, ctx.kept)
@@ -293,23 +295,24 @@ class _Kept(torch.autograd.Function):
 
 
 rows_operators: "dict[str, RowsOperator]" = {}
-"""Name in torch's registry, `pgat::NAME` -> operator."""
+"""Operators by their name in torch's registry, `pgat::NAME`."""
 
 
 class RowsOperator:
-    """A differentiable operator `pgat::NAME` made from a program, with a fake implementation for compilers.
+    """Differentiable operator `pgat::NAME` built from a program, with a fake implementation for compilers.
 
     Call it with:
         rows: inputs, each [M, ...], contiguous, of one dtype; computed in at least float32.
         weights: of one dtype.
-        seed: of the dropout masks, see `pgat_kernels.ops.dropout.draw_seed`; not read where `rate` is 0.
+        seed: of the dropout masks, see `pgat_kernels.ops.dropout.draw_seed`; not read if `rate` is 0.
         rate: of all dropout, [0, 1).
-        options: plain numbers that the program reads.
-        chunk: rows at a time, at least 1.
-        dtype: of the large matrix products: that of the rows, or one of 16 bits. The program says what stays wider.
-        compile_chunks: whether a chunk is computed by compiled code.
-        keep: bytes of what backward passes need that are kept at most; 0 has every chunk computed again. So is every
-            chunk of a model that is compiled whole, and compiled chunks on a GPU. The results are the same to the bit.
+        options: plain numbers for the program.
+        chunk: rows per chunk, at least 1.
+        dtype: of the large matrix products: that of the rows, or a 16-bit one. The program decides what stays wider.
+        compile_chunks: whether compiled code computes a chunk.
+        keep: largest number of bytes of intermediate results to keep for backward passes; 0 recomputes every chunk.
+            Chunks of a model that is compiled as a whole, and compiled chunks on a GPU, are always recomputed. The
+            results are bitwise the same.
 
     It returns a tensor [M, ...] in the dtype of the rows.
     """
@@ -321,12 +324,13 @@ class RowsOperator:
         like: Callable[[list[Tensor]], Tensor],
         narrow: Callable[[list[Tensor], torch.dtype, Sequence[int]], list[Tensor]],
     ) -> None:
-        """
+        """Register the operators.
+
         Args:
             name: of the operator in torch's registry.
-            program: what to compute.
-            like: from the inputs to an empty tensor of the result's shape and dtype.
-            narrow: the weights with those of large products in a dtype, given the options.
+            program: computes a chunk.
+            like: maps the inputs to an empty tensor of the result's shape and dtype.
+            narrow: casts the weights of large products to a dtype, given the options.
         """
 
         def forward_chunk(
@@ -411,7 +415,7 @@ class RowsOperator:
         how: Chunking,
         kept: _Backs | None = None,
     ) -> Tensor:
-        """The forward pass; `kept` takes the backward passes of chunks until it is full."""
+        """Compute the forward pass; add backward passes of chunks to `kept` until it is full."""
         rate, options, chunk, dtype, compile_chunks = how
         run, fragments = how_compiled(self.forward_chunk, compile_chunks, seed.device)
         low = self.narrow(list(weights), dtype, options)
@@ -438,7 +442,7 @@ class RowsOperator:
         how: Chunking,
         kept: _Backs | None = None,
     ) -> list[Tensor]:
-        """Gradients of rows and weights: by what `kept` holds of the first chunks, computing others again."""
+        """Compute gradients of rows and weights, with the backward passes in `kept`; recompute the other chunks."""
         rate, options, chunk, dtype, compile_chunks = how
         run, fragments = how_compiled(self.backward_chunk, compile_chunks, seed.device)
         low = self.narrow(list(weights), dtype, options)
@@ -453,14 +457,14 @@ class RowsOperator:
                     g_rows, g_weights = run(own, parts, low, seed, seed.new_full((), start), rate, options, fragments)
                 else:
                     g_rows, g_weights = back(own)
-                    del back  # and what it holds
+                    del back  # frees the tensors it holds
                 for result, part in zip(results, g_rows, strict=True):
                     result[start : start + chunk] = part[: len(result) - start]
                 torch._foreach_add_(totals, list(g_weights))
         return [*results, *totals]
 
     def count_kept(self, rows: list[Tensor], weights: list[Tensor], how: Chunking, keep: int) -> tuple[int, int]:
-        """Chunks that are kept with `keep` bytes at most, and the bytes that they hold: only shapes are looked at."""
+        """Return the number of chunks kept within `keep` bytes, and the bytes they hold, from the shapes alone."""
         with torch.device("meta"):
             parts = [torch.empty((how.chunk, *x.shape[1:]), dtype=x.dtype) for x in rows]
             maps = [torch.empty(w.shape, dtype=w.dtype) for w in weights]
@@ -481,13 +485,13 @@ class RowsOperator:
         self, g: Tensor, rows: list[Tensor], weights: list[Tensor], seed: Tensor, rate: float, options: list[int],
         chunk: int, *args: Any, **kwargs: Any,
     ) -> int:  # fmt: skip
-        """The forward pass is computed again."""
+        """Count the recomputed forward pass, too."""
         return self._flops(rows, weights, options, chunk, backward=True)
 
     def _flops(
         self, rows: list[Tensor], weights: list[Tensor], options: list[int], chunk: int, *, backward: bool
     ) -> int:
-        """Of the products of all chunks."""
+        """Return the FLOPs of the products of all chunks."""
         parts = [torch.empty((chunk, *x.shape[1:]), dtype=x.dtype, device="meta") for x in rows]
         return count_flops(self.program, parts, weights, options, backward=backward) * -(-len(rows[0]) // chunk)
 
@@ -503,12 +507,12 @@ class RowsOperator:
         compile_chunks: bool,
         keep: int = 0,
     ) -> Tensor:
-        """See the class.
+        """Return the result for all rows; for the arguments see the class.
 
-        With `chunk` None torch's autograd computes all rows at once: nothing is recomputed, and everything is kept.
+        With `chunk` None torch's autograd computes all rows at once: everything is kept and nothing is recomputed.
         """
         given = rows[0].dtype
-        wide = torch.promote_types(given, torch.float32)  # what a model cast to 16 bits hands over is computed in 32
+        wide = torch.promote_types(given, torch.float32)  # inputs of a model cast to 16 bits are computed in 32
         rows, weights = [x.to(wide) for x in rows], [w.to(wide) for w in weights]
         if chunk is None:
             start = torch.zeros((), dtype=torch.int64, device=seed.device)
@@ -523,7 +527,7 @@ class RowsOperator:
 
     @staticmethod
     def _may_keep(rows: list[Tensor], weights: list[Tensor], compile_chunks: bool) -> bool:
-        """Whether backward passes can be kept, not in a graph that is compiled as one, and will be called."""
+        """Return whether backward passes can be kept (not in a graph compiled as a whole) and will be called."""
         if torch.compiler.is_compiling() or (compile_chunks and rows[0].device.type != "cpu"):
             return False
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*rows, *weights))

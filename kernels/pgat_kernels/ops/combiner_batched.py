@@ -1,6 +1,6 @@
-"""The batched combiner: three adjacencies of a timestep to one (rewrites 4 and 7).
+"""Batched combiner: merges the three adjacencies of a timestep into one (rewrites 4 and 7).
 
-Every timestep is a problem of its own: see `chunked_ops`. The first block is `low_rank_attention`.
+Timesteps are independent, see `chunked_ops`. The first block is `low_rank_attention`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,27 +16,27 @@ from pgat_kernels.ops.low_rank_attention import LowRankWeights
 from pgat_kernels.ops.vjp import AttentionWeights, FeedForwardWeights, OutputWeights
 
 SITES = 4
-"""Dropout sites of a block."""
+"""Number of dropout sites of a block."""
 
 
 class CombinerWeights(NamedTuple):
-    """Of the whole combiner."""
+    """Weights of the whole combiner."""
 
     first: LowRankWeights
     attentions: tuple[AttentionWeights, ...]
-    """Of the blocks behind the first."""
+    """Attention weights of the blocks after the first."""
     feed_forwards: tuple[FeedForwardWeights, ...]
-    """Of all blocks."""
+    """Feed-forward weights of all blocks."""
     output: OutputWeights
 
     def flat(self) -> list[Tensor]:
-        """All of them in one list, in the order that `from_flat` reads."""
+        """Return all weights in one list, in the order of `from_flat`."""
         groups = (self.first, *self.attentions, *self.feed_forwards, self.output)
         return [tensor for group in groups for tensor in group]
 
 
 def from_flat(tensors: list[Tensor]) -> CombinerWeights:
-    """What `CombinerWeights.flat` was made from."""
+    """Return the weights whose `CombinerWeights.flat` is `tensors`."""
     rest = iter(tensors)
 
     def take(count: int) -> list[Tensor]:
@@ -52,7 +52,7 @@ def from_flat(tensors: list[Tensor]) -> CombinerWeights:
 def combine(
     a: Tensor, w: CombinerWeights, n_heads: int, masks: Masks, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, CombinerWeights]]]:
-    """Values of the edges of G timesteps, [G, T, 3], to one, [G, T] in (-1, 1), and the backward pass."""
+    """Merge the three values of each edge of G timesteps: [G, T, 3] -> [G, T] in (-1, 1), and the backward pass."""
     t, first_back = low_rank_attention_block(a, w.first, masks, 0, kernels=kernels)
     t, back = feed_forward_block(t, w.feed_forwards[0], masks, 2, kernels=kernels)
     feed_forward_backs, attention_backs = [back], []
@@ -84,12 +84,12 @@ def combine(
 
 
 def numbers_a_timestep(tokens: int, n_heads: int) -> int:
-    """Of the largest intermediate result of a timestep: the scores of all heads."""
+    """Return the size of the largest intermediate result of a timestep: the scores of all heads."""
     return n_heads * tokens * tokens
 
 
 def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -> list[Tensor]:
-    """The weights, those of products behind the first attention in `dtype`."""
+    """Return the weights with those of products after the first attention in `dtype`."""
     w = from_flat(weights)
     return CombinerWeights(
         w.first,
@@ -114,5 +114,5 @@ def _program(
 batched_combiner = RowsOperator(
     "batched_combiner", _program, lambda rows: rows[0].new_empty(rows[0].shape[:2]), _narrow
 )
-"""Merges the adjacencies of M timesteps: rows [edges [M, T, 3]], weights `CombinerWeights.flat()`, options [n_heads,
-one of `Kernels`] -> [M, T] in (-1, 1). Sections 6a and 13 of docs/model.md."""
+"""Operator that merges the adjacencies of M timesteps: rows [edges [M, T, 3]], weights `CombinerWeights.flat()`,
+options [n_heads, one of `Kernels`] -> [M, T] in (-1, 1). Sections 6a and 13 of docs/model.md."""

@@ -1,12 +1,12 @@
-"""The hierarchical combiner: three adjacencies of a timestep and its context to one (rewrites 2, 5, 7).
+"""Hierarchical combiner: merges the three adjacencies of a timestep, given its context, into one (rewrites 2, 5, 7).
 
-Every timestep is a problem of its own: see `chunked_ops`. Beside that,
+Timesteps are independent, see `chunked_ops`. In addition,
 
-- attention of the tokens to their context, the same vector as every key, is the value path of that vector, taken once a
-  timestep (`uniform_attention` derives it, and draws its dropout where that is asked for);
-- the attention of an edge's three kinds to the context, one query a timestep, has its key projection on the query and
-  its value projection behind the weighted sum (`query_attention` derives it);
-- W [y; context] = W_y y + W_c context, whose second part is one product a timestep.
+- attention of the tokens to their context, where every key is the same vector, is the value path of that vector,
+  computed once per timestep (derived in `uniform_attention`, which also draws its dropout if requested);
+- attention of the context, one query per timestep, to the three kinds of an edge applies the key projection to the
+  query and the value projection after the weighted sum (derived in `query_attention`);
+- W [y; context] = W_y y + W_c context, whose second part is one product per timestep.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,13 +33,13 @@ from pgat_kernels.ops.vjp import (
 
 KINDS = 3
 PAIRS = ((0, 1), (0, 2), (1, 2))
-"""Kinds whose values interact."""
+"""Pairs of kinds whose values interact."""
 SITES = 6
-"""Dropout sites of a block."""
+"""Number of dropout sites of a block."""
 
 
 class ContextWeights(NamedTuple):
-    """Of the attention to the context, with residual and LayerNorm."""
+    """Weights of the attention to the context, with residual and LayerNorm."""
 
     value: Tensor
     value_bias: Tensor
@@ -50,7 +50,7 @@ class ContextWeights(NamedTuple):
 
 
 class BlockWeights(NamedTuple):
-    """Of one fusion block."""
+    """Weights of one fusion block."""
 
     attention: AttentionWeights
     context: ContextWeights
@@ -58,7 +58,7 @@ class BlockWeights(NamedTuple):
 
 
 class QueryWeights(NamedTuple):
-    """Of the attention of an edge's kinds. The 1 / sqrt(d) of the scores is in `query`; the key bias drops out."""
+    """Weights of the attention to the kinds of an edge. `query` includes 1 / sqrt(d); the key bias drops out."""
 
     query: Tensor
     query_bias: Tensor
@@ -70,7 +70,7 @@ class QueryWeights(NamedTuple):
 
 
 class PairWeights(NamedTuple):
-    """Of the interaction of two kinds: 2 -> A -> B -> D, times sigmoid(modulation of the context)."""
+    """Weights of the interaction of two kinds: 2 -> A -> B -> D, times sigmoid(modulation of the context)."""
 
     first: Tensor
     first_bias: Tensor
@@ -83,12 +83,12 @@ class PairWeights(NamedTuple):
 
 
 class CalibrationWeights(NamedTuple):
-    """Of the gate: [y; context] -> D -> D -> D; the first map in its two parts."""
+    """Weights of the gate: [y; context] -> D -> D -> D; the first map is split into two parts."""
 
     first: Tensor
-    """[D, D], of y"""
+    """[D, D], applied to y"""
     context: Tensor
-    """[D, D], of the context"""
+    """[D, D], applied to the context"""
     first_bias: Tensor
     second: Tensor
     second_bias: Tensor
@@ -97,7 +97,7 @@ class CalibrationWeights(NamedTuple):
 
 
 class HierarchicalWeights(NamedTuple):
-    """Of the whole combiner."""
+    """Weights of the whole combiner."""
 
     transforms: tuple[EdgeTransform, ...]
     blocks: tuple[BlockWeights, ...]
@@ -107,7 +107,7 @@ class HierarchicalWeights(NamedTuple):
     output: OutputWeights
 
     def flat(self) -> list[Tensor]:
-        """All of them in one list, in the order that `from_flat` reads."""
+        """Return all weights in one list, in the order of `from_flat`."""
         blocks = [group for block in self.blocks for group in block]
         groups = (*self.transforms, *blocks, self.query, *self.interactions, self.calibration, self.output)
         return [tensor for group in groups for tensor in group]
@@ -123,7 +123,7 @@ _REST = (
 
 
 def from_flat(tensors: list[Tensor]) -> HierarchicalWeights:
-    """What `HierarchicalWeights.flat` was made from."""
+    """Return the weights whose `HierarchicalWeights.flat` is `tensors`."""
     rest = iter(tensors)
 
     def take(count: int) -> list[Tensor]:
@@ -145,10 +145,10 @@ def from_flat(tensors: list[Tensor]) -> HierarchicalWeights:
 def context_block(
     t: Tensor, context: Tensor, w: ContextWeights, masks: Masks, site: int, keys: int, dropped_heads: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, ContextWeights]]]:
-    """t <- LayerNorm(t + dropout(attention to the context)): [M, T, D], [M, D] -> [M, T, D].
+    """Compute LayerNorm(t + dropout(attention to the context)): [M, T, D], [M, D] -> [M, T, D].
 
-    The attention is its value path. With `dropped_heads` above 0 that many heads have the dropout of their weights over
-    `keys` identical keys, from site `site` + 1; see `uniform_attention`.
+    The attention is computed as its value path. If `dropped_heads` is above 0, the weights of that many heads over
+    `keys` identical keys have dropout, with the site `site` + 1; see `uniform_attention`.
     """
     rows, tokens, width = t.shape
     v, value_back = linear(context, w.value, w.value_bias)
@@ -187,7 +187,7 @@ def context_block(
 
 
 def _weighted_tokens(kept: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over kinds of weights [M, N, 3, N, H] times tokens [M, N, 3, N, D] -> [M, N, N, H, D]."""
+    """Sum weights [M, N, 3, N, H] times tokens [M, N, 3, N, D] over the kinds: [M, N, N, H, D]."""
     return (kept[..., None] * t[..., None, :]).sum(dim=2).to(dtype)
 
 
@@ -199,7 +199,7 @@ def _weighted_tokens_backward(g: Tensor, kept: Tensor, t: Tensor) -> tuple[Tenso
 def edge_query_attention(
     t: Tensor, context: Tensor, w: QueryWeights, n_heads: int, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, QueryWeights]]]:
-    """Attention of the context to the three kinds of each edge: [M, N, 3, N, D], [M, D] -> [M N N, D]."""
+    """Attend from the context to the three kinds of each edge: [M, N, 3, N, D], [M, D] -> [M N N, D]."""
     rows, nodes, kinds, _, width = t.shape
     head = width // n_heads
     dtype = w.value.dtype
@@ -215,7 +215,7 @@ def edge_query_attention(
     z = masks.run(_weighted_tokens, kept, t, dtype).view(-1, n_heads, width).transpose(0, 1)
     value = w.value.view(n_heads, head, width)
     attended = torch.bmm(z, value.transpose(1, 2)).transpose(0, 1).reshape(-1, width) + w.value_bias
-    if keep is not None:  # then weights do not add up to 1, and the bias is weighted with them
+    if keep is not None:  # dropped weights do not add up to 1, and scale the bias
         total = kept.sum(dim=2).to(dtype).view(-1, n_heads, 1)
         attended = attended + ((total - 1) * w.value_bias.view(n_heads, head)).view(-1, width)
     y, outer_back = linear(attended, w.outer, w.outer_bias)
@@ -252,7 +252,7 @@ def edge_query_attention(
 def pair_interaction(
     pair: Tensor, context: Tensor, w: PairWeights
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, PairWeights]]]:
-    """Values of two kinds [M, E, 2] and context [M, D] -> [M, E, D]."""
+    """Compute the interaction of the values of two kinds, given the context: [M, E, 2], [M, D] -> [M, E, D]."""
     rows, edges, _ = pair.shape
     layers = ((w.first, w.first_bias), (w.second, w.second_bias), (w.third, w.third_bias))
     x, back = mlp(pair.reshape(-1, 2), layers)
@@ -275,7 +275,7 @@ def pair_interaction(
 def calibration(
     y: Tensor, context: Tensor, w: CalibrationWeights
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, CalibrationWeights]]]:
-    """y * sigmoid(MLP([y; context])): [M, E, D], [M, D] -> [M, E, D]."""
+    """Compute y * sigmoid(MLP([y; context])): [M, E, D], [M, D] -> [M, E, D]."""
     rows, edges, width = y.shape
     flat = y.view(rows * edges, width)
     own, own_back = linear(flat, w.first, torch.zeros_like(w.first_bias))
@@ -305,7 +305,10 @@ def combine(
     exact_dropout: bool = False,
     kernels: int = Kernels.OFF,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, HierarchicalWeights]]]:
-    """Values of the edges of M timesteps [M, N, N, 3] and contexts [M, D] -> [M, N, N] in (-1, 1), and backward."""
+    """Merge the values of the edges of M timesteps, given their contexts.
+
+    [M, N, N, 3], [M, D] -> [M, N, N] in (-1, 1), and the backward pass.
+    """
     rows, nodes = values.shape[:2]
     edges, width = nodes * nodes, context.shape[-1]
     of_groups = masks._replace(first_row=masks.first_row * nodes)
@@ -368,12 +371,12 @@ def combine(
 
 
 def numbers_a_timestep(nodes: int, width: int) -> int:
-    """Of the largest intermediate result of a timestep: the hidden layer of the feed-forward blocks, 4 D a token."""
+    """Return the size of the largest intermediate result of a timestep: feed-forward hidden layers, 4 D per token."""
     return KINDS * nodes * nodes * 4 * width
 
 
 def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -> list[Tensor]:
-    """The weights, those of products in `dtype`; maps of one or two numbers stay as they are."""
+    """Return the weights with those of products in `dtype`; maps of one or two numbers are unchanged."""
     w = from_flat(weights)
 
     def low(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -412,7 +415,6 @@ def _program(
 hierarchical_combiner = RowsOperator(
     "hierarchical_combiner", _program, lambda rows: rows[0].new_empty(rows[0].shape[:3]), _narrow
 )
-"""Merges the adjacencies of M timesteps: rows [values [M, N, N, 3], context [M, D]], weights
+"""Operator that merges the adjacencies of M timesteps: rows [values [M, N, N, 3], context [M, D]], weights
 `HierarchicalWeights.flat()`, options [n_heads, whether dropout over identical keys is exact (0 or 1), one of
-`Kernels`]
--> [M, N, N] in (-1, 1). Sections 6b and 13 of docs/model.md."""
+`Kernels`] -> [M, N, N] in (-1, 1). Sections 6b and 13 of docs/model.md."""

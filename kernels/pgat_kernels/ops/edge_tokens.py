@@ -1,4 +1,4 @@
-"""From the value of an edge to its token, of several kinds of edges: LayerNorm(W3 gelu(W2 gelu(W1 x)))."""
+"""Maps from edge values to tokens, one map per kind of edge: LayerNorm(W3 gelu(W2 gelu(W1 x)))."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from pgat_kernels.ops.vjp import layer_norm, mlp
 
 
 class EdgeTransform(NamedTuple):
-    """From the value of an edge to its token: 1 -> A -> B -> D, LayerNorm."""
+    """Weights of the map from an edge value to its token: 1 -> A -> B -> D, LayerNorm."""
 
     first: Tensor
     first_bias: Tensor
@@ -50,12 +50,12 @@ def _plain_edge_tokens(
 
 
 def _stacked(transforms: Sequence[EdgeTransform]) -> list[Tensor]:
-    """The weights of all kinds, each with the kinds as its first dimension."""
+    """Stack the weights of all kinds along a new first dimension."""
     return [torch.stack(list(parts)) for parts in zip(*transforms, strict=True)]
 
 
 def _split(weights: Sequence[Tensor]) -> tuple[EdgeTransform, ...]:
-    """The opposite of `_stacked`."""
+    """Invert `_stacked`."""
     return tuple(EdgeTransform(*parts) for parts in zip(*weights, strict=True))
 
 
@@ -85,13 +85,13 @@ edge_tokens_operator = BlockOperator(
     lambda rows, weights: max(weights[0].shape[1], weights[6].shape[1]) <= MOST_WIDTH,
     product=2,
 )
-"""Rows [values [M, N, N, kinds]], weights of `EdgeTransform` with the kinds first -> [M N, kinds N, D]."""
+"""Operator: rows [values [M, N, N, kinds]], weights of `EdgeTransform` with the kinds first -> [M N, kinds N, D]."""
 
 
 def edge_tokens(
     values: Tensor, transforms: Sequence[EdgeTransform], *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, tuple[EdgeTransform, ...]]]]:
-    """Values of the edges [M, N, N, kinds] to tokens in groups of one source: [M N, kinds N, D], and back.
+    """Map edge values [M, N, N, kinds] to tokens grouped by source node: [M N, kinds N, D], and the backward pass.
 
     See `pgat_kernels.ops.vjp`; `kernels` is one of `pgat_kernels.dispatch.Kernels`.
     """

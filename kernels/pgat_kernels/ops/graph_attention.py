@@ -1,6 +1,6 @@
-"""Attention among the nodes of many small graphs: adjacency mask, additive bias with its gradient, dropout.
+"""Attention among the nodes of many small graphs, with adjacency mask, differentiable additive bias and dropout.
 
-Of graph g and head h, for every pair of nodes i and j,
+For each graph g, head h and pair of nodes i and j,
 
     score_ij = scale q_i' k_j + bias_ij,   hidden where |adjacency_ij| <= threshold and i != j
     o_i = sum_j dropout(softmax_j(score_ij)) v_j
@@ -11,9 +11,9 @@ dO the gradient of o:
     dV = (P M)' dO,   dP = M (dO V'),   dS = P (dP - rowsum(P dP)),
     dQ = scale dS K,   dK = scale dS' Q,   dbias = sum over heads of dS
 
-It is computed by Triton kernels where they can run: up to 64 nodes by one program a graph
-(`triton_kernels.graph_attention`), up to 512 tile by tile (`triton_kernels.edge_attention`: 169 edges of a timestep).
-Elsewhere by the plain torch functions here: the same function, with the same dropout masks.
+Triton kernels compute it where they can run: one program per graph for up to 64 nodes
+(`pgat_kernels.triton.graph_attention`), tiles for up to 512 (`pgat_kernels.triton.edge_attention`: 169 edges of a
+timestep). Elsewhere the plain torch functions of this module compute the same function with the same dropout masks.
 """
 
 from typing import Any
@@ -27,15 +27,15 @@ from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.dropout import Dropout, keep_mask, keep_scale
 
 MOST_WHOLE = 64
-"""Nodes of a graph that one program holds."""
+"""Largest number of nodes of a graph that one program holds."""
 MOST_NODES = 512
 MOST_DEPTH = 64
 _LARGEST_STRIDE = 2**31 // MOST_NODES
-"""Kernels count within a tile in 32 bits."""
+"""Kernels compute offsets within a tile in 32 bits."""
 
 
 def takes(nodes: int, depth: int) -> bool:
-    """Whether graphs of so many nodes, with heads of so many columns, can be given to `graph_attention`."""
+    """Return whether `graph_attention` supports this number of nodes and this head dimension."""
     return 1 <= nodes <= MOST_NODES and 1 <= depth <= MOST_DEPTH
 
 
@@ -50,11 +50,11 @@ def graph_attention(
     scale: float | None = None,
     dropout: Dropout | None = None,
 ) -> Tensor:
-    """Attention within each of G graphs.
+    """Compute attention within each of G graphs.
 
     Args:
-        q, k, v: [G, H, T, d] of one floating dtype, T at most 512 and d at most 64; strides may be any, and they may be
-            one tensor.
+        q, k, v: [G, H, T, d] of one floating dtype, T at most 512 and d at most 64; any strides. They may be one
+            tensor.
         adjacency: [G, T, T]; hides node j from node i where its magnitude is at most `threshold`. It has no gradient.
         bias: [G, T, T], added to the scores of all heads; at least float32.
         threshold: see `adjacency`.
@@ -64,10 +64,10 @@ def graph_attention(
 
     Returns:
         [G, H, T, d] in the dtype of the inputs, as a view of a contiguous [G, T, H, d]. Products accumulate in at least
-        float32, the softmax is at least float32. Repeatable to the bit.
+        float32, and the softmax is computed in at least float32. Bitwise repeatable.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, in words.
+        ValueError: if shapes, dtypes or devices do not match or are not supported.
     """
     if dropout is None:
         nothing = torch.zeros((), dtype=torch.int64, device=q.device)
@@ -85,7 +85,7 @@ def graph_attention(
 
 
 def _readable(x: Tensor) -> Tensor:
-    """`x` with strides that kernels take: columns side by side, a tile within 32 bits."""
+    """Return `x` with strides that kernels support: contiguous columns, offsets in a tile within 32 bits."""
     return x if x.stride(-1) == 1 and max(x.stride()) < _LARGEST_STRIDE else x.contiguous()
 
 
@@ -119,7 +119,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, adjacency: Tensor | None, bias: Tens
 def plain_weights(
     q: Tensor, k: Tensor, adjacency: Tensor | None, bias: Tensor | None, threshold: float, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention weights before dropout [G, H, T, T] and the log-sum-exp of the scores, at least float32."""
+    """Return attention weights before dropout [G, H, T, T] and log-sum-exp of the scores, in at least float32."""
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = (q @ k.transpose(-1, -2)).to(wide) * scale
     if bias is not None:
@@ -131,7 +131,7 @@ def plain_weights(
 
 
 def plain_mask(weights: Tensor, dropout: Dropout) -> Tensor | None:
-    """What dropout multiplies the weights by; None for nothing."""
+    """Return the factors by which dropout multiplies the weights; None without dropout."""
     if dropout.rate == 0:
         return None
     graphs, heads, nodes, _ = weights.shape
@@ -150,7 +150,7 @@ def plain_forward(
     threshold: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The twin of the forward kernels."""
+    """Compute the results of the forward kernels in plain torch."""
     weights, log_sum_exp = plain_weights(q, k, adjacency, bias, threshold, scale)
     mask = plain_mask(weights, dropout)
     o = empty_like_rows(q).copy_((weights if mask is None else weights * mask).to(v.dtype) @ v)
@@ -168,7 +168,7 @@ def plain_backward(
     threshold: float,
     scale: float,
 ) -> list[Tensor]:
-    """The twin of the backward kernels: gradients of q, k, v and, where there is one, bias."""
+    """Compute gradients of q, k, v and the bias, if there is one, in plain torch, as the backward kernels do."""
     weights, _ = plain_weights(q, k, adjacency, bias, threshold, scale)
     mask = plain_mask(weights, dropout)
     d_weights = (do @ v.transpose(-1, -2)).to(weights.dtype)
@@ -183,7 +183,7 @@ def plain_backward(
 
 
 def empty_like_rows(q: Tensor) -> Tensor:
-    """[G, H, T, d] in the order of memory [G, T, H, d], which an output projection reads as it is."""
+    """Return an empty tensor [G, H, T, d] laid out as [G, T, H, d], which an output projection reads without a copy."""
     graphs, heads, nodes, depth = q.shape
     return torch.empty((graphs, nodes, heads, depth), dtype=q.dtype, device=q.device).transpose(1, 2)
 
@@ -205,7 +205,7 @@ def _graph_attention(
     threshold: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The result, and above 64 nodes the log-sum-exp of the scores [G, H, T], else an empty tensor."""
+    """Return the result, and the log-sum-exp of the scores [G, H, T] above 64 nodes, else an empty tensor."""
     inputs = (q, k, v, adjacency, bias, Dropout(rate, seed, site, first_row), threshold, scale)
     if not kernels_run_on(q.device, q.dtype):
         with no_autocast(q.device):
@@ -236,7 +236,7 @@ def _graph_attention_backward(
     threshold: float,
     scale: float,
 ) -> list[Tensor]:
-    """Gradients of q, k, v and, where there is one, bias; `o` and `log_sum_exp` as above, above 64 nodes."""
+    """Return gradients of q, k, v and the bias, if there is one. Above 64 nodes it takes the results of the forward."""
     inputs = (do, q, k, v, adjacency, bias, Dropout(rate, seed, site, first_row), threshold, scale)
     if not kernels_run_on(q.device, q.dtype):
         with no_autocast(q.device):
@@ -285,12 +285,12 @@ _graph_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 def product_flops(q: Tensor) -> int:
-    """FLOPs of one product of the size of the scores."""
+    """Return the FLOPs of one matrix product of the size of the scores."""
     return _product(q.shape)
 
 
 def _product(shape: Any) -> int:
-    """The same of the shape of q."""
+    """Return `product_flops` for the shape of q."""
     graphs, heads, nodes, depth = shape
     return int(2 * graphs * heads * nodes * nodes * depth)
 
@@ -302,4 +302,4 @@ def _(q: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
 
 @register_flop_formula(torch.ops.pgat.graph_attention_backward)
 def _(do: Any, q: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 5 * _product(q)  # the scores again; gradients of weights, v, q, k
+    return 5 * _product(q)  # recomputed scores; gradients of weights, v, q, k

@@ -1,4 +1,4 @@
-"""Adjacency-masked graph attention blocks over the nodes of a timestep, chunks of timesteps recomputed (rewrite 7)."""
+"""Adjacency-masked graph attention blocks over the nodes of a timestep, recomputed in chunks (rewrite 7)."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from pgat_kernels.ops.chunked_ops import Backward, Masks, RowsOperator
 from pgat_kernels.ops.vjp import AttentionWeights, FeedForwardWeights
 
 HIDDEN = -1e30
-"""What is added to the score of a hidden key. Finite, so that a row without any key would not become NaN."""
+"""Number added to the score of a hidden key. It is finite, so that a row without any key is not NaN."""
 
 SITES = 4
-"""Dropout sites of a block."""
+"""Number of dropout sites of a block."""
 _BLOCK = 12
-"""Weights of a block, beside its adjacency scale."""
+"""Number of weights of a block, not counting its adjacency scale."""
 
 
 def _blocks(weights: list[Tensor], options: Sequence[int]) -> list[list[Tensor]]:
@@ -55,7 +55,7 @@ def _program(
 
 
 def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -> list[Tensor]:
-    """The weights, those of products in `dtype`."""
+    """Return the weights with those of products in `dtype`."""
     return [
         tensor
         for w in _blocks(weights, options)
@@ -68,14 +68,14 @@ def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -
 
 
 def numbers_a_timestep(nodes: int, width: int) -> int:
-    """Of the largest intermediate result of a timestep: queries, keys and values."""
+    """Return the size of the largest intermediate result of a timestep: queries, keys and values."""
     return nodes * 3 * width
 
 
 graph_attention_blocks = RowsOperator(
     "graph_attention_blocks", _program, lambda rows: torch.empty_like(rows[0]), _narrow
 )
-"""Blocks over M graphs: rows [nodes [M, N, D], adjacency [M, N, N], hidden [M, N, N] (0, or `HIDDEN`)], weights of each
-block (`AttentionWeights`, `FeedForwardWeights`, and where options[1] is 1 the adjacency's scale in the scores, [1]),
-options [n_heads, scaled (0 or 1), one of `Kernels`] -> nodes [M, N, D]. `hidden` has no gradient. Section 8b of the
-architecture."""
+"""Operator for blocks over M graphs: rows [nodes [M, N, D], adjacency [M, N, N], hidden [M, N, N] (0 or `HIDDEN`)],
+weights of each block (`AttentionWeights`, `FeedForwardWeights`, and, if options[1] is 1, the scale of the adjacency in
+the scores, [1]), options [n_heads, scaled (0 or 1), one of `Kernels`] -> nodes [M, N, D]. `hidden` has no gradient.
+Section 8b of docs/model.md."""

@@ -1,4 +1,4 @@
-"""Layers of G networks of one kind, side by side: batched products instead of G small ones (rewrite 6)."""
+"""Layers of G networks of one kind, computed by batched products instead of G small ones (rewrite 6)."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 
 def pad_and_stack(tensors: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
-    """Tensors of one dtype and different sizes as one tensor [G, *shape], zeros where they end.
+    """Zero-pad tensors of one dtype and different sizes and stack them to one tensor [G, *shape].
 
     Raises:
-        ValueError: a tensor that is larger than `shape`, or has another number of dimensions.
+        ValueError: if a tensor is larger than `shape` or has another number of dimensions.
     """
     for tensor in tensors:
         if tensor.dim() != len(shape) or any(own > size for own, size in zip(tensor.shape, shape, strict=True)):
@@ -25,10 +25,10 @@ def pad_and_stack(tensors: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
 
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """G linear layers, each of its own input: y_g = x_g W_g' + b_g.
+    """Apply G linear layers, each to its own input: y_g = x_g W_g' + b_g.
 
     Args:
-        x: [G, M, I], float; strides may be any.
+        x: [G, M, I], float; any strides.
         weight: [G, O, I].
         bias: [G, O].
 
@@ -36,13 +36,13 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         [G, M, O].
 
     Raises:
-        RuntimeError: sizes or dtypes that do not fit each other.
+        RuntimeError: if sizes or dtypes do not match.
     """
     return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
 
 
 def grouped_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """G LayerNorms (Ba, Kiros & Hinton 2016) over the last dimension, computed in at least float32.
+    """Apply G LayerNorms (Ba, Kiros & Hinton 2016) over the last dimension, in at least float32.
 
     Args:
         x: [G, M, C], float.

@@ -1,29 +1,29 @@
-"""G recurrences (GRUs) of one size, in one scan along time (rewrite 6).
+"""G GRUs of one size, computed together in one scan along time (rewrite 6).
 
 With the input x_t, the state h_{t-1} and the three blocks of rows of W_ih, W_hh, b_ih and b_hh (the order and the
-formulas of `torch.nn.GRU`, where the reset gate r stands inside the candidate n):
+formulas of `torch.nn.GRU`, where the reset gate r is applied inside the candidate n):
 
     a_t = W_ih x_t + b_ih,   u_t = W_hh h_{t-1} + b_hh
     r = sigmoid(a_r + u_r),   z = sigmoid(a_z + u_z),   n = tanh(a_n + r u_n)
     h_t = (1 - z) n + z h_{t-1},   h_0 = 0.
 
-Forward: all a_t are one product outside of the loop. Within it a step is one batched product and four elementwise
-operations, in place in the buffer that the products were written to.
+Forward: one product outside of the loop computes all a_t. A step of the loop is one batched product and four
+elementwise operations, in place in the buffer of the products.
 
-Backward: given all states, the u_t, hence the gates of all steps, are one product again and need not be kept. The
-gradient e_t of h_t meets the gates only as a factor: the gradients of u_t are e_t k_t with
+Backward: given all states, one product recomputes the u_t, and hence the gates, of all steps, so they need not be kept.
+The gradients of the gates are linear in the gradient e_t of h_t: the gradients of u_t are e_t k_t with
 
     k_n' = (1 - z) (1 - n^2),   k_n = k_n' r,   k_r = k_n' u_n r (1 - r),   k_z = (h_{t-1} - n) z (1 - z),
 
-and those of a_t are the same, but e_t k_n' for n. All k_t are made outside of the loop. What is left in it is
+and those of a_t are the same, except e_t k_n' for n. All k_t are computed outside of the loop, which only computes
 
     e_{t-1} = g_{t-1} + z e_t + W_hh' (e_t k_t),   g_t the gradient of the result,
 
-three operations a step. The gradients of the weights are sums over all steps, one product each behind the loop.
+three operations per step. The gradients of the weights are sums over all steps, one product each after the loop.
 
 Saved for the backward pass: the arguments and the result; without `recompute` also r, z, u_n and n of all steps, four
-times the result, for which the backward pass takes two of its six products less. All is float32 or float64, but the
-factors of the products with W_ih, which may be 16 bits wide.
+times the size of the result, which saves two of the six products of the backward pass. All numbers are float32 or
+float64, except the factors of the products with W_ih, which may have 16 bits.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ from pgat_kernels.ops.chunked_ops import starts
 aten = torch.ops.aten
 
 MOST_STATES = 128
-"""That a kernel takes."""
+"""Largest number of states that a kernel supports."""
 
 
 def gru_bank(
@@ -54,22 +54,22 @@ def gru_bank(
     kernels: bool = False,
     recompute: bool = True,
 ) -> Tensor:
-    """The states of G GRUs at every step, from zero states on.
+    """Compute the states of G GRUs at every step, starting from zero states.
 
     Args:
         x: inputs, [B, S, G, I], any float dtype and strides.
         w_ih: input weights, [G, 3 H, I]: rows of the reset gate, the update gate and the candidate.
         w_hh: recurrent weights, [G, 3 H, H].
         b_ih, b_hh: biases, [G, 3 H].
-        dtype: of the factors of the products with `w_ih`; the recurrence is at least float32 whatever it is.
-        kernels: whether the loops along time may be Triton kernels: one launch each.
-        recompute: whether the backward pass computes the gates of all steps again, or they are kept for it.
+        dtype: of the factors of the products with `w_ih`; the recurrence is always at least float32.
+        kernels: whether Triton kernels may compute the loops along time, with one launch each.
+        recompute: whether the backward pass recomputes the gates of all steps; otherwise they are kept.
 
     Returns:
         [B, S, G, H], in the wider of float32 and the dtype of `x`.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: if shapes do not match.
 
     Source: Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, 2014, in the variant of
     `torch.nn.GRU`.
@@ -89,7 +89,7 @@ def gru_bank_operator(
     kernels: bool,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `gru_bank`; also what is kept: r, z and u_n side by side [S, G, B, 3 H], and n [S, G, B, H], or nothing."""
+    """Compute `gru_bank`; also return what is kept: r, z, u_n side by side [S, G, B, 3 H], n [S, G, B, H], or empty."""
     _check(x, w_ih, w_hh, b_ih, b_hh)
     steps, size, wide = x.shape[1], w_hh.shape[2], _wide(x)
     with no_autocast(x.device):
@@ -105,14 +105,17 @@ def gru_bank_operator(
 
 
 def _states_along_time(gates: Tensor, candidates: Tensor, weight: Tensor) -> Tensor:
-    """[S, G, B, 3 H], [S, G, B, H], [G, 3 H, H] -> [S, G, B, H]; `gates` and `candidates` become r, z, u_n and n."""
+    """Compute the states: [S, G, B, 3 H], [S, G, B, H], [G, 3 H, H] -> [S, G, B, H].
+
+    `gates` is overwritten by r, z and u_n, `candidates` by n.
+    """
     steps, groups, batch, size = candidates.shape
     states = gates.new_empty(steps, groups, batch, size)
     previous = gates.new_zeros(groups, batch, size)
     weight = weight.transpose(1, 2).contiguous()
     r_and_z, u_n = gates[..., : 2 * size], gates[..., 2 * size :]
     r, z = r_and_z.chunk(2, dim=-1)
-    counted = len(starts(steps, 1))  # all of them, but see `few_chunks`: no step allocates anything
+    counted = len(starts(steps, 1))  # all steps, except within `few_chunks`: no step allocates memory
     parts = [part[:counted] for part in (gates, r_and_z, r, z, u_n, candidates, states)]
     with _small_products():
         for gates_t, r_and_z_t, r_t, z_t, u_n_t, n_t, state in zip(*(p.unbind(0) for p in parts), strict=True):
@@ -137,9 +140,9 @@ def gru_bank_backward(
     dtype: torch.dtype,
     kernels: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, w_ih, w_hh, b_ih and b_hh of `gru_bank` from that of its result, [B, S, G, H].
+    """Compute gradients of x, w_ih, w_hh, b_ih and b_hh of `gru_bank` from that of its result, [B, S, G, H].
 
-    Args beside those of `gru_bank`: its result, and what is kept of it, see `gru_bank_operator`.
+    Takes, besides the arguments of `gru_bank`, its result and the kept tensors, see `gru_bank_operator`.
     """
     batch, steps, groups, _ = x.shape
     size, wide = w_hh.shape[2], result.dtype
@@ -151,7 +154,7 @@ def gru_bank_backward(
         if gates.dim() == 1:  # nothing is kept
             factors, n = _input_part(inputs, steps, w_ih, b_ih, b_hh, wide)  # [S, G, B, 3 H], [S, G, B, H]
             factors += _by_step(before @ weight.transpose(1, 2), steps)
-            of_r, of_z, of_n = factors.chunk(3, dim=-1)  # at first r and z before their sigmoid, and u_n
+            of_r, of_z, of_n = factors.chunk(3, dim=-1)  # at first r and z before the sigmoid, and u_n
             r, z = of_r.sigmoid(), of_z.sigmoid()
             n.addcmul_(r, of_n).tanh_()
         else:
@@ -172,10 +175,10 @@ def gru_bank_backward(
         else:
             _errors_along_time(errors, z, factors, weight)
 
-        g_gates = _by_group(factors.transpose(1, 2), wide)  # of u, [G, S * B, 3 H]
+        g_gates = _by_group(factors.transpose(1, 2), wide)  # gradients of u, [G, S * B, 3 H]
         g_w_hh = g_gates.transpose(1, 2) @ before
         g_b_hh = g_gates.sum(dim=1)
-        g_gates[..., 2 * size :] = _by_group(of_candidate.mul_(errors).transpose(1, 2), wide)  # now of a
+        g_gates[..., 2 * size :] = _by_group(of_candidate.mul_(errors).transpose(1, 2), wide)  # now gradients of a
         g_b_ih = g_gates.sum(dim=1)
         low = g_gates.to(dtype)
         g_w_ih = low.transpose(1, 2) @ inputs
@@ -190,8 +193,8 @@ def gru_bank_backward(
 
 
 def _errors_along_time(errors: Tensor, z: Tensor, factors: Tensor, weight: Tensor) -> None:
-    """From g_t to e_t, and from k_t to e_t k_t, in place: [S, G, B, H] and [S, G, B, 3 H]."""
-    counted = len(starts(errors.shape[0], 1))  # all steps, but see `few_chunks`: none allocates anything
+    """Replace g_t by e_t [S, G, B, H], and k_t by e_t k_t [S, G, B, 3 H], in place."""
+    counted = len(starts(errors.shape[0], 1))  # all steps, except within `few_chunks`: no step allocates memory
     errors, z, factors = errors[:counted], z[:counted], factors[:counted]
     steps, groups, batch, size = errors.shape
     factors_at, split_at = factors.unbind(0), factors.view(steps, groups, batch, 3, size).unbind(0)
@@ -204,7 +207,7 @@ def _errors_along_time(errors: Tensor, z: Tensor, factors: Tensor, weight: Tenso
 
 
 def _by_kernel(kernels: bool, x: Tensor, size: int) -> bool:
-    """Whether the loops are kernels: where they are asked for and run, in float32, for so many states."""
+    """Return whether kernels compute the loops: if requested and available, in float32, up to `MOST_STATES` states."""
     return kernels and use_kernel("gru_bank", x.device, [x.dtype], x.dtype == torch.float32 and size <= MOST_STATES)
 
 
@@ -220,29 +223,29 @@ def _check(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) ->
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """What the recurrence is computed in."""
+    """Return the dtype of the recurrence."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _by_group(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """[S, B, G, K] -> [G, S * B, K] in `dtype`, contiguous, a copy."""
+    """Return a contiguous copy in `dtype` by group: [S, B, G, K] -> [G, S * B, K]."""
     steps, batch, groups, width = x.shape
     result = torch.empty(groups, steps, batch, width, dtype=dtype, device=x.device)
     return result.copy_(x.permute(2, 0, 1, 3)).view(groups, steps * batch, width)
 
 
 def _by_step(x: Tensor, steps: int) -> Tensor:
-    """[G, S * B, K] -> [S, G, B, K], a view."""
+    """Return a view by step: [G, S * B, K] -> [S, G, B, K]."""
     return x.view(x.shape[0], steps, -1, x.shape[2]).transpose(0, 1)
 
 
 def _input_part(
     inputs: Tensor, steps: int, w_ih: Tensor, b_ih: Tensor, b_hh: Tensor, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """What the state has no part in, of all steps, contiguous.
+    """Compute the terms that do not depend on the state, of all steps, contiguous.
 
-    [G, S * B, I] -> a_r + b_hh_r, a_z + b_hh_z and b_hh_n side by side [S, G, B, 3 H]; a_n [S, G, B, H]. The bias of
-    the product with the state is in both, so that W_hh h_{t-1} is all that is left to add to the first.
+    [G, S * B, I] -> a_r + b_hh_r, a_z + b_hh_z and b_hh_n side by side [S, G, B, 3 H]; a_n [S, G, B, H]. The first
+    result includes the bias of the product with the state, so that only W_hh h_{t-1} has to be added to it.
     """
     gates = 2 * (w_ih.shape[1] // 3)
     product = _by_step(inputs @ w_ih.to(inputs.dtype).transpose(1, 2), steps)
@@ -256,9 +259,9 @@ def _input_part(
 
 @contextmanager
 def _small_products() -> Iterator[None]:
-    """For the products of the loop: not through oneDNN, which costs more than it gives where they are so small.
+    """Compute products on the CPU without oneDNN, whose overhead exceeds its gain on the small products of the loop.
 
-    They are IEEE float32 on a CPU then, whatever is allowed.
+    The products are then IEEE float32 on a CPU, whatever precision is allowed.
     """
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = setting.fp32_precision
@@ -313,7 +316,7 @@ gru_bank_operator.register_autograd(_backward, setup_context=_keep)
 
 
 def _flops(x: Any, w_ih: Any) -> tuple[int, int]:
-    """Of a product with the input weights, and of one with the recurrent ones; of shapes as the counter hands them."""
+    """Return the FLOPs of a product with the input weights and with the recurrent ones, from the counter's shapes."""
     batch, steps, groups, inputs = x
     gates = w_ih[1]
     return 2 * batch * steps * groups * gates * inputs, 2 * batch * steps * groups * gates * (gates // 3)
@@ -329,5 +332,5 @@ def _(
     gradient: Any, x: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, result: Any, gates: Any, *args: Any,
     out_shape: Any = None, **kwargs: Any,
 ) -> int:  # fmt: skip
-    """The gradients of both factors of each product, and, where nothing is kept, both products again."""
+    """Count the gradients of both factors of each product and, if nothing is kept, both recomputed products."""
     return (3 if len(gates) == 1 else 2) * sum(_flops(x, w_ih))

@@ -1,19 +1,19 @@
 """Self-attention over tokens that are an affine map of a few numbers (rewrite 4).
 
-The first block of the batched combiner sees tokens t_i = W a_i + b with a_i in R^3. With s_i = [a_i, 1] and
-R = [W, b] (D x 4), t_i = R s_i, and nothing in the block's attention needs more than s:
+The tokens of the first block of the batched combiner are t_i = W a_i + b with a_i in R^3. With s_i = [a_i, 1] and
+R = [W, b] (D x 4), t_i = R s_i, and the attention of the block depends only on s:
 
-    score_ij = (Wq t_i + bq)' (Wk t_j + bk) / sqrt(d) = s_i' M s_j     with M = Q' K / sqrt(d) (4 x 4 a head),
+    score_ij = (Wq t_i + bq)' (Wk t_j + bk) / sqrt(d) = s_i' M s_j     with M = Q' K / sqrt(d) (4 x 4 per head),
                Q = Wq R + [0 0 0 bq], K = Wk R + [0 0 0 bk]
     sum_j p_ij (Wv t_j + bv) = V sum_j p_ij s_j                        with V = Wv R + [0 0 0 bv]
 
-so that the output projection reads 4 numbers a head instead of d: U_h = Wo_h V_h, and
+so that the output projection reads 4 numbers per head instead of d: U_h = Wo_h V_h, and
 
     MHA(t)_i = sum_h U_h (sum_j p_ij s_j) + bo.
 
-With attention dropout the weights of a row no longer add up to 1; nothing above assumes that they do. Projections of D
-columns become 4, and scores of depth d become depth 4. The maps M, U, R are made once from the block's parameters by
-`low_rank_weights`, in torch's autograd: gradients reach the parameters through them.
+With attention dropout the weights of a row no longer add up to 1; the formulas do not assume that they do. Projections
+of D columns become 4, and scores of depth d become depth 4. `low_rank_weights` computes the maps M, U and R once from
+the parameters of the block, under torch's autograd: gradients reach the parameters through them.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from pgat_kernels.ops.vjp import dropout_add_norm, softmax_dropout
 
 
 class LowRankWeights(NamedTuple):
-    """Of a self-attention block over tokens R [a, 1]; r is one more than the number of values of a token."""
+    """Weights of a self-attention block over tokens R [a, 1]; r is one more than the number of values of a token."""
 
     residual: Tensor
     """R, [D, r]"""
@@ -52,12 +52,12 @@ def low_rank_weights(
     norm_bias: Tensor,
     n_heads: int,
 ) -> LowRankWeights:
-    """The maps of the module's derivation.
+    """Compute the maps of the module's derivation.
 
     Args:
-        projection, projection_bias: W [D, 3] and b [D], which make the tokens.
+        projection, projection_bias: W [D, 3] and b [D], which map values to tokens.
         inner, inner_bias, outer, outer_bias: `in_proj` [3 D, D], [3 D] and `out_proj` [D, D], [D] of the attention.
-        norm, norm_bias: of the LayerNorm behind the residual sum, [D].
+        norm, norm_bias: of the LayerNorm after the residual sum, [D].
         n_heads: H.
     """
     residual = torch.cat((projection, projection_bias[:, None]), dim=1)  # [D, r]
@@ -80,11 +80,11 @@ def low_rank_weights(
 def _attend(
     mapped: Tensor, s: Tensor, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """softmax(m s') s of every head: [G, H, T, r], [G, T, r] -> [G, H, T, r].
+    """Compute softmax(m s') s of every head: [G, H, T, r], [G, T, r] -> [G, H, T, r].
 
-    By matrix products, thin as they are: as sums of r terms, which a compiler fuses with the softmax so that no score
-    is held, it takes half as long again on a CPU. Results of r columns are computed as their transposes, long rows,
-    which takes half as long.
+    It uses matrix products although these are thin: sums of r terms, which a compiler fuses with the softmax so that no
+    score is stored, take half as long again on a CPU. Results of r columns are computed transposed, as long rows, which
+    takes half as long.
     """
     groups, n_heads, tokens, rank = mapped.shape
     rows = mapped.view(groups, n_heads * tokens, rank)
@@ -110,9 +110,10 @@ def _attend(
 def low_rank_attention_block(
     a: Tensor, w: LowRankWeights, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, LowRankWeights]]]:
-    """LayerNorm(t + dropout(MHA(t))) of the tokens t = R [a, 1]: [G, T, r - 1] -> [G, T, D]. Uses sites `site`, + 1.
+    """Compute LayerNorm(t + dropout(MHA(t))) of the tokens t = R [a, 1]: [G, T, r - 1] -> [G, T, D].
 
-    Returns the result and its backward pass, see `pgat_kernels.ops.vjp`; in float32 (float64) throughout.
+    Uses the dropout sites `site` and `site` + 1. Returns the result and its backward pass, see `pgat_kernels.ops.vjp`;
+    in float32 (float64) throughout.
     """
     groups, tokens, _ = a.shape
     rank = w.scores.shape[0]

@@ -1,18 +1,18 @@
-"""Attention with one query for many small groups of keys, without a projection of the tokens (rewrite 5).
+"""Attention of one query to many small groups of keys, without a projection of the tokens (rewrite 5).
 
-A query s asks E groups of K tokens t_1 ... t_K; keys and values are maps of the tokens. For one head of d columns, with
-W_q, W_k, W_v the rows of that head and q = W_q s + b_q:
+A query s attends to E groups of K tokens t_1 ... t_K; keys and values are maps of the tokens. For one head of d
+columns, with W_q, W_k, W_v the rows of that head and q = W_q s + b_q:
 
     score_k  = q' (W_k t_k + b_k) / sqrt(d) = (W_k' q)' t_k / sqrt(d) + q' b_k / sqrt(d)
 
-The last term is the same for all keys of the query: the softmax does not see it, b_k drops out. W_k' q [D] is made once
-a query, and serves the E K tokens as they are. With the weights p_k, dropped out or not (so that they need not add up
-to 1):
+The last term is the same for all keys of the query, so it does not change the softmax, and b_k drops out. W_k' q [D] is
+computed once per query, and multiplied by the E K tokens without projecting them. With the weights p_k, before or after
+dropout (so that they need not add up to 1):
 
     sum_k p_k (W_v t_k + b_v) = W_v (sum_k p_k t_k) + b_v sum_k p_k
 
-so the value projection reads one mixed token a head and group instead of K tokens. Per group and head this leaves 2 K D
-multiplications for scores and mixing and d D for the values, where 2 K d D were needed for keys and values.
+so the value projection reads one mixed token per head and group instead of K tokens. Per group and head this takes
+2 K D multiplications for scores and mixing and d D for the values, instead of 2 K d D for keys and values.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from pgat_kernels.ops.dropout import dropout
 
 
 class QueryAttentionWeights(NamedTuple):
-    """Of an attention whose heads have A columns in all."""
+    """Weights of an attention whose heads have A columns in total."""
 
     query: Tensor
     """W_q, [A, Dq]"""
@@ -34,7 +34,7 @@ class QueryAttentionWeights(NamedTuple):
     key: Tensor
     """W_k, [A, D]"""
     key_bias: Tensor
-    """[A]; its gradient is zero, exactly."""
+    """[A]; its gradient is exactly zero."""
     value: Tensor
     """W_v, [A, D]"""
     value_bias: Tensor
@@ -55,7 +55,7 @@ def query_side_attention(
     site: int = 0,
     first_row: int | Tensor = 0,
 ) -> Tensor:
-    """What multi-head attention of each query to each group of its tokens returns: [G, E, Do].
+    """Compute multi-head attention of each query to each group of its tokens: [G, E, Do].
 
     Args:
         query: [G, Dq].
@@ -63,21 +63,21 @@ def query_side_attention(
         w: the maps of query, keys, values and output.
         n_heads: H, divides A.
         dropout_rate: of the attention weights, within [0, 1); 0 in evaluation.
-        seed: see `pgat_kernels.ops.dropout.draw_seed`; needed where `dropout_rate` is not 0.
+        seed: see `pgat_kernels.ops.dropout.draw_seed`; required if `dropout_rate` is not 0.
         site: of the dropout.
-        first_row: number of the first query where these are a chunk of more.
+        first_row: number of the first query if these are a chunk of a longer sequence.
 
     The softmax is computed in at least float32.
 
     Raises:
-        ValueError: heads that do not divide A; a rate without a seed, or outside of [0, 1).
+        ValueError: if `n_heads` does not divide A, or the rate has no seed or is outside of [0, 1).
     """
     groups, sets, keys, width = tokens.shape
     inner = w.query.shape[0]
     if inner % n_heads:
         raise ValueError(f"{n_heads} heads do not divide the width {inner}")
     head = inner // n_heads
-    no_shift = 0 * w.key_bias  # the gradient of b_k: zero, not missing
+    no_shift = 0 * w.key_bias  # makes the gradient of b_k zero instead of None
     q = (F.linear(query, w.query, w.query_bias) + no_shift) * head**-0.5
     q = q.view(groups, n_heads, head).transpose(0, 1)  # [H, G, d]
     asked = (q @ w.key.view(n_heads, head, width)).permute(1, 2, 0)  # [G, D, H]

@@ -1,22 +1,22 @@
-"""Attention whose keys are all the same vector, without an attention (rewrite 2).
+"""Attention over keys that are all the same vector, computed as its value path (rewrite 2).
 
-A query sees K times the same key and value, made from one context c. Its K scores are equal, so every weight is 1 / K
-whatever the query is, and the attention returns its value path:
+A query attends to K equal keys and values, computed from one context c. Its K scores are equal, so every weight is
+1 / K whatever the query is, and the attention returns its value path:
 
     sum_k (1 / K) (W_v c + b_v) = W_v c + b_v,   result = W_o (W_v c + b_v) + b_o
 
-once a context instead of once a query. The query and key maps of the original get no gradient.
+once per context instead of once per query. The query and key maps of the original get no gradient.
 
-Dropout on the weights, at the rate p, is what the K weights are still good for. Dropped and scaled, the K weights of
-one query and head add up to
+The K weights matter only for their dropout, at the rate p. Dropped and scaled, the K weights of one query and head add
+up to
 
     r = n / (K (1 - p)),   n ~ Binomial(K, 1 - p)
 
-independently for every query and head, and only their sum meets the value: head h adds r_h u_h to the result, with
-u_h = W_o,h (W_v,h c + b_v,h). `identical_keys_value` leaves this dropout out: its result is the expectation of the
-dropped one, and r varies little where K is large (K = 39, p = 0.1: standard deviation 0.053).
+independently for every query and head, and the result depends only on their sum: head h adds r_h u_h to it, with
+u_h = W_o,h (W_v,h c + b_v,h). `identical_keys_value` omits this dropout: its result is the expectation of the result
+with dropout, and r varies little if K is large (K = 39, p = 0.1: standard deviation 0.053).
 `identical_keys_dropout` has the distribution of the original: n is drawn by inversion of its distribution function from
-one number of 32 bits, so that every probability is met to 2**-32.
+one 32-bit number, so that every probability is exact to 2**-32.
 """
 
 import math
@@ -31,7 +31,7 @@ from pgat_kernels.ops.dropout import random_codes
 def identical_keys_value(
     context: Tensor, value_weight: Tensor, value_bias: Tensor, output_weight: Tensor, output_bias: Tensor
 ) -> Tensor:
-    """What every query gets from keys that are all `context`, without dropout: [G, D] -> [G, D].
+    """Compute attention to keys that are all `context`, without dropout, for any query: [G, D] -> [G, D].
 
     Args:
         context: c, [G, D].
@@ -55,22 +55,22 @@ def identical_keys_dropout(
     site: int,
     first_row: int | Tensor = 0,
 ) -> Tensor:
-    """What `queries` queries get from `keys` keys that are all `context`, with dropout on the weights: [G, queries, D].
+    """Compute attention to `keys` keys that are all `context`, with dropout on the weights: [G, D] -> [G, queries, D].
 
     Args:
         context: c, [G, D].
-        queries: that see the same context.
-        keys: K, the times that `context` is repeated.
+        queries: number of queries per context.
+        keys: K, the number of repetitions of `context`.
         value_weight, value_bias: W_v [D, D] and b_v [D].
         output_weight, output_bias: W_o [D, D] and b_o [D].
         n_heads: H, divides D.
         rate: p, within [0, 1).
         seed: see `pgat_kernels.ops.dropout.draw_seed`.
         site: of the dropout.
-        first_row: number of the first context where these are a chunk of more.
+        first_row: number of the first context if these are a chunk of a longer sequence.
 
     Raises:
-        ValueError: a rate outside of [0, 1), no key, heads that do not divide D.
+        ValueError: if the rate is outside of [0, 1), there is no key, or `n_heads` does not divide D.
     """
     groups, width = context.shape
     if width % n_heads:
@@ -84,9 +84,9 @@ def identical_keys_dropout(
 def dropped_weight_sums(
     keys: int, shape: tuple[int, ...], rate: float, seed: Tensor, site: int, first_row: int | Tensor = 0
 ) -> Tensor:
-    """Sums of `keys` equal attention weights 1 / `keys`, dropped out at `rate`: float32 `shape`, expectation 1.
+    """Draw sums of `keys` equal attention weights 1 / `keys` with dropout at `rate`: float32 `shape`, expectation 1.
 
-    They are Binomial(keys, 1 - rate) / (keys (1 - rate)), each independent of the others. Arguments: see
+    They are independent draws of Binomial(keys, 1 - rate) / (keys (1 - rate)). For the arguments see
     `identical_keys_dropout`; rows are the first dimension of `shape`.
     """
     if not 0 <= rate < 1:
@@ -101,10 +101,10 @@ def dropped_weight_sums(
 
 
 def _binomial_thresholds(keys: int, rate: float, device: torch.device) -> Tensor:
-    """Where the codes of n + 1 kept keys begin, for n = 0 ... keys - 1: ascending int32 [keys].
+    """Return the first codes that mean n + 1 kept keys, for n = 0 ... keys - 1: ascending int32 [keys].
 
-    A code counts from -2**31; the probability to be below threshold n is that of at most n kept keys. Computed on the
-    device, so that the host does not wait.
+    Codes start at -2**31; the probability of a code below threshold n is that of at most n kept keys. The thresholds
+    are computed on the device to avoid a synchronisation.
     """
     n = torch.arange(keys, dtype=torch.float64, device=device)
     log_choices = math.lgamma(keys + 1) - torch.lgamma(n + 1) - torch.lgamma(keys - n + 1)

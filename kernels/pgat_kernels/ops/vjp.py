@@ -1,12 +1,12 @@
 """Forward passes that return their own backward pass, for operators that recompute.
 
 Every function returns its result and a function from the gradient of the result to the gradients of its arguments, in
-their order. What the backward pass needs is held by that function alone: a caller that drops it keeps nothing. They
-are plain tensor functions without autograd, so that an operator can call them where autograd does not reach, and a
-compiler can fuse them.
+their order. Only that function holds the intermediate results of the backward pass: a caller that drops it frees them.
+All are plain tensor functions without autograd, so that an operator can call them below autograd, and a compiler can
+fuse them.
 
-Matrix products are taken in the dtype of their weights; sums, normalisations and softmaxes in that of the activations
-(float32 or float64).
+Matrix products are computed in the dtype of their weights; sums, normalisations and softmaxes in that of the
+activations (float32 or float64).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ ThreeGradients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ThreeGradients]:
-    """x W' + b: [M, D], [E, D], [E] -> [M, E].
+    """Compute x W' + b: [M, D], [E, D], [E] -> [M, E].
 
     The result and the gradient of x have the dtype of W, the gradients of W and b at least float32.
     """
@@ -41,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ThreeGradie
 
 
 def gelu(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Exact gelu, elementwise."""
+    """Compute the exact gelu, elementwise."""
 
     def backward(g: Tensor) -> Tensor:
         return aten.gelu_backward(g.to(x.dtype), x)  # type: ignore[no-any-return]
@@ -52,7 +52,7 @@ def gelu(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]:
-    """LayerNorm over the last dimension, eps 1e-5: [M, D] -> [M, D]."""
+    """Apply LayerNorm over the last dimension, eps 1e-5: [M, D] -> [M, D]."""
     shape = [x.shape[-1]]
     y, mean, rstd = aten.native_layer_norm(x, shape, weight, bias, 1e-5)
 
@@ -74,9 +74,9 @@ def _softmax_and_drop_backward(g: Tensor, p: Tensor, keep: Tensor, dtype: torch.
 def softmax_dropout(
     scores: Tensor, dtype: torch.dtype, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Softmax over the last dimension, elements dropped but NOT scaled up (the caller scales a smaller tensor).
+    """Compute softmax over the last dimension and drop elements, but do NOT scale up (the caller scales less data).
 
-    `scores` in any dtype; the result and what is computed with it are in `dtype`, sums in at least float32.
+    `scores` may have any dtype; the result and the gradient of `scores` are in `dtype`, sums are at least float32.
     """
     wide = torch.promote_types(scores.dtype, torch.float32)
     if masks.rate == 0:
@@ -96,7 +96,7 @@ def _gelu_and_drop_backward(g: Tensor, x: Tensor, keep: Tensor, scale: float) ->
 
 
 def gelu_dropout(x: Tensor, masks: Masks, site: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Exact gelu and dropout behind it, elementwise."""
+    """Compute the exact gelu followed by dropout, elementwise."""
     if masks.rate == 0:
         return gelu(x)
     keep = masks.keep(site, x)
@@ -114,7 +114,7 @@ def _drop_and_norm(
 def _drop_and_norm_backward(
     g: Tensor, total: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, keep: Tensor, dtype: torch.dtype, scale: float
 ) -> tuple[Tensor, ...]:
-    """Gradients of t, y (in `dtype`), weight and bias."""
+    """Compute gradients of t, y (in `dtype`), weight and bias."""
     g_total, g_weight, g_bias = aten.native_layer_norm_backward(
         g, total, [total.shape[-1]], mean, rstd, weight, weight, [True, True, True]
     )
@@ -127,9 +127,9 @@ FourGradients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 def dropout_add_norm(
     t: Tensor, y: Tensor, weight: Tensor, bias: Tensor, masks: Masks, site: int
 ) -> tuple[Tensor, FourGradients]:
-    """LayerNorm(t + dropout(y)), eps 1e-5: [G, T, D] -> [G, T, D]; y may be [G, 1, D], one for all tokens of a group.
+    """Compute LayerNorm(t + dropout(y)), eps 1e-5: [G, T, D] -> [G, T, D].
 
-    The gradient of y is [G, T, D], in the dtype of y.
+    y may be [G, 1, D], the same for all tokens of a group. The gradient of y is [G, T, D], in the dtype of y.
     """
     if masks.rate == 0:
         result, norm_back = layer_norm(t + y, weight, bias)
@@ -154,10 +154,10 @@ def dropout_add_norm(
 
 
 class AttentionWeights(NamedTuple):
-    """Of a self-attention with residual and LayerNorm; 1 / sqrt(d) of the scores is in the query rows of `inner`."""
+    """Weights of self-attention with residual and LayerNorm; the query rows of `inner` include 1 / sqrt(d)."""
 
     inner: Tensor
-    """[3 D, D], queries, keys, values."""
+    """[3 D, D], for queries, keys and values."""
     inner_bias: Tensor
     outer: Tensor
     """[D, D]"""
@@ -166,12 +166,12 @@ class AttentionWeights(NamedTuple):
     norm_bias: Tensor
 
     def narrow(self, dtype: torch.dtype) -> "AttentionWeights":
-        """Those of products in `dtype`."""
+        """Return the weights with those of products in `dtype`."""
         return type(self)._make([tensor.to(dtype) for tensor in self[:4]] + list(self[4:]))
 
 
 class FeedForwardWeights(NamedTuple):
-    """Of a feed-forward block with residual and LayerNorm."""
+    """Weights of a feed-forward block with residual and LayerNorm."""
 
     inner: Tensor
     """[F, D]"""
@@ -183,12 +183,12 @@ class FeedForwardWeights(NamedTuple):
     norm_bias: Tensor
 
     def narrow(self, dtype: torch.dtype) -> "FeedForwardWeights":
-        """Those of products in `dtype`."""
+        """Return the weights with those of products in `dtype`."""
         return type(self)._make([tensor.to(dtype) for tensor in self[:4]] + list(self[4:]))
 
 
 class OutputWeights(NamedTuple):
-    """Of the map from a token to its weight: D -> E -> 1."""
+    """Weights of the map from a token to its edge weight: D -> E -> 1."""
 
     inner: Tensor
     inner_bias: Tensor
@@ -199,12 +199,12 @@ class OutputWeights(NamedTuple):
 def self_attention(
     qkv: Tensor, shape: tuple[int, int, int, int], bias: Tensor | None, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
-    """Attention of all heads with dropout of its weights: projections [G T, 3 D] -> [G T, D].
+    """Compute attention of all heads with dropout of its weights: projections [G T, 3 D] -> [G T, D].
 
     Args:
         qkv: queries, keys and values side by side.
         shape: G, H, T, d.
-        bias: [G, T, T], added to the scores of all heads; its gradient is the last one.
+        bias: [G, T, T], added to the scores of all heads; its gradient is returned last.
         masks, site: of the dropout; the rows of its mask are the queries of all heads.
     """
     groups, n_heads, tokens, head = shape
@@ -245,9 +245,10 @@ def attention_block(
     site: int,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
-    """t <- LayerNorm(t + dropout(MHA(t))) within groups of T tokens: [G, T, D] -> [G, T, D]. Uses sites `site`, + 1.
+    """Compute LayerNorm(t + dropout(MHA(t))) within groups of T tokens: [G, T, D] -> [G, T, D].
 
-    `bias` [G, T, T] is added to the scores of all heads; its gradient is the last one.
+    `bias` [G, T, T] is added to the scores of all heads; its gradient is returned last. Uses the dropout sites `site`
+    and `site` + 1.
     """
     groups, tokens, width = t.shape
     head = width // n_heads
@@ -271,7 +272,10 @@ def attention_block(
 def feed_forward_block(
     t: Tensor, w: FeedForwardWeights, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, FeedForwardWeights]]]:
-    """t <- LayerNorm(t + dropout(W2 dropout(gelu(W1 t)))): [G, T, D] -> [G, T, D]. Uses sites `site` and `site` + 1."""
+    """Compute LayerNorm(t + dropout(W2 dropout(gelu(W1 t)))): [G, T, D] -> [G, T, D].
+
+    Uses the dropout sites `site` and `site` + 1.
+    """
     groups, tokens, width = t.shape
     h, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
     a, gelu_back = gelu_dropout(h.view(groups, tokens, -1), masks, site)
@@ -292,7 +296,7 @@ def feed_forward_block(
 def mlp(
     x: Tensor, weights: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, list[Tensor]]]]:
-    """Linear layers with gelu between them: [M, A] -> [M, Z]. The gradients of the weights come in one list."""
+    """Apply linear layers with gelu between them: [M, A] -> [M, Z]. Gradients of the weights are one list."""
     backs: list[Callable[..., Any]] = []
     for i, (weight, bias) in enumerate(weights):
         if i > 0:
@@ -315,7 +319,7 @@ def mlp(
 
 
 def sigmoid(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Sigmoid in `dtype` (at least float32)."""
+    """Compute the sigmoid in `dtype` (at least float32)."""
     y = torch.sigmoid(x.to(dtype))
     return y, lambda g: g * y * (1 - y)
 
@@ -323,7 +327,7 @@ def sigmoid(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], T
 def output_head(
     t: Tensor, w: OutputWeights, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, OutputWeights]]]:
-    """tanh(W2 dropout(gelu(W1 t))): [G, T, D] -> [G, T] in (-1, 1)."""
+    """Compute tanh(W2 dropout(gelu(W1 t))): [G, T, D] -> [G, T] in (-1, 1)."""
     groups, tokens, width = t.shape
     h, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
     h, gelu_back = gelu_dropout(h.view(groups, tokens, -1), masks, site)

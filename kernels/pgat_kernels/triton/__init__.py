@@ -1,5 +1,5 @@
-"""Triton kernels and what launches them. Imports triton, so nothing imports this package before a kernel is to run.
+"""Triton kernels and their launchers. The package imports triton, so it is only imported when a kernel runs.
 
-A module holds the kernels of one operator, which is the module of the same name one folder up: that one checks its
-arguments, has the plain-torch twin, and decides which of the two runs.
+Each kernel module belongs to one operator of `pgat_kernels.ops`, which checks the arguments, has the plain torch
+version, and decides which of the two runs. `tiles`, `dropout` and `launch` are shared.
 """

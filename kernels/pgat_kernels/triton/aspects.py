@@ -1,11 +1,11 @@
-"""Strengths between all pairs of bodies: see `pgat_kernels.ops.aspects` for the formulas.
+"""Kernels for strengths between all pairs of bodies; the formulas are in `pgat_kernels.ops.aspects`.
 
 Limits: at most 128 pairs (16 bodies); any width.
 
-Grid of the forward kernel: one program a timestep, which goes through the columns, and writes the matrix whole, both
-halves and its diagonal. Of the backward kernel: a program owns some columns and STEPS timesteps one after the other; it
-writes the gradient of x there, and what it adds to those of the constants and the weight, which torch adds up in the
-order of the programs.
+Grid of the forward kernel: one program per timestep, which loops over the columns and writes the whole matrix, both
+halves and the diagonal. Grid of the backward kernel: a program owns COLUMNS columns of STEPS consecutive timesteps. It
+recomputes the gelu, and writes the gradient of x there and its contributions to those of the constants and the weight,
+which torch adds up in the order of the programs.
 """
 
 import torch
@@ -17,7 +17,7 @@ from pgat_kernels.triton.launch import choose, launch, rounded
 from pgat_kernels.triton.tiles import gelu, gelu_and_slope, load_row, load_tile, sigmoid
 
 _STEPS = 32
-"""Timesteps of a program of the backward kernel."""
+"""Number of timesteps of a program of the backward kernel."""
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def _aspects_fwd_kernel(
 
 @triton.jit
 def _aspects_bwd_kernel(
-    g_ptr,  # [M, PAIRS] float32, of the logits
+    g_ptr,  # [M, PAIRS] float32, gradient of the logits
     x_ptr,
     constants_ptr,
     weight_ptr,
@@ -96,9 +96,9 @@ def _aspects_bwd_kernel(
 
 
 def aspects_forward(inputs: list[Tensor], pairs: Tensor, nodes: int) -> Tensor:
-    """x [M, D], constants [P, D], weight [D], bias [1] and the nodes of the pairs [2, P] -> [M, N, N] float32.
+    """Launch the forward kernel: [M, N, N] float32 from x [M, D], constants [P, D], weight [D], bias [1] and `pairs`.
 
-    All contiguous.
+    `pairs` holds the nodes of the pairs, [2, P]. All tensors are contiguous.
     """
     x, constants, *_ = inputs
     timesteps, width = x.shape
@@ -112,7 +112,10 @@ def aspects_forward(inputs: list[Tensor], pairs: Tensor, nodes: int) -> Tensor:
 
 
 def aspects_backward(g: Tensor, x: Tensor, constants: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, constants and weight from that of the logits [M, P], float32; the last two are float32."""
+    """Launch the backward kernel; return gradients of x, constants and weight from that of the logits [M, P] (float32).
+
+    The last two are float32.
+    """
     timesteps, width = x.shape
     slabs = -(-timesteps // _STEPS)
     g_x = torch.empty_like(x)

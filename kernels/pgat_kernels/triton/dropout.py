@@ -1,4 +1,4 @@
-"""Dropout masks inside kernels: bit for bit those of `pgat_kernels.ops.dropout.keep_mask`."""
+"""Dropout masks inside kernels, bitwise equal to those of `pgat_kernels.ops.dropout.keep_mask`."""
 
 import triton
 import triton.language as tl
@@ -13,7 +13,7 @@ _DECISIONS = tl.constexpr(DECISIONS)
 
 @triton.jit
 def _key(x):
-    """The key of a site: the hash of an int64 number."""
+    """Return the key of a site: the hash of an int64 number."""
     x = (x ^ (x >> 30)) * _KEY_FACTORS[0]
     x = (x ^ (x >> 27)) * _KEY_FACTORS[1]
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
@@ -21,7 +21,7 @@ def _key(x):
 
 @triton.jit
 def _hash(counter, key):
-    """The hash of int32 numbers; `key` is an int64."""
+    """Return the hash of int32 numbers; `key` is an int64."""
     x = counter + key.to(tl.int32)
     x = (x ^ ((x >> 16) & 0xFFFF)) * _FACTORS[0] ^ (key >> 32).to(tl.int32)
     x = (x ^ ((x >> 15) & 0x1FFFF)) * _FACTORS[1]
@@ -30,13 +30,16 @@ def _hash(counter, key):
 
 @triton.jit
 def keep_tile(seed, site_offset, rows, columns, dropped, COLUMNS: tl.constexpr):
-    """Which elements of a matrix with COLUMNS columns are kept: int1, of the shape of `rows` and `columns` broadcast.
+    """Return the dropout mask of a matrix with COLUMNS columns: int1, of the broadcast shape of `rows` and `columns`.
 
-    `seed`: int64, see `pgat_kernels.ops.dropout.draw_seed`. `site_offset`: the function of that name there. `rows`
-    (int64), `columns` (int32): numbers of the elements. `dropped`: the first code that is kept, int32.
+    Args:
+        seed: int64, see `pgat_kernels.ops.dropout.draw_seed`.
+        site_offset: see `pgat_kernels.ops.dropout.site_offset`.
+        rows, columns: indices of the elements, int64 and int32.
+        dropped: the first code that is kept, int32.
     """
     LANES: tl.constexpr = (COLUMNS + _DECISIONS - 1) // _DECISIONS
-    # Columns are not negative: shifts and masks, where // and % would treat the sign.
+    # Columns are not negative, so shifts and masks replace // and %, which would handle the sign.
     x = _hash((rows * LANES).to(tl.int32) + (columns >> 2), _key(seed + site_offset))
     codes = (x >> ((columns & 3) << 3)) & 0xFF
     return codes >= dropped

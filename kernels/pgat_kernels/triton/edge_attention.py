@@ -1,18 +1,18 @@
-"""Attention among up to 512 tokens of a graph: too many for one program to hold their scores, few enough to stay near.
+"""Attention kernels for graphs of up to 512 tokens, whose scores do not fit into one program.
 
 Limits: at most 512 tokens, head dimension at most 64, columns contiguous.
 
-Grids, all of one dimension, TILES = ceil(tokens / BLOCK):
+Grids, all one-dimensional, with the tiles of tokens that a program owns, TILES = ceil(tokens / BLOCK):
 
     forward            (graph, head, tile of queries): that tile of o and of the log-sum-exp of its scores
-    backward, queries  the same: that tile of dq, and of delta = rowsum(do o)
+    backward, queries  (graph, head, tile of queries): that tile of dq, and of delta = rowsum(do o)
     backward, keys     (graph, head, tile of keys): that tile of dk and dv
     backward, bias     (graph, tile of queries, tile of keys): that tile of dbias, a sum over heads
 
-Each loops over the tiles of the other side, whose 12 KB a head (169 tokens, 16 bits) come from the cache after that.
-Probabilities are computed again from the log-sum-exp. Every output has one owner: no atomics, and results do not
-depend on the order of the programs. A tile is 64 tokens: 169 tokens are three of them, where one of 256 would take 2.3
-times the scores.
+The first three loop over the tiles of the other side (12 KB per head for 169 tokens in 16 bits, in cache after the
+first read), the last over heads. Probabilities are recomputed from the log-sum-exp. Every output has one owner: there
+are no atomics, and results do not depend on the order of the programs. A tile is 64 tokens: 169 tokens take three
+tiles, where one of 256 would take 2.3 times the scores.
 """
 
 import torch
@@ -28,12 +28,12 @@ from pgat_kernels.tuning_table import Configuration
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _HIDDEN = tl.constexpr(-1.0e30)
-"""Score of a hidden key; finite, so that a row of padding does not become NaN."""
+"""Score of a hidden key; finite, so that a padding row is not NaN."""
 
 
 @triton.jit
 def _place(HEADS: tl.constexpr, NODES: tl.constexpr, BLOCK: tl.constexpr):
-    """Graph and head (int64) of this program, and the tokens of its tile."""
+    """Return graph and head (int64) of the program, and the tokens of its tile."""
     TILES: tl.constexpr = (NODES + BLOCK - 1) // BLOCK
     program = tl.program_id(0).to(tl.int64)
     both = program // TILES
@@ -47,7 +47,7 @@ def _load(
     GRAPH: tl.constexpr, HEAD: tl.constexpr, NODE: tl.constexpr,
     NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Rows `tokens` of one head: [BLOCK, BLOCK_DEPTH], zeros outside."""
+    """Load rows `tokens` of one head: [BLOCK, BLOCK_DEPTH], zeros outside."""
     d = tl.arange(0, BLOCK_DEPTH)
     at = tokens[:, None] * NODE + d[None, :]
     return tl.load(
@@ -75,7 +75,7 @@ def _scores(
     q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys,
     NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Scores times log2 e, and which of them count: float32 and int1, [BLOCK queries, BLOCK keys]."""
+    """Compute scores times log2 e and the mask of visible keys: float32 and int1, [BLOCK queries, BLOCK keys]."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E)
     seen = (queries < NODES)[:, None] & (keys < NODES)[None, :]
     start = graph * (NODES * NODES)
@@ -93,7 +93,7 @@ def _keep(
     seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys,
     HEADS: tl.constexpr, NODES: tl.constexpr,
 ):  # fmt: skip
-    """Which weights dropout keeps: int1 [BLOCK queries, BLOCK keys]."""
+    """Return the dropout mask of the weights: int1 [BLOCK queries, BLOCK keys]."""
     rows = ((tl.load(first_row_ptr) + graph) * HEADS + head) * NODES + queries
     return keep_tile(tl.load(seed_ptr), site_offset, rows[:, None], keys[None, :], dropped, NODES)
 
@@ -178,7 +178,7 @@ def _edge_attention_bwd_queries_kernel(
     first_row_ptr,
     o_ptr,
     log_sum_exp_ptr,
-    dq_ptr,  # of the strides of o
+    dq_ptr,  # with the strides of o
     delta_ptr,  # [G, H, T] float32 contiguous
     graphs,
     scale,
@@ -249,7 +249,7 @@ def _edge_attention_bwd_keys_kernel(
     first_row_ptr,
     log_sum_exp_ptr,
     delta_ptr,
-    dk_ptr,  # [G, H, T, d] of the strides of o, as dv_ptr
+    dk_ptr,  # [G, H, T, d] with the strides of o, as dv_ptr
     dv_ptr,
     graphs,
     scale,
@@ -388,7 +388,10 @@ def edge_attention_forward(
     threshold: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `pgat_kernels.ops.graph_attention`, whose arguments these are, checked: the result, and the log-sum-exp."""
+    """Launch the forward kernel with the checked arguments of `pgat_kernels.ops.graph_attention`.
+
+    Returns the result and the log-sum-exp of the scores.
+    """
     graphs, heads, tokens, _ = q.shape
     o = empty_like_rows(q)
     log_sum_exp = torch.empty((graphs, heads, tokens), dtype=torch.float32, device=q.device)
@@ -417,7 +420,7 @@ def edge_attention_backward(
     o: Tensor,
     log_sum_exp: Tensor,
 ) -> list[Tensor]:
-    """Gradients of q, k, v and, where there is one, bias."""
+    """Launch the backward kernels; return gradients of q, k, v and the bias, if there is one."""
     graphs, heads, tokens, _ = q.shape
     dq, dk, dv = (empty_like_rows(q) for _ in range(3))
     delta = torch.empty_like(log_sum_exp)

@@ -1,9 +1,9 @@
-"""tanh(W2 dropout(gelu(W1 t))) of every token, one number, in one kernel each way.
+"""Kernels for tanh(W2 dropout(gelu(W1 t))), one number per token, forward and backward.
 
-Limits: tokens and hidden layer of at most 256 columns.
+Limits: tokens and hidden layer have at most 256 columns.
 
-Grid: one dimension; program i owns BLOCK tokens. The backward kernel makes the hidden layer again and writes its
-gradient, from which a product makes that of W1; sums over all tokens are written a tile at a time.
+Grid: one dimension; program i owns BLOCK tokens. The backward kernel recomputes the hidden layer and writes its
+gradient, from which torch computes that of W1; sums over all tokens are written as one partial sum per tile.
 """
 
 import torch
@@ -23,7 +23,7 @@ def _hidden(
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Hidden units behind their dropout, and their derivative by the first product: [BLOCK, len(n)]."""
+    """Compute hidden units after dropout, and their derivative by the result of the first product: [BLOCK, len(n)]."""
     h = product(
         None, t_ptr, exists, inner_ptr, 0, BLOCK_HIDDEN, WIDTH, HIDDEN, 1, WIDTH, BLOCK_WIDTH, STEP, BLOCK, PRECISION
     )
@@ -83,8 +83,8 @@ def _edge_head_bwd_kernel(
     seed_ptr,
     first_row_ptr,
     g_t_ptr,  # [M, WIDTH]
-    g_h_ptr,  # [M, HIDDEN], of the first product's result, in the dtype of the weights
-    sums_ptr,  # [tiles, 2 HIDDEN + 1] float32: of the first bias, W2 and its bias
+    g_h_ptr,  # [M, HIDDEN], gradient of the first product's result, in the dtype of the weights
+    sums_ptr,  # [tiles, 2 HIDDEN + 1] float32: gradients of the first bias, W2 and its bias
     rows,
     site_offset,
     dropped,
@@ -116,12 +116,12 @@ def _edge_head_bwd_kernel(
     sums_ptr += tile * (2 * HIDDEN + 1)
     tl.store(sums_ptr + n, tl.sum(g_h, 0), mask=n < HIDDEN)
     tl.store(sums_ptr + HIDDEN + n, tl.sum(g_logits[:, None] * a, 0), mask=n < HIDDEN)
-    # As a sum of columns, too: triton's compiler fails on the sum of a vector that comes of one on sm_100.
+    # Sum over columns as above: triton's compiler fails on sm_100 for the sum of a vector that is itself a sum.
     of_bias = tl.sum(tl.where((n == 0)[None, :], g_logits[:, None], 0.0), 0)
     tl.store(sums_ptr + 2 * HIDDEN + n, of_bias, mask=n == 0)
     g_h_ptr += first * HIDDEN
     store_tile(g_h_ptr, g_h, exists, 0, HIDDEN, BLOCK_HIDDEN, BLOCK)
-    tl.debug_barrier()  # other threads of this program read what was just written
+    tl.debug_barrier()  # other threads of the program read the tile
     g_t = product(
         None, g_h_ptr, exists, inner_ptr, 0, BLOCK_WIDTH, HIDDEN, WIDTH, WIDTH, 1, BLOCK_HIDDEN, STEP, BLOCK, PRECISION
     )
@@ -129,7 +129,7 @@ def _edge_head_bwd_kernel(
 
 
 def edge_head_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
-    """See `pgat_kernels.ops.blocks.edge_head_operator`, whose arguments these are, contiguous."""
+    """Launch the forward kernel with the contiguous arguments of `pgat_kernels.ops.blocks.edge_head_operator`."""
     (t,) = rows
     inner = weights[0]
     y = torch.empty(t.shape[:-1], dtype=t.dtype, device=t.device)
@@ -143,7 +143,7 @@ def edge_head_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, s
 def edge_head_backward(
     g: Tensor, rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of the rows and of the weights."""
+    """Launch the backward kernel; return gradients of the rows and of the weights."""
     (t,) = rows
     inner = weights[0]
     hidden, width = inner.shape
@@ -161,7 +161,7 @@ def edge_head_backward(
 
 
 def _sizes(inner: Tensor, chosen: Configuration) -> dict[str, object]:
-    """The arguments that both kernels share, by name."""
+    """Return the arguments that both kernels share, by name."""
     hidden, width = inner.shape
     own = {"HIDDEN": hidden, "BLOCK_HIDDEN": rounded(hidden), "STEP": chosen.columns}
     return {**own, **width_arguments(width, inner.dtype)}

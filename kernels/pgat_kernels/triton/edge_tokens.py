@@ -1,11 +1,11 @@
-"""The tokens of the edges, LayerNorm(W3 gelu(W2 gelu(W1 x))) of one number x, in one kernel each way for all kinds.
+"""Kernels for edge tokens, LayerNorm(W3 gelu(W2 gelu(W1 x))) of one number x, forward and backward, for all kinds.
 
-Limits: first layer and tokens of at most 256 columns; second layer of any width.
+Limits: first layer and tokens have at most 256 columns; the second layer may have any width.
 
-Grid: one dimension; program (kind, BLOCK edges). Edges are read as they lie, [edges, kinds], and tokens written where
-attention reads them, in groups of one source: [groups, kinds, nodes, WIDTH]. The first layer is made from x whenever it
-is wanted, the second COLUMNS units at a time. The backward kernel writes what the gradients of W2 and W3 are products
-of; sums over all edges are written a tile at a time.
+Grid: one dimension; program (kind, tile) owns BLOCK edges of one kind. Edges are read in their layout, [edges, kinds],
+and tokens are written in that of attention, grouped by source node: [groups, kinds, nodes, WIDTH]. The first layer is
+recomputed from x at every use, the second is computed COLUMNS units at a time. The backward kernel writes the factors
+of the products for the gradients of W2 and W3; sums over all edges are written as one partial sum per tile.
 """
 
 import torch
@@ -35,7 +35,7 @@ def _second(
     FIRST: tl.constexpr, SECOND: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Units of the second layer from `n_start` on, before their gelu: [BLOCK, COLUMNS]."""
+    """Compute units of the second layer, beginning at `n_start`, before their gelu: [BLOCK, COLUMNS]."""
     total = tl.zeros((BLOCK, COLUMNS), tl.float32)
     n = n_start + tl.arange(0, COLUMNS)
     for start in range(0, FIRST, STEP):
@@ -52,7 +52,7 @@ def _normal(
     FIRST: tl.constexpr, SECOND: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     STEP: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The tokens before LayerNorm's weight, and the scale of every row: see `normal_and_scale`."""
+    """Compute the tokens before LayerNorm's weight, and the scale of every row: see `normal_and_scale`."""
     total = tl.zeros((BLOCK, BLOCK_WIDTH), tl.float32)
     for start in tl.range(0, SECOND, COLUMNS, disable_licm=True):
         h = _second(
@@ -66,9 +66,9 @@ def _normal(
 
 @triton.jit
 def _token_offsets(first, kind, NODES: tl.constexpr, KINDS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Where the tokens of this program lie: the base (int64), and from it every token [BLOCK]."""
+    """Return the base offset (int64) of the tokens of the program, and the offset of every token from it [BLOCK]."""
     group = first // NODES
-    row = (first - group * NODES).to(tl.int32) + tl.arange(0, BLOCK)  # from the first edge of the group on
+    row = (first - group * NODES).to(tl.int32) + tl.arange(0, BLOCK)  # relative to the first edge of the group
     token = row // NODES * (KINDS * NODES) + row % NODES
     return (group * KINDS + kind) * (NODES * WIDTH), token * WIDTH
 
@@ -118,7 +118,7 @@ def _edge_tokens_fwd_kernel(
 
 @triton.jit
 def _edge_tokens_bwd_kernel(
-    g_ptr,  # as y of the forward kernel
+    g_ptr,  # shaped as y of the forward kernel
     values_ptr,
     first_ptr,
     first_bias_ptr,
@@ -128,10 +128,10 @@ def _edge_tokens_bwd_kernel(
     third_bias_ptr,
     norm_ptr,
     g_values_ptr,  # [M, KINDS]
-    g_sum_ptr,  # [KINDS, M, WIDTH] float32: of the third product's result
+    g_sum_ptr,  # [KINDS, M, WIDTH] float32: gradient of the third product's result
     g_y_ptr,  # the same in the dtype of W2 and W3, as the next three
     a_second_ptr,  # [KINDS, M, SECOND], units
-    g_second_ptr,  # [KINDS, M, SECOND], of the second product's result
+    g_second_ptr,  # [KINDS, M, SECOND], gradient of the second product's result
     a_first_ptr,  # [KINDS, M, FIRST], units
     sums_ptr,  # [KINDS, tiles, 2 FIRST + SECOND + 3 WIDTH]: of W1, its bias, the others, LayerNorm's weight and bias
     rows,
@@ -168,7 +168,7 @@ def _edge_tokens_bwd_kernel(
     )  # fmt: skip
     base, row_at = _token_offsets(first, kind, NODES, KINDS, WIDTH, BLOCK)
     g_y_ptr += own * WIDTH
-    # Nothing is dropped out here: what dropout reads is not read.
+    # There is no dropout: its arguments are placeholders that are not read.
     norm_backward(
         normal, scale, g_ptr + base, row_at, norm_ptr + kind * WIDTH, g_sum_ptr + own * WIDTH, g_y_ptr,
         sums_ptr + 2 * FIRST + SECOND, exists, values_ptr, values_ptr, 0, first, 0, 1.0,
@@ -204,7 +204,7 @@ def _edge_tokens_bwd_kernel(
 
 
 def edge_tokens_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
-    """See `pgat_kernels.ops.edge_tokens.edge_tokens_operator`, whose arguments these are, contiguous."""
+    """Launch the forward kernel with the contiguous arguments of `pgat_kernels.ops.edge_tokens`' operator."""
     (values,) = rows
     steps, nodes, _, kinds = values.shape
     width = weights[6].shape[1]
@@ -217,7 +217,7 @@ def edge_tokens_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks,
 def edge_tokens_backward(
     g: Tensor, rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of the values and of the weights."""
+    """Launch the backward kernel; return gradients of the values and of the weights."""
     (values,) = rows
     kinds, second, first = weights[2].shape
     width, dtype, device = weights[6].shape[1], weights[2].dtype, values.device
@@ -249,7 +249,7 @@ def _launch(
     products: tuple[int, int],
     **named: int,
 ) -> None:
-    """`products`: of the sizes of W2 and W3, that it takes."""
+    """Launch a kernel; `products` are its numbers of products with the sizes of W2 and of W3."""
     kinds, second, first = weights[2].shape
     width, dtype = weights[6].shape[1], weights[2].dtype
     count = values.numel() // kinds

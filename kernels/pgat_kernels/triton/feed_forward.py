@@ -1,12 +1,12 @@
-"""LayerNorm(t + dropout(W2 dropout(gelu(W1 t)))) in one kernel, and its gradient in one and two products.
+"""Kernels for LayerNorm(t + dropout(W2 dropout(gelu(W1 t)))): one forward, one backward followed by two products.
 
-Limits: rows of at most 256 columns; hidden layers of any width.
+Limits: rows have at most 256 columns; hidden layers may have any width.
 
-Grid: one dimension; program i owns BLOCK rows. The hidden layer is made COLUMNS units at a time, used and forgotten: it
-never lies in memory in the forward pass. The backward kernel makes the sum behind the second product again, then goes
-through the hidden layer a second time, and writes what the gradients of the weights are products of: the hidden units,
-their gradients, and that of the second product's result. What is a sum over all rows (biases, LayerNorm) is written a
-tile at a time, and the tiles are added up in torch, in order: there are no atomics.
+Grid: one dimension; program i owns BLOCK rows. The hidden layer is computed COLUMNS units at a time, and never stored
+in the forward pass. The backward kernel recomputes the sum after the second product, then loops over the hidden layer
+again, and writes the factors of the products for the gradients of the weights: the hidden units, their gradients, and
+that of the second product's result. Sums over all rows (biases, LayerNorm) are written as one partial sum per tile,
+which torch adds up in order: there are no atomics.
 """
 
 import torch
@@ -38,7 +38,7 @@ def _normal(
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The block before LayerNorm's weight, and the scale of every row: see `normal_and_scale`."""
+    """Compute the block before LayerNorm's weight, and the scale of every row: see `normal_and_scale`."""
     total = tl.zeros((BLOCK, BLOCK_WIDTH), tl.float32)
     for start in tl.range(0, HIDDEN, COLUMNS, disable_licm=True):
         n = start + tl.arange(0, COLUMNS)
@@ -55,7 +55,7 @@ def _normal(
     if DROPOUT:
         keep = keep_rows(seed_ptr, first_row_ptr, second_site_offset, first, columns, dropped, TOKENS, WIDTH, BLOCK)
         total = tl.where(keep, total * kept_scale, 0.0)
-    tl.debug_barrier()  # lest the rows be kept in registers from their first use on
+    tl.debug_barrier()  # keeps the compiler from holding the rows in registers since their first use
     total += load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(tl.float32)
     return normal_and_scale(total, columns, WIDTH)
 
@@ -77,7 +77,7 @@ def _feed_forward_fwd_kernel(
     second_site_offset,
     dropped,
     kept_scale,
-    TOKENS: tl.constexpr,  # rows that share a number in the dropout
+    TOKENS: tl.constexpr,  # rows per dropout row number
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
@@ -113,9 +113,9 @@ def _feed_forward_bwd_kernel(
     seed_ptr,
     first_row_ptr,
     g_t_ptr,
-    g_y_ptr,  # of the second product's result, in the dtype of the weights, as a_ptr, g_h_ptr
+    g_y_ptr,  # gradient of the second product's result, in the dtype of the weights, as a_ptr, g_h_ptr
     a_ptr,  # [M, HIDDEN], hidden units, as g_h_ptr
-    g_h_ptr,  # of the first product's result
+    g_h_ptr,  # gradient of the first product's result
     sums_ptr,  # [tiles, HIDDEN + 3 WIDTH] float32: of the biases (inner, outer), LayerNorm's weight and bias
     rows,
     site_offset,
@@ -179,7 +179,7 @@ def _feed_forward_bwd_kernel(
 
 
 def feed_forward_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
-    """See `pgat_kernels.ops.blocks.feed_forward_operator`, whose arguments these are, contiguous."""
+    """Launch the forward kernel with the contiguous arguments of `pgat_kernels.ops.blocks.feed_forward_operator`."""
     (t,) = rows
     inner = weights[0]
     y = torch.empty_like(t)
@@ -193,7 +193,7 @@ def feed_forward_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks
 def feed_forward_backward(
     g: Tensor, rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of the rows and of the weights."""
+    """Launch the backward kernel; return gradients of the rows and of the weights."""
     (t,) = rows
     inner = weights[0]
     hidden, width = inner.shape
@@ -213,7 +213,7 @@ def feed_forward_backward(
 
 
 def _sizes(inner: Tensor, chosen: Configuration) -> dict[str, object]:
-    """The arguments that both kernels share, by name."""
+    """Return the arguments that both kernels share, by name."""
     hidden, width = inner.shape
     chunk = chunk_of(inner.dtype)
     return {"HIDDEN": hidden, "COLUMNS": chosen.columns, "CHUNK": chunk, **width_arguments(width, inner.dtype)}

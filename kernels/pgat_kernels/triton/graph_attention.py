@@ -1,16 +1,16 @@
-"""Attention among the nodes of many small graphs: a graph lives whole in one program, and several graphs do.
+"""Attention kernels for many small graphs, several of which one program holds.
 
 Limits: at most 64 nodes, head dimension at most 64, columns contiguous.
 
 Grid: one dimension; program i owns graphs i P to i P + P - 1 with all their heads, P = BLOCK // NODES, and writes all
-that belongs to them, the gradient of the bias included, which is a sum over heads: there are no atomics, and results do
-not depend on the order of the programs. The rows of a tile are the nodes of its P graphs one after the other; a score
-between nodes of different graphs is hidden like any other. So BLOCK is 64 rows for 13 nodes, enough for the widest
-tensor-core instructions, and a pass over a head is one product however small the graphs are. The products thus wasted
-are cheaper than the bytes of the inputs, which bound the kernel.
+their outputs, including the gradient of the bias, which is a sum over heads: there are no atomics, and results do not
+depend on the order of the programs. The rows of a tile are the nodes of its P graphs in sequence; scores between nodes
+of different graphs are hidden. So BLOCK is 64 rows for 13 nodes, enough for the widest tensor-core instructions, and a
+pass over a head is one product however small the graphs are. The wasted operations cost less than reading the inputs,
+which bounds the kernel.
 
-The backward pass computes scores, softmax and dropout masks again. Nothing but the inputs is kept. The gradient of the
-bias, where there is one, takes a second pass over the heads.
+The backward pass recomputes scores, softmax and dropout masks; only the inputs are kept. The gradient of the bias, if
+there is one, takes a second pass over the heads.
 """
 
 import torch
@@ -25,13 +25,13 @@ from pgat_kernels.triton.launch import choose, common_arguments, launch, pointer
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _HIDDEN = tl.constexpr(-1.0e30)
-"""Score of a hidden key; finite, so that a row of padding does not become NaN."""
+"""Score of a hidden key; finite, so that a padding row is not NaN."""
 
 
 @triton.jit
 def _rows(graphs, NODES: tl.constexpr, BLOCK: tl.constexpr):
-    """The first graph of this program (int64), and of every row its place among the program's graphs, its node, and
-    whether it exists."""
+    """Return the first graph of the program (int64), and for every row the index of its graph within the program, its
+    node, and whether it exists."""
     PACK: tl.constexpr = BLOCK // NODES
     rows = tl.arange(0, BLOCK)
     first = tl.program_id(0).to(tl.int64) * PACK
@@ -44,10 +44,10 @@ def _bias(
     adjacency_ptr, bias_ptr, threshold, first, place, node, exists,
     NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """What is added to the scores, times log2 e: [BLOCK, BLOCK]. It hides what is not seen.
+    """Return the bias of the scores, times log2 e: [BLOCK, BLOCK]. Hidden keys have the bias `_HIDDEN`.
 
-    Every row that exists sees itself, so what is hidden gets the weight 0. Rows of padding get any finite weights; they
-    meet zeros wherever they are read, and are not written.
+    No existing row is hidden from itself, so hidden keys get the weight 0. Padding rows get arbitrary finite weights;
+    they are only multiplied by zeros, and are not written.
     """
     inside = (place[:, None] == place[None, :]) & exists[:, None] & exists[None, :]
     at = first * (NODES * NODES) + _matrix_offsets(place, node, NODES)
@@ -62,22 +62,22 @@ def _bias(
 
 @triton.jit
 def _matrix_offsets(place, node, NODES: tl.constexpr):
-    """Of the elements of [G, NODES, NODES] that rows see in columns of their own graph, from the first graph on."""
+    """Return offsets into [G, NODES, NODES] of the columns in the own graph of every row, from the first graph on."""
     return (place * (NODES * NODES) + node * NODES)[:, None] + node[None, :]
 
 
 @triton.jit
 def _offsets(place, node, GRAPH: tl.constexpr, NODE: tl.constexpr, BLOCK_DEPTH: tl.constexpr):
-    """Of the rows in a tensor [G, H, T, d] with these strides, from a head of the first graph on: [BLOCK, BLOCK_DEPTH].
+    """Return offsets of the rows in a tensor [G, H, T, d] from a head of the first graph on: [BLOCK, BLOCK_DEPTH].
 
-    32 bits each, and the same for tensors of the same strides: as addresses they would take most of the registers.
+    They have 32 bits and are the same for tensors of the same strides: addresses would take most of the registers.
     """
     return (place * GRAPH + node * NODE)[:, None] + tl.arange(0, BLOCK_DEPTH)[None, :]
 
 
 @triton.jit
 def _softmax(q, k, bias, scale, PRECISION: tl.constexpr):
-    """Attention weights of one head, float32 [BLOCK, BLOCK]."""
+    """Compute the attention weights of one head, float32 [BLOCK, BLOCK]."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E) + bias
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     return weights / tl.sum(weights, 1)[:, None]
@@ -151,7 +151,7 @@ def _graph_attention_bwd_kernel(
     bias_ptr,
     seed_ptr,
     first_row_ptr,
-    dq_ptr,  # [G, H, T, d], all three of the strides of o
+    dq_ptr,  # [G, H, T, d], as dk_ptr, dv_ptr; with the strides of o
     dk_ptr,
     dv_ptr,
     dbias_ptr,  # [G, T, T] float32
@@ -185,7 +185,7 @@ def _graph_attention_bwd_kernel(
     BIASED: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
-    OF_BIAS: tl.constexpr,  # writes dbias alone, else the three others alone: both at once take too many registers
+    OF_BIAS: tl.constexpr,  # write only dbias, else only the other three: all four take too many registers
 ):
     first, place, node, exists = _rows(graphs, NODES, BLOCK)
     inside = exists[:, None] & (tl.arange(0, BLOCK_DEPTH) < DEPTH)[None, :]
@@ -236,7 +236,7 @@ def graph_attention_forward(
     threshold: float,
     scale: float,
 ) -> Tensor:
-    """See `pgat_kernels.ops.graph_attention`, whose arguments these are, checked."""
+    """Launch the forward kernel with the checked arguments of `pgat_kernels.ops.graph_attention`."""
     o = empty_like_rows(q)
     configuration = choose("graph_attention forward", q, q.shape[2])
     common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
@@ -261,7 +261,7 @@ def graph_attention_backward(
     threshold: float,
     scale: float,
 ) -> list[Tensor]:
-    """Gradients of q, k, v and, where there is one, bias."""
+    """Launch the backward kernel; return gradients of q, k, v and the bias, if there is one."""
     dq, dk, dv = (empty_like_rows(q) for _ in range(3))
     dbias = None if bias is None else torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
     configuration = choose("graph_attention backward", q, q.shape[2])

@@ -1,11 +1,11 @@
-"""The time loops of a bank of GRUs, each in one launch: see `pgat_kernels.ops.gru` for the formulas.
+"""Kernels for the time loops of a bank of GRUs, one launch each; the formulas are in `pgat_kernels.ops.gru`.
 
-Limits: float32, at most 128 states (`pgat_kernels.ops.gru.MOST_STATES`). All tensors contiguous.
+Limits: float32, at most 128 states (`pgat_kernels.ops.gru.MOST_STATES`), contiguous tensors.
 
-Grid: one dimension; program (group, BLOCK rows of the batch) owns these rows at every step, since no row reads another.
-Recurrent weights stay in registers where they fit (up to 64 states), else they are read again at every step. What does
-not depend on the state is computed outside, for all steps at once: one product with the inputs before the loop, the
-factors of the gradients before the loop of the backward pass, the gradients of the weights behind it.
+Grid: one dimension; program (group, BLOCK rows of the batch) owns these rows at every step, since rows are independent.
+Recurrent weights stay in registers if they fit (up to 64 states), otherwise every step reads them again. Terms that do
+not depend on the state are computed outside of the kernels, for all steps at once: one product with the inputs before
+the loop, the factors of the gradients before the backward loop, and the gradients of the weights after it.
 """
 
 import torch
@@ -21,7 +21,7 @@ _RESIDENT = tl.constexpr(64)
 
 @triton.jit
 def _place(groups, batch, BLOCK: tl.constexpr):
-    """Group (int64) and rows of this program."""
+    """Return group (int64) and rows of the program."""
     blocks = tl.cdiv(batch, BLOCK)
     program = tl.program_id(0)
     return (program // blocks).to(tl.int64), (program % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -29,7 +29,7 @@ def _place(groups, batch, BLOCK: tl.constexpr):
 
 @triton.jit
 def _weights(weight_ptr, group, part, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, TURNED: tl.constexpr):
-    """W of one gate, [out, in], or turned [in, out]; zeros outside."""
+    """Load the weight of one gate, [out, in], or transposed [in, out] if TURNED; zeros outside."""
     i = tl.arange(0, BLOCK_SIZE)
     start = (group * 3 + part) * (SIZE * SIZE)
     inside = (i < SIZE)[:, None] & (i < SIZE)[None, :]
@@ -77,7 +77,7 @@ def _gru_scan_fwd_kernel(
         n = tanh(a_n + r * u_n)
         h = tl.where(inside, n + z * (h - n), 0.0)
         tl.store(states_ptr + at, h, mask=inside)
-        if KEEP:  # in the place of what they came of
+        if KEEP:  # overwrites the inputs
             tl.store(gates_ptr + at_gates, r, mask=inside)
             tl.store(gates_ptr + at_gates + SIZE, z, mask=inside)
             tl.store(gates_ptr + at_gates + 2 * SIZE, u_n, mask=inside)
@@ -136,13 +136,13 @@ def _gru_scan_bwd_kernel(
 
 
 def gru_scan(gates: Tensor, candidates: Tensor, weight: Tensor, *, keep: bool = False) -> Tensor:
-    """The states at every step: [S, G, B, 3 H], [S, G, B, H], [G, 3 H, H] -> [S, G, B, H].
+    """Compute the states at every step: [S, G, B, 3 H], [S, G, B, H], [G, 3 H, H] -> [S, G, B, H].
 
     Args:
-        gates: what r, z and u_n are without the state's part, side by side.
-        candidates: what n is without it.
+        gates: the terms of r, z and u_n that do not depend on the state, side by side.
+        candidates: the same term of n.
         weight: W_hh.
-        keep: whether `gates` and `candidates` become r, z, u_n and n; else they stay what they are.
+        keep: whether to overwrite `gates` by r, z and u_n and `candidates` by n.
     """
     states = torch.empty_like(candidates)
     _launch(_gru_scan_fwd_kernel, "gru forward", (gates, candidates, weight, states), candidates, KEEP=keep)
@@ -150,7 +150,7 @@ def gru_scan(gates: Tensor, candidates: Tensor, weight: Tensor, *, keep: bool = 
 
 
 def gru_scan_backward(gradient: Tensor, update: Tensor, factors: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """e_t and e_t k_t of all steps: [S, G, B, H] and [S, G, B, 3 H].
+    """Compute e_t and e_t k_t of all steps: [S, G, B, H] and [S, G, B, 3 H].
 
     Args:
         gradient: of the states, [S, G, B, H].

@@ -1,4 +1,4 @@
-"""How kernels are launched: with a configuration from the table, on a GPU, or in triton's interpreter."""
+"""Launching of kernels with a configuration from the table, on a GPU or in triton's interpreter."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,28 +16,31 @@ from pgat_kernels.tuning_table import Configuration
 
 
 def product_precision(dtype: torch.dtype) -> str:
-    """`tl.dot`'s: float32 products are IEEE, as torch's are unless TF32 is allowed; those of 16 bits have one way."""
+    """Return the input precision of `tl.dot`: "tf32" for float32 if torch allows TF32, else "ieee".
+
+    16-bit products have only one precision.
+    """
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if dtype == torch.float32 and allowed else "ieee"
 
 
 def pointer_or(x: Tensor | None, other: Tensor) -> Tensor:
-    """`x`, or a tensor in its place where the kernel does not look at it."""
+    """Return `x`, or `other` as a placeholder for an argument that the kernel does not read."""
     return other if x is None else x
 
 
 class Launch(NamedTuple):
-    """What is needed to compile a kernel, or to count what it does."""
+    """Arguments of a kernel launch, sufficient to compile the kernel or to count its operations."""
 
     kernel: Any
     programs: int
     tensors: tuple[Tensor, ...]
-    """Its first arguments."""
+    """Leading positional arguments."""
     named: dict[str, Any]
-    """The others."""
+    """Other arguments."""
     configuration: Configuration
     flops: int
-    """Of its products, recomputation included, padding not."""
+    """FLOPs of the matrix products, including recomputation but not padding."""
 
 
 _instead: Callable[[Launch], None] | None = None
@@ -46,7 +49,7 @@ _gpu: str | None = None
 
 @contextlib.contextmanager
 def intercept_launches(execute: Callable[[Launch], None]) -> Iterator[None]:
-    """Within it kernels, of tensors on any device, do not run: every launch is given to `execute`."""
+    """Pass every launch within the context to `execute` instead of running it, for tensors on any device."""
     global _instead
     before, _instead = _instead, execute
     try:
@@ -58,7 +61,7 @@ def intercept_launches(execute: Callable[[Launch], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def record_launches(gpu: str = DEFAULT) -> Iterator[list[Launch]]:
-    """Within it kernels do not run: what would be launched on `gpu` is added to the list.
+    """Yield a list of the launches for `gpu` within the context, which are recorded instead of run.
 
     Tensors may be on the meta device.
     """
@@ -77,7 +80,7 @@ _ran: list[tuple[Any, Any]] | None = None
 
 @contextlib.contextmanager
 def running() -> Iterator[list[tuple[Any, Any]]]:
-    """Within it, every kernel that runs is added to the list, with what triton compiled; None where it interprets."""
+    """Yield a list of the kernels that run within the context, each with its compiled form (None if interpreted)."""
     global _ran
     before, _ran = _ran, []
     try:
@@ -87,16 +90,16 @@ def running() -> Iterator[list[tuple[Any, Any]]]:
 
 
 def choose(kernel: str, x: Tensor, size: int) -> Configuration:
-    """The configuration of `kernel` for inputs such as `x`."""
+    """Return the configuration of `kernel` for the dtype and device of `x` and this size."""
     return configuration(kernel, x.dtype.itemsize, size, _gpu or gpu_of(x.device))
 
 
 def launch(
     kernel: Any, programs: int, tensors: tuple[Tensor, ...], configuration: Configuration, flops: int, **named: Any
 ) -> None:
-    """Run `kernel` on the device of its tensors, in a grid of one dimension; nothing where there is no program.
+    """Run `kernel` on the device of its tensors, in a one-dimensional grid; do nothing if `programs` is 0.
 
-    `flops`: those of its products, which are counted where launches are recorded.
+    `flops` are those of its products, for recorded launches.
     """
     if _instead is not None:
         _instead(Launch(kernel, programs, tensors, named, configuration, flops))
@@ -114,7 +117,7 @@ def launch(
 def common_arguments(
     q: Tensor, adjacency: Tensor | None, bias: Tensor | None, dropout: Dropout, threshold: float, scale: float
 ) -> dict[str, object]:
-    """The arguments that forward and backward kernel share, by name."""
+    """Return the arguments that the forward and the backward kernels share, by name."""
     graphs, heads, nodes, depth = q.shape
     return {
         "graphs": graphs,
@@ -147,9 +150,9 @@ def launch_over_rows(
     products: int,
     **named: Any,
 ) -> None:
-    """Run a kernel whose programs own a tile of the rows of `x` [..., T, columns] each, with dropout at `sites` sites.
+    """Run a kernel whose programs each own a tile of the rows of `x` [..., T, columns], with dropout at `sites` sites.
 
-    `products`: how many of these rows with `weight`, or of that size, it takes.
+    `products` is the number of its products of these rows with `weight`, or of that size.
     """
     count = x.numel() // x.shape[-1]
     launch(
@@ -159,7 +162,7 @@ def launch_over_rows(
 
 
 def dropout_arguments(masks: Masks, site: int, sites: int) -> dict[str, object]:
-    """Those of kernels that drop out at `site` and, with `sites` 2, the next."""
+    """Return the arguments of kernels with dropout at `site` and, if `sites` is 2, the next site."""
     found: dict[str, object] = {
         "site_offset": site_offset(site),
         "dropped": first_kept_code(masks.rate),
@@ -170,16 +173,16 @@ def dropout_arguments(masks: Masks, site: int, sites: int) -> dict[str, object]:
 
 
 CHUNK = 16
-"""Columns at a time of float32 products."""
+"""Columns per step of float32 products."""
 
 
 def chunk_of(dtype: torch.dtype) -> int:
-    """Columns at a time of products in `dtype`, 0 for all: see `tiles`."""
+    """Return the number of columns per step of products in `dtype`, 0 for all: see `tiles`."""
     return CHUNK if dtype.itemsize == 4 else 0
 
 
 def width_arguments(width: int, dtype: torch.dtype) -> dict[str, object]:
-    """Those of kernels over rows of `width` columns whose products are in `dtype`."""
+    """Return the arguments of kernels over rows of `width` columns with products in `dtype`."""
     return {
         "WIDTH": width,
         "BLOCK_WIDTH": rounded(width),
@@ -188,12 +191,12 @@ def width_arguments(width: int, dtype: torch.dtype) -> dict[str, object]:
 
 
 def rounded(size: int) -> int:
-    """The power of two, at least 16, that a tile of this many columns takes."""
+    """Return the padded number of columns of a tile: the next power of two, at least 16."""
     return max(16, int(triton.next_power_of_2(size)))
 
 
 def strides_of(**tensors: Tensor) -> dict[str, int]:
-    """Those of [G, H, T, d] tensors, under the names that kernels have for them."""
+    """Return the strides of [G, H, T, d] tensors by the names of the kernel arguments."""
     found = {}
     for name, x in tensors.items():
         for of, stride in zip(("GRAPH", "HEAD", "NODE"), x.stride(), strict=False):

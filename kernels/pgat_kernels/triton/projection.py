@@ -1,11 +1,11 @@
-"""LayerNorm(t + dropout(W o + b)): an output projection with its residual and LayerNorm, in one kernel each way.
+"""Kernels for LayerNorm(t + dropout(W o + b)), an output projection with residual and LayerNorm, forward and backward.
 
-Limits: t and o of at most 256 columns.
+Limits: t and o have at most 256 columns.
 
-The residual t may be of low rank: t = R s with a few numbers s a row, so that t never lies in memory (rewrite 4).
+Grid: one dimension; program i owns BLOCK rows. The backward kernel recomputes the sum and writes the gradients of t (of
+s and, as one partial sum per tile, of R), of o, and of the product's result, from which torch computes that of W.
 
-Grid: one dimension; program i owns BLOCK rows. The backward kernel makes the sum again, and writes the gradients of t
-(of s and, a tile at a time, of R) and o, and that of the product's result, from which a product makes that of W.
+The residual t may have low rank: t = R s with a few numbers s per row, so that t is never stored (rewrite 4).
 """
 
 import torch
@@ -34,7 +34,7 @@ def _normal(
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, RANK: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     STEP: tl.constexpr, BLOCK: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The block before LayerNorm's weight, and the scale of every row: see `normal_and_scale`."""
+    """Compute the block before LayerNorm's weight, and the scale of every row: see `normal_and_scale`."""
     total = product(
         None, o_ptr, exists, weight_ptr, 0, BLOCK_WIDTH, INNER, WIDTH, 1, INNER, BLOCK_WIDTH, STEP, BLOCK, PRECISION
     )
@@ -56,7 +56,7 @@ def _normal(
 def _projection_fwd_kernel(
     t_ptr,  # [M, WIDTH], or s [M, RANK]
     o_ptr,  # [M, INNER]
-    residual_ptr,  # R [WIDTH, RANK]; not read where RANK is 0
+    residual_ptr,  # R [WIDTH, RANK]; not read if RANK is 0
     weight_ptr,  # [WIDTH, INNER]
     bias_ptr,
     norm_ptr,
@@ -101,11 +101,11 @@ def _projection_bwd_kernel(
     norm_ptr,
     seed_ptr,
     first_row_ptr,
-    g_sum_ptr,  # [M, WIDTH] float32: of the residual
-    g_s_ptr,  # [M, RANK] float32; not written where RANK is 0
-    g_o_ptr,  # as o
-    g_y_ptr,  # [M, WIDTH], of the product's result, in the dtype of the weight
-    sums_ptr,  # [tiles, (3 + RANK) WIDTH] float32: of the bias, LayerNorm's weight and bias, R turned
+    g_sum_ptr,  # [M, WIDTH] float32: gradient of the residual
+    g_s_ptr,  # [M, RANK] float32; not written if RANK is 0
+    g_o_ptr,  # [M, INNER], in the dtype of o
+    g_y_ptr,  # [M, WIDTH], gradient of the product's result, in the dtype of the weight
+    sums_ptr,  # [tiles, (3 + RANK) WIDTH] float32: of the bias, LayerNorm's weight and bias, R transposed
     rows,
     site_offset,
     dropped,
@@ -155,7 +155,7 @@ def _projection_bwd_kernel(
 
 
 def projection_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> Tensor:
-    """See `pgat_kernels.ops.blocks.projection_operator`, whose arguments these are, contiguous."""
+    """Launch the forward kernel with the contiguous arguments of `pgat_kernels.ops.blocks.projection_operator`."""
     t, o = rows
     weight = weights[1]
     y = torch.empty((*t.shape[:-1], len(weight)), dtype=t.dtype, device=t.device)
@@ -169,7 +169,7 @@ def projection_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, 
 def projection_backward(
     g: Tensor, rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of the rows and of the weights."""
+    """Launch the backward kernel; return gradients of the rows and of the weights."""
     t, o = rows
     residual, weight = weights[:2]
     width, inner = weight.shape
@@ -190,7 +190,7 @@ def projection_backward(
 
 
 def _sizes(weights: list[Tensor], chosen: Configuration) -> dict[str, object]:
-    """The arguments that both kernels share, by name."""
+    """Return the arguments that both kernels share, by name."""
     residual, weight = weights[:2]
     width, inner = weight.shape
     own = {"INNER": inner, "RANK": residual.shape[1], "STEP": chosen.columns}

@@ -1,12 +1,12 @@
-"""What kernels over tiles of rows share: products, LayerNorm, gelu, dropout of a tile.
+"""Device functions of kernels over tiles of rows: products, LayerNorm, gelu, dropout.
 
-A tile is BLOCK rows of a contiguous matrix with all their columns, at most 256 of them; columns are rounded up to a
-power of two, and what lies beyond is zero. Offsets within a tile are of 32 bits from a base of 64.
+A tile is BLOCK rows of a contiguous matrix with all their columns, at most 256; the number of columns is rounded up to
+a power of two, and padding is zero. Offsets within a tile have 32 bits and are added to a 64-bit base.
 
-A product of rows with a weight has two forms. With CHUNK 0 the rows are a tile at hand, one product takes them whole:
-for 16 bits, whose operands lie in shared memory, where it is wanted more than once. Otherwise they are read CHUNK
-columns at a time, from memory that this program itself may have written: products of float32 keep both operands in
-registers, which hold no more.
+The product of rows with a weight has two forms. With CHUNK 0 the rows are a loaded tile, and one product takes all
+their columns: for 16 bits, whose operands are in shared memory, if the tile is used more than once. Otherwise the rows
+are read CHUNK columns at a time, from memory that the same program may have written: float32 products keep both
+operands in registers, which hold no more.
 """
 
 import triton
@@ -17,32 +17,32 @@ from pgat_kernels.triton.dropout import keep_tile
 _EPSILON = tl.constexpr(1e-5)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
 _DENSITY = tl.constexpr(0.3989422804014327)
-"""Of the normal distribution at 0."""
+"""Density of the normal distribution at 0."""
 
 
 @triton.jit
 def load_row(ptr, i, SIZE: tl.constexpr):
-    """A vector of SIZE numbers, float32; zeros beyond."""
+    """Load elements `i` of a vector of SIZE numbers as float32; zeros beyond its end."""
     return tl.load(ptr + i, mask=i < SIZE, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def load_tile(ptr, exists, start, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """COLUMNS columns from `start` on of a tile of rows, from its first row on, in the dtype of the memory."""
+    """Load COLUMNS columns, beginning at `start`, of the tile whose first row is at `ptr`, in the stored dtype."""
     inside, at = _within(exists, start, WIDTH, COLUMNS, BLOCK)
     return tl.load(ptr + start + at, mask=inside, other=0.0)
 
 
 @triton.jit
 def store_tile(ptr, x, exists, start, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """The opposite of `load_tile`."""
+    """Store the columns that `load_tile` loads."""
     inside, at = _within(exists, start, WIDTH, COLUMNS, BLOCK)
     tl.store(ptr + start + at, x.to(ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _within(exists, start, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Which numbers of a tile exist, and where they are from its first one on."""
+    """Return the mask of the elements of a tile that exist, and their offsets from its first element."""
     column = tl.arange(0, COLUMNS)
     at = tl.arange(0, BLOCK)[:, None] * WIDTH + column[None, :]
     if WIDTH % COLUMNS == 0:
@@ -56,10 +56,10 @@ def load_weight(
     ptr, k_start, n_start, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
     K_STRIDE: tl.constexpr, N_STRIDE: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_K, BLOCK_N] of a matrix [K, N] with these strides, one of which is 1, from `k_start` and `n_start` on.
+    """Load [BLOCK_K, BLOCK_N] of a matrix [K, N], beginning at `k_start` and `n_start`; one of the strides is 1.
 
-    Offsets are the same for all tiles of a loop, of 32 bits, from a base that moves: hoisted out of the loop, addresses
-    of 64 bits would take half the registers.
+    The 32-bit offsets are the same for all tiles of a loop, and only the base moves: 64-bit addresses hoisted out of
+    the loop would take half of the registers.
     """
     k, n = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_N)
     ptr += k_start * K_STRIDE + n_start * N_STRIDE
@@ -78,9 +78,9 @@ def product(
     K_STRIDE: tl.constexpr, N_STRIDE: tl.constexpr, BLOCK_K: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows [BLOCK, K] times BLOCK_N columns of a weight [K, N], see `load_weight`: float32 [BLOCK, BLOCK_N].
+    """Multiply rows [BLOCK, K] by BLOCK_N columns of a weight [K, N], see `load_weight`: float32 [BLOCK, BLOCK_N].
 
-    The rows are the tile `x` [BLOCK, BLOCK_K] in the dtype of the weight, or, where CHUNK is not 0, those at `x_ptr`.
+    The rows are the tile `x` [BLOCK, BLOCK_K] in the dtype of the weight, or, if CHUNK is not 0, those at `x_ptr`.
     """
     if CHUNK == 0:
         w = load_weight(w_ptr, 0, n_start, BLOCK_K, BLOCK_N, K, N, K_STRIDE, N_STRIDE)
@@ -96,7 +96,7 @@ def product(
 
 @triton.jit
 def gelu_and_slope(x):
-    """Exact gelu and its derivative."""
+    """Compute the exact gelu and its derivative."""
     below = 0.5 * (1 + tl.erf(x * _SQRT_HALF))
     return x * below, below + x * tl.exp(-0.5 * x * x) * _DENSITY
 
@@ -113,7 +113,7 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    """By its series near 0, where 2 sigmoid(2 x) - 1 has few digits left: below 3 roundings everywhere."""
+    """Compute tanh to within 3 roundings: by its series near 0, where 2 sigmoid(2 x) - 1 loses digits."""
     y = x * x
     series = x * (1 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835)))))
     return tl.where(y < 0.0625, series, 2 * sigmoid(2 * x) - 1)
@@ -121,7 +121,10 @@ def tanh(x):
 
 @triton.jit
 def normal_and_scale(x, columns, WIDTH: tl.constexpr):
-    """LayerNorm before its weight, and 1 / the deviation of every row: of x, zero beyond WIDTH."""
+    """Normalise rows of x, which is zero beyond WIDTH, as LayerNorm does before its weight.
+
+    Also return 1 / the standard deviation of every row.
+    """
     mean = tl.sum(x, 1) / WIDTH
     centered = tl.where((columns < WIDTH)[None, :], x - mean[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(centered * centered, 1) / WIDTH + _EPSILON)
@@ -133,7 +136,10 @@ def keep_rows(
     seed_ptr, first_row_ptr, site_offset, first, columns, dropped,
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Which elements of the rows from `first` (int64) on of a matrix [G TOKENS, WIDTH] are kept; see `keep_tile`."""
+    """Return the dropout mask for BLOCK rows, beginning at `first` (int64), of a matrix [G TOKENS, WIDTH].
+
+    See `keep_tile`.
+    """
     row = first + tl.arange(0, BLOCK)
     group, token = row // TOKENS, (row % TOKENS).to(tl.int32)
     group = tl.load(first_row_ptr) + group
@@ -148,18 +154,19 @@ def norm_backward(
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK: tl.constexpr, DROPOUT: tl.constexpr,
     NARROW: tl.constexpr = 32,
 ):  # fmt: skip
-    """Gradient of LayerNorm's argument, a residual plus dropout(y + bias), from that of its result.
+    """Compute the gradient of LayerNorm's argument, a residual plus dropout(y + bias), from that of its result.
 
-    It goes through the columns NARROW at a time: three tiles of float32 at once are more than the registers hold. So it
-    is written to memory and read again, by other threads of this program, which must not move on before the others.
+    It processes NARROW columns at a time, because the registers do not hold three float32 tiles. `normal` is therefore
+    written to memory and read again by other threads of the program, which barriers synchronise.
 
     Args:
         normal, scale: see `normal_and_scale`.
-        g_ptr, row_at: gradient of the result, and where every row of it begins.
+        g_ptr, row_at: gradient of the result, and offset of every row in it.
         norm_ptr: LayerNorm's weight.
-        sum_ptr: float32 rows: becomes the gradient of the argument; holds `normal` on the way.
-        low_ptr: becomes the gradient of y.
-        sums_ptr: [3, WIDTH], become the gradients of the bias, LayerNorm's weight and LayerNorm's bias by these rows.
+        sum_ptr: float32 rows for the gradient of the argument; holds `normal` temporarily.
+        low_ptr: rows for the gradient of y.
+        sums_ptr: [3, WIDTH] for what these rows add to the gradients of the bias, LayerNorm's weight and LayerNorm's
+            bias.
     """
     store_tile(sum_ptr, normal, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
     tl.debug_barrier()

@@ -1,4 +1,4 @@
-"""Composed affine maps, and attention over one key as one of them."""
+"""Tests of composed affine maps, and of attention over one key as an affine map."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 
 def affine(*shape: int, seed: int) -> Affine:
-    """A map [..., O, I]."""
+    """Return a random map [..., O, I]."""
     return Affine(normal(*shape, seed=seed).requires_grad_(), normal(*shape[:-1], seed=seed + 1).requires_grad_())
 
 
@@ -29,7 +29,7 @@ def gradients(y: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("groups", [(), (1,), (13,), (2, 3)])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 5, 3), (10, 10, 64)])
-def test_the_composed_map_does_what_both_do(groups: tuple[int, ...], sizes: tuple[int, int, int]) -> None:
+def test_composed_map_equals_applying_both(groups: tuple[int, ...], sizes: tuple[int, int, int]) -> None:
     inner, middle, outer = sizes
     first, second = affine(*groups, middle, inner, seed=2), affine(*groups, outer, middle, seed=4)
     x = normal(7, *groups, inner).requires_grad_()
@@ -42,7 +42,7 @@ def test_the_composed_map_does_what_both_do(groups: tuple[int, ...], sizes: tupl
 
 @pytest.mark.parametrize("n_heads", [1, 2, 8])
 @pytest.mark.parametrize("queries", [1, 5])
-def test_attention_over_one_key_is_its_value_path_whatever_queries_and_heads(n_heads: int, queries: int) -> None:
+def test_attention_over_one_key_equals_its_value_path(n_heads: int, queries: int) -> None:
     attention = nn.MultiheadAttention(8, n_heads, batch_first=True).double()
     with torch.no_grad():
         for seed, parameter in enumerate(attention.parameters()):
@@ -55,9 +55,9 @@ def test_attention_over_one_key_is_its_value_path_whatever_queries_and_heads(n_h
     assert torch.allclose(found, expected, rtol=0, atol=EXACT)
     inputs = [key, *attention.parameters()]
     for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)  # those of the query and key rows are 0
+        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)  # 0 for the query and key rows
 
 
-def test_sizes_that_do_not_follow_each_other_are_refused() -> None:
+def test_mismatched_sizes_raise() -> None:
     with pytest.raises(RuntimeError):
         compose(affine(4, 3, seed=2), affine(4, 3, seed=4))

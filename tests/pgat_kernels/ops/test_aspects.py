@@ -1,4 +1,4 @@
-"""Strengths between pairs of bodies against the formula with a product for every pair."""
+"""Tests of strengths between pairs of bodies, compared with the formula with one product per pair."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Te
 
 
 def parameters(timesteps: int, nodes: int, width: int) -> list[Tensor]:
-    """Market, vectors of the bodies, W1, b1, w2, b2 as the original holds them."""
+    """Return market, vectors of the bodies, W1, b1, w2 and b2 in the shapes of the reference."""
     shapes = [(timesteps, width), (nodes, width), (width, 2 * width), (width,), (1, width), (1,)]
     values = [normal(*shape, seed=k) for k, shape in enumerate(shapes)]
     values[2] /= width**0.5
@@ -30,7 +30,7 @@ def parameters(timesteps: int, nodes: int, width: int) -> list[Tensor]:
 
 
 def of_every_pair(m: Tensor, bodies: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """Section 3 as it is written: the vectors of both bodies side by side."""
+    """Compute section 3 of docs/model.md directly, from the vectors of both bodies side by side."""
     u = bodies + m[:, None]
     nodes = len(bodies)
     rows = [[torch.ones_like(m[:, 0]) for _ in range(nodes)] for _ in range(nodes)]
@@ -48,7 +48,7 @@ def rewritten(m: Tensor, bodies: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2:
 
 
 def results(call: Call, values: list[Tensor], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Output and the gradients of all inputs."""
+    """Return the output and the gradients of all inputs."""
     inputs = [value.to(dtype).requires_grad_() for value in values]
     output = call(*inputs)
     return [output, *torch.autograd.grad(output, inputs, normal(*output.shape, seed=9, dtype=output.dtype))]
@@ -58,7 +58,7 @@ SIZES = [(1, 2, 1), (1, 13, 8), (3, 13, 13), (7, 3, 5), (50, 13, 26)]
 
 
 @pytest.mark.parametrize(("timesteps", "nodes", "width"), SIZES)
-def test_strengths_and_gradients_are_those_of_every_pair(timesteps: int, nodes: int, width: int) -> None:
+def test_strengths_and_gradients_equal_those_computed_per_pair(timesteps: int, nodes: int, width: int) -> None:
     values = parameters(timesteps, nodes, width)
     for ours, theirs in zip(results(rewritten, values), results(of_every_pair, values), strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
@@ -74,7 +74,7 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, rows: 
 
 
 @pytest.mark.parity
-def test_float32_is_as_accurate_as_the_formula() -> None:
+def test_float32_errors_are_within_the_rounding_bound() -> None:
     values = parameters(40, 13, 52)
     assert_right_up_to_rounding(
         results(rewritten, values, torch.float32),
@@ -101,7 +101,7 @@ def test_bfloat16_terms_are_computed_in_float32() -> None:
         assert torch.allclose(ours.double(), theirs, rtol=step, atol=1e-6)
 
 
-def test_autocast_does_not_reach_into_the_operator() -> None:
+def test_autocast_does_not_affect_the_operator() -> None:
     x, constants = pair_terms(*parameters(5, 4, 6)[:4])
     inputs = [tensor.float() for tensor in (x, constants, normal(6), normal(1))]
     expected = aspects(*inputs)
@@ -116,21 +116,21 @@ def test_strengths_are_symmetric_with_diagonal_one() -> None:
     assert found.is_contiguous()
 
 
-def test_what_the_diagonal_hands_back_reaches_nothing() -> None:
+def test_gradient_of_the_diagonal_is_zero() -> None:
     values = [value.requires_grad_() for value in parameters(3, 4, 5)]
     output = rewritten(*values)
     gradients = torch.autograd.grad(output.diagonal(dim1=1, dim2=2).sum(), values)
     assert all(bool((gradient == 0).all()) for gradient in gradients)
 
 
-def test_results_repeat_bit_by_bit() -> None:
+def test_results_are_bitwise_repeatable() -> None:
     values = parameters(9, 13, 8)
     for first, second in zip(*(results(rewritten, values, torch.float32) for _ in range(2)), strict=True):
         assert torch.equal(first, second)
 
 
-def test_the_gradient_of_the_bodies_reads_no_entry_twice() -> None:
-    """Entries that are gathered twice have their gradients added up in an order of the moment, where there are many."""
+def test_gradient_of_the_bodies_is_repeatable_with_threads() -> None:
+    """Gradients of entries that are gathered twice would be added up in an arbitrary order if there are many."""
     generator = torch.Generator().manual_seed(1)
     sizes = [(3, 512), (13, 512), (512, 1024), (512,)]
     given = [torch.randn(size, generator=generator).requires_grad_() for size in sizes]
@@ -146,7 +146,7 @@ def test_the_gradient_of_the_bodies_reads_no_entry_twice() -> None:
         torch.set_num_threads(before)
 
 
-def test_only_arguments_and_result_are_kept() -> None:
+def test_only_arguments_and_result_are_saved() -> None:
     x, constants = (tensor.detach().requires_grad_() for tensor in pair_terms(*parameters(20, 13, 8)[:4]))
     weight, bias = normal(8).requires_grad_(), normal(1).requires_grad_()
     kept: list[Tensor] = []
@@ -162,17 +162,17 @@ def test_only_arguments_and_result_are_kept() -> None:
 
 
 @pytest.mark.parametrize("pairs", [2, 4, 5, 77])
-def test_constants_of_no_number_of_bodies_are_refused(pairs: int) -> None:
+def test_invalid_number_of_pairs_raises(pairs: int) -> None:
     with pytest.raises(ValueError, match="pairs"):
         aspects(normal(3, 4), normal(pairs, 4), normal(4), normal(1))
 
 
-def test_node_count() -> None:
+def test_node_count_inverts_the_number_of_pairs() -> None:
     assert [node_count(n * (n - 1) // 2) for n in range(2, 200)] == list(range(2, 200))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_torch_accepts_the_operators(dtype: torch.dtype) -> None:
+def test_operators_pass_opcheck(dtype: torch.dtype) -> None:
     x, constants = pair_terms(*parameters(5, 4, 6)[:4])
     inputs = [tensor.detach().to(dtype) for tensor in (x, constants, normal(6), normal(1))]
     result = aspects(*inputs)
@@ -184,7 +184,7 @@ def test_torch_accepts_the_operators(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.compile
-def test_compiled_results_equal_eager_ones() -> None:
+def test_compiled_results_equal_eager_results() -> None:
     values = parameters(7, 5, 6)
     compiled = torch.compile(rewritten, fullgraph=True, dynamic=False)
     for ours, theirs in zip(results(compiled, values), results(rewritten, values), strict=True):

@@ -1,4 +1,4 @@
-"""Multi-head attention that never holds its weights: against torch's own, and against itself in blocks."""
+"""Tests of multi-head attention in blocks, compared with torch's attention and between block sizes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,12 +14,12 @@ from pgat_kernels.ops.attention import attention
 from tests.rounding import assert_right_up_to_rounding
 
 SHAPES = [(1, 1, 1, 1, 3), (1, 2, 33, 33, 10), (3, 2, 7, 9, 8), (5, 1, 13, 13, 8), (2, 8, 5, 21, 16)]
-"""Groups, heads, queries, keys, width."""
+"""Groups, heads, queries, keys and width."""
 SEED = torch.tensor(7)
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, biased: bool = False) -> list[Tensor]:
-    """Queries, keys, weight, its bias, and where asked for the bias of the scores."""
+    """Return queries, keys, weight, its bias, and, if `biased`, the bias of the scores."""
     groups, _, queries, keys, width = shape
     generator = torch.Generator().manual_seed(3)
     sizes = [(groups, queries, width), (groups, keys, width), (3 * width, width), (3 * width,)]
@@ -30,7 +30,7 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, biased: b
 
 
 def plain(x: Tensor, y: Tensor, w: Tensor, b: Tensor, bias: Tensor | None = None, *, n_heads: int) -> Tensor:
-    """The same with torch's attention."""
+    """Compute the same with torch's attention."""
     width = x.shape[-1]
 
     def heads(z: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def plain(x: Tensor, y: Tensor, w: Tensor, b: Tensor, bias: Tensor | None = None
 @pytest.mark.parametrize("cache", [chunked_ops.CACHE, 3000, 300, 1])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_outputs_and_gradients_equal_torchs(
+def test_outputs_and_gradients_equal_those_of_torch(
     shape: tuple[int, ...], biased: bool, cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunked_ops, "CACHE", cache)
@@ -60,7 +60,7 @@ def test_outputs_and_gradients_equal_torchs(
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_one_tensor_as_queries_and_keys_gets_both_gradients() -> None:
+def test_gradients_of_a_tensor_used_as_queries_and_keys_are_added() -> None:
     x, _, w, b = inputs((2, 2, 9, 9, 8))
     ours, theirs = attention(x, x, w, b, n_heads=2, seed=SEED), plain(x, x, w, b, n_heads=2)
     found, expected = (torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, theirs))
@@ -69,7 +69,7 @@ def test_one_tensor_as_queries_and_keys_gets_both_gradients() -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_error_is_what_rounding_explains(dtype: torch.dtype) -> None:
+def test_error_is_within_the_rounding_bound(dtype: torch.dtype) -> None:
     shape = (2, 8, 60, 70, 208)
     g = torch.randn(2, 60, 208, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
 
@@ -82,14 +82,14 @@ def test_the_error_is_what_rounding_explains(dtype: torch.dtype) -> None:
     found = results(wide, partial(attention, seed=SEED, dtype=dtype))
     assert found[0].dtype == dtype
     narrow = [x.detach().to(dtype) for x in wide]
-    # Sums of many terms in float32, where torch's are in the dtype: no rounding beyond torch's.
+    # Sums of many terms are in float32 and torch's in the dtype, so there is no rounding beyond torch's.
     assert_right_up_to_rounding(
         found, results(exact, plain), lambda tensors: results(tensors, plain), narrow, dtype, roundings=1e-4
     )
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:4])
-def test_gradients_with_dropout_are_those_of_the_function(shape: tuple[int, ...]) -> None:
+def test_gradients_with_dropout_pass_gradcheck(shape: tuple[int, ...]) -> None:
     given = inputs((shape[0], shape[1], 4, 5, shape[4]))
 
     def call(*tensors: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def test_dropout_does_not_depend_on_the_blocks(
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_dropout_keeps_the_expectation_and_follows_the_seed() -> None:
+def test_dropout_keeps_the_expectation_and_depends_on_the_seed() -> None:
     shape = (1, 2, 6, 40, 8)
     given = [x.detach() for x in inputs(shape, torch.float32)]
     truth = attention(*given, n_heads=2, seed=SEED)
@@ -128,7 +128,7 @@ def test_dropout_keeps_the_expectation_and_follows_the_seed() -> None:
     assert torch.equal(again, draws[5])
 
 
-def test_hidden_keys_are_not_seen_even_where_they_are_not_finite_in_effect() -> None:
+def test_hidden_keys_have_no_weight_and_rows_without_keys_are_finite() -> None:
     x, y, w, b, bias = inputs((1, 1, 3, 4, 5), biased=True)
     hidden = torch.zeros_like(bias)
     hidden[:, :, 2:] = -1e30
@@ -139,7 +139,7 @@ def test_hidden_keys_are_not_seen_even_where_they_are_not_finite_in_effect() -> 
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_the_operator_is_well_formed(biased: bool) -> None:
+def test_operator_passes_opcheck(biased: bool) -> None:
     given = inputs((2, 2, 5, 6, 4), torch.float32, biased)
     bias = given[4] if biased else None
     torch.library.opcheck(
@@ -148,7 +148,7 @@ def test_the_operator_is_well_formed(biased: bool) -> None:
 
 
 @pytest.mark.compile
-def test_compiled_equals_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_results_equal_eager_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WORTH_COMPILING", 0)
     monkeypatch.setattr(chunked_ops, "CACHE", 2000)  # several blocks, the last one padded
     x, _, w, b = inputs((2, 2, 33, 33, 8), torch.float32)
@@ -175,7 +175,7 @@ def test_results_are_bitwise_repeatable() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_only_the_tokens_and_weights_are_saved() -> None:
+def test_only_tokens_and_weights_are_saved() -> None:
     given = inputs((1, 4, 300, 300, 8), torch.float32)
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -184,7 +184,7 @@ def test_only_the_tokens_and_weights_are_saved() -> None:
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_autocast_does_not_reach_inside(biased: bool) -> None:
+def test_autocast_does_not_affect_the_operator(biased: bool) -> None:
     given = inputs((2, 2, 7, 9, 8), torch.float32, biased)
     plain_result = attention(*given, n_heads=2, seed=SEED)
     g = torch.randn_like(plain_result)
@@ -196,7 +196,7 @@ def test_autocast_does_not_reach_inside(biased: bool) -> None:
     assert all(torch.equal(found, own) for found, own in zip(gradients, expected, strict=True))
 
 
-def test_the_gradient_of_a_transposed_bias_is_what_compilers_expect() -> None:
+def test_backward_operator_passes_opcheck_with_a_transposed_bias() -> None:
     given = inputs((1, 2, 5, 5, 8), biased=True)
     transposed = given[-1].transpose(1, 2)
     tensors = [torch.randn(1, 5, 8, dtype=torch.float64), *given[:-1], transposed, SEED]

@@ -1,4 +1,4 @@
-"""Blocks by operators (where no kernel runs, in plain torch): the same function, and operators as torch wants them."""
+"""Tests of the block operators, computed in plain torch, and of blocks built from them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -72,14 +72,14 @@ def flat(tree: Any) -> list[Tensor]:
 
 
 def computed(name: str, kernels: bool) -> list[Tensor]:
-    """Result and gradients of the same inputs and weights."""
+    """Return the result and the gradients for fixed inputs and weights."""
     torch.manual_seed(3)
     y, back = BLOCKS[name](kernels)
     return [y, *flat(back(randn(*y.shape)))]
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_operators_are_the_same_function_with_the_same_dropout(name: str) -> None:
+def test_operators_equal_plain_blocks_with_the_same_dropout(name: str) -> None:
     for found, expected in zip(computed(name, True), computed(name, False), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -109,7 +109,7 @@ def leaves(name: str) -> tuple[BlockOperator, list[Tensor], list[Tensor]]:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_gradients_are_those_of_the_function(name: str) -> None:
+def test_operators_pass_gradcheck(name: str) -> None:
     operator, rows, weights = leaves(name)
 
     def function(*tensors: Tensor) -> Any:
@@ -120,7 +120,7 @@ def test_gradients_are_those_of_the_function(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_the_operators_are_well_formed(name: str) -> None:
+def test_operators_pass_opcheck(name: str) -> None:
     operator, rows, weights = leaves(name)
     rest = MASKS.seed, MASKS.first_row, 1, 0.3
     torch.library.opcheck(operator.operator, (rows, weights, *rest))
@@ -131,7 +131,7 @@ def test_the_operators_are_well_formed(name: str) -> None:
 
 @pytest.mark.compile
 @pytest.mark.parametrize("name", OPERATORS)
-def test_compiled_gradients_equal_eager_ones(name: str) -> None:
+def test_compiled_gradients_equal_eager_gradients(name: str) -> None:
     operator, rows, weights = leaves(name)
 
     def function(rows: list[Tensor], weights: list[Tensor]) -> Tensor:
@@ -146,7 +146,7 @@ def test_compiled_gradients_equal_eager_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_flops_are_those_of_the_plain_twin(name: str) -> None:
+def test_flops_equal_those_of_plain_torch(name: str) -> None:
     operator, rows, weights = leaves(name)
     with FlopCounterMode(display=False) as counted:
         y, back = operator(rows, weights, MASKS, 1)
@@ -158,7 +158,7 @@ def test_flops_are_those_of_the_plain_twin(name: str) -> None:
     assert counted.get_total_flops() == plain.get_total_flops() > 0
 
 
-def test_16_bit_products_have_float32_gradients_of_weights() -> None:
+def test_16_bit_products_give_float32_gradients_of_weights() -> None:
     operator, rows, weights = leaves("feed_forward_block")
     own, maps = [rows[0].detach().float()], [w.detach().to(torch.bfloat16) for w in weights[:4]]
     maps += [w.detach().float() for w in weights[4:]]

@@ -1,4 +1,4 @@
-"""Operators over rows: the same result and gradients whatever the chunks are, and nothing kept but the inputs."""
+"""Tests that operators over rows give the same results and gradients for all chunks, and keep only their inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def _program(
     rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Sequence[int]
 ) -> tuple[Tensor, Backward]:
-    """dropout(gelu(x W' + b)) * options[0] + y."""
+    """Compute dropout(gelu(x W' + b)) * options[0] + y."""
     h, linear_back = linear(rows[0], *weights)
     a, gelu_back = gelu_dropout(h, masks, 0)
 
@@ -57,7 +57,7 @@ def inputs(count: int, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor]
 
 
 def run(count: int, chunk: int | None, rate: float, compiled: bool = False, keep: int = 0) -> list[Tensor]:
-    """Result and all gradients."""
+    """Return the result and all gradients."""
     rows, weights = inputs(count)
     y = example(rows, weights, SEED, rate, [3], chunk, torch.float64, compiled, keep)
     return [y, *torch.autograd.grad(y.square().sum(), [*rows, *weights])]
@@ -65,7 +65,7 @@ def run(count: int, chunk: int | None, rate: float, compiled: bool = False, keep
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("count", [1, 7, 12])
-def test_the_chunk_changes_nothing(count: int, rate: float) -> None:
+def test_results_do_not_depend_on_the_chunk(count: int, rate: float) -> None:
     whole = run(count, None, rate)
     for chunk in (1, 2, 5, 12, 40):
         for found, expected in zip(run(count, chunk, rate), whole, strict=True):
@@ -74,12 +74,12 @@ def test_the_chunk_changes_nothing(count: int, rate: float) -> None:
 
 @pytest.mark.compile
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_compiled_chunks_equal_eager_ones(rate: float) -> None:
+def test_compiled_chunks_equal_eager_chunks(rate: float) -> None:
     for found, expected in zip(run(7, 3, rate, compiled=True), run(7, 3, rate), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_operator_is_well_formed() -> None:
+def test_operator_passes_opcheck() -> None:
     rows, weights = inputs(7, torch.float32)
     torch.library.opcheck(example.operator._opoverload, (rows, weights, SEED, 0.2, [3], 2, torch.float32, False))
 
@@ -88,7 +88,7 @@ def test_gradients_are_bitwise_repeatable() -> None:
     assert all(torch.equal(a, b) for a, b in zip(run(12, 5, 0.3), run(12, 5, 0.3), strict=True))
 
 
-def test_only_inputs_are_kept() -> None:
+def test_only_inputs_are_saved() -> None:
     rows, weights = inputs(12)
     saved: list[Tensor] = []
 
@@ -103,20 +103,20 @@ def test_only_inputs_are_kept() -> None:
 
 
 A_CHUNK = 3 * (6 * 8 + 8) + 8
-"""Bytes that the backward pass of 3 rows holds: hidden units in float64, a mask of whole words, the number of the first
-row."""
+"""Bytes that the backward pass of 3 rows holds: hidden units in float64, a mask in whole words, and the number of the
+first row."""
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("keep", [1, A_CHUNK, 2 * A_CHUNK, 10**9])
-def test_what_is_kept_changes_no_bit(keep: int, rate: float) -> None:
+def test_results_with_kept_chunks_are_bitwise_the_same(keep: int, rate: float) -> None:
     for found, expected in zip(run(8, 3, rate, keep=keep), run(8, 3, rate), strict=True):
         assert torch.equal(found, expected)
 
 
 @pytest.fixture
 def again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with every chunk that is computed again."""
+    """List that gets one element for every recomputed chunk."""
     calls: list[int] = []
     backward = example.backward_chunk
 
@@ -129,7 +129,7 @@ def again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(("keep", "kept"), [(A_CHUNK - 1, 0), (A_CHUNK, 1), (2 * A_CHUNK, 2), (3 * A_CHUNK, 3)])
-def test_as_many_chunks_are_kept_as_fit(keep: int, kept: int, again: list[int]) -> None:
+def test_number_of_kept_chunks_is_the_largest_that_fits(keep: int, kept: int, again: list[int]) -> None:
     rows, weights = inputs(9)
     how = Chunking(0.3, [3], 3, torch.float64, False)
     assert example.count_kept(rows, weights, how, keep) == (kept, kept * A_CHUNK)
@@ -139,7 +139,7 @@ def test_as_many_chunks_are_kept_as_fit(keep: int, kept: int, again: list[int]) 
     assert len(again) == 3 - kept
 
 
-def test_kept_chunks_serve_one_backward_pass_and_a_second_one_computes_them_again(again: list[int]) -> None:
+def test_second_backward_pass_recomputes_kept_chunks(again: list[int]) -> None:
     rows, weights = inputs(9)
     y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, 10**9).sum()
     first = torch.autograd.grad(y, [*rows, *weights], retain_graph=True)
@@ -149,7 +149,7 @@ def test_kept_chunks_serve_one_backward_pass_and_a_second_one_computes_them_agai
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_a_few_chunks_are_the_first_two_and_the_part_of_one() -> None:
+def test_few_chunks_are_the_first_two_and_the_last_partial_one() -> None:
     assert starts(12, 3) == starts(10, 3) == [0, 3, 6, 9]
     with few_chunks():
         assert starts(12, 3) == [0, 3]
@@ -158,7 +158,7 @@ def test_a_few_chunks_are_the_first_two_and_the_part_of_one() -> None:
     assert starts(12, 3) == [0, 3, 6, 9]
 
 
-def test_a_weight_that_changed_before_the_backward_pass_is_an_error() -> None:
+def test_weight_modified_before_the_backward_pass_raises() -> None:
     rows, weights = inputs(9)
     y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, 10**9).sum()
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_a_weight_that_changed_before_the_backward_pass_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_nothing_is_kept_where_nobody_asks_for_gradients(grad: bool) -> None:
+def test_nothing_is_kept_without_gradients(grad: bool) -> None:
     rows, weights = inputs(9)
     rows, weights = [x.detach() for x in rows], [w.detach() for w in weights]
     with torch.set_grad_enabled(grad):
@@ -176,7 +176,7 @@ def test_nothing_is_kept_where_nobody_asks_for_gradients(grad: bool) -> None:
     assert y.grad_fn is None
 
 
-def test_bfloat16_weights_give_gradients_in_the_dtype_of_the_parameters() -> None:
+def test_bfloat16_products_give_float32_results_and_gradients() -> None:
     rows, weights = inputs(12, torch.float32)
     y = example(rows, weights, SEED, 0.0, [1], 4, torch.bfloat16, False)
     grads = torch.autograd.grad(y.sum(), [*rows, *weights])
@@ -186,13 +186,13 @@ def test_bfloat16_weights_give_gradients_in_the_dtype_of_the_parameters() -> Non
 @pytest.mark.parametrize(
     ("rows", "size", "expected"), [(250, 10, 10), (4000, 10, 10), (7, 10, 7), (11, 10, 6), (1, 0, 1)]
 )
-def test_chunks_are_even(rows: int, size: int, expected: int) -> None:
+def test_auto_chunk_spreads_rows_evenly(rows: int, size: int, expected: int) -> None:
     bytes_a_row = chunked_ops.CACHE // size if size else 10 * chunked_ops.CACHE
     assert auto_chunk(rows, bytes_a_row, CPU) == expected
     assert auto_chunk(rows, bytes_a_row, GPU) >= expected
 
 
-def test_a_part_chunk_is_filled_with_zeros() -> None:
+def test_partial_chunk_is_padded_with_zeros() -> None:
     x = torch.arange(1.0, 11).view(5, 2)
     assert torch.equal(take(x, 0, 3), x[:3])
     assert take(x, 3, 3).tolist() == [[7, 8], [9, 10], [0, 0]]

@@ -1,4 +1,4 @@
-"""Dropout masks that are a function of a seed and a place."""
+"""Tests of dropout masks as functions of seed and position."""
 
 import math
 
@@ -21,7 +21,7 @@ from pgat_kernels.ops.dropout import (
 
 CPU = torch.device("cpu")
 SHAPES = [(1,), (7,), (5, 1), (3, 7), (4, 6), (2, 3, 5), (6, 2, 2, 3)]
-"""Rows of odd and even sizes."""
+"""Shapes with rows of odd and even sizes."""
 
 
 def seed_of(number: int) -> Tensor:
@@ -33,7 +33,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.35, 0.5, 0.9])
-def test_the_rate_is_realised(rate: float) -> None:
+def test_fraction_of_dropped_elements_is_the_rate(rate: float) -> None:
     mask = keep_mask(seed_of(1), 0, (1001, 999), rate)
     realised = 1 - 1 / keep_scale(rate)
     assert abs(realised - rate) <= 1 / 512, "half of the step of 1/256"
@@ -42,20 +42,20 @@ def test_the_rate_is_realised(rate: float) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.999, 1 - 2**-40])
-def test_kept_values_are_scaled_by_what_is_realised(rate: float) -> None:
-    assert 1 / keep_scale(rate) == pytest.approx(1 - rate, abs=2**-8)  # the step of the realised rates
+def test_kept_values_are_scaled_by_the_rounded_rate(rate: float) -> None:
+    assert 1 / keep_scale(rate) == pytest.approx(1 - rate, abs=2**-8)  # the step of the rounded rates
     dropped = (1 - 1 / keep_scale(rate)) * 2**8
-    assert dropped == pytest.approx(round(dropped), abs=1e-6)  # a whole number of codes
+    assert dropped == pytest.approx(round(dropped), abs=1e-6)  # an integer number of codes
 
 
-def test_a_small_rate_still_drops_and_a_large_one_still_keeps() -> None:
+def test_tiny_rate_drops_some_and_rate_near_one_keeps_some() -> None:
     for rate in (1e-9, 1 - 1e-9):
         mask = keep_mask(seed_of(1), 0, (100, 1000), rate)
         assert mask.any()
         assert not mask.all()
 
 
-def test_near_keys_give_no_shifted_copies_of_a_mask() -> None:
+def test_similar_keys_do_not_give_shifted_masks() -> None:
     """The key is added to a counter: without its second half, keys that differ by 1 would shift the mask by 4."""
 
     def of(key: Tensor) -> Tensor:
@@ -69,14 +69,14 @@ def test_near_keys_give_no_shifted_copies_of_a_mask() -> None:
     assert abs(correlation(first[:, 4:], second[:, :-4])) < 5 / 4000**0.5
 
 
-def test_the_expectation_of_a_dropped_value_is_the_value() -> None:
+def test_dropout_keeps_the_expectation() -> None:
     x = torch.full((1000, 1000), 3.0, dtype=torch.float64)
     mean = float(dropout(x, 0.4, seed_of(2), 0).mean())
     assert abs(mean - 3) < 4 * 3 * (0.4 / 0.6 / x.numel()) ** 0.5
 
 
 @pytest.mark.parametrize("shift", [0, 8, 16, 24])
-def test_every_byte_of_the_codes_is_uniform(shift: int) -> None:
+def test_every_byte_of_the_codes_is_uniformly_distributed(shift: int) -> None:
     codes = random_codes(seed_of(3), 0, (1000, 1001))
     assert codes.dtype == torch.int32
     counts = ((codes.long() >> shift) & 255).flatten().bincount(minlength=256).double()
@@ -86,14 +86,14 @@ def test_every_byte_of_the_codes_is_uniform(shift: int) -> None:
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 4, 8, 13, 208])
-def test_neighbours_are_independent(lag: int) -> None:
+def test_masks_of_neighbouring_elements_are_independent(lag: int) -> None:
     mask = keep_mask(seed_of(4), 0, (2000, 512), 0.3)
     limit = 5 / (mask.numel() - 2000 * lag) ** 0.5
     assert abs(correlation(mask[:, lag:], mask[:, :-lag])) < limit
     assert abs(correlation(mask[lag:], mask[:-lag])) < limit
 
 
-def test_sites_and_seeds_are_independent() -> None:
+def test_masks_of_sites_and_seeds_are_independent() -> None:
     masks = [keep_mask(seed_of(seed), site, (1000, 512), 0.3) for seed in (0, 1, 2**61) for site in range(5)]
     limit = 5 / masks[0].numel() ** 0.5
     for k, mask in enumerate(masks):
@@ -101,7 +101,7 @@ def test_sites_and_seeds_are_independent() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_seed_repeats_its_masks(shape: tuple[int, ...]) -> None:
+def test_same_seed_gives_the_same_mask(shape: tuple[int, ...]) -> None:
     first, second = (keep_mask(seed_of(5), 1, shape, 0.5) for _ in range(2))
     assert first.shape == shape
     assert first.dtype == torch.bool
@@ -110,7 +110,7 @@ def test_a_seed_repeats_its_masks(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_chunks_get_the_masks_of_the_whole(shape: tuple[int, ...], chunk: int) -> None:
+def test_masks_do_not_depend_on_chunks(shape: tuple[int, ...], chunk: int) -> None:
     x = torch.arange(1.0, math.prod(shape) + 1).view(shape)
     whole = dropout(x, 0.5, seed_of(6), 2)
     starts = range(0, shape[0], chunk)
@@ -121,28 +121,28 @@ def test_chunks_get_the_masks_of_the_whole(shape: tuple[int, ...], chunk: int) -
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rows_may_be_numbered_one_by_one(shape: tuple[int, ...]) -> None:
+def test_first_row_may_be_a_vector_of_row_numbers(shape: tuple[int, ...]) -> None:
     whole = keep_mask(seed_of(6), 2, (20, *shape[1:]), 0.5)
     numbers = torch.arange(shape[0]) * 3 + 1
     assert torch.equal(keep_mask(seed_of(6), 2, shape, 0.5, numbers), whole[numbers])
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, math.nan])
-def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+def test_invalid_rate_raises(rate: float) -> None:
     with pytest.raises(ValueError, match="dropout rate"):
         dropout(torch.ones(3, 4), rate, seed_of(0), 0)
     with pytest.raises(ValueError, match="dropout rate"):
         keep_mask(seed_of(0), 0, (3, 4), rate)
 
 
-def test_a_rate_of_zero_changes_nothing() -> None:
+def test_rate_zero_changes_nothing() -> None:
     x = torch.randn(3, 5)
     assert dropout(x, 0.0, seed_of(0), 0) is x
     assert bool(keep_mask(seed_of(0), 0, (300, 501), 0.0).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_values_keep_their_dtype_and_the_gradient_its_mask(dtype: torch.dtype) -> None:
+def test_result_keeps_the_dtype_and_gradient_has_the_same_mask(dtype: torch.dtype) -> None:
     x = torch.ones(3, 5, dtype=dtype, requires_grad=True)
     y = dropout(x, 0.5, seed_of(7), 0)
     assert y.dtype == dtype
@@ -152,13 +152,13 @@ def test_values_keep_their_dtype_and_the_gradient_its_mask(dtype: torch.dtype) -
     assert torch.equal(gradient, expected)
 
 
-def test_an_infinite_value_that_is_dropped_is_zero() -> None:
+def test_dropped_infinity_is_zero() -> None:
     x = torch.full((4, 8), math.inf)
     y = dropout(x, 0.5, seed_of(8), 0)
     assert set(y.flatten().tolist()) == {0.0, math.inf}
 
 
-def test_seeds_follow_the_global_generator() -> None:
+def test_seeds_are_drawn_from_the_global_generator() -> None:
     torch.manual_seed(3)
     first, second = draw_seed(CPU), draw_seed(CPU)
     torch.manual_seed(3)
@@ -169,7 +169,7 @@ def test_seeds_follow_the_global_generator() -> None:
 
 
 @pytest.mark.compile
-def test_compiled_masks_equal_eager_ones() -> None:
+def test_compiled_masks_equal_eager_masks() -> None:
     def call(seed: Tensor, first_row: Tensor) -> tuple[Tensor, ...]:
         even = dropout(torch.ones(33, 6, 4), 0.3, seed, 3, first_row)
         odd = dropout(torch.ones(33, 7, 3), 0.3, seed, 4, first_row)
@@ -183,12 +183,12 @@ def test_compiled_masks_equal_eager_ones() -> None:
 
 
 @pytest.mark.compile
-def test_compiled_masks_stay_within_their_memory() -> None:
-    """A multiplied counter once made the compiler write vectors beyond the end, where rows are no multiple of them."""
+def test_compiled_masks_do_not_write_out_of_bounds() -> None:
+    """With a multiplied counter the compiler wrote vectors beyond the end if rows were no multiple of their length."""
 
     compiled = torch.compile(lambda seed: keep_mask(seed, 3, (7, 36), 0.3), fullgraph=True, dynamic=False)
     expected = keep_mask(seed_of(1), 3, (7, 36), 0.3)
-    for _ in range(300):  # a damaged heap ends the process
+    for _ in range(300):  # a corrupted heap would abort the process
         kept = [torch.zeros(n, dtype=torch.int64) for n in range(100, 140)]
         assert torch.equal(compiled(seed_of(1)), expected)
         assert not any(bool(tensor.any()) for tensor in kept)

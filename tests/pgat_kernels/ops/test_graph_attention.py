@@ -1,4 +1,4 @@
-"""Graph attention in plain torch, what calls of it are refused, and the operator around it."""
+"""Tests of graph attention in plain torch, its argument checks, and the operator."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def dropout(rate: float) -> Dropout:
 
 
 @pytest.mark.parametrize("nodes", [1, 7, 64, 65])
-def test_it_is_torchs_attention(nodes: int) -> None:
+def test_outputs_and_gradients_equal_those_of_torch(nodes: int) -> None:
     q, k, v, adjacency, bias = inputs(nodes)
     hidden = (adjacency.abs() <= THRESHOLD) & ~torch.eye(nodes, dtype=torch.bool)
     mask = bias.masked_fill(hidden, float("-inf"))[:, None]
@@ -44,7 +44,7 @@ def test_it_is_torchs_attention(nodes: int) -> None:
 
 
 @pytest.mark.parametrize("nodes", [7, 65])
-def test_gradients_with_dropout_are_those_of_the_function(nodes: int) -> None:
+def test_gradients_with_dropout_pass_gradcheck(nodes: int) -> None:
     q, k, v, adjacency, bias = inputs(nodes)
 
     def function(*leaves: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def test_gradients_with_dropout_are_those_of_the_function(nodes: int) -> None:
     assert torch.autograd.gradcheck(function, (q, k, v, bias), fast_mode=True)
 
 
-def test_dropout_keeps_the_mean() -> None:
+def test_dropout_keeps_the_expectation() -> None:
     q, k, v, *_ = inputs()
     seeds, copies = 20, 100
     many = [x.repeat(copies, 1, 1, 1) for x in (q, k, v)]
@@ -65,7 +65,7 @@ def test_dropout_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize("nodes", [7, 65])
-def test_the_operator_is_well_formed(nodes: int) -> None:
+def test_operator_passes_opcheck(nodes: int) -> None:
     q, k, v, adjacency, bias = inputs(nodes, torch.float32)
     rest = (torch.tensor(3), torch.tensor(0), 0, 0.2, THRESHOLD, 0.4)
     torch.library.opcheck(torch.ops.pgat.graph_attention, (q, k, v, adjacency, bias, *rest))
@@ -74,11 +74,11 @@ def test_the_operator_is_well_formed(nodes: int) -> None:
 
 @pytest.mark.compile
 @pytest.mark.parametrize("nodes", [7, 65])
-def test_compiled_equals_eager(nodes: int) -> None:
+def test_compiled_results_equal_eager_results(nodes: int) -> None:
     q, k, v, adjacency, bias = inputs(nodes, torch.float32)
 
     def computed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        # One tensor as query, key and value, too.
+        # The second call takes one tensor as query, key and value.
         first = graph_attention(q, k, v, adjacency, bias, threshold=THRESHOLD, dropout=dropout(0.2))
         return graph_attention(first, first, first).square()
 
@@ -92,7 +92,7 @@ def test_compiled_equals_eager(nodes: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_flops() -> None:
+def test_flops_are_two_products_forward_and_five_backward() -> None:
     q, k, v, *_ = inputs(dtype=torch.float32)
     with FlopCounterMode(display=False) as counter:
         y = graph_attention(q, k, v)
@@ -102,7 +102,7 @@ def test_flops() -> None:
         assert counter.get_total_flops() == 7 * product
 
 
-def test_wrong_inputs_are_refused_in_words() -> None:
+def test_invalid_inputs_raise_with_a_message() -> None:
     q, k, v, adjacency, bias = inputs(dtype=torch.float32)
     large = torch.zeros(1, 1, 513, 4)
     deep = torch.zeros(1, 1, 3, 65)

@@ -1,4 +1,4 @@
-"""Layers side by side against the same layers one by one."""
+"""Tests of grouped layers, compared with the same layers applied one by one."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 
 def assert_equal(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
-    """Results and gradients of `inputs`."""
+    """Compare results and gradients of `inputs`."""
     assert torch.allclose(found, expected, rtol=0, atol=EXACT)
     upstream = normal(*expected.shape, seed=9)
     gradients = [torch.autograd.grad(y, inputs, upstream) for y in (found, expected)]
@@ -29,7 +29,7 @@ SIZES = [(1, 1, 1, 1), (2, 1, 5, 3), (13, 7, 10, 64)]
 
 @pytest.mark.parametrize(("groups", "rows", "inputs", "outputs"), SIZES)
 @pytest.mark.parametrize("rows_first", [False, True])
-def test_every_group_has_its_own_linear_layer(
+def test_grouped_linear_equals_separate_linear_layers(
     groups: int, rows: int, inputs: int, outputs: int, rows_first: bool
 ) -> None:
     x = normal(rows, groups, inputs).transpose(0, 1) if rows_first else normal(groups, rows, inputs)
@@ -41,14 +41,14 @@ def test_every_group_has_its_own_linear_layer(
 
 
 @pytest.mark.parametrize(("groups", "rows", "channels"), [(1, 1, 2), (2, 7, 3), (13, 3, 32)])
-def test_every_group_has_its_own_layer_norm(groups: int, rows: int, channels: int) -> None:
+def test_grouped_layer_norm_equals_separate_layer_norms(groups: int, rows: int, channels: int) -> None:
     shapes = [(groups, rows, channels), (groups, channels), (groups, channels)]
     tensors = [normal(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
     expected = torch.stack([F.layer_norm(x, (channels,), w, b) for x, w, b in zip(*tensors, strict=True)])
     assert_equal(grouped_layer_norm(*tensors), expected, tensors)
 
 
-def test_layer_norm_of_16_bits_is_computed_in_float32() -> None:
+def test_layer_norm_of_16_bit_inputs_is_computed_in_float32() -> None:
     x = normal(2, 3, 32).bfloat16()
     weight, bias = normal(2, 32, seed=2).float(), normal(2, 32, seed=3).float()
     found = grouped_layer_norm(x, weight, bias)
@@ -71,6 +71,6 @@ def test_tensors_are_padded_with_zeros_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (1, 3), (6,), (2, 3, 1)])
-def test_tensors_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+def test_tensors_that_do_not_fit_raise(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="cannot be padded"):
         pad_and_stack([normal(2, 3)], shape)

@@ -1,4 +1,4 @@
-"""Many recurrences in one scan against `torch.nn.GRU`, one by one."""
+"""Tests of many GRUs in one scan, compared with separate `torch.nn.GRU` modules."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 
 def values_of(batch: int, steps: int, groups: int, width: int, size: int) -> list[Tensor]:
-    """x, w_ih, w_hh, b_ih, b_hh in float64."""
+    """Return x, w_ih, w_hh, b_ih and b_hh in float64."""
     shapes = [(groups, 3 * size, width), (groups, 3 * size, size), (groups, 3 * size), (groups, 3 * size)]
     weights = [normal(*shape, seed=seed) / shape[-1] ** 0.5 for seed, shape in enumerate(shapes, 2)]
     return [normal(batch, steps, groups, width), *weights]
@@ -35,7 +35,7 @@ def in_one_scan(product: torch.dtype = torch.float64, *, recompute: bool = True)
 
 
 def one_by_one(x: Tensor, *weights: Tensor) -> Tensor:
-    """Every group through torch's GRU."""
+    """Compute every group by torch's GRU."""
     results = []
     for group in range(x.shape[2]):
         own = {name: weight[group] for name, weight in zip(NAMES, weights, strict=True)}
@@ -46,7 +46,7 @@ def one_by_one(x: Tensor, *weights: Tensor) -> Tensor:
 
 
 def step_by_step(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
-    """The formulas of the module's text."""
+    """Compute the states by the formulas of the module's docstring."""
     h = x.new_zeros(x.shape[0], x.shape[2], w_hh.shape[2])
     states = []
     for t in range(x.shape[1]):
@@ -59,7 +59,7 @@ def step_by_step(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tens
 
 
 def results(call: Call, values: list[Tensor], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Output and the gradients of all inputs."""
+    """Return the output and the gradients of all inputs."""
     inputs = [value.to(dtype).requires_grad_() for value in values]
     output = call(*inputs)
     upstream = normal(*output.shape, seed=9).to(output.dtype)
@@ -67,13 +67,13 @@ def results(call: Call, values: list[Tensor], dtype: torch.dtype = torch.float64
 
 
 SIZES = [(1, 1, 1, 1, 1), (1, 7, 13, 32, 32), (3, 1, 2, 4, 3), (3, 7, 2, 3, 5), (2, 40, 3, 6, 4)]
-"""Samples, steps, groups, inputs, states."""
+"""Samples, steps, groups, inputs and states."""
 
 
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("formula", [one_by_one, step_by_step])
 @pytest.mark.parametrize("size", SIZES)
-def test_states_and_gradients_are_those_of_single_recurrences(
+def test_states_and_gradients_equal_those_of_separate_grus(
     size: tuple[int, ...], formula: Call, recompute: bool
 ) -> None:
     values = values_of(*size)
@@ -84,7 +84,7 @@ def test_states_and_gradients_are_those_of_single_recurrences(
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2, 3), (2, 0, 1, 3), (3, 2, 1, 0)])
-def test_the_order_of_dimensions_in_memory_does_not_matter(order: tuple[int, ...]) -> None:
+def test_results_do_not_depend_on_strides(order: tuple[int, ...]) -> None:
     values = values_of(3, 7, 2, 3, 5)
     back = [order.index(k) for k in range(4)]
 
@@ -104,7 +104,7 @@ def test_saturated_gates_give_finite_gradients() -> None:
 
 
 @pytest.mark.parity
-def test_float32_is_as_accurate_as_torch() -> None:
+def test_float32_errors_are_within_the_rounding_bound_of_torch() -> None:
     values = values_of(3, 60, 4, 16, 16)
     assert_right_up_to_rounding(
         results(in_one_scan(torch.float32), values, torch.float32),
@@ -116,7 +116,7 @@ def test_float32_is_as_accurate_as_torch() -> None:
 
 
 @pytest.mark.parity
-def test_of_16_bits_are_only_the_products_with_the_inputs() -> None:
+def test_only_products_with_the_inputs_have_16_bits() -> None:
     values = values_of(3, 60, 4, 16, 16)
 
     def with_autocast(call: Call) -> Call:
@@ -136,7 +136,7 @@ def test_of_16_bits_are_only_the_products_with_the_inputs() -> None:
         torch.bfloat16,
         roundings=0,
     )
-    # Asked for float32, autocast does not reach inside.
+    # With products in float32, autocast has no effect.
     plain = results(in_one_scan(torch.float32), values, torch.float32)
     for found, expected in zip(
         results(with_autocast(in_one_scan(torch.float32)), values, torch.float32), plain, strict=True
@@ -144,7 +144,7 @@ def test_of_16_bits_are_only_the_products_with_the_inputs() -> None:
         assert torch.equal(found, expected)
 
 
-def test_inputs_of_16_bits_get_gradients_of_16_bits_and_float32_states() -> None:
+def test_16_bit_inputs_give_16_bit_gradients_and_float32_states() -> None:
     x, *weights = values_of(2, 5, 2, 3, 4)
     low = x.bfloat16().requires_grad_()
     states = gru_bank(low, *(weight.float() for weight in weights), torch.bfloat16)
@@ -153,7 +153,7 @@ def test_inputs_of_16_bits_get_gradients_of_16_bits_and_float32_states() -> None
     assert gradient.dtype == torch.bfloat16
 
 
-def test_results_repeat_bit_by_bit_and_inputs_stay_what_they_are() -> None:
+def test_results_are_bitwise_repeatable_and_inputs_unchanged() -> None:
     values = values_of(3, 30, 5, 8, 8)
     before = [value.clone() for value in values]
     first, second = results(in_one_scan(), values), results(in_one_scan(), values)
@@ -162,7 +162,7 @@ def test_results_repeat_bit_by_bit_and_inputs_stay_what_they_are() -> None:
 
 
 @pytest.mark.parametrize("precision", ["ieee", "bf16"])
-def test_the_callers_float32_setting_is_put_back(precision: str) -> None:
+def test_float32_setting_of_the_caller_is_restored(precision: str) -> None:
     setting = torch.backends.mkldnn.matmul
     before = setting.fp32_precision
     try:
@@ -173,7 +173,7 @@ def test_the_callers_float32_setting_is_put_back(precision: str) -> None:
         setting.fp32_precision = before
 
 
-def test_what_is_kept_is_not_changed() -> None:
+def test_backward_pass_does_not_change_kept_gates() -> None:
     values = [value.requires_grad_() for value in values_of(3, 8, 2, 3, 5)]
     states = gru_bank(*values, torch.float64, recompute=False)
     first, second = (torch.autograd.grad(states.sum(), values, retain_graph=True) for _ in range(2))
@@ -181,7 +181,7 @@ def test_what_is_kept_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize("recompute", [True, False])
-def test_kept_for_the_backward_pass_are_arguments_and_result_and_gates_if_asked_for(recompute: bool) -> None:
+def test_only_arguments_result_and_requested_gates_are_saved(recompute: bool) -> None:
     values = [value.requires_grad_() for value in values_of(2, 20, 3, 5, 6)]
     kept: dict[int, int] = {}
 
@@ -198,14 +198,14 @@ def test_kept_for_the_backward_pass_are_arguments_and_result_and_gates_if_asked_
 @pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (3, 4, 2, 3, 5)])
 @pytest.mark.parametrize("product", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("recompute", [True, False])
-def test_it_is_a_well_behaved_operator(size: tuple[int, ...], product: torch.dtype, recompute: bool) -> None:
+def test_operator_passes_opcheck(size: tuple[int, ...], product: torch.dtype, recompute: bool) -> None:
     values = [value.float().requires_grad_() for value in values_of(*size)]
     low = values[0].bfloat16().detach().requires_grad_()
     torch.library.opcheck(gru_bank_operator, (*values, product, False, recompute))
     torch.library.opcheck(gru_bank_operator, (low, *values[1:], product, False, recompute))
 
 
-def test_products_that_are_not_made_again_are_not_counted() -> None:
+def test_flops_include_only_computed_products() -> None:
     values = [value.requires_grad_() for value in values_of(2, 5, 3, 4, 4)]
     product = 2 * 2 * 5 * 3 * 12 * 4  # with the inputs, and as many with the states
     for recompute, times in ((True, 8), (False, 6)):
@@ -216,7 +216,7 @@ def test_products_that_are_not_made_again_are_not_counted() -> None:
 
 @pytest.mark.compile
 @pytest.mark.parametrize("recompute", [True, False])
-def test_compiled_equals_eager(recompute: bool) -> None:
+def test_compiled_results_equal_eager_results(recompute: bool) -> None:
     values = values_of(2, 5, 3, 4, 4)
 
     def doubled(*inputs: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("name", "shape"), WRONG.items())
-def test_shapes_that_do_not_fit_are_refused(name: str, shape: tuple[int, ...]) -> None:
+def test_mismatched_shapes_raise(name: str, shape: tuple[int, ...]) -> None:
     names = ("x", "w_ih", "w_hh", "b_ih", "b_hh")
     values = dict(zip(names, values_of(2, 3, 2, 3, 4), strict=True)) | {name: torch.zeros(shape, dtype=torch.float64)}
     with pytest.raises(ValueError, match="must be"):

@@ -1,4 +1,4 @@
-"""The block over tokens of low rank equals a block that projects every token."""
+"""Tests that the attention block over low-rank tokens equals a block that projects every token."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from pgat_kernels.ops.low_rank_attention import LowRankWeights, low_rank_attenti
 from tests.rounding import assert_right_up_to_rounding
 
 SHAPES = [(1, 1, 1, 4, 3), (3, 5, 2, 8, 3), (2, 13, 8, 16, 3), (2, 9, 1, 6, 1)]
-"""Groups, tokens, heads, width, numbers a token."""
+"""Groups, tokens, heads, width and numbers per token."""
 NO_DROPOUT = Masks(0.0, torch.tensor(0), torch.tensor(0))
 
 
 def parameters(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    """Values of the tokens, then the parameters of `low_rank_weights` in their order."""
+    """Return the values of the tokens, then the parameters of `low_rank_weights` in their order."""
     groups, tokens, _, width, numbers = shape
     generator = torch.Generator().manual_seed(1)
     sizes: list[tuple[int, ...]] = [(groups, tokens, numbers), (width, numbers), (width,)]
@@ -24,7 +24,7 @@ def parameters(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
 
 
 def plain(n_heads: int, a: Tensor, projection: Tensor, bias: Tensor, *w: Tensor) -> Tensor:
-    """With torch's attention over projected tokens."""
+    """Compute the block with torch's attention over projected tokens."""
     t = F.linear(a, projection, bias)
     attended, _ = F.multi_head_attention_forward(
         *(t.transpose(0, 1),) * 3, t.shape[-1], n_heads, w[0], w[1], None, None, False, 0.0, w[2], w[3],
@@ -53,7 +53,7 @@ def test_outputs_and_gradients_equal_a_projecting_block(shape: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
-def test_the_backward_pass_is_that_of_autograd_with_dropout(rate: float) -> None:
+def test_backward_pass_with_dropout_equals_autograd(rate: float) -> None:
     shape = SHAPES[1]
     a, *rest = parameters(shape, torch.float64)
     weights = LowRankWeights(*(w.detach().requires_grad_() for w in low_rank_weights(*rest, shape[2])))
@@ -67,15 +67,15 @@ def test_the_backward_pass_is_that_of_autograd_with_dropout(rate: float) -> None
 
 
 @pytest.mark.parity
-def test_in_float32_the_error_is_what_rounding_explains() -> None:
+def test_float32_error_is_within_the_rounding_bound() -> None:
     shape = (4, 169, 8, 208, 3)
     exact, given = ([x.detach() for x in parameters(shape, dtype)] for dtype in (torch.float64, torch.float32))
     found, _ = low_rank_attention_block(given[0], low_rank_weights(*given[1:], 8), NO_DROPOUT, 0)
     assert_right_up_to_rounding([found], [plain(8, *exact)], lambda tensors: [plain(8, *tensors)], given, torch.float32)
 
 
-def test_tokens_of_an_embedding_module() -> None:
-    """The map is what `nn` modules hold: nothing but their weights is needed."""
+def test_weights_of_nn_modules_give_the_same_result() -> None:
+    """The parameters of `low_rank_weights` are the weights of `nn` modules."""
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(12, 3, batch_first=True).double()
     projection, norm = nn.Linear(3, 12).double(), nn.LayerNorm(12).double()

@@ -1,4 +1,4 @@
-"""Attention with projections moved to the query's side, against attention that projects every token."""
+"""Tests of attention with projections on the query side, compared with attention that projects every token."""
 
 from collections.abc import Callable, Sequence
 
@@ -31,7 +31,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 
 def values_of(size: Size) -> list[Tensor]:
-    """Queries, tokens, and the weights in the order of `QueryAttentionWeights`."""
+    """Return queries, tokens, and the weights in the order of `QueryAttentionWeights`."""
     queries, groups, keys, width, query_width, inner, out, _ = size
     shapes = [
         (queries, query_width), (queries, groups, keys, width),
@@ -49,7 +49,7 @@ def ours(n_heads: int, rate: float = 0.0) -> Call:
 
 
 def of_every_token(n_heads: int, rate: float = 0.0) -> Call:
-    """Keys and values of every token."""
+    """Return an attention that computes keys and values of every token."""
 
     def call(query: Tensor, tokens: Tensor, *weights: Tensor) -> Tensor:
         w = QueryAttentionWeights(*weights)
@@ -67,7 +67,7 @@ def of_every_token(n_heads: int, rate: float = 0.0) -> Call:
 
 
 def results(call: Call, values: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Output and the gradients of all inputs."""
+    """Return the output and the gradients of all inputs."""
     inputs = [value.detach().to(dtype).requires_grad_() for value in values]
     output = call(*inputs)
     return [output.detach(), *torch.autograd.grad(output, inputs, normal(*output.shape, seed=30).to(output.dtype))]
@@ -80,13 +80,13 @@ def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float =
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("size", SIZES)
-def test_results_and_gradients_are_those_of_projected_tokens(size: Size, rate: float) -> None:
+def test_results_and_gradients_equal_those_with_projected_tokens(size: Size, rate: float) -> None:
     values = values_of(size)
     assert_close(results(ours(size[-1], rate), values), results(of_every_token(size[-1], rate), values))
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 4])
-def test_it_is_the_attention_of_torch(n_heads: int) -> None:
+def test_result_equals_torch_multihead_attention(n_heads: int) -> None:
     attention = nn.MultiheadAttention(8, n_heads, batch_first=True).double()
     for k, parameter in enumerate(attention.parameters()):
         parameter.data = normal(*parameter.shape, seed=k)
@@ -100,7 +100,7 @@ def test_it_is_the_attention_of_torch(n_heads: int) -> None:
         assert torch.allclose(found[:, group], attention(query[:, None], keys, keys)[0][:, 0], rtol=0, atol=EXACT)
 
 
-def test_the_bias_of_the_keys_changes_nothing_and_its_gradient_is_zero() -> None:
+def test_key_bias_has_no_effect_and_zero_gradient() -> None:
     values = values_of(SIZES[3])
     expected = results(ours(8, 0.3), values)
     assert bool((expected[1 + 5] == 0).all())
@@ -111,7 +111,7 @@ def test_the_bias_of_the_keys_changes_nothing_and_its_gradient_is_zero() -> None
 @pytest.mark.parity
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("size", [(30, 1, 13, 48, 48, 64, 48, 8), (6, 40, 3, 48, 48, 48, 48, 8)])
-def test_the_rounding_is_that_of_projected_tokens(size: Size, autocast: bool) -> None:
+def test_errors_are_within_the_rounding_bound_of_projected_tokens(size: Size, autocast: bool) -> None:
     values = values_of(size)
 
     def rounded(call: Call, tensors: list[Tensor]) -> list[Tensor]:
@@ -130,7 +130,7 @@ def test_the_rounding_is_that_of_projected_tokens(size: Size, autocast: bool) ->
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_chunks_of_queries_get_the_masks_of_the_whole(chunk: int) -> None:
+def test_dropout_does_not_depend_on_chunks_of_queries(chunk: int) -> None:
     query, tokens, *weights = values_of(SIZES[4])
     whole = ours(3, 0.4)(query, tokens, *weights)
     for start in range(0, len(query), chunk):
@@ -142,7 +142,7 @@ def test_chunks_of_queries_get_the_masks_of_the_whole(chunk: int) -> None:
             assert torch.allclose(part, whole[rows], rtol=0, atol=EXACT)
 
 
-def test_sites_drop_different_weights() -> None:
+def test_sites_have_different_dropout_masks() -> None:
     query, tokens, *weights = values_of(SIZES[4])
     first, second = (
         query_side_attention(query, tokens, QueryAttentionWeights(*weights), 3, 0.4, SEED, site) for site in (0, 1)
@@ -150,16 +150,16 @@ def test_sites_drop_different_weights() -> None:
     assert not torch.allclose(first, second)
 
 
-def test_the_expectation_under_dropout_is_the_result_without() -> None:
+def test_dropout_keeps_the_expectation() -> None:
     query, tokens, *weights = values_of((1, 1, 4, 5, 5, 6, 5, 3))
-    draws = 20_000  # copies of one query: every copy has masks of its own
+    draws = 20_000  # copies of one query, each with its own mask
     call = ours(3, 0.3)
     found = call(query.expand(draws, -1), tokens.expand(draws, -1, -1, -1), *weights)[:, 0]
     expected = ours(3)(query, tokens, *weights)[0, 0]
     assert ((found.mean(dim=0) - expected).abs() < 5 * found.std(dim=0) / draws**0.5).all()
 
 
-def test_bad_arguments_are_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     query, tokens, *weights = values_of(SIZES[4])
     w = QueryAttentionWeights(*weights)
     with pytest.raises(ValueError, match="heads"):
@@ -171,7 +171,7 @@ def test_bad_arguments_are_refused() -> None:
 
 
 @pytest.mark.compile
-def test_compiled_results_equal_eager_ones() -> None:
+def test_compiled_results_equal_eager_results() -> None:
     values = values_of(SIZES[4])
     compiled = torch.compile(ours(3, 0.3), fullgraph=True, dynamic=False)
     assert_close(results(compiled, values), results(ours(3, 0.3), values))

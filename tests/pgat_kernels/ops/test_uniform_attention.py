@@ -1,4 +1,4 @@
-"""Attention over keys that are all the same vector, with and without dropout on its weights."""
+"""Tests of attention over identical keys, with and without dropout on its weights."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ SEED = torch.tensor(5)
 
 
 def reference(width: int, n_heads: int, dropout: float) -> tuple[IdenticalKeysAttention, list[Tensor]]:
-    """The reference's attention, and its weights in the order of our arguments."""
+    """Return the reference attention, and its weights in the order of the operators' arguments."""
     attention = IdenticalKeysAttention(width, n_heads, dropout)
     randomize(attention)
     value, output = attention.value, attention.output
@@ -28,7 +28,7 @@ def reference(width: int, n_heads: int, dropout: float) -> tuple[IdenticalKeysAt
 
 @pytest.mark.parametrize(("groups", "width", "n_heads"), [(1, 4, 1), (3, 8, 2), (7, 16, 8)])
 @pytest.mark.parametrize("dropping", [False, True])
-def test_without_dropout_every_query_gets_the_value_path(groups: int, width: int, n_heads: int, dropping: bool) -> None:
+def test_result_without_dropout_is_the_value_path(groups: int, width: int, n_heads: int, dropping: bool) -> None:
     attention, weights = reference(width, n_heads, 0.0)
     context = normal(groups, width).requires_grad_()
     inputs = [context, *weights]
@@ -45,7 +45,7 @@ def test_without_dropout_every_query_gets_the_value_path(groups: int, width: int
 
 
 @pytest.mark.parametrize(("queries", "keys", "n_heads"), [(1, 1, 1), (5, 7, 2), (39, 39, 8)])
-def test_with_dropout_heads_are_scaled_by_the_sums_of_their_weights(queries: int, keys: int, n_heads: int) -> None:
+def test_dropout_scales_heads_by_the_sums_of_their_weights(queries: int, keys: int, n_heads: int) -> None:
     _, weights = reference(16, n_heads, 0.0)
     inputs = [normal(3, 16).requires_grad_(), *weights]
     found = identical_keys_dropout(inputs[0], queries, keys, *weights, n_heads, 0.3, SEED, 2)
@@ -62,7 +62,7 @@ def test_with_dropout_heads_are_scaled_by_the_sums_of_their_weights(queries: int
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("keys", [1, 3, 39])
-def test_the_kept_keys_are_binomial(keys: int, rate: float) -> None:
+def test_number_of_kept_keys_is_binomial(keys: int, rate: float) -> None:
     draws = 400_000
     sums = dropped_weight_sums(keys, (draws, 1), rate, SEED, 0).double()
     kept = sums.flatten() * (keys * (1 - rate))
@@ -71,10 +71,10 @@ def test_the_kept_keys_are_binomial(keys: int, rate: float) -> None:
     assert len(found) == keys + 1
     for n in range(keys + 1):
         expected = draws * math.comb(keys, n) * (1 - rate) ** n * rate ** (keys - n)
-        assert abs(int(found[n]) - expected) < 5 * expected**0.5 + 5  # five standard errors, and rare ones may appear
+        assert abs(int(found[n]) - expected) < 5 * expected**0.5 + 5  # five standard errors, and slack for rare values
 
 
-def test_the_sums_have_the_mean_and_variance_of_dropped_weights() -> None:
+def test_sums_have_the_mean_and_variance_of_dropped_weights() -> None:
     rate, keys = 0.1, 39
     sums = dropped_weight_sums(keys, (20_000, 39, 2), rate, SEED, 0).double()
     variance = rate / (1 - rate) / keys
@@ -82,7 +82,7 @@ def test_the_sums_have_the_mean_and_variance_of_dropped_weights() -> None:
     assert float(sums.var()) == pytest.approx(variance, rel=4 * (2 / sums.numel()) ** 0.5)
 
 
-def test_the_sums_of_queries_and_heads_are_independent() -> None:
+def test_sums_of_queries_heads_and_sites_are_independent() -> None:
     sums = dropped_weight_sums(5, (50_000, 3, 4), 0.3, SEED, 0).flatten(1).double()  # 3 queries of 4 heads
     apart = sums.T.corrcoef() - torch.eye(12)
     assert float(apart.abs().max()) < 5 / len(sums) ** 0.5
@@ -93,21 +93,21 @@ def test_the_sums_of_queries_and_heads_are_independent() -> None:
     assert abs(float(sites)) < 5 / len(sums) ** 0.5
 
 
-def test_dropout_has_the_distribution_of_the_reference() -> None:
+def test_dropout_has_the_distribution_of_the_reference_model() -> None:
     draws, queries, keys, n_heads = 20_000, 2, 3, 2
     attention, weights = reference(4, n_heads, 0.4)
-    context = normal(1, 4).expand(draws, 4)  # every copy draws masks of its own
+    context = normal(1, 4).expand(draws, 4)  # every copy has its own mask
     torch.manual_seed(3)
     with torch.no_grad():
         expected = attention.train()(context, queries, keys).flatten(1)
         found = identical_keys_dropout(context, queries, keys, *weights, n_heads, 0.4, SEED, 0).flatten(1)
         exact = attention.eval()(context[:1], queries, keys).flatten(1)
-    # Five standard errors of a mean and of a covariance, of both.
+    # Tolerances are five standard errors of a mean, and of two covariances.
     assert ((found.mean(dim=0) - exact).abs() < 5 * found.std(dim=0) / draws**0.5).all()
     spread = found.var(dim=0).max()
-    assert spread > 1e-3  # the covariances that are compared are not those of constants
+    assert spread > 1e-3  # the compared covariances are not those of constants
     assert ((found.T.cov() - expected.T.cov()).abs() < 5 * 2 * spread / draws**0.5).all()
-    # All the values that a number can have, and how often it has them.
+    # Compare all possible values of an element and their frequencies.
     values, order = torch.cat((found[:, 0], expected[:, 0])).sort()
     kind = (values.diff(prepend=values[:1]) > 1e-5).cumsum(dim=0)
     counts = torch.stack([kind[(order >= draws) == theirs].bincount(minlength=16) for theirs in (False, True)])
@@ -116,7 +116,7 @@ def test_dropout_has_the_distribution_of_the_reference() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_chunks_of_contexts_get_the_sums_of_the_whole(chunk: int) -> None:
+def test_sums_do_not_depend_on_chunks_of_contexts(chunk: int) -> None:
     whole = dropped_weight_sums(5, (7, 3, 1), 0.3, SEED, 0)
     for start in range(0, 7, chunk):
         for first_row in (start, torch.tensor(start)):
@@ -128,7 +128,7 @@ def test_chunks_of_contexts_get_the_sums_of_the_whole(chunk: int) -> None:
     ("keys", "rate", "n_heads", "message"),
     [(3, 1.0, 2, "rate"), (3, -0.1, 2, "rate"), (3, math.nan, 2, "rate"), (0, 0.1, 2, "keys"), (3, 0.1, 3, "heads")],
 )
-def test_bad_arguments_are_refused(keys: int, rate: float, n_heads: int, message: str) -> None:
+def test_invalid_arguments_raise(keys: int, rate: float, n_heads: int, message: str) -> None:
     _, weights = reference(8, 2, 0.0)
     with pytest.raises(ValueError, match=message):
         identical_keys_dropout(normal(2, 8), 4, keys, *weights, n_heads, rate, SEED, 0)
@@ -136,7 +136,7 @@ def test_bad_arguments_are_refused(keys: int, rate: float, n_heads: int, message
 
 @pytest.mark.parity
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_rounding_is_that_of_the_reference(autocast: bool) -> None:
+def test_errors_are_within_the_rounding_bound_of_the_reference(autocast: bool) -> None:
     attention, weights = reference(32, 4, 0.0)
     context = normal(50, 32)
     exact = attention(context, 6, 39).detach()
@@ -161,7 +161,7 @@ def test_the_rounding_is_that_of_the_reference(autocast: bool) -> None:
 
 
 @pytest.mark.compile
-def test_compiled_results_equal_eager_ones() -> None:
+def test_compiled_results_equal_eager_results() -> None:
     _, weights = reference(8, 2, 0.0)
 
     def call(context: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Every forward pass with its own backward pass: the gradients are those of torch's autograd."""
+"""Tests that forward passes which return their backward pass have the gradients of torch's autograd."""
 
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +75,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]]]] = {
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_are_those_of_autograd(name: str, rate: float) -> None:
+def test_gradients_equal_those_of_autograd(name: str, rate: float) -> None:
     torch.manual_seed(5)
     function, make = CASES[name]
     arguments = make()
@@ -105,7 +105,7 @@ def test_bfloat16_products_give_float32_results_and_gradients(name: str) -> None
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_attention_by_an_operator_is_the_same_function_with_the_same_dropout(biased: bool) -> None:
+def test_attention_operator_equals_plain_attention_with_the_same_dropout(biased: bool) -> None:
     torch.manual_seed(7)
     x, w, bias = randn(G, T, D).detach(), attention_weights(), randn(G, T, T).detach() if biased else None
     results = []
