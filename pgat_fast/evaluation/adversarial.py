@@ -81,6 +81,7 @@ def run_adversarial(
         (scaled, overall and by target), `change` (its MAE, MSE and RMSE minus the clean ones, and `ratio`, the RMSE
         divided by the clean one) and `shift`, the RMSE between its forecasts and the clean ones. A scenario that raises
         an error or gives non-finite forecasts is `failed`, with the reason in `error`; the others still run.
+        An exception that `on_batch` raises is not caught.
     """
     reference = metrics_by_target(clean.forecast, clean.truth, targets)["overall"]
     scenarios: dict[str, Any] = {}
