@@ -1,4 +1,4 @@
-"""Helpers for measuring memory, which needs a process without the memory of earlier tests, and processor time."""
+"""Helpers to test in a new process, without memory left by earlier tests, and to measure processor time."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from multiprocessing import get_context
 
 
 def seconds_of_children() -> float:
-    """Return the processor time of child processes that have ended; other load on the machine does not count."""
+    """Return the processor time of ended child processes, in seconds; other load on the machine does not count."""
     times = os.times()
     return times.children_user + times.children_system
 
