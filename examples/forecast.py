@@ -1,8 +1,8 @@
-"""Forecast the days after the last row of a file with a trained run.
+"""Forecasts of the days after the last row of a file, with a trained run.
 
     python examples/forecast.py runs/quickstart data/prepared_financial_data.csv
 
-Run it in the root of the repository.
+Run it in the root folder of the repository.
 """
 
 import sys

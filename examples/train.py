@@ -1,10 +1,10 @@
-"""Train from Python and read the results.
+"""Training from Python and reading the results.
 
     pgat-fast data build
     python examples/train.py
     python examples/train.py training.epochs=1 run.name=short
 
-Run it in the root of the repository.
+Run it in the root folder of the repository.
 """
 
 import sys
@@ -15,11 +15,11 @@ import pgat_fast
 
 
 def main(overrides: Sequence[str] = ()) -> Path:
-    """Train the quickstart's configuration with `overrides`, print its test errors, return the folder of the run."""
+    """Train the quickstart configuration with `overrides`, print the test errors and return the folder of the run."""
     config = pgat_fast.load_config("configs/quickstart.yaml", overrides=list(overrides))
     folder, results = pgat_fast.train(config)
     scaled = results["test"]["scaled"]
-    for name in ("model", *scaled["skill"]):  # the naive baselines follow
+    for name in ("model", *scaled["skill"]):  # followed by the naive baselines
         print(f"{name}: test RMSE {scaled[name]['overall']['rmse']:.4f} in scaled units")
     return folder
 

@@ -1,4 +1,4 @@
-"""Combinations of parameters for tests: not all of them, but every two values together."""
+"""Pairwise combinations of test parameters: any two values occur together in at least one row."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -9,21 +9,21 @@ import pytest
 
 Row = tuple[Any, ...]
 Part = frozenset[tuple[int, Any]]
-"""Some values of a row, each with its place in it."""
+"""Some values of a row, each with its position."""
 
 
 def parts(row: Row, size: int) -> set[Part]:
-    """All choices of `size` values of a row."""
+    """Return all choices of `size` values of a row."""
     return {frozenset(chosen) for chosen in combinations(enumerate(row), size)}
 
 
 def covering(rows: Sequence[Row], size: int) -> list[Row]:
-    """Few of `rows`, in which any `size` values that occur together do so again; always the same ones."""
+    """Select few of `rows` that contain every combination of `size` values in them. The result is deterministic."""
     left = set[Part]().union(*(parts(row, size) for row in rows))
     taken, times = list[Row](), Counter[Part]()
 
     def gain(row: Row) -> tuple[int, int]:
-        """What it adds; and of those that add as much, one whose values are rare so far."""
+        """Return the number of new combinations and, to break ties, how rare the values of the row are so far."""
         return len(left & parts(row, size)), -sum(times[part] for part in parts(row, 1))
 
     while left:
@@ -34,14 +34,14 @@ def covering(rows: Sequence[Row], size: int) -> list[Row]:
 
 
 def pairwise(*values: Iterable[Any]) -> list[Row]:
-    """Rows of one value of each, in which any two values occur together. Values must be hashable."""
+    """Return rows with one value of each argument, in which any two values occur together. Values must be hashable."""
     return covering(list(product(*values)), 2)
 
 
 def pairwise_each_value_first(*values: Iterable[Any], slow: Callable[[Row], bool] = lambda row: False) -> list[Any]:
-    """`pairwise` as parameters of a test, marked as slow but for some rows in which every value occurs.
+    """Return `pairwise` as test parameters, all marked slow except a few rows that contain every value.
 
-    Rows that are `slow` are so in any case.
+    Rows for which `slow` is true are always marked slow.
     """
     rows = pairwise(*values)
     first = set(covering([row for row in rows if not slow(row)], 1))

@@ -1,4 +1,4 @@
-"""What many tests need."""
+"""Fixtures and collection hooks shared by all tests."""
 
 import time
 from pathlib import Path
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what begins too late; a test with a limit of its own must have half of it left."""
+    """Skip tests that would begin too late; half of the timeout of a test must be left."""
     minutes = item.config.getoption("--begin-within")
     if minutes is None:
         return
@@ -35,7 +35,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long begins first, by marker and by file: a long test that began last would be waited for."""
+    """Order tests by expected duration, by file and marker: a long test that begins last would delay the end."""
 
     def place(item: pytest.Item) -> tuple[bool, int]:
         marks = {mark.name for mark in item.iter_markers()}
@@ -51,12 +51,15 @@ TINY = (
     "data.validation_length=6", "data.test_length=7",
     "training.epochs=2", "training.batch_size=4", "training.warmup_epochs=1", "run.device=cpu", "run.plots=false",
 )  # fmt: skip
-"""Overrides for a model that trains in seconds on the table of `data_file`."""
+"""Overrides for a model that trains in seconds on `data_file`."""
 
 
 @pytest.fixture(scope="session")
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty real trading days: 40 - 6 - 7 training rows, 20 training windows, 5 and 6 of validation and test."""
+    """Write a data file of 40 real trading days.
+
+    It gives 40 - 6 - 7 training rows, 20 training windows, 5 validation windows and 6 test windows.
+    """
     path = tmp_path_factory.mktemp("data") / "prices_and_sky.csv"
     build_file(path, rows=40)
     return path
@@ -64,7 +67,7 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def long_data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four hundred real trading days."""
+    """Write a data file of 400 real trading days."""
     path = tmp_path_factory.mktemp("data") / "prices_and_sky.csv"
     build_file(path, rows=400)
     return path
@@ -72,11 +75,11 @@ def long_data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_settings(data_file: Path) -> list[str]:
-    """`TINY` with the data file, for fixtures that live longer than a test."""
+    """Return `TINY` with the data file, for fixtures with a scope wider than a test."""
     return [*TINY, f"data.path={data_file}"]
 
 
 @pytest.fixture
 def tiny(tiny_settings: list[str], tmp_path: Path) -> list[str]:
-    """`tiny_settings` with an output folder of this test."""
+    """Return `tiny_settings` with an output folder for this test."""
     return [*tiny_settings, f"run.output={tmp_path / 'runs'}"]

@@ -1,7 +1,7 @@
-"""Parity cases: values that the existing model computed in float64 for weights and inputs made from names alone.
+"""Parity cases: float64 results of the existing model for weights and inputs generated from their names.
 
 `data/golden/<case>.json` holds the settings, the original layout and, for every parameter, the L2 norm of its gradient
-and the product of the gradient with a known direction; `<case>.npz` holds outputs and intermediate results.
+and the inner product of the gradient with a known direction. `<case>.npz` holds outputs and intermediate results.
 """
 
 import json
@@ -24,27 +24,26 @@ CASES = {
     "batched_small": "batched",
     "hierarchical_small": "hierarchical",
     "everything_small": "batched",
-    "no_celestial_small": "hierarchical",  # it has no combiner
+    "no_celestial_small": "hierarchical",  # does not use a combiner
 }
-"""Case -> the combiner that it was computed with, which the settings of the existing model do not say."""
+"""Case -> the combiner used to compute it, which is not among the settings of the existing model."""
 TOLERANCE = 1e-4
-"""Of gradients, relative to their norms.
+"""Tolerance of gradients, relative to their norms.
 
-The existing model computes positions in float32 arithmetic even in float64, so that no two programs agree beyond
-float32. In the cases that are well conditioned, rounding of float32 moves gradients by 1e-5 (hierarchical_small: 1.2e-5
-at worst; batched_small: 2.6e-5, a bias whose gradient is a sum that nearly cancels). Where row sums come near zero it
-moves them by more than this tolerance (everything_small: 3e-4, no_celestial_small: 5e-4): there `check_gradients` is
-told the spread.
+The existing model computes positions in float32 even when it runs in float64, so no two implementations agree beyond
+float32. In well-conditioned cases, float32 rounding changes gradients by 1e-5 (hierarchical_small: 1.2e-5 at worst;
+batched_small: 2.6e-5, a bias whose gradient is a sum that nearly cancels). Where row sums are near zero, the change
+exceeds this tolerance (everything_small: 3e-4, no_celestial_small: 5e-4); `check_gradients` is then given the spread.
 """
 
 
 def rng(name: str, salt: int) -> np.random.Generator:
-    """The generator whose draws belong to `name`."""
+    """Return the random generator seeded by `name` and `salt`."""
     return np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + 7919 * salt))
 
 
 def weight(name: str, shape: tuple[int, ...], salt: int) -> NDArray[np.float32]:
-    """The value of the parameter `name` of the original layout."""
+    """Return the value of the parameter `name` in the original layout."""
     draw = rng(name, salt).standard_normal(shape)
     if len(shape) > 1:
         draw /= np.sqrt(np.prod(shape[1:]))
@@ -65,14 +64,14 @@ class Case(NamedTuple):
     settings: dict[str, Any]
 
     def state(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The weights in the original layout, requiring gradients."""
+        """Return the weights in the original layout, requiring gradients."""
         return {
             name: torch.tensor(weight(name, shape, self.salt), dtype=dtype, requires_grad=True)
             for name, shape in self.shapes.items()
         }
 
     def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x_enc, x_mark_enc, x_dec, x_mark_dec."""
+        """Return x_enc, x_mark_enc, x_dec, x_mark_dec."""
         model, batch = self.config.model, self.outputs[0].shape[0]
         steps = {"enc": model.seq_len, "dec": model.label_len + model.pred_len}
         width = {"enc": model.enc_in, "dec": model.dec_in}
@@ -88,7 +87,7 @@ class Case(NamedTuple):
         return first, second, third, fourth
 
     def probed(self, outputs: list[Tensor]) -> Tensor:
-        """The scalar whose gradients are recorded: every output times a known direction, summed."""
+        """Return the scalar whose gradients are recorded: the sum of every output times a known direction."""
         names = ["probe"] if len(outputs) == 1 else [f"probe/{i}" for i in range(len(outputs))]
         total = outputs[0].new_zeros(())
         for name, output in zip(names, outputs, strict=True):
@@ -99,9 +98,9 @@ class Case(NamedTuple):
         return total
 
     def check_outputs(self, outputs: list[Tensor], spread: Sequence[float] | None = None) -> None:
-        """Every recorded output within 1e-5: ten times what rounding of float32 moves them by, but near zero sums.
+        """Assert that outputs agree within 1e-5, ten times the effect of float32 rounding except near zero sums.
 
-        `spread`: of the outputs in float32, as in `check_gradients`.
+        `spread` is that of the outputs in float32, as in `check_gradients`.
         """
         assert len(outputs) == len(self.outputs)
         for i, (found, expected) in enumerate(zip(outputs, self.outputs, strict=True)):
@@ -109,15 +108,15 @@ class Case(NamedTuple):
             assert np.abs(found.detach().double().numpy() - expected).max() < allowed
 
     def check_gradients(self, gradients: dict[str, Tensor | None], spread: Mapping[str, float] | None = None) -> None:
-        """Every recorded norm and projection within `TOLERANCE` of the norm, or within the rounding of float32.
+        """Assert that norms and projections agree within `TOLERANCE` of the norm, or within float32 rounding.
 
-        Where the recorded gradient is rounding noise about a mathematical zero (a key bias under a softmax), it
-        must be as near to zero as float32 resolves beside the largest gradient.
+        If a recorded gradient is rounding noise around a mathematical zero (a key bias under a softmax), the gradient
+        must be as near to zero as float32 resolves next to the largest gradient.
 
         Args:
-            gradients: by the names of the original layout.
-            spread: of gradients in float32, by name, as `rounding_spread` gives it, where a case is badly conditioned:
-                `SPREADS` times it is allowed where that is more than `TOLERANCE`.
+            gradients: gradients by the names of the original layout.
+            spread: spread of the gradients in float32, by name, from `rounding_spread`, for badly conditioned cases:
+                `SPREADS` times the spread is allowed where that exceeds `TOLERANCE`.
         """
         largest = max(norm for norm, _ in self.gradients.values())
         wrong = []

@@ -1,4 +1,4 @@
-"""For tests of processes: of their memory, for in this one others have left theirs behind, and of their time."""
+"""Helpers to test in a new process, without memory left by earlier tests, and to measure processor time."""
 
 import os
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from multiprocessing import get_context
 
 
 def seconds_of_children() -> float:
-    """Of the processor, for the processes that this one has started and that have ended: whatever else is running."""
+    """Return the processor time of ended child processes, in seconds; other load on the machine does not count."""
     times = os.times()
     return times.children_user + times.children_system
 
 
 def in_own_process(function: Callable[..., None], *arguments: object) -> None:
-    """Call a function of a module in a new process; what it raises is raised here."""
+    """Call a module-level function in a new process and re-raise its exceptions."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         pool.submit(function, *arguments).result()

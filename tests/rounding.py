@@ -1,4 +1,4 @@
-"""Assert that operators are right up to rounding."""
+"""Assertion that the results of operators are exact up to rounding."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ def assert_right_up_to_rounding(
     dtype: torch.dtype,
     roundings: float = ROUNDINGS,
 ) -> None:
-    """Assert that every result is within the bound of `errors_and_bounds`, which takes the same arguments."""
+    """Assert that the error of every result is within its bound. The arguments are those of `errors_and_bounds`."""
     judged = errors_and_bounds(found, exact, plain, inputs, dtype, roundings)
     wrong = [
         f"result {place}, {tuple(truth.shape)}: off by {error:.2g}, where rounding explains {bound:.2g}"

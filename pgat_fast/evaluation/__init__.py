@@ -1,1 +1,1 @@
-"""How good forecasts are: metrics, and the naive baselines they are judged against."""
+"""Evaluation of forecasts: metrics, naive baselines, intervals and diagnostics."""

@@ -1,4 +1,4 @@
-"""What the forecasts do when the inputs are not what they should be: five scenarios, each against the clean inputs."""
+"""Robustness to perturbed inputs: five scenarios, each compared with the forecasts of the clean inputs."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ DROPOUT = 0.1
 
 
 class Draws:
-    """Random numbers for the windows of a batch that depend on the seed, the scenario and the window alone.
+    """Random numbers for the windows of a batch that depend only on the seed, the scenario and the window.
 
-    So they are the same for every batch size, and no generator of the process is advanced.
+    They are the same for every batch size, and no global random generator is advanced.
     """
 
     def __init__(self, seed: int, scenario: int, windows: Tensor) -> None:
@@ -30,11 +30,11 @@ class Draws:
         self.seed, self.scenario = seed, scenario
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal, float32 [B, *shape]."""
+        """Draw standard normal values, float32 [B, *shape]."""
         return self._stack(lambda generator: generator.standard_normal(shape))
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform on [0, 1), float32 [B, *shape]."""
+        """Draw uniform values on [0, 1), float32 [B, *shape]."""
         return self._stack(lambda generator: generator.random(shape))
 
     def _stack(self, draw: Callable[[np.random.Generator], Any]) -> Tensor:
@@ -43,7 +43,7 @@ class Draws:
 
 
 Scenario = tuple[str, Callable[[Tensor, Draws], Tensor]]
-"""What it is, and the history that it makes of x_enc [B, S, F], scaled."""
+"""Description, and the function that returns the perturbed history for the scaled x_enc [B, S, F]."""
 
 SCENARIOS: dict[str, Scenario] = {
     "gaussian_noise": (
@@ -73,14 +73,15 @@ def run_adversarial(
 ) -> dict[str, Any]:
     """Forecast `windows` in every scenario and compare with `clean`, the forecasts of the unchanged inputs.
 
-    What changes is the history, for the encoder and the decoder alike; the calendar and what is known of the days to
-    forecast stay. Changed inputs are compared with the same truth.
+    A scenario changes the history of both the encoder and the decoder. The calendar and the covariates known for the
+    forecast days stay unchanged. The truth is the same in all scenarios.
 
     Returns:
         `{"seed": ..., "scenarios": {name: {...}}}`. Each scenario has a `status`, `ok` or `failed`, its `metrics`
-        (scaled, overall and by target), `change` (its MAE, MSE and RMSE minus the clean ones, and `ratio`, of the RMSE)
-        and `shift`, the RMSE between its forecasts and the clean ones. One that raises an error, or whose forecasts are
-        not finite, is `failed` and says why in `error`; the others run all the same.
+        (scaled, overall and by target), `change` (its MAE, MSE and RMSE minus the clean ones, and `ratio`, the RMSE
+        divided by the clean one) and `shift`, the RMSE between its forecasts and the clean ones. A scenario that raises
+        an error or gives non-finite forecasts is `failed`, with the reason in `error`; the others still run.
+        An exception that `on_batch` raises is not caught.
     """
     reference = metrics_by_target(clean.forecast, clean.truth, targets)["overall"]
     scenarios: dict[str, Any] = {}
@@ -106,7 +107,7 @@ def run_adversarial(
 
         try:
             found = evaluate_split(model, windows, batch_size, mixture_mode, on_batch=next_batch, change=changed)
-        except Exception as error:  # it is reported, and a diagnosis is no reason to lose the run
+        except Exception as error:  # reported below: a failing diagnostic must not end the run
             if ended:
                 raise
             entry["error"] = f"{type(error).__name__}: {error}"
@@ -125,7 +126,10 @@ def run_adversarial(
 
 
 def _change(changed: Metrics, clean: Metrics) -> dict[str, float | None]:
-    """MAE, MSE and RMSE minus the clean ones; `ratio`: of the RMSE, None where the clean one is 0 or unknown."""
+    """Return MAE, MSE and RMSE minus the clean ones, and the `ratio` of the RMSEs.
+
+    Values that are unknown are None, and so is the ratio if the clean RMSE is 0.
+    """
     change: dict[str, float | None] = {}
     for measure in ("mae", "mse", "rmse"):
         now, before = changed[measure], clean[measure]

@@ -1,4 +1,4 @@
-"""All that is said of a model on the test windows: errors, baselines, intervals, diagnostics, tables."""
+"""Evaluation of a model on the test windows: errors, baselines, intervals, diagnostics and tables."""
 
 import math
 from collections.abc import Callable
@@ -27,10 +27,10 @@ from pgat_fast.utils.io import write_atomically, write_json
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """What `assess` found."""
+    """Results of `assess`."""
 
     test: dict[str, Any]
-    """The part `test` of `results.json`, see `training.results_schema.TestRecord`."""
+    """The `test` section of `results.json`, see `training.results_schema.TestRecord`."""
     adversarial: dict[str, Any]
     """See `run_adversarial`."""
     intervals: Intervals
@@ -40,7 +40,10 @@ class Assessment:
     """See `adjacency_table`."""
 
     def metrics(self) -> pd.DataFrame:
-        """Errors as a table: a row for each unit (scaled, price), forecaster and target; `skill` is the model's."""
+        """Return the errors as a table with a row per unit (scaled, price), forecaster and target.
+
+        `skill` is that of the model against the forecaster of the row, given for the `overall` target only.
+        """
         rows = []
         for units in ("scaled", "price"):
             part = self.test[units]
@@ -60,10 +63,10 @@ def assess(
     on_batch: Callable[[], None] | None = None,
     progress: bool = False,
 ) -> Assessment:
-    """Judge `model`, on the device of `splits`: intervals are calibrated on the validation windows, all else is test.
+    """Evaluate `model`, which is on the device of `splits`, on the test windows.
 
-    `on_batch` is called before every batch; what it raises ends the assessment. `progress` shows a bar, where standard
-    error is a terminal.
+    Only the intervals use the validation windows: they are calibrated on them. `on_batch` is called before every batch;
+    an exception it raises ends the assessment. `progress` shows a progress bar if standard error is a terminal.
     """
     scaler, test = splits.target_scaler, splits.test
     targets, kind = scaler.columns, config.data.target_kind

@@ -1,4 +1,4 @@
-"""Naive forecasts. A model that does not beat them has learned nothing of use."""
+"""Naive forecasts, the baselines that a useful model must beat."""
 
 from collections.abc import Sequence
 
@@ -15,19 +15,22 @@ BASELINES = ("last_value", "zero_return", "drift")
 def naive_forecasts(
     values: Array, targets: Sequence[str], last_rows: NDArray[np.int64], pred_len: int, kind: str, training_rows: range
 ) -> dict[str, Array]:
-    """The naive forecasts of `pred_len` rows after each of `last_rows`.
+    """Compute the naive forecasts of the `pred_len` rows after each of `last_rows`.
 
     Args:
         values: unscaled target columns of the whole table, [n, C].
-        targets: their names.
+        targets: names of the C columns.
         last_rows: index of the last known row of every window, [W].
         kind: `returns` (values are log(price / previous close)) or `levels` (values are log(price)).
-        training_rows: the rows that the drift is estimated on.
+        training_rows: rows from which the drift is estimated.
 
     Returns:
-        Name -> [W, P, C], unscaled. `last_value` repeats the last row. `zero_return`: the price stays at the last
-        close. `drift`: the price goes on with the mean daily change of the training rows (Hyndman & Athanasopoulos,
-        Forecasting: Principles and Practice, section 5.2). Targets that are no prices have no `zero_return`.
+        Name -> [W, P, C], unscaled. `last_value` repeats the last row. `zero_return` keeps the price at the last close.
+        `drift` continues the price with the mean daily change of the training rows (Hyndman & Athanasopoulos,
+        Forecasting: Principles and Practice, section 5.2). `zero_return` is absent if no target is a price.
+
+    Raises:
+        ValueError: `kind` is neither `returns` nor `levels`.
     """
     last = values[last_rows][:, None]  # [W, 1, C]
     shape = (len(last_rows), pred_len, values.shape[1])

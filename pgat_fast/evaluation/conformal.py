@@ -1,8 +1,8 @@
-"""Split conformal intervals: as wide as the errors on windows that were not trained on (Vovk, Gammerman & Shafer,
+"""Split conformal intervals, with widths from the errors on windows not used for training (Vovk, Gammerman & Shafer,
 Algorithmic Learning in a Random World, 2005; Lei et al., Distribution-free predictive inference, 2018).
 
-The promise of these intervals holds for exchangeable windows. Ours overlap, come from one stretch of time, and the
-weights were chosen on them; so what they cover is measured on the test windows and not promised.
+The coverage guarantee assumes exchangeable windows. The validation windows overlap, come from a single period, and were
+used to select the weights. Coverage is therefore measured on the test windows and not guaranteed.
 """
 
 import math
@@ -15,23 +15,23 @@ Array = NDArray[np.float64]
 
 
 def half_widths(errors: Array, levels: Sequence[float]) -> tuple[Array | None, ...]:
-    """For each of `levels` half the width of the interval of each day and target, [P, C]; None where it is infinite.
+    """Return, for each of `levels`, half the interval width of each day and target, [P, C]; None if it is infinite.
 
-    The width is the absolute error of rank ceil((W + 1) * level) among the W windows of `errors` [W, P, C]: with fewer
-    windows than that no finite interval has the level (95 % needs 19 windows), and with errors that are not finite
-    none may have.
+    The half width is the absolute error of rank ceil((W + 1) * level) among the W windows of `errors` [W, P, C]. If the
+    rank exceeds W, no finite interval has the level (95 % needs 19 windows). Non-finite errors rank last and may
+    leave no finite interval either.
     """
     count = len(errors)
-    ordered = np.sort(np.abs(errors), axis=0)  # NaN comes last
+    ordered = np.sort(np.abs(errors), axis=0)  # NaN sorts last
     places = [rank(count, level) - 1 for level in levels]
     return tuple(ordered[place] if place < count and np.isfinite(ordered[place]).all() else None for place in places)
 
 
 def rank(count: int, level: float) -> int:
-    """ceil((count + 1) * level), where a product like 20 * 0.95 is not taken for more than 19."""
+    """Return ceil((count + 1) * level), without rounding a product such as 20 * 0.95 up to 20."""
     return math.ceil((count + 1) * level - 1e-9)
 
 
 def windows_needed(level: float) -> int:
-    """The fewest windows W with ceil((W + 1) * level) <= W."""
+    """Return the smallest number of windows W with ceil((W + 1) * level) <= W."""
     return math.ceil(level / (1 - level) - 1e-9)

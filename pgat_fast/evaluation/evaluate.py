@@ -1,4 +1,4 @@
-"""Forecast every window of a split and compare with what happened."""
+"""Forecasts of all windows of a split and their errors."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,9 +24,11 @@ from pgat_fast.model.precision import products_in
 Array = NDArray[np.float64]
 
 EVALUATION_BATCH = 1
-"""Windows at a time wherever metrics are computed. Not `training.batch_size`: float32 products differ in the last
-digits from batch size to batch size, and divisions by row sums near zero make more of it. Metrics must not depend on
-it. One, because it then fits wherever training does."""
+"""Batch size wherever metrics are computed, which must not depend on `training.batch_size`.
+
+float32 products differ in the last digits between batch sizes, and divisions by row sums near zero amplify the
+difference. It is 1 so that evaluation fits into memory wherever training does.
+"""
 
 
 class MixtureArrays(NamedTuple):
@@ -37,23 +39,23 @@ class MixtureArrays(NamedTuple):
     stds: Array
     """[W, P, C, K]"""
     weights: Array
-    """[W, P, K], each day's add up to 1."""
+    """[W, P, K], summing to 1 over K."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitForecast:
-    """What a model makes of W windows: forecasts and truth, scaled."""
+    """Forecasts and truth of W windows, in scaled units."""
 
     forecast: Array
     """[W, P, C]"""
     truth: Array
     """[W, P, C]"""
     loss: float
-    """Mean loss of a window."""
+    """Mean loss over the windows."""
     mixture: MixtureArrays | None
-    """None with a point forecast."""
+    """None for a point forecast."""
     adjacency: Array
-    """[N, N], the mean over windows and days."""
+    """[N, N], mean over windows and days."""
 
 
 @torch.no_grad()
@@ -66,19 +68,19 @@ def evaluate_split(
     on_batch: Callable[[], None] | None = None,
     change: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> SplitForecast:
-    """Forecast every window, the last part batch included, in evaluation mode.
+    """Forecast all windows in evaluation mode, including the last partial batch.
 
-    The loss is a mean over windows: nothing here depends on `batch_size` beyond rounding. Metrics that are reported
-    are computed with `EVALUATION_BATCH` in IEEE float32, and do not depend on any setting at all.
+    The loss is a mean over windows: the results depend on `batch_size` by rounding only. Reported metrics are computed
+    with `EVALUATION_BATCH` in IEEE float32 and do not depend on any setting.
 
     Args:
         model: the forecaster, on the device of `windows`.
-        windows: what to forecast.
-        batch_size: windows at a time.
+        windows: the windows to forecast.
+        batch_size: number of windows per batch.
         mixture_mode: `model.mdn_multivariate_mode`.
-        on_batch: called before every batch; what it raises ends the evaluation.
-        change: makes another history out of x_enc [B, S, F] and the indices of the windows [B]. The decoder's history
-            becomes the last days of it; what it knows of the future and the calendar stay.
+        on_batch: called before every batch; an exception it raises ends the evaluation.
+        change: maps x_enc [B, S, F] and the indices of the windows [B] to a changed history. The decoder receives its
+            last days as history; the known future and the calendar stay unchanged.
     """
     model.eval()
     device = windows.values.device
@@ -88,7 +90,7 @@ def evaluate_split(
     batches = batch_indices(len(windows), batch_size, drop_last=False, device=device)
     for batch, forecast, diagnostics in _forecasts(model, windows, batches, on_batch, change):
         total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
-        # Summed in float64 without a float64 copy of [B, S, N, N], which may be the largest tensor of all.
+        # Accumulate in float64 without a float64 copy of [B, S, N, N], which may be the largest tensor.
         adjacency = adjacency + diagnostics["adjacency"].sum(dim=(0, 1), dtype=torch.float64)
         outputs.append(forecast)
         truths.append(batch.y)
@@ -110,10 +112,10 @@ def mean_loss_of_split(
     on_batch: Callable[[], None] | None = None,
     group: SingleProcess | None = None,
 ) -> float:
-    """`evaluate_split(...).loss` with `EVALUATION_BATCH`, and nothing else; ranks share the windows.
+    """Return `evaluate_split(...).loss` with `EVALUATION_BATCH`, dividing the windows among the ranks.
 
-    The sum is taken in float64: it depends on the number of ranks by its rounding only. All ranks call `on_batch` as
-    often, with a batch to compute or without.
+    The sum is accumulated in float64 and depends on the number of ranks by rounding only. All ranks call `on_batch`
+    equally often, even if some have one batch less.
     """
     group = group or SingleProcess()
     model.eval()
@@ -137,7 +139,7 @@ def _forecasts(
     on_batch: Callable[[], None] | None,
     change: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[Batch, Forecast, Diagnostics]]:
-    """Every batch and what the model makes of it, see `evaluate_split`."""
+    """Yield every batch with its forecast and diagnostics, see `evaluate_split`."""
     device = windows.values.device
     for indices in batches:
         if on_batch is not None:
@@ -153,7 +155,7 @@ def _forecasts(
 
 
 def mixture_arrays(forecasts: list[Forecast]) -> MixtureArrays | None:
-    """The mixtures of several batches as one; None where they are point forecasts."""
+    """Concatenate the mixtures of several batches; return None for point forecasts."""
     mixtures = [forecast for forecast in forecasts if isinstance(forecast, Mixture)]
     if not mixtures:
         return None
@@ -172,17 +174,17 @@ def _to_numpy(parts: list[Tensor]) -> Array:
 
 
 def target_values(table: Table, targets: tuple[str, ...]) -> Array:
-    """The unscaled targets of all rows, [n, C]."""
+    """Return the unscaled targets of all rows, [n, C]."""
     return table.values[:, [table.columns.index(name) for name in targets]]
 
 
 def last_rows(windows: Windows) -> NDArray[np.int64]:
-    """The row of the table that is the last known day of each window, [W]."""
+    """Return the index of the table row of the last known day of each window, [W]."""
     return windows.first_row + windows.seq_len - 1 + np.arange(len(windows))
 
 
 def price_base(table: Table, windows: Windows, kind: str) -> Array:
-    """The last known close of each window, [W]: what returns (`kind`) are chained from. Levels need none: 1."""
+    """Return the last known close of each window, [W], from which returns are chained; 1 if `kind` is `levels`."""
     if kind == "levels":
         return np.ones(len(windows))
     closes = table.values[:, table.columns.index("log_Close")]
@@ -191,26 +193,26 @@ def price_base(table: Table, windows: Windows, kind: str) -> Array:
 
 
 def true_values(table: Table, windows: Windows, targets: tuple[str, ...]) -> Array:
-    """The unscaled targets of the forecast days, [W, P, C]."""
+    """Return the unscaled targets of the forecast days, [W, P, C]."""
     days = last_rows(windows)[:, None] + np.arange(1, windows.pred_len + 1)
     values: Array = target_values(table, targets)[days]
     return values
 
 
 def compare(result: SplitForecast, table: Table, splits: Splits, kind: str) -> dict[str, Any]:
-    """Metrics of the test forecasts and of the naive baselines, scaled and in prices, and the skill against them.
+    """Compute metrics of the test forecasts and of the naive baselines, scaled and in prices, and the skill scores.
 
     Args:
-        result: of the test windows.
+        result: forecasts of the test windows.
         table: the whole table, with the base price.
         splits: the windows and the scalers.
-        kind: of the targets, `returns` or `levels`.
+        kind: kind of the targets, `returns` or `levels`.
 
     Returns:
         `{"scaled": {...}, "price": {...} or None, "by_horizon": {"scaled": ..., "price": ... or None}}`. The first two
-        hold, under `model` and the name of each baseline, `metrics_by_target`, and under `skill` for each baseline
-        1 - MSE / MSE of the baseline; `by_horizon` the RMSE of each forecast day. Prices come from the four standard
-        targets; other targets do not say what a price is.
+        hold `metrics_by_target` under `model` and the name of each baseline, and under `skill` 1 - MSE / MSE of the
+        baseline for each baseline. `by_horizon` holds the RMSE of each forecast day. Prices are computed for the four
+        standard targets only; other targets do not define a price.
     """
     scaler, test = splits.target_scaler, splits.test
     targets = scaler.columns

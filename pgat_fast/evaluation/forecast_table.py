@@ -1,4 +1,4 @@
-"""Forecasts and adjacency as tables: what `forecasts.csv` and `adjacency.csv` hold."""
+"""Tables of forecasts and of the adjacency, as written to `forecasts.csv` and `adjacency.csv`."""
 
 from collections.abc import Sequence
 
@@ -20,21 +20,21 @@ def forecast_table(
     prices: tuple[Array, Array, Bounds] | None,
     levels: Sequence[float],
 ) -> pd.DataFrame:
-    """A row for each window, forecast day and target.
+    """Return a table of forecasts with a row for each window, forecast day and target.
 
     Args:
-        dates: of all rows of the data, [n].
+        dates: dates of all rows of the data, [n].
         rows: index of the last known row of each window, [W].
         targets: C names.
         forecast, truth: in the units of the targets, [W, P, C].
-        prices: forecast and true prices [W, P, C] and the bounds of the intervals [levels, W, P, C]; None where the
-            targets are no prices.
-        levels: of the intervals.
+        prices: forecast and true prices [W, P, C] and the interval bounds [levels, W, P, C]; None if the targets are
+            not prices.
+        levels: nominal coverage of each interval, as a fraction.
 
     Returns:
         The columns `origin` (the last known day), `date` (the forecast day), `horizon` (from 1), `target`, `forecast`,
-        `truth`, `price_forecast`, `price_truth`, and for each level `price_lower_80` and `price_upper_80`; those of
-        prices are NaN without them.
+        `truth`, `price_forecast`, `price_truth`, and for each level columns such as `price_lower_80` and
+        `price_upper_80`. The price columns are NaN if `prices` is None.
     """
     windows, days, count = forecast.shape
     ahead = np.arange(1, days + 1)
@@ -64,5 +64,5 @@ def forecast_table(
 
 
 def adjacency_table(adjacency: Array, nodes: Sequence[str]) -> pd.DataFrame:
-    """The mean adjacency [N, N], rows (what a node receives) and columns by the names of the nodes."""
+    """Return the mean adjacency [N, N] with rows (receiving nodes) and columns labelled by node name."""
     return pd.DataFrame(adjacency, index=pd.Index(nodes), columns=pd.Index(nodes))

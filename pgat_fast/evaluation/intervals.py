@@ -1,7 +1,7 @@
-"""Forecast intervals, in scaled units and in prices: calibrated once, applied to any forecast of the same weights.
+"""Forecast intervals in scaled units and in prices, calibrated once and applied to any forecast of the same weights.
 
-A point forecast has conformal intervals (`conformal`). A mixture has its own quantiles, in prices those of simulated
-paths.
+Point forecasts have conformal intervals (see `conformal`). Mixtures have intervals between their own quantiles; in
+prices these are the quantiles of simulated paths.
 """
 
 import logging
@@ -24,35 +24,35 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 Bounds = tuple[Array, Array]
-"""Lower and upper ends, [levels, ...]; NaN where a level has no finite interval."""
+"""Lower and upper bounds, [levels, ...]; NaN where a level has no finite interval."""
 
 LEVELS = (0.5, 0.8, 0.95)
-"""Shares of truths that the intervals are meant to hold."""
+"""Nominal coverage of the intervals."""
 
 DRAWS = 2000
-"""Simulated paths a window: the 2.5 % quantile of so many is off by 0.35 % of probability (one standard error)."""
+"""Simulated paths per window; the standard error of the 2.5 % quantile is then 0.35 % of probability."""
 
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """What turns a forecast into intervals."""
+    """Calibration from which the intervals of a forecast are computed."""
 
     method: str
     """`conformal` (point forecasts) or `mixture`."""
     levels: tuple[float, ...]
     windows: int
-    """Calibrated on so many windows of the validation split; 0 for a mixture, which needs none."""
+    """Number of validation windows used for the calibration; 0 for a mixture, which needs none."""
     scaled: tuple[Array | None, ...] = ()
-    """Conformal: half widths in scaled units, one [P, C] a level; None where a level is infinite."""
+    """Conformal: half widths in scaled units, one [P, C] per level; None for a level without a finite interval."""
     log_price: tuple[Array | None, ...] | None = None
-    """Conformal: half widths of the logarithm of the price; None where the targets are no prices."""
+    """Conformal: half widths of the logarithm of the price; None if the targets are not prices."""
     mixture_mode: str = "independent"
-    """Mixture: the targets of a day draw their components on their own (`independent`) or share one (`joint`)."""
+    """Mixture: the targets of a day draw their components independently (`independent`) or share one (`joint`)."""
     seed: int = 0
-    """Mixture: of the simulated paths."""
+    """Mixture: seed of the simulated paths."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; `from_dict` gives back the same bits."""
+        """Return a JSON-serialisable dict, from which `from_dict` restores the same bits."""
         return {
             "method": self.method,
             "levels": list(self.levels),
@@ -65,7 +65,7 @@ class Intervals:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Raises DataError where `content` is not what `to_dict` gives."""
+        """Create intervals from the result of `to_dict`. Raises DataError if `content` has another form."""
         try:
             found = cls(
                 method=content["method"],
@@ -83,7 +83,10 @@ class Intervals:
         return found
 
     def select(self, levels: Sequence[float]) -> Self:
-        """The same for some of the levels only. Raises DataError for a level that conformal intervals do not have."""
+        """Return these intervals for `levels` only.
+
+        Raises DataError for a level not between 0 and 1, or one that conformal intervals do not have.
+        """
         absent = [level for level in levels if not 0 < level < 1 or (self.scaled and level not in self.levels)]
         if absent:
             raise DataError(f"no interval of level {absent[0]:g}: choose among {', '.join(map(str, self.levels))}")
@@ -108,16 +111,16 @@ def calibrate(
     seed: int,
     levels: Sequence[float] = LEVELS,
 ) -> Intervals:
-    """Intervals from the forecasts of the validation windows.
+    """Calibrate intervals on the forecasts of the validation windows.
 
-    `kind`: `returns` or `levels` for the four standard targets, None for others, which are no prices. The log tells of
-    a level that so few windows cannot give.
+    `kind` is `returns` or `levels` for the four standard targets, and None for other targets, which are not prices.
+    Logs a warning for each level for which there are too few windows.
     """
     if validation.mixture is not None:
         return Intervals("mixture", tuple(levels), 0, mixture_mode=mixture_mode, seed=seed)
     log_price = None
     if kind is not None:
-        # The last close drops out of the difference of two logarithms.
+        # The last close cancels in the difference of two logarithms.
         forecast, truth = (
             log_prices(scaler.inverse(values), kind) for values in (validation.forecast, validation.truth)
         )
@@ -134,9 +137,9 @@ def calibrate(
 
 
 def scaled_bounds(intervals: Intervals, forecast: Array, mixture: MixtureArrays | None) -> Bounds:
-    """The intervals of forecasts [W, P, C] in scaled units: lower and upper ends, [levels, W, P, C].
+    """Return the interval bounds of forecasts [W, P, C] in scaled units, lower and upper, [levels, W, P, C].
 
-    Raises DataError for intervals of another kind of forecast, or of other days or targets.
+    Raises DataError if the intervals are of another method or have other numbers of days or targets.
     """
     _check_method(intervals, mixture)
     if mixture is None:
@@ -160,20 +163,21 @@ def price_bounds(
     last_close: Array,
     draws: int = DRAWS,
 ) -> Bounds:
-    """The intervals of forecast prices [W, P, 4]: lower and upper ends, [levels, W, P, 4].
+    """Return the interval bounds of forecast prices [W, P, 4], lower and upper, [levels, W, P, 4].
 
     Conformal: price * exp(-+ half width). Mixture: quantiles of `draws` simulated paths, see `simulate_log_prices`.
 
     Args:
-        intervals: with `log_price` half widths, or of a mixture.
+        intervals: intervals with `log_price` half widths, or of a mixture.
         prices: the forecast prices.
-        mixture: what the model forecast, where it is a mixture.
-        scaler: of the targets.
+        mixture: the forecast mixture; None for a point forecast.
+        scaler: scaler of the targets.
         kind: `returns` or `levels`.
-        last_close: [W], what returns are chained from.
-        draws: paths a window.
+        last_close: [W], the close from which returns are chained.
+        draws: number of paths per window.
 
-    Raises DataError for intervals of another kind of forecast, of other days, or of targets that are no prices.
+    Raises:
+        DataError: the intervals are of another method, have another number of days, or are not of prices.
     """
     _check_method(intervals, mixture)
     if mixture is None:
@@ -183,7 +187,7 @@ def price_bounds(
             widths = np.exp(_stack(intervals.log_price, prices.shape[1:])[:, None])
             return prices / widths, prices * widths
     ends = [0.5 + sign * level / 2 for sign in (-1, 1) for level in intervals.levels]
-    # One window at a time: the paths of all would take much memory.
+    # One window at a time, because the paths of all windows would need much memory.
     logs = np.stack(
         [
             np.quantile(simulate_log_prices(mixture, window, intervals, scaler, kind, draws), ends, axis=0)
@@ -200,11 +204,11 @@ def price_bounds(
 def simulate_log_prices(
     mixture: MixtureArrays, window: int, intervals: Intervals, scaler: Scaler, kind: str, draws: int
 ) -> Array:
-    """Logarithms of the prices of `draws` paths of one window, [draws, P, 4], drawn from the mixture; see `log_prices`.
+    """Draw `draws` paths of one window from the mixture and return their log prices, [draws, P, 4]; see `log_prices`.
 
-    The model says nothing of how the days hang together, so they are drawn independently of each other. Within a day,
-    the four targets share the component with `mixture_mode` `joint`, and are independent with `independent`. The draws
-    depend on the seed of `intervals` and on `window` alone.
+    The model does not forecast the dependence between days, so days are drawn independently. Within a day, the four
+    targets share the component if `mixture_mode` is `joint` and are independent if it is `independent`. The draws
+    depend only on the seed of `intervals` and on `window`.
     """
     means, stds, weights = (part[window] for part in mixture)  # [P, C, K], [P, C, K], [P, K]
     days, targets, _ = means.shape
@@ -223,9 +227,9 @@ def interval_report(
     price: tuple[Bounds, Array] | None,
     targets: Sequence[str],
 ) -> dict[str, Any]:
-    """What the intervals cover: for each level its nominal share, the share of truths inside, the mean width.
+    """Report the nominal coverage, the observed coverage and the mean width of the intervals of each level.
 
-    `scaled` and `price`: the bounds and the truth [W, P, C] in these units. Shares and widths of a level without a
+    `scaled` and `price` are the bounds and the truth [W, P, C] in these units. Coverage and width of a level without a
     finite interval are None.
     """
     return {
@@ -266,7 +270,7 @@ def _mean_width(lower: Array, upper: Array) -> float | None:
 
 
 def _stack(widths: Sequence[Array | None], shape: tuple[int, ...]) -> Array:
-    """[levels, *shape], NaN where there is no width. Raises DataError for widths of another shape."""
+    """Stack the widths to [levels, *shape], with NaN for None. Raises DataError for widths of another shape."""
     for width in widths:
         if width is not None and width.shape != shape:
             raise DataError(f"these intervals are for days and targets {list(width.shape)}, not {list(shape)}")
@@ -274,7 +278,7 @@ def _stack(widths: Sequence[Array | None], shape: tuple[int, ...]) -> Array:
 
 
 def _fault(found: Intervals) -> str | None:
-    """What is wrong with stored intervals, in words."""
+    """Return a description of the first error in stored intervals, or None."""
     levels = found.levels
     if found.method not in ("conformal", "mixture"):
         return f"the method is {found.method!r}, not conformal or mixture"

@@ -1,8 +1,8 @@
-"""How good a mixture of normal distributions is as a probability forecast of each target of each day.
+"""Scores of a mixture of normal distributions as a probabilistic forecast of each target of each day.
 
-But for the likelihood, what is judged are the marginal distributions: for every window, day and target
-sum_k w_k N(mean_k, std_k), whether or not the targets of a day share the component. Arrays are float64 numpy: means
-and stds (above 0) are [..., K], weights [..., K] and add up to 1.
+Except for the likelihood, the scores are those of the marginal distribution of each window, day and target,
+sum_k w_k N(mean_k, std_k), whether or not the targets of a day share the component. Arrays are NumPy float64: means
+and stds (above 0) are [..., K], weights are [..., K] and sum to 1.
 """
 
 import math
@@ -19,29 +19,29 @@ from pgat_fast.evaluation.metrics import finite
 Array = NDArray[np.float64]
 
 _BISECTIONS = 80
-"""Halvings of an interval of about 100 standard deviations: to 1e-22 of it, below the rounding of its ends."""
+"""Halvings, which shrink about 100 standard deviations to 1e-22 of one, below the rounding of the interval's ends."""
 
 
 def normal_cdf(z: Array) -> Array:
-    """The standard normal distribution function."""
+    """Compute the standard normal distribution function."""
     cdf: Array = torch.special.ndtr(torch.from_numpy(np.ascontiguousarray(z))).numpy()
     return cdf
 
 
 def mixture_cdf(y: Array, means: Array, stds: Array, weights: Array) -> Array:
-    """P(Y <= y), [...]: y [...], the others [..., K]."""
+    """Compute P(Y <= y), [...], for y [...] and means, stds and weights [..., K]."""
     cdf: Array = np.sum(weights * normal_cdf((y[..., None] - means) / stds), axis=-1)
     return cdf
 
 
 def mixture_quantile(probability: float, means: Array, stds: Array, weights: Array) -> Array:
-    """The value that Y stays below with `probability`, [...], by bisection of the distribution function.
+    """Compute the quantile of Y at `probability`, [...], by bisection of the distribution function.
 
     Raises ValueError for a probability that is not strictly between 0 and 1.
     """
     if not 0 < probability < 1:
         raise ValueError(f"probability is {probability}, not between 0 and 1")
-    # The quantile of a mixture lies between the smallest and the largest quantile of its parts.
+    # The quantile of a mixture is between the smallest and the largest quantile of its components.
     z = float(torch.special.ndtri(torch.tensor(probability, dtype=torch.float64)))
     low, high = np.min(means + z * stds, axis=-1), np.max(means + z * stds, axis=-1)
     for _ in range(_BISECTIONS):
@@ -53,7 +53,9 @@ def mixture_quantile(probability: float, means: Array, stds: Array, weights: Arr
 
 
 def mixture_crps(y: Array, means: Array, stds: Array, weights: Array) -> Array:
-    """Continuous ranked probability score, [...], in the units of y; 0 is perfect, |y - forecast| for a point.
+    """Compute the continuous ranked probability score, [...], in the units of y.
+
+    0 is perfect. For a point forecast, the score is |y - forecast|.
 
     Closed form: sum_k w_k A(y - m_k, s_k) - 1/2 sum_jk w_j w_k A(m_j - m_k, sqrt(s_j^2 + s_k^2)), with
     A(m, s) = 2 s phi(m / s) + m (2 Phi(m / s) - 1) (Grimit, Gneiting, Berrocal & Johnson, The continuous ranked
@@ -68,17 +70,17 @@ def mixture_crps(y: Array, means: Array, stds: Array, weights: Array) -> Array:
 
 
 def _expected_distance(mean: Array, std: Array) -> Array:
-    """E|X| of a normal X."""
+    """Compute E|X| of a normal X."""
     z = mean / std
     density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
     return 2 * std * density + mean * (2 * normal_cdf(z) - 1)
 
 
 def day_nll(mixture: MixtureArrays, truth: Array, mode: str) -> Array:
-    """Negative log-likelihood of the targets `truth` [W, P, C] of each day together, in nats, [W, P].
+    """Compute the joint negative log-likelihood of the targets `truth` [W, P, C] of each day, in nats, [W, P].
 
-    Its mean is `model.forecast.mixture_nll`: with `mode` `joint` the targets of a day share the component, with
-    `independent` each draws its own.
+    Its mean is `model.forecast.mixture_nll`. With `mode` `joint`, the targets of a day share the component; with
+    `independent`, each draws its own.
 
     Raises ValueError for another mode.
     """
@@ -92,36 +94,36 @@ def day_nll(mixture: MixtureArrays, truth: Array, mode: str) -> Array:
 
 
 def marginal_nll(mixture: MixtureArrays, truth: Array) -> Array:
-    """Negative log-likelihood of each target of each day on its own, in nats, [W, P, C]."""
+    """Compute the marginal negative log-likelihood of each target of each day, in nats, [W, P, C]."""
     return -_log_sum_exp(_log(mixture.weights)[:, :, None] + _log_densities(mixture, truth))
 
 
 def _log_densities(mixture: MixtureArrays, truth: Array) -> Array:
-    """log N(truth; mean, std) of every component, [W, P, C, K]."""
+    """Compute log N(truth; mean, std) of every component, [W, P, C, K]."""
     z = (truth[..., None] - mixture.means) / mixture.stds
     return -0.5 * z**2 - np.log(mixture.stds) - 0.5 * math.log(2 * math.pi)
 
 
 def _log_sum_exp(terms: Array) -> Array:
-    """log sum exp over the last axis, which holds a term above minus infinity."""
+    """Compute log sum exp over the last axis, where at least one term must be above minus infinity."""
     highest = terms.max(axis=-1, keepdims=True)
     total: Array = np.log(np.exp(terms - highest).sum(axis=-1)) + highest[..., 0]
     return total
 
 
 def _log(weights: Array) -> Array:
-    """Minus infinity for a weight so small that it became 0."""
+    """Return the logarithms, minus infinity for weights that underflowed to 0."""
     with np.errstate(divide="ignore"):
         logs: Array = np.log(weights)
     return logs
 
 
 def interval_coverage(mixture: MixtureArrays, truth: Array, levels: Sequence[float]) -> list[float | None]:
-    """For each of `levels` the share of `truth` [W, P, C] inside the central interval; None where it is not finite.
+    """Return, for each of `levels`, the share of `truth` [W, P, C] inside the central interval; None if not finite.
 
-    Read off the probability integral transform: a truth is inside the central interval of level q if its distribution
-    function lies in [(1 - q) / 2, (1 + q) / 2] (Gneiting, Balabdaoui & Raftery, Probabilistic forecasts, calibration
-    and sharpness, 2007).
+    The share is computed from the probability integral transform: a truth is inside the central interval of level q if
+    the distribution function there is in [(1 - q) / 2, (1 + q) / 2] (Gneiting, Balabdaoui & Raftery, Probabilistic
+    forecasts, calibration and sharpness, 2007).
     """
     pit = mixture_cdf(truth, mixture.means, mixture.stds, _for_each_target(mixture))
     if not np.isfinite(pit).all():
@@ -132,10 +134,10 @@ def interval_coverage(mixture: MixtureArrays, truth: Array, levels: Sequence[flo
 def mixture_report(
     mixture: MixtureArrays, truth: Array, mode: str, targets: Sequence[str], levels: Sequence[float]
 ) -> dict[str, Any]:
-    """NLL in nats a forecast day, CRPS, and how many truths lie in the central intervals, in scaled units.
+    """Report the NLL in nats per forecast day, the CRPS and the coverage of the central intervals, in scaled units.
 
-    `truth` is [W, P, C], `mode` `model.mdn_multivariate_mode`. NLL by target is that of the target on its own. What is
-    not finite is None.
+    `truth` is [W, P, C] and `mode` is `model.mdn_multivariate_mode`. The NLL by target is the marginal one. Values that
+    are not finite are None.
     """
     days, single = day_nll(mixture, truth, mode), marginal_nll(mixture, truth)
     crps = mixture_crps(truth, mixture.means, mixture.stds, _for_each_target(mixture))
@@ -158,5 +160,5 @@ def mixture_report(
 
 
 def _for_each_target(mixture: MixtureArrays) -> Array:
-    """The weights, which the targets of a day have in common, [W, P, C, K]."""
+    """Broadcast the weights, which the targets of a day share, to [W, P, C, K]."""
     return np.broadcast_to(mixture.weights[:, :, None], mixture.means.shape)

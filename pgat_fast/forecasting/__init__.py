@@ -1,1 +1,1 @@
-"""Forecasts of the days to come, from a trained run and a file of prices."""
+"""Forecasts of future trading days from a trained run and a file of prices."""

@@ -13,21 +13,24 @@ from pgat_fast.forecasting.run import Run
 
 
 def predict_ensemble(runs: Sequence[Run], source: Source, **how: Any) -> pd.DataFrame:
-    """The mean of what `runs` forecast of the days after the last row of `source`.
+    """Return the mean of the forecasts of `runs` for the days after the last row of `source`.
 
-    Of prices it is the geometric mean, so that returns are averaged. Bounds of intervals are averaged alike: each
-    member's are calibrated on its own errors, so that those of the ensemble, whose errors are no larger on average,
-    hold at least about as much as they say; nothing is promised.
+    Prices are averaged by the geometric mean, which averages returns. Interval bounds are averaged in the same way.
+    The bounds of each member are calibrated on its own errors, and the errors of the ensemble are no larger on average,
+    so the coverage of the averaged intervals should be about the nominal level or higher. It is not guaranteed.
 
     Args:
-        runs: what `load_run` opened; they forecast the same targets and as many days.
-        source, how: as `predict` takes them.
+        runs: runs from `load_run`, with the same targets and the same number of forecast days.
+        source, how: passed to `predict`.
 
     Returns:
-        As `predict`, and after each target `NAME_spread`: the standard deviation over the members, in percent of the
-        mean for prices, else in units of the target; NaN of one member. `attrs` has the `members`.
+        The table of `predict` with a column `NAME_spread` after each target: the standard deviation over the members,
+        in percent of the mean for prices, otherwise in units of the target; NaN with a single member. `attrs` also
+        holds the `members`.
 
-    Raises what `predict` raises, and ConfigError where there are no runs, or they forecast different things.
+    Raises:
+        ConfigError: there are no runs, or their forecasts have different columns or days.
+        DataError, ConfigError, CheckpointError: as for `predict`.
     """
     if not runs:
         raise ConfigError("an ensemble needs at least one run")

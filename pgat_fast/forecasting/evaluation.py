@@ -1,4 +1,4 @@
-"""Test a trained run again."""
+"""Evaluation of a trained run on its test windows."""
 
 from collections.abc import Callable
 
@@ -9,19 +9,19 @@ from pgat_fast.forecasting.run import Run
 
 
 def evaluate(run: Run, *, on_batch: Callable[[], None] | None = None, progress: bool = False) -> Assessment:
-    """Judge the weights of `run` on the test windows of its configuration, `data.path` included.
+    """Evaluate the weights of `run` on the test windows of its configuration, read from its `data.path`.
 
     The returned `Assessment` holds pandas tables: `metrics()`, `forecasts`, `adjacency`. With the checkpoint and the
-    data of the training it says the same as `results.json`, to the bit on the same machine.
+    data of the training it equals `results.json`, bitwise on the same machine.
 
     Args:
-        run: what `load_run` opened.
-        on_batch: called before every batch; what it raises ends the evaluation.
-        progress: show a bar, where standard error is a terminal.
+        run: a run from `load_run`.
+        on_batch: called before every batch; an exception it raises ends the evaluation.
+        progress: show a progress bar if standard error is a terminal.
 
     Raises:
-        DataError, ConfigError: the data file cannot be read, or does not fit.
-        CheckpointError: the training rows of the data file give other scalers than the run was trained with.
+        DataError, ConfigError: the data file cannot be read or does not fit the configuration.
+        CheckpointError: the training rows of the data file give different scalers from those of the run.
     """
     table, splits = load_splits(run.config.data, run.config.model, run.device)
     for name, stored, found in (

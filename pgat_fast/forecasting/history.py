@@ -1,4 +1,4 @@
-"""What a forecast starts from: the last rows of a data file, or of plain prices."""
+"""The history before a forecast: the last rows of a data file, or of a file of prices."""
 
 import csv
 import logging
@@ -20,25 +20,25 @@ from pgat_fast.data.trading_days import Days
 from pgat_fast.errors import DataError
 
 Source: TypeAlias = str | Path | Table | pd.DataFrame
-"""A CSV file (a data file, or plain prices), a table of a data file, or a frame as `read_prices` returns it."""
+"""A CSV file (a data file or prices), the table of a data file, or a frame of prices as returned by `read_prices`."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """The known days that a forecast follows on."""
+    """The known days before a forecast."""
 
     table: Table
-    """The columns that the model needs, the last row being the last known day."""
+    """The columns that the model needs; the last row is the last known day."""
     dates: Days
-    """[n], of all rows of the source: they show its calendar."""
+    """[n], the dates of all rows of the source, from which its calendar is recognised."""
     last_close: float | None
-    """Close of the last day, in the unit of the prices; None where the forecast is of no prices."""
+    """Close of the last day, in the unit of the prices; None if the targets are not prices."""
     last_close_from: str
-    """How it is known, in words."""
+    """Description of where `last_close` comes from."""
     relative: bool = False
-    """Whether no price is known, so that `last_close` is in units of the close before the first row."""
+    """Whether no price is known; `last_close` is then in units of the close before the first row."""
 
 
 def read_history(
@@ -51,14 +51,14 @@ def read_history(
     trained_on: str,
     last_close: float | None = None,
 ) -> History:
-    """Read the rows before a forecast of `targets` from `inputs` and the `seq_len` last days.
+    """Read the history from which `targets` are forecast: the last `seq_len` days of `inputs`.
 
-    A file with the columns that the run reads is taken as a data file; one that has not, but the columns of
-    `read_prices`, is taken as prices and built in memory. `trained_on` is the hash of the data file of the training:
-    `data.base_price` is about that file and no other. `last_close` goes before what the source says.
+    A file with all columns that the run reads is a data file. A file without them, but with the columns of
+    `read_prices`, is a file of prices, from which the table is built in memory. `trained_on` is the hash of the data
+    file of the training: `data.base_price` applies to that file only. `last_close` takes precedence over the source.
 
-    Raises DataError for a source that cannot be read, has too few rows, or holds other targets than the run was
-    trained on.
+    Raises:
+        DataError: the source cannot be read, has too few rows, or has a target kind other than that of the training.
     """
     if last_close is not None and not (np.isfinite(last_close) and last_close > 0):
         raise DataError(f"the last close is {last_close:g}: give a positive price")
@@ -89,10 +89,13 @@ def read_history(
 
 
 def _holds_prices(path: Path, columns: tuple[str, ...]) -> bool:
-    """Whether the header of the file names prices, if not all, and not `columns`. Faults are left to the readers."""
+    """Return whether the header has at least some price columns and not all of `columns`.
+
+    Errors are left to the readers to report.
+    """
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            # Empty lines before the header are skipped, as the readers do.
+            # The readers skip empty lines before the header, too.
             line = next((line for line in iter(lambda: file.readline(1_000_000), "") if line.strip()), "")
             header = next(csv.reader([line]), [])
     except (OSError, csv.Error):
@@ -104,7 +107,7 @@ def _holds_prices(path: Path, columns: tuple[str, ...]) -> bool:
 def _from_prices(
     source: str | Path | pd.DataFrame, columns: tuple[str, ...], seq_len: int, kind: Literal["returns", "levels"]
 ) -> tuple[Table, Days, float, str]:
-    """The table of the last `seq_len` days, all days, the last close and where it is from."""
+    """Return the table of the last `seq_len` days, the dates of all days, the last close and its origin."""
     if isinstance(source, pd.DataFrame):
         prices, name = source, "the prices"
         check_prices(prices, name)
@@ -120,7 +123,7 @@ def _from_prices(
         )
     built = build_table(prices, kind, rows=seq_len)
     dates = pd.DatetimeIndex(prices.index).to_numpy().astype("datetime64[D]")
-    # Rounded as in the file that the model was trained on, so that both ways lead to one forecast.
+    # Round as in a data file, so that prices and the file built from them give the same forecast.
     table = Table(dates[-seq_len:], as_written(built.to_numpy(np.float64)), COLUMNS, source=name)
     return table, dates, float(prices["close"].iloc[-1]), f"the last close of {name}"
 
@@ -134,7 +137,7 @@ def _check_rows(table: Table, seq_len: int) -> None:
 
 
 def _last_close(table: Table, targets: tuple[str, ...], data: DataConfig, trained_on: str) -> tuple[float | None, str]:
-    """The close of the last row and how it is known; None where nothing tells it."""
+    """Return the close of the last row and its origin; the close is None if it is unknown or not needed."""
     note = read_note(table)
     prices = [name for name in targets if name in TARGETS]
     fault = fault_of_kind(table.select(prices), data.target_kind, note) if prices else None

@@ -1,4 +1,4 @@
-"""Forecast the days after the last row of a file."""
+"""Forecasts of the days after the last row of a file."""
 
 import logging
 from collections.abc import Sequence
@@ -38,24 +38,24 @@ def predict(
     """Forecast the `pred_len` trading days after the last row of `source`.
 
     Args:
-        run: what `load_run` opened.
-        source: a CSV file, either a data file or plain prices (see `read_prices`); or a table of a data file, or a
-            frame of prices.
-        last_close: close of the last known day, where a data file of returns does not tell it.
+        run: a run from `load_run`.
+        source: a CSV file, either a data file or prices (see `read_prices`); the table of a data file; or a frame of
+            prices.
+        last_close: close of the last known day, for a data file of returns from which it cannot be derived.
         trading_days: `nyse`, `weekdays`, `daily` or `auto`; `data.trading_days` of the run by default.
-        levels: of the intervals, each the share of days that it is meant to hold.
+        levels: nominal coverage of each interval, as a fraction.
 
     Returns:
-        A row a day: `date`, `horizon` (from 1), and for the four standard targets the prices `open`, `high`, `low`,
-        `close`, else the targets in their own units; then each with `close_lower_80`, `close_upper_80` and so on,
-        where the run has intervals (NaN: too few windows were there to calibrate the level). `attrs` says what was
-        assumed: calendar, last close and where it is from, checkpoint, method of the intervals; and names the days
-        whose forecast is no possible bar.
+        One row per day: `date`, `horizon` (from 1), and for the four standard targets the prices `open`, `high`, `low`,
+        `close`, otherwise the targets in their own units. If the run has intervals, columns such as `close_lower_80`
+        and `close_upper_80` follow for each of them, NaN where there were too few windows to calibrate the level.
+        `attrs` holds the assumptions (calendar, last close and its origin, checkpoint, method of the intervals) and the
+        days whose forecast is not a possible bar.
 
     Raises:
-        DataError: the source cannot be read or has too few rows; a level that the intervals do not have.
-        ConfigError: an unknown calendar.
-        CheckpointError: the model forecasts what is not finite.
+        DataError: the source cannot be read or has too few rows, or the intervals do not have one of `levels`.
+        ConfigError: the calendar is unknown.
+        CheckpointError: the forecasts are not finite.
     """
     data, model = run.config.data, run.config.model
     targets = run.target_scaler.columns
@@ -71,7 +71,7 @@ def predict(
     calendar = trading_days or data.trading_days
     if calendar == "auto":
         calendar = calendar_of(history.dates)
-        if len(history.dates) < FEWEST_ROWS:  # too few to tell: what the days of the training looked like
+        if len(history.dates) < FEWEST_ROWS:  # too few to recognise one: use that of the training data
             calendar = run.about.get("data", {}).get("calendar", calendar)
     days = future_trading_days(history.dates, model.pred_len, calendar)
     output = _forecast(run, history, days)
@@ -120,7 +120,7 @@ def predict(
 
 @torch.no_grad()
 def _forecast(run: Run, history: History, days: Days) -> Forecast:
-    """What the model forecasts of `days`, scaled; a batch of one."""
+    """Return the scaled forecast of `days`, a batch of one."""
     data, model = run.config.data, run.config.model
     inputs, targets = run.input_scaler.columns, run.target_scaler.columns
     known: list[str] = []
@@ -145,10 +145,10 @@ def _forecast(run: Run, history: History, days: Days) -> Forecast:
 
 
 def _intervals_of(run: Run, output: Forecast, levels: Sequence[float]) -> Intervals | None:
-    """The intervals of the run for `levels`; None, with a warning, where none are known."""
+    """Return the intervals of the run for `levels`; log a warning and return None if it has none."""
     intervals = run.intervals
     if intervals is None and isinstance(output, Mixture):
-        # A mixture says itself how sure it is: nothing was calibrated.
+        # A mixture has its own quantiles and needs no calibration.
         mode = run.config.model.mdn_multivariate_mode
         intervals = Intervals("mixture", tuple(levels), 0, mixture_mode=mode, seed=run.config.training.seed)
     if intervals is None:
@@ -168,7 +168,7 @@ def _bounds(
     mixture: MixtureArrays | None,
     last_close: float | None,
 ) -> Bounds:
-    """Lower and upper ends of the intervals of the forecasts `values` [1, P, C], [levels, 1, P, C]; NaN: infinite."""
+    """Return the lower and upper bounds [levels, 1, P, C] of the forecasts `values` [1, P, C]; NaN where infinite."""
     scaler = run.target_scaler
     if scaler.columns != TARGETS:
         lower, upper = scaled_bounds(intervals, scaled, mixture)
@@ -179,9 +179,12 @@ def _bounds(
 
 
 def known_future(days: Days, last: np.datetime64, columns: Sequence[str]) -> Table:
-    """`columns` (the sky, `time_delta`) of the future `days` after the day `last`, as the data file would hold them.
+    """Compute the known `columns` (sky positions, `time_delta`) of the future `days` after the day `last`.
 
-    Raises DataError where the sky cannot be computed: skyfield is not installed, or a day lies outside the ephemeris.
+    The values are those that a data file of these days would hold.
+
+    Raises:
+        DataError: the sky cannot be computed, because skyfield is not installed or a day is outside the ephemeris.
     """
     values: dict[str, FloatArray] = {"time_delta": np.diff(days, prepend=last).astype(np.float64)}
     if not set(columns).isdisjoint(CELESTIAL):
@@ -192,7 +195,10 @@ def known_future(days: Days, last: np.datetime64, columns: Sequence[str]) -> Tab
 
 
 def _impossible_bars(frame: pd.DataFrame) -> list[str]:
-    """The days whose forecast high is below the open or close, or whose low is above. Logged, not repaired."""
+    """Return the days whose forecast high is below, or whose low is above, the open or close, and log a warning.
+
+    The forecasts are not corrected.
+    """
     low = frame["low"] > frame[["open", "close"]].min(axis=1)
     high = frame["high"] < frame[["open", "close"]].max(axis=1)
     days = [str(day.date()) for day in frame.loc[low | high, "date"]]

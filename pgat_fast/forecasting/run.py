@@ -1,4 +1,4 @@
-"""A trained run, opened to forecast with."""
+"""Loading of trained runs for forecasting."""
 
 import json
 import logging
@@ -26,18 +26,18 @@ OVERRIDABLE = frozenset(
         *("run.device", "run.backend", "run.combiner_chunk"),
     }
 )
-"""Settings that may differ from those of the training: they change nothing of what was learned."""
+"""Settings that may differ from those of the training because they do not change the trained model."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A trained model with all that a forecast needs."""
+    """A trained model with its configuration, scalers, intervals and results."""
 
     folder: Path
     checkpoint: Path
-    """The folder of the checkpoint that the weights are from."""
+    """Folder of the checkpoint that the weights come from."""
     config: Config
     model: nn.Module
     """In evaluation mode, on `device`."""
@@ -45,26 +45,27 @@ class Run:
     input_scaler: Scaler
     target_scaler: Scaler
     intervals: Intervals | None
-    """None where none are known of this checkpoint."""
+    """None if none were calibrated for this checkpoint."""
     about: dict[str, Any]
-    """What the checkpoint says of itself."""
+    """Metadata of the checkpoint."""
     results: dict[str, Any]
-    """`results.json`; empty where the run is not finished."""
+    """Contents of `results.json`; empty if the run is not finished."""
 
 
 def load_run(folder: str | Path, checkpoint: str = "best", device: str = "auto", overrides: Sequence[str] = ()) -> Run:
-    """Open the run in `folder`, finished or not.
+    """Load the run in `folder`, finished or not.
 
     Args:
         folder: `runs/NAME`.
-        checkpoint: `best` (lowest validation loss so far), `latest`, the name of one in `checkpoints/`, or a path.
+        checkpoint: `best` (lowest validation loss so far), `latest`, the name of a checkpoint in `checkpoints/`, or
+            its path.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        overrides: settings `KEY=VALUE`, of those in `OVERRIDABLE`.
+        overrides: settings as `KEY=VALUE`, limited to those in `OVERRIDABLE`.
 
     Raises:
         CheckpointError: a part of the run is missing or damaged; the message names it.
-        ConfigError: an override that would make another model of it.
-        BackendError: the device is not there.
+        ConfigError: an override is not in `OVERRIDABLE` and differs from the training.
+        BackendError: the device does not exist.
     """
     folder = Path(folder)
     config = _read_config(folder, overrides)
@@ -121,7 +122,7 @@ def _find_checkpoint(folder: Path, which: str) -> tuple[Path, Checkpoint]:
 
 
 def _load_model(config: Config, path: Path, stored: Checkpoint) -> nn.Module:
-    # Drawing the parameters must not advance the generators of the caller.
+    # Initialising the parameters must not advance the random generators of the caller.
     with torch.random.fork_rng(devices=[]):
         try:
             model = build_model(config)
@@ -147,9 +148,12 @@ def _read_scaler(path: Path, about: dict[str, Any], name: str, columns: int) -> 
 def _read_intervals(
     folder: Path, checkpoint: str, results: dict[str, Any], model: ModelConfig, targets: tuple[str, ...]
 ) -> Intervals | None:
-    """The intervals that were calibrated with the weights of `checkpoint`, if any were.
+    """Read the intervals calibrated for `checkpoint`; return None if there are none.
 
-    Those of `intervals.json` are of the best checkpoint of the finished run; `pgat-fast evaluate` writes others.
+    `intervals.json` of a finished run belongs to its best checkpoint; `pgat-fast evaluate` writes those of others.
+
+    Raises:
+        CheckpointError: the file is damaged or does not fit the model.
     """
     finished, evaluated = folder / "intervals.json", folder / f"evaluation-{checkpoint}" / "intervals.json"
     calibrated = (results.get("checkpoints") or {}).get("best", checkpoint)
@@ -170,7 +174,11 @@ def _read_intervals(
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """What is in the file; None where there is no file. Raises CheckpointError where it is no JSON object."""
+    """Return the contents of the file, or None if there is no file.
+
+    Raises:
+        CheckpointError: the file cannot be read or is not a JSON object.
+    """
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Every scenario changes the history as it says, and none of them can end the run."""
+"""Every scenario changes the history as described, and a failing scenario does not end the run."""
 
 import json
 import math
@@ -21,7 +21,7 @@ S, L, P, F, COUNT = 8, 3, 2, 40, 30
 
 
 def make_windows() -> Windows:
-    """Thirty windows of forty inputs, of which the decoder knows the first ten ahead; two targets."""
+    """Return 30 windows with 40 inputs, the first ten of which are known ahead, and two targets."""
     generator = torch.Generator().manual_seed(1)
     rows = S + P + COUNT - 1
     return Windows(
@@ -36,7 +36,7 @@ def make_windows() -> Windows:
 
 
 class Recorder(nn.Module):
-    """Forecasts the first two inputs of the last day, and keeps what it was given."""
+    """Model that forecasts the first two inputs of the last day and records its inputs."""
 
     def __init__(self, forecast: Callable[[Tensor], Tensor] = lambda x: x[:, -1:, :2].expand(-1, P, -1)) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Recorder(nn.Module):
         return self.forecast(batch[0]), {"adjacency": torch.zeros(len(batch[0]), S, 4, 4)}
 
     def take(self) -> list[Tensor]:
-        """What it was given since the last call, of all batches."""
+        """Return the concatenated inputs recorded since the last call, and clear them."""
         parts = [torch.cat(part) for part in zip(*self.given, strict=True)]
         self.given.clear()
         return parts
@@ -58,7 +58,7 @@ def clean_of(windows: Windows) -> SplitForecast:
 
 
 def inputs_of(windows: Windows, batch_size: int = 7, seed: int = 5) -> dict[str, list[Tensor]]:
-    """What the model is given in each scenario."""
+    """Return the inputs of the model in each scenario."""
     model, clean = Recorder(), clean_of(windows)
     run_adversarial(model, windows, batch_size, "independent", ["a", "b"], seed=seed, clean=clean)
     batches = -(-COUNT // batch_size)
@@ -70,14 +70,14 @@ def inputs_of(windows: Windows, batch_size: int = 7, seed: int = 5) -> dict[str,
     return found
 
 
-def test_the_histories_are_changed_as_the_names_say() -> None:
+def test_scenarios_change_history_as_described() -> None:
     windows = make_windows()
     clean = windows.batch(torch.arange(COUNT))
     found = inputs_of(windows)
     assert list(found) == NAMES
     x = clean.x_enc
     noise = found["gaussian_noise"][0] - x
-    # 9,600 draws: standard errors of 0.0005 and 0.0004.
+    # Standard errors of 0.0005 and 0.0004 with 9,600 draws.
     assert noise.mean().item() == pytest.approx(0, abs=0.002)
     assert noise.std().item() == pytest.approx(0.05, abs=0.0016)
     assert len({noise[window, 0, 0].item() for window in range(COUNT)}) == COUNT, "every window has its own"
@@ -89,11 +89,11 @@ def test_the_histories_are_changed_as_the_names_say() -> None:
     dropped = found["feature_dropout"][0] == 0
     assert (kept | dropped).all()
     assert torch.equal(dropped.all(dim=1), dropped.any(dim=1)), "a feature is dropped on all days of a window or none"
-    # 1,200 draws: a standard error of 0.0087.
+    # Standard error of 0.0087 with 1,200 draws.
     assert dropped[:, 0].float().mean().item() == pytest.approx(0.1, abs=0.035)
 
 
-def test_the_decoder_sees_the_changed_history_the_known_future_and_the_calendar() -> None:
+def test_decoder_receives_changed_history_and_unchanged_future() -> None:
     windows = make_windows()
     clean = windows.batch(torch.arange(COUNT))
     assert clean.x_dec[:, L:, :10].all()
@@ -105,7 +105,7 @@ def test_the_decoder_sees_the_changed_history_the_known_future_and_the_calendar(
     assert torch.equal(windows.batch(torch.arange(COUNT)).x_enc, clean.x_enc), "the windows themselves do not change"
 
 
-def test_what_is_drawn_depends_on_the_seed_and_the_window_and_not_on_the_batch_size() -> None:
+def test_draws_depend_on_seed_and_window_but_not_batch_size() -> None:
     windows = make_windows()
     seven, one, other = inputs_of(windows), inputs_of(windows, batch_size=1), inputs_of(windows, seed=6)
     for name in NAMES:
@@ -113,13 +113,13 @@ def test_what_is_drawn_depends_on_the_seed_and_the_window_and_not_on_the_batch_s
         assert torch.equal(seven[name][0], other[name][0]) == (name not in ("gaussian_noise", "feature_dropout"))
 
 
-def test_every_scenario_has_its_own_draws() -> None:
+def test_draws_differ_between_scenarios() -> None:
     first, second = (Draws(5, scenario, torch.arange(2)) for scenario in (0, 1))
     assert not torch.equal(first.normal(3), second.normal(3))
     assert torch.equal(first.normal(3), first.normal(3)), "whatever was drawn before"
 
 
-def test_no_generator_of_the_process_is_advanced(tiny: list[str]) -> None:
+def test_global_generators_are_not_advanced(tiny: list[str]) -> None:
     config = load_config(None, tiny)
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
     model = build_model(config)
@@ -131,7 +131,7 @@ def test_no_generator_of_the_process_is_advanced(tiny: list[str]) -> None:
     assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]  # noqa: NPY002
 
 
-def test_errors_stand_beside_those_of_the_clean_history() -> None:
+def test_errors_are_compared_with_clean_errors() -> None:
     windows = make_windows()
     clean = clean_of(windows)
     found = run_adversarial(Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=clean)
@@ -156,7 +156,7 @@ def test_errors_stand_beside_those_of_the_clean_history() -> None:
         assert scenario["shift"] == pytest.approx(np.sqrt(np.mean((forecast - clean.forecast) ** 2)), rel=1e-6)
 
 
-def test_without_a_clean_error_there_is_no_ratio() -> None:
+def test_ratio_is_none_if_clean_error_is_zero() -> None:
     windows = make_windows()
     clean = clean_of(windows)
     perfect = SplitForecast(clean.truth, clean.truth, 0.0, None, clean.adjacency)
@@ -166,7 +166,7 @@ def test_without_a_clean_error_there_is_no_ratio() -> None:
 
 
 def fails_on_zeros(failure: Callable[[Tensor], Tensor]) -> Recorder:
-    """A model that fails on an input of zeros only."""
+    """Return a model that calls `failure` if and only if all inputs are zero."""
 
     def forecast(x: Tensor) -> Tensor:
         y = x[:, -1:, :2].expand(-1, P, -1)
@@ -197,7 +197,7 @@ def nothing_fits(y: Tensor) -> Tensor:
         (no_memory, "MemoryError: "),
     ],
 )
-def test_a_scenario_that_fails_says_why_and_the_others_run(
+def test_failed_scenario_reports_reason_and_others_run(
     failure: Callable[[Tensor], Tensor], error: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     windows = make_windows()
@@ -214,7 +214,7 @@ def test_a_scenario_that_fails_says_why_and_the_others_run(
     assert f"adversarial scenario zero_input failed: {error}" in caplog.text
 
 
-def test_a_request_to_stop_is_no_failure() -> None:
+def test_stop_request_is_not_caught() -> None:
     windows = make_windows()
 
     def stop() -> None:

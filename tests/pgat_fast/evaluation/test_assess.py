@@ -1,4 +1,4 @@
-"""One call says all that is said of a model: it fits together, and into the files of a run."""
+"""The parts of an assessment are consistent with each other and with the files of a run."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ from pgat_fast.evaluation.evaluate import compare, evaluate_split
 from pgat_fast.evaluation.intervals import LEVELS, Intervals, calibrate, interval_report, scaled_bounds
 from pgat_fast.evaluation.probabilistic import mixture_report
 
-# Nine validation windows: enough for 80 %, too few for 95 %.
+# Nine validation windows, enough to calibrate 80 % but too few for 95 %.
 SETTINGS = ["data.validation_length=10", "data.base_price=50"]
 
 
@@ -39,7 +39,7 @@ def prices(forecasts: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("mixture", ["false", "true"])
-def test_the_parts_fit_together_and_hold_no_nan(tiny: list[str], mixture: str) -> None:
+def test_parts_are_consistent_and_json_has_no_nan(tiny: list[str], mixture: str) -> None:
     model, config, table, splits = prepared(tiny, f"use_mixture_decoder={mixture}")
     found = assess(model, config, table, splits)
     for part in (found.test, found.adversarial, found.intervals.to_dict()):
@@ -81,7 +81,7 @@ def test_the_parts_fit_together_and_hold_no_nan(tiny: list[str], mixture: str) -
         assert np.sqrt(squares.mean()) == pytest.approx(found.test["by_horizon"]["price"]["model"][day - 1], rel=1e-9)
 
 
-def test_true_prices_and_dates_are_those_of_the_file(tiny: list[str]) -> None:
+def test_true_prices_and_dates_match_data_file(tiny: list[str]) -> None:
     model, config, table, splits = prepared(tiny)
     rows = assess(model, config, table, splits).forecasts
     returns = dict(zip(map(str, table.dates), table.select(["log_Close"])[:, 0].tolist(), strict=True))
@@ -97,7 +97,7 @@ def test_true_prices_and_dates_are_those_of_the_file(tiny: list[str]) -> None:
 
 
 @pytest.mark.parametrize("mixture", ["false", "true"])
-def test_skill_coverage_and_scores_do_not_depend_on_the_batch_size(tiny: list[str], mixture: str) -> None:
+def test_skill_coverage_and_scores_do_not_depend_on_batch_size(tiny: list[str], mixture: str) -> None:
     model, _, table, splits = prepared(tiny, f"use_mixture_decoder={mixture}")
     reports: list[Any] = []
     for size in (6, 1, 4):
@@ -114,12 +114,12 @@ def test_skill_coverage_and_scores_do_not_depend_on_the_batch_size(tiny: list[st
         reports.append(list(numbers(report)))
     assert len(reports[0]) > 200
     for other in reports[1:]:
-        # Forecasts of size 1 in float32, added up in another order; prices of size 50 are the exponentials of them.
+        # Forecasts of size 1 are float32 sums in another order; prices of size 50 are exponentials of them.
         assert other == pytest.approx(reports[0], rel=1e-5, abs=1e-6)
 
 
 def numbers(tree: Any) -> Any:
-    """All numbers of nested dicts and lists; -1 for an unknown one."""
+    """Yield all numbers in nested dicts and lists, with -1 for None."""
     if isinstance(tree, dict | list):
         for value in tree.values() if isinstance(tree, dict) else tree:
             yield from numbers(value)
@@ -127,17 +127,17 @@ def numbers(tree: Any) -> Any:
         yield -1.0 if tree is None else float(tree)
 
 
-def test_the_adjacency_is_the_mean_over_windows_and_days(tiny: list[str]) -> None:
+def test_adjacency_is_mean_over_windows_and_days(tiny: list[str]) -> None:
     model, config, table, splits = prepared(tiny)
     found = assess(model, config, table, splits).adjacency
     with torch.no_grad():
         _, diagnostics = model(*splits.test.batch(torch.arange(6))[:4])
-    # float32 products of other batch sizes.
+    # float32 products of another batch size.
     np.testing.assert_allclose(found, diagnostics["adjacency"].double().mean(dim=(0, 1)), atol=1e-6)
     assert found.index.tolist() == found.columns.tolist() == list(BODIES)
 
 
-def test_other_targets_have_no_prices_and_other_nodes_other_names(tiny: list[str]) -> None:
+def test_other_targets_have_no_prices_and_nodes_are_named_after_inputs(tiny: list[str]) -> None:
     inputs = ["log_Open", "log_High", "log_Low", "log_Close", "time_delta"]
     sizes = ["enc_in=5", "dec_in=5", "c_out=2", "use_celestial_graph=false", "graph_processing=attention"]
     model, config, table, splits = prepared(
@@ -150,7 +150,7 @@ def test_other_targets_have_no_prices_and_other_nodes_other_names(tiny: list[str
     assert found.intervals.log_price is None
 
 
-def test_levels_have_prices_too(tiny: list[str], tmp_path: Path) -> None:
+def test_prices_of_levels_are_exponentials(tiny: list[str], tmp_path: Path) -> None:
     from pgat_fast.data.build import build_file
 
     build_file(tmp_path / "levels.csv", targets="levels", rows=40)
@@ -163,7 +163,7 @@ def test_levels_have_prices_too(tiny: list[str], tmp_path: Path) -> None:
         assert (rows["price_lower_50"] < rows["price_upper_50"]).all()
 
 
-def test_the_files_of_a_run_are_written_whole(tiny: list[str], tmp_path: Path) -> None:
+def test_written_files_equal_assessment(tiny: list[str], tmp_path: Path) -> None:
     model, config, table, splits = prepared(tiny)
     found = assess(model, config, table, splits)
     write_assessment(tmp_path / "out", found)
@@ -181,14 +181,14 @@ def test_the_files_of_a_run_are_written_whole(tiny: list[str], tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_the_same_model_is_assessed_the_same(tiny: list[str], tmp_path: Path) -> None:
+def test_assessment_is_bitwise_repeatable(tiny: list[str], tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_assessment(tmp_path / name, assess(*prepared(tiny, "use_mixture_decoder=true")))
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
-def test_errors_as_a_table(tiny: list[str]) -> None:
+def test_metrics_table_equals_test_results(tiny: list[str]) -> None:
     found = assess(*prepared(tiny))
     table = found.metrics().set_index(["units", "forecaster", "target"])
     assert len(table) == 2 * 4 * 5
@@ -196,7 +196,7 @@ def test_errors_as_a_table(tiny: list[str]) -> None:
     assert table.loc[("scaled", "model", "log_High"), "mae"] == found.test["scaled"]["model"]["log_High"]["mae"]
 
 
-def test_a_model_gone_wrong_is_told_of_and_not_crashed_on(tiny: list[str]) -> None:
+def test_nan_weights_are_reported_without_exception(tiny: list[str]) -> None:
     model, config, table, splits = prepared(tiny)
     for parameter in model.parameters():
         parameter.data.fill_(float("nan"))
@@ -208,7 +208,7 @@ def test_a_model_gone_wrong_is_told_of_and_not_crashed_on(tiny: list[str]) -> No
     assert found.intervals.scaled == (None, None, None)
 
 
-def test_a_request_to_stop_is_heard_before_every_batch(tiny: list[str]) -> None:
+def test_on_batch_is_called_before_every_batch_and_can_stop(tiny: list[str]) -> None:
     model, config, table, splits = prepared(tiny)
     asked = 0
 
@@ -217,7 +217,7 @@ def test_a_request_to_stop_is_heard_before_every_batch(tiny: list[str]) -> None:
         asked += 1
 
     assess(model, config, table, splits, on_batch=count)
-    # One window at a time: nine of validation, six of the test, and these in five scenarios.
+    # One window per batch: nine validation windows, six test windows, and those six in each of five scenarios.
     assert asked == 9 + 6 + 5 * 6
 
     def stop() -> None:

@@ -1,4 +1,4 @@
-"""Every window counts once, whatever the batch size; prices follow from the forecast."""
+"""Forecasts and metrics of a split do not depend on the batch size, and prices follow from the forecasts."""
 
 import warnings
 from pathlib import Path
@@ -27,7 +27,7 @@ from pgat_fast.model.precision import products_in
 
 
 @pytest.mark.parametrize("mixture", [False, True])
-def test_the_loss_does_not_depend_on_the_batch_size(tiny: list[str], mixture: bool) -> None:
+def test_forecasts_and_loss_do_not_depend_on_batch_size(tiny: list[str], mixture: bool) -> None:
     config = load_config(None, [*tiny, f"use_mixture_decoder={str(mixture).lower()}"])
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
     torch.manual_seed(0)
@@ -37,7 +37,7 @@ def test_the_loss_does_not_depend_on_the_batch_size(tiny: list[str], mixture: bo
         assert other.loss == pytest.approx(whole.loss, rel=1e-6)  # float32 sums in another order
         assert np.abs(other.forecast - whole.forecast).max() < 1e-5
         assert (other.truth == whole.truth).all()
-        # Means over the same numbers: the adjacency's rows add up to about 1.
+        # Means over the same numbers; rows of the adjacency sum to about 1.
         assert np.abs(other.adjacency - whole.adjacency).max() < 1e-6
         assert (other.mixture is None) != mixture
     assert whole.forecast.shape == (6, 2, 4)
@@ -66,7 +66,7 @@ def test_ranks_divide_the_windows_and_call_on_batch_equally_often(tiny: list[str
     assert sum(losses) == pytest.approx(mean_loss_of_split(model, windows, "independent"), rel=1e-9)
 
 
-def test_nothing_depends_on_the_precision_that_a_caller_has_set(tiny: list[str]) -> None:
+def test_results_do_not_depend_on_precision_set_by_caller(tiny: list[str]) -> None:
     config = load_config(None, tiny)
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
     torch.manual_seed(0)
@@ -82,12 +82,12 @@ def test_nothing_depends_on_the_precision_that_a_caller_has_set(tiny: list[str])
 
 
 def of(forecast: np.ndarray, truth: np.ndarray) -> SplitForecast:
-    """Forecasts and truth, and nothing else of interest."""
+    """Return a split forecast with `forecast` and `truth` and placeholders for the other fields."""
     return SplitForecast(forecast, truth, 0.0, None, np.zeros((13, 13)))
 
 
 @pytest.mark.parametrize("kind", ["returns", "levels"])
-def test_prices_of_a_perfect_forecast_are_the_prices(
+def test_perfect_forecast_has_zero_error_and_full_skill(
     tiny: list[str], tmp_path: Path, kind: Literal["returns", "levels"]
 ) -> None:
     build_file(tmp_path / "file.csv", targets=kind, rows=40)
@@ -95,7 +95,7 @@ def test_prices_of_a_perfect_forecast_are_the_prices(
     config = load_config(None, [*tiny, *kinds, "data.base_price=50"])
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     values = table.values[:, :4]
-    last_rows = np.arange(40 - 7 - 1, 40 - 2)  # the last row of history of each test window
+    last_rows = np.arange(40 - 7 - 1, 40 - 2)  # last row of the history of each test window
     truth = splits.target_scaler.transform(np.stack([values[row + 1 : row + 3] for row in last_rows]))
     comparison = compare(of(truth, truth), table, splits, config.data.target_kind)
     for units in ("scaled", "price"):
@@ -105,7 +105,7 @@ def test_prices_of_a_perfect_forecast_are_the_prices(
         assert set(comparison[units]["model"]) == {"overall", *TARGETS}
 
 
-def test_zero_return_in_prices_by_hand(tiny: list[str]) -> None:
+def test_price_error_of_zero_return_matches_closes(tiny: list[str]) -> None:
     config = load_config(None, [*tiny, "data.base_price=50"])
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     closes = 50 * np.exp(np.cumsum(table.values[:, 3]))  # log_Close is the log return of the close
@@ -116,14 +116,14 @@ def test_zero_return_in_prices_by_hand(tiny: list[str]) -> None:
     assert found == pytest.approx(float(np.mean(errors)), rel=1e-9)
 
 
-def test_targets_without_prices_are_not_given_any(tiny: list[str]) -> None:
+def test_other_targets_have_no_price_metrics(tiny: list[str]) -> None:
     config = load_config(None, [*tiny, "data.targets=log_Close,time_delta", "model.c_out=2"])
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     result = of(np.zeros((6, 2, 2)), np.ones((6, 2, 2)))
     assert compare(result, table, splits, config.data.target_kind)["price"] is None
 
 
-def test_using_the_last_rows_of_a_file_changes_no_price(tiny: list[str]) -> None:
+def test_prices_do_not_depend_on_number_of_rows_used(tiny: list[str]) -> None:
     tables = []
     for more in ([], ["data.rows=36"]):
         config = load_config(None, [*tiny, *more, "data.base_price=50"])
@@ -135,7 +135,7 @@ def test_using_the_last_rows_of_a_file_changes_no_price(tiny: list[str]) -> None
     assert tables[0]["drift"] != tables[1]["drift"], "estimated on fewer training rows"
 
 
-def test_prices_that_overflow_are_reported_as_unknown(tiny: list[str]) -> None:
+def test_metrics_of_overflowing_prices_are_none(tiny: list[str]) -> None:
     config = load_config(None, tiny)
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     wild = of(np.full((6, 2, 4), 1e6), np.zeros((6, 2, 4)))
@@ -145,8 +145,8 @@ def test_prices_that_overflow_are_reported_as_unknown(tiny: list[str]) -> None:
     assert found["drift"]["overall"]["mae"] is not None
 
 
-def test_a_long_file_of_levels_overflows_nothing(tiny: list[str], tmp_path: Path) -> None:
-    build_file(tmp_path / "levels.csv", targets="levels", rows=120)  # the logarithms add up to more than 709
+def test_long_file_of_levels_does_not_overflow(tiny: list[str], tmp_path: Path) -> None:
+    build_file(tmp_path / "levels.csv", targets="levels", rows=120)  # the sum of the logarithms exceeds 709
     config = load_config(None, [*tiny, f"data.path={tmp_path / 'levels.csv'}", "data.target_kind=levels"])
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     result = of(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)))
@@ -156,7 +156,7 @@ def test_a_long_file_of_levels_overflows_nothing(tiny: list[str], tmp_path: Path
     assert found["zero_return"]["overall"]["mape"] < 0.05
 
 
-def test_the_mixture_is_kept_with_standard_deviations_and_weights(tiny: list[str]) -> None:
+def test_mixture_arrays_hold_means_stds_and_weights(tiny: list[str]) -> None:
     config = load_config(None, [*tiny, "use_mixture_decoder=true"])
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
     model = build_model(config).eval()
@@ -166,7 +166,7 @@ def test_the_mixture_is_kept_with_standard_deviations_and_weights(tiny: list[str
     assert result.mixture is not None
     means, stds, weights = result.mixture
     assert means.shape == stds.shape == (6, 2, 4, 3)
-    # float32 products of other batch sizes.
+    # float32 products of another batch size.
     np.testing.assert_allclose(means, forecast.means, atol=1e-5)
     np.testing.assert_allclose(stds, forecast.log_stds.exp(), rtol=1e-5)
     np.testing.assert_allclose(weights, forecast.log_weights.softmax(dim=-1), atol=1e-6)
@@ -174,7 +174,7 @@ def test_the_mixture_is_kept_with_standard_deviations_and_weights(tiny: list[str
     np.testing.assert_allclose((means * weights[:, :, None]).sum(axis=-1), result.forecast, atol=1e-5)
 
 
-def test_errors_by_horizon_by_hand(tiny: list[str]) -> None:
+def test_rmse_by_horizon_matches_known_errors(tiny: list[str]) -> None:
     config = load_config(None, tiny)
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     truth = splits.target_scaler.transform(true_values(table, splits.test, TARGETS))
@@ -189,7 +189,7 @@ def test_errors_by_horizon_by_hand(tiny: list[str]) -> None:
     assert all(len(days) == 2 for days in by_horizon["price"].values())
 
 
-def test_prices_start_from_the_last_known_close(tiny: list[str]) -> None:
+def test_price_base_is_last_known_close(tiny: list[str]) -> None:
     config = load_config(None, [*tiny, "data.base_price=50"])
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     assert last_rows(splits.test).tolist() == list(range(32, 38))
@@ -199,7 +199,7 @@ def test_prices_start_from_the_last_known_close(tiny: list[str]) -> None:
     assert price_base(table, splits.test, "levels").tolist() == [1.0] * 6
 
 
-def test_true_values_are_the_rows_behind_each_window(tiny: list[str]) -> None:
+def test_true_values_are_rows_after_each_window(tiny: list[str]) -> None:
     config = load_config(None, tiny)
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     values = true_values(table, splits.test, TARGETS)

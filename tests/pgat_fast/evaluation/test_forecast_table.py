@@ -1,4 +1,4 @@
-"""Forecasts and adjacency as tables that a spreadsheet, or pandas, reads."""
+"""Tables of forecasts and of the adjacency, and their CSV form."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ COLUMNS = ["origin", "date", "horizon", "target", "forecast", "truth", "price_fo
 COLUMNS += ["price_lower_50", "price_upper_50", "price_lower_95", "price_upper_95"]
 
 
-def test_a_row_for_each_window_day_and_target() -> None:
+def test_table_has_row_for_each_window_day_and_target() -> None:
     prices = 100 + FORECAST
     lower, upper = (np.stack([prices + sign, prices + 2 * sign]) for sign in (-1, 1))
     bounds = forecast_table(DATES, ROWS, TARGETS, FORECAST, -FORECAST, (prices, prices + 0.5, (lower, upper)), LEVELS)
@@ -29,32 +29,32 @@ def test_a_row_for_each_window_day_and_target() -> None:
     assert len(text) == 9
 
 
-def test_cells_without_a_price_are_empty() -> None:
+def test_price_cells_are_empty_without_prices() -> None:
     table = forecast_table(DATES, ROWS, TARGETS, FORECAST, FORECAST, None, LEVELS)
     assert table.columns.tolist() == COLUMNS
     assert table.to_csv(index=False).splitlines()[1] == "2024-05-02,2024-05-03,1,log_Open,0.0,0.0,,,,,,"
 
 
-def test_an_interval_that_is_not_known_is_empty() -> None:
+def test_unknown_intervals_are_empty() -> None:
     unknown = np.full((2, 2, 2, 2), np.nan)
     unknown[0] = 1.0
     table = forecast_table(DATES, ROWS, TARGETS, FORECAST, FORECAST, (FORECAST, FORECAST, (unknown, unknown)), LEVELS)
     assert table.to_csv(index=False).splitlines()[1].endswith(",0.0,0.0,1.0,1.0,,")
 
 
-def test_the_adjacency_has_the_names_of_the_nodes_on_both_sides() -> None:
+def test_adjacency_rows_and_columns_are_labelled_by_node() -> None:
     weights = np.array([[0.5, 0.25], [0.125, 1.0]])
     rows = list(csv.reader(io.StringIO(adjacency_table(weights, ["sun", "moon"]).to_csv())))
     assert rows == [["", "sun", "moon"], ["sun", "0.5", "0.25"], ["moon", "0.125", "1.0"]]
     assert adjacency_table(weights, ("sun", "moon")).loc["sun", "moon"] == 0.25
 
 
-def test_as_many_names_as_nodes_are_needed() -> None:
+def test_adjacency_table_rejects_wrong_number_of_nodes() -> None:
     with pytest.raises(ValueError, match="3"):
         adjacency_table(np.eye(2), ["sun", "moon", "mars"])
 
 
-def test_numbers_come_back_from_the_file_to_the_bit() -> None:
+def test_csv_round_trip_is_bitwise_exact() -> None:
     values = np.random.default_rng(0).normal(size=(2, 2, 2))
     table = forecast_table(DATES, ROWS, TARGETS, values, values, None, LEVELS)
     rows = csv.DictReader(io.StringIO(table.to_csv(index=False)))

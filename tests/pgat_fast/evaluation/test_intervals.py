@@ -1,4 +1,4 @@
-"""Intervals of point forecasts and of mixtures, in scaled units and in prices, kept as JSON."""
+"""Intervals of point forecasts and of mixtures, in scaled units and in prices, and their JSON form."""
 
 import json
 import warnings
@@ -30,7 +30,10 @@ Z = {level: NormalDist().inv_cdf(0.5 + level / 2) for level in LEVELS}
 
 
 def split(windows: int = 41, days: int = 3, seed: int = 0) -> SplitForecast:
-    """Point forecasts whose errors grow from day to day; multiples of 2 ** -30, so that sums of them are exact."""
+    """Return point forecasts whose errors grow from day to day.
+
+    Values are multiples of 2 ** -30, so that their sums are exact.
+    """
     rng = np.random.default_rng(seed)
     truth, error = np.round(rng.normal(size=(2, windows, days, 4)) * 2**30) / 2**30
     forecast = truth + error * np.arange(1, days + 1)[:, None]
@@ -43,7 +46,7 @@ def with_mixture(mixture: MixtureArrays) -> SplitForecast:
 
 
 def normals(windows: int = 3, days: int = 2) -> MixtureArrays:
-    """Mixtures of one component."""
+    """Return mixtures of one component."""
     rng = np.random.default_rng(2)
     shape = windows, days, 4, 1
     return MixtureArrays(rng.normal(size=shape), rng.uniform(0.2, 2, size=shape), np.ones((windows, days, 1)))
@@ -60,7 +63,7 @@ def mixture_intervals(mode: str = "independent", seed: int = 7) -> Intervals:
 # --- point forecasts --------------------------------------------------------------------------------------------------
 
 
-def test_of_the_windows_that_calibrate_the_intervals_as_many_are_inside_as_the_rank_says() -> None:
+def test_coverage_of_calibration_windows_equals_rank() -> None:
     result = split()
     intervals = calibrated(result)
     assert (intervals.method, intervals.windows) == ("conformal", 41)
@@ -75,20 +78,20 @@ def test_of_the_windows_that_calibrate_the_intervals_as_many_are_inside_as_the_r
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_price_intervals_hold_as_many_true_prices_whatever_the_last_close_was(kind: str) -> None:
+def test_price_coverage_of_calibration_windows_does_not_depend_on_last_close(kind: str) -> None:
     result, last_close = split(), np.linspace(10, 5000, 41)
     intervals = calibrated(result, kind)
     forecast, truth = (to_prices(SCALER.inverse(v), kind, last_close) for v in (result.forecast, result.truth))
     bounds = price_bounds(intervals, forecast, None, scaler=SCALER, kind=kind, last_close=last_close)
     for lower, upper, place in zip(*bounds, (21, 34, 40), strict=True):
-        # The truth that made the width lies on an end, up to the rounding of logarithms.
+        # The truth that determines the width is on a bound, up to the rounding of logarithms.
         inside = (lower <= truth * (1 + 1e-12)) & (truth <= upper * (1 + 1e-12))
         assert (inside.sum(axis=0) == place).all()
         np.testing.assert_allclose(lower * upper, forecast**2, rtol=1e-12)
 
 
-def test_widths_in_prices_are_those_of_chained_returns() -> None:
-    # Returns of the close that are 0.01 too high on both days: prices are 1 % too high, then 2 %.
+def test_price_widths_are_those_of_chained_returns() -> None:
+    # The return of the close is 0.01 too high on both days, so prices are 1 %, then 2 % too high.
     truth = np.zeros((19, 2, 4))
     result = SplitForecast(truth + np.array([0, 0, 0, 1.0]), truth, 1.0, None, np.zeros((2, 2)))
     intervals = calibrated(result)
@@ -103,7 +106,7 @@ def test_widths_in_prices_are_those_of_chained_returns() -> None:
     np.testing.assert_allclose(lower[0, 0, 1], 100 * np.exp([-0.01, -0.01, -0.01, -0.02]))
 
 
-def test_a_level_that_could_not_be_calibrated_has_no_ends_and_no_coverage(caplog: pytest.LogCaptureFixture) -> None:
+def test_uncalibrated_level_has_nan_bounds_and_no_coverage(caplog: pytest.LogCaptureFixture) -> None:
     result = split(windows=6)
     intervals = calibrated(result)
     assert [record.getMessage() for record in caplog.records] == [
@@ -128,7 +131,7 @@ def test_a_level_that_could_not_be_calibrated_has_no_ends_and_no_coverage(caplog
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
-def test_the_mean_width_is_twice_the_mean_half_width() -> None:
+def test_mean_width_is_twice_mean_half_width() -> None:
     result = split()
     intervals = calibrated(result, kind=None)
     assert intervals.log_price is None
@@ -139,7 +142,7 @@ def test_the_mean_width_is_twice_the_mean_half_width() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 4), (1, 3, 3), (1, 1, 4)])
-def test_forecasts_of_other_days_or_targets_are_refused(shape: tuple[int, int, int]) -> None:
+def test_forecasts_with_other_days_or_targets_are_rejected(shape: tuple[int, int, int]) -> None:
     intervals = calibrated(split())
     with pytest.raises(DataError, match=r"days and targets \[3, 4\], not"):
         scaled_bounds(intervals, np.zeros(shape), None)
@@ -147,13 +150,13 @@ def test_forecasts_of_other_days_or_targets_are_refused(shape: tuple[int, int, i
         price_bounds(intervals, np.ones(shape), None, scaler=SCALER, kind="returns", last_close=np.ones(1))
 
 
-def test_intervals_of_other_targets_are_none_of_prices() -> None:
+def test_intervals_of_other_targets_have_no_price_bounds() -> None:
     intervals = calibrated(split(), kind=None)
     with pytest.raises(DataError, match="targets that are no prices"):
         price_bounds(intervals, np.ones((1, 3, 4)), None, scaler=SCALER, kind="returns", last_close=np.ones(1))
 
 
-def test_prices_that_overflow_leave_the_calibration_finite() -> None:
+def test_calibration_is_finite_if_prices_overflow() -> None:
     wild = split(windows=19)
     wild.forecast[0] = 1e6
     with warnings.catch_warnings():
@@ -168,19 +171,19 @@ def test_prices_that_overflow_leave_the_calibration_finite() -> None:
 # --- mixtures ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_mixture_has_its_own_quantiles() -> None:
+def test_bounds_of_mixture_are_its_quantiles() -> None:
     mixture = normals()
     result = with_mixture(mixture)
     intervals = calibrated(result)
     assert (intervals.method, intervals.windows) == ("mixture", 0)
     lower, upper = scaled_bounds(intervals, result.forecast, mixture)
     for level, low, high in zip(LEVELS, lower, upper, strict=True):
-        # Bisection goes to the rounding of numbers of size 10.
+        # Bisection is exact to the rounding of numbers of size 10.
         np.testing.assert_allclose(low, (mixture.means - Z[level] * mixture.stds)[..., 0], atol=1e-12)
         np.testing.assert_allclose(high, (mixture.means + Z[level] * mixture.stds)[..., 0], atol=1e-12)
 
 
-def test_the_report_of_a_mixture_counts_as_its_distribution_function_does() -> None:
+def test_coverage_of_mixture_agrees_with_its_cdf() -> None:
     rng = np.random.default_rng(4)
     shape = 30, 2, 4, 3
     mixture = MixtureArrays(
@@ -194,27 +197,27 @@ def test_the_report_of_a_mixture_counts_as_its_distribution_function_does() -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_price_intervals_of_normal_returns_are_those_of_their_sums(kind: str) -> None:
+def test_price_intervals_of_normal_returns_match_distribution_of_sums(kind: str) -> None:
     mixture, last_close = normals(windows=2, days=3), np.array([100.0, 2000.0])
     lower, upper = price_bounds(
         mixture_intervals(), np.ones((2, 3, 4)), mixture, scaler=SCALER, kind=kind, last_close=last_close, draws=40_000
     )
     means = SCALER.inverse(mixture.means[..., 0])
     variances = (mixture.stds[..., 0] * SCALER.std) ** 2
-    if kind == "returns":  # the close of every day before is added
+    if kind == "returns":  # add the returns of the close of all earlier days
         for part in (means, variances):
             closes = part[..., 3:]
             part += np.cumsum(closes, axis=1) - closes
         means += np.log(last_close)[:, None, None]
     for level, low, high in zip(LEVELS, lower, upper, strict=True):
-        # Standard error of a quantile: sqrt(p (1 - p) / draws) / density, below 0.014 standard deviations here; 5 of
-        # them, for 48 quantiles.
+        # The standard error of a quantile is sqrt(p (1 - p) / draws) / density, below 0.014 standard deviations here;
+        # 5 standard errors are allowed for 48 quantiles.
         for end, sign in ((low, -1), (high, 1)):
             error = (np.log(end) - means) / np.sqrt(variances) - sign * Z[level]
             assert np.abs(error).max() < 0.07
 
 
-def test_targets_share_the_component_of_a_day_in_mode_joint_only() -> None:
+def test_targets_share_component_of_day_only_in_joint_mode() -> None:
     means = np.stack([np.full((1, 2, 4), -50.0), np.full((1, 2, 4), 50.0)], axis=-1)
     mixture = MixtureArrays(means, np.ones_like(means), np.full((1, 2, 2), 0.5))
     same = {}
@@ -222,22 +225,22 @@ def test_targets_share_the_component_of_a_day_in_mode_joint_only() -> None:
         logs = simulate_log_prices(mixture, 0, mixture_intervals(mode), SCALER, "levels", 4000)
         above = logs > SCALER.mean
         same[mode] = np.mean(above[:, 0, 0] == above[:, 0, 3])
-        # Days are drawn on their own in both modes. Four standard errors of a share of 4,000.
+        # Days are drawn independently in both modes; the tolerance is four standard errors of a share of 4,000.
         assert np.mean(above[:, 0, 0] == above[:, 1, 0]) == pytest.approx(0.5, abs=0.032)
     assert same["joint"] == 1
     assert same["independent"] == pytest.approx(0.5, abs=0.032)
 
 
 @pytest.mark.parametrize("mode", ["independent", "joint"])
-def test_within_a_component_targets_and_days_are_independent(mode: str) -> None:
+def test_targets_and_days_are_independent_within_component(mode: str) -> None:
     mixture = MixtureArrays(np.zeros((1, 2, 4, 1)), np.ones((1, 2, 4, 1)), np.ones((1, 2, 1)))
     scaled = SCALER.transform(simulate_log_prices(mixture, 0, mixture_intervals(mode), SCALER, "levels", 10_000))
     correlation = np.corrcoef(scaled.reshape(10_000, 8), rowvar=False)
-    # Four standard errors of a correlation of 10,000 pairs.
+    # Four standard errors of a correlation over 10,000 pairs.
     np.testing.assert_allclose(correlation, np.eye(8), atol=0.04)
 
 
-def test_components_are_drawn_as_often_as_their_weights_say() -> None:
+def test_components_are_drawn_in_proportion_to_weights() -> None:
     means = np.broadcast_to(np.array([-100.0, 0.0, 100.0]), (1, 1, 4, 3))
     mixture = MixtureArrays(means, np.full((1, 1, 4, 3), 0.01), np.array([[[0.1, 0.0, 0.9]]]))
     for mode in ("independent", "joint"):
@@ -248,7 +251,7 @@ def test_components_are_drawn_as_often_as_their_weights_say() -> None:
         assert np.mean(scaled[:, 0, 1] > 50) == pytest.approx(0.9, abs=0.019)
 
 
-def test_simulated_intervals_are_the_same_whenever_they_are_asked_for() -> None:
+def test_simulated_bounds_depend_only_on_seed_and_window() -> None:
     mixture = normals()
     first = MixtureArrays(*(part[:1] for part in mixture))
 
@@ -270,7 +273,7 @@ def test_simulated_intervals_are_the_same_whenever_they_are_asked_for() -> None:
     assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[index]  # noqa: NPY002
 
 
-def test_simulated_prices_that_overflow_are_infinite_and_their_width_unknown() -> None:
+def test_overflowing_simulated_prices_are_infinite_with_unknown_width() -> None:
     mixture = MixtureArrays(np.full((1, 2, 4, 1), 1e6), np.ones((1, 2, 4, 1)), np.ones((1, 2, 1)))
     intervals = mixture_intervals()
     with warnings.catch_warnings():
@@ -284,7 +287,7 @@ def test_simulated_prices_that_overflow_are_infinite_and_their_width_unknown() -
     assert report["price"][0]["coverage"]["overall"] == 0
 
 
-def test_intervals_of_one_kind_of_forecast_are_not_used_for_the_other() -> None:
+def test_intervals_of_other_method_are_rejected() -> None:
     point, mixture = split(), normals()
     prices = {"scaler": SCALER, "kind": "returns", "last_close": np.ones(1)}
     with pytest.raises(DataError, match="method mixture, but the model forecasts a point"):
@@ -297,12 +300,12 @@ def test_intervals_of_one_kind_of_forecast_are_not_used_for_the_other() -> None:
         price_bounds(calibrated(point), point.forecast, mixture, **prices)  # type: ignore[arg-type]
 
 
-# --- kept -------------------------------------------------------------------------------------------------------------
+# --- stored -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("windows", [41, 6])
 @pytest.mark.parametrize("kind", ["returns", None])
-def test_stored_intervals_come_back_to_the_bit(windows: int, kind: str | None) -> None:
+def test_json_round_trip_is_bitwise_exact(windows: int, kind: str | None) -> None:
     for result in (split(windows), with_mixture(normals())):
         intervals = calibrated(result, kind, mode="joint")
         content = json.loads(json.dumps(intervals.to_dict(), allow_nan=False))
@@ -340,7 +343,7 @@ def test_stored_intervals_come_back_to_the_bit(windows: int, kind: str | None) -
         ({"seed": None}, "TypeError"),
     ],
 )
-def test_damaged_intervals_are_refused(change: dict[str, Any], message: str) -> None:
+def test_damaged_intervals_are_rejected(change: dict[str, Any], message: str) -> None:
     content = calibrated(split()).to_dict()
     with pytest.raises(DataError, match=f"no stored intervals: .*{message}"):
         Intervals.from_dict(content | change)
@@ -349,7 +352,7 @@ def test_damaged_intervals_are_refused(change: dict[str, Any], message: str) -> 
             Intervals.from_dict({name: value for name, value in content.items() if name != key})
 
 
-def test_some_of_the_levels_can_be_selected() -> None:
+def test_select_keeps_requested_levels() -> None:
     result = split()
     intervals = calibrated(result)
     some = intervals.select([0.95, 0.5])
@@ -360,7 +363,7 @@ def test_some_of_the_levels_can_be_selected() -> None:
         intervals.select([0.9])
 
 
-def test_a_mixture_has_intervals_of_any_level() -> None:
+def test_mixture_has_intervals_of_any_level() -> None:
     assert mixture_intervals().select([0.9]).levels == (0.9,)
     with pytest.raises(DataError, match="no interval of level 1"):
         mixture_intervals().select([1.0])

@@ -1,4 +1,4 @@
-"""Metrics equal those of torchmetrics."""
+"""Point metrics agree with torchmetrics."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from pgat_fast.evaluation.metrics import metrics_by_target, point_metrics, skill
 def test_metrics_equal_torchmetrics() -> None:
     rng = np.random.default_rng(0)
     forecast, truth = rng.normal(size=(7, 5, 4)), rng.normal(size=(7, 5, 4))
-    truth[0, 0, 0] = 0.0  # percentage errors need their floor
+    truth[0, 0, 0] = 0.0  # exercises the floor of percentage errors
     found = point_metrics(forecast, truth)
     predicted, actual = torch.tensor(forecast), torch.tensor(truth)
     oracle = {
@@ -26,7 +26,7 @@ def test_metrics_equal_torchmetrics() -> None:
     assert found["mspe"] == pytest.approx(float((((forecast - truth) / floor) ** 2).mean()), rel=1e-12)
 
 
-def test_every_target_has_its_own_metrics() -> None:
+def test_metrics_by_target_and_overall() -> None:
     truth = np.ones((3, 2, 2))
     table = metrics_by_target(truth + np.array([0.0, 2.0]), truth, ["open", "close"])
     assert table["open"]["mae"] == 0
@@ -35,14 +35,14 @@ def test_every_target_has_its_own_metrics() -> None:
     assert table["overall"]["mse"] == 2
 
 
-def test_skill_is_one_without_error_and_zero_at_the_baseline() -> None:
+def test_skill_is_one_without_error_and_zero_at_baseline() -> None:
     assert skill(0.0, 2.0) == 1
     assert skill(2.0, 2.0) == 0
     assert skill(3.0, 2.0) == -0.5
     assert skill(1.0, 0.0) is None
 
 
-def test_a_measure_that_overflows_is_unknown_not_infinite() -> None:
+def test_overflowing_metrics_are_none() -> None:
     truth = np.ones((1, 1, 1))
     assert point_metrics(truth * 1e200, truth)["mse"] is None
     assert point_metrics(truth * 1e200, truth)["mae"] == pytest.approx(1e200)

@@ -1,4 +1,4 @@
-"""Distribution functions, quantiles and scores of mixtures equal independent ones."""
+"""Distribution functions, quantiles and scores of mixtures agree with independent implementations."""
 
 import json
 import math
@@ -28,12 +28,12 @@ STANDARD = NormalDist()
 
 
 def one(mean: float, std: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A normal distribution as a mixture."""
+    """Return a normal distribution as a mixture of one component."""
     return np.array([mean]), np.array([std]), np.array([1.0])
 
 
 def three() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Three components with gaps between them."""
+    """Return three components with gaps between them."""
     return np.array([-4.0, 0.5, 3.0]), np.array([0.3, 1.2, 0.05]), np.array([0.2, 0.5, 0.3])
 
 
@@ -54,7 +54,7 @@ def arrays(mixture: Mixture) -> MixtureArrays:
 
 
 @pytest.mark.parametrize("y", [-3.0, 0.0, 0.7, 5.0])
-def test_of_one_component_all_is_as_for_a_normal_distribution(y: float) -> None:
+def test_single_component_equals_normal_distribution(y: float) -> None:
     mean, std = 0.4, 1.5
     normal, parts = NormalDist(mean, std), one(mean, std)
     z = (y - mean) / std
@@ -67,17 +67,17 @@ def test_of_one_component_all_is_as_for_a_normal_distribution(y: float) -> None:
 
 
 @pytest.mark.parametrize("y", [-5.0, -1.0, 2.9, 3.0, 8.0])
-def test_crps_is_the_integral_of_the_squared_distance_of_distribution_functions(y: float) -> None:
+def test_crps_equals_integral_of_squared_cdf_difference(y: float) -> None:
     parts = three()
     below, above = np.linspace(-20, y, 400_001), np.linspace(y, 20, 400_001)
     integral = np.trapezoid(mixture_cdf(below, *parts) ** 2, below)
     integral += np.trapezoid((1 - mixture_cdf(above, *parts)) ** 2, above)
-    # The trapezoidal rule with steps of 1e-4 of a curve whose narrowest part is 0.05 wide.
+    # Trapezoidal rule with steps of 1e-4; the narrowest part of the curve is 0.05 wide.
     assert mixture_crps(np.array(y), *parts) == pytest.approx(integral, rel=1e-6)
 
 
-def test_crps_of_almost_a_point_is_the_absolute_error() -> None:
-    # The rest is of the size of the standard deviation.
+def test_crps_of_vanishing_std_equals_absolute_error() -> None:
+    # The difference is of the order of the standard deviation.
     assert mixture_crps(np.array(2.0), *one(-1.0, 1e-9)) == pytest.approx(3.0, abs=1e-8)
 
 
@@ -89,50 +89,48 @@ def test_crps_of_almost_a_point_is_the_absolute_error() -> None:
     ),
     st.floats(0.001, 0.999),
 )  # fmt: skip
-def test_the_quantile_inverts_the_distribution_function(
-    components: list[tuple[float, float, float]], probability: float
-) -> None:
+def test_quantile_inverts_cdf(components: list[tuple[float, float, float]], probability: float) -> None:
     means, stds, weights = (np.array(values) for values in zip(*components, strict=True))
     weights = weights / weights.sum()
     quantile = mixture_quantile(probability, means, stds, weights)
-    # A density of up to 40, times the rounding of numbers up to 30.
+    # Density of up to 40 times the rounding of numbers up to 30.
     assert mixture_cdf(quantile, means, stds, weights) == pytest.approx(probability, abs=1e-12)
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0, -0.1, math.nan])
-def test_a_quantile_of_no_probability_is_refused(probability: float) -> None:
+def test_quantile_rejects_invalid_probability(probability: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         mixture_quantile(probability, *three())
 
 
 @pytest.mark.parametrize("mode", ["independent", "joint"])
-def test_the_likelihood_is_that_of_the_loss(mode: str) -> None:
+def test_day_nll_equals_mixture_loss(mode: str) -> None:
     mixture, truth = random_mixture(), torch.randn(5, 3, 2, dtype=torch.float64)
     found = day_nll(arrays(mixture), truth.numpy(), mode)
     assert found.shape == (5, 3)
-    # The same sums in float64, in another order.
+    # The same float64 sums in another order.
     assert found.mean() == pytest.approx(mixture_nll(mixture, truth, mode).item(), rel=1e-12)
 
 
-def test_with_independent_targets_the_likelihood_of_a_day_is_that_of_its_targets() -> None:
+def test_independent_day_nll_is_sum_of_marginal_nlls() -> None:
     mixture, truth = arrays(random_mixture()), np.random.default_rng(0).normal(size=(5, 3, 2))
     np.testing.assert_allclose(marginal_nll(mixture, truth).sum(axis=-1), day_nll(mixture, truth, "independent"))
     assert np.abs(day_nll(mixture, truth, "joint") - day_nll(mixture, truth, "independent")).max() > 0.01
 
 
-def test_an_unknown_mode_is_refused() -> None:
+def test_unknown_mode_is_rejected() -> None:
     with pytest.raises(ValueError, match="'shared'"):
         day_nll(arrays(random_mixture()), np.zeros((5, 3, 2)), "shared")
 
 
-def test_coverage_by_hand() -> None:
+def test_coverage_matches_hand_count() -> None:
     # Standard normals: the central intervals end at 0.674, 1.282 and 1.960.
     truth = np.array([0.0, 0.67, -0.68, 1.28, -1.29, 1.95, 1.97, -9.0]).reshape(8, 1, 1)
     mixture = MixtureArrays(np.zeros((8, 1, 1, 1)), np.ones((8, 1, 1, 1)), np.ones((8, 1, 1)))
     assert interval_coverage(mixture, truth, LEVELS) == [2 / 8, 4 / 8, 6 / 8]
 
 
-def test_truths_drawn_from_the_mixture_are_covered_as_often_as_the_levels_say() -> None:
+def test_coverage_of_samples_from_mixture_equals_levels() -> None:
     means, stds, weights = three()
     rng = np.random.default_rng(1)
     component = rng.choice(3, size=20_000, p=weights)
@@ -146,7 +144,7 @@ def test_truths_drawn_from_the_mixture_are_covered_as_often_as_the_levels_say() 
         assert share == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / 20_000))
 
 
-def test_the_report_is_overall_by_target_and_by_horizon() -> None:
+def test_report_agrees_overall_by_target_and_by_horizon() -> None:
     mixture, truth = arrays(random_mixture()), np.random.default_rng(0).normal(size=(5, 3, 2))
     report = mixture_report(mixture, truth, "joint", ["a", "b"], LEVELS)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
@@ -161,8 +159,8 @@ def test_the_report_is_overall_by_target_and_by_horizon() -> None:
 
 
 @pytest.mark.parametrize("far", [1e6, 3e38])
-def test_truths_at_the_limits_of_float32_overflow_nothing(far: float) -> None:
-    # The narrowest component that a model gives, and a weight that became 0.
+def test_truths_near_float32_maximum_do_not_overflow(far: float) -> None:
+    # The narrowest component that a model can produce, and a weight that underflowed to 0.
     mixture = MixtureArrays(
         np.array([[[[0.0, -far]]]]), np.array([[[[math.exp(-10), math.exp(2)]]]]), np.array([[[1.0, 0.0]]])
     )
@@ -174,7 +172,7 @@ def test_truths_at_the_limits_of_float32_overflow_nothing(far: float) -> None:
     assert report["coverage"] == {"50": 0.0, "80": 0.0, "95": 0.0}
 
 
-def test_what_is_not_finite_is_unknown() -> None:
+def test_non_finite_scores_are_none() -> None:
     mixture = arrays(random_mixture())
     mixture.means[0, 0, 0, 0] = math.nan
     report = mixture_report(mixture, np.zeros((5, 3, 2)), "independent", ["a", "b"], LEVELS)

@@ -1,4 +1,4 @@
-"""The folder of a run with random weights, as training leaves it, without training."""
+"""Run folders with random weights, as training would leave them."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def make_run(folder: Path, settings: list[str]) -> tuple[Config, nn.Module, Table, Splits]:
-    """Make `folder` a run with one checkpoint, `step-00000000`; returns what it was made of."""
+    """Create a run in `folder` with one checkpoint, `step-00000000`, and return its configuration, model and data."""
     config = load_config(None, settings)
     torch.manual_seed(5)
     model = build_model(config).eval()

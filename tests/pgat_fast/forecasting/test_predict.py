@@ -1,4 +1,4 @@
-"""A forecast of the days to come is the one that the evaluation would have made, with dates and in prices."""
+"""Forecasts of future days equal those of the evaluation, with dates and in prices."""
 
 import logging
 from dataclasses import replace
@@ -39,14 +39,14 @@ def run(tiny: list[str], tmp_path: Path) -> Run:
 
 @pytest.fixture
 def prices(tmp_path: Path) -> Path:
-    """A year of prices as a vendor ships them: other names, another order, newest first."""
+    """Write a year of prices in a vendor's format: other column names, another column order, newest first."""
     frame = sp500_prices().iloc[-250:][["close", "open", "low", "high"]].rename(columns=str.title)[::-1]
     frame.to_csv(tmp_path / "prices.csv", index_label="Date")
     return tmp_path / "prices.csv"
 
 
 def cut(source: Path, rows: int, to: Path) -> Path:
-    """The first `rows` rows of a data file."""
+    """Write the first `rows` rows of the data file `source` to `to`, and return `to`."""
     to.write_text("\n".join(source.read_text().splitlines()[: rows + 1]) + "\n")
     return to
 
@@ -55,7 +55,7 @@ def cut(source: Path, rows: int, to: Path) -> Path:
     ("kind", "combiner", "decoder_future"),
     pairwise_each_value_first(KINDS, ["hierarchical", "batched"], ["zeros", "known"]),
 )
-def test_a_forecast_from_the_rows_before_a_test_window_is_that_of_the_evaluation(
+def test_forecast_of_test_window_equals_evaluation(
     tiny: list[str], data_file: Path, level_file: Path, tmp_path: Path, kind: str, combiner: str, decoder_future: str
 ) -> None:
     path = {"returns": data_file, "levels": level_file}[kind]
@@ -68,32 +68,32 @@ def test_a_forecast_from_the_rows_before_a_test_window_is_that_of_the_evaluation
         rows = splits.test.first_row + window + config.model.seq_len
         last_close = closes[rows - 1] if kind == "returns" else None
         found = predict(run, cut(path, rows, tmp_path / "cut.csv"), last_close=last_close, trading_days="nyse")
-        # Thanksgiving and Christmas lie in these weeks: the marks and the sky of the decoder depend on the days.
+        # These weeks include Thanksgiving and Christmas; the decoder's marks and sky depend on the dates.
         assert np.array_equal(found["date"].to_numpy().astype("datetime64[D]"), table.dates[rows : rows + 2])
         in_prices = found[list(PRICES)].to_numpy()
-        # A batch of one is computed the same way, so that float32 rounds alike: what is left are float64 roundings.
+        # With the same batch size, float32 rounding is identical; only float64 rounding differs.
         np.testing.assert_allclose(in_prices, to_prices(one[window], kind, closes[rows - 1]), rtol=1e-12)
-        # Another batch size adds up in another order; float32 has 1e-7, and scaled values are of size 1.
+        # Another batch size sums in another order; float32 rounds at 1e-7, and scaled values are of size 1.
         np.testing.assert_allclose(in_prices, to_prices(four[window], kind, closes[rows - 1]), rtol=3e-6)
 
 
-def test_the_table_has_dates_horizons_and_prices_and_says_what_was_assumed(run: Run, data_file: Path) -> None:
+def test_table_has_dates_horizons_prices_and_assumptions(run: Run, data_file: Path) -> None:
     table = predict(run, data_file)
     assert table.columns[:6].tolist() == ["date", "horizon", "open", "high", "low", "close"]
     assert table["horizon"].tolist() == [1, 2]
-    # Forty rows are too few to recognise an exchange by.
+    # Forty rows are too few to recognise an exchange calendar.
     assert table["date"].dt.strftime("%Y-%m-%d").tolist() == ["2016-01-01", "2016-01-04"]
     assert table.attrs["calendar"] == "weekdays"
     assert table.attrs["last_date"] == "2015-12-31"
     assert table.attrs["checkpoint"] == "step-00000000"
     assert not table.attrs["relative"]
-    # Forty returns of ten digits, chained from the noted close.
+    # Forty returns of ten digits, chained from the close in the note of the data file.
     assert table.attrs["last_close"] == pytest.approx(sp500_prices()["close"].iloc[-1], rel=1e-9)
     assert "from the close 2109.79 before its rows" in table.attrs["last_close_from"]
 
 
 @pytest.mark.parametrize(("kind", "decoder_future"), pairwise_each_value_first(KINDS, ["zeros", "known"]))
-def test_prices_and_the_data_file_built_from_them_lead_to_one_forecast(
+def test_prices_and_data_file_built_from_them_give_same_forecast(
     tiny: list[str], level_file: Path, data_file: Path, prices: Path, tmp_path: Path, kind: str, decoder_future: str
 ) -> None:
     trained = {"returns": data_file, "levels": level_file}[kind]
@@ -103,25 +103,25 @@ def test_prices_and_the_data_file_built_from_them_lead_to_one_forecast(
     run = load_run(tmp_path / "run", device="cpu")
     built = build_file(tmp_path / "built.csv", prices, kind).path  # type: ignore[arg-type]
     plain, from_file = predict(run, prices), predict(run, built)
-    # The last close is exact in one and the sum of 249 returns of ten digits in the other.
+    # The last close is exact in one and derived from 249 returns of ten digits in the other.
     pd.testing.assert_frame_equal(plain, from_file, rtol=1e-8)
     assert plain.attrs["calendar"] == from_file.attrs["calendar"] == "nyse"
     assert plain.attrs["last_close"] == sp500_prices()["close"].iloc[-1]
     assert plain["date"].dt.strftime("%Y-%m-%d").tolist() == ["2016-01-04", "2016-01-05"]
 
 
-def test_a_frame_of_prices_and_a_table_are_taken_like_their_files(run: Run, prices: Path, data_file: Path) -> None:
+def test_frame_and_table_give_same_forecast_as_their_files(run: Run, prices: Path, data_file: Path) -> None:
     pd.testing.assert_frame_equal(predict(run, sp500_prices().iloc[-250:]), predict(run, prices))
     table = replace(read_table(data_file), base_price=2109.79)
     pd.testing.assert_frame_equal(predict(run, table), predict(run, data_file))
 
 
-def test_the_model_reads_the_last_days_only(run: Run, prices: Path) -> None:
+def test_only_last_days_affect_forecast(run: Run, prices: Path) -> None:
     few, many = (predict(run, sp500_prices().iloc[-days:], trading_days="nyse") for days in (7, 200))
     pd.testing.assert_frame_equal(few, many)
 
 
-def test_sky_and_time_of_forecast_days_are_those_that_the_file_will_hold(data_file: Path) -> None:
+def test_known_future_equals_later_rows_of_data_file(data_file: Path) -> None:
     table = read_table(data_file)
     known = [name for name in COLUMNS if name not in TARGETS]
     found = known_future(table.dates[-12:], table.dates[-13], known)
@@ -130,19 +130,19 @@ def test_sky_and_time_of_forecast_days_are_those_that_the_file_will_hold(data_fi
 
 
 @pytest.mark.parametrize(("rows", "message"), [(5, "5 rows are too few"), (1, "1 rows are too few")])
-def test_too_few_rows_are_refused_with_the_number_needed(
+def test_too_few_rows_error_names_number_needed(
     run: Run, data_file: Path, tmp_path: Path, rows: int, message: str
 ) -> None:
     with pytest.raises(DataError, match=rf"cut\.csv: {message}.*at least 6"):
         predict(run, cut(data_file, rows, tmp_path / "cut.csv"))
 
 
-def test_too_few_days_of_prices_are_refused_with_the_number_needed(run: Run) -> None:
+def test_too_few_days_of_prices_error_names_number_needed(run: Run) -> None:
     with pytest.raises(DataError, match=r"6 days of prices are too few.*at least 7"):
         predict(run, sp500_prices().iloc[-6:])
 
 
-def test_returns_without_a_known_price_give_relative_prices_and_a_warning(
+def test_returns_without_known_price_give_relative_prices_and_warning(
     run: Run, data_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = cut(data_file, 30, tmp_path / "cut.csv")
@@ -157,28 +157,26 @@ def test_returns_without_a_known_price_give_relative_prices_and_a_warning(
     np.testing.assert_allclose(given[list(PRICES)], table[list(PRICES)] * ratio, rtol=1e-12)
 
 
-def test_the_base_price_of_the_run_is_about_its_data_file_and_no_other(
-    tiny: list[str], data_file: Path, tmp_path: Path
-) -> None:
+def test_base_price_of_run_applies_only_to_its_data_file(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
     own = cut(data_file, 40, tmp_path / "own.csv")
     make_run(tmp_path / "run", [*tiny, f"data.path={own}", "data.base_price=50"])
     run = load_run(tmp_path / "run", device="cpu")
     growth = np.exp(read_table(own).select(["log_Close"]).sum())
     assert predict(run, own).attrs["last_close"] == pytest.approx(50 * growth, rel=1e-12)
     assert predict(run, cut(own, 39, tmp_path / "cut.csv")).attrs["relative"]
-    # The note beside another file is about that file.
+    # The note of another file applies to that file.
     assert note_path(data_file).exists()
     other = build_file(tmp_path / "other.csv", rows=20).path
     assert predict(run, other).attrs["last_close"] == pytest.approx(sp500_prices()["close"].iloc[-1], rel=1e-9)
 
 
 @pytest.mark.parametrize("last_close", [0, -3, float("nan"), float("inf")])
-def test_an_impossible_last_close_is_refused(run: Run, data_file: Path, last_close: float) -> None:
+def test_invalid_last_close_is_rejected(run: Run, data_file: Path, last_close: float) -> None:
     with pytest.raises(DataError, match="give a positive price"):
         predict(run, data_file, last_close=last_close)
 
 
-def test_a_last_close_that_is_not_needed_is_not_used_and_the_log_says_so(
+def test_unneeded_last_close_is_ignored_with_warning(
     tiny: list[str], level_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_run(tmp_path / "run", [*tiny, f"data.path={level_file}", "target_kind=levels"])
@@ -187,9 +185,7 @@ def test_a_last_close_that_is_not_needed_is_not_used_and_the_log_says_so(
     assert "the last close is not used" in caplog.text
 
 
-def test_returns_are_refused_by_a_run_on_levels(
-    tiny: list[str], level_file: Path, data_file: Path, tmp_path: Path
-) -> None:
+def test_run_on_levels_rejects_returns(tiny: list[str], level_file: Path, data_file: Path, tmp_path: Path) -> None:
     make_run(tmp_path / "run", [*tiny, f"data.path={level_file}", "target_kind=levels"])
     run = load_run(tmp_path / "run", device="cpu")
     with pytest.raises(DataError, match=r"targets are returns.*but the run was trained on levels"):
@@ -198,7 +194,7 @@ def test_returns_are_refused_by_a_run_on_levels(
         predict(run, cut(data_file, 40, tmp_path / "unnoted.csv"))
 
 
-def test_other_targets_are_forecast_in_their_own_units(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
+def test_targets_other_than_prices_keep_their_units(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
     settings = [*tiny, "data.targets=log_Close", "model.c_out=1"]
     _, model, _, splits = make_run(tmp_path / "run", settings)
     run = load_run(tmp_path / "run", device="cpu")
@@ -210,7 +206,7 @@ def test_other_targets_are_forecast_in_their_own_units(tiny: list[str], data_fil
     np.testing.assert_allclose(table["log_Close"], expected, rtol=1e-12)
 
 
-def test_columns_of_ones_own_need_no_sky(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_columns_do_not_compute_sky(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [f"2024-01-{day:02d},{day % 3},{day % 7},{1 + day % 2}" for day in range(1, 31)]
     (tmp_path / "own.csv").write_text("\n".join(["date,open,b,time_delta", *rows, ""]))
     sizes = ["use_celestial_graph=false", "enc_in=3", "dec_in=3", "c_out=1", "decoder_future=known"]
@@ -226,7 +222,7 @@ def test_columns_of_ones_own_need_no_sky(tiny: list[str], tmp_path: Path, monkey
     assert np.isfinite(table["open"]).all()
 
 
-def test_prices_cannot_stand_in_for_columns_of_ones_own(tiny: list[str], tmp_path: Path, prices: Path) -> None:
+def test_prices_are_rejected_for_custom_columns(tiny: list[str], tmp_path: Path, prices: Path) -> None:
     rows = [f"2024-01-{day:02d},{day % 3},{day % 7}" for day in range(1, 31)]
     (tmp_path / "own.csv").write_text("\n".join(["date,a,b", *rows, ""]))
     sizes = ["use_celestial_graph=false", "enc_in=2", "dec_in=2", "c_out=1"]
@@ -248,20 +244,20 @@ def test_prices_cannot_stand_in_for_columns_of_ones_own(tiny: list[str], tmp_pat
         (b'"date\nopen', "header|quotation"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(run: Run, tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_unreadable_file_is_named_in_error(run: Run, tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "odd.csv").write_bytes(content)
     with pytest.raises(DataError, match=rf"odd\.csv.*({message})"):
         predict(run, tmp_path / "odd.csv")
 
 
-def test_an_unknown_calendar_is_refused(run: Run, data_file: Path) -> None:
+def test_unknown_calendar_is_rejected(run: Run, data_file: Path) -> None:
     with pytest.raises(ConfigError, match="'lse': choose auto"):
         predict(run, data_file, trading_days="lse")
 
 
 class Fixed(nn.Module):
-    """Forecasts the same scaled values of every window."""
+    """Model that forecasts the same scaled values for every window."""
 
     def __init__(self, forecast: Tensor) -> None:
         super().__init__()
@@ -271,7 +267,7 @@ class Fixed(nn.Module):
         return self.forecast, {}
 
 
-def test_days_that_are_no_possible_bar_are_named_and_not_repaired(
+def test_impossible_bars_are_reported_but_not_corrected(
     run: Run, data_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = [[0.0, 0.01, -0.01, 0.0], [0.0, 0.01, -0.01, 0.005]]
@@ -284,25 +280,25 @@ def test_days_that_are_no_possible_bar_are_named_and_not_repaired(
         np.testing.assert_allclose(table[list(PRICES)], expected, rtol=1e-12)
 
 
-def test_a_forecast_that_is_not_finite_is_refused_with_the_name_of_the_checkpoint(run: Run, data_file: Path) -> None:
+def test_non_finite_forecast_error_names_checkpoint(run: Run, data_file: Path) -> None:
     broken = replace(run, model=Fixed(torch.full((1, 2, 4), float("nan"))))
     with pytest.raises(CheckpointError, match="step-00000000: forecasts that are not finite"):
         predict(broken, data_file)
 
 
-def test_two_calls_agree_and_leave_the_generators_alone(run: Run, data_file: Path) -> None:
-    run.model.train()  # a user may have; dropout would make the forecasts differ
+def test_predict_is_repeatable_and_keeps_generator_state(run: Run, data_file: Path) -> None:
+    run.model.train()  # as a user may do; with dropout, the forecasts would differ
     state = torch.get_rng_state()
     pd.testing.assert_frame_equal(predict(run, data_file), predict(run, data_file))
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_was_assumed_is_logged(run: Run, data_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_assumptions_are_logged(run: Run, data_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="pgat_fast.forecasting"):
         predict(run, data_file)
     assert "'calendar': 'weekdays'" in caplog.text
     assert "2109.79" in caplog.text
 
 
-def test_built_tables_and_files_have_the_same_columns() -> None:
+def test_built_table_has_columns_of_data_file() -> None:
     assert tuple(build_table(sp500_prices(), rows=1).columns) == COLUMNS

@@ -1,4 +1,4 @@
-"""Forecasts come with the intervals of the weights that they are made with, or with none and a warning."""
+"""Forecasts have the intervals calibrated for their weights, or none and a warning."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ def calibrated(config: Config, model: nn.Module, splits: Splits, kind: str | Non
 
 @pytest.fixture
 def folder(tiny: list[str], tmp_path: Path) -> Path:
-    """A run whose intervals are calibrated on its five validation windows."""
+    """Create a run with intervals calibrated on its five validation windows."""
     config, model, _, splits = make_run(tmp_path / "run", tiny)
     write_json(tmp_path / "run" / "intervals.json", calibrated(config, model, splits).to_dict())
     return tmp_path / "run"
@@ -46,7 +46,7 @@ def widths(folder: Path, level: int) -> Any:
     return np.array(json.loads((folder / "intervals.json").read_text())["log_price"][level])
 
 
-def test_prices_have_an_interval_for_each_level_as_wide_as_calibrated(folder: Path, data_file: Path) -> None:
+def test_prices_have_calibrated_interval_for_each_level(folder: Path, data_file: Path) -> None:
     table = predict(load_run(folder, device="cpu"), data_file)
     assert table.columns.tolist() == [
         "date", "horizon", *PRICES,
@@ -57,14 +57,14 @@ def test_prices_have_an_interval_for_each_level_as_wide_as_calibrated(folder: Pa
             factor = np.exp(widths(folder, number)[:, place])
             np.testing.assert_allclose(table[f"{name}_upper_{level}"], table[name] * factor, rtol=1e-12)
             np.testing.assert_allclose(table[f"{name}_lower_{level}"], table[name] / factor, rtol=1e-12)
-    # Five windows cannot tell what 95 % of the days hold: 19 can.
+    # Five windows are too few for the level of 95 %, which needs 19.
     assert table.filter(like="_95").isna().all(axis=None)
     assert table.attrs["intervals"] == {
         "method": "conformal", "levels": [0.5, 0.8, 0.95], "calibration_windows": 5, "missing": [0.95],
     }  # fmt: skip
 
 
-def test_levels_can_be_chosen_among_those_calibrated(folder: Path, data_file: Path) -> None:
+def test_levels_are_limited_to_calibrated_ones(folder: Path, data_file: Path) -> None:
     run = load_run(folder, device="cpu")
     every, one = predict(run, data_file), predict(run, data_file, levels=[0.8])
     assert one.columns.tolist()[6:] == [f"{name}_{end}_80" for name in PRICES for end in ("lower", "upper")]
@@ -73,7 +73,7 @@ def test_levels_can_be_chosen_among_those_calibrated(folder: Path, data_file: Pa
         predict(run, data_file, levels=[0.9])
 
 
-def test_other_targets_have_intervals_in_their_own_units(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
+def test_intervals_of_other_targets_are_in_their_own_units(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
     config, model, _, splits = make_run(tmp_path / "run", [*tiny, "data.targets=log_Close", "model.c_out=1"])
     intervals = calibrated(config, model, splits, kind=None)
     write_json(tmp_path / "run" / "intervals.json", intervals.to_dict())
@@ -85,7 +85,7 @@ def test_other_targets_have_intervals_in_their_own_units(tiny: list[str], data_f
 
 
 @pytest.mark.parametrize("mode", ["independent", "joint"])
-def test_a_mixture_has_the_intervals_of_the_evaluation_without_any_calibration(
+def test_intervals_of_mixture_equal_evaluation_without_calibration(
     tiny: list[str], data_file: Path, tmp_path: Path, mode: str
 ) -> None:
     settings = [*tiny, *MIXTURE, f"mdn_multivariate_mode={mode}"]
@@ -105,7 +105,7 @@ def test_a_mixture_has_the_intervals_of_the_evaluation_without_any_calibration(
     )  # fmt: skip
     for place, name in enumerate(PRICES):
         for number, level in enumerate((50, 80, 95)):
-            # The same paths are drawn for the first window: what is left are roundings of float64.
+            # The same paths are drawn for the first window, so only float64 rounding differs.
             np.testing.assert_allclose(table[f"{name}_lower_{level}"], lower[number, 0, :, place], rtol=1e-12)
             np.testing.assert_allclose(table[f"{name}_upper_{level}"], upper[number, 0, :, place], rtol=1e-12)
         assert (table[f"{name}_lower_95"] < table[f"{name}_lower_50"]).all()
@@ -113,7 +113,7 @@ def test_a_mixture_has_the_intervals_of_the_evaluation_without_any_calibration(
     assert table.attrs["intervals"]["method"] == "mixture"
 
 
-def test_a_run_without_intervals_forecasts_without_and_says_how_to_get_them(
+def test_run_without_intervals_warns_how_to_calibrate_them(
     folder: Path, data_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "intervals.json").unlink()
@@ -125,14 +125,14 @@ def test_a_run_without_intervals_forecasts_without_and_says_how_to_get_them(
     )
 
 
-def test_intervals_of_other_weights_are_not_used(folder: Path) -> None:
+def test_intervals_of_other_checkpoint_are_not_used(folder: Path) -> None:
     (folder / "results.json").write_text(json.dumps({"checkpoints": {"best": "step-00000005"}}))
     assert load_run(folder, device="cpu").intervals is None
     (folder / "results.json").write_text(json.dumps({"checkpoints": {"best": CHECKPOINT}}))
     assert load_run(folder, device="cpu").intervals is not None
 
 
-def test_intervals_of_an_evaluation_of_these_weights_are_used(folder: Path) -> None:
+def test_intervals_of_evaluation_of_same_checkpoint_are_used(folder: Path) -> None:
     for name in ("step-00000005", CHECKPOINT):
         assert load_run(folder, device="cpu").intervals is not None
         aside = folder / f"evaluation-{name}"
@@ -153,7 +153,7 @@ def test_intervals_of_an_evaluation_of_these_weights_are_used(folder: Path) -> N
         ({"scaled": [[[1.0]]] * 3, "log_price": [[[1.0]]] * 3}, "not of this model"),
     ],
 )
-def test_intervals_that_do_not_fit_the_model_are_refused_with_their_file(
+def test_error_for_intervals_that_do_not_fit_model_names_file(
     folder: Path, change: dict[str, Any], message: str
 ) -> None:
     path = folder / "intervals.json"
@@ -162,7 +162,7 @@ def test_intervals_that_do_not_fit_the_model_are_refused_with_their_file(
         load_run(folder, device="cpu")
 
 
-def test_a_trained_run_forecasts_what_its_own_table_of_test_forecasts_says(
+def test_forecast_of_trained_run_equals_its_table_of_test_forecasts(
     tiny: list[str], data_file: Path, tmp_path: Path
 ) -> None:
     folder, _ = train(load_config(None, [*tiny, "training.max_steps=2"]), progress=False)
@@ -179,11 +179,11 @@ def test_a_trained_run_forecasts_what_its_own_table_of_test_forecasts_says(
             ("price_forecast", name),
             *((f"price_{e}_80", f"{name}_{e}_80") for e in ("lower", "upper")),
         ):
-            # Tested in batches of another size: sums in float32 are taken in another order.
+            # Allow for an evaluation with another batch size, whose float32 sums are in another order.
             np.testing.assert_allclose(table[ours], rows[column], rtol=1e-6)
 
 
-def test_intervals_scale_with_the_last_close(folder: Path, data_file: Path) -> None:
+def test_intervals_scale_with_last_close(folder: Path, data_file: Path) -> None:
     run = load_run(folder, device="cpu")
     one, thousand = (predict(replace(run), data_file, last_close=close).iloc[:, 2:] for close in (1, 1000))
     np.testing.assert_allclose(thousand, 1000 * one, rtol=1e-12)

@@ -1,4 +1,4 @@
-"""A run is opened with the weights asked for, finished or not, and what is missing is named."""
+"""Loading of finished and unfinished runs: choice of the checkpoint, overrides, and errors for missing parts."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ FIRST, SECOND, THIRD = (f"step-{step:08d}" for step in (0, 5, 10))
 
 @pytest.fixture
 def folder(tiny: list[str], tmp_path: Path) -> Path:
-    """A run with three checkpoints, of which the second is the best; each weight of the k-th is k."""
+    """Create a run with three checkpoints, the second being the best; all weights of the k-th are k."""
     folder = tmp_path / "run"
     config, model, table, splits = make_run(folder, tiny)
     for number, step in enumerate((0, 5, 10), start=1):
@@ -35,15 +35,15 @@ def weight(folder: Path, checkpoint: str) -> tuple[str, float]:
 
 
 @pytest.mark.parametrize(("asked", "name", "value"), [("best", SECOND, 2), ("latest", THIRD, 3), (FIRST, FIRST, 1)])
-def test_the_checkpoint_asked_for_is_opened(folder: Path, asked: str, name: str, value: float) -> None:
+def test_requested_checkpoint_is_loaded(folder: Path, asked: str, name: str, value: float) -> None:
     assert weight(folder, asked) == (name, value)
 
 
-def test_a_checkpoint_is_opened_by_its_path_too(folder: Path) -> None:
+def test_checkpoint_is_loaded_by_path(folder: Path) -> None:
     assert weight(folder, str(folder / "checkpoints" / FIRST)) == (FIRST, 1)
 
 
-def test_a_run_that_has_not_been_validated_is_opened_with_its_newest_weights_and_a_warning(
+def test_run_without_validation_loads_newest_checkpoint_with_warning(
     tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, model, table, splits = make_run(tmp_path / "run", tiny)
@@ -52,14 +52,14 @@ def test_a_run_that_has_not_been_validated_is_opened_with_its_newest_weights_and
     assert "no epoch has been validated yet" in caplog.text
 
 
-def test_scalers_are_those_of_the_training(tiny: list[str], tmp_path: Path) -> None:
+def test_scalers_equal_those_of_training(tiny: list[str], tmp_path: Path) -> None:
     _, _, _, splits = make_run(tmp_path / "run", tiny)
     run = load_run(tmp_path / "run", device="cpu")
     assert run.input_scaler.to_dict() == splits.input_scaler.to_dict()
     assert run.target_scaler.to_dict() == splits.target_scaler.to_dict()
 
 
-def test_opening_a_run_leaves_the_generators_alone(folder: Path) -> None:
+def test_load_run_keeps_generator_state(folder: Path) -> None:
     state = torch.get_rng_state()
     load_run(folder, device="cpu")
     assert torch.equal(torch.get_rng_state(), state)
@@ -71,14 +71,14 @@ def spoil(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_damage_to_the_best_checkpoint_is_not_passed_over(folder: Path) -> None:
+def test_damaged_best_checkpoint_raises_error(folder: Path) -> None:
     spoil(folder / "checkpoints" / SECOND / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"{SECOND}.*model.safetensors"):
         load_run(folder, device="cpu")
     assert weight(folder, "latest") == (THIRD, 3)
 
 
-def test_the_best_is_found_although_the_newest_is_damaged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_best_checkpoint_is_found_if_newest_is_damaged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     spoil(folder / "checkpoints" / THIRD / "manifest.json")
     assert weight(folder, "best") == (SECOND, 2)
     assert THIRD in caplog.text
@@ -136,35 +136,35 @@ def narrow_scaler(folder: Path) -> None:
         (narrow_scaler, rf"{SECOND}: input_scaler is for 1 columns, but the model has 118"),
     ],
 )
-def test_a_missing_or_damaged_part_is_named(folder: Path, harm: Callable[[Path], None], message: str) -> None:
+def test_error_names_missing_or_damaged_part(folder: Path, harm: Callable[[Path], None], message: str) -> None:
     harm(folder)
     with pytest.raises(CheckpointError, match=message):
         load_run(folder, device="cpu")
 
 
-def test_a_checkpoint_that_is_not_there_is_named(folder: Path) -> None:
+def test_error_names_missing_checkpoint(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="step-00000099"):
         load_run(folder, "step-00000099", device="cpu")
 
 
-def test_settings_that_change_nothing_learned_may_differ(folder: Path) -> None:
+def test_overridable_settings_may_differ(folder: Path) -> None:
     run = load_run(folder, overrides=["trading_days=daily", "run.device=cpu"])
     assert run.config.data.trading_days == "daily"
     assert run.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("override", ["model.dropout=0.5", "decoder_future=known", "target_kind=levels", "seed=1"])
-def test_settings_of_the_training_may_not_differ(folder: Path, override: str) -> None:
+def test_other_settings_may_not_differ_from_training(folder: Path, override: str) -> None:
     with pytest.raises(ConfigError, match=override.split("=")[0].split(".")[-1] + "=.*: the run was trained with"):
         load_run(folder, device="cpu", overrides=[override])
 
 
-def test_a_device_that_is_not_there_is_refused(folder: Path) -> None:
+def test_missing_device_is_rejected(folder: Path) -> None:
     with pytest.raises(BackendError, match="CUDA devices"):
         load_run(folder, device="cuda:77")
 
 
-def test_the_results_of_a_finished_run_are_at_hand(folder: Path) -> None:
+def test_results_of_finished_run_are_loaded(folder: Path) -> None:
     assert load_run(folder, device="cpu").results == {}
     (folder / "results.json").write_text(json.dumps({"name": "run"}))
     assert load_run(folder, device="cpu").results == {"name": "run"}
