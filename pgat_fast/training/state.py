@@ -83,7 +83,7 @@ class Ending:
     """Outcome of training."""
 
     why: str
-    """Reason for the end, for people."""
+    """Reason for the end, as text."""
     epochs: tuple[Epoch, ...]
     """All epochs; the last one may be partial."""
     best: str | None
@@ -93,7 +93,7 @@ class Ending:
 
 
 def end_of_training(progress: Progress, settings: TrainingConfig) -> str | None:
-    """Return the reason, for people, why no further epoch is trained; None if training continues."""
+    """Return the reason, as text, why no further epoch is trained; None if training continues."""
     if progress.epoch >= settings.epochs:
         return f"all {settings.epochs} epochs are done"
     if progress.epochs and progress.epoch - progress.best_epoch >= settings.patience:

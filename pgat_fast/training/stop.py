@@ -27,7 +27,7 @@ PATIENCE = 12.0
 PATIENCE_OF_OTHERS = 60.0
 """The same for a rank that cannot save alone and waits for the others."""
 LAST_RESORT_SECONDS = 15.0
-"""Time limit of the last resort in one of several ranks, since a GPU that waits for a lost rank gives no weights out.
+"""Time limit of the last resort in one of several ranks: a GPU that waits for a lost rank cannot return its weights.
 Together with `PATIENCE`, it is less than the 30 s after which torchrun kills the ranks."""
 
 ECHO = 1.5

@@ -222,7 +222,7 @@ class Trainer:
         self.table, self.splits = load_splits(config.data, config.model, self.device)
         if found is not None:
             check_same_data(found[0], found[1].about.get("data", {}), self.table.sha256, self.table.source)
-        # Rejects a split that does not fill one batch before a model is built.
+        # Before a model is built: rejects a split that does not fill one batch.
         batch_indices(len(self.splits.train), self.settings.batch_size, drop_last=True)
         if config.run.tensorboard:
             writer_class()
@@ -240,7 +240,7 @@ class Trainer:
         """Whether to compare the next step with an eager one: the first compiled step of this process, and those after
         it until the eager gradients are finite."""
         self.compile_seconds = 0.0
-        """Seconds of the longest compared compiled step: the one that compiled. All of it is the cost of compilation,
+        """Seconds of the longest compared compiled step, the one that compiled. They count as the cost of compilation,
         since the step was taken in addition to the eager one."""
         if self.settings.lr_schedule == "warmup_cosine" and self.settings.warmup_epochs >= self.settings.epochs:
             logger.warning("training.warmup_epochs %d: the run ends before warm-up does", self.settings.warmup_epochs)
@@ -346,7 +346,7 @@ class Trainer:
         )
 
     def begin(self) -> None:
-        """Restore the checkpoint to resume; validate a new run once and save it before its first step."""
+        """Restore the checkpoint to resume; otherwise validate the new run once and save it before its first step."""
         self.record("start", memory=True)
         if self.found is not None:
             path, checkpoint = self.found
@@ -465,7 +465,7 @@ class Trainer:
             self.record_ranks()
 
     def first_compiled_step(self, batches: Sequence[Callable[[], Batch]], weight: float) -> Tensor:
-        """Do as `OptimizerStep.accumulate`, and compare the compiled step with an eager one of the same random state.
+        """Accumulate as `OptimizerStep` does, and compare the compiled step with an eager one of the same random state.
 
         If compilation fails or the gradients differ, `run.compile=auto` continues eagerly with the eager gradients;
         `on` and `whole` end the run, whose checkpoint is that from before the step.
