@@ -94,7 +94,7 @@ def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
 def forwarded_signals() -> list[str]:
     """Return the names of the signals that torchrun forwards to the ranks: those that stop a run.
 
-    SIGHUP is left out if it is ignored, as under nohup; SIGINT is always included.
+    An ignored signal, such as SIGHUP under nohup, is left out; SIGINT is always included.
     """
     known = [name for name in SIGNALS if hasattr(signal, name)]
     return [name for name in known if name == "SIGINT" or signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]

@@ -16,7 +16,7 @@ SHORT = ["training.max_steps=2", "data.validation_length=4", "data.test_length=4
 
 
 @pytest.mark.slow  # whole runs
-def test_test_splits_do_not_overlap_and_training_ends_before_them(tiny: list[str], tmp_path: Path) -> None:
+def test_origins_have_disjoint_test_splits_after_their_training_data(tiny: list[str], tmp_path: Path) -> None:
     config = load_config(None, [*tiny, *SHORT])
     table = backtest(config, tmp_path / "backtest", 3, progress=False)
     assert list(table.index) == [1, 2, 3]

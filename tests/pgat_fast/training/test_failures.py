@@ -173,7 +173,7 @@ def test_out_of_memory_is_reported_and_run_can_be_resumed(
         (ValueError("can't allocate memory"), False),
     ],
 )
-def test_out_of_memory_errors_are_recognised(error: Exception, is_one: bool) -> None:
+def test_only_out_of_memory_errors_are_recognised_as_such(error: Exception, is_one: bool) -> None:
     assert is_out_of_memory(error) is is_one
 
 
@@ -232,7 +232,7 @@ def test_memory_limit_stops_run_with_checkpoint(tiny: list[str], tmp_path: Path)
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a switch; while its `is` is true, no file below a folder `checkpoints` can be written."""
+    """Return a switch: while its value `is` is true, no file below a folder `checkpoints` can be written."""
     full = {"is": False}
     write = os.write
 

@@ -152,7 +152,7 @@ def test_second_process_is_rejected_within_a_second(
     second.reader.join()
     assert "another process" in "".join(second.lines)
     assert str(first.popen.pid) in "".join(second.lines)
-    # Includes the start of python and the reading of the configuration, but not of torch.
+    # Includes the start of python and reading the configuration, but not importing torch.
     assert seconds < 1.0, f"{seconds:.2f} s"
     assert first.stop(signal.SIGTERM) < 25
 
