@@ -1,22 +1,22 @@
-"""The errors that bad input raises. Each message names the file, key, row or shape and what to do."""
+"""Exceptions of this package. Error messages name the file, key, row or shape at fault, and what to do."""
 
 
 def first_line(error: BaseException) -> str:
-    """Of what `error` says; its type where it says nothing."""
+    """Return the first line of the message of `error`, or the name of its type if the message is empty."""
     said = str(error).strip()
     return said.splitlines()[0] if said else type(error).__name__
 
 
 class PgatError(Exception):
-    """Base of every error that a user can cause and repair."""
+    """Base class of all errors that a user can cause and repair."""
 
 
 class ConfigError(PgatError, ValueError):
-    """A configuration file, key or `--set` override is wrong."""
+    """A configuration file, key or `--set` override is invalid."""
 
 
 class DataError(PgatError, ValueError):
-    """A CSV file does not hold what the requested windows need."""
+    """A CSV file does not contain the data that the requested windows need."""
 
 
 class CheckpointError(PgatError, ValueError):
@@ -24,25 +24,26 @@ class CheckpointError(PgatError, ValueError):
 
 
 class BackendError(PgatError, RuntimeError):
-    """The requested backend cannot run here."""
+    """The requested backend cannot run on this machine."""
 
 
 class TrainingError(PgatError, RuntimeError):
-    """Training cannot go on, because a loss or a gradient is not finite."""
+    """Training cannot continue because a loss or a gradient is not finite."""
 
 
 class OutOfMemoryError(PgatError, MemoryError):
-    """The machine has no memory left for the run."""
+    """The machine has run out of memory."""
 
 
 class MemoryLimitError(PgatError, MemoryError):
-    """The run came to `run.memory_limit_gb` or `run.device_memory_limit_gb`."""
+    """The run reached `run.memory_limit_gb` or `run.device_memory_limit_gb`."""
 
 
 class RankError(PgatError, RuntimeError):
     """Another rank has ended or does not answer; the message names it.
 
-    `exit_code` is that of the rank that has ended the run; None where it is not known.
+    Attributes:
+        exit_code: exit code of the rank that ended the run; None if it is unknown.
     """
 
     def __init__(self, message: str, exit_code: int | None = None) -> None:
@@ -51,7 +52,7 @@ class RankError(PgatError, RuntimeError):
 
 
 class StopRequested(BaseException):
-    """Somebody asked the run to stop; the text says who, such as SIGTERM.
+    """A request to stop the run; the message names its source, such as SIGTERM.
 
-    No error, like KeyboardInterrupt: `except Exception` lets it pass.
+    Like KeyboardInterrupt, it derives from BaseException: `except Exception` does not catch it.
     """

@@ -1,4 +1,4 @@
-"""Exit codes of `pgat-fast`. A run that a signal stopped ends with 128 plus the number of the signal."""
+"""Exit codes of `pgat-fast`. A run stopped by a signal ends with 128 plus the number of the signal."""
 
 import signal
 
@@ -8,21 +8,21 @@ SUCCESS = 0
 FAULTS = 1
 """A check found faults."""
 FAILED = 1
-"""An error that nobody foresaw; its traceback is shown."""
+"""An unexpected error; its traceback is shown."""
 WRONG_INPUT = 2
-"""What the user can repair; the message on standard error says how."""
+"""An error that the user can repair; the message on standard error says how."""
 NOT_FINITE = 3
 """A loss or a gradient became NaN or infinite."""
 OUT_OF_MEMORY = 4
 MEMORY_LIMIT = 5
-"""The run came to its memory limit; a checkpoint has been written."""
+"""The run reached its memory limit; a checkpoint has been written."""
 RANK_LOST = 6
-"""Another rank has ended, or does not answer."""
+"""Another rank has ended or does not answer."""
 INTERRUPTED = 130
 
 
 def of_error(error: BaseException) -> int:
-    """The code that the program ends with when `error` ends it."""
+    """Return the exit code of a program that `error` ends."""
     match error:
         case StopRequested():
             return of_signal(str(error))
@@ -36,12 +36,12 @@ def of_error(error: BaseException) -> int:
             return MEMORY_LIMIT
         case RankError():
             return RANK_LOST if error.exit_code is None else error.exit_code
-        case PgatError() | OSError():  # an OSError is a full disk, or a path that the system refuses
+        case PgatError() | OSError():  # an OSError means a full disk or a path that the system rejects
             return WRONG_INPUT
     return FAILED
 
 
 def of_signal(name: str) -> int:
-    """128 plus the number of the signal that is called `name`; 130 for any other name."""
+    """Return 128 plus the number of the signal called `name`; 130 for any other name."""
     number = getattr(signal, name, None)
     return 128 + int(number) if isinstance(number, signal.Signals) else INTERRUPTED

@@ -1,1 +1,1 @@
-"""Data-parallel training: the environment of a rank, the process group, the launcher."""
+"""Data-parallel training: environment of a rank, process group and launcher."""

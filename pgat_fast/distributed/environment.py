@@ -1,4 +1,4 @@
-"""Environment variables that torchrun sets in each rank, and the exit code that a rank returns. Imports no torch."""
+"""Environment variables that torchrun sets in each rank, and the exit code of a rank. Does not import torch."""
 
 import os
 import sys
@@ -9,10 +9,10 @@ from typing import NoReturn
 from pgat_fast import exit_codes
 
 EXIT_CODE_FILE = "PGAT_FAST_EXIT_CODE_FILE"
-"""Environment variable: the file that receives the exit code of the first rank where torchrun gets 0, see `leave`."""
+"""Environment variable: the file to which the first rank writes its exit code if torchrun gets 0, see `end_process`."""
 
 _RESTARTABLE = (exit_codes.FAILED, exit_codes.RANK_LOST)
-"""Exit codes that a restart can repair; negative ones, of processes killed by a signal, never come to `leave`."""
+"""Exit codes after which a restart can help. Negative ones, of processes killed by a signal, never reach `leave`."""
 
 
 def _integer(name: str, default: int) -> int:
@@ -51,17 +51,17 @@ def is_main() -> bool:
 
 
 def job_id() -> str | None:
-    """Return the identifier that all starts of this job by torchrun have in common; None without torchrun."""
+    """Return the identifier that all starts of this job by torchrun share; None without torchrun."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def restart_count() -> int:
-    """Return how often torchrun has restarted the ranks of this machine."""
+    """Return how many times torchrun has restarted the ranks of this machine."""
     return _integer("TORCHELASTIC_RESTART_COUNT", 0) if job_id() else 0
 
 
 def restarts_left() -> int:
-    """Return how often torchrun may still restart the ranks of this machine."""
+    """Return how many more times torchrun may restart the ranks of this machine."""
     return _integer("TORCHELASTIC_MAX_RESTARTS", 0) - restart_count() if job_id() else 0
 
 
@@ -73,20 +73,20 @@ def shares_agent_store() -> bool:
 def end_process(code: int) -> NoReturn:
     """End this process at once with exit code `code`, from any thread, without finalizing the interpreter.
 
-    torchrun restarts the job after every exit code but 0. So while restarts are left, a run that has ended for good (a
-    stop, wrong input, a loss that is not finite) returns 0 to torchrun, and the first rank writes `code` to the file
-    that `EXIT_CODE_FILE` names.
+    torchrun restarts the job after every exit code except 0. So while restarts are left, a run that must not be
+    restarted (a stop, wrong input, a loss that is not finite) returns 0 to torchrun, and the first rank writes `code`
+    to the file that `EXIT_CODE_FILE` names.
     """
     if is_main() and os.environ.get(EXIT_CODE_FILE):
         Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed, or without a reader
+        with suppress(OSError, ValueError):  # closed stream or broken pipe
             stream.flush()
     os._exit(exit_codes.SUCCESS if restarts_left() > 0 and code not in _RESTARTABLE else code)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with exit code `code`; a rank as `end_process` does, since threads of torch may be at work."""
+    """End this process with exit code `code`; a rank uses `end_process`, since torch may still have threads."""
     if job_id() or is_distributed():
         end_process(code)
     sys.exit(code)

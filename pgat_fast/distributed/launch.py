@@ -1,4 +1,4 @@
-"""`pgat-fast train --devices N`: torchrun on one machine, with the exit code of the run."""
+"""Launcher for `pgat-fast train --devices N`: torchrun on one machine, with the exit code of the run."""
 
 import argparse
 import os
@@ -15,13 +15,13 @@ from pgat_fast.training.stop import SIGNALS
 from pgat_fast.utils.cores import usable_cores
 
 SHUTDOWN_SECONDS = 90
-"""Time that the ranks have to save a checkpoint and end after a signal; then torchrun kills them."""
+"""Time after a signal in which the ranks can save a checkpoint and end before torchrun kills them."""
 
 
 def launch(args: argparse.Namespace) -> int:
-    """Run `pgat-fast train` in `args.devices` ranks; return the exit code of the run.
+    """Run `pgat-fast train` in `args.devices` ranks and return the exit code of the run.
 
-    Raises ConfigError before a rank starts where the devices do not exist or the configuration is wrong.
+    Raises ConfigError, before any rank starts, if the devices do not exist or the configuration is invalid.
     """
     from pgat_fast.cli.arguments import config_from
     from pgat_fast.training.run_folder import checkpoint_of
@@ -58,14 +58,14 @@ def rank_arguments(args: argparse.Namespace) -> list[str]:
 
 
 def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
-    """Run `python -m pgat_fast` with `arguments` in `count` ranks; return the exit code of the run.
+    """Run `python -m pgat_fast` with `arguments` in `count` ranks and return the exit code of the run.
 
     Args:
         arguments: arguments of the command line.
         count: number of ranks.
-        restarts: how often torchrun restarts all ranks after one has failed.
+        restarts: number of times that torchrun restarts all ranks after one has failed.
     """
-    # With this, every start of the ranks gets an empty key-value store.
+    # Gives every start of the ranks an empty key-value store.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -94,7 +94,7 @@ def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
 def forwarded_signals() -> list[str]:
     """Return the names of the signals that torchrun forwards to the ranks: those that stop a run.
 
-    A SIGHUP that nohup has set to be ignored is left out; a SIGINT is not.
+    An ignored signal, such as SIGHUP under nohup, is left out; SIGINT is always included.
     """
     known = [name for name in SIGNALS if hasattr(signal, name)]
     return [name for name in known if name == "SIGINT" or signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]

@@ -1,7 +1,7 @@
-"""The ranks of a training run: `SingleProcess`, or `DistributedGroup` on top of `torch.distributed`.
+"""Process groups of a training run: `SingleProcess`, and `DistributedGroup` on top of `torch.distributed`.
 
-Both have one interface. A collective method is called by all ranks in the same order. Gradients are averaged by
-DistributedDataParallel, over NCCL on GPUs and gloo on CPUs; everything else goes over gloo.
+Both have the same interface. All ranks must call collective methods in the same order. DistributedDataParallel averages
+gradients over NCCL on GPUs and gloo on CPUs; all other communication uses gloo.
 """
 
 import logging
@@ -29,48 +29,48 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _DIAGNOSIS_SECONDS: Final = 10.0
-"""Time that the other ranks have to answer once a collective has failed."""
+"""Time in which the other ranks must answer after a collective has failed."""
 _POLL_SECONDS: Final = 2e-4
 _COMMUNICATION_ERRORS: Final = (
     "gloo", "NCCL", "Connection closed", "Connection reset", "Timed out waiting", "ProcessGroup", "Broken pipe",
 )  # fmt: skip
-"""Parts of the messages of those communication errors for which torch raises a plain RuntimeError."""
+"""Substrings of the messages of communication errors that torch raises as a plain RuntimeError."""
 
 
 class SingleProcess:
-    """A process that trains alone: every collective is the identity.
+    """A process that trains alone; every collective is the identity.
 
     Attributes:
         rank: number of this process, from 0.
         size: number of ranks.
-        lockstep: whether the host waits for the device in each step, so that all ranks react to it at the same one.
+        lockstep: whether the host waits for the device in each step, so that all ranks react at the same step.
     """
 
     rank, size, lockstep = 0, 1, False
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files: the first one."""
+        """Whether this is the first rank, which writes the files."""
         return self.rank == 0
 
     @property
     def suffix(self) -> str:
-        """The part of a file name that tells ranks apart."""
+        """Suffix that makes file names unique to this rank; empty for a single process."""
         return ""
 
     def shard(self, indices: Tensor) -> Tensor:
-        """Return the part of `indices` (int64 [B]) that this rank computes: every `size`-th one from `rank` on."""
+        """Return the part of `indices` (int64 [B]) that this rank computes: every `size`-th element from `rank` on."""
         return indices[self.rank :: self.size]
 
     def loss_weight(self, batch_size: int) -> float:
-        """Return the factor by which a mean over the shard of this rank enters the mean over ranks.
+        """Return the factor by which the mean over the shard of this rank enters the mean over ranks.
 
-        With it the mean over ranks is the mean over the `batch_size` windows, for shards of unequal sizes too.
+        With it, the mean over ranks is the mean over the `batch_size` windows, even for shards of unequal sizes.
         """
         return len(range(self.rank, batch_size, self.size)) * self.size / batch_size
 
     def seed_step(self, seed: int, step: int) -> None:
-        """Seed the random numbers of the next optimizer step, number `step`, where ranks need different ones."""
+        """Seed the random numbers of the next optimizer step, number `step`, if ranks need different ones."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the module to call in training, whose gradients are means over ranks. Collective."""
@@ -78,31 +78,31 @@ class SingleProcess:
 
     @contextmanager
     def backward(self, model: nn.Module, average: bool) -> Iterator[None]:
-        """Enclose a forward and backward pass of the wrapped `model`; without `average` gradients stay local."""
+        """Enclose a forward and backward pass of the wrapped `model`; without `average`, gradients stay local."""
         yield
 
     def synchronize(self, value: Tensor) -> None:
-        """Wait until the device has computed `value`, which needs all ranks. Collective."""
+        """Wait until the device has computed `value`, which depends on all ranks. Collective."""
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Return the sum of `values` over ranks, on their device. Collective."""
         return values
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Return the `value` of every rank, in their order; it must be picklable. Collective."""
+        """Return the `value` of every rank, in rank order. It must be picklable. Collective."""
         return [value]
 
     def all_gather_requests(self, request: Result | None) -> list[Result]:
-        """Return the `request` of every rank that has one, in their order; it must be picklable. Collective.
+        """Return the `request` of every rank that has one, in rank order. It must be picklable. Collective.
 
-        Costs one small all-reduce where no rank has a request.
+        Costs one small all-reduce if no rank has a request.
         """
         return [] if request is None else [request]
 
     def run_on_main(self, function: Callable[[], Result]) -> Result:
-        """Return on every rank what `function` returns on the first one; it must be picklable. Collective.
+        """Call `function` on the first rank and return its picklable result on every rank. Collective.
 
-        Where `function` raises, the first rank raises that error and the others RankError, with the same exit code.
+        If `function` raises, the first rank raises that error, and the others raise RankError with the same exit code.
         """
         return function()
 
@@ -111,13 +111,13 @@ class SingleProcess:
         check()
 
     def close(self, failed: bool = False) -> None:
-        """Leave the group; `failed`: other ranks may be lost or still at work."""
+        """Leave the group. With `failed`, other ranks may be lost or still running."""
 
 
 class DistributedGroup(SingleProcess):
     """One of several ranks.
 
-    A collective raises RankError where another rank has ended or does not take part within `timeout` seconds.
+    A collective raises RankError if another rank has ended or does not take part within `timeout` seconds.
     """
 
     lockstep = True
@@ -127,24 +127,24 @@ class DistributedGroup(SingleProcess):
 
         Args:
             device: device of this rank; decides between NCCL and gloo for gradients.
-            timeout: seconds that a rank waits for others, `run.rank_timeout_seconds`.
+            timeout: seconds to wait for the other ranks, `run.rank_timeout_seconds`.
 
         Raises:
-            RankError: not all ranks have joined within `timeout`; the message names the missing ones.
-            ConfigError: torchrun may restart the ranks of several machines, but keeps the store of earlier starts.
+            RankError: some ranks have not joined within `timeout`; the message names them.
+            ConfigError: torchrun may restart ranks of several machines, but keeps the store of earlier starts.
         """
         self.rank, self.size = environment.rank(), environment.world_size()
         self._device, self._timeout = device, timeout
         limit = timedelta(seconds=timeout)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        # NCCL's watchdog aborts the process without naming a rank: `synchronize` is to time out first.
+        # NCCL's watchdog aborts the process without naming a rank, so `synchronize` must time out first.
         margin = timedelta(seconds=60 if backend == "nccl" else 0)
         try:
             distributed.init_process_group(
                 backend, store=_joined_store(limit), rank=self.rank, world_size=self.size, timeout=limit + margin
             )
             self._control = distributed.new_group(backend="gloo", timeout=limit)
-            self._diagnosis = distributed.new_group(backend="gloo", timeout=limit)  # usable once the other has failed
+            self._diagnosis = distributed.new_group(backend="gloo", timeout=limit)  # works after the other has failed
         except RuntimeError as error:
             if isinstance(error, RankError):
                 raise
@@ -159,7 +159,7 @@ class DistributedGroup(SingleProcess):
 
     def wrap(self, model: nn.Module) -> nn.Module:
         device_ids = [self._device.index or 0] if self._device.type == "cuda" else None
-        with self._communication():  # buffers are constants: they need no broadcast
+        with self._communication():  # buffers are constants and need no broadcast
             return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **skip_buffer_broadcast())
 
     @contextmanager
@@ -169,7 +169,7 @@ class DistributedGroup(SingleProcess):
             yield
 
     def synchronize(self, value: Tensor) -> None:
-        if value.is_cuda:  # NCCL would wait without a limit
+        if value.is_cuda:  # NCCL would wait indefinitely
             event, deadline = torch.cuda.Event(), time.monotonic() + self._timeout
             event.record()
             while not event.query():
@@ -224,7 +224,7 @@ class DistributedGroup(SingleProcess):
 
     @contextmanager
     def _communication(self) -> Iterator[None]:
-        """Raise RankError for a communication error within the block."""
+        """Convert a communication error within the block to a RankError."""
         try:
             yield
         except RuntimeError as error:
@@ -236,7 +236,7 @@ class DistributedGroup(SingleProcess):
             raise self._rank_error(first_line(error)[:200]) from error
 
     def _rank_error(self, reason: str) -> RankError:
-        """Return the error for a collective that failed for `reason`; on the first rank it names ranks that hang."""
+        """Return the error for a collective that failed for `reason`. On the first rank, it names hanging ranks."""
         seconds = min(_DIAGNOSIS_SECONDS, self._timeout)
         missing = "no rank is missing now"
         try:
@@ -253,14 +253,14 @@ class DistributedGroup(SingleProcess):
 
 
 def _joined_store(limit: timedelta) -> Store:
-    """Return the key-value store of this start of the job, once all ranks have joined it."""
+    """Wait until all ranks have joined, and return the key-value store of this start of the job."""
     rank, size, shared = environment.rank(), environment.world_size(), environment.shares_agent_store()
     if shared and environment.restarts_left() > 0 and environment.local_world_size() < size:
         raise ConfigError(
             "torchrun --max-restarts on several machines: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment "
             "of torchrun, or ranks would connect to those of an earlier start"
         )
-    # On one machine the count of restarts separates the keys of this start from those of earlier ones.
+    # On one machine, the restart count separates the keys of this start from those of earlier ones.
     prefix = f"start-{environment.restart_count()}" if shared else "start"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = rank == 0 and not shared
@@ -279,9 +279,9 @@ def _joined_store(limit: timedelta) -> Store:
 
 @contextmanager
 def process_group(device: torch.device, timeout: float) -> Iterator[SingleProcess]:
-    """Yield the group of this process: of the ranks that torchrun has started, or of one process.
+    """Yield the group of this process: the ranks that torchrun has started, or a single process.
 
-    `timeout` is in seconds. Raises what `DistributedGroup` raises.
+    `timeout` is in seconds. Raises the errors of `DistributedGroup`.
     """
     group = DistributedGroup(device, timeout) if environment.is_distributed() else SingleProcess()
     try:
@@ -293,9 +293,9 @@ def process_group(device: torch.device, timeout: float) -> Iterator[SingleProces
 
 
 def device_of_rank(device: torch.device) -> torch.device:
-    """Return `device`; for one of several ranks on GPUs, the GPU of its own.
+    """Return the device of this rank: a GPU of its own if there are several ranks on GPUs, otherwise `device`.
 
-    Raises BackendError where this machine has more ranks than GPUs.
+    Raises BackendError if this machine has more ranks than GPUs.
     """
     if device.type != "cuda" or not environment.is_distributed():
         return device

@@ -1,1 +1,1 @@
-"""Training: loss, learning rate, the loop over epochs, what is written of a run."""
+"""Training: loss, learning rate, training loop, checkpoints and results of a run."""

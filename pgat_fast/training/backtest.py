@@ -1,8 +1,8 @@
-"""Rolling-origin backtest: the same run from several points in time, each trained on what was known then.
+"""Rolling-origin backtest: the same run from several points in time, each trained on the data known then.
 
-The windows of one test split overlap and come from one stretch of the market, so they say little. Here the test split
-moves back in time, block by block, and a new model is trained before each (Tashman, Out-of-sample tests of forecasting
-accuracy, 2000; Hyndman & Athanasopoulos, Forecasting: Principles and Practice, section 5.10).
+The windows of one test split overlap and cover one period of the market, so they are weak evidence. A backtest moves
+the test split back in time, block by block, and trains a new model before each block (Tashman, Out-of-sample tests of
+forecasting accuracy, 2000; Hyndman & Athanasopoulos, Forecasting: Principles and Practice, section 5.10).
 """
 
 import json
@@ -33,17 +33,18 @@ def backtest(
 ) -> pd.DataFrame:
     """Train and test from `origins` points in time; the newest has the test split of `config`.
 
-    The test splits lie one behind the other, `data.test_length` rows each, without overlap. Each training is a whole
-    run in `folder` (`origin-01` is the newest). One that is there already is not done again, one that was stopped is
-    gone on with: call again after an interruption. What `summarize` makes of it is written to `backtest.json` there.
+    The test splits are consecutive blocks of `data.test_length` rows without overlap. Each training is a whole run in
+    `folder` (`origin-01` is the newest). Finished runs are kept and stopped ones are resumed, so a second call
+    continues an interrupted backtest. The rows and the result of `summarize` are written to `backtest.json` in
+    `folder`.
 
     Returns:
         A row for each origin: its test days and, in units of the scaled targets, the mean squared error of the model
         and of each naive baseline, and the skill.
 
     Raises:
-        DataError: the file is too short for so many origins; nothing was trained.
-        ConfigError: another backtest is in `folder`.
+        DataError: the file is too short for this number of origins; nothing was trained.
+        ConfigError: `folder` contains another backtest.
     """
     if origins < 1:
         raise ConfigError(f"{origins} origins: choose 1 or more")
@@ -60,7 +61,7 @@ def backtest(
 
 
 def origin_config(config: Config, folder: Path, number: int) -> Config:
-    """The configuration of the run from origin `number` (from 0, the newest)."""
+    """Return the configuration of the run from origin `number` (from 0, the newest)."""
     skip = config.data.skip_last + number * config.data.test_length
     return load_config(
         config,
@@ -74,11 +75,11 @@ def origin_config(config: Config, folder: Path, number: int) -> Config:
 
 
 def summarize(table: pd.DataFrame) -> dict[str, Any]:
-    """Skill against each baseline over all origins.
+    """Return the skill against each baseline over all origins.
 
-    `pooled` is 1 - sum of the model's MSE / sum of the baseline's. `mean` and `standard_error` are those of the
-    origins' own skills, None where there are too few; `positive` counts the origins where the model was better.
-    Origins whose errors are not finite are `left_out`.
+    `pooled` is 1 - sum of the model's MSE / sum of the baseline's MSE. `mean` and `standard_error` are those of the
+    skills of single origins, None if there are too few; `positive` counts the origins where the model was better, and
+    `left_out` those whose errors are not finite.
     """
     summary: dict[str, Any] = {}
     for column in table.columns:
@@ -100,7 +101,7 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _check_rows(config: Config, origins: int) -> str:
-    """Find out before any training that the oldest origin has rows enough; returns the sha256 of the data file."""
+    """Check before any training that the oldest origin has enough rows; return the sha256 of the data file."""
 
     def load(number: int) -> str:
         data = config.data.model_copy(update={"skip_last": config.data.skip_last + number * config.data.test_length})
@@ -118,7 +119,7 @@ def _check_rows(config: Config, origins: int) -> str:
 
 
 def _finished(run: Config, sha256: str) -> dict[str, Any] | None:
-    """The results of the origin where it is finished. Raises ConfigError where another backtest is there."""
+    """Return the results of a finished origin, otherwise None. Raise ConfigError if another backtest is there."""
     folder = Path(run.run.output) / run.run.name
     if not (folder / "config.yaml").is_file():
         return None
@@ -137,7 +138,7 @@ def _finished(run: Config, sha256: str) -> dict[str, Any] | None:
 def _train(run: Config, stop: Stop | None, progress: bool) -> dict[str, Any]:
     folder = Path(run.run.output) / run.run.name
     resume = folder if list_checkpoints(folder / CHECKPOINTS) else None
-    if resume is None and folder.exists():  # stopped before its first checkpoint: there is nothing in it
+    if resume is None and folder.exists():  # stopped before its first checkpoint: nothing to resume
         with locked(folder):
             shutil.rmtree(folder)
     _, results = train(run, resume=resume, stop=stop, progress=progress)

@@ -1,18 +1,18 @@
-"""The checklist of success: what a run has to show before anybody should believe in it."""
+"""Checklist of success: what a run must show before its results are trusted."""
 
 from typing import Any
 
 MEMORY_BAR_GIB = 6.0
-"""Where the configuration sets no limit: what production may use."""
+"""Limit if the configuration sets none: what production may use."""
 
 RMSE_BAR = 1.0
-"""Scaled targets have standard deviation 1 over the training rows: forecasting their mean costs about as much."""
+"""Scaled targets have standard deviation 1 over the training rows, so forecasting their mean has about this RMSE."""
 
 
 def checklist(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """`{check, passed, figure}` for each thing that a finished run should be able to say yes to.
+    """Return `{check, passed, figure}` for each check that a finished run should pass.
 
-    `results`: what `results.json` will hold, but for its own checklist.
+    `results` is the content of `results.json` without the checklist.
     """
     epochs, asked = results["epochs"], results["config"]["training"]["epochs"]
     complete = sum(epoch["complete"] for epoch in epochs)
@@ -52,14 +52,14 @@ def checklist(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def checklist_text(lines: list[dict[str, Any]]) -> str:
-    """The checklist as a few lines of text."""
+    """Return the checklist as text, one line per check."""
     return "\n".join(f"  {'yes' if line['passed'] else 'NO ':<4} {line['check']}: {line['figure']}" for line in lines)
 
 
 def _memory(memory: dict[str, float | None]) -> tuple[bool, str]:
-    """Whether the peaks lie under their limits, and the figures.
+    """Return whether the peaks are below their limits, and the figures.
 
-    `MEMORY_BAR_GIB` stands in for a limit that is not set: on the device where there is one, else of the process.
+    `MEMORY_BAR_GIB` replaces a limit that is not set: that of the device if there is one, otherwise of the process.
     """
     device = memory.get("peak_device_gib") is not None
     passed, figures = True, []

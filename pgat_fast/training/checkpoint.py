@@ -1,9 +1,9 @@
-"""Checkpoints: folders that are there whole or not at all, and that are never read unverified.
+"""Checkpoints: folders that are written atomically and verified before they are read.
 
-`checkpoints/epoch-0001-step-00000180/` holds `model.safetensors` (weights), `training.pt` (all else that a run needs to
-go on) and `manifest.json` (what it is about, and the sha256 of everything). A new one is written under a temporary
-name, synced to disk and renamed. Other names that occur beside them: `.NAME.PID.tmp` (being written, or left by a
-killed process), `NAME.previous` (a good one while another is put in its place), `NAME.damaged-1` (set aside).
+`checkpoints/epoch-0001-step-00000180/` contains `model.safetensors` (weights), `training.pt` (all other state needed to
+resume) and `manifest.json` (metadata, and the sha256 of all files). A new checkpoint is written under a temporary name,
+synced to disk and renamed. Other names in the same folder are `.NAME.PID.tmp` (being written, or left by a killed
+process), `NAME.previous` (a good checkpoint while another one replaces it) and `NAME.damaged-1` (set aside).
 """
 
 import logging
@@ -41,12 +41,12 @@ _PREVIOUS: Final = ".previous"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
-        weights: parameter name of ours -> tensor, on the CPU.
-        training: nested dicts, lists and tuples of tensors and plain Python values; empty where training starts from
-            these weights (an imported checkpoint), and where it was not asked for.
+        weights: parameter name in the layout of this package -> tensor, on the CPU.
+        training: nested dicts, lists and tuples of tensors and plain Python values; empty if training starts from these
+            weights (an imported checkpoint) or if it was not read.
         about: plain JSON: config, epoch, step, best, validation_loss, input_scaler, target_scaler, data, versions,
             backend. `best` is the name of the checkpoint with the best validation loss so far, or None.
     """
@@ -60,13 +60,13 @@ class Checkpoint:
 
 
 def save_checkpoint(root: Path, name: str, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` to `root / name`, where it appears whole and synced to disk; returns that path.
+    """Write `checkpoint` to `root / name`, where it appears complete and synced to disk; return that path.
 
-    A good checkpoint that is there already is replaced, or left where it is the same; until the new one is in place
-    it can be read. A damaged one is set aside as `NAME.damaged-N`.
+    An existing good checkpoint is replaced, or kept if it is identical; it stays readable until the new one is in
+    place. An existing damaged one is set aside as `NAME.damaged-N`.
 
-    Raises CheckpointError, which names the file or the key, where something cannot be stored or written; then nothing
-    of it is left, and all other checkpoints are as they were.
+    Raises CheckpointError, which names the file or the key, if something cannot be stored or written. Then no part of
+    the new checkpoint remains, and all others are unchanged.
     """
     target = root / name
     if not NAME.fullmatch(name):
@@ -79,7 +79,7 @@ def save_checkpoint(root: Path, name: str, checkpoint: Checkpoint) -> Path:
         contents[MANIFEST] = encode_manifest(checkpoint.about, contents)
     except MemoryError:
         raise
-    except Exception as error:  # besides our own, those of torch and safetensors for kinds of tensors they cannot write
+    except Exception as error:  # also errors of torch and safetensors for tensors that they cannot write
         raise CheckpointError(f"{target}: cannot be stored: {error}") from error
     temporary = temporary_name(target)
     try:
@@ -106,7 +106,7 @@ def save_checkpoint(root: Path, name: str, checkpoint: Checkpoint) -> Path:
 
 
 def _put_in_place(temporary: Path, target: Path, good: bool) -> None:
-    """Rename `temporary` to `target`. `good`: a checkpoint that is whole is there, and stays until that is done."""
+    """Rename `temporary` to `target`. With `good`, an intact checkpoint is there and stays readable until then."""
     previous = target.with_name(target.name + _PREVIOUS)
     done: list[tuple[Path, Path]] = []
 
@@ -143,11 +143,11 @@ def _set_aside(damaged: Path) -> Path:
 
 
 def read_checkpoint(path: Path, *, training: bool = True) -> Checkpoint:
-    """Read the checkpoint in the folder `path`, every file verified before it is parsed.
+    """Read the checkpoint in the folder `path`. Every file is verified before it is parsed.
 
     Without `training`, `training.pt` is neither read nor verified, and the checkpoint's `training` is empty.
 
-    Raises CheckpointError, which names the file, where it is missing, damaged, of a newer version or hostile.
+    Raises CheckpointError, which names the file, if a file is missing, damaged, of a newer version or hostile.
     """
     path = _present(path)
     try:
@@ -161,7 +161,7 @@ def read_checkpoint(path: Path, *, training: bool = True) -> Checkpoint:
 
 
 def verify_checkpoint(path: Path) -> list[str]:
-    """The faults of the checkpoint in the folder `path`, each with the file that has it; empty where it is good."""
+    """Return the faults of the checkpoint in the folder `path`, each with its file; an empty list if it is good."""
     return _faults(_present(path))
 
 
@@ -180,9 +180,9 @@ def _faults(path: Path) -> list[str]:
 
 
 def load_weights(model: nn.Module, path: Path) -> Checkpoint:
-    """Put the weights of the checkpoint in the folder `path` into `model`; returns it without its training state.
+    """Load the weights of the checkpoint in the folder `path` into `model`; return it without its training state.
 
-    Raises CheckpointError where it cannot be read, or does not fit the model.
+    Raises CheckpointError if it cannot be read or does not fit the model.
     """
     checkpoint = read_checkpoint(path, training=False)
     fit_weights(model, path, checkpoint)
@@ -190,7 +190,7 @@ def load_weights(model: nn.Module, path: Path) -> Checkpoint:
 
 
 def fit_weights(model: nn.Module, path: Path, checkpoint: Checkpoint) -> None:
-    """Put the weights of `checkpoint`, read from `path`, into `model`. Raises CheckpointError where they do not fit."""
+    """Load the weights of `checkpoint`, read from `path`, into `model`. Raise CheckpointError if they do not fit."""
     try:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
@@ -200,7 +200,7 @@ def fit_weights(model: nn.Module, path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _present(path: Path) -> Path:
-    """`path`, or its predecessor where a process was killed while it put another in its place."""
+    """Return `path`, or its predecessor if a process was killed while it replaced the checkpoint."""
     previous = path.with_name(path.name + _PREVIOUS)
     return previous if not os.path.lexists(path) and os.path.lexists(previous) else path
 
@@ -209,7 +209,7 @@ def _present(path: Path) -> Path:
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """The folders in `root` that have all files of a checkpoint, oldest first; their content is not looked at."""
+    """Return the folders in `root` that have all files of a checkpoint, oldest first. Does not read the files."""
     return [
         path
         for path in find_checkpoints(root)
@@ -218,7 +218,7 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 def find_checkpoints(root: Path) -> list[Path]:
-    """Everything in `root` that has the name of a checkpoint, whatever its state, oldest first."""
+    """Return all paths in `root` that are named like a checkpoint, whatever their state, oldest first."""
     names = {path.name for path in root.iterdir()} if root.is_dir() else set()
     found = [name for name in names if NAME.fullmatch(name)]
     stems = {name.removesuffix(_PREVIOUS) for name in names if name.endswith(_PREVIOUS)}
@@ -231,9 +231,9 @@ def _age(name: str) -> tuple[list[int], str]:
 
 
 def newest_good(root: Path, *, training: bool = True) -> tuple[Path, Checkpoint] | None:
-    """The newest checkpoint in `root` that can be read, and what it holds; None where there is none.
+    """Return the path and content of the newest readable checkpoint in `root`; None if there is none.
 
-    Every damaged one before it is named in a warning. `training` as for `read_checkpoint`.
+    Logs a warning for each newer one that is damaged. `training` is as for `read_checkpoint`.
     """
     for path in reversed(find_checkpoints(root)):
         try:
@@ -244,12 +244,12 @@ def newest_good(root: Path, *, training: bool = True) -> tuple[Path, Checkpoint]
 
 
 def choose_checkpoint(root: Path, which: str) -> tuple[Path, Checkpoint] | None:
-    """The checkpoint in `root` that is called `which`, without its training state.
+    """Return the path and content, without its training state, of the checkpoint `which` in `root`.
 
-    `latest` is the newest that can be read, `best` the one that it names as the best, or itself, with a warning, where
-    no epoch has been validated yet; None where none can be read. Anything else is the name of one.
+    `latest` is the newest readable checkpoint. `best` is the one that it names as the best; if no epoch has been
+    validated yet, the newest itself, with a warning. Both are None if none is readable. Any other value is a name.
 
-    Raises CheckpointError where the one that is meant cannot be read.
+    Raises CheckpointError if the chosen checkpoint cannot be read.
     """
     if which not in ("best", "latest"):
         return root / which, read_checkpoint(root / which, training=False)
@@ -265,12 +265,10 @@ def choose_checkpoint(root: Path, which: str) -> tuple[Path, Checkpoint] | None:
 
 
 def prune(root: Path, keep: int, also: Iterable[str | None] = ()) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints, those that one of these names as the best, and those named `also`.
+    """Remove all checkpoints but the newest `keep`, those that these name as the best, and those named in `also`.
 
-    Returns the removed.
-
-    A checkpoint whose manifest cannot be read or whose files have other sizes is left alone, and does not count.
-    What cannot be removed is named in a warning.
+    Checkpoints with an unreadable manifest or files of wrong size are kept and not counted. A warning names
+    checkpoints that cannot be removed. Returns the removed paths.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}: at least 1 checkpoint must stay")
@@ -281,7 +279,7 @@ def prune(root: Path, keep: int, also: Iterable[str | None] = ()) -> list[Path]:
     for path in abouts:
         if path in newest or path.name.removesuffix(_PREVIOUS) in best:
             continue
-        # Renamed first: a kill on the way must not leave half a checkpoint under its name.
+        # Rename first: a kill during the removal must not leave a partial checkpoint under this name.
         temporary = temporary_name(path)
         try:
             os.rename(path, temporary)
@@ -294,7 +292,7 @@ def prune(root: Path, keep: int, also: Iterable[str | None] = ()) -> list[Path]:
 
 
 def _quick_look(path: Path) -> dict[str, Any] | None:
-    """What the checkpoint is about; None where its manifest or the size of a file is wrong."""
+    """Return the metadata of the checkpoint; None if its manifest or the size of a file is wrong."""
     try:
         manifest = read_manifest(path)
         sizes_fit = all((path / name).lstat().st_size == file.bytes for name, file in manifest.files.items())
@@ -304,11 +302,11 @@ def _quick_look(path: Path) -> dict[str, Any] | None:
 
 
 def remove_orphans(root: Path) -> list[Path]:
-    """Remove what killed processes of this machine left in `root` and, where it is `checkpoints`, in its run folder.
+    """Remove leftovers of killed processes of this machine from `root` and, if it is `checkpoints`, its run folder.
 
-    That is `.NAME.PID.tmp`, files and folders, where the process PID has ended or began after they were written. A
-    good checkpoint that was being replaced gets its name back. Returns what was removed; what cannot be removed is
-    named in a warning.
+    These are files and folders `.NAME.PID.tmp` whose process PID has ended or began after they were written. A good
+    checkpoint that was being replaced gets its name back. Returns the removed paths; a warning names those that cannot
+    be removed.
     """
     removed = []
     for folder in (root, root.parent) if root.name == CHECKPOINTS else (root,):

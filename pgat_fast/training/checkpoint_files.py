@@ -1,4 +1,4 @@
-"""The files of a checkpoint, one by one: written and synced, read once, verified, then parsed from what was read."""
+"""Files of a checkpoint: written and synced, read once, verified, then parsed from the bytes that were read."""
 
 import errno
 import hashlib
@@ -34,11 +34,11 @@ T = TypeVar("T")
 
 _LARGEST_HEADER: Final = 16 * 2**20
 _SPARE: Final = 2**16
-"""Bytes to leave free: folders and names take room too."""
+"""Bytes to leave free, since folders and names take space too."""
 
 
 def dump_weights(weights: dict[str, Tensor]) -> bytes:
-    """As safetensors, which puts them into an order of its own; each gets memory of its own, as the format demands."""
+    """Return `weights` as safetensors. The format sets their order and forbids shared memory, which is copied."""
     owned: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in weights.items():
@@ -48,27 +48,27 @@ def dump_weights(weights: dict[str, Tensor]) -> bytes:
         memory = tensor.untyped_storage().data_ptr()
         owned[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
-    # safetensors copies each tensor, then all, and panics in Rust where memory runs out: raise MemoryError before.
+    # safetensors copies each tensor, then all, and panics in Rust if memory runs out: raise MemoryError first.
     bytes(2 * sum(tensor.nbytes for tensor in owned.values()))
-    return save(owned, {"format": "pt"})  # the metadata by which other tools know whose tensors these are
+    return save(owned, {"format": "pt"})  # metadata by which other tools recognise PyTorch tensors
 
 
 def make_root(root: Path) -> None:
-    """Make the folder `root` where it is missing, so that it survives a power cut."""
+    """Make the folder `root` if it is missing, and sync its parent so that it survives a power cut."""
     if not root.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         sync_directory(root.parent)
 
 
 def check_space(root: Path, needed: int) -> None:
-    """Raise OSError where the disk of `root` has not `needed` bytes left."""
+    """Raise OSError if the disk of `root` has fewer than `needed + _SPARE` bytes free."""
     free = shutil.disk_usage(root).free
     if needed + _SPARE > free:
         raise OSError(errno.ENOSPC, f"{needed + _SPARE:,} bytes are needed, {free:,} are free", str(root))
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write and sync a file that must not exist. Every error names it."""
+    """Write and sync a file that must not exist. Every error names the file."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -84,7 +84,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the checkpoint in the folder `path`. Raises CheckpointError with the file, as the next two do."""
+    """Return the manifest of the checkpoint in the folder `path`. Raise CheckpointError, which names the file."""
     try:
         mode = os.lstat(path).st_mode
     except OSError as error:
@@ -96,12 +96,12 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def read_weights(path: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The tensors of `model.safetensors`, which must be as `manifest` says."""
+    """Return the tensors of `model.safetensors`. Raise CheckpointError unless the file matches `manifest`."""
     return _parsed(path / WEIGHTS, parse_weights, _read_verified(path, WEIGHTS, manifest))
 
 
 def read_training(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """The content of `training.pt`, which must be as `manifest` says."""
+    """Return the content of `training.pt`. Raise CheckpointError unless the file matches `manifest`."""
 
     def parse(raw: bytes) -> dict[str, Any]:
         content = plain_tree(load_plain(raw), "training")
@@ -120,16 +120,16 @@ def _parsed(path: Path, parse: Callable[[bytes], T], raw: bytes) -> T:
 
 
 def parse_weights(raw: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError, without the name of the file, where it is none."""
+    """Return the tensors of a safetensors file. Raise CheckpointError, without the name of the file, if invalid."""
     header = int.from_bytes(raw[:8], "little")
     if header > min(_LARGEST_HEADER, len(raw)):
         raise CheckpointError(f"no safetensors file: its header claims {header:,} bytes")
     try:
-        strict_json(raw[8 : 8 + header])  # the parser takes the last one of two tensors with one name
+        strict_json(raw[8 : 8 + header])  # the parser accepts a duplicate name and keeps the last tensor
         return load(raw)
     except (MemoryError, CheckpointError):
         raise
-    except Exception as error:  # the parser's own errors, and those of torch for types and shapes
+    except Exception as error:  # the parser's own errors, and errors of torch for types and shapes
         raise CheckpointError(f"damaged, or no safetensors file: {str(error)[:200]}") from error
 
 
@@ -142,8 +142,8 @@ def _read_verified(path: Path, name: str, manifest: Manifest) -> bytes:
 
 
 def read_file(path: Path, limit: int, size: int | None = None, follow_links: bool = False) -> bytes:
-    """The content of a plain file of `size` bytes, or up to `limit`. Raises CheckpointError where it is none."""
-    # NONBLOCK: a pipe in the place of the file must not hold us up.
+    """Return the content of a plain file of `size` bytes, or of at most `limit`; raise CheckpointError otherwise."""
+    # O_NONBLOCK: a pipe in place of the file must not block.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if not follow_links:
         flags |= getattr(os, "O_NOFOLLOW", 0)
@@ -167,7 +167,7 @@ def read_file(path: Path, limit: int, size: int | None = None, follow_links: boo
 
 
 def exists(path: Path) -> bool:
-    """Whether something is at `path`, be it a link to nowhere. Raises OSError where that cannot be seen."""
+    """Return whether `path` exists, even as a broken link. Raise OSError if that cannot be determined."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -176,7 +176,7 @@ def exists(path: Path) -> bool:
 
 
 def remove_or_warn(path: Path) -> bool:
-    """Remove the file, link or folder at `path`, if there is one; returns whether there was, and it is gone."""
+    """Remove the file, link or folder at `path`; return whether it existed and was removed. Warn on failure."""
     try:
         if not exists(path):
             return False

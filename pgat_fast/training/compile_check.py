@@ -1,9 +1,9 @@
-"""Compare the first compiled training step with an eager one: a compiler can be wrong without a word.
+"""Comparison of the first compiled training step with an eager one, since a compiler can be wrong without an error.
 
-Inductor of torch 2.13.0, for one, gets the gradients of embedding tables wrong by more than their size where a batch is
-one window and the whole model is compiled. The check costs one eager step a process. Only where the gradients differ by
-more than float rounding usually makes of it are three more eager steps taken, with weights and inputs moved by one unit
-in the last place: how far those move the gradients is what rounding can explain (`pgat_kernels.conditioning`).
+For example, Inductor of torch 2.13.0 computes gradients of embedding tables with errors larger than the gradients if a
+batch is one window and the whole model is compiled. The check costs one eager step per process. Only if the gradients
+differ by more than float rounding usually causes are three more eager steps taken, with weights and inputs moved by one
+unit in the last place: the change of the gradients is what rounding can explain (`pgat_kernels.conditioning`).
 """
 
 import logging
@@ -31,32 +31,32 @@ from pgat_kernels.conditioning import SPREADS, moved_by_rounding, relative_error
 logger = logging.getLogger(__name__)
 
 USUAL: Final[dict[torch.dtype, float]] = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
-"""Dtype of the products -> relative error of a gradient up to which nothing more is asked.
+"""Dtype of the products -> relative error of a gradient up to which no further check is made.
 
-The production models differ by at most 2e-4 in float32 between compiled and eager; a wrong program is off by the size
-of the gradient. In between, the condition of the case decides: twice `SPREADS` spreads are allowed beyond this, since
-both programs round.
+Compiled and eager gradients of the production models differ by at most 2e-4 in float32; the error of a wrong program is
+as large as the gradient. In between, the conditioning of the case decides: twice `SPREADS` spreads are allowed beyond
+this, since both programs round.
 """
 DRAWS: Final = 3
-"""Eager steps with moved weights and inputs."""
+"""Number of eager steps with moved weights and inputs."""
 MOST_NAMES: Final = 10
-"""Parameters that a message names."""
+"""Largest number of parameters that a message names."""
 
 
 @dataclass(frozen=True)
 class CompileCheck:
-    """What came out.
+    """Result of the comparison.
 
     Attributes:
-        regions: what was compiled.
-        fault: None, or why the compiled step cannot be used.
-        losses: as `OptimizerStep.accumulate` returns them; the gradients of the step belong to them.
-        worst_error: the largest relative error of a parameter's gradient, compiled against eager; None where nothing
-            could be compared: the compiler failed, or the eager gradients are not finite.
-        bound: what was allowed for that parameter.
-        parameter: its name.
-        wrong: all parameters beyond their bound.
-        eager_seconds, compiled_seconds: of the two steps; the compiled one compiles.
+        regions: compiled regions.
+        fault: reason why the compiled step cannot be used; None if it can.
+        losses: sum of losses returned by `OptimizerStep.accumulate` for the gradients that the step has now.
+        worst_error: largest relative error of a parameter's gradient, compiled against eager; None if nothing could be
+            compared because the compiler failed or the eager gradients are not finite.
+        bound: error that was allowed for that parameter.
+        parameter: name of that parameter.
+        wrong: names of all parameters beyond their bound.
+        eager_seconds, compiled_seconds: durations of the two steps; the compiled one includes compilation.
     """
 
     regions: Regions
@@ -70,9 +70,9 @@ class CompileCheck:
     compiled_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON, without the losses; of the wrong parameters at most `MOST_NAMES`.
+        """Return the result as plain JSON, without the losses and with at most `MOST_NAMES` wrong parameters.
 
-        An infinite error is None there, as everything is that JSON cannot hold.
+        Values that JSON cannot represent, such as an infinite error, become None.
         """
         values = {name: value for name, value in vars(self).items() if name != "losses"}
         plain: dict[str, Any] = to_plain(values | {"wrong": self.wrong[:MOST_NAMES]})
@@ -80,11 +80,11 @@ class CompileCheck:
 
     @property
     def undecided(self) -> bool:
-        """Whether the eager gradients were not finite, so that another step has to be compared."""
+        """Whether the eager gradients were not finite, so that another step must be compared."""
         return self.fault is None and self.worst_error is None
 
     def text(self) -> str:
-        """Return one line about it."""
+        """Return a summary in one line."""
         if self.fault is not None:
             return f"compiled training ({self.regions}) cannot be used: {self.fault}"
         if self.undecided:
@@ -98,14 +98,14 @@ class CompileCheck:
 def check_compiled_step(
     step: OptimizerStep, batches: Sequence[Callable[[], Batch]], weight: float, check_stop: Callable[[], None]
 ) -> CompileCheck:
-    """Compute the gradients of a step eagerly and compiled, with the same random state.
+    """Compute the gradients of a step eagerly and compiled, with the same random state, and compare them.
 
     Args:
-        step: its model is compiled; afterwards it is not any more where there is a fault. Its gradients are then those
-            of the compiled step, or of the eager one where there is a fault or nothing could be compared.
+        step: its model is compiled; compilation is undone if there is a fault. Afterwards, its gradients are those of
+            the compiled step, or of the eager one if there is a fault or nothing could be compared.
         batches, weight: see `OptimizerStep.accumulate`.
-        check_stop: raises where the run was asked to stop; called when the compiler fails, since an interrupt from a
-            terminal reaches the C++ compiler too.
+        check_stop: raises if the run was asked to stop; called when the compiler fails, since an interrupt from a
+            terminal also reaches the C++ compiler.
     """
     regions = compiled_regions_of(step.model)
     names = [name for name, parameter in step.model.named_parameters() if parameter.requires_grad]
@@ -120,7 +120,7 @@ def check_compiled_step(
     def go_on_eagerly(
         fault: str | None, wrong: Sequence[str] = (), error: float | None = None, bound: float | None = None
     ) -> CompileCheck:
-        """Go on as if this had been an eager step all along."""
+        """Continue as if the step had been eager from the start."""
         if fault is not None:
             undo_compilation(step.model)
         step.set_gradients(expected)
@@ -193,7 +193,7 @@ def _spread(
     generators: dict[str, Any],
     dtype: torch.dtype,
 ) -> list[float]:
-    """Return how far eager gradients move with weights and inputs, by rounding in `dtype`; the worst of `DRAWS`."""
+    """Return how far eager gradients move if rounding in `dtype` moves weights and inputs: the worst of `DRAWS`."""
     moves = torch.Generator().manual_seed(0)
     originals = [parameter.detach().clone() for parameter in step.parameters]
     reference = _or_zeros(step, expected)
@@ -204,7 +204,7 @@ def _spread(
 
     def move(load: Callable[[], Batch]) -> Batch:
         batch = load()
-        # Not the calendar marks: they are read as whole numbers, which a unit in the last place can change.
+        # Calendar marks stay: they are read as integers, which a unit in the last place can change.
         return batch._replace(x_enc=moved(batch.x_enc), x_dec=moved(batch.x_dec))
 
     try:
@@ -228,7 +228,7 @@ def _copies(step: OptimizerStep) -> list[Tensor | None]:
 
 
 def _gradients(step: OptimizerStep) -> list[Tensor]:
-    """Return the gradients; compiled code hands out zeros where autograd hands out nothing."""
+    """Return the gradients, with zeros for missing ones: compiled code returns zeros where autograd returns None."""
     return _or_zeros(step, [parameter.grad for parameter in step.parameters])
 
 
@@ -240,12 +240,12 @@ def _or_zeros(step: OptimizerStep, gradients: Sequence[Tensor | None]) -> list[T
 
 
 def _any(step: OptimizerStep, flags: Iterable[bool]) -> bool:
-    """Return whether a flag is set in any rank."""
+    """Return whether a flag is set on any rank."""
     return any(step.group.all_gather(any(flags)))
 
 
 def _wait_for_stop(check_stop: Callable[[], None]) -> None:
-    """Give a signal that ended the C++ compiler time to arrive here; raise what `check_stop` raises."""
+    """Give a signal that ended the C++ compiler time to reach this process; raise what `check_stop` raises."""
     for _ in range(20):
         check_stop()
         time.sleep(0.1)

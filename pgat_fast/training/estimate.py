@@ -1,4 +1,4 @@
-"""How long a run would take, and its compilation: estimated on this machine, before `run.compile=auto` decides."""
+"""Estimated durations of a run and of its compilation on this machine, used by `run.compile=auto`."""
 
 import hashlib
 import json
@@ -16,19 +16,19 @@ from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, products_in
 
 STEP_BY_FORWARD: Final = {"kept": 2.4, "recomputed": 3.0}
-"""Seconds of a training step / seconds of its forward pass, on a CPU: where operators keep what the backward pass
-needs, and where they compute it again. Medians on two cores with AVX2: 2.24 and 2.98 (quickstart), 2.53 and 3.03
-(production, batched)."""
+"""Seconds of a training step / seconds of its forward pass, on a CPU, if operators keep what the backward pass needs
+and if they recompute it. Medians on two cores with AVX2: 2.24 and 2.98 (quickstart), 2.53 and 3.03 (production,
+batched)."""
 
 WARM: Final = 0.15
-"""Seconds of compiling with a warm cache / with an empty one: 2.6 / 21 with the quickstart, 5.2 / 24 with the batched
+"""Seconds of compilation with a warm cache / with an empty one: 2.6 / 21 with the quickstart, 5.2 / 24 with the batched
 production model (`bench/results/fast_step_*_zen3.json`)."""
 
 MANY: Final = 50
-"""Steps of a run from which a forward pass is timed before it begins: about a hundredth of the run."""
+"""Smallest number of steps of a run for which a forward pass is timed first: about a hundredth of the run."""
 
 SHORT: Final = 1.0
-"""Seconds of a forward pass below which it is taken three times: the first ones set up libraries and memory."""
+"""Seconds of a forward pass below which up to three are timed, since the first ones set up libraries and memory."""
 
 
 def measure_batch_seconds(
@@ -38,16 +38,16 @@ def measure_batch_seconds(
     device: torch.device,
     check_stop: Callable[[], None] = lambda: None,
 ) -> float:
-    """Return about the seconds that forward and backward pass of a batch take eagerly, from its forward pass.
+    """Return the approximate seconds of an eager forward and backward pass of a batch, from its forward pass.
 
-    Changes nothing: torch's generator of random numbers is put back.
+    torch's random number generator is restored.
 
     Args:
         model: in training mode, not compiled.
-        inputs: of the model, of a whole batch.
-        precision: of the products.
-        device: where the model is, a CPU.
-        check_stop: raises where the run was asked to stop.
+        inputs: inputs of the model for a whole batch.
+        precision: precision of the products.
+        device: device of the model, a CPU.
+        check_stop: raises if the run was asked to stop.
     """
     seconds: list[float] = []
     with torch.random.fork_rng(devices=[]):
@@ -61,9 +61,10 @@ def measure_batch_seconds(
 
 
 def expected_compile_seconds(cache: CompileCache | None, program: str, device: torch.device) -> float:
-    """Return the seconds that compiling takes, about: as the last time, where `program` is in the cache.
+    """Return the approximate seconds of compilation: those of the last time if `program` is in the cache.
 
-    Otherwise as much as others of its kind took here the first time, at most; without any, `COMPILE_SECONDS`.
+    Otherwise the longest first compilation of a program of the same kind on this machine, or `COMPILE_SECONDS` if there
+    is none.
     """
     known = {} if cache is None else cache.seconds()
     if program in known:
@@ -74,12 +75,12 @@ def expected_compile_seconds(cache: CompileCache | None, program: str, device: t
 
 
 def _kind(program: str) -> str:
-    """Device, and whether all of the model is compiled: what takes seconds or minutes."""
+    """Return device and compiled regions, which decide whether compilation takes seconds or minutes."""
     return program.rpartition("-")[0]
 
 
 def program_key(config: Config, device: torch.device) -> str:
-    """Return what the compiled code of a run depends on, `DEVICE-REGIONS-HASH`: equal for runs that share all of it."""
+    """Return `DEVICE-REGIONS-HASH`, a key of everything that the compiled code of a run depends on."""
     from pgat_fast import __version__
 
     run = config.run.model_dump(mode="json")

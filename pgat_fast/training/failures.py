@@ -1,4 +1,4 @@
-"""What is written down when a step goes wrong: where a NaN comes from, what memory held."""
+"""Reports on failed steps: the source of a NaN, and the use of memory."""
 
 import gc
 import logging
@@ -23,11 +23,11 @@ _SHOWN = 20
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory could not be had: torch raises different classes for GPU and CPU."""
+    """Return whether `error` means that memory ran out. torch raises different classes for GPU and CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    # oneDNN keeps its status to itself; what it has chosen and cannot make fails for want of memory.
+    # oneDNN does not report its status: a primitive that it chose but cannot create failed for lack of memory.
     if isinstance(error, RuntimeError) and text.startswith("could not create a primitive"):
         return not text.startswith("could not create a primitive descriptor")
     return isinstance(error, RuntimeError) and any(
@@ -36,9 +36,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_report(device: torch.device, reading: dict[str, Any], error: str) -> dict[str, Any]:
-    """What memory held when it ran out: the last reading, and on CUDA the allocator's own table.
+    """Return the use of memory when it ran out: the last reading and, on CUDA, the summary of the allocator.
 
-    The number of tensors is None where there is not even memory to count them.
+    The number of tensors is None if there is not enough memory to count them.
     """
     try:
         tensors = sum(issubclass(type(item), Tensor) for item in gc.get_objects())
@@ -53,10 +53,10 @@ def memory_report(device: torch.device, reading: dict[str, Any], error: str) -> 
 def find_nonfinite(
     step: OptimizerStep, windows: Windows, cycle: list[Tensor], dates: Any, generators: dict[str, Any]
 ) -> dict[str, Any]:
-    """Compute the batches of a failed step once more, and say where the first value that is not finite appears.
+    """Compute the batches of a failed step again and report where the first non-finite value appears.
 
-    The weights are those before the step, and `generators` the state that it began with, so that it fails in the same
-    place. Leaves gradients and generators as they were.
+    The weights must be those before the step and `generators` the state at its start, so that it fails in the same
+    place. Gradients and generators are left unchanged.
     """
     parameters = dict(step.model.named_parameters())
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
@@ -96,13 +96,13 @@ def find_nonfinite(
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors with a value that is NaN or infinite."""
+    """Return the names of the tensors that contain NaN or infinite values."""
     return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
 
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[list[str]]:
-    """Collect the names of modules whose output is not finite while their inputs are, in the order of computation."""
+    """Yield a list that gets the name of the first module whose inputs are finite and whose output is not."""
     found: list[str] = []
 
     def look(name: str, inputs: tuple[Any, ...], outputs: Any) -> None:
@@ -129,10 +129,10 @@ def _finite(value: Any) -> bool:
 
 
 def write_report(folder: Path, name: str, content: dict[str, Any]) -> Path:
-    """Write `content` as JSON into `folder`."""
+    """Write `content` as JSON to `folder / name` and return that path. A failure is only logged."""
     path = folder / name
     try:
         write_json(path, content)
-    except OSError as error:  # a full disk must not hide what the report is about
+    except OSError as error:  # a full disk must not hide the reported error
         logger.error("%s cannot be written: %s", path, error)
     return path

@@ -1,4 +1,4 @@
-"""Checkpoints to and from the original layout, the one of the existing model."""
+"""Import and export of checkpoints in the original layout, that of the existing model."""
 
 import io
 import logging
@@ -32,17 +32,17 @@ _TORCH: Final = (".pth", ".pt")
 
 
 def export_checkpoint(path: Path, out: Path, which: str = "best") -> Path:
-    """Write the weights of a run or checkpoint in the original layout; returns the checkpoint that they are of.
+    """Write the weights of a run or checkpoint in the original layout; return the path of the exported checkpoint.
 
     Args:
         path: folder of a run, or of one of its checkpoints.
-        out: `FILE.pth` or `FILE.pt` for `torch.save`, `FILE.safetensors`; replaced where it exists.
-        which: of a run, `best`, `latest` or the name of a checkpoint.
+        out: `FILE.pth` or `FILE.pt` for `torch.save`, or `FILE.safetensors`; an existing file is replaced.
+        which: for a run, `best`, `latest` or the name of a checkpoint.
 
-    What only the original layout has, and its forward pass never reads, gets the values that
-    `compat.to_original_layout` gives it.
+    `compat.to_original_layout` sets the weights that only the original layout has and that its forward pass never
+    reads.
 
-    Raises CheckpointError.
+    Raises CheckpointError if the checkpoint cannot be read or exported, or `out` cannot be written.
     """
     if out.suffix not in (*_TORCH, _SAFETENSORS):
         raise CheckpointError(
@@ -78,19 +78,19 @@ def _choose(path: Path, which: str) -> tuple[Path, Checkpoint]:
 
 
 def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
-    """Make the folder of a run, `out`, with the weights in `file`; returns its one checkpoint.
+    """Make the run folder `out` with the weights in `file`; return the path of its only checkpoint.
 
-    It can be evaluated, predicted with, and trained on (`train --resume`), with a fresh optimizer: its `training` is
-    empty. Columns are scaled by the training rows of the configured data file.
+    The checkpoint can be evaluated, used to predict, and trained further (`train --resume`) with a fresh optimizer,
+    since its `training` is empty. Columns are scaled by the training rows of the configured data file.
 
     Args:
-        file: a state dict in the original layout, from `torch.save` or as safetensors; also within a dict of other
-            things, under `model_state_dict`, `state_dict` or `model`.
-        config: of the model that the weights are for. Its run gets the name and the place of `out`.
+        file: a state dict in the original layout, from `torch.save` or as safetensors; may be nested in a dict under
+            `model_state_dict`, `state_dict` or `model`.
+        config: configuration of the model that the weights are for. Its run gets the name and the place of `out`.
         out: a folder that does not exist or is empty.
 
-    Raises CheckpointError where the file or folder is at fault, ConfigError or DataError where the settings or the
-    data file are; nothing was written then.
+    Raises CheckpointError if the file or folder is at fault, ConfigError or DataError if the settings or the data file
+    are. Then nothing was written.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out}: exists already and is not empty: choose another --out, no run is overwritten")
@@ -119,19 +119,19 @@ def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
 
 
 def _read_original(file: Path, config: Config) -> dict[str, Tensor]:
-    """The weights in `file`, in our layout and float32."""
+    """Return the weights in `file` in the layout of this package, as float32."""
     raw = read_file(file, LARGEST_FILE, follow_links=True)
     try:
         state = parse_weights(raw) if file.suffix == _SAFETENSORS else load_plain(raw)
         weights = from_original_layout(_without_prefixes(_unwrapped(state, file), file), config)
-        # The compat messages speak of what the state is; which file it is from only this place knows.
+        # Messages of `compat` describe the state dict; the name of the file is added below.
         return {name: _as_float32(tensor, name) for name, tensor in weights.items()}
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 
 def _unwrapped(state: Any, file: Path) -> Any:
-    """The state dict within a dict of other things."""
+    """Return the state dict that may be nested in a dict with other content."""
     for _ in _NESTED:
         key = next((key for key in _NESTED if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)), None)
         if key is None:
@@ -142,7 +142,7 @@ def _unwrapped(state: Any, file: Path) -> Any:
 
 
 def _without_prefixes(state: Any, file: Path) -> Any:
-    """`state` without the prefixes that wrappers of a model put before all its names."""
+    """Return `state` without the prefixes that model wrappers add to all names."""
     wrong = [name for name in state if not isinstance(name, str)] if isinstance(state, Mapping) else []
     if wrong:
         raise CheckpointError(f"the state has the key {str(wrong[0])[:80]}, which is no name of a parameter")

@@ -1,6 +1,6 @@
-"""The manifest of a checkpoint: what it is about, and the hash of every file, its own content included.
+"""Manifest of a checkpoint: its metadata, and the hash of every file, including the manifest itself.
 
-The file is JSON in one canonical form, so that any changed byte in it, white space too, is found.
+The file is JSON in one canonical form, so that any changed byte is detected, even in white space.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ TRAINING: Final = "training.pt"
 
 LARGEST_MANIFEST: Final = 4 * 2**20
 LARGEST_FILE: Final = 16 * 2**30
-"""Bytes: far more than the largest model that is trained. A file that claims more is not read."""
+"""Bytes: far more than the largest model needs. A file that claims more is not read."""
 
 NAME: Final = re.compile(r"(?:[A-Za-z0-9]+-)*step-[0-9]{1,18}", re.ASCII)
-"""Names of checkpoints; they order by the number of the step."""
+"""Names of checkpoints, which are ordered by step number."""
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _DEEPEST: Final = 64
@@ -50,7 +50,7 @@ _ABOUT: Final[Mapping[str, tuple[type, ...]]] = {
 
 @dataclass(frozen=True)
 class File:
-    """What a file of the checkpoint must be."""
+    """Expected size and hash of a file of the checkpoint."""
 
     bytes: int
     sha256: str
@@ -58,20 +58,20 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest that has been read and is whole."""
+    """A manifest that has been read and verified."""
 
     files: dict[str, File]
     about: dict[str, Any]
 
     def same_content(self, other: "Manifest") -> bool:
-        """Whether both are of equal checkpoints, whenever these were made."""
+        """Return whether both describe equal checkpoints, regardless of when these were made."""
         return self.files == other.files and self.about == other.about
 
 
 def encode_manifest(about: dict[str, Any], contents: Mapping[str, bytes]) -> bytes:
-    """The bytes of a manifest for files with these `contents`.
+    """Return the bytes of a manifest for files with these `contents`.
 
-    Raises CheckpointError, which names the key, where `about` is not plain JSON or a known key has a wrong type.
+    Raises CheckpointError, which names the key, if `about` is not plain JSON or a known key has a wrong type.
     """
     _check_json(about, "about")
     _check_about(about)
@@ -91,7 +91,7 @@ def encode_manifest(about: dict[str, Any], contents: Mapping[str, bytes]) -> byt
 
 
 def decode_manifest(raw: bytes) -> Manifest:
-    """Read what `encode_manifest` made. Raises CheckpointError, without the name of the file, for anything else."""
+    """Parse the output of `encode_manifest`. Raise CheckpointError, without the name of the file, for anything else."""
     content = _parse(raw)
     if content.get("format") != FORMAT:
         raise CheckpointError(f"no manifest of a checkpoint: format is not {FORMAT!r}")
@@ -109,7 +109,7 @@ def decode_manifest(raw: bytes) -> Manifest:
         canonical = _encode(content)
         digest = content.pop("sha256")
         whole = canonical == raw and digest == hashlib.sha256(_encode(content)).hexdigest()
-    except ValueError as error:  # a number that JSON cannot hold, such as 1e999
+    except ValueError as error:  # a number that JSON cannot represent, such as 1e999
         raise CheckpointError(f"damaged: {error}") from error
     if not whole:
         raise CheckpointError("damaged: its content does not match its own sha256")
@@ -125,7 +125,7 @@ def _encode(content: Any) -> bytes:
 
 
 def strict_json(raw: bytes) -> Any:
-    """Parse JSON. Raises CheckpointError for anything else: a key twice, NaN, brackets without end."""
+    """Parse JSON. Raise CheckpointError for anything else, also for duplicate keys, NaN and too deep nesting."""
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -171,7 +171,7 @@ def _files(content: Any) -> dict[str, File]:
 
 
 def _check_about(about: dict[str, Any]) -> None:
-    """Refuse known keys with a wrong type: what reads them later would fail without naming the file."""
+    """Reject known keys with a wrong type: later readers of them would fail without naming the file."""
     for key, kinds in _ABOUT.items():
         if key in about and type(about[key]) not in kinds:
             expected = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
@@ -185,7 +185,7 @@ def _check_about(about: dict[str, Any]) -> None:
 
 
 def _check_json(value: Any, key: str, depth: int = 0) -> None:
-    """Raise CheckpointError where `value` would not come back equal from JSON."""
+    """Raise CheckpointError if `value` would change in a round trip through JSON."""
     kind = type(value)
     if depth > _DEEPEST:
         raise CheckpointError(f"{key[:80]}...: nested too deeply, more than {_DEEPEST} levels")
@@ -206,6 +206,6 @@ def _check_json(value: Any, key: str, depth: int = 0) -> None:
 
 
 def _shown(value: Any) -> str:
-    """`value` for a message, short whatever it is."""
+    """Return `value` as text for a message, of at most 120 characters."""
     text = repr(value) if isinstance(value, str | int | float | bool | NoneType) else f"{type(value).__name__} {value}"
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of a few batches, clipped, applied only if they are finite."""
+"""One optimizer step: gradients of a few batches, clipped, and applied only if finite."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,32 +15,33 @@ from pgat_fast.model.precision import Precision, float32_products_in, products_i
 from pgat_fast.training.loss import training_loss
 
 SMALLEST_SCALE = 2.0**-12
-"""A float16 loss scale below this means that gradients are not finite at any scale. (It may well be below 1: divisions
-by row sums near zero make gradients of millions, and float16 ends at 65,504.)"""
+"""A float16 loss scale below this means that gradients are not finite at any scale. It may well be below 1: divisions
+by row sums near zero cause gradients of millions, and float16 ends at 65,504."""
 
 
 def make_optimizer(model: nn.Module, settings: TrainingConfig) -> torch.optim.Adam:
-    """Adam in its fused form: one pass over each parameter, and it can leave a step out without asking the host."""
+    """Return fused Adam, which takes one pass over each parameter and can skip a step without the host."""
     return torch.optim.Adam(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
 
 
 def make_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
-    """Scales the loss so that float16 gradients do not vanish (Micikevicius et al., Mixed Precision Training, 2018).
+    """Return a loss scaler that keeps float16 gradients from vanishing.
 
-    Does nothing for other precisions, which have the range of float32.
+    It follows Micikevicius et al., Mixed Precision Training, 2018. It is disabled for other precisions, which have the
+    range of float32.
     """
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 @dataclass(eq=False)
 class Totals:
-    """What an epoch adds up, on the device, so that nothing waits for it: float64 scalars."""
+    """Sums over an epoch, kept on the device to avoid synchronization: float64 scalars."""
 
     device: torch.device
     values: Tensor = field(init=False)
-    """[loss of the batches that counted, number of them, optimizer steps left out]"""
+    """[loss of the counted batches, number of these batches, optimizer steps left out]"""
 
     def __post_init__(self) -> None:
         self.reset()
@@ -49,21 +50,21 @@ class Totals:
         self.values = torch.tensor(values, dtype=torch.float64, device=self.device)
 
     def add(self, losses: Tensor, batches: int, finite: Tensor) -> None:
-        """Count `batches` batches whose losses add up to `losses`, or one step left out where they are not finite."""
+        """Count `batches` batches whose losses add up to `losses`; if not `finite`, count one step left out."""
         zero = torch.zeros_like(losses)
         counted = torch.stack((torch.where(finite, losses, zero), finite.double() * batches, (~finite).double()))
-        # A new tensor each time: a snapshot of the old one stays what it was.
+        # A new tensor each time, so that snapshots of the old one do not change.
         self.values = self.values + counted
 
 
 class Flags:
-    """Flags that a device computes, read by the host once they have arrived: it never waits for one on a GPU."""
+    """Flags that a device computes and the host reads after they have arrived, without waiting for a GPU."""
 
     def __init__(self) -> None:
         self._pending: deque[tuple[Tensor, torch.cuda.Event | None, Any]] = deque()
 
     def push(self, flag: Tensor, context: Any) -> None:
-        """Remember `flag` (bool, a scalar), and what it is about."""
+        """Store `flag` (a bool scalar) and the `context` that it belongs to."""
         event = None
         if flag.is_cuda:
             flag = flag.to("cpu", non_blocking=True)
@@ -72,7 +73,7 @@ class Flags:
         self._pending.append((flag, event, context))
 
     def raised(self, wait: bool = False) -> list[Any]:
-        """The contexts of the flags that have arrived and are true; with `wait`, of all."""
+        """Remove the flags that have arrived, or all with `wait`; return the contexts of the true ones."""
         found = []
         while self._pending:
             flag, event, context = self._pending[0]
@@ -88,14 +89,14 @@ class Flags:
 
 
 class OptimizerStep:
-    """Takes optimizer steps of `model`. What it holds is the model, the optimizer and the gradient scaler, no data.
+    """Optimizer steps of `model`. Holds the model, the optimizer and the gradient scaler, but no data.
 
     A step whose loss or gradient norm is NaN or infinite changes neither weights nor optimizer state: the fused
-    optimizer reads the flag on the device. `flags` tells the host of it: on a CPU at once, on a GPU as soon as it has
+    optimizer reads the flag on the device. The host reads it from `flags`: on a CPU at once, on a GPU as soon as it has
     arrived, without waiting. With `sticky`, every later step is left out too, until the host has reacted.
 
-    `graphs`: the model replays CUDA graphs, whose outputs the next replay overwrites. So gradients are added up in
-    tensors of their own. `group`: the ranks over which gradients are averaged; each has its shard of every batch.
+    `graphs`: the model replays CUDA graphs, whose outputs the next replay overwrites, so gradients are summed in
+    separate tensors. `group`: the ranks over which gradients are averaged; each computes its shard of every batch.
     `trained`: the model as wrapped by `group.wrap`.
     """
 
@@ -129,10 +130,10 @@ class OptimizerStep:
             parameter.grad = torch.zeros_like(parameter)
 
     def accumulate(self, batches: Sequence[Callable[[], Batch]], weight: float = 1.0) -> Tensor:
-        """Set the gradients to those of the mean loss of `batches`; returns the sum of their losses, a float64 scalar.
+        """Set the gradients to those of the mean loss of `batches`; return the sum of their losses, a float64 scalar.
 
-        The last cycle of an epoch may be shorter than the others: the mean is over what it holds. Of several ranks each
-        has a share of every batch, whose mean counts `weight`; gradients and losses are those of all.
+        The mean is over `batches`, since the last cycle of an epoch may be shorter. With several ranks, each computes
+        its shard of every batch, whose mean loss is multiplied by `weight`; gradients and losses are means over ranks.
         """
         self.optimizer.zero_grad(set_to_none=not self.graphs)
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -145,7 +146,7 @@ class OptimizerStep:
         return self.group.all_reduce_sum(losses) / self.group.size
 
     def set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
-        """Set the gradients of `parameters`, in their order; with `graphs` the tensors that graphs add to are kept."""
+        """Set the gradients of `parameters`, in their order; with `graphs`, the tensors that graphs add to are kept."""
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             if self.graphs and parameter.grad is not None and gradient is not None:
                 parameter.grad.copy_(gradient)
@@ -153,7 +154,7 @@ class OptimizerStep:
                 parameter.grad = gradient
 
     def loss(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
-        """The training loss of one batch, a float32 scalar."""
+        """Return the training loss of one batch, a float32 scalar."""
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
         with products_in(self.precision, self.device):
@@ -161,7 +162,7 @@ class OptimizerStep:
         return training_loss(forecast, diagnostics, batch.y, self.mixture_mode, self.settings.kl_weight)
 
     def apply(self, losses: Tensor, batches: int, context: Any = None) -> None:
-        """Clip the gradients to `clip_grad_norm`, take the step, count it. The caller reads `flags` afterwards."""
+        """Clip the gradients to `clip_grad_norm`, take the step and count it. The caller reads `flags` afterwards."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
@@ -173,6 +174,6 @@ class OptimizerStep:
         self.optimizer.found_inf = self._stuck.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.scaler.is_enabled():
-            self.scaler.update()  # lowers the scale where `unscale_` met an infinity, raises it after many good steps
+            self.scaler.update()  # lowers the scale if `unscale_` found an infinity, raises it after many good steps
         self.totals.add(losses, batches, finite)
         self.flags.push(~finite, context)

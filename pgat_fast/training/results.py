@@ -1,4 +1,4 @@
-"""What is reported of a finished run: files for people and programs, a summary for the screen."""
+"""Results of a finished run: files for people and programs, and a summary for the screen."""
 
 import logging
 import time
@@ -48,9 +48,9 @@ def finish_run(
     on_batch: Callable[[], None],
     show_progress: bool,
 ) -> Results:
-    """Test the best weights, which `model` holds, and write everything that is known of the run into `folder`.
+    """Evaluate `model`, which holds the best weights, on the test windows; write the results to `folder`, return them.
 
-    Writes `forecasts.csv`, `adjacency.csv`, `intervals.json`, `results.json` and, where wanted and possible, `plots/`.
+    Writes `forecasts.csv`, `adjacency.csv`, `intervals.json`, `results.json` and, if enabled and possible, `plots/`.
     """
     started = time.perf_counter()
     assessment = assess(model, config, table, splits, on_batch=on_batch, progress=show_progress)
@@ -119,7 +119,7 @@ def finish_run(
 
 
 def _close_before(table: Table, row: int, kind: str) -> float:
-    """The close before row number `row`, as far as the table tells."""
+    """Return the close before row `row`; the base price of the table if the columns do not determine it."""
     if "log_Close" not in table.columns or (kind == "levels" and row == 0):
         return table.base_price
     closes = table.select(["log_Close"])[:row, 0]
@@ -127,14 +127,14 @@ def _close_before(table: Table, row: int, kind: str) -> float:
 
 
 def describe_device(device: torch.device) -> str:
-    """The GPU by name, or the CPU with the number of threads that torch uses."""
+    """Return the name of the GPU, or `cpu` with the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads"
 
 
 def draw(folder: Path) -> None:
-    """Draw the plots of the run. What goes wrong is logged: a picture is no reason to lose a night's run."""
+    """Draw the plots of the run. Errors are only logged: a failed plot must not lose the results of a long run."""
     if find_spec("matplotlib") is None:
         logger.info('no plots: matplotlib is not installed (pip install "pgat-fast[plots]")')
         return
@@ -147,7 +147,7 @@ def draw(folder: Path) -> None:
 
 
 def summary(results: Results) -> str:
-    """The results as text: losses, errors beside those of the naive baselines, the checklist."""
+    """Return the results as text: losses, errors beside those of the naive baselines, and the checklist."""
     lines = [
         f"{results['name']}: {results['parameters']:,} parameters, epochs {len(results['epochs'])}, "
         f"{results['training_seconds']:.0f} s on {results['device']}",
@@ -162,7 +162,7 @@ def summary(results: Results) -> str:
 
 
 def test_summary(test: dict[str, Any]) -> str:
-    """Errors on the test windows, of the model and of the naive baselines, and the skill."""
+    """Return, as text, the errors of the model and of the naive baselines on the test windows, and the skill."""
     lines = []
     prices = "prices in units of the close before the first row" if test["relative_prices"] else "prices"
     for units, title in (("scaled", "scaled units"), ("price", prices)):

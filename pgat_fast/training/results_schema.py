@@ -1,4 +1,4 @@
-"""What stands in `results.json`, as pydantic models; `results.schema.json` beside it is their JSON Schema."""
+"""Schema of `results.json` as pydantic models; `results.schema.json` in this folder is their JSON Schema."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ class DataRecord(_Part):
     first_date: str
     last_date: str
     base_price: float
-    """The close before `first_date`; 1 where nothing tells it."""
+    """Close before `first_date`; 1 if it is unknown."""
     windows: dict[str, int]
 
 
@@ -58,10 +58,10 @@ class TestRecord(_Part):
     """
 
     loss: float | None
-    """None where it is not finite."""
+    """None if it is not finite."""
     windows: int
     relative_prices: bool
-    """Whether nothing told the close before the first row, so that prices are in units of it."""
+    """Whether the close before the first row is unknown, so that prices are in units of it."""
     scaled: dict[str, Any]
     price: dict[str, Any] | None
     by_horizon: dict[str, dict[str, list[float | None]] | None]
@@ -99,17 +99,17 @@ class ResultsRecord(_Part):
     resumes: int
     device: str
     ranks: int = 1
-    """Processes that trained together, in the last part of the run."""
+    """Number of processes that trained together in the last part of the run."""
     backend: str
     precision: str
-    """Of products in training, as `run.precision`, with `auto` resolved."""
+    """Precision of products in training: `run.precision`, with `auto` resolved."""
     compiled: bool = False
     """Whether training was compiled."""
     compile_check: dict[str, Any] | None = None
-    """How far the first compiled step of the last process was from an eager one: `regions`, `fault` (None where there
-    is none), `worst_error`, `bound`, `parameter`, `eager_seconds`, `compiled_seconds`."""
+    """Comparison of the first compiled step of the last process with an eager one: `regions`, `fault` (None if there is
+    none), `worst_error`, `bound`, `parameter`, `eager_seconds`, `compiled_seconds`."""
     kernels: str = "none"
-    """Which operators kernels computed, see `pgat_fast.model.kernel_summary`."""
+    """Operators that kernels computed, see `pgat_fast.model.kernel_summary`."""
     versions: dict[str, str]
     data: DataRecord
     training_ended: str
@@ -127,12 +127,12 @@ class ResultsRecord(_Part):
 
 
 def checked(results: dict[str, Any]) -> dict[str, Any]:
-    """`results` as it will be written. Raises ValidationError where it is not what the schema says."""
+    """Return `results` as they will be written. Raise ValidationError if they do not match the schema."""
     return ResultsRecord.model_validate(results).model_dump()
 
 
 def schema() -> str:
-    """The JSON Schema of `results.json`."""
+    """Return the JSON Schema of `results.json`."""
     return json.dumps(ResultsRecord.model_json_schema(), indent=2) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, and whether the configuration still asks for the same run."""
+"""Resumption of a run: choice of the checkpoint, and comparison of its configuration and data with the current ones."""
 
 import logging
 from pathlib import Path
@@ -14,10 +14,10 @@ from pgat_fast.training.state import Progress
 logger = logging.getLogger(__name__)
 
 LIMITS = frozenset({"epochs", "max_steps", "max_minutes", "patience", "nonfinite_steps"})
-"""Settings of `training` that may change between two processes of one run: they say how far it goes."""
+"""Settings of `training` that may change when a run is resumed, since they only set how far it goes."""
 
 CYCLE = frozenset({"batch_size", "gradient_accumulation_steps", "seed"})
-"""Settings of `training` that say which windows an optimizer step sees."""
+"""Settings of `training` that determine the windows of an optimizer step."""
 
 _OTHERWISE = "the run goes on, but not as it would have"
 _ROUNDING = "results agree up to rounding only"
@@ -26,16 +26,16 @@ EFFECTS = {
     "exact_dropout": _OTHERWISE,
     **dict.fromkeys(("device", "backend", "compile", "combiner_chunk"), _ROUNDING),
 }
-"""Settings of `run` that change what is computed -> what another value does to a run that goes on."""
+"""Settings of `run` that change the computation -> effect of another value on a resumed run."""
 
 MOVABLE = frozenset({"path", "trading_days"})
-"""Settings of `data` that do not change what is trained on; the content of the file is compared."""
+"""Settings of `data` that do not change the training data; the content of the file is compared."""
 
 
 def open_checkpoint(folder: Path, name: str | None) -> tuple[Path, Checkpoint]:
-    """The checkpoint to go on from: `name`, or the newest one in `folder` that is whole. Changes nothing.
+    """Return the path and content of the checkpoint to resume: `name`, or the newest good one in `folder`.
 
-    Raises CheckpointError where there is none, or the one named is damaged.
+    Changes no file. Raises CheckpointError if there is none or `name` is damaged.
     """
     root = folder / CHECKPOINTS
     if name is not None:
@@ -47,9 +47,9 @@ def open_checkpoint(folder: Path, name: str | None) -> tuple[Path, Checkpoint]:
 
 
 def stored_progress(path: Path, checkpoint: Checkpoint) -> Progress | None:
-    """Where the run stood at `checkpoint`, read from `path`; None for one that was imported and holds weights only.
+    """Return the progress stored in `checkpoint`, read from `path`; None if it was imported and holds weights only.
 
-    Raises CheckpointError where its training state is not what a run stores.
+    Raises CheckpointError if its training state is not one that a run stores.
     """
     if not checkpoint.training:
         return None
@@ -60,7 +60,7 @@ def stored_progress(path: Path, checkpoint: Checkpoint) -> Progress | None:
 
 
 def unfit_training_state(path: Path, error: Exception) -> CheckpointError:
-    """The error for a training state, of the checkpoint at `path`, that is whole but cannot be used."""
+    """Return the error for a training state of the checkpoint at `path` that is intact but cannot be used."""
     return CheckpointError(
         f"{path}/training.pt: not what a run of these settings stores ({type(error).__name__}: {error}): go on from "
         "another checkpoint"
@@ -68,9 +68,9 @@ def unfit_training_state(path: Path, error: Exception) -> CheckpointError:
 
 
 def set_newer_aside(chosen: Path) -> None:
-    """Move checkpoints newer than `chosen` into `superseded/` beside it: the run goes on from there, another way.
+    """Move checkpoints newer than `chosen` into `superseded/` beside it, since the run resumes before them.
 
-    They are the future of an older checkpoint that was asked for, or damaged; nothing is deleted.
+    Either an older checkpoint was asked for, or they are damaged; nothing is deleted.
     """
     paths = find_checkpoints(chosen.parent)
     for newer in paths[paths.index(chosen) + 1 :] if chosen in paths else ():
@@ -86,9 +86,9 @@ def set_newer_aside(chosen: Path) -> None:
 def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch: bool) -> None:
     """Compare the configuration stored in the checkpoint at `path` with `config`.
 
-    Other limits are logged. Other settings of training are warned of: the run goes on with them, but is no longer what
-    either configuration describes. Raises ConfigError where another model, other data or (within an epoch) other
-    batches are asked for.
+    Changed limits are logged. Other changed settings of training cause a warning: the run continues with them, but
+    neither configuration describes it any longer. Raises ConfigError if the model, the data or (within an epoch) the
+    batches differ.
     """
     asked, saved = config_to_dict(config), migrate(saved)
     changed = {
@@ -122,7 +122,7 @@ def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch:
 
 
 def check_same_data(path: Path, saved: dict[str, Any], sha256: str, source: str) -> None:
-    """Raise ConfigError where the data file is not the one that the checkpoint at `path` was trained on."""
+    """Raise ConfigError if the data file is not the one that the checkpoint at `path` was trained on."""
     before = saved.get("sha256")
     if before is not None and before != sha256:
         raise ConfigError(

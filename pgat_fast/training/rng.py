@@ -1,4 +1,4 @@
-"""The random generators of a process: seeded together, stored together."""
+"""Random number generators of a process: seeded, stored and restored together."""
 
 import os
 import random
@@ -9,12 +9,12 @@ import torch
 
 
 def seed_everything(seed: int, *, deterministic: bool = True) -> None:
-    """Seed python, numpy and torch (all devices); on CUDA choose repeatable algorithms where there are any.
+    """Seed python, numpy and torch (all devices). With `deterministic`, choose repeatable CUDA algorithms if available.
 
-    What `deterministic` sets holds for the whole process. On a CPU it changes nothing: its algorithms repeat.
+    `deterministic` applies to the whole process. It has no effect on a CPU, whose algorithms are repeatable.
     """
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries that a user brings draw from the global generator
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - user libraries may draw from the global generator
     torch.manual_seed(seed)
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -23,13 +23,13 @@ def seed_everything(seed: int, *, deterministic: bool = True) -> None:
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
-    """Seed torch for one step of one rank: what dropout draws depends on these numbers alone."""
+    """Seed torch for one step of one rank, so that dropout depends on these numbers alone."""
     (state,) = np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)
     torch.manual_seed(int(state >> np.uint64(1)))
 
 
 def generator_states() -> dict[str, Any]:
-    """The state of every generator: plain Python values and uint8 tensors. Asks no device to wait."""
+    """Return the state of every generator as plain Python values and integer tensors. Waits for no device."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -40,9 +40,9 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Put every generator into the state that `generator_states` returned.
+    """Restore the generator states that `generator_states` returned.
 
-    Those of CUDA devices are left alone where the number of devices is another one.
+    Those of CUDA devices are left unchanged if the number of devices differs.
     """
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))

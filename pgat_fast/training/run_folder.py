@@ -1,4 +1,4 @@
-"""The folder of a run: made, found again, locked, its state written down."""
+"""Folder of a run: creation, lookup, lock, log and status."""
 
 import json
 import logging
@@ -23,11 +23,11 @@ CHECKPOINTS = "checkpoints"
 RESULT_FILES = (
     "results.json", "forecasts.csv", "adjacency.csv", "intervals.json", "plots", "report.html",
 )  # fmt: skip
-"""What is written of a run when it has ended."""
+"""Files and folders that are written when a run ends."""
 
 
 def new_folder(output: Path, name: str) -> Path:
-    """Make and return an empty folder `name` in `output`, or `name-2`, `name-3`, ...: no run overwrites another."""
+    """Make and return a new folder `name`, or `name-2`, `name-3`, ..., in `output`; no run overwrites another."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         for number in count(1):
@@ -43,7 +43,7 @@ def new_folder(output: Path, name: str) -> Path:
 
 
 def run_folders(output: Path, name: str) -> list[Path]:
-    """The folders that `new_folder` may have made for `name`, newest first, those of a run named `name-9` included."""
+    """Return the folders that `new_folder` may have made for `name`, newest first; includes a run named `name-9`."""
     numbered = {name: 1}
     for path in output.iterdir() if output.is_dir() else ():
         stem, dash, number = path.name.rpartition("-")
@@ -54,14 +54,14 @@ def run_folders(output: Path, name: str) -> list[Path]:
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether a checkpoint has ever been saved in the run folder."""
+    """Return whether a checkpoint has ever been saved in the run folder."""
     return any((folder / CHECKPOINTS).glob("*/manifest.json"))
 
 
 def run_of_job(job: str, config: "Config", resume: Path | None) -> Path | None:
-    """The run that an earlier start of `job` has begun and saved, or gone on with; None where there is none yet.
+    """Return the folder of the run that an earlier start of `job` began or resumed; None without a saved checkpoint.
 
-    `resume`: what the job was to go on with.
+    `resume` is the run or checkpoint that the job was asked to resume.
     """
     folders = run_folders(Path(config.run.output), config.run.name)
     folders += [] if resume is None else [checkpoint_of(resume)[0]]
@@ -70,7 +70,7 @@ def run_of_job(job: str, config: "Config", resume: Path | None) -> Path | None:
 
 
 def checkpoint_of(path: Path) -> tuple[Path, str | None]:
-    """The run folder of `path`, and the name of the checkpoint where `path` is one: what `--resume PATH` means."""
+    """Return the run folder that `--resume PATH` means, and the name of the checkpoint if `path` is one."""
     if (path / CHECKPOINTS).is_dir():
         return path, None
     if path.parent.name == CHECKPOINTS and path.is_dir():
@@ -82,9 +82,9 @@ def checkpoint_of(path: Path) -> tuple[Path, str | None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process. The operating system lets go of it when the process ends, however it ends.
+    """Lock `folder` for this process. The operating system releases the lock when the process ends, however it ends.
 
-    Raises ConfigError at once where another process holds it.
+    Raises ConfigError at once if another process holds the lock.
     """
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -102,7 +102,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process is at work in `folder`."""
+    """Return whether another process holds the lock of `folder`."""
     if not (folder / ".lock").exists():
         return False
     try:
@@ -113,19 +113,19 @@ def is_locked(folder: Path) -> bool:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that may fail, on a full disk say, without ending a run or filling the screen with tracebacks."""
+    """Log file whose errors, such as a full disk, neither end the run nor print tracebacks."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is that of logging
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - name defined by logging
         pass
 
 
 @contextmanager
 def log_file(folder: Path) -> Iterator[None]:
-    """Append what the loggers of `pgat_fast` say, from INFO on, to `train.log` in `folder`."""
+    """Append the messages of the loggers of `pgat_fast`, from level INFO, to `train.log` in `folder`."""
     ours = logging.getLogger("pgat_fast")
     handler = _LogFile(folder / "train.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -143,9 +143,9 @@ def log_file(folder: Path) -> Iterator[None]:
 
 
 def set_results_aside(folder: Path) -> Path | None:
-    """Move what an earlier end of the run wrote into a folder of its own; returns it, or None where there is nothing.
+    """Move the results of an earlier end of the run into a separate folder; return it, or None if there are none.
 
-    A run that goes on has no results until it ends again: old ones must not be taken for its own.
+    A resumed run has no results until it ends again, and earlier ones must not be taken for them.
     """
     found = [folder / name for name in RESULT_FILES if (folder / name).exists()]
     if not found:
@@ -161,7 +161,7 @@ def set_results_aside(folder: Path) -> Path | None:
 
 
 def write_status(folder: Path, state: str, **more: Any) -> None:
-    """Write `status.json`: `state` is running, stopped, failed or finished; `more` says why and where."""
+    """Write `status.json`: `state` is running, stopped, failed or finished; `more` gives the reason and the place."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     content = {"state": state, "reason": "", "exit_code": None}
     process = {"time": now, "pid": os.getpid(), "host": platform.node()}
@@ -169,7 +169,7 @@ def write_status(folder: Path, state: str, **more: Any) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What `write_status` wrote; empty where there is nothing that can be read."""
+    """Return the content of `status.json`; an empty dict if it cannot be read."""
     try:
         content = json.loads((folder / "status.json").read_bytes())
     except (OSError, ValueError):

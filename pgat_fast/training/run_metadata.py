@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: enough to forecast with it, and to see whether a run can go on from it."""
+"""Metadata of a checkpoint: enough to forecast with it and to decide whether a run can resume from it."""
 
 import platform
 from typing import Any
@@ -15,7 +15,7 @@ from pgat_fast.model.compilation import Regions
 
 
 def describe_run(config: Config, table: Table, splits: Splits) -> dict[str, Any]:
-    """The part of `Checkpoint.about` that stays the same in all checkpoints of a process: plain JSON."""
+    """Return the part of `Checkpoint.about` that all checkpoints of a process share, as plain JSON."""
     return {
         "config": config_to_dict(config),
         "input_scaler": splits.input_scaler.to_dict(),
@@ -35,13 +35,13 @@ def describe_run(config: Config, table: Table, splits: Splits) -> dict[str, Any]
 
 
 def compiled_regions(about: dict[str, Any]) -> Regions:
-    """Return what of the training was compiled, also from a checkpoint of a version that only says whether."""
+    """Return the compiled regions of training; checkpoints of older versions only store whether it was compiled."""
     regions: Regions = about.get("compiled_regions", "whole" if about.get("compiled") else "none")
     return regions
 
 
 def versions() -> dict[str, str]:
-    """What the results depend on."""
+    """Return the versions of the software that the results depend on."""
     return {
         "pgat_fast": __version__,
         "torch": str(torch.__version__),

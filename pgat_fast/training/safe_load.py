@@ -1,7 +1,7 @@
-"""Files of `torch.save` that hold plain containers and tensors, and cannot do any harm when they are read.
+"""Safe saving and loading of plain containers and tensors in the format of `torch.save`.
 
 `torch.load(weights_only=True)` runs no foreign code, but a few bytes can make it fill the memory: a compressed
-archive, a huge `bytearray`. So what a file asks for is looked through before it is loaded.
+archive, a huge `bytearray`. So a file is inspected before it is loaded.
 """
 
 import io
@@ -20,7 +20,7 @@ from pgat_fast.errors import CheckpointError
 
 _DEEPEST: Final = 64
 _LONGEST_INT: Final = 2000
-"""Bits. Pickles with 255 bytes and fewer for an integer are what `weights_only` reads."""
+"""Bits. `weights_only` reads integers that are pickled in at most 255 bytes."""
 
 _ALLOWED: Final = re.compile(
     r"collections (?:OrderedDict|Counter)|__builtin__ set|builtins set"
@@ -28,40 +28,40 @@ _ALLOWED: Final = re.compile(
     r"|torch (?:Size|device|\w+Storage|u?int\d+|b?float\d+|bool)|torch\.storage \w+Storage",
     re.ASCII,
 )
-"""Globals, as `module name`, that make containers and tensors out of what is in the file."""
+"""Globals, as `module name`, that build containers and tensors from the content of the file."""
 
 _PICKLES_OF_OLD_FILES: Final = 5
-"""Before torch 1.6: magic number, protocol, machine, the object itself, keys of its storages; then raw storages."""
+"""Before torch 1.6: magic number, protocol, machine, the object, keys of its storages. Raw storages follow."""
 
 
 def dump_plain(tree: Any) -> bytes:
-    """`torch.save` of `tree`, which `plain_tree` has passed."""
+    """Return the bytes of `torch.save` for `tree`, a result of `plain_tree`."""
     buffer = io.BytesIO()
     torch.save(tree, buffer)
     return buffer.getvalue()
 
 
 def load_plain(raw: bytes) -> Any:
-    """Load what `torch.save` wrote, tensors on the CPU.
+    """Load the bytes of a `torch.save` file, with tensors on the CPU.
 
-    Raises CheckpointError, without the name of the file, where it is damaged or asks for more than tensors and
-    plain containers.
+    Raises CheckpointError, without the name of the file, if it is damaged or asks for more than tensors and plain
+    containers.
     """
     _look_through(raw)
     try:
         return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # which one depends on where in the file the fault is
+    except Exception as error:  # its type depends on the position of the fault in the file
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise CheckpointError(f"damaged, or not written by torch.save: {reason[0][:200]}") from error
 
 
 def plain_tree(value: Any, key: str) -> Any:
-    """A copy of nested dicts, lists and tuples, in which no tensor drags along more memory than its own.
+    """Return a copy of nested dicts, lists and tuples in which no tensor refers to more memory than its own.
 
-    Raises CheckpointError with the key of anything else than these, tensors on the CPU, numbers, text and None:
-    `weights_only` would not load it.
+    Raises CheckpointError, which names the key, for anything other than these containers, tensors on the CPU, numbers,
+    text and None, since `weights_only` would not load it.
     """
     return _plain(value, key, 0, {})
 
@@ -74,7 +74,7 @@ def _plain(value: Any, key: str, depth: int, seen: dict[int, Any]) -> Any:
         if value.bit_length() > _LONGEST_INT:
             raise CheckpointError(f"{key} is an integer of {value.bit_length()} bits: at most {_LONGEST_INT} are read")
         return value
-    if id(value) in seen:  # shared parts stay shared: a few of them, nested, would else become very many
+    if id(value) in seen:  # keep shared parts shared: nested copies would multiply exponentially
         return seen[id(value)]
     if depth > _DEEPEST:
         raise CheckpointError(f"{key[:80]}...: nested too deeply, more than {_DEEPEST} levels")
@@ -109,7 +109,7 @@ def _compact(tensor: Tensor, key: str) -> Tensor:
 
 
 def _look_through(raw: bytes) -> None:
-    """Raise CheckpointError where loading `raw` could take more memory than it has bytes, or call other functions."""
+    """Raise CheckpointError if loading `raw` could take more memory than its size or call other functions."""
     try:
         if raw[:4] == b"PK\x03\x04":
             with zipfile.ZipFile(io.BytesIO(raw)) as archive:
@@ -125,7 +125,7 @@ def _look_through(raw: bytes) -> None:
 
 
 def _pickle_of(archive: zipfile.ZipFile, size: int) -> str:
-    """The name of the one pickle in `archive`, which holds its files as they are, without compression."""
+    """Return the name of the only pickle in `archive`. Raise CheckpointError if the archive is compressed."""
     entries = archive.infolist()
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed or sum(entry.file_size for entry in entries) > size:

@@ -1,4 +1,4 @@
-"""The learning rate of an epoch, as a function of the settings and of what has been measured."""
+"""Learning rate of an epoch, as a function of the settings and the validation losses so far."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from pgat_fast.config.schema import TrainingConfig
 
 
 def learning_rate(settings: TrainingConfig, epoch: int, validation_losses: Sequence[float] = ()) -> float:
-    """The learning rate to set BEFORE epoch number `epoch` (from 0), after the validation losses of those before.
+    """Return the learning rate to set BEFORE epoch `epoch` (from 0), given the validation losses of earlier epochs.
 
     `constant`: `learning_rate`. `warmup_cosine`: linear from learning_rate / warmup_epochs to `learning_rate`, reached
     in the last warm-up epoch, then half a cosine towards `min_lr`, which it would reach in epoch number `epochs`
-    (Loshchilov & Hutter, SGDR, 2017, without restarts). `cosine`: the same without warm-up. `step`: times `lr_gamma`
-    every `lr_step_epochs` epochs. `plateau`: times `lr_gamma` whenever `lr_patience` epochs brought no better
-    validation loss. No schedule goes below `min_lr`.
+    (Loshchilov & Hutter, SGDR, 2017, without restarts). `cosine`: the same without warm-up. `step`: multiplied by
+    `lr_gamma` every `lr_step_epochs` epochs. `plateau`: multiplied by `lr_gamma` whenever the validation loss has not
+    improved for `lr_patience` epochs. No schedule goes below `min_lr`.
     """
     peak, lowest = settings.learning_rate, settings.min_lr
     match settings.lr_schedule:
@@ -31,7 +31,7 @@ def learning_rate(settings: TrainingConfig, epoch: int, validation_losses: Seque
 
 
 def plateaus(losses: Sequence[float], patience: int) -> int:
-    """How often `patience` epochs in a row brought no loss below the best one; after each the count begins again."""
+    """Return how often `patience` epochs in a row brought no loss below the best; each time, the count restarts."""
     best, waited, found = math.inf, 0, 0
     for loss in losses:
         waited = 0 if loss < best else waited + 1

@@ -1,9 +1,9 @@
-"""Stopping a run from outside: signals, a time to react, a last resort. Light: imports no torch.
+"""Stop requests from outside: signals, a time limit to react, and a last resort. Does not import torch.
 
-Python runs its signal handlers in the main thread, between two instructions; one backward pass can take minutes. So the
-signals wake a thread of their own. It tells the main thread, which asks between two batches; when no answer comes in
-time, the thread saves what there is by itself and ends the process. A second signal ends it at once, if it is not
-an echo of the first (`ECHO`).
+Python runs its signal handlers in the main thread, between two instructions, and one backward pass can take minutes. So
+signals wake a separate thread. It sets a request, which the main thread checks between two batches. If the main thread
+does not stop in time, the separate thread saves a checkpoint and ends the process. A second signal ends the process at
+once, unless it is an echo of the first (`ECHO`).
 """
 
 import contextlib
@@ -20,26 +20,26 @@ from pgat_fast.distributed.environment import end_process, is_distributed
 from pgat_fast.errors import StopRequested
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-"""What stops a run; the exit code is 128 plus the number of the signal. Windows has two of them."""
+"""Signals that stop a run. The exit code is 128 plus the number of the signal. Windows has two of them."""
 
 PATIENCE = 12.0
-"""Seconds that the main thread has to stop by itself while it trains; the last resort after it takes a few more."""
+"""Seconds in which the main thread must stop by itself during training; the last resort takes a few more."""
 PATIENCE_OF_OTHERS = 60.0
-"""The same for a rank that can save nothing alone: it waits for the others."""
+"""The same for a rank that cannot save alone and waits for the others."""
 LAST_RESORT_SECONDS = 15.0
-"""That the last resort may take in one of several ranks: a GPU that waits for one that is lost gives no weights away.
-With `PATIENCE` less than the 30 s after which torchrun kills."""
+"""Time limit of the last resort in one of several ranks: a GPU that waits for a lost rank cannot return its weights.
+Together with `PATIENCE`, it is less than the 30 s after which torchrun kills the ranks."""
 
 ECHO = 1.5
-"""Seconds in which more signals are taken for the first one: a shell and the kernel both tell of a closed terminal."""
+"""Seconds in which more signals count as the first one: shell and kernel both signal a closed terminal."""
 
 
 class Stop:
-    """Whether the run should stop. Without signals (`StopSignals`), `request` is the only way to say so.
+    """A stop request. Without signals (`StopSignals`), only `request` sets it.
 
     Attributes:
-        last_resort: called by the waiting thread when the main thread does not stop in time; None: nothing to save.
-        patience: seconds until then; none at first, when there is nothing to save.
+        last_resort: called by a waiting thread if the main thread does not stop in time; None if nothing can be saved.
+        patience: seconds until then; 0 at first, when there is nothing to save.
     """
 
     def __init__(self) -> None:
@@ -49,24 +49,24 @@ class Stop:
         self.ended = threading.Event()
 
     def request(self, reason: str) -> None:
-        """Ask the run to stop at the next place where it can."""
+        """Ask the run to stop at the next opportunity."""
         self.requested = self.requested or reason
 
     def check(self) -> None:
-        """Raise StopRequested where somebody asked for it. Cheap: called before every batch."""
+        """Raise StopRequested if a stop was requested. Cheap, since it is called before every batch."""
         if self.requested is not None:
             raise StopRequested(self.requested)
 
 
 class StopSignals(Stop):
-    """A `Stop` that signals request, as a context manager. To be entered in the main thread, once at a time."""
+    """Context manager in which signals set the stop request. Enter it in the main thread, once at a time."""
 
     def __enter__(self) -> Self:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        # nohup has told us to ignore SIGHUP. SIGINT is different: a shell has every background job ignore it, but who
-        # sends it to one means it.
+        # An ignored SIGHUP stays ignored, as nohup demands. An ignored SIGINT does not: shells ignore it in every
+        # background job, but a SIGINT sent to one is intended.
         hangup = getattr(signal, "SIGHUP", None)
         if hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN:
             self._numbers.remove(hangup)
@@ -88,7 +88,7 @@ class StopSignals(Stop):
         self._reader.close()
 
     def _watch(self) -> None:
-        first: float | None = None  # what others asked for, with `request`, is no signal
+        first: float | None = None  # time of the first signal; calls of `request` do not count
         while received := self._reader.recv(64):
             for number in received:
                 if number not in self._numbers or self.ended.is_set():
@@ -122,10 +122,10 @@ class StopSignals(Stop):
 
 
 def _leave_it_to_the_thread(number: int, frame: object) -> None:
-    """Python's part of the handler: what the default would do must not happen."""
+    """Replace the default handler, which would end the process; `_watch` handles the signal."""
 
 
 def _say(message: str) -> None:
     """Write to standard error without the locks of `logging` or of the stream, which the main thread may hold."""
-    with contextlib.suppress(OSError):  # nobody listens
+    with contextlib.suppress(OSError):  # standard error is closed
         os.write(2, f"{message}\n".encode())

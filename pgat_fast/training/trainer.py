@@ -1,4 +1,4 @@
-"""One training run, from the configuration to the results, readable from top to bottom."""
+"""One training run, from the configuration to the results."""
 
 import json
 import logging
@@ -92,36 +92,37 @@ logger = logging.getLogger(__name__)
 def train(
     config: Config, *, resume: Path | None = None, stop: Stop | None = None, progress: bool = True
 ) -> tuple[Path, Results]:
-    """Train as `config` says; return the folder of the run and the results.
+    """Train a model as configured and return the folder of the run and the results.
 
-    A new run gets a new folder in `run.output`. It holds, from the beginning, `config.yaml` (resolved), `status.json`,
-    `train.log`, `metrics.jsonl`, `memory.jsonl` and `checkpoints/`, and at the end `results.json`, `forecasts.csv`,
-    `adjacency.csv`, `intervals.json` and `plots/`. The test metrics are those of the weights with the best validation
-    loss. However the run ends, the newest checkpoint is where it can be resumed.
+    A new run gets a new folder in `run.output`. From the start, the folder contains `config.yaml` (resolved),
+    `status.json`, `train.log`, `metrics.jsonl`, `memory.jsonl` and `checkpoints/`; at the end also `results.json`,
+    `forecasts.csv`, `adjacency.csv`, `intervals.json` and `plots/`. The test metrics are those of the weights with the
+    best validation loss. However the run ends, it can be resumed from the newest checkpoint.
 
-    Of several ranks (`pgat_fast.distributed`) the first one writes all of that; the others return no results.
+    With several ranks (`pgat_fast.distributed`), the first rank writes all files; the others return no results.
 
     Args:
         config: the whole configuration.
-        resume: folder of a run, or one of its checkpoints, to go on with exactly as if it had never stopped; its
-            configuration must be `config` up to the limits of training.
-        stop: asked before every batch whether to stop; `StopSignals` turns signals into such requests.
-        progress: show a progress bar, where standard error is a terminal.
+        resume: folder of a run, or one of its checkpoints, to resume exactly as if the run had never stopped; its
+            configuration must equal `config` except for the limits of training.
+        stop: checked before every batch; `StopSignals` turns signals into stop requests.
+        progress: show a progress bar if standard error is a terminal.
 
     Raises:
-        DataError, ConfigError, BackendError, CheckpointError: data, settings, machine or checkpoint do not allow this
-            run; nothing was written.
+        DataError, ConfigError, BackendError, CheckpointError: the data, settings, machine or checkpoint do not allow
+            this run; nothing was written.
         TrainingError: a loss or gradient became NaN or infinite; the weights are those before that step.
-        OutOfMemoryError, MemoryLimitError: what the names say; a checkpoint has been written.
-        StopRequested: somebody asked the run to stop; a checkpoint has been written.
-        RankError: another rank has ended, or does not answer; the first one has written a checkpoint.
+        OutOfMemoryError: the machine ran out of memory; a checkpoint has been written.
+        MemoryLimitError: the run reached its memory limit; a checkpoint has been written.
+        StopRequested: the run was asked to stop; a checkpoint has been written.
+        RankError: another rank has ended or does not answer; the first rank has written a checkpoint.
     """
     stop = stop or Stop()
     device = device_of_rank(resolve_device(config.run.device))
     with ExitStack() as held:
         cache = held.enter_context(compile_cache()) if config.run.compile != "off" else None
         group = held.enter_context(process_group(device, config.run.rank_timeout_seconds))
-        restarted = any(group.all_gather(environment.restart_count()))  # every machine counts its own
+        restarted = any(group.all_gather(environment.restart_count()))  # counted by each machine
         found: tuple[Path, Checkpoint] | None = None
 
         def open_on_main() -> Path | None:
@@ -129,7 +130,7 @@ def train(
             found = _checkpoint_to_resume(config, resume, restarted, held)
             return None if found is None else found[0]
 
-        path = group.run_on_main(open_on_main)  # one rank looks at the files: another one may see other ones
+        path = group.run_on_main(open_on_main)  # other machines may not have the same files
         if path is not None and found is None:
             found = path, read_checkpoint(path)
         trainer = Trainer(config, found, stop, progress and group.is_main, group, cache)
@@ -144,9 +145,9 @@ def train(
 def _checkpoint_to_resume(
     config: Config, resume: Path | None, restarted: bool, held: ExitStack
 ) -> tuple[Path, Checkpoint] | None:
-    """Return the checkpoint to resume and its path, and lock its run; None for a new run.
+    """Return the path and content of the checkpoint to resume, and lock its run folder; None for a new run.
 
-    After a restart by torchrun it is the newest checkpoint of the run that an earlier start of this job has begun.
+    After a restart by torchrun, it is the newest checkpoint of the run that an earlier start of this job began.
     """
     job = environment.job_id()
     if restarted and job is not None:
@@ -161,7 +162,7 @@ def _checkpoint_to_resume(
 
 
 def _open_folder(config: Config, checkpoint: Path | None, held: ExitStack) -> Path:
-    """Return the folder of the run of `checkpoint`, or a new, locked one; open its log."""
+    """Return the folder of the run of `checkpoint`, or a new, locked folder, and open its log."""
     if checkpoint is not None:
         folder = checkpoint.parent.parent
     else:
@@ -172,25 +173,25 @@ def _open_folder(config: Config, checkpoint: Path | None, held: ExitStack) -> Pa
 
 
 Due = Literal["end", "save"] | None
-"""What comes before a step: the end of training, by a limit; a checkpoint; nothing."""
+"""Action due before a step: end training because of a limit, save a checkpoint, or none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A place between two optimizer steps that the run can go on from, with the weights and the optimizer as they are.
+    """State between two optimizer steps, from which the run can resume with the current weights and optimizer state.
 
-    Both change only while a step is applied. So until the next one is, this is the state of the run, however far the
-    computation of its gradients has come.
+    Both change only while a step is applied, so the snapshot remains valid during the computation of the gradients of
+    the next step.
     """
 
     progress: Progress
     totals: Tensor
-    """What the epoch has added up so far, on the device."""
+    """Sums of the epoch so far, on the device, see `optimizer_step.Totals`."""
     generators: dict[str, Any]
 
 
 class Trainer:
-    """A training run. Making one checks everything that can be checked and writes nothing; `run` does the rest."""
+    """A training run. The constructor makes all checks that are possible and writes nothing; `run` does the rest."""
 
     def __init__(
         self,
@@ -206,9 +207,9 @@ class Trainer:
         self.group = group = group or SingleProcess()
         self.config, self.settings, self.stop, self.show_progress = config, config.training, stop, progress
         self.found, self.resumed = found, found is not None
-        """The checkpoint to go on from, until that is done; whether there is or was one."""
+        """Checkpoint to resume, None after it has been restored; whether the run was resumed."""
         self.place = None if found is None else stored_progress(*found)
-        """Where the checkpoint to go on from stands."""
+        """Progress stored in that checkpoint; None for a new run, or if the checkpoint holds weights only."""
         if found is not None:
             mid_epoch = self.place is not None and self.place.cycle > 0
             check_same_run(found[0], found[1].about.get("config", {}), config, mid_epoch)
@@ -221,7 +222,7 @@ class Trainer:
         self.table, self.splits = load_splits(config.data, config.model, self.device)
         if found is not None:
             check_same_data(found[0], found[1].about.get("data", {}), self.table.sha256, self.table.source)
-        # A split that does not fill one batch is refused here, before a model is built.
+        # Before a model is built: rejects a split that does not fill one batch.
         batch_indices(len(self.splits.train), self.settings.batch_size, drop_last=True)
         if config.run.tensorboard:
             writer_class()
@@ -233,14 +234,14 @@ class Trainer:
         if isinstance(self.model, FastPGAT):
             logger.info("recompute %s: %s", config.run.recompute, recompute_summary(self.model.execution, regions))
         if regions != "none":
-            # CUDA graphs would overwrite gradients that several batches, or ranks, add up.
+            # CUDA graphs would overwrite gradients that are summed over several batches or ranks.
             compile_in_place(self.model, self.device, regions=regions, graphs=group.size == 1)
         self.check_compilation = regions != "none"
-        """Whether the next step is compared with an eager one: the first compiled one of this process, and those after
+        """Whether to compare the next step with an eager one: the first compiled step of this process, and those after
         it until the eager gradients are finite."""
         self.compile_seconds = 0.0
-        """The longest compiled step that was compared: the one that compiled, which costs as much as it took beside the
-        eager one."""
+        """Seconds of the longest compared compiled step, the one that compiled. They count as the cost of compilation,
+        since the step was taken in addition to the eager one."""
         if self.settings.lr_schedule == "warmup_cosine" and self.settings.warmup_epochs >= self.settings.epochs:
             logger.warning("training.warmup_epochs %d: the run ends before warm-up does", self.settings.warmup_epochs)
         trained = group.wrap(self.model)
@@ -260,30 +261,30 @@ class Trainer:
                 "kernels: the run began with %s and goes on with %s: its losses will differ by rounding", began, kernels
             )
         self.compile_check: dict[str, Any] | None = None
-        """What the comparison of the first compiled step with an eager one has shown, in this process."""
+        """Result of comparing the first compiled step of this process with an eager one."""
         self.progress = Progress(started=datetime.now(UTC).isoformat(timespec="seconds"))
         self.applying = threading.Lock()
-        """Held while the weights, or the snapshot, change, and while they are saved."""
+        """Held while the weights or the snapshot change, and while they are saved."""
         self.snapshot: Snapshot | None = None
         self.saved: tuple[str, str | None] | None = None
-        """Name of the last checkpoint that was written, and of the best one at that time."""
+        """Name of the last checkpoint written, and of the best one at that time."""
         self.stage = "start"
         self.over: str | None = None
-        """The message of a memory limit that this process has exceeded."""
+        """Message of the memory limit that this process has exceeded."""
         self.counted_since, self.windows_counted = time.monotonic(), 0
-        """When counting of this rank's windows began, and what was counted; without validations."""
+        """Start time and result of counting this rank's training windows; validation windows are not counted."""
         self.begun = False
-        """Whether the run stands where it was to go on from."""
+        """Whether the checkpoint to resume, if any, has been restored."""
         self.all_fail = False
-        """Whether the error that ends the run is raised by all ranks, at the same place."""
+        """Whether all ranks raise the error that ends the run, at the same point."""
 
     def decide_compile(self, precision: Precision) -> Regions:
-        """Decide what of training is compiled: as it was before, or as the length of the whole run suggests."""
+        """Return the regions to compile: those of the resumed run, or what suits the length of the whole run."""
         settings, asked, backend = self.settings, self.config.run.compile, resolve_backend(self.config.run.backend)
         before = None if self.found is None else compiled_regions(self.found[1].about)
         accumulated, windows = settings.gradient_accumulation_steps, len(self.splits.train)
         seconds = accumulated * expected_batch_seconds(self.config, self.device) / self.group.size
-        alone_on_cpu = self.device.type == "cpu" and self.group.size == 1  # ranks decide alike, by the settings
+        alone_on_cpu = self.device.type == "cpu" and self.group.size == 1  # ranks must decide alike: by the settings
         undecided = asked == "auto" and before is None
         many = most_steps(settings, windows, seconds) >= MANY
         if undecided and many and alone_on_cpu and isinstance(self.model, FastPGAT):
@@ -306,7 +307,7 @@ class Trainer:
     # --- the whole run --------------------------------------------------------------------------------------------
 
     def run(self, folder: Path) -> Results:
-        """Train into `folder`, which this process has locked, and evaluate."""
+        """Train in `folder`, which this process has locked, evaluate, and return the results."""
         run = self.config.run
         self.folder, self.checkpoints = folder, folder / CHECKPOINTS
         self.process_started = self.clock = self.last_save = time.monotonic()
@@ -336,7 +337,7 @@ class Trainer:
         return results
 
     def is_finished(self, folder: Path) -> bool:
-        """Whether the run in `folder` has come to the end that these settings ask for, and its results are there."""
+        """Return whether the run in `folder` has reached the end that these settings ask for and has results."""
         return (
             self.place is not None
             and read_status(folder).get("state") == "finished"
@@ -345,13 +346,13 @@ class Trainer:
         )
 
     def begin(self) -> None:
-        """Restore the checkpoint to go on from; a new run is validated once and saved before its first step."""
+        """Restore the checkpoint to resume; otherwise validate the new run once and save it before its first step."""
         self.record("start", memory=True)
         if self.found is not None:
             path, checkpoint = self.found
             self.restore(path, checkpoint)
             self.group.run_on_main(lambda: set_newer_aside(path))
-            self.found = None  # as large as weights and optimizer together
+            self.found = None  # frees as much memory as weights and optimizer state take
         self.begun = True
         self.write_status("running")
         content = dump_config(self.config).encode()
@@ -369,7 +370,7 @@ class Trainer:
             self.save(required=True)
 
     def fit(self) -> str:
-        """Train epoch after epoch; returns why it is over."""
+        """Train epoch by epoch and return why training ended."""
         goes_on = end_of_training(self.progress, self.settings) is None and self.group.is_main
         if goes_on and (aside := set_results_aside(self.folder)):
             logger.info("the run goes on: the results of its earlier end are in %s", aside)
@@ -385,7 +386,7 @@ class Trainer:
             self.end_epoch()
 
     def train_epoch(self) -> bool:
-        """The optimizer steps of one epoch, from where it stands; returns whether it came to its end."""
+        """Take the remaining optimizer steps of the current epoch; return whether all were taken."""
         settings, number = self.settings, self.progress.epoch
         rate = self.learning_rate()
         for group in self.step.optimizer.param_groups:
@@ -426,7 +427,7 @@ class Trainer:
         return True
 
     def train_step(self, cycle: list[Tensor]) -> None:
-        """One optimizer step over the batches of `cycle`, and the snapshot behind it."""
+        """Take one optimizer step over the batches of `cycle`, and a snapshot after it."""
         before, windows = self.snapshot, self.splits.train
 
         def load(indices: Tensor) -> Batch:
@@ -439,7 +440,7 @@ class Trainer:
             losses = self.first_compiled_step(batches, weight)
         else:
             losses = self.step.accumulate(batches, weight)
-        self.group.synchronize(losses)  # before the lock is taken that the last resort wants
+        self.group.synchronize(losses)  # before taking the lock that `last_resort` needs
         with self.applying:
             self.step.apply(losses, len(cycle), (before, cycle))
             self.read_flags(wait=self.group.lockstep)
@@ -464,10 +465,10 @@ class Trainer:
             self.record_ranks()
 
     def first_compiled_step(self, batches: Sequence[Callable[[], Batch]], weight: float) -> Tensor:
-        """As `OptimizerStep.accumulate`; what is compiled is compared with an eager step of the same random state.
+        """Accumulate as `OptimizerStep` does, and compare the compiled step with an eager one of the same random state.
 
-        Where it fails or computes other gradients, `run.compile=auto` goes on eagerly, with the eager gradients; `on`
-        and `whole` end the run, whose checkpoint is that of before the step.
+        If compilation fails or the gradients differ, `run.compile=auto` continues eagerly with the eager gradients;
+        `on` and `whole` end the run, whose checkpoint is that from before the step.
         """
         check = check_compiled_step(self.step, batches, weight, self.stop.check)
         self.compile_seconds = max(self.compile_seconds, check.compiled_seconds)
@@ -491,21 +492,21 @@ class Trainer:
         return check.losses
 
     def before_step(self) -> bool:
-        """Return, alike on all ranks, whether a limit ends training before the next step; save what is due by time."""
+        """Save a checkpoint if one is due by time; return, alike on all ranks, whether a limit ends training now."""
         due = self.agree(self.due())
         if due == "save":
             self.save()
         return due == "end"
 
     def due(self) -> Due:
-        """Return what the limits of training, and the minutes between checkpoints, ask for now."""
+        """Return the action that the limits of training and the minutes between checkpoints require now."""
         if self.limit_reached():
             return "end"
         minutes = self.config.run.checkpoint_minutes
         return "save" if minutes is not None and time.monotonic() - self.last_save >= 60 * minutes else None
 
     def agree(self, due: Due = None) -> Due:
-        """Raise, on all ranks, the reason for which any of them has to stop; else return `due` of the first rank."""
+        """Raise on all ranks the reason for which any of them must stop; otherwise return `due` of the first rank."""
         requests: dict[str, str | None] = {"stop": self.stop.requested, "memory": self.over}
         requests["due"] = due if self.group.is_main else None
         first = next(((kind, text) for kind, text in requests.items() if text), None)
@@ -519,7 +520,7 @@ class Trainer:
         return cast(Due, agreed.get("due"))
 
     def record_ranks(self) -> None:
-        """Record memory and speed of every rank, and their sum."""
+        """Record the memory use and speed of every rank, and their sums."""
         if self.group.size == 1:
             return
         now = time.monotonic()
@@ -532,7 +533,7 @@ class Trainer:
         self.record("ranks", ranks=ranks, total=total)
 
     def end_epoch(self) -> None:
-        """Validate, note the epoch, save what is due."""
+        """Validate, record the epoch, and save a checkpoint if one is due."""
         epoch = self.validated_epoch(complete=True)
         after = self.progress.after_epoch(epoch)
         improved = after.best == after.name
@@ -553,7 +554,7 @@ class Trainer:
                 self.take_snapshot()
 
     def finish(self, why: str) -> Results:
-        """Save the last state, evaluate the best weights on the test windows, write the results."""
+        """Save the final state, evaluate the best weights on the test windows, and write the results."""
         ending = self.ending(why)
         if self.saved != (self.progress.name, ending.best):
             self.save(best=ending.best, required=True)
@@ -565,7 +566,7 @@ class Trainer:
             return {}
         if ending.best is None:
             raise ConfigError("no step was taken: nothing to evaluate; raise training.max_minutes or max_steps")
-        # From here on the model holds other weights than the snapshot: there is nothing left to save.
+        # From here on, the model holds other weights than the snapshot, and there is nothing left to save.
         self.stage, self.snapshot, self.stop.patience = "evaluation", None, 0.0
         self.stop.check()
         load_weights(self.model, self.checkpoints / ending.best)
@@ -587,28 +588,28 @@ class Trainer:
             show_progress=self.show_progress,
         )
 
-    # --- parts of it ----------------------------------------------------------------------------------------------
+    # --- parts of the run -----------------------------------------------------------------------------------------
 
     def learning_rate(self) -> float:
-        """Of the epoch under way."""
+        """Return the learning rate of the current epoch."""
         return learning_rate(self.settings, self.progress.epoch, [e.validation_loss for e in self.progress.epochs])
 
     def limit_reached(self) -> bool:
-        """Whether `max_steps` or `max_minutes` ends training here."""
+        """Return whether `max_minutes` or another limit ends training now."""
         minutes = self.settings.max_minutes
         out_of_time = minutes is not None and time.monotonic() - self.process_started >= 60 * minutes
         return out_of_time or end_of_training(self.progress, self.settings) is not None
 
     def before_batch(self) -> None:
-        """Called before every window that is evaluated: whether to stop, whether memory is within its limits."""
+        """Raise if the run must stop or exceeds a memory limit. Called before every evaluated window."""
         self.group.poll(self.stop.check)
-        if self.saved is not None or self.resumed:  # a run without a checkpoint is not stopped for its memory
+        if self.saved is not None or self.resumed:  # without a checkpoint, a memory limit does not stop it
             state = self.monitor.limit_state()
             self.over = state.message if state.over else None
         self.agree()
 
     def validate(self) -> float:
-        """The validation loss, a mean over windows."""
+        """Return the validation loss, a mean over windows; raise TrainingError if it is not finite."""
         loss = mean_loss_of_split(
             self.model,
             self.splits.validation,
@@ -622,7 +623,7 @@ class Trainer:
         return loss
 
     def validated_epoch(self, *, complete: bool) -> Epoch:
-        """Validate the weights as they are, and put together what is known of the epoch under way."""
+        """Validate the current weights and return the record of the current epoch."""
         self.read_flags(wait=True)
         self.stage = "validation"
         loss = self.validate()
@@ -651,9 +652,9 @@ class Trainer:
         return epoch
 
     def ending(self, why: str) -> Ending:
-        """What the run has come to; a part of an epoch, where a limit ended training, counts as one here.
+        """Return the outcome of training. A partial epoch, in which a limit ended training, counts as an epoch here.
 
-        It does not count for the run: resumed with higher limits, it goes on within that epoch.
+        It does not count as one in the progress of the run: resumed with higher limits, the run continues within it.
         """
         progress = self.progress
         ending = Ending(why, progress.epochs, progress.best, progress.best_epoch, progress.best_loss)
@@ -666,12 +667,12 @@ class Trainer:
         return replace(ending, best=progress.name, best_epoch=part.epoch, best_loss=part.validation_loss)
 
     def mean_loss(self) -> float:
-        """Mean loss of the batches of this epoch so far; NaN before the first. Waits for the device."""
+        """Return the mean loss of the batches of this epoch so far; NaN before the first. Waits for the device."""
         total, batches, _ = self.step.totals.values.tolist()
         return total / batches if batches else math.nan
 
     def read_flags(self, wait: bool = False) -> None:
-        """React to steps whose gradient was not finite, as far as the device has told of them."""
+        """Handle the steps with non-finite gradients whose flags have arrived; with `wait`, wait for all flags."""
         for before, cycle in self.step.flags.raised(wait):
             scaler = self.step.scaler
             if scaler.is_enabled() and (scale := scaler.get_scale()) > SMALLEST_SCALE:
@@ -680,7 +681,7 @@ class Trainer:
             self.nonfinite(before, cycle)
 
     def nonfinite(self, before: Snapshot, cycle: list[Tensor]) -> None:
-        """Write down where the value that is not finite came from; stop, unless such steps are to be left out."""
+        """Report where a non-finite value came from; raise TrainingError unless the step may be left out."""
         place = before.progress
         where = f"epoch {place.epoch + 1}, step {place.cycle + 1}"
         local = [self.group.shard(indices) for indices in cycle]
@@ -694,7 +695,7 @@ class Trainer:
         if left_out < self.settings.nonfinite_steps:
             logger.warning("%s; the step is left out (training.nonfinite_steps)", message)
             return
-        if self.step.sticky:  # else later steps may have been applied, on a GPU
+        if self.step.sticky:  # otherwise a GPU may already have applied later steps
             self.snapshot = before
         self.all_fail = True  # the gradient is the same on all ranks
         raise TrainingError(
@@ -708,7 +709,7 @@ class Trainer:
         self.snapshot = Snapshot(self.progress, self.step.totals.values, generator_states())
 
     def tick(self) -> None:
-        """Add the time since the last call to that of the run."""
+        """Add the time since the last call to the durations of the run and the epoch."""
         now = time.monotonic()
         passed, self.clock = now - self.clock, now
         progress = self.progress
@@ -717,9 +718,9 @@ class Trainer:
         )
 
     def save(self, *, best: str | None = None, required: bool = False) -> bool:
-        """Write a checkpoint of the snapshot and remove old ones; returns whether it could be written.
+        """Write a checkpoint of the snapshot and remove old ones; return whether it was written.
 
-        A checkpoint that cannot be written (a full disk) does not end the run, unless `required`: the next one may.
+        A checkpoint that cannot be written (e.g. full disk) ends the run only if `required`: the next may succeed.
         """
         self.read_flags(wait=True)
         with self.applying:
@@ -733,7 +734,7 @@ class Trainer:
         return written
 
     def write(self, snapshot: Snapshot, best: str | None, required: bool) -> bool:
-        """Write the checkpoint, see `save`, on the first rank."""
+        """Write the checkpoint on the first rank, see `save`."""
         started, name = time.monotonic(), snapshot.progress.name
         try:
             save_checkpoint(self.checkpoints, name, self.checkpoint(snapshot, best))
@@ -749,7 +750,7 @@ class Trainer:
         return True
 
     def checkpoint(self, snapshot: Snapshot, best: str | None = None) -> Checkpoint:
-        """Return everything that the run needs to go on from `snapshot`, on the CPU."""
+        """Return a checkpoint, on the CPU, with everything needed to resume from `snapshot`."""
         progress = snapshot.progress
         return Checkpoint(
             weights=to_cpu(self.model.state_dict()),
@@ -770,7 +771,7 @@ class Trainer:
         )
 
     def restore(self, path: Path, checkpoint: Checkpoint) -> None:
-        """Go on from `checkpoint`. One that was imported holds weights only: training begins with them."""
+        """Restore the run from `checkpoint`. An imported one holds weights only: training begins with them."""
         fit_weights(self.model, path, checkpoint)
         training, progress = checkpoint.training, self.place
         if progress is None:
@@ -799,13 +800,13 @@ class Trainer:
         )  # fmt: skip
         if checkpoint.about.get("versions") != self.about["versions"]:
             logger.warning("%s was written by other versions: results may differ in the last digits", path)
-        # The epoch under way, also where all are over: readers drop what comes again.
+        # Not `self.epoch`: readers drop the earlier record of this epoch, which must not be a complete one.
         self.monitor.record("resume", epoch=progress.epoch + 1, step=progress.step, checkpoint=path.name)
 
-    # --- when it does not go well ---------------------------------------------------------------------------------
+    # --- failures -------------------------------------------------------------------------------------------------
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Save what there is, write down what happened, and raise the error that names it."""
+        """Save a checkpoint if possible, record the reason, and raise the error to report."""
         if is_out_of_memory(error) and not isinstance(error, PgatError):
             error = self.out_of_memory(error)
         if isinstance(error, RankError) and not self.group.is_main:
@@ -820,13 +821,13 @@ class Trainer:
         if self.snapshot is not None:
             self.emergency_save(self.snapshot)
         self.write_status(state, reason=reason, exit_code=code)
-        if self.all_fail:  # torchrun ends all ranks as soon as one has ended: wait until the first one has saved
+        if self.all_fail:  # torchrun ends all ranks when one ends: wait until the first has saved
             with suppress(RankError):
                 self.group.run_on_main(lambda: None)
         raise error
 
     def reason_of_main(self, error: RankError) -> RankError:
-        """Return `error`, with the exit code of the first rank where that one has ended the run, by its status file."""
+        """Return `error`, with the exit code of the first rank if its status file shows that it ended the run."""
         status = read_status(self.folder)
         code = status.get("exit_code")
         if status.get("state") not in ("stopped", "failed") or not isinstance(code, int):
@@ -834,7 +835,7 @@ class Trainer:
         return RankError(f"rank 0 has ended the run: {status.get('reason')}", exit_code=code)
 
     def emergency_save(self, snapshot: Snapshot) -> None:
-        """Write a checkpoint of a run that ends with an error, if that can be done."""
+        """Write a checkpoint of a run that ends with an error, if possible."""
         if not self.group.is_main:
             return
         try:
@@ -847,7 +848,7 @@ class Trainer:
             logger.error("no checkpoint could be written: %s; older ones are whole", failure)
 
     def out_of_memory(self, error: BaseException) -> OutOfMemoryError:
-        """Release what the failed step held, and say in a file and a message what happened."""
+        """Release the memory of the failed step, write a report, and return the error to raise."""
         text = first_line(error)
         error.__traceback__ = None  # its frames hold the tensors of the failed step
         report = memory_report(self.device, self.monitor.reading(), text)
@@ -858,11 +859,11 @@ class Trainer:
         return OutOfMemoryError(f"out of memory in {where}: {text}; report in {path}. {self.oom_advice()}")
 
     def report_name(self, what: str, step: int) -> str:
-        """Return the name of a report on `what`; every rank writes its own."""
+        """Return the file name of a report on `what`; every rank writes its own."""
         return f"{what}-step-{step:08d}{self.group.suffix}.json"
 
     def oom_advice(self) -> str:
-        """For less memory."""
+        """Return advice on how to use less memory."""
         if self.stage != "train":
             return (
                 "It computes one window at a time: lower model.seq_len or the size of the model, or free memory, and "
@@ -877,7 +878,7 @@ class Trainer:
         )
 
     def last_resort(self, reason: str) -> None:
-        """Called by the thread that watches signals, when this one is too deep in a computation to answer in time."""
+        """Save from the signal thread, called when a long computation keeps the main thread from stopping in time."""
         note = "nothing was to be saved"
         if not self.group.is_main:
             return
@@ -891,10 +892,10 @@ class Trainer:
             note = f"saved {name}"
         self.write_status("stopped", reason=f"{reason} ({note})", exit_code=exit_codes.of_signal(reason))
 
-    # --- telling --------------------------------------------------------------------------------------------------
+    # --- status and records ---------------------------------------------------------------------------------------
 
     def peaks(self) -> dict[str, float | None]:
-        """The highest memory use of all processes of the run, in GiB."""
+        """Return the highest memory use of all processes of the run, in GiB."""
         peaks = dict(self.monitor.peaks())
         for key in ("peak_process_gib", "peak_device_gib"):
             known = [value for value in (peaks.get(key), self.progress.peaks.get(key)) if value is not None]
@@ -903,12 +904,12 @@ class Trainer:
 
     @property
     def batch_shape(self) -> list[int]:
-        """[B, S, F]"""
+        """Shape of a batch, [B, S, F]."""
         return [self.settings.batch_size, self.config.model.seq_len, self.config.model.enc_in]
 
     @property
     def epoch(self) -> int:
-        """The epoch under way, from 1; the last one when all are over."""
+        """Number of the current epoch, from 1; that of the last one when all are complete."""
         return min(self.progress.epoch + 1, self.settings.epochs)
 
     def record(self, stage: str, **values: Any) -> None:
@@ -918,7 +919,7 @@ class Trainer:
     def write_status(self, state: str, **more: Any) -> None:
         if not self.group.is_main:
             return
-        # Before the run has begun, another start of the job must not take it for its own, if none has.
+        # Keep the recorded job until the run has begun: a restart must not resume a run that no start has begun.
         job = environment.job_id() if self.begun else read_status(self.folder).get("job")
         place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step, "job": job}
         try:
@@ -928,7 +929,7 @@ class Trainer:
 
 
 def to_cpu(tree: Any) -> Any:
-    """Return a copy of nested dicts and lists with every tensor on the CPU; tensors that are there are not copied."""
+    """Return a copy of nested dicts and lists with every tensor on the CPU. Tensors already there are not copied."""
     if isinstance(tree, Tensor):
         return tree.detach().cpu()
     if isinstance(tree, dict):
@@ -939,5 +940,5 @@ def to_cpu(tree: Any) -> Any:
 
 
 def chunk(items: list[Tensor], size: int) -> list[list[Tensor]]:
-    """Consecutive parts of `size`, the last one shorter where it does not come out even."""
+    """Split `items` into consecutive parts of length `size`; the last part may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]

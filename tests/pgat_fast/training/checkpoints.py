@@ -1,4 +1,4 @@
-"""Checkpoints to save, damage and compare."""
+"""Checkpoints that tests save, damage and compare."""
 
 import random
 from collections import OrderedDict
@@ -18,7 +18,7 @@ def name_of(step: int) -> str:
 
 
 def checkpoint_of(step: int, best: str | None = None) -> Checkpoint:
-    """What a run stores after `step` steps: a model, Adam after one step, generators, a place."""
+    """Return what a run stores after `step` steps: a model, Adam after one step, generators and progress."""
     torch.manual_seed(step)
     model = nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -54,7 +54,7 @@ def checkpoint_of(step: int, best: str | None = None) -> Checkpoint:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two trees hold the same types and the same bits."""
+    """Return whether two trees contain the same types and the same bits."""
     if isinstance(first, Checkpoint):
         # safetensors orders by type and name.
         weights = [dict(sorted(checkpoint.weights.items())) for checkpoint in (first, second)]
@@ -64,7 +64,7 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, Tensor):
         if (first.dtype, first.shape) != (second.dtype, second.shape):
             return False
-        # As bytes: NaN differs from itself.
+        # Compare bytes, since NaN differs from itself.
         one, other = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second))
         return torch.equal(one, other)
     if isinstance(first, dict):

@@ -1,7 +1,7 @@
-"""`pgat-fast` without dropout and in float64: what is left of a difference between two runs is a fault.
+"""Training without dropout and in float64, in which a difference between two runs means a fault.
 
-Float32 cannot show it. Rounding differs with the number of ranks, and the model divides by sums near zero: within 20
-steps it makes a difference of 1e-7 in a gradient one of 1e-2 in a weight.
+Float32 is not precise enough. Rounding depends on the number of ranks, and the model divides by sums near zero: within
+20 steps, a difference of 1e-7 in a gradient becomes one of 1e-2 in a weight.
 """
 
 from torch import nn
@@ -12,7 +12,7 @@ from pgat_fast.training import trainer
 
 
 def train_exactly() -> None:
-    """Make every training of this process exact."""
+    """Make all training in this process run in float64 and without dropout."""
     init, batch, build = nn.Dropout.__init__, Windows.batch, trainer.build_model
 
     def without_dropout(self: nn.Dropout, p: float = 0.5, inplace: bool = False) -> None:

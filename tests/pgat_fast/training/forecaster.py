@@ -1,4 +1,4 @@
-"""A small forecaster that stands in for the model, which takes minutes to compile."""
+"""A small forecaster that replaces the model, which takes minutes to compile."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from pgat_kernels.ops.dropout import draw_seed, dropout
 
 
 class Forecaster(nn.Module):
-    """One product over the last day, with dropout; called as the model is."""
+    """Two linear layers on the last day, with dropout, and the call signature of the model."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

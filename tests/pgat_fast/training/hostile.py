@@ -1,4 +1,4 @@
-"""Checkpoints that somebody made to do harm: every hash in them is right."""
+"""Malicious checkpoints with correct hashes."""
 
 import hashlib
 import io
@@ -16,14 +16,14 @@ from tests.pgat_fast.training.checkpoints import checkpoint_of, name_of
 
 
 class Touch:
-    """Unpickled by an ordinary `pickle.load`, it makes the file `MARK` in the working directory."""
+    """An object that creates the file `MARK` in the working directory when `pickle.load` reads it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return exec, ("open('MARK', 'w').close()",)
 
 
 class Call:
-    """Unpickled, it is the result of calling `function`."""
+    """An object that is unpickled as the result of calling `function`."""
 
     def __init__(self, function: Any, *args: Any) -> None:
         self.call = (function, args)
@@ -33,7 +33,7 @@ class Call:
 
 
 def archive(pickled: bytes, compression: int = zipfile.ZIP_STORED, **others: bytes) -> bytes:
-    """A file as `torch.save` writes it, with `pickled` as its pickle and `others` beside it."""
+    """Return a file in the format of `torch.save` with `pickled` as its pickle and `others` as further entries."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as file:
         file.writestr("archive/data.pkl", pickled)
@@ -49,7 +49,7 @@ def archived(value: Any) -> bytes:
 
 
 def old_format(value: Any) -> bytes:
-    """As torch wrote files before 1.6."""
+    """Return a file in the format of torch before 1.6."""
     parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, value, [])
     return b"".join(pickle.dumps(part, protocol=2) for part in parts)
 
@@ -61,7 +61,7 @@ def saved(value: Any) -> bytes:
 
 
 def storage_of(elements: int) -> bytes:
-    """A tensor whose storage claims to have `elements` numbers, of which one is there."""
+    """Return a file with a tensor whose storage claims `elements` numbers but contains one."""
     honest = saved({"a": torch.zeros(77)})
     with zipfile.ZipFile(io.BytesIO(honest)) as file:
         content = file.read("archive/data.pkl")
@@ -94,7 +94,7 @@ def canonical(content: Any) -> bytes:
 
 
 def forge(root: Path, **contents: bytes) -> Path:
-    """A checkpoint with the given content of `weights` or `training`, and a manifest that vouches for it."""
+    """Write a checkpoint with the given content of `weights` or `training` and a matching manifest."""
     path = save_checkpoint(root, name_of(2), checkpoint_of(2))
     manifest = json.loads((path / "manifest.json").read_bytes())
     for kind, raw in contents.items():
@@ -106,7 +106,7 @@ def forge(root: Path, **contents: bytes) -> Path:
 
 
 def seal(path: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest` with the hash that fits it."""
+    """Write `manifest` with its correct hash."""
     manifest.pop("sha256", None)
     (path / "manifest.json").write_bytes(
         canonical(manifest | {"sha256": hashlib.sha256(canonical(manifest)).hexdigest()})

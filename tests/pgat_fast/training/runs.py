@@ -1,4 +1,4 @@
-"""Runs for tests: started, stopped at a place of choice, compared."""
+"""Training runs for tests: start, stop at a chosen point, and compare."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from pgat_fast.training.stop import Stop
 from pgat_fast.training.trainer import train
 
 TIMES = ("seconds", "started", "finished", "time", "created", "peaks", "resumes", "path", "output", "name")
-"""Keys of what differs between two runs of one seed, or says how often the run was interrupted."""
+"""Keys whose values differ between two runs of one seed or depend on the number of interruptions."""
 
 
 class StopAt(Stop):
-    """Stops at the n-th question whether to, counted from 1."""
+    """Requests a stop at the n-th call of `check`, counted from 1."""
 
     def __init__(self, number: float = math.inf) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class StopAt(Stop):
 
 
 def run(overrides: list[str], folder: Path, *, resume: Path | None = None, stop: Stop | None = None) -> dict[str, Any]:
-    """Train into `folder`, which must not exist yet, or go on there."""
+    """Train in the new folder `folder`, or resume the run there; return the results."""
     config = load_config(None, [*overrides, f"run.output={folder.parent}", f"run.name={folder.name}"])
     written, results = train(config, resume=resume, stop=stop, progress=False)
     assert written == folder
@@ -40,7 +40,7 @@ def run(overrides: list[str], folder: Path, *, resume: Path | None = None, stop:
 
 
 def interrupted(overrides: list[str], folder: Path, stops: list[float]) -> dict[str, Any]:
-    """A run that is stopped at each of `stops` questions (counted anew each time), and resumed to its end."""
+    """Stop a run at the given numbers of checks, counted anew after each stop, and resume it to its end."""
     resume = None
     for number in stops:
         try:
@@ -60,7 +60,7 @@ def newest(folder: Path) -> Checkpoint:
 
 
 def without_times(tree: Any) -> Any:
-    """A copy without the keys that differ between runs, at any depth; tensors become lists of their bytes."""
+    """Return a copy without the keys that differ between runs, at any depth; tensors become their bytes."""
     if isinstance(tree, dict):
         return {
             key: without_times(value)
@@ -79,11 +79,11 @@ def without_times(tree: Any) -> Any:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Everything that two runs of one seed must have in common, to the bit."""
+    """Return everything that must be equal, to the bit, in two runs of one seed."""
     checkpoint = newest(folder)
     results = json.loads((folder / "results.json").read_bytes())
-    # How memory was used, and which checkpoints were kept, is no part of what was computed; the first compiled step is
-    # one of each process.
+    # The use of memory and the kept checkpoints are not part of the computation; every process has its own first
+    # compiled step.
     for key in ("memory", "checkpoints", "checklist", "compile_check"):
         results.pop(key)
     return {
@@ -97,7 +97,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Compare part by part: a message of all weights would help nobody."""
+    """Assert that both outcomes are equal, part by part, since a message with all weights would be useless."""
     assert one.keys() == other.keys()
     for key in one:
         assert one[key] == other[key], f"{key} differ"

@@ -1,4 +1,4 @@
-"""A rolling-origin backtest: each origin knows nothing of what comes after it."""
+"""Rolling-origin backtests: no origin uses data from after it."""
 
 import json
 from itertools import pairwise
@@ -16,9 +16,7 @@ SHORT = ["training.max_steps=2", "data.validation_length=4", "data.test_length=4
 
 
 @pytest.mark.slow  # whole runs
-def test_the_test_splits_lie_one_behind_the_other_and_training_ends_before_them(
-    tiny: list[str], tmp_path: Path
-) -> None:
+def test_origins_have_disjoint_test_splits_after_their_training_data(tiny: list[str], tmp_path: Path) -> None:
     config = load_config(None, [*tiny, *SHORT])
     table = backtest(config, tmp_path / "backtest", 3, progress=False)
     assert list(table.index) == [1, 2, 3]
@@ -34,7 +32,7 @@ def test_the_test_splits_lie_one_behind_the_other_and_training_ends_before_them(
     assert summary == summarize(table)
 
 
-def test_the_summary_by_hand() -> None:
+def test_summary_equals_hand_computed_values() -> None:
     table = pd.DataFrame({"mse_model": [1.0, 2.0], "mse_drift": [2.0, 2.0], "skill_drift": [0.5, 0.0]})
     assert summarize(table) == {
         "drift": {"pooled": 0.25, "mean": 0.25, "standard_error": 0.25, "positive": 1, "origins": 2, "left_out": 0}
@@ -42,7 +40,7 @@ def test_the_summary_by_hand() -> None:
     assert summarize(table.iloc[:1])["drift"]["standard_error"] is None
 
 
-def test_an_origin_without_finite_errors_is_left_out_and_counted() -> None:
+def test_origin_without_finite_errors_is_left_out_and_counted() -> None:
     table = pd.DataFrame({"mse_model": [1.0, None], "mse_drift": [2.0, 3.0], "skill_drift": [0.5, None]})
     found = summarize(table)["drift"]
     assert (found["pooled"], found["mean"], found["origins"], found["left_out"]) == (0.5, 0.5, 1, 1)
@@ -50,7 +48,7 @@ def test_an_origin_without_finite_errors_is_left_out_and_counted() -> None:
 
 
 @pytest.mark.slow  # whole runs
-def test_an_interrupted_backtest_goes_on_where_it_was(tiny: list[str], tmp_path: Path) -> None:
+def test_interrupted_backtest_continues_without_repeating_origins(tiny: list[str], tmp_path: Path) -> None:
     config = load_config(None, [*tiny, *SHORT])
     whole = backtest(config, tmp_path / "whole", 2, progress=False)
     with pytest.raises(StopRequested):
@@ -63,7 +61,7 @@ def test_an_interrupted_backtest_goes_on_where_it_was(tiny: list[str], tmp_path:
     assert (tmp_path / "stopped" / "origin-01" / "results.json").stat().st_mtime_ns == written, "not done again"
 
 
-def test_too_many_origins_are_refused_before_any_training(tiny: list[str], tmp_path: Path) -> None:
+def test_too_many_origins_are_rejected_before_any_training(tiny: list[str], tmp_path: Path) -> None:
     config = load_config(None, [*tiny, *SHORT])
     with pytest.raises(DataError, match=r"origin 8 of 9: .*too few.*; ask for fewer origins"):
         backtest(config, tmp_path / "backtest", 9, progress=False)
@@ -72,12 +70,12 @@ def test_too_many_origins_are_refused_before_any_training(tiny: list[str], tmp_p
         backtest(config, tmp_path / "backtest", 0, progress=False)
 
 
-def test_a_backtest_with_other_settings_is_not_mixed_in(tiny: list[str], tmp_path: Path) -> None:
+def test_folder_with_backtest_of_other_settings_is_rejected(tiny: list[str], tmp_path: Path) -> None:
     backtest(load_config(None, [*tiny, *SHORT]), tmp_path / "backtest", 1, progress=False)
     with pytest.raises(ConfigError, match="a backtest with other settings is there"):
         backtest(load_config(None, [*tiny, *SHORT, "model.dropout=0.2"]), tmp_path / "backtest", 1, progress=False)
 
 
-def test_each_origin_leaves_out_one_test_split_more(tiny: list[str], tmp_path: Path) -> None:
+def test_each_origin_skips_one_more_test_split(tiny: list[str], tmp_path: Path) -> None:
     config = load_config(None, [*tiny, "data.skip_last=2"])
     assert [origin_config(config, tmp_path, n).data.skip_last for n in range(3)] == [2, 9, 16]

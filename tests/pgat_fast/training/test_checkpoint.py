@@ -1,4 +1,4 @@
-"""A checkpoint gives back what was saved; a run keeps the ones it needs."""
+"""Checkpoints: saving, reading, replacing, listing, pruning, and removal of orphans."""
 
 import json
 import logging
@@ -41,10 +41,10 @@ def save(root: Path, *steps: int, best: str | None = None) -> list[Path]:
     return [save_checkpoint(root, name_of(step), checkpoint_of(step, best)) for step in steps]
 
 
-# --- what is saved and read ---
+# --- saving and reading ---
 
 
-def test_everything_comes_back_bit_for_bit(root: Path) -> None:
+def test_saved_checkpoint_is_read_bit_for_bit(root: Path) -> None:
     saved = checkpoint_of(7)
     path = save_checkpoint(root, name_of(7), saved)
     assert path == root / name_of(7)
@@ -54,7 +54,7 @@ def test_everything_comes_back_bit_for_bit(root: Path) -> None:
     assert names_in(path) == sorted(FILES)
 
 
-def test_without_the_training_state_only_weights_and_about_are_read(root: Path) -> None:
+def test_reading_without_training_state_skips_its_file(root: Path) -> None:
     (path,) = save(root, 7)
     (path / "training.pt").write_bytes(b"")
     read = read_checkpoint(path, training=False)
@@ -63,7 +63,7 @@ def test_without_the_training_state_only_weights_and_about_are_read(root: Path) 
         read_checkpoint(path)
 
 
-def test_other_tools_can_read_the_files(root: Path) -> None:
+def test_files_are_readable_by_safetensors_torch_and_json(root: Path) -> None:
     (path,) = save(root, 7)
     saved = checkpoint_of(7)
     assert same(Checkpoint(load_file(path / "model.safetensors")), Checkpoint(saved.weights))
@@ -71,7 +71,7 @@ def test_other_tools_can_read_the_files(root: Path) -> None:
     assert json.loads((path / "manifest.json").read_text())["about"] == saved.about
 
 
-def test_a_part_of_a_large_tensor_is_stored_alone_and_tied_weights_both(root: Path) -> None:
+def test_view_is_stored_without_its_base_and_tied_weights_separately(root: Path) -> None:
     large = torch.arange(100_000.0)
     saved = Checkpoint({"a": large[:10], "b": large[:10], "c": large.view(2, -1).T[:3]}, {"part": large[5:7]})
     path = save_checkpoint(root, name_of(1), saved)
@@ -80,9 +80,9 @@ def test_a_part_of_a_large_tensor_is_stored_alone_and_tied_weights_both(root: Pa
     assert same(read_checkpoint(path).weights["c"], large.view(2, -1).T[:3].contiguous())
 
 
-def test_shared_parts_of_the_state_are_stored_once(root: Path) -> None:
+def test_shared_parts_of_state_are_stored_once(root: Path) -> None:
     shared: Any = [torch.ones(1)]
-    for _ in range(40):  # 2^40 parts, were they copied
+    for _ in range(40):  # copies would have 2^40 parts
         shared = [shared, shared]
     path = save_checkpoint(root, name_of(1), Checkpoint({}, {"shared": shared}))
     assert (path / "training.pt").stat().st_size < 10_000
@@ -111,20 +111,20 @@ Pair = namedtuple("Pair", "first second")
         ({"key": {(1, 2): 3}}, r"training\.key: the key '\(1, 2\)'"),
     ],
 )
-def test_a_state_that_would_not_load_safely_is_refused_by_its_key(root: Path, training: Any, key: str) -> None:
+def test_state_that_cannot_be_loaded_safely_is_rejected_with_its_key(root: Path, training: Any, key: str) -> None:
     with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: {key}"):
         save_checkpoint(root, name_of(1), Checkpoint({}, training))
     assert not root.exists()
 
 
 @pytest.mark.parametrize("weight", [torch.eye(2).to_sparse(), torch.ones(2, device="meta"), np.ones(2), None])
-def test_weights_that_are_no_dense_tensors_are_refused_by_their_name(root: Path, weight: Any) -> None:
+def test_weights_other_than_dense_tensors_are_rejected_with_their_name(root: Path, weight: Any) -> None:
     with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: weights\.layer"):
         save_checkpoint(root, name_of(1), Checkpoint({"layer": weight}))
     assert not root.exists()
 
 
-def test_tensors_that_the_format_does_not_know_are_refused(root: Path) -> None:
+def test_dtypes_unknown_to_safetensors_are_rejected(root: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: .*torch\.bits8"):
         save_checkpoint(root, name_of(1), Checkpoint({"layer": torch.empty(2, dtype=torch.bits8)}))
 
@@ -145,13 +145,13 @@ def test_tensors_that_the_format_does_not_know_are_refused(root: Path) -> None:
         ({"notes": "x" * 5_000_000}, r"about: 5,\d+,\d+ bytes"),
     ],
 )
-def test_what_json_cannot_hold_is_refused_by_its_key(root: Path, about: Any, key: str) -> None:
+def test_metadata_that_json_cannot_represent_is_rejected_with_its_key(root: Path, about: Any, key: str) -> None:
     with pytest.raises(CheckpointError, match=key):
         save_checkpoint(root, name_of(1), Checkpoint({}, {}, about))
     assert not root.exists()
 
 
-def test_states_without_end_are_refused(root: Path) -> None:
+def test_self_referential_states_are_rejected(root: Path) -> None:
     for key in ("training", "about"):
         loop: dict[str, Any] = {}
         loop["again"] = loop
@@ -162,12 +162,12 @@ def test_states_without_end_are_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["", "best", "../step-1", "a/step-1", ".step-1", "step-", "step-1\n", "step-1.damaged-1"]
 )
-def test_names_are_those_of_a_step(root: Path, name: str) -> None:
+def test_invalid_checkpoint_names_are_rejected(root: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="no name for a checkpoint"):
         save_checkpoint(root, name, checkpoint_of(1))
 
 
-def test_weights_that_do_not_fit_the_model_are_refused_with_the_file(root: Path) -> None:
+def test_weights_that_do_not_fit_model_are_rejected_with_their_file(root: Path) -> None:
     (path,) = save(root, 1)
     model = nn.Linear(3, 2)
     assert load_weights(model, path).about["step"] == 1
@@ -176,9 +176,7 @@ def test_weights_that_do_not_fit_the_model_are_refused_with_the_file(root: Path)
         load_weights(nn.Linear(2, 2), path)
 
 
-def test_everything_is_on_the_disk_before_the_one_rename_and_the_name_after_it(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_synced_before_rename_and_folder_after_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(root, 1)
     steps = []
     fsync, rename = os.fsync, os.rename
@@ -197,24 +195,24 @@ def test_everything_is_on_the_disk_before_the_one_rename_and_the_name_after_it(
     assert steps == [*FILES, f".{name_of(2)}.{os.getpid()}.tmp", "rename", "checkpoints"]
 
 
-# --- a checkpoint of that name is there already ---
+# --- replacing a checkpoint of the same name ---
 
 
-def test_the_same_checkpoint_again_changes_nothing(root: Path) -> None:
+def test_saving_same_checkpoint_again_changes_nothing(root: Path) -> None:
     (path,) = save(root, 1)
     before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in path.iterdir()}
     assert save(root, 1) == [path]
     assert {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in path.iterdir()} == before
 
 
-def test_another_one_of_that_name_takes_its_place(root: Path) -> None:
+def test_different_checkpoint_of_same_name_replaces_it(root: Path) -> None:
     save(root, 1)
     save(root, 1, best=name_of(1))
     assert same(read_checkpoint(root / name_of(1)), checkpoint_of(1, best=name_of(1)))
     assert names_in(root) == [name_of(1)]
 
 
-def test_while_it_is_replaced_a_good_one_can_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_good_checkpoint_is_readable_while_it_is_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = save(root, 1)
     seen = []
     rename = os.rename
@@ -230,7 +228,7 @@ def test_while_it_is_replaced_a_good_one_can_be_read(root: Path, monkeypatch: py
     assert seen == [(f"{name_of(1)}.previous", True), (name_of(1), True)]
 
 
-def test_a_damaged_one_of_that_name_is_set_aside(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_checkpoint_of_same_name_is_set_aside(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in (1, 2):
         (path,) = save(root, 1)
         flip_bit(path / "training.pt", 8000)
@@ -245,7 +243,7 @@ def test_a_damaged_one_of_that_name_is_set_aside(root: Path, caplog: pytest.LogC
 # --- the checkpoints of a run ---
 
 
-def test_checkpoints_are_listed_by_step_and_nothing_else_is(root: Path) -> None:
+def test_only_checkpoints_are_listed_in_order_of_step(root: Path) -> None:
     assert list_checkpoints(root) == []
     names = [
         "epoch-0002-step-00000009",
@@ -258,12 +256,12 @@ def test_checkpoints_are_listed_by_step_and_nothing_else_is(root: Path) -> None:
     for other in ("superseded", ".step-00000011.1.tmp", f"{names[0]}.damaged-1", "notes"):
         (root / other).mkdir()
     (root / "readme.txt").touch()
-    (root / "step-00000012").mkdir()  # without its files: found, not listed
+    (root / "step-00000012").mkdir()  # without files: found but not listed
     assert [path.name for path in list_checkpoints(root)] == names
     assert [path.name for path in find_checkpoints(root)] == [*names[:3], "step-00000012", names[3]]
 
 
-def test_the_newest_good_one_is_found_past_damaged_ones(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_newest_good_skips_damaged_checkpoints_with_warnings(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert newest_good(root) is None
     save(root, 1, 2, 3, 4)
     flip_bit(root / name_of(4) / "model.safetensors", 800)
@@ -278,14 +276,14 @@ def test_the_newest_good_one_is_found_past_damaged_ones(root: Path, caplog: pyte
     assert f"{name_of(3)}/manifest.json: cannot be read" in caplog.text
 
 
-def test_no_good_one_at_all(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_newest_good_is_none_without_good_checkpoint(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (path,) = save(root, 1)
     flip_bit(path / "manifest.json", 5)
     assert newest_good(root) is None
     assert name_of(1) in caplog.text
 
 
-def test_pruning_keeps_the_newest_and_the_best_that_they_name(root: Path) -> None:
+def test_pruning_keeps_newest_and_best_checkpoints(root: Path) -> None:
     save(root, 1, 2, best=name_of(1))
     save(root, 3, 4, 5, best=name_of(3))
     save(root, 6, best=name_of(3))
@@ -296,7 +294,7 @@ def test_pruning_keeps_the_newest_and_the_best_that_they_name(root: Path) -> Non
         prune(root, 0)
 
 
-def test_a_damaged_checkpoint_does_not_push_out_a_good_one(root: Path) -> None:
+def test_damaged_checkpoints_do_not_count_in_pruning(root: Path) -> None:
     save(root, 1, 2, 3, 4)
     (root / name_of(4) / "manifest.json").write_text("{}")
     (root / name_of(3) / "training.pt").write_bytes(b"short")
@@ -304,7 +302,7 @@ def test_a_damaged_checkpoint_does_not_push_out_a_good_one(root: Path) -> None:
     assert names_in(root) == [name_of(step) for step in (2, 3, 4)]
 
 
-def test_what_cannot_be_removed_is_warned_of(
+def test_failed_removal_is_logged(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(root, 1, 2)
@@ -318,7 +316,7 @@ def test_what_cannot_be_removed_is_warned_of(
     assert len(list_checkpoints(root)) == 2
 
 
-# --- what killed processes leave ---
+# --- leftovers of killed processes ---
 
 
 def ended_process() -> int:
@@ -327,7 +325,7 @@ def ended_process() -> int:
     return process.pid
 
 
-def test_orphans_of_ended_processes_are_swept_and_nothing_else(root: Path) -> None:
+def test_only_orphans_of_ended_processes_are_removed(root: Path) -> None:
     save(root, 1)
     run, dead = root.parent, ended_process()
     orphans = [root / f".step-00000002.{dead}.tmp", run / f".status.json.{dead}.tmp", root / f".a b.{dead}.tmp"]
@@ -355,7 +353,7 @@ def test_orphans_of_ended_processes_are_swept_and_nothing_else(root: Path) -> No
     assert remove_orphans(run / "nowhere") == []
 
 
-def test_the_number_of_an_ended_process_may_belong_to_another_now(root: Path) -> None:
+def test_orphan_older_than_process_of_same_pid_is_removed(root: Path) -> None:
     root.mkdir(parents=True)
     orphan = root / f".step-00000002.{os.getpid()}.tmp"
     orphan.touch()
@@ -363,7 +361,7 @@ def test_the_number_of_an_ended_process_may_belong_to_another_now(root: Path) ->
     assert remove_orphans(root) == [orphan]
 
 
-def test_sweeping_the_run_folder_leaves_the_folder_of_all_runs_alone(root: Path) -> None:
+def test_remove_orphans_ignores_parent_of_run_folder(root: Path) -> None:
     root.mkdir(parents=True)
     other = root.parent.parent / f".other.{ended_process()}.tmp"
     other.touch()
@@ -372,7 +370,7 @@ def test_sweeping_the_run_folder_leaves_the_folder_of_all_runs_alone(root: Path)
 
 
 @pytest.mark.parametrize("new_one", ["missing", "damaged"])
-def test_an_interrupted_replacement_is_undone(root: Path, new_one: str) -> None:
+def test_interrupted_replacement_is_undone(root: Path, new_one: str) -> None:
     (path,) = save(root, 1)
     path.rename(f"{path}.previous")
     if new_one == "damaged":
@@ -385,7 +383,7 @@ def test_an_interrupted_replacement_is_undone(root: Path, new_one: str) -> None:
     assert not Path(f"{path}.previous").exists()
 
 
-def test_a_finished_replacement_is_tidied_up(root: Path) -> None:
+def test_remainder_of_finished_replacement_is_removed(root: Path) -> None:
     (path,) = save(root, 1)
     path.rename(f"{path}.previous")
     save(root, 2)[0].rename(path)

@@ -1,4 +1,4 @@
-"""Bar R2: whatever happens to the files of a checkpoint, or while one is saved, is noticed and costs no older one."""
+"""Bar R2: faults in the files of a checkpoint, or while one is saved, are detected and damage no older one."""
 
 import errno
 import logging
@@ -33,7 +33,7 @@ SYSTEM_CALLS = (
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """With a good checkpoint of step 1."""
+    """Return a folder of checkpoints with a good one of step 1."""
     root = tmp_path / "run" / "checkpoints"
     save_checkpoint(root, name_of(1), checkpoint_of(1))
     return root
@@ -41,12 +41,12 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def newest(root: Path) -> Path:
-    """A second one, to be damaged."""
+    """Return a second checkpoint, to be damaged."""
     return save_checkpoint(root, name_of(2), checkpoint_of(2))
 
 
 def assert_found(newest: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The fault is named with its file, by all who look, and the checkpoint before it is used."""
+    """Assert that every reader names the fault with its file and that the previous checkpoint is used."""
     caplog.clear()
     faults = verify_checkpoint(newest)
     assert len(faults) == 1
@@ -67,7 +67,7 @@ def assert_found(newest: Path, file: str, caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_flipped_bit_is_found(newest: Path, file: str) -> None:
+def test_every_flipped_bit_is_detected(newest: Path, file: str) -> None:
     path = newest / file
     bits = path.stat().st_size * 8
     chosen = random.Random(0).sample(range(bits), min(bits, 150))
@@ -79,13 +79,15 @@ def test_every_flipped_bit_is_found(newest: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_flipped_bit_means_the_checkpoint_before(newest: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_flipped_bit_falls_back_to_previous_checkpoint(
+    newest: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
     flip_bit(newest / file, 8 * 100)
     assert_found(newest, file, caplog)
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_truncation_is_found(newest: Path, file: str) -> None:
+def test_every_truncation_is_detected(newest: Path, file: str) -> None:
     path = newest / file
     content = path.read_bytes()
     for length in {0, 1, 7, 8, 9, len(content) - 1, *random.Random(0).sample(range(len(content)), 100)}:
@@ -116,19 +118,19 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [Path.unlink, empty, make_folder, make_pipe, make_link])
 @pytest.mark.parametrize("file", FILES)
-def test_what_is_no_plain_whole_file_is_found(
+def test_missing_empty_or_special_file_is_detected(
     newest: Path, file: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(newest / file)
     assert_found(newest, file, caplog)
 
 
-def test_files_of_another_checkpoint_are_found(newest: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_file_of_another_checkpoint_is_detected(newest: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copy(newest.parent / name_of(1) / "model.safetensors", newest / "model.safetensors")
     assert_found(newest, "model.safetensors", caplog)
 
 
-def test_a_checkpoint_that_is_a_link_or_a_file_is_not_read(newest: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_checkpoint_that_is_link_or_file_is_not_read(newest: Path, caplog: pytest.LogCaptureFixture) -> None:
     newest.rename(newest.parent.parent / "elsewhere")
     newest.symlink_to(newest.parent.parent / "elsewhere")
     assert_found(newest, "", caplog)
@@ -137,7 +139,7 @@ def test_a_checkpoint_that_is_a_link_or_a_file_is_not_read(newest: Path, caplog:
     assert_found(newest, "", caplog)
 
 
-def test_all_faults_are_told_at_once(newest: Path) -> None:
+def test_verification_lists_all_faults(newest: Path) -> None:
     flip_bit(newest / "model.safetensors", 800)
     (newest / "training.pt").unlink()
     faults = verify_checkpoint(newest)
@@ -154,7 +156,7 @@ def test_all_faults_are_told_at_once(newest: Path) -> None:
 
 
 class Faults:
-    """Makes calls of the operating system fail: the `at`-th one, or all from there on; counts them otherwise."""
+    """Records system calls and makes the `at`-th one fail, or all from there on if `lasting`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
@@ -190,16 +192,16 @@ def faults() -> Iterator[Faults]:
 
 
 def nothing(path: Path) -> None:
-    """There is no checkpoint of that name."""
+    """Leave `path` without a checkpoint."""
 
 
 def good(path: Path) -> None:
-    """There is a good one of that name."""
+    """Write a good checkpoint to `path`."""
     save_checkpoint(path.parent, path.name, checkpoint_of(3))
 
 
 def damaged(path: Path) -> None:
-    """There is a damaged one of that name."""
+    """Write a damaged checkpoint to `path`."""
     good(path)
     flip_bit(path / "training.pt", 800)
 
@@ -216,7 +218,9 @@ def error_of_saving(root: Path, name: str, checkpoint: Checkpoint) -> str | None
     ("before", "number"),
     pairwise_each_value_first([nothing, good, damaged], [errno.EIO, errno.ENOSPC, errno.EACCES]),
 )
-def test_any_call_may_fail(root: Path, faults: Faults, before: Callable[[Path], None], number: int) -> None:
+def test_failure_of_any_single_call_damages_no_checkpoint(
+    root: Path, faults: Faults, before: Callable[[Path], None], number: int
+) -> None:
     old, new, path = checkpoint_of(3), checkpoint_of(2), root / name_of(2)
     before(path)
     faults.start(None)
@@ -233,7 +237,7 @@ def test_any_call_may_fail(root: Path, faults: Faults, before: Callable[[Path], 
         error = error_of_saving(root, path.name, new)
         faults.stop()
         assert verify_checkpoint(root / name_of(1)) == [], call
-        if error is None:  # a call without which it can be done, as one that removes what is no longer needed
+        if error is None:  # a dispensable call, such as the removal of a file that is no longer needed
             assert same(read_checkpoint(path), new), call
             continue
         failed += 1
@@ -248,7 +252,9 @@ def test_any_call_may_fail(root: Path, faults: Faults, before: Callable[[Path], 
 
 
 @pytest.mark.parametrize("before", [nothing, pytest.param(good, marks=pytest.mark.slow)])
-def test_the_disk_may_be_gone_from_any_call_on(root: Path, faults: Faults, before: Callable[[Path], None]) -> None:
+def test_failure_of_all_calls_from_any_one_on_damages_no_checkpoint(
+    root: Path, faults: Faults, before: Callable[[Path], None]
+) -> None:
     path = root / name_of(2)
     before(path)
     faults.start(None)
@@ -271,7 +277,7 @@ def test_the_disk_may_be_gone_from_any_call_on(root: Path, faults: Faults, befor
         assert names_in(root) == [name_of(1), name_of(2)]
 
 
-def test_a_disk_without_room_is_found_before_anything_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_disk_space_is_detected_before_anything_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1234))
     with pytest.raises(
@@ -282,8 +288,8 @@ def test_a_disk_without_room_is_found_before_anything_is_written(root: Path, mon
 
 
 @pytest.mark.multiprocess
-def test_a_disk_that_is_really_full(root: Path) -> None:
-    """In a process of its own, whose files the system keeps from growing beyond 1,000 bytes."""
+def test_file_size_limit_raises_checkpoint_error(root: Path) -> None:
+    """Save in a separate process, in which the system limits files to 1,000 bytes."""
     code = f"""
 import resource
 from pathlib import Path
@@ -303,15 +309,15 @@ except CheckpointError as error:
     assert verify_checkpoint(root / name_of(1)) == []
 
 
-def test_a_folder_where_nothing_may_be_written(root: Path) -> None:
-    """In a process without the rights of an administrator, whom no permission stops."""
+def test_folder_without_write_permission_raises_checkpoint_error(root: Path) -> None:
+    """Save in a process without the rights of root, to which permissions do not apply."""
     checkpoint = checkpoint_of(2)
     root.chmod(0o555)
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            os.chdir(root.parent)  # the way there may be closed to others
+            os.chdir(root.parent)  # parent folders may be closed to other users
             if os.getuid() == 0:
                 os.setgid(65534)
                 os.setuid(65534)

@@ -1,4 +1,4 @@
-"""Bar R1: a process that is killed while it saves costs at most what it was about to save."""
+"""Bar R1: a process that is killed while it saves loses at most the checkpoint that it was saving."""
 
 import os
 import random
@@ -22,11 +22,11 @@ from tests.pgat_fast.training.checkpoints import name_of, names_in
 
 KILLS = 200
 LONGEST = 0.12
-"""Seconds until a kill: a few times what a save of this size takes, so that kills land in every part of one."""
+"""Largest number of seconds until a kill: a few times the duration of a save, so that kills hit every part of one."""
 
 
 def run(root: Path, last: int, large: Checkpoint, done: int) -> None:
-    """What a run does all night: save, save the same step again with something else, remove old ones, tell."""
+    """Act as a long run: save, report the step, save it again with other metadata, and remove old checkpoints."""
     for step in range(last + 1, last + 1000):
         stored = replace(large, training=large.training | {"step": step}, about={"step": step})
         save_checkpoint(root, name_of(step), stored)
@@ -36,7 +36,7 @@ def run(root: Path, last: int, large: Checkpoint, done: int) -> None:
 
 
 def kill_while_saving(root: Path, last: int, large: Checkpoint, after: float) -> int:
-    """Run in a child, kill it `after` seconds later; returns the last step that was saved, as far as it could tell."""
+    """Run in a child process, kill it `after` seconds later, and return the last step that it reported as saved."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -57,7 +57,7 @@ def kill_while_saving(root: Path, last: int, large: Checkpoint, after: float) ->
 
 
 @pytest.mark.multiprocess
-def test_200_of_200_kills_leave_a_newest_checkpoint_at_most_one_save_old(tmp_path: Path) -> None:
+def test_200_of_200_kills_lose_at_most_one_checkpoint(tmp_path: Path) -> None:
     root = tmp_path / "run" / "checkpoints"
     large = Checkpoint({"weight": torch.zeros(500_000)}, {"moments": [torch.ones(500_000)]})
     save_checkpoint(root, name_of(0), replace(large, training=large.training | {"step": 0}, about={"step": 0}))
@@ -79,6 +79,6 @@ def test_200_of_200_kills_leave_a_newest_checkpoint_at_most_one_save_old(tmp_pat
         assert verify_checkpoint(root / left[-1]) == []
         prune(root, 2)
         last = step
-    # The kills must have landed where it matters: in the middle of a save.
+    # Enough kills must have hit the middle of a save.
     assert orphans >= KILLS // 4
     print(f"{KILLS} kills, {orphans} left an orphan, {unfinished} a replacement to undo or to tidy up, {last} steps")

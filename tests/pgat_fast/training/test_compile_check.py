@@ -1,4 +1,4 @@
-"""The first compiled step of a run is compared with an eager one."""
+"""Comparison of the first compiled step of a run with an eager one."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from tests.pgat_fast.training.runs import run
 
 
 class Twice(torch.autograd.Function):
-    """The identity, whose gradient is `factor` times what it should be."""
+    """The identity with a gradient that is wrong by `factor`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -30,7 +30,7 @@ class Twice(torch.autograd.Function):
 
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Stand in for a compiler: gradients of what it compiles are `factor` times as large, or it raises `error`."""
+    """Replace the compiler by one whose gradients are `factor` times as large, or that raises `error`."""
     fault: dict[str, Any] = {"factor": 1.0, "error": None}
 
     def compile_in_place(model: nn.Module, device: torch.device, **settings: object) -> None:
@@ -42,7 +42,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         model._compiled_call_impl = call
 
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # its times are of no compiler
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # the times do not come from a compiler
     monkeypatch.setattr(trainer, "build_model", Forecaster)
     monkeypatch.setattr(trainer, "resolve_backend", lambda backend: "torch")
     monkeypatch.setattr(trainer, "compile_in_place", compile_in_place)
@@ -55,7 +55,7 @@ def losses(results: dict[str, Any]) -> Any:
     return results["train_losses"], results["validation_losses"]
 
 
-def test_right_gradients_are_recorded_with_their_error_and_change_nothing(
+def test_comparison_with_correct_gradients_is_recorded_and_changes_nothing(
     tiny: list[str], tmp_path: Path, compiler: dict[str, Any]
 ) -> None:
     eager = run([*tiny, "run.compile=off"], tmp_path / "eager")
@@ -67,7 +67,7 @@ def test_right_gradients_are_recorded_with_their_error_and_change_nothing(
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_with_auto_a_run_with_wrong_gradients_goes_on_eagerly_and_loses_nothing(
+def test_auto_continues_eagerly_after_wrong_gradients(
     accumulated: int, tiny: list[str], tmp_path: Path, compiler: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="pgat_fast")
@@ -86,7 +86,7 @@ def test_with_auto_a_run_with_wrong_gradients_goes_on_eagerly_and_loses_nothing(
 
 
 @pytest.mark.parametrize("asked", ["on", "whole"])
-def test_where_compilation_was_asked_for_wrong_gradients_end_the_run_before_its_first_step(
+def test_wrong_gradients_end_run_that_requires_compilation_before_first_step(
     asked: str, tiny: list[str], tmp_path: Path, compiler: dict[str, Any]
 ) -> None:
     compiler["factor"] = 2.3
@@ -97,14 +97,14 @@ def test_where_compilation_was_asked_for_wrong_gradients_end_the_run_before_its_
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["epoch-0000-step-00000000"]
 
 
-def test_what_rounding_explains_is_no_fault(tiny: list[str], tmp_path: Path, compiler: dict[str, Any]) -> None:
+def test_error_within_rounding_is_no_fault(tiny: list[str], tmp_path: Path, compiler: dict[str, Any]) -> None:
     compiler["factor"] = 1 + 1e-6
     check = run([*tiny, "run.compile=on"], tmp_path / "run")["compile_check"]
     assert check["fault"] is None
     assert 0 < check["worst_error"] < 1e-5
 
 
-def test_a_compiler_that_fails_costs_an_auto_run_nothing_but_time(
+def test_auto_continues_eagerly_after_compiler_failure(
     tiny: list[str], tmp_path: Path, compiler: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="pgat_fast")
@@ -121,7 +121,7 @@ def test_a_compiler_that_fails_costs_an_auto_run_nothing_but_time(
     assert len(str(raised.value)) < 1000
 
 
-def test_gradients_that_are_infinite_only_when_compiled_are_a_fault(
+def test_infinite_gradients_of_compiled_step_only_are_a_fault(
     tiny: list[str], tmp_path: Path, compiler: dict[str, Any]
 ) -> None:
     eager = run([*tiny, "run.compile=off"], tmp_path / "eager")
@@ -133,7 +133,7 @@ def test_gradients_that_are_infinite_only_when_compiled_are_a_fault(
     assert sorted(check["wrong"]) == ["inner.bias", "inner.weight", "outer.bias", "outer.weight"]
 
 
-def test_where_the_eager_gradients_are_not_finite_the_next_step_is_compared(
+def test_next_step_is_compared_if_eager_gradients_are_not_finite(
     tiny: list[str], tmp_path: Path, compiler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = [*tiny, "training.nonfinite_steps=1"]

@@ -1,4 +1,4 @@
-"""A compiler that is interrupted, and what a killed one leaves behind: real processes with a real compiler."""
+"""Interrupted compilers and leftovers of killed ones, in real processes with a real compiler."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SETTINGS = ["run.compile=on", "training.max_steps=2", "model.seq_len=4", "traini
 
 
 def start(settings: list[str], output: Path, cache: Path) -> subprocess.Popen[str]:
-    """`pgat-fast train` in a session of its own, as a terminal starts it, with its output in a file."""
+    """Start `pgat-fast train` in a separate session, as a terminal does, with its output in a file."""
     output.mkdir()
     overrides = [*settings, *SETTINGS, f"run.output={output}"]
     code = "import sys; from pgat_fast.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -45,7 +45,7 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def compiles(process: subprocess.Popen[str]) -> bool:
-    """Whether a C++ compiler runs in the session of `process`."""
+    """Return whether a C++ compiler runs in the session of `process`."""
     for other in psutil.process_iter(["name"]):
         with suppress(psutil.Error, ProcessLookupError):
             if other.info["name"] == "cc1plus" and os.getsid(other.pid) == process.pid:
@@ -54,7 +54,7 @@ def compiles(process: subprocess.Popen[str]) -> bool:
 
 
 @pytest.mark.timeout(900)
-def test_an_emptied_library_costs_a_warning_and_is_compiled_again(
+def test_emptied_library_is_logged_and_compiled_again(
     tiny_settings: list[str], tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     for name in ("first", "second"):
@@ -69,7 +69,7 @@ def test_an_emptied_library_costs_a_warning_and_is_compiled_again(
 
 
 @pytest.mark.timeout(900)
-def test_an_interrupt_while_the_compiler_runs_ends_the_run_in_time_with_a_short_reason(
+def test_interrupt_of_compiler_ends_run_in_time_with_short_reason(
     tiny_settings: list[str], tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     process = start(tiny_settings, tmp_path / "out", tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""A run whose training is compiled, for real: a small forecaster stands in for the model, which takes minutes."""
+"""Runs with truly compiled training, of a small forecaster, since compiling the model takes minutes."""
 
 import json
 import logging
@@ -26,12 +26,12 @@ COMPILED = ["run.compile=whole", "training.gradient_accumulation_steps=2"]
 
 
 @pytest.mark.compile
-def test_it_learns_as_an_eager_one_and_compiles_once(tiny: list[str], tmp_path: Path) -> None:
+def test_compiled_run_learns_like_eager_one_and_compiles_once(tiny: list[str], tmp_path: Path) -> None:
     torch._dynamo.reset()
     eager = run([*tiny, *COMPILED, "run.compile=off"], tmp_path / "eager")
     torch._dynamo.utils.counters.clear()
     compiled = run([*tiny, *COMPILED], tmp_path / "compiled")
-    # The small function that tries the compiler, and the model.
+    # The small function that tests the compiler, and the model.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert (eager["compiled"], compiled["compiled"]) == (False, True)
     for key in ("train_losses", "validation_losses"):
@@ -41,7 +41,7 @@ def test_it_learns_as_an_eager_one_and_compiles_once(tiny: list[str], tmp_path: 
 
 @pytest.mark.compile
 @pytest.mark.parametrize("precision", ["highest", "bf16"])
-def test_interrupted_and_resumed_it_is_the_same_to_the_bit(tiny: list[str], tmp_path: Path, precision: str) -> None:
+def test_interrupted_compiled_run_resumes_bitwise(tiny: list[str], tmp_path: Path, precision: str) -> None:
     settings = [*tiny, *COMPILED, f"run.precision={precision}"]
     run(settings, tmp_path / "whole")
     interrupted(settings, tmp_path / "stopped", [9, 5])
@@ -49,7 +49,7 @@ def test_interrupted_and_resumed_it_is_the_same_to_the_bit(tiny: list[str], tmp_
 
 
 @pytest.mark.compile
-def test_what_is_not_finite_is_found_eagerly(
+def test_nonfinite_value_of_compiled_run_is_diagnosed_eagerly(
     tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, logger="pgat_fast")

@@ -1,4 +1,4 @@
-"""What a run and its compilation will take, as `run.compile=auto` estimates it."""
+"""Estimated durations of a run and its compilation for `run.compile=auto`."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 class Slow(nn.Module):
-    """A model whose forward passes take the seconds of a list, on a clock of its own; it draws dropout."""
+    """A model with dropout whose forward passes take the listed seconds on a simulated clock."""
 
     def __init__(self, seconds: list[float]) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Slow(nn.Module):
 @pytest.mark.parametrize(
     ("seconds", "taken"), [([3.0], 3.0), ([0.9, 0.4, 0.5], 0.4), ([0.5, 1.5], 0.5), ([0.1, 0.2, 0.3], 0.1)]
 )
-def test_a_short_forward_pass_is_taken_again_and_a_long_one_is_not(
+def test_only_short_forward_pass_is_repeated(
     seconds: list[float], taken: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Slow(seconds)
@@ -55,13 +55,13 @@ def test_a_short_forward_pass_is_taken_again_and_a_long_one_is_not(
     assert not list(model.seconds)
 
 
-def test_measuring_leaves_the_generators_as_they_were() -> None:
+def test_measuring_does_not_change_generators() -> None:
     before = torch.get_rng_state()
     measure_batch_seconds(cast(FastPGAT, Slow([0.1] * 3)), [torch.ones(100)], "highest", CPU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_step_that_computes_again_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_with_recomputation_is_estimated_to_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("batched")
     model = build_model(config, "torch")
     assert isinstance(model, FastPGAT)
@@ -80,7 +80,7 @@ def cache(tmp_path: Path) -> CompileCache:
     return CompileCache(tmp_path, own=True)
 
 
-def test_what_was_compiled_here_is_expected_to_take_as_long_again(cache: CompileCache) -> None:
+def test_compile_time_is_expected_from_earlier_compilations(cache: CompileCache) -> None:
     one, other, unknown = (f"cpu-operators-{name}" for name in ("1", "2", "3"))
     assert expected_compile_seconds(None, one, CPU) == COMPILE_SECONDS["cpu"]
     assert expected_compile_seconds(cache, one, CPU) == COMPILE_SECONDS["cpu"]
@@ -97,14 +97,14 @@ def test_what_was_compiled_here_is_expected_to_take_as_long_again(cache: Compile
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 3}', '{"a": ["x", 1]}', '{"a": [1, 2, 3]}'])
-def test_a_damaged_list_of_times_counts_as_none(text: str, cache: CompileCache) -> None:
+def test_damaged_list_of_times_is_ignored(text: str, cache: CompileCache) -> None:
     (cache.folder / TIMES).write_text(text)
     assert expected_compile_seconds(cache, "a", CPU) == COMPILE_SECONDS["cpu"]
     cache.note_seconds("a", 8.0)
     assert json.loads((cache.folder / TIMES).read_text()) == {"a": [8.0, 8.0]}
 
 
-def test_where_damaged_code_was_removed_nothing_counts_as_compiled(cache: CompileCache) -> None:
+def test_removing_damaged_code_removes_all_times(cache: CompileCache) -> None:
     file = cache.folder / "ab" / "code.so"
     file.parent.mkdir()
     file.write_bytes(b"whole")
@@ -117,7 +117,7 @@ def test_where_damaged_code_was_removed_nothing_counts_as_compiled(cache: Compil
     assert cache.seconds() == {}
 
 
-def test_a_program_is_known_by_all_that_its_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_key_depends_on_all_that_compiled_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def key(*settings: str) -> str:
         return program_key(load_config(None, settings), CPU)
 

@@ -1,4 +1,4 @@
-"""What goes wrong at night: NaN, no memory, a full disk. Found at once, written down, nothing lost."""
+"""Failures of a run: NaN, lack of memory and a full disk are detected at once and reported, and nothing is lost."""
 
 import errno
 import json
@@ -26,14 +26,14 @@ ACCUMULATE = ["training.gradient_accumulation_steps=2"]
 
 
 class Planted:
-    """Spoils the n-th forward pass in training mode, counted from 1, of whatever model is trained."""
+    """Forward hook that spoils the n-th forward pass in training mode, counted from 1, of any model."""
 
     def __init__(self, number: int, spoil: Any) -> None:
         self.number, self.spoil, self.seen = number, spoil, 0
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if isinstance(module, nn.GRU) or not isinstance(module, nn.Linear) or module.out_features != 4:
-            return None  # the head, and nothing else, has four outputs
+            return None  # only the head has four outputs
         if not module.training or not torch.is_grad_enabled():
             return None
         self.seen += 1
@@ -61,7 +61,7 @@ def with_infinity(output: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("number", "spoil"), [(1, with_infinity), (4, with_nan), (8, with_nan), (8, with_infinity)])
-def test_a_planted_nan_is_found_in_the_same_step_and_the_weights_are_untouched(
+def test_nonfinite_value_is_detected_in_same_step_and_weights_are_unchanged(
     tiny: list[str], tmp_path: Path, plant: Any, number: int, spoil: Any
 ) -> None:
     weights: list[list[Tensor]] = []
@@ -91,8 +91,8 @@ def test_a_planted_nan_is_found_in_the_same_step_and_the_weights_are_untouched(
     assert (status["state"], status["exit_code"]) == ("failed", 3)
 
 
-def test_the_diagnosis_names_windows_days_and_the_first_module(tiny: list[str], tmp_path: Path) -> None:
-    # A weight of infinity: the planted fault is in the model and still there when it is looked for.
+def test_diagnosis_names_windows_days_and_first_module(tiny: list[str], tmp_path: Path) -> None:
+    # The fault is in the model, so that it is still there when the step is computed again.
     original = PGAT.__init__
 
     def spoiled(self: PGAT, *args: Any) -> None:
@@ -115,7 +115,7 @@ def test_the_diagnosis_names_windows_days_and_the_first_module(tiny: list[str], 
 
 
 @pytest.mark.slow  # whole runs
-def test_a_run_that_failed_goes_on_exactly_once_the_fault_is_gone(tiny: list[str], tmp_path: Path, plant: Any) -> None:
+def test_failed_run_resumes_exactly_after_fault_is_gone(tiny: list[str], tmp_path: Path, plant: Any) -> None:
     run([*tiny, *ACCUMULATE], tmp_path / "whole")
     plant(4, with_nan)
     with pytest.raises(TrainingError):
@@ -125,7 +125,7 @@ def test_a_run_that_failed_goes_on_exactly_once_the_fault_is_gone(tiny: list[str
 
 
 @pytest.mark.slow  # whole runs
-def test_steps_may_be_left_out_if_asked_for_and_are_counted(tiny: list[str], tmp_path: Path, plant: Any) -> None:
+def test_allowed_nonfinite_steps_are_left_out_and_counted(tiny: list[str], tmp_path: Path, plant: Any) -> None:
     plant(4, with_nan)
     results = run([*tiny, *ACCUMULATE, "training.nonfinite_steps=1"], tmp_path / "run")
     assert [epoch["skipped_steps"] for epoch in results["epochs"]] == [1, 0]
@@ -133,7 +133,7 @@ def test_steps_may_be_left_out_if_asked_for_and_are_counted(tiny: list[str], tmp
     assert (tmp_path / "run" / "nonfinite-step-00000002.json").is_file()
 
 
-def test_one_more_than_may_be_left_out_ends_the_run(tiny: list[str], tmp_path: Path, plant: Any) -> None:
+def test_one_nonfinite_step_more_than_allowed_ends_run(tiny: list[str], tmp_path: Path, plant: Any) -> None:
     plant(4, with_nan)
     plant(8, with_nan)
     with pytest.raises(TrainingError, match="epoch 2, step 2"):
@@ -141,12 +141,12 @@ def test_one_more_than_may_be_left_out_ends_the_run(tiny: list[str], tmp_path: P
 
 
 def out_of_memory(_: Tensor) -> Tensor:
-    return torch.empty(2**62, dtype=torch.uint8)  # torch's own error, for real
+    return torch.empty(2**62, dtype=torch.uint8)  # raises a real error of torch
 
 
 @pytest.mark.slow  # three runs each
 @pytest.mark.parametrize("number", [1, 7])
-def test_out_of_memory_is_caught_told_and_resumed_from(
+def test_out_of_memory_is_reported_and_run_can_be_resumed(
     tiny: list[str], tmp_path: Path, plant: Any, number: int
 ) -> None:
     run(tiny, tmp_path / "whole")
@@ -173,15 +173,15 @@ def test_out_of_memory_is_caught_told_and_resumed_from(
         (ValueError("can't allocate memory"), False),
     ],
 )
-def test_what_says_that_memory_ran_out(error: Exception, is_one: bool) -> None:
+def test_only_out_of_memory_errors_are_recognised_as_such(error: Exception, is_one: bool) -> None:
     assert is_out_of_memory(error) is is_one
 
 
-def test_the_report_is_written_even_where_tensors_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_report_does_not_need_count_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted() -> Any:
         raise MemoryError
 
-    held = torch.zeros(3)  # in a process that begins with this test there is no other
+    held = torch.zeros(3)  # a process that starts with this test has no other tensor
     assert memory_report(torch.device("cpu"), {}, "no memory")["tensors"] > 0
     del held
     monkeypatch.setattr("gc.get_objects", exhausted)
@@ -189,12 +189,13 @@ def test_the_report_is_written_even_where_tensors_cannot_be_counted(monkeypatch:
 
 
 @pytest.mark.multiprocess
-def test_a_real_lack_of_memory_has_its_exit_code(tiny: list[str], tmp_path: Path) -> None:
-    """The process may have 200 MB more than it begins with; one tensor of the step wants nearly that much.
+def test_real_lack_of_memory_has_its_exit_code(tiny: list[str], tmp_path: Path) -> None:
+    """Limit the process to 200 MB more than at its start, of which one tensor of the step needs nearly all.
 
-    The reference backend, as its tensors are large: the fast one takes memory in pieces, and may leave so little that
-    the next to get none is a few kilobytes inside oneDNN, which then reads a null pointer in the constructor of a
-    descriptor (`dnnl::impl::matmul_pd_t`) and takes the process with it. Nothing above it can catch that.
+    Uses the reference backend, whose tensors are large. The fast backend allocates in small pieces and may leave so
+    little memory that the first allocation to fail is one of a few kilobytes inside oneDNN, which then reads a null
+    pointer in the constructor of a descriptor (`dnnl::impl::matmul_pd_t`) and crashes the process. Callers cannot
+    catch that.
     """
     large = ["model.seq_len=20", "model.d_model=208", "model.n_heads=16", "training.batch_size=6"]
     settings = [*tiny, *large, "run.backend=reference", f"run.output={tmp_path}", "run.name=run"]
@@ -219,7 +220,7 @@ sys.exit(main(["train", "--quiet", "--set", *sys.argv[1:]]))
 
 
 @pytest.mark.slow  # whole runs
-def test_a_memory_limit_stops_the_run_with_a_checkpoint(tiny: list[str], tmp_path: Path) -> None:
+def test_memory_limit_stops_run_with_checkpoint(tiny: list[str], tmp_path: Path) -> None:
     run(tiny, tmp_path / "whole")
     with pytest.raises(MemoryLimitError, match=r"run\.memory_limit_gb"):
         run([*tiny, "run.memory_limit_gb=0.01"], tmp_path / "run")
@@ -231,7 +232,7 @@ def test_a_memory_limit_stops_the_run_with_a_checkpoint(tiny: list[str], tmp_pat
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A switch: while it is on, no file below a folder `checkpoints` can be written."""
+    """Return a switch: while its value `is` is true, no file below a folder `checkpoints` can be written."""
     full = {"is": False}
     write = os.write
 
@@ -245,10 +246,10 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.slow  # whole runs
-def test_a_full_disk_does_not_end_a_run_and_is_not_silent(
+def test_full_disk_is_logged_and_does_not_end_run(
     tiny: list[str], tmp_path: Path, full_disk: Any, plant: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Full from the second epoch to the last step of the third; every save in between fails."""
+    """The disk is full from the second epoch to the last step of the third, and every save in between fails."""
 
     def turn(on: bool) -> Any:
         def change(output: Tensor) -> Tensor:
@@ -270,9 +271,7 @@ def test_a_full_disk_does_not_end_a_run_and_is_not_silent(
     assert results["best_epoch"] in (1, 3), "weights that could not be saved are not called the best"
 
 
-def test_a_disk_that_is_full_from_the_beginning_is_told_before_training(
-    tiny: list[str], tmp_path: Path, full_disk: Any
-) -> None:
+def test_disk_full_from_start_ends_run_before_training(tiny: list[str], tmp_path: Path, full_disk: Any) -> None:
     full_disk["is"] = True
     with pytest.raises(CheckpointError, match=r"No space left on device"):
         run(tiny, tmp_path / "run")
@@ -280,8 +279,8 @@ def test_a_disk_that_is_full_from_the_beginning_is_told_before_training(
 
 
 @pytest.mark.multiprocess
-def test_a_real_full_disk(tiny: list[str], tmp_path: Path) -> None:
-    """Files of this process may have 200 kB: a checkpoint of the tiny model has more."""
+def test_real_file_size_limit_ends_run_with_message(tiny: list[str], tmp_path: Path) -> None:
+    """Files of the process are limited to 200 kB, less than a checkpoint of the tiny model needs."""
     code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY)); "
     code += "from pgat_fast.cli import main; sys.exit(main(['train', '--quiet', '--set', *sys.argv[1:]]))"

@@ -1,4 +1,4 @@
-"""Bar R10: checkpoints made to do harm run no code, cost no time, and are refused by the name of the file."""
+"""Bar R10: malicious checkpoints run no code, take little time, and are rejected with the name of the file."""
 
 import io
 import json
@@ -39,12 +39,12 @@ from tests.pgat_fast.training.hostile import (
 )
 
 SLOWEST = 2.0
-"""Seconds of the processor for one of them, bar R10: what else a machine does is no fault of the file."""
+"""Limit of processor seconds for one file, bar R10. Wall-clock time would include other work of the machine."""
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """With a good checkpoint of step 1, in a working directory where no code may have left its mark."""
+    """Yield a folder with a good checkpoint of step 1; then assert that no code has written `MARK`."""
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "run" / "checkpoints"
     save_checkpoint(root, name_of(1), checkpoint_of(1))
@@ -53,7 +53,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def assert_refused(path: Path, file: str) -> str:
-    """It is found, in time, with its name; the run goes on from the one before. Returns the fault."""
+    """Assert that the fault is found in time and names `file`, and that the previous checkpoint is used; return it."""
     started = time.process_time()
     faults = verify_checkpoint(path)
     assert time.process_time() - started < SLOWEST
@@ -69,7 +69,7 @@ def assert_refused(path: Path, file: str) -> str:
 
 
 def zip_bomb() -> bytes:
-    """A gigabyte of zeros in a megabyte."""
+    """Return a megabyte that unpacks to a gigabyte of zeros."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         file.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
@@ -80,7 +80,7 @@ def zip_bomb() -> bytes:
 
 
 def two_pickles() -> bytes:
-    """Which of the two is read depends on the reader."""
+    """Return an archive with two pickles; which of them is read depends on the reader."""
     buffer = io.BytesIO(archived({}))
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(buffer, "a") as file:
         file.writestr("archive/data.pkl", pickle.dumps(Touch(), protocol=2))
@@ -115,7 +115,7 @@ TRAINING: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", TRAINING)
-def test_training_states(root: Path, kind: str) -> None:
+def test_hostile_training_state_is_rejected(root: Path, kind: str) -> None:
     make, message = TRAINING[kind]
     fault = assert_refused(forge(root, training=make()), "training.pt")
     assert re.search(message, fault)
@@ -143,7 +143,7 @@ WEIGHTS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
-def test_weights(root: Path, kind: str) -> None:
+def test_hostile_weights_are_rejected(root: Path, kind: str) -> None:
     assert_refused(forge(root, weights=WEIGHTS[kind]), "model.safetensors")
 
 
@@ -186,7 +186,7 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
-def test_manifests(root: Path, kind: str) -> None:
+def test_manifest_with_invalid_entry_is_rejected(root: Path, kind: str) -> None:
     path = save_checkpoint(root, name_of(2), checkpoint_of(2))
     manifest = json.loads((path / "manifest.json").read_bytes())
     change, message = MANIFESTS[kind]
@@ -217,7 +217,7 @@ JSON: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", JSON)
-def test_manifests_that_are_none(root: Path, kind: str) -> None:
+def test_manifest_with_invalid_json_is_rejected(root: Path, kind: str) -> None:
     path = save_checkpoint(root, name_of(2), checkpoint_of(2))
     raw, message = JSON[kind]
     (path / "manifest.json").write_bytes(raw)
@@ -225,7 +225,7 @@ def test_manifests_that_are_none(root: Path, kind: str) -> None:
     assert re.search(message, fault)
 
 
-def test_another_way_to_write_the_same_manifest(root: Path) -> None:
+def test_manifest_not_in_canonical_form_is_rejected(root: Path) -> None:
     path = save_checkpoint(root, name_of(2), checkpoint_of(2))
     content = json.loads((path / "manifest.json").read_bytes())
     (path / "manifest.json").write_bytes(json.dumps(content).encode())
@@ -243,7 +243,7 @@ def test_links_are_not_followed(root: Path, file: str, to: str) -> None:
     assert "a symbolic link, which is not followed" in assert_refused(path, file)
 
 
-def test_a_file_that_says_it_is_a_terabyte(root: Path) -> None:
+def test_sparse_file_of_a_terabyte_is_rejected(root: Path) -> None:
     path = save_checkpoint(root, name_of(2), checkpoint_of(2))
     for file in ("manifest.json", "training.pt"):
         size = (path / file).stat().st_size
@@ -252,7 +252,7 @@ def test_a_file_that_says_it_is_a_terabyte(root: Path) -> None:
         os.truncate(path / file, size)
 
 
-# --- files in the original layout, given to import ---
+# --- importing files in the original layout ---
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,9 @@ ORIGINALS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", ORIGINALS)
-def test_originals(root: Path, kind: str, original: dict[str, torch.Tensor], tiny: list[str], tmp_path: Path) -> None:
+def test_hostile_file_in_original_layout_is_rejected(
+    root: Path, kind: str, original: dict[str, torch.Tensor], tiny: list[str], tmp_path: Path
+) -> None:
     make, message = ORIGINALS[kind]
     file = tmp_path / "weights.pth"
     file.write_bytes(make(original))

@@ -1,4 +1,4 @@
-"""A run that goes on for days must not grow."""
+"""Memory of a long run must not grow."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 WINDOWS = [(start, start + 200) for start in range(500, 1500, 200)]
-"""Steps between which memory is compared, after 500 of warm-up, in which allocators find their size."""
+"""Ranges of steps over which memory is compared, after 500 steps in which allocators reach their size."""
 
 GROWTH = """
 import sys
@@ -27,11 +27,11 @@ train(load_config(None, sys.argv[1:]), progress=False)
 
 @pytest.mark.timeout(1200)
 @pytest.mark.slow  # thousands of steps
-def test_memory_grows_by_less_than_a_megabyte_in_a_thousand_steps(tiny: list[str]) -> None:
-    """Everything on: metrics and memory written at every step, limits, checkpoints every few epochs.
+def test_memory_grows_by_less_than_a_megabyte_per_thousand_steps(tiny: list[str]) -> None:
+    """Everything is enabled: metrics and memory written at every step, limits, checkpoints every few epochs.
 
-    A leak grows in every window. An allocator that takes or returns pages once, of some MB, does so in one: the windows
-    that grow most and least do not count.
+    A leak grows in every window. An allocator that takes or returns some MB of pages once does so in one window, so the
+    windows with the largest and the smallest growth are not counted.
     """
     small = [
         "model.use_celestial_graph=false", "data.inputs=log_Open,log_High,log_Low,log_Close,time_delta",

@@ -1,4 +1,4 @@
-"""One optimizer step: what is applied, and what is left out."""
+"""Optimizer steps: those that are applied and those that are left out."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class Affine(nn.Module):
-    """A model of two numbers, called as the forecaster is."""
+    """A model of two numbers with the call signature of the forecaster."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def take(step: OptimizerStep, *batches: Callable[[], Batch], context: object = N
 
 
 def everything(step: OptimizerStep) -> list[Tensor]:
-    """Weights and optimizer state."""
+    """Return copies of the weights and the optimizer state."""
     states = [value for state in step.optimizer.state.values() for value in state.values()]
     return [tensor.detach().clone() for tensor in [*step.model.parameters(), *states]]
 
@@ -51,7 +51,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_cycle_has_the_gradient_of_the_mean_of_its_batches() -> None:
+def test_cycle_has_gradient_of_mean_loss_of_its_batches() -> None:
     step = a_step()
     losses = step.accumulate([batch(1.0), batch(2.0), batch(3.0)])
     assert losses == 1 + 4 + 9
@@ -59,7 +59,7 @@ def test_a_cycle_has_the_gradient_of_the_mean_of_its_batches() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
-def test_a_step_that_is_not_finite_changes_no_weight_and_no_optimizer_state(bad: float) -> None:
+def test_nonfinite_step_changes_neither_weights_nor_optimizer_state(bad: float) -> None:
     step = a_step()
     take(step, batch(1.0))
     before = everything(step)
@@ -69,7 +69,7 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_no_optimizer_state(bad:
     assert step.totals.values.tolist() == [1.0, 1.0, 1.0], "one batch counted, one step left out"
 
 
-def test_after_it_no_later_step_is_taken_until_the_host_has_reacted() -> None:
+def test_no_step_is_applied_after_nonfinite_one_until_host_reacts() -> None:
     step = a_step()
     take(step, batch(float("nan")))
     before = everything(step)
@@ -77,7 +77,7 @@ def test_after_it_no_later_step_is_taken_until_the_host_has_reacted() -> None:
     assert same(everything(step), before)
 
 
-def test_steps_that_may_be_left_out_do_not_hold_up_later_ones() -> None:
+def test_allowed_nonfinite_step_does_not_block_later_ones() -> None:
     step = a_step(nonfinite_steps=3)
     take(step, batch(float("nan")))
     before = everything(step)
@@ -86,7 +86,7 @@ def test_steps_that_may_be_left_out_do_not_hold_up_later_ones() -> None:
     assert step.totals.values.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_flags_are_told_once() -> None:
+def test_flags_are_returned_once() -> None:
     step = a_step(nonfinite_steps=3)
     for number, x in enumerate([1.0, float("nan"), 2.0, float("inf")]):
         take(step, batch(x), context=number)
@@ -94,7 +94,7 @@ def test_flags_are_told_once() -> None:
     assert step.flags.raised(wait=True) == []
 
 
-def test_totals_of_a_snapshot_do_not_change_afterwards() -> None:
+def test_totals_of_snapshot_do_not_change() -> None:
     totals = Totals(CPU)
     totals.add(torch.tensor(3.0, dtype=torch.float64), 2, torch.tensor(True))
     snapshot = totals.values
@@ -104,7 +104,7 @@ def test_totals_of_a_snapshot_do_not_change_afterwards() -> None:
 
 
 @pytest.mark.parametrize(("limit", "norm"), [(1.0, 1.0), (100.0, 10.0)])
-def test_clipping_scales_all_gradients_by_one_factor_if_the_norm_is_above_the_limit(limit: float, norm: float) -> None:
+def test_clipping_scales_all_gradients_if_norm_is_above_limit(limit: float, norm: float) -> None:
     step = a_step(clip_grad_norm=limit)
     step.optimizer.zero_grad()
     step.model.weight.grad, step.model.bias.grad = torch.tensor([6.0]), torch.tensor([8.0])
@@ -114,7 +114,7 @@ def test_clipping_scales_all_gradients_by_one_factor_if_the_norm_is_above_the_li
     assert step.norm == 10.0, "the norm that is told is the one before clipping"
 
 
-def test_a_float16_overflow_lowers_the_loss_scale_and_leaves_the_step_out() -> None:
+def test_float16_overflow_lowers_loss_scale_and_leaves_step_out() -> None:
     step = a_step("fp16")
     scale = step.scaler.get_scale()
     before = everything(step)
@@ -127,7 +127,7 @@ def test_a_float16_overflow_lowers_the_loss_scale_and_leaves_the_step_out() -> N
 
 @pytest.mark.parametrize("precision", ["highest", "high", "bf16", "fp16"])
 @pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
-def test_in_mixed_precision_parameters_gradients_and_loss_stay_float32(
+def test_parameters_gradients_and_loss_stay_float32_in_mixed_precision(
     tiny: list[str], combiner: str, precision: Precision
 ) -> None:
     parts = ["use_mixture_decoder=true", "use_stochastic_learner=true", "use_hierarchical_mapping=true"]
@@ -145,7 +145,7 @@ def test_in_mixed_precision_parameters_gradients_and_loss_stay_float32(
     assert loss.dtype == torch.float32
     overflows = 0
     take(step, lambda: one)
-    while step.flags.raised():  # the scale of float16 begins high and is halved until the gradients fit
+    while step.flags.raised():  # the float16 scale starts high and is halved until the gradients fit
         overflows += 1
         take(step, lambda: one)
     assert step.scaler.get_scale() >= SMALLEST_SCALE
@@ -157,7 +157,7 @@ def test_in_mixed_precision_parameters_gradients_and_loss_stay_float32(
 
 
 @pytest.mark.parametrize(("precision", "float32"), [("highest", None), ("high", "tf32"), ("bf16", None)])
-def test_the_backward_pass_takes_float32_products_as_asked_and_autocast_is_over(
+def test_backward_pass_uses_requested_float32_precision_without_autocast(
     precision: Precision, float32: str | None
 ) -> None:
     onednn: Any = torch.backends.mkldnn
@@ -179,7 +179,7 @@ def test_the_backward_pass_takes_float32_products_as_asked_and_autocast_is_over(
     assert onednn.matmul.fp32_precision == before
 
 
-def test_with_graphs_gradients_keep_their_tensors_and_their_values() -> None:
+def test_gradients_keep_their_tensors_and_values_with_graphs() -> None:
     config = Config.model_validate({"training": {"learning_rate": 0.1}})
     model = Affine()
     optimizer = make_optimizer(model, config.training)
@@ -193,7 +193,7 @@ def test_with_graphs_gradients_keep_their_tensors_and_their_values() -> None:
         assert same(everything(graphs), everything(plain))
 
 
-def test_bfloat16_follows_float32_within_its_precision(tiny: list[str]) -> None:
+def test_losses_in_bfloat16_and_float16_equal_float32_up_to_precision(tiny: list[str]) -> None:
     config = load_config(None, [*tiny, "model.dropout=0"])
     torch.manual_seed(0)
     model = build_model(config).eval()

@@ -1,4 +1,4 @@
-"""The production configuration, cut down in size and nothing else: killed three times, it ends the same to the bit."""
+"""The production configuration, reduced in size only: a run killed three times ends bitwise equal."""
 
 import signal
 import time
@@ -18,13 +18,13 @@ SIZES = [
     "data.validation_length=4", "data.test_length=4", "data.rows=27",
     "training.batch_size=3", "training.epochs=6", "run.checkpoint_minutes=0.02", "run.plots=false",
 ]  # fmt: skip
-"""Smaller tensors, fewer rows and epochs. Combiner blocks, heads, layers, accumulation, schedule, clipping, dropout,
-checkpoints every five epochs are those of production; `d_model` 16 is raised to 104, half of what production has."""
+"""Smaller tensors, fewer rows and epochs. Combiner blocks, heads, layers, accumulation, schedule, clipping, dropout and
+checkpoints every five epochs are those of production; `d_model` 16 is raised to 104, half of that in production."""
 
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(1800)
-def test_killed_three_times_production_ends_as_if_it_never_had_been(
+def test_production_run_killed_three_times_equals_uninterrupted_run(
     tmp_path: Path, processes: list[Process], long_data_file: Path
 ) -> None:
     def start(name: str, *more: str) -> Process:

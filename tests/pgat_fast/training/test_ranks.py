@@ -1,4 +1,4 @@
-"""Several ranks train one model: any number trains the same weights, all stop at one step, none waits in vain."""
+"""Training in several ranks: any number yields the same weights, all stop at the same step, and none waits forever."""
 
 import json
 import re
@@ -37,7 +37,7 @@ ENDLESS = [
 RESTARTABLE = {
     "TORCHELASTIC_RUN_ID": "job", "TORCHELASTIC_MAX_RESTARTS": "1", "TORCHELASTIC_RESTART_COUNT": "0",
 }  # fmt: skip
-"""What torchrun sets in ranks that it may restart."""
+"""Environment variables that torchrun sets in ranks that it may restart."""
 
 
 def started(
@@ -48,14 +48,14 @@ def started(
     prepare: Callable[[], None] = nothing,
     environment: Mapping[str, str] | Sequence[Mapping[str, str]] = MappingProxyType({}),
 ) -> Ranks:
-    """Start ranks that train into `folder`."""
+    """Start ranks that train in `folder`."""
     output = [f"run.output={folder.parent}", f"run.name={folder.name}"]
     logs = folder.parent.parent / f"logs-{time.monotonic_ns()}"
     return Ranks(ranks, logs, ["train", *more, "--set", *settings, *output], prepare, environment)
 
 
 def train(ranks: int, folder: Path, settings: list[str], *more: str) -> list[str]:
-    """Train in float64 and without dropout to the end; return what the ranks have written to standard error."""
+    """Train to the end in float64 and without dropout; return what each rank has written to standard error."""
     with started(ranks, folder, settings, *more, prepare=train_exactly) as running:
         codes = running.exit_codes()
         logs = [running.text(rank) for rank in range(ranks)]
@@ -91,7 +91,7 @@ def alone(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_two_ranks_train_the_weights_of_one_process(settings: list[str], alone: Path, folder: Path) -> None:
+def test_two_ranks_train_same_weights_as_one_process(settings: list[str], alone: Path, folder: Path) -> None:
     train(2, folder, settings)
     assert_same_weights(folder, alone)
     ours, expected = results(folder), results(alone)
@@ -103,8 +103,8 @@ def test_two_ranks_train_the_weights_of_one_process(settings: list[str], alone: 
 
 
 @pytest.mark.multiprocess
-def test_another_number_of_ranks_resumes_to_the_same_weights(settings: list[str], alone: Path, folder: Path) -> None:
-    """Three ranks have unequal shards of a batch of four."""
+def test_other_number_of_ranks_resumes_to_same_weights(settings: list[str], alone: Path, folder: Path) -> None:
+    """Three ranks get unequal shards of a batch of four."""
     train(2, folder, [*settings, "training.max_steps=7"])
     assert read_status(folder)["step"] == 7
     train(3, folder, settings, "--resume")
@@ -112,7 +112,7 @@ def test_another_number_of_ranks_resumes_to_the_same_weights(settings: list[str]
 
 
 @pytest.mark.multiprocess
-def test_a_time_limit_ends_all_ranks_at_one_step(settings: list[str], folder: Path) -> None:
+def test_time_limit_ends_all_ranks_at_same_step(settings: list[str], folder: Path) -> None:
     limits = [*ENDLESS, "training.max_minutes=0.05", "run.checkpoint_minutes=0.01", "run.checkpoint_epochs=null"]
     train(2, folder, [*settings, *limits])
     assert results(folder)["training_ended"] == "training.max_minutes 0.05 are over"
@@ -123,7 +123,7 @@ def test_a_time_limit_ends_all_ranks_at_one_step(settings: list[str], folder: Pa
 @pytest.mark.compile
 @pytest.mark.multiprocess
 @pytest.mark.timeout(1200)
-def test_compiled_ranks_train_the_weights_of_an_eager_process(settings: list[str], alone: Path, folder: Path) -> None:
+def test_compiled_ranks_train_same_weights_as_eager_process(settings: list[str], alone: Path, folder: Path) -> None:
     logs = train(2, folder, [*settings, "run.compile=on"])
     assert results(folder)["compiled"]
     assert all(re.search("compiled graphs: [1-9]", log) for log in logs), logs
@@ -131,7 +131,7 @@ def test_compiled_ranks_train_the_weights_of_an_eager_process(settings: list[str
 
 
 def assert_stopped(folder: Path, reason: str = "SIGUSR1") -> None:
-    """The newest checkpoint is of the step at which the run has stopped."""
+    """Assert that the run was stopped and that its newest checkpoint is of the step at which it stopped."""
     status = read_status(folder)
     assert (status["state"], status["reason"].split()[0]) == ("stopped", reason)
     assert newest(folder).about["step"] == status["step"]
@@ -149,8 +149,8 @@ def save_slowly() -> None:
 
 
 @pytest.mark.multiprocess
-def test_a_signal_to_one_rank_stops_all_after_the_first_has_saved(settings: list[str], folder: Path) -> None:
-    """torchrun ends all ranks as soon as one has ended: that must not be before the checkpoint is written."""
+def test_signal_to_one_rank_stops_all_after_first_has_saved(settings: list[str], folder: Path) -> None:
+    """torchrun ends all ranks as soon as one has ended, so no rank may end before the checkpoint is written."""
     with started(2, folder, [*settings, *ENDLESS], prepare=save_slowly) as running:
         running.wait_for(r"epoch 2, step 1 of")
         running.send(1, signal.SIGUSR1)
@@ -160,7 +160,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_first_has_saved(settings: list
 
 
 def train_a_long_step() -> None:
-    """Make the step after the fifth take six seconds, and the first rank save by itself after one."""
+    """Make the step after the fifth take six seconds, and the last resort of the first rank save after one."""
     train_step = Trainer.train_step
     trainer.PATIENCE = 1.0
 
@@ -172,12 +172,12 @@ def train_a_long_step() -> None:
 
 
 @pytest.mark.multiprocess
-def test_a_stop_in_a_long_step_does_not_restart_the_job(settings: list[str], folder: Path, tmp_path: Path) -> None:
-    """The first rank saves and ends within it; the other one finds it gone, and reads why."""
+def test_stop_in_long_step_does_not_restart_job(settings: list[str], folder: Path, tmp_path: Path) -> None:
+    """The first rank saves and ends within the step; the other one detects that and reads the reason."""
     code = tmp_path / "code"
     environment = {**RESTARTABLE, EXIT_CODE_FILE: str(code)}
     with started(2, folder, [*settings, *ENDLESS], prepare=train_a_long_step, environment=environment) as running:
-        running.wait_for(r"epoch 2, step 2 of")  # step 5; the next one is long
+        running.wait_for(r"epoch 2, step 2 of")  # step 5, before the long one
         running.send(0, signal.SIGUSR1)
         assert running.exit_codes() == [0, 0], running.text(1)
     assert_stopped(folder)
@@ -186,7 +186,7 @@ def test_a_stop_in_a_long_step_does_not_restart_the_job(settings: list[str], fol
 
 
 @pytest.mark.multiprocess
-def test_an_error_of_the_first_rank_ends_all_with_its_exit_code(settings: list[str], tmp_path: Path) -> None:
+def test_error_of_first_rank_ends_all_with_its_exit_code(settings: list[str], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with started(2, tmp_path / "taken" / "run", settings) as running:
         assert running.exit_codes() == [exit_codes.WRONG_INPUT] * 2
@@ -195,10 +195,8 @@ def test_an_error_of_the_first_rank_ends_all_with_its_exit_code(settings: list[s
 
 
 @pytest.mark.multiprocess
-def test_after_a_restart_of_one_machine_the_ranks_go_on_with_the_run_of_their_job(
-    settings: list[str], folder: Path
-) -> None:
-    """Every machine counts its own restarts. The rank that is lost ends the other one."""
+def test_ranks_resume_run_of_their_job_after_restart_of_one_machine(settings: list[str], folder: Path) -> None:
+    """Each machine counts its own restarts. The loss of one rank ends the other one."""
     with started(2, folder, [*settings, *ENDLESS], environment=RESTARTABLE) as running:
         running.wait_for(r"epoch 2, step 1 of")
         running.send(1, signal.SIGKILL)
@@ -213,7 +211,7 @@ def test_after_a_restart_of_one_machine_the_ranks_go_on_with_the_run_of_their_jo
 
 
 @pytest.mark.multiprocess
-def test_a_rank_that_hangs_is_named_and_the_run_is_saved(settings: list[str], folder: Path) -> None:
+def test_hanging_rank_is_named_and_run_is_saved(settings: list[str], folder: Path) -> None:
     with started(2, folder, [*settings, *ENDLESS, "run.rank_timeout_seconds=4"]) as running:
         running.wait_for(r"epoch 2, step 1 of")
         psutil.Process(running.processes[1].pid).suspend()
@@ -230,7 +228,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_is_saved(settings: list[str], fo
 
 
 class FakeGroup(SingleProcess):
-    """The first of `size` ranks; of the others one requests what `requests` lists, one collective after another."""
+    """The first of `size` ranks; another rank makes the listed `requests`, one per collective."""
 
     def __init__(self, size: int, requests: list[Any] | None = None) -> None:
         self.size, self.requests = size, iter(requests or [])
@@ -246,12 +244,12 @@ def trainer_of(tiny: list[str], group: SingleProcess) -> Trainer:
     return Trainer(load_config(None, tiny), None, Stop(), progress=False, group=group)
 
 
-def test_more_ranks_than_windows_of_a_batch_are_refused(tiny: list[str]) -> None:
+def test_more_ranks_than_windows_of_batch_are_rejected(tiny: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"training\.batch_size 4 is the batch of all 5 ranks together"):
         trainer_of(tiny, FakeGroup(5))
 
 
-def test_a_stop_of_another_rank_ends_a_validation(tiny: list[str], tmp_path: Path) -> None:
+def test_stop_request_of_another_rank_ends_validation(tiny: list[str], tmp_path: Path) -> None:
     group = FakeGroup(2, [None, ("stop", "SIGUSR1")])
     trainer = trainer_of(tiny, group)
     with pytest.raises(StopRequested, match="SIGUSR1"):
@@ -260,13 +258,13 @@ def test_a_stop_of_another_rank_ends_a_validation(tiny: list[str], tmp_path: Pat
     assert next(group.requests, "none left") == "none left"
 
 
-def test_a_memory_limit_of_another_rank_stops_this_one(tiny: list[str], tmp_path: Path) -> None:
+def test_memory_limit_of_another_rank_stops_this_one(tiny: list[str], tmp_path: Path) -> None:
     trainer = trainer_of(tiny, FakeGroup(2, [("memory", "rank 1 is over its limit")]))
     with pytest.raises(MemoryLimitError, match="rank 1 is over its limit"):
         trainer.agree("save")
 
 
-def test_what_is_due_is_decided_by_the_first_rank(tiny: list[str]) -> None:
+def test_first_rank_decides_what_is_due(tiny: list[str]) -> None:
     group = FakeGroup(2)
     trainer = trainer_of(tiny, group)
     assert trainer.agree("save") == "save"

@@ -1,4 +1,4 @@
-"""A run that is interrupted ends as one that is not: every loss, weight, optimizer tensor, generator state, bitwise."""
+"""Interrupted and resumed runs equal uninterrupted ones bitwise: losses, weights, optimizer and generator states."""
 
 import json
 import logging
@@ -18,18 +18,18 @@ from tests.pgat_fast.training.forecaster import Forecaster
 from tests.pgat_fast.training.runs import StopAt, assert_same, interrupted, newest, outcome, run
 
 ACCUMULATE = ["training.gradient_accumulation_steps=2"]
-"""Five batches an epoch: steps over two, two and one of them."""
+"""Five batches per epoch, in steps of two, two and one."""
 
 FIRST_VALIDATION = 6
-"""Questions until the first checkpoint: one at the start, one for each window of the validation before training."""
+"""Stop checks until the first checkpoint: one at the start, one per window of the validation before training."""
 
 EVALUATION = 40
-"""Questions of the evaluation at the end: validation and test windows, five scenarios. One in seven will do."""
+"""Stop checks of the final evaluation: validation and test windows, five scenarios. One in seven is tested."""
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What an uninterrupted run comes to."""
+    """Return the outcome of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     run([*tiny_settings, *ACCUMULATE], folder)
     return outcome(folder)
@@ -37,10 +37,10 @@ def whole(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.slow  # some fifty runs
 @pytest.mark.timeout(1200)
-def test_stopped_at_every_single_place_and_resumed(
+def test_run_stopped_at_any_check_resumes_exactly(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A small forecaster stands in for the model: what is saved and gone on with does not depend on it."""
+    """A small forecaster replaces the model, since saving and resuming do not depend on it."""
     monkeypatch.setattr(trainer, "build_model", Forecaster)
     stop = StopAt()
     run([*tiny, *ACCUMULATE], tmp_path / "whole", stop=stop)
@@ -49,7 +49,7 @@ def test_stopped_at_every_single_place_and_resumed(
     numbers = [*range(1, questions - EVALUATION), *range(questions - EVALUATION, questions + 1, 7)]
     for number in numbers:
         folder = tmp_path / f"stopped-{number}"
-        if number <= FIRST_VALIDATION:  # nothing had been saved: there is nothing to go on with
+        if number <= FIRST_VALIDATION:  # no checkpoint was saved, so there is nothing to resume
             with pytest.raises(StopRequested):
                 run([*tiny, *ACCUMULATE], folder, stop=StopAt(number))
             assert not (folder / "checkpoints").exists()
@@ -59,8 +59,10 @@ def test_stopped_at_every_single_place_and_resumed(
 
 
 @pytest.mark.slow  # whole runs
-def test_three_interruptions_in_one_epoch(tiny: list[str], tmp_path: Path, whole: dict[str, Any]) -> None:
-    # Questions of a resumed process: one at its beginning, then one a batch.
+def test_three_interruptions_in_one_epoch_resume_exactly(
+    tiny: list[str], tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    # A resumed process makes one stop check at its start, then one per batch.
     results = interrupted([*tiny, *ACCUMULATE], tmp_path / "run", [9, 4, 2, 4])
     assert results["resumes"] == 4
     assert_same(outcome(tmp_path / "run"), whole)
@@ -80,14 +82,14 @@ def test_three_interruptions_in_one_epoch(tiny: list[str], tmp_path: Path, whole
     ],
     ids=lambda settings: settings[0],
 )
-def test_every_kind_of_training_goes_on_exactly(tiny: list[str], tmp_path: Path, settings: list[str]) -> None:
+def test_every_kind_of_training_resumes_exactly(tiny: list[str], tmp_path: Path, settings: list[str]) -> None:
     run([*tiny, *ACCUMULATE, *settings], tmp_path / "whole")
     interrupted([*tiny, *ACCUMULATE, *settings], tmp_path / "stopped", [9, 5])
     assert_same(outcome(tmp_path / "stopped"), outcome(tmp_path / "whole"))
 
 
 @pytest.mark.slow  # whole runs
-def test_the_same_seed_twice_gives_the_same_to_the_bit(tiny: list[str], tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_equal_seeds_give_bitwise_equal_runs(tiny: list[str], tmp_path: Path, whole: dict[str, Any]) -> None:
     run([*tiny, *ACCUMULATE], tmp_path / "again")
     assert_same(outcome(tmp_path / "again"), whole)
     other = run([*tiny, *ACCUMULATE, "training.seed=7"], tmp_path / "other")
@@ -95,8 +97,10 @@ def test_the_same_seed_twice_gives_the_same_to_the_bit(tiny: list[str], tmp_path
 
 
 @pytest.mark.slow  # whole runs
-def test_a_limit_within_an_epoch_costs_nothing(tiny: list[str], tmp_path: Path, whole: dict[str, Any]) -> None:
-    """A run that ends early is evaluated; with the limit raised it goes on as if it had never ended."""
+def test_run_ended_by_limit_within_epoch_resumes_exactly(
+    tiny: list[str], tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    """A run that ends early is evaluated; with a higher limit it continues as if it had never ended."""
     first = run([*tiny, *ACCUMULATE, "training.max_steps=4"], tmp_path / "run")
     assert [epoch["complete"] for epoch in first["epochs"]] == [True, False]
     assert first["training_ended"] == "training.max_steps 4 reached"
@@ -106,7 +110,7 @@ def test_a_limit_within_an_epoch_costs_nothing(tiny: list[str], tmp_path: Path, 
 
 
 @pytest.mark.slow  # whole runs
-def test_minutes_end_training_and_the_run_is_evaluated(tiny: list[str], tmp_path: Path) -> None:
+def test_max_minutes_ends_training_and_run_is_evaluated(tiny: list[str], tmp_path: Path) -> None:
     results = run([*tiny, "training.epochs=1000", "training.max_minutes=0.02"], tmp_path / "run")
     assert results["training_ended"] == "training.max_minutes 0.02 are over"
     assert 0 < len(results["epochs"]) < 1000
@@ -114,7 +118,7 @@ def test_minutes_end_training_and_the_run_is_evaluated(tiny: list[str], tmp_path
 
 
 @pytest.mark.slow  # whole runs
-def test_more_epochs_can_be_added(tiny: list[str], tmp_path: Path) -> None:
+def test_finished_run_continues_with_more_epochs(tiny: list[str], tmp_path: Path) -> None:
     constant = ["training.lr_schedule=constant"]
     first = run([*tiny, *constant, "training.epochs=1"], tmp_path / "run")
     run([*tiny, *constant, "training.epochs=2"], tmp_path / "run", resume=tmp_path / "run")
@@ -126,7 +130,7 @@ def test_more_epochs_can_be_added(tiny: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # whole runs
-def test_a_finished_run_resumed_is_the_same_run(tiny: list[str], tmp_path: Path) -> None:
+def test_resuming_finished_run_changes_nothing(tiny: list[str], tmp_path: Path) -> None:
     run(tiny, tmp_path / "run")
     before = outcome(tmp_path / "run")
     run(tiny, tmp_path / "run", resume=tmp_path / "run")
@@ -134,7 +138,7 @@ def test_a_finished_run_resumed_is_the_same_run(tiny: list[str], tmp_path: Path)
 
 
 @pytest.mark.slow  # whole runs
-def test_an_older_checkpoint_can_be_chosen_and_nothing_is_lost(tiny: list[str], tmp_path: Path) -> None:
+def test_older_checkpoint_can_be_resumed_and_newer_ones_are_kept(tiny: list[str], tmp_path: Path) -> None:
     run([*tiny, "run.keep_checkpoints=9"], tmp_path / "run")
     before = outcome(tmp_path / "run")
     root = tmp_path / "run" / "checkpoints"
@@ -146,7 +150,7 @@ def test_an_older_checkpoint_can_be_chosen_and_nothing_is_lost(tiny: list[str], 
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", pytest.param("a missing file", marks=pytest.mark.slow)])
-def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(
+def test_damaged_newest_checkpoint_is_skipped_with_warning(
     tiny: list[str], tmp_path: Path, whole: dict[str, Any], damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(StopRequested):
@@ -164,7 +168,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_a_warning(
     assert_same(outcome(tmp_path / "run"), whole)
 
 
-def test_without_any_whole_checkpoint_the_message_says_so(tiny: list[str], tmp_path: Path) -> None:
+def test_run_without_good_checkpoint_cannot_be_resumed(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         run(tiny, tmp_path / "run", stop=StopAt(11))
     for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
@@ -182,7 +186,9 @@ def test_without_any_whole_checkpoint_the_message_says_so(tiny: list[str], tmp_p
         (["training.seed=1", "model.freq=h"], r"model\.freq was 'd', now 'h'; training\.seed was 2024, now 1"),
     ],
 )
-def test_another_run_is_not_gone_on_with(tiny: list[str], tmp_path: Path, settings: list[str], message: str) -> None:
+def test_resuming_with_other_model_data_or_batches_is_rejected(
+    tiny: list[str], tmp_path: Path, settings: list[str], message: str
+) -> None:
     with pytest.raises(StopRequested):
         run(tiny, tmp_path / "run", stop=StopAt(11))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -194,7 +200,9 @@ def test_another_run_is_not_gone_on_with(tiny: list[str], tmp_path: Path, settin
 
 
 @pytest.mark.slow  # whole runs
-def test_other_data_are_not_gone_on_with_and_moved_data_are(tiny: list[str], tmp_path: Path, data_file: Path) -> None:
+def test_resuming_with_other_data_is_rejected_and_with_moved_data_allowed(
+    tiny: list[str], tmp_path: Path, data_file: Path
+) -> None:
     moved = tmp_path / "moved.csv"
     moved.write_bytes(data_file.read_bytes())
     with pytest.raises(StopRequested):
@@ -208,7 +216,7 @@ def test_other_data_are_not_gone_on_with_and_moved_data_are(tiny: list[str], tmp
 
 
 @pytest.mark.slow  # whole runs
-def test_other_settings_of_training_are_warned_of(
+def test_resuming_with_other_training_settings_is_logged(
     tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run([*tiny, "training.epochs=1"], tmp_path / "run")
@@ -217,7 +225,9 @@ def test_other_settings_of_training_are_warned_of(
 
 
 @pytest.mark.slow  # whole runs
-def test_another_way_to_compute_is_warned_of(tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resuming_with_other_computation_settings_is_logged(
+    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run([*tiny, "training.epochs=1"], tmp_path / "run")
     other = ["run.precision=bf16", "run.exact_dropout=true", "run.combiner_chunk=2", "run.compile=off"]
     results = run([*tiny, *other], tmp_path / "run", resume=tmp_path / "run")
@@ -230,10 +240,10 @@ def test_another_way_to_compute_is_warned_of(tiny: list[str], tmp_path: Path, ca
 
 @pytest.mark.slow  # whole runs
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_run_from_before_the_precision_moved_goes_on(
+def test_run_with_old_precision_setting_resumes(
     tiny: list[str], tmp_path: Path, kept: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its files say `training.mixed_precision`."""
+    """Files of such a run contain `training.mixed_precision`."""
     folder, settings = tmp_path / "run", [*tiny, *ACCUMULATE, "run.precision=bf16"]
     run(settings, tmp_path / "whole")
     with pytest.raises(StopRequested):
@@ -260,7 +270,7 @@ def test_a_run_from_before_the_precision_moved_goes_on(
 
 
 @pytest.mark.slow  # whole runs
-def test_what_is_left_by_a_killed_process_is_removed(tiny: list[str], tmp_path: Path) -> None:
+def test_leftovers_of_killed_process_are_removed(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         run(tiny, tmp_path / "run", stop=StopAt(11))
     root = tmp_path / "run" / "checkpoints"
@@ -273,7 +283,7 @@ def test_what_is_left_by_a_killed_process_is_removed(tiny: list[str], tmp_path: 
 
 
 @pytest.mark.slow  # whole runs
-def test_the_state_of_a_run_is_told_when_it_is_stopped_and_when_it_is_finished(tiny: list[str], tmp_path: Path) -> None:
+def test_status_is_written_when_run_stops_and_finishes(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         run(tiny, tmp_path / "run", stop=StopAt(11))
     stopped = read_status(tmp_path / "run")
@@ -287,7 +297,7 @@ def test_the_state_of_a_run_is_told_when_it_is_stopped_and_when_it_is_finished(t
 
 
 @pytest.mark.slow  # whole runs
-def test_the_run_folder_alone_is_enough_to_go_on(tiny: list[str], tmp_path: Path) -> None:
+def test_run_folder_is_sufficient_to_resume(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         run(tiny, tmp_path / "run", stop=StopAt(11))
     config = load_config(tmp_path / "run" / "config.yaml")

@@ -1,4 +1,4 @@
-"""The folder of a run: never overwritten, found again, held by one process."""
+"""Folders of runs: creation, lookup, lock, log and status."""
 
 import json
 import logging
@@ -38,18 +38,18 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_no_folder_is_given_twice(tmp_path: Path) -> None:
+def test_new_folders_have_different_names(tmp_path: Path) -> None:
     names = [new_folder(tmp_path / "runs", "mine").name for _ in range(3)]
     assert names == ["mine", "mine-2", "mine-3"]
 
 
-def test_a_place_where_no_folder_can_be_made_is_named(tmp_path: Path) -> None:
+def test_error_names_output_where_no_folder_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run\.output .*file"):
         new_folder(tmp_path / "file", "mine")
 
 
-def test_the_folders_of_a_name_come_newest_first(tmp_path: Path) -> None:
+def test_run_folders_are_listed_newest_first(tmp_path: Path) -> None:
     assert run_folders(tmp_path, "mine") == []
     for name in ("mine", "mine-2", "mine-10", "mine-x", "other-12", "mine-1-99"):
         (tmp_path / name).mkdir()
@@ -62,7 +62,7 @@ def test_the_folders_of_a_name_come_newest_first(tmp_path: Path) -> None:
     assert has_checkpoints(tmp_path / "mine")
 
 
-def test_a_run_and_its_checkpoints_are_told_apart(tmp_path: Path) -> None:
+def test_run_folder_and_checkpoint_paths_are_distinguished(tmp_path: Path) -> None:
     inside = tmp_path / "run" / CHECKPOINTS / "epoch-0001-step-00000005"
     inside.mkdir(parents=True)
     assert checkpoint_of(tmp_path / "run") == (tmp_path / "run", None)
@@ -73,7 +73,7 @@ def test_a_run_and_its_checkpoints_are_told_apart(tmp_path: Path) -> None:
             checkpoint_of(wrong)
 
 
-def test_a_second_process_is_refused_within_a_second_and_told_who_is_there(tmp_path: Path) -> None:
+def test_second_process_is_rejected_within_a_second_with_id_of_first(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
@@ -85,11 +85,11 @@ def test_a_second_process_is_refused_within_a_second_and_told_who_is_there(tmp_p
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    with locked(tmp_path):  # a killed process holds nothing
+    with locked(tmp_path):  # a killed process holds no lock
         pass
 
 
-def test_status_says_what_happened_and_nonsense_is_no_status(tmp_path: Path) -> None:
+def test_status_is_read_back_and_invalid_status_is_empty(tmp_path: Path) -> None:
     assert read_status(tmp_path) == {}
     write_status(tmp_path, "stopped", reason="SIGTERM", exit_code=143, epoch=3)
     status = read_status(tmp_path)
@@ -100,7 +100,7 @@ def test_status_says_what_happened_and_nonsense_is_no_status(tmp_path: Path) -> 
     assert read_status(tmp_path) == {}
 
 
-def test_the_log_of_a_run_is_appended_and_closed(tmp_path: Path) -> None:
+def test_log_of_run_is_appended_and_closed(tmp_path: Path) -> None:
     ours = logging.getLogger("pgat_fast.somewhere")
     handlers = list(logging.getLogger("pgat_fast").handlers)
     for word in ("one", "two"):
@@ -112,14 +112,14 @@ def test_the_log_of_a_run_is_appended_and_closed(tmp_path: Path) -> None:
     assert logging.getLogger("pgat_fast").handlers == handlers
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_that_cannot_be_written_raises_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "train.log").mkdir()
     with log_file(tmp_path):
         logging.getLogger("pgat_fast").info("a line")
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_the_run_of_a_job(tmp_path: Path) -> None:
+def test_run_of_job_is_found_once_it_has_saved_checkpoint(tmp_path: Path) -> None:
     config = load_config(None, [f"run.output={tmp_path}", "run.name=mine"])
     assert run_of_job("ours", config, None) is None
     for name, job in (("mine", "ours"), ("mine-2", "theirs"), ("elsewhere", "ours too")):
@@ -134,7 +134,7 @@ def test_the_run_of_a_job(tmp_path: Path) -> None:
     assert run_of_job("ours too", config, tmp_path / "elsewhere") == tmp_path / "elsewhere"
 
 
-def test_a_start_that_fails_early_leaves_the_run_to_its_job(
+def test_start_that_fails_early_does_not_take_over_run_of_other_job(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "theirs")

@@ -1,4 +1,4 @@
-"""Signals in every phase of a real process: a checkpoint, an exit code, and a run that ends as if nothing had been."""
+"""Signals in every phase of a real process: checkpoint, exit code, and resumption as if there had been no signal."""
 
 import json
 import signal
@@ -22,14 +22,14 @@ LONG = [
     "data.validation_length=120", "data.test_length=120", "training.batch_size=1", "training.epochs=1",
     "training.max_steps=16", "run.log_interval=1", "run.plots=false",
 ]  # fmt: skip
-"""Batches of one window: every phase is long enough to be met in."""
+"""Batches of one window make every phase long enough for a signal to arrive in it."""
 
 PHASES = {
     "training": r"epoch 1, step 7 of",
     "validation": r"epoch 1, step 16 of",
     "evaluation": r"training ends: ",
 }
-"""The log line after which the phase begins, or is under way."""
+"""Pattern of the log line at which the phase has begun or is about to begin."""
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,14 @@ def whole(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 class Process(Watched):
-    """`pgat-fast train` in a process of its own."""
+    """`pgat-fast train` in a separate process."""
 
     def __init__(self, *arguments: str, code: str = "") -> None:
         start = f"import sys; {code}from pgat_fast.cli import main; sys.exit(main(sys.argv[1:]))"
         super().__init__([sys.executable, "-c", start, "train", *arguments])
 
     def stop(self, number: int) -> float:
-        """Send a signal and wait for the end; returns the seconds that it took."""
+        """Send a signal, wait for the end of the process, and return the seconds that it took."""
         started = time.monotonic()
         self.popen.send_signal(number)
         self.end()
@@ -70,12 +70,12 @@ def processes() -> Iterator[list[Process]]:
         process.reader.join()
 
 
-# All signals have one handler, and all phases one way out: each of both once.
+# All signals share one handler and all phases one exit path, so each is tested once.
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("name", "phase"), [("SIGTERM", "training"), ("SIGINT", "validation"), ("SIGUSR1", "evaluation")]
 )
-def test_a_signal_saves_a_checkpoint_and_ends_with_its_code_and_the_run_goes_on(
+def test_signal_saves_checkpoint_and_ends_with_its_code_and_run_resumes(
     settings: list[str], tmp_path: Path, processes: list[Process], whole: dict[str, object], name: str, phase: str
 ) -> None:
     processes.append(process := Process("--set", *settings, f"run.output={tmp_path}", "run.name=run"))
@@ -96,23 +96,21 @@ def test_a_signal_saves_a_checkpoint_and_ends_with_its_code_and_the_run_goes_on(
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("delay", [0.3, 1.0, 2.0])
-def test_a_signal_at_the_start_ends_the_process_with_its_code(
+def test_signal_at_start_ends_process_with_its_code(
     settings: list[str], tmp_path: Path, processes: list[Process], delay: float
 ) -> None:
-    """Before there is anything to save: while python, torch, the data are being loaded."""
+    """The signal comes before there is anything to save, while python, torch or the data are loaded."""
     processes.append(process := Process("--set", *settings, f"run.output={tmp_path}", "run.name=run"))
     time.sleep(delay)
     assert process.stop(signal.SIGTERM) < 25
     assert process.popen.returncode in (143, -signal.SIGTERM), "".join(process.lines)
-    if delay >= 1.0:  # by then the signals are ours, if the machine is not very busy
+    if delay >= 1.0:  # by then our handlers are installed, unless the machine is very busy
         assert process.popen.returncode == 143 or not (tmp_path / "run").exists()
 
 
 @pytest.mark.multiprocess
-def test_in_the_middle_of_one_long_step_the_state_before_it_is_saved(
-    tiny: list[str], tmp_path: Path, processes: list[Process]
-) -> None:
-    """One optimizer step takes longer than the main thread may be waited for (here: half a second)."""
+def test_signal_in_long_step_saves_state_before_it(tiny: list[str], tmp_path: Path, processes: list[Process]) -> None:
+    """One optimizer step takes longer than the limit for the main thread to stop (half a second here)."""
     slow = [
         "model.seq_len=20", "model.d_model=208", "model.n_heads=8", "model.combiner=hierarchical",
         "training.batch_size=6", "training.gradient_accumulation_steps=1", "training.epochs=4",
@@ -132,19 +130,17 @@ def test_in_the_middle_of_one_long_step_the_state_before_it_is_saved(
 
 
 @pytest.mark.multiprocess
-def test_a_second_signal_ends_the_process_at_once(
-    settings: list[str], tmp_path: Path, processes: list[Process]
-) -> None:
+def test_second_signal_ends_process_at_once(settings: list[str], tmp_path: Path, processes: list[Process]) -> None:
     processes.append(process := Process("--set", *settings, f"run.output={tmp_path}", "run.name=run"))
     process.wait_for(PHASES["training"])
     process.popen.send_signal(signal.SIGTERM)
     seconds = process.stop(signal.SIGINT)
     assert process.popen.returncode in (130, 143)
-    assert seconds < 10  # of which the end of the interpreter takes most, on a busy machine
+    assert seconds < 10  # mostly the end of the interpreter on a busy machine
 
 
 @pytest.mark.multiprocess
-def test_a_second_process_is_refused_within_a_second(
+def test_second_process_is_rejected_within_a_second(
     settings: list[str], tmp_path: Path, processes: list[Process]
 ) -> None:
     processes.append(first := Process("--set", *settings, f"run.output={tmp_path}", "run.name=run"))
@@ -156,12 +152,12 @@ def test_a_second_process_is_refused_within_a_second(
     second.reader.join()
     assert "another process" in "".join(second.lines)
     assert str(first.popen.pid) in "".join(second.lines)
-    # The start of python and the reading of the configuration are part of it; torch is not loaded.
+    # Includes the start of python and reading the configuration, but not importing torch.
     assert seconds < 1.0, f"{seconds:.2f} s"
     assert first.stop(signal.SIGTERM) < 25
 
 
-def test_resume_auto_goes_on_with_the_newest_run_or_begins_one(
+def test_resume_auto_resumes_newest_run_or_begins_one(
     tiny_settings: list[str], tmp_path: Path, processes: list[Process]
 ) -> None:
     settings, runs = [*tiny_settings, "run.log_interval=1"], tmp_path / "runs"

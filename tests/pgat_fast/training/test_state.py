@@ -1,4 +1,4 @@
-"""Where a run stands, and the generators: what is stored comes back."""
+"""Progress of a run and states of random number generators: storing and restoring."""
 
 import json
 import random
@@ -24,19 +24,19 @@ def after(*losses: float) -> Progress:
     return progress
 
 
-def test_progress_goes_through_json_and_comes_back_equal() -> None:
+def test_progress_survives_round_trip_through_json() -> None:
     progress = replace(after(3.0, 2.0, 2.5), cycle=3, peaks={"peak_process_gib": 1.5})
     assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
 
 
-def test_names_of_checkpoints_sort_as_the_run_goes() -> None:
+def test_checkpoint_names_sort_in_order_of_progress() -> None:
     places = [Progress(), replace(Progress(), cycle=5, step=5), after(1.0), after(1.0, 1.0), after(*[1.0] * 11)]
     names = [place.name for place in places]
     assert names == sorted(names)
     assert len(set(names)) == len(names), "before and after the validation of an epoch are two places"
 
 
-def test_the_best_epoch_is_the_first_of_the_lowest_loss() -> None:
+def test_best_epoch_is_first_with_lowest_loss() -> None:
     progress = after(3.0, 2.0, 2.5, 2.0)
     assert (progress.best_epoch, progress.best_loss) == (2, 2.0)
     assert progress.best == "epoch-0002-step-00000010"
@@ -54,7 +54,9 @@ def test_the_best_epoch_is_the_first_of_the_lowest_loss() -> None:
         ({"epochs": 9, "max_steps": 11}, [3.0, 2.0], None),
     ],
 )
-def test_training_ends_for_one_of_three_reasons(settings: dict[str, int], losses: list[float], why: str | None) -> None:
+def test_training_ends_after_epochs_patience_or_steps(
+    settings: dict[str, int], losses: list[float], why: str | None
+) -> None:
     found = end_of_training(after(*losses), TrainingConfig.model_validate(settings))
     assert found is None if why is None else why in str(found)
 
@@ -63,10 +65,10 @@ def draw() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), torch.rand(1).item()  # noqa: NPY002
 
 
-def test_generators_go_on_where_they_were_stored() -> None:
+def test_restored_generators_continue_from_stored_state() -> None:
     seed_everything(5)
     draw()
-    torch.randn(1)  # an odd number of normals: the generators keep a spare one
+    torch.randn(1)  # after an odd number of normals, generators keep a spare one
     np.random.randn()  # noqa: NPY002
     random.gauss(0, 1)
     states = generator_states()
@@ -76,7 +78,7 @@ def test_generators_go_on_where_they_were_stored() -> None:
     assert (draw(), random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist()) == expected  # noqa: NPY002
 
 
-def test_the_same_seed_gives_the_same_numbers_everywhere() -> None:
+def test_equal_seeds_give_equal_numbers_in_all_generators() -> None:
     seed_everything(2024)
     first = draw()
     seed_everything(2024)
@@ -85,7 +87,7 @@ def test_the_same_seed_gives_the_same_numbers_everywhere() -> None:
     assert all(one != other for one, other in zip(draw(), first, strict=True))
 
 
-def test_the_most_steps_of_a_run() -> None:
+def test_most_steps_respects_all_limits() -> None:
     settings = TrainingConfig(epochs=10, batch_size=4, gradient_accumulation_steps=3)
     assert most_steps(settings, 103, 1.0) == 10 * 9  # 25 batches make 8 steps of three, and one of one
     assert most_steps(settings.model_copy(update={"max_steps": 7}), 103, 1.0) == 7

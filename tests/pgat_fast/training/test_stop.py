@@ -1,4 +1,4 @@
-"""Signals: the first asks the run to stop, the second ends the process, and one that gets no answer is not ignored."""
+"""Signals: the first requests a stop, the second ends the process, and the last resort follows without a reaction."""
 
 import signal
 import subprocess
@@ -53,7 +53,7 @@ def start(code: str, *args: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_the_first_signal_asks_and_the_process_ends_by_itself(name: str) -> None:
+def test_first_signal_requests_stop_and_process_ends_by_itself(name: str) -> None:
     process = start(ASK_OFTEN.format(pause=0))
     process.send_signal(getattr(signal, name))
     output, _ = process.communicate(timeout=10)
@@ -61,12 +61,12 @@ def test_the_first_signal_asks_and_the_process_ends_by_itself(name: str) -> None
     assert process.returncode == 0
 
 
-def test_the_second_signal_ends_the_process_at_once() -> None:
+def test_second_signal_ends_process_at_once() -> None:
     process = start(ASK_OFTEN.format(pause=60))
     process.send_signal(signal.SIGTERM)
     assert process.stdout is not None
     assert process.stdout.readline() == "stopped by SIGTERM\n"
-    process.send_signal(signal.SIGHUP)  # at once after the first: the same event, told twice
+    process.send_signal(signal.SIGHUP)  # right after the first, so it counts as the same event
     time.sleep(ECHO + 0.2)
     assert process.poll() is None
     started = time.monotonic()
@@ -75,20 +75,20 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
     assert time.monotonic() - started < 2
 
 
-def test_a_process_that_never_asks_saves_by_its_last_resort_and_ends(tmp_path: Path) -> None:
+def test_process_that_never_checks_saves_by_last_resort_and_ends(tmp_path: Path) -> None:
     process = start(NEVER_ASK, str(tmp_path / "saved"))
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=20) == 128 + signal.SIGUSR1
     assert (tmp_path / "saved").read_text() == "saved at SIGUSR1"
 
 
-def test_without_anything_to_save_the_first_signal_ends_the_process_at_once() -> None:
+def test_first_signal_ends_process_at_once_without_anything_to_save() -> None:
     process = start(NEVER_ASK.replace("stop.patience = 0.2", "").replace("stop.last_resort =", "unused ="))
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 143
 
 
-def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
+def test_ignored_hangup_stays_ignored() -> None:
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + ASK_OFTEN.format(pause=0)
     process = start(code, "hang up")
     process.send_signal(signal.SIGHUP)
@@ -98,7 +98,7 @@ def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
     assert process.communicate(timeout=10)[0] == "stopped by SIGTERM\n"
 
 
-def test_what_was_there_before_is_put_back_and_no_thread_stays() -> None:
+def test_handlers_are_restored_and_thread_ends() -> None:
     before, threads = signal.getsignal(signal.SIGTERM), threading.active_count()
     with StopSignals() as stop:
         assert signal.getsignal(signal.SIGTERM) is not before
@@ -108,7 +108,7 @@ def test_what_was_there_before_is_put_back_and_no_thread_stays() -> None:
     assert threading.active_count() == threads
 
 
-def test_a_stop_can_be_requested_without_signals() -> None:
+def test_stop_can_be_requested_without_signals() -> None:
     stop = Stop()
     stop.check()
     stop.request("the test")
@@ -116,6 +116,6 @@ def test_a_stop_can_be_requested_without_signals() -> None:
         stop.check()
 
 
-def test_exit_codes_are_128_plus_the_number_of_the_signal() -> None:
+def test_exit_codes_are_128_plus_signal_number() -> None:
     assert [of_signal(name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")] == [130, 143, 138, 129]
     assert of_signal("the test") == 130

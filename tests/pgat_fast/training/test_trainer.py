@@ -1,4 +1,4 @@
-"""A training run: what it computes, what it writes, how it fails."""
+"""Training runs: their results, files and errors."""
 
 import json
 import logging
@@ -27,14 +27,14 @@ from tests.pgat_fast.training.runs import run
 
 @pytest.fixture
 def learning_rates() -> Iterator[list[float]]:
-    """The learning rate at every optimizer step taken while the test runs."""
+    """Collect the learning rate of every optimizer step taken during the test."""
     seen: list[float] = []
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
     yield seen
     hook.remove()
 
 
-def test_a_run_writes_its_results_its_settings_and_its_best_weights(tiny: list[str], tmp_path: Path) -> None:
+def test_run_writes_results_settings_and_best_weights(tiny: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     results = run(tiny, folder)
     files = {"config.yaml", "status.json", "train.log", "metrics.jsonl", "memory.jsonl", "checkpoints"}
@@ -56,7 +56,7 @@ def test_a_run_writes_its_results_its_settings_and_its_best_weights(tiny: list[s
         assert line in summary(results)
 
 
-def test_the_schema_of_the_results_is_the_committed_one_and_holds(tiny: list[str], tmp_path: Path) -> None:
+def test_results_match_committed_schema(tiny: list[str], tmp_path: Path) -> None:
     assert SCHEMA_FILE.read_text() == schema(), "write it anew: python -m pgat_fast.training.results_schema"
     results = run([*tiny, "training.max_steps=2"], tmp_path / "run")
     assert checked(results) == results
@@ -66,7 +66,7 @@ def test_the_schema_of_the_results_is_the_committed_one_and_holds(tiny: list[str
         checked(results | {"best_validation_loss": float("nan")})
 
 
-def test_the_checklist_says_no_where_a_run_fell_short(tiny: list[str], tmp_path: Path) -> None:
+def test_checklist_fails_checks_that_run_does_not_meet(tiny: list[str], tmp_path: Path) -> None:
     results = run([*tiny, "training.epochs=3", "training.max_steps=2"], tmp_path / "run")
     lines = {line["check"]: line for line in results["checklist"]}
     assert len(lines) == 10
@@ -83,7 +83,7 @@ def test_the_checklist_says_no_where_a_run_fell_short(tiny: list[str], tmp_path:
 
 
 @pytest.mark.slow  # whole runs
-def test_the_same_seed_gives_the_same_run_and_another_one_another(tiny: list[str], tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_runs_and_different_seeds_different_ones(tiny: list[str], tmp_path: Path) -> None:
     def weights_and_losses(name: str, *more: str) -> tuple[bytes, list[float]]:
         results = run([*tiny, *more], tmp_path / name)
         found = newest_good(tmp_path / name / "checkpoints")
@@ -100,7 +100,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(tiny: list[str
 
 
 @pytest.mark.slow  # whole runs
-def test_every_step_has_the_learning_rate_of_its_own_epoch(
+def test_every_step_uses_learning_rate_of_its_epoch(
     tiny: list[str], tmp_path: Path, learning_rates: list[float]
 ) -> None:
     settings = ["training.epochs=3", "training.warmup_epochs=2", "training.learning_rate=0.004"]
@@ -110,8 +110,8 @@ def test_every_step_has_the_learning_rate_of_its_own_epoch(
 
 
 @pytest.mark.slow  # whole runs
-def test_accumulated_batches_step_like_one_large_batch(tiny: list[str], tmp_path: Path) -> None:
-    # Without the celestial graph there is no dropout but `dropout`: the two runs draw nothing.
+def test_accumulated_batches_have_gradient_of_one_large_batch(tiny: list[str], tmp_path: Path) -> None:
+    # Without the celestial graph, `dropout` is the only dropout: the two runs draw no random numbers.
     inputs = ["use_celestial_graph=false", "data.inputs=log_Open,log_High,log_Low,log_Close,time_delta"]
     sizes = ["enc_in=5", "dec_in=5", "dropout=0", "training.max_steps=1", "training.clip_grad_norm=null"]
     gradients: list[list[torch.Tensor]] = []
@@ -129,43 +129,39 @@ def test_accumulated_batches_step_like_one_large_batch(tiny: list[str], tmp_path
     large, accumulated = gradients
     scale = max(gradient.abs().max() for gradient in large)
     for one, two in zip(large, accumulated, strict=True):
-        assert (one - two).abs().max() < 1e-4 * scale  # float32, behind row sums near zero
+        assert (one - two).abs().max() < 1e-4 * scale  # float32, after divisions by row sums near zero
 
 
 @pytest.mark.slow  # whole runs
-def test_the_last_cycle_of_an_epoch_counts_what_it_holds(
-    tiny: list[str], tmp_path: Path, learning_rates: list[float]
-) -> None:
+def test_last_cycle_of_epoch_may_be_shorter(tiny: list[str], tmp_path: Path, learning_rates: list[float]) -> None:
     # 20 windows, 5 batches: cycles of 2, 2 and 1.
     results = run([*tiny, "training.gradient_accumulation_steps=2"], tmp_path / "run")
     assert [epoch["optimizer_steps"] for epoch in results["epochs"]] == [3, 3]
     assert len(learning_rates) == 6
 
 
-def test_max_steps_ends_the_run_after_so_many_steps(
-    tiny: list[str], tmp_path: Path, learning_rates: list[float]
-) -> None:
+def test_max_steps_ends_run_after_that_many_steps(tiny: list[str], tmp_path: Path, learning_rates: list[float]) -> None:
     results = run([*tiny, "training.epochs=9", "training.max_steps=7"], tmp_path / "run")
     assert len(learning_rates) == 7
     assert [epoch["optimizer_steps"] for epoch in results["epochs"]] == [5, 2]
 
 
 @pytest.mark.slow  # whole runs
-def test_patience_ends_a_run_that_gets_no_better(tiny: list[str], tmp_path: Path) -> None:
+def test_patience_ends_run_that_does_not_improve(tiny: list[str], tmp_path: Path) -> None:
     # At this rate the second epoch is worse than the first.
     settings = ["training.epochs=9", "training.patience=1", "training.learning_rate=3", "training.lr_schedule=constant"]
     results = run([*tiny, *settings, "training.seed=1"], tmp_path / "run")
     assert len(results["epochs"]) == results["best_epoch"] + 1
 
 
-def test_all_of_the_optional_parts_train_together(tiny: list[str], tmp_path: Path) -> None:
+def test_all_optional_parts_train_together(tiny: list[str], tmp_path: Path) -> None:
     parts = ["use_mixture_decoder=true", "use_stochastic_learner=true", "use_hierarchical_mapping=true"]
     more = ["combiner=hierarchical", "celestial_fusion_layers=1", "graph_processing=attention", "e_layers=1"]
     results = run([*tiny, *parts, *more, "decoder_future=known", "training.max_steps=2"], tmp_path / "run")
     assert results["test"]["scaled"]["model"]["overall"]["rmse"] < 100
 
 
-def test_any_five_columns_train_without_the_celestial_graph(tiny: list[str], tmp_path: Path) -> None:
+def test_five_columns_train_without_celestial_graph(tiny: list[str], tmp_path: Path) -> None:
     columns = "log_Open,log_High,log_Low,log_Close,time_delta"
     sizes = ["enc_in=5", "dec_in=5", "n_heads=1", "training.max_steps=2"]
     results = run([*tiny, "use_celestial_graph=false", f"data.inputs={columns}", *sizes], tmp_path / "run")
@@ -184,7 +180,7 @@ def test_any_five_columns_train_without_the_celestial_graph(tiny: list[str], tmp
         (["run.backend=triton"], BackendError, r"triton"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+def test_invalid_run_is_rejected_before_anything_is_written(
     tiny: list[str], tmp_path: Path, overrides: list[str], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -192,7 +188,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_levels_that_are_called_returns_are_refused(tmp_path: Path, tiny: list[str]) -> None:
+def test_levels_declared_as_returns_are_rejected(tmp_path: Path, tiny: list[str]) -> None:
     from pgat_fast.data.build import build_file
 
     build_file(tmp_path / "levels.csv", targets="levels", rows=40)
@@ -203,7 +199,7 @@ def test_levels_that_are_called_returns_are_refused(tmp_path: Path, tiny: list[s
     assert results["test"]["price"]["zero_return"]["overall"]["mape"] < 0.05
 
 
-def test_what_cannot_be_compiled_is_refused_before_anything_is_written(tiny: list[str], tmp_path: Path) -> None:
+def test_unavailable_compilation_is_rejected_before_anything_is_written(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"run\.compile is on, but the backend reference is not compiled"):
         run([*tiny, "run.backend=reference", "run.compile=on"], tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -211,7 +207,7 @@ def test_what_cannot_be_compiled_is_refused_before_anything_is_written(tiny: lis
 
 @pytest.fixture
 def compiled_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Training takes its model for compiled; the list tells of each compiled call whether it was in training mode."""
+    """Replace compilation; return a list with the training mode of the model in each compiled call."""
     calls: list[bool] = []
 
     def stand_in(model: nn.Module, device: torch.device, *, regions: str, graphs: bool) -> None:
@@ -221,14 +217,14 @@ def compiled_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool
 
         model._compiled_call_impl = call
 
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # its times are of no compiler
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # the times do not come from a compiler
     monkeypatch.setattr("pgat_fast.training.trainer.compile_in_place", stand_in)
     monkeypatch.setattr("pgat_fast.model.compilation.why_not", lambda backend, device: None)
     return calls
 
 
 @pytest.mark.compile
-def test_training_alone_is_compiled_and_the_results_say_so(
+def test_only_training_is_compiled_and_results_record_it(
     tiny: list[str], tmp_path: Path, compiled_calls: list[bool]
 ) -> None:
     results = run([*tiny, "run.compile=on"], tmp_path / "run")
@@ -244,7 +240,7 @@ def newest_compiled(folder: Path) -> Any:
 
 
 @pytest.mark.slow  # whole runs
-def test_a_resumed_run_is_compiled_where_it_began_so(
+def test_resumed_run_is_compiled_as_it_was_before(
     tiny: list[str], tmp_path: Path, compiled_calls: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "expected_compile_seconds", lambda *args: 0.0)
@@ -257,7 +253,7 @@ def test_a_resumed_run_is_compiled_where_it_began_so(
 
 
 @pytest.mark.slow  # whole runs
-def test_a_run_that_goes_on_with_other_kernels_says_so(
+def test_resuming_with_other_kernels_is_logged(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run([*tiny, "training.max_steps=2"], tmp_path / "run")["kernels"] == "none"
@@ -269,7 +265,7 @@ def test_a_run_that_goes_on_with_other_kernels_says_so(
 
 
 @pytest.mark.parametrize(("steps", "timed"), [(49, False), (50, True)])
-def test_a_run_of_many_steps_is_estimated_by_a_forward_pass_of_a_batch(
+def test_run_of_many_steps_is_estimated_by_forward_pass_of_batch(
     steps: int, timed: bool, tiny: list[str], compiled_calls: list[bool], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -285,7 +281,7 @@ def test_a_run_of_many_steps_is_estimated_by_a_forward_pass_of_a_batch(
     assert (f"compile auto: {steps} steps take about {7 * 2 * steps} s" in caplog.text) is timed
 
 
-def test_a_limit_of_steps_or_minutes_shortens_what_compiling_can_save(
+def test_limit_of_steps_or_minutes_lowers_expected_steps_for_compilation(
     tiny: list[str], tmp_path: Path, compiled_calls: list[bool], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

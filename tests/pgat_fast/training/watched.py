@@ -1,4 +1,4 @@
-"""A process that trains, its log read as it comes."""
+"""A training process whose log is read while it runs."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Watched:
-    """`lines` is what it has written to standard error so far."""
+    """A process; `lines` is its output to standard error so far."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         self.popen = subprocess.Popen(
@@ -26,7 +26,7 @@ class Watched:
         self.lines.extend(iter(self.popen.stderr.readline, ""))
 
     def wait_for(self, pattern: str, seconds: float = 240, after: int = 0) -> None:
-        """Until a line, the first `after` apart, matches `pattern`; fails where the process ends, or takes longer."""
+        """Wait until a line from number `after` on matches `pattern`; fail if the process ends or the time is over."""
         until = time.monotonic() + seconds
         while not any(re.search(pattern, line) for line in self.lines[after:]):
             assert self.popen.poll() is None, "".join(self.lines)
@@ -34,7 +34,7 @@ class Watched:
             time.sleep(0.002)
 
     def end(self, seconds: float = 60) -> int:
-        """Wait for it; returns its exit code."""
+        """Wait for the end of the process; return its exit code."""
         code = self.popen.wait(timeout=seconds)
         self.reader.join()
         return code
