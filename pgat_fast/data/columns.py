@@ -62,8 +62,8 @@ def named_features(body: str) -> dict[str, int]:
 def positional_features(body: str) -> dict[str, int]:
     """Map the features of `body` to column indices by position, as the existing checkpoints were trained.
 
-    Each body has nine columns from column 5 on, whatever they hold (from the tenth body on they are the wrong
-    ones); chiron has columns 113 to 115. The keys are plain numbers without meaning.
+    Each body has nine columns from column 5 on, whatever they hold: a planet has seven columns of its own, so that each
+    body reads columns of others. Chiron has columns 113 to 115. The keys are plain numbers without meaning.
     """
     first, count = (113, 3) if body == "chiron" else (5 + 9 * _POSITIONAL_ORDER.index(body), 9)
     return {str(offset): first + offset for offset in range(count)}
