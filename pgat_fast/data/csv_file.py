@@ -42,8 +42,8 @@ class Problem:
     def __str__(self) -> str:
         row = "" if self.row is None else f"row {self.row}"
         column = "" if self.column is None else f"column {self.column}"
-        where = ", ".join(part for part in (row, column) if part)
-        return f"{where}: {self.message}" if where else self.message
+        location = ", ".join(part for part in (row, column) if part)
+        return f"{location}: {self.message}" if location else self.message
 
 
 @dataclass

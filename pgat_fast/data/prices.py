@@ -127,9 +127,9 @@ def _to_prices(table: _Table, warn_backwards: bool) -> pd.DataFrame:
     position = _find_columns(table)
     days, bars = [], []
     for row, line in zip(table.rows, table.lines, strict=True):
-        where = f"{table.name}, line {line}, column"
-        days.append(_parse_date(row[position["date"]].strip(), f"{where} date"))
-        bars.append([_parse_price(row[position[price]].strip(), f"{where} {price}") for price in PRICES])
+        location = f"{table.name}, line {line}, column"
+        days.append(_parse_date(row[position["date"]].strip(), f"{location} date"))
+        bars.append([_parse_price(row[position[price]].strip(), f"{location} {price}") for price in PRICES])
     backwards = _runs_backwards(days, table)
     index = pd.DatetimeIndex(np.array(days, dtype="datetime64[D]").astype("datetime64[s]"), name="date")
     prices, lines = pd.DataFrame(bars, index=index, columns=list(PRICES), dtype=np.float64), table.lines
@@ -150,9 +150,9 @@ def _read_table(path: Path) -> _Table:
     try:
         for row in reader:
             line, last = last + 1, reader.line_num
-            where = f"{path}, line {line}"
+            location = f"{path}, line {line}"
             if last > line:
-                raise DataError(f"{where}: a quotation mark opens here and closes on line {last}: remove it")
+                raise DataError(f"{location}: a quotation mark opens here and closes on line {last}: remove it")
             if len(row) <= 1 and not "".join(row).strip():
                 continue  # An empty line is harmless.
             if not table.header:
@@ -160,7 +160,7 @@ def _read_table(path: Path) -> _Table:
                 _check_separator(table)
             elif len(row) != len(table.header):
                 count = f"{len(row)} fields where the header has {len(table.header)}"
-                raise DataError(f"{where}: {count}, so a value may stand in the wrong column: correct the line")
+                raise DataError(f"{location}: {count}, so a value may stand in the wrong column: correct the line")
             else:
                 table.rows.append(row)
                 table.lines.append(line)
@@ -243,15 +243,15 @@ def _runs_backwards(days: list[date], table: _Table) -> bool:
     first_line: dict[date, int] = {}
     for day, line in zip(days, table.lines, strict=True):
         if day in first_line:
-            where = f"{table.name}, line {line}, column date"
-            raise DataError(f"{where}: {day} is on line {first_line[day]} already: keep one of the two")
+            location = f"{table.name}, line {line}, column date"
+            raise DataError(f"{location}: {day} is on line {first_line[day]} already: keep one of the two")
         first_line[day] = line
     backwards = len(days) > 1 and days[1] < days[0]
     for i in range(1, len(days)):
         if (days[i] < days[i - 1]) != backwards:
             direction = "newest to oldest" if backwards else "oldest to newest"
-            where = f"{table.name}, line {table.lines[i]}, column date"
+            location = f"{table.name}, line {table.lines[i]}, column date"
             raise DataError(
-                f"{where}: {days[i]} follows {days[i - 1]}, but the rows begin {direction}: sort them by date"
+                f"{location}: {days[i]} follows {days[i - 1]}, but the rows begin {direction}: sort them by date"
             )
     return backwards

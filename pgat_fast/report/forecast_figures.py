@@ -132,9 +132,9 @@ def draw_adversarial_errors(clean: float | None, scenarios: Mapping[str, Any]) -
         rows.append((plain_label(name.replace("_", " ")), rmse, VERMILLION))
     figure = new_figure(1.1 + 0.42 * len(rows))
     axes = figure.subplots()
-    for place, (_, error, color) in enumerate(rows):
-        axes.barh(place, error or 0.0, height=0.62, color=color)
-        axes.annotate("failed" if error is None else f"{error:.4g}", (max(error or 0.0, clean or 0.0), place), (4, 0),
+    for index, (_, error, color) in enumerate(rows):
+        axes.barh(index, error or 0.0, height=0.62, color=color)
+        axes.annotate("failed" if error is None else f"{error:.4g}", (max(error or 0.0, clean or 0.0), index), (4, 0),
                       textcoords="offset points", va="center", fontsize=8.5, color=INK)  # fmt: skip
     if clean is not None:
         axes.axvline(clean, color=BLUE, linewidth=1.0, linestyle="--")
@@ -177,12 +177,12 @@ def draw_adjacency(adjacency: Adjacency) -> "Figure":
     axes = figure.subplots()
     image = axes.imshow(np.ma.masked_invalid(adjacency.weights), cmap="cividis", interpolation="nearest")
     step = -(-count // MOST_NAMES)
-    places = range(0, count, step)
-    names = [plain_label(adjacency.nodes[place].replace("_", " ")) for place in places]
+    indices = range(0, count, step)
+    names = [plain_label(adjacency.nodes[index].replace("_", " ")) for index in indices]
     size = 8.5 if len(names) <= 16 else 6.5
-    axes.set_xticks(places, names, rotation=90 if count > 16 else 45, ha="center" if count > 16 else "right",
+    axes.set_xticks(indices, names, rotation=90 if count > 16 else 45, ha="center" if count > 16 else "right",
                     rotation_mode="default" if count > 16 else "anchor", fontsize=size)  # fmt: skip
-    axes.set_yticks(places, names, fontsize=size)
+    axes.set_yticks(indices, names, fontsize=size)
     axes.tick_params(colors=MUTED, labelcolor=INK, length=2)
     axes.set_xlabel("from node", color=MUTED, fontsize=9)
     axes.set_ylabel("to node", color=MUTED, fontsize=9)
