@@ -85,10 +85,10 @@ def test_one_interval_is_printed_and_all_are_written_with_coverage(
     widths = [np.full((2, 4), width) for width in (0.01, 0.02)]
     intervals = Intervals("conformal", (0.5, 0.8, 0.95), 5, (*widths, None), (*widths, None))
     write_json(run / "intervals.json", intervals.to_dict())
-    held = [
+    coverages = [
         {"nominal": level, "coverage": {"overall": share}} for level, share in ((0.5, 0.46), (0.8, 0.75), (0.95, None))
     ]
-    (run / "results.json").write_text(json.dumps({"test": {"intervals": {"price": held}}}))
+    (run / "results.json").write_text(json.dumps({"test": {"intervals": {"price": coverages}}}))
     assert predict_command(run, data_file, tmp_path / "out.csv") == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split() == ["date", "horizon", *PRICES, "close_lower_80", "close_upper_80"]

@@ -149,8 +149,8 @@ def test_fault_is_located_and_named(file: Path, name: str) -> None:
     rows = good_rows()
     change(rows)
     problems = check(write(file, rows))
-    found = [problem for problem in problems if (problem.row, problem.column) == (row, column)]
-    assert any(words in problem.message for problem in found), problems
+    matches = [problem for problem in problems if (problem.row, problem.column) == (row, column)]
+    assert any(words in problem.message for problem in matches), problems
 
 
 @pytest.mark.usefixtures("in_time")
