@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
             locked_jobs: list[Job] = []
             if job_places:
                 stop.patience = STOP_SECONDS + PATIENCE  # wait until the jobs have saved a checkpoint
-                waiting = [job for job in jobs if finished(job.folder(folder)) is None]
-                locked_jobs = [job for job in waiting if is_locked(job.folder(folder))]
-                own_jobs = [job for job in waiting if job not in locked_jobs]
+                unfinished = [job for job in jobs if finished(job.folder(folder)) is None]
+                locked_jobs = [job for job in unfinished if is_locked(job.folder(folder))]
+                own_jobs = [job for job in unfinished if job not in locked_jobs]
                 failures = run_jobs(folder, own_jobs, job_places, stop=stop, progress=not args.quiet)
             records = write_results(folder, jobs)
     print(as_text(records))

@@ -134,8 +134,8 @@ def test_daily_market_is_recognised_by_last_year() -> None:
 
 
 def test_single_weekend_rows_are_not_daily() -> None:
-    stray = np.sort(np.append(weekdays("2013-01-01", "2015-12-31"), days("2015-11-07", "2015-11-08")))
-    assert calendar_of(stray) == "weekdays"
+    with_weekend = np.sort(np.append(weekdays("2013-01-01", "2015-12-31"), days("2015-11-07", "2015-11-08")))
+    assert calendar_of(with_weekend) == "weekdays"
 
 
 @pytest.mark.parametrize("only", [["2015-12-31"], ["2015-12-26", "2015-12-27"]])

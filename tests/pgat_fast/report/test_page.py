@@ -192,19 +192,19 @@ def test_all_other_sections_are_shown(
     assert "the forecast is not finite" in page.text
     for name in results["checkpoints"]["kept"]:
         assert name in page.text
-    for words in (results["data"]["sha256"], "base price", "970.4", "7,109", "2026-02-27"):
-        assert words in page.text
+    for text in (results["data"]["sha256"], "base price", "970.4", "7,109", "2026-02-27"):
+        assert text in page.text
     assert "learning_rate: 0.001" in page.text
     for name, version in results["versions"].items():
         assert f"{name} {version}" in page.text
-    for words in (
+    for text in (
         "1,234,567",
         "peak process 2.35 GiB",
         "windows per second 2.500",
         "1 h 24 min",
         "all 12 epochs are done",
     ):
-        assert words in page.text
+        assert text in page.text
 
 
 def test_events_are_shown(finished: tuple[dict[str, Any], Page]) -> None:
@@ -319,8 +319,8 @@ def test_run_with_few_epochs_has_page(tmp_path: Path, epochs: int) -> None:
 def test_run_with_status_only_has_page(tmp_path: Path) -> None:
     write_status(tmp_path, "failed", reason="OSError: no space", exit_code=1)
     page = page_of(tmp_path)
-    for words in ("OSError: no space", "There is no checkpoint to resume from.", "has no checkpoints.", "No memory"):
-        assert words in page.text
+    for text in ("OSError: no space", "There is no checkpoint to resume from.", "has no checkpoints.", "No memory"):
+        assert text in page.text
     assert "svg" not in page.tags
 
 
@@ -345,14 +345,14 @@ def test_run_without_prices_intervals_and_scenarios_has_page(tmp_path: Path) -> 
     results["adversarial"] = {"scenarios": {}}
     (folder / "results.json").write_text(json.dumps(results))
     page = page_of(folder)
-    for words in (
+    for text in (
         "This run has no forecast intervals.",
         "all 1.2500 0.50000",
         f"spread 1.5000 {DASH}",
         f"2 {DASH} 0.12500",
         "No scenarios were run.",
     ):
-        assert words in page.text
+        assert text in page.text
     assert "Squared error, prices" not in page.text
 
 

@@ -85,14 +85,14 @@ def test_write_jobs_writes_table_and_commands_for_queue(config: Config, tmp_path
 
 
 def test_write_jobs_allows_more_jobs_but_no_other_settings(config: Config, tmp_path: Path) -> None:
-    few, more = (
+    jobs, more_jobs = (
         jobs_of(config, parse_grid([f"model.dropout={values}"]), n) for values, n in (("0.1", 2), ("0,0.1", 3))
     )
-    assert write_jobs(tmp_path, config, few) == few
-    all_jobs = write_jobs(tmp_path, config, more)
-    assert all_jobs[:2] == few, "lines stay where a queue has found them"
-    assert set(all_jobs) == set(more)
-    assert write_jobs(tmp_path, config, few) == all_jobs, "nothing is taken away"
+    assert write_jobs(tmp_path, config, jobs) == jobs
+    all_jobs = write_jobs(tmp_path, config, more_jobs)
+    assert all_jobs[:2] == jobs, "lines stay where a queue has found them"
+    assert set(all_jobs) == set(more_jobs)
+    assert write_jobs(tmp_path, config, jobs) == all_jobs, "nothing is taken away"
     with pytest.raises(ConfigError, match="a sweep over other settings is there"):
         write_jobs(tmp_path, config, jobs_of(config, {}, 1))
     other_config = load_config(config, ["training.epochs=77"])
