@@ -56,8 +56,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     report = kinds.add_parser("report", help="write docs/performance.md, its plots and the README's table of speed")
     report.add_argument("--check", action="store_true", help="only compare them with the committed results")
 
-    for name, own in kinds.choices.items():
-        own.set_defaults(run=run, module=f"bench.{name}")
+    for name, subparser in kinds.choices.items():
+        subparser.set_defaults(run=run, module=f"bench.{name}")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -59,11 +59,11 @@ def _checkpoints_at(path: Path) -> list[Path]:
     if not is_run and ((path / MANIFEST).exists() or (path.exists() and NAME.fullmatch(path.name))):
         return [path]
     root = path / CHECKPOINTS if is_run else path
-    found = find_checkpoints(root)
-    if not found:
-        what = "no checkpoint there" if path.exists() else "there is no such folder"
-        raise CheckpointError(f"{path}: {what}: name a run, its folder {CHECKPOINTS}, or a checkpoint")
-    return found
+    checkpoints = find_checkpoints(root)
+    if not checkpoints:
+        reason = "no checkpoint there" if path.exists() else "there is no such folder"
+        raise CheckpointError(f"{path}: {reason}: name a run, its folder {CHECKPOINTS}, or a checkpoint")
+    return checkpoints
 
 
 def run_export(args: argparse.Namespace) -> int:
@@ -71,8 +71,8 @@ def run_export(args: argparse.Namespace) -> int:
     start_logging(quiet=True)
     from pgat_fast.training.import_export import export_checkpoint
 
-    found = export_checkpoint(Path(args.path), Path(args.out), args.checkpoint)
-    print(f"{args.out}: {found} in the original layout")
+    checkpoint = export_checkpoint(Path(args.path), Path(args.out), args.checkpoint)
+    print(f"{args.out}: {checkpoint} in the original layout")
     return exit_codes.SUCCESS
 
 

@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
         assessment = evaluate(loaded, on_batch=stop.check, progress=not args.quiet)
     out = Path(args.out) if args.out else loaded.folder / f"evaluation-{loaded.checkpoint.name}"
     write_assessment(out, assessment)
-    found = {"checkpoint": loaded.checkpoint.name, "test": assessment.test, "adversarial": assessment.adversarial}
-    write_json(out / "evaluation.json", found)
+    evaluation = {"checkpoint": loaded.checkpoint.name, "test": assessment.test, "adversarial": assessment.adversarial}
+    write_json(out / "evaluation.json", evaluation)
     print(f"{loaded.folder}, checkpoint {loaded.checkpoint.name}")
     print(test_summary(assessment.test))
     print(f"\nwritten to {out}: evaluation.json, forecasts.csv, adjacency.csv, intervals.json")
@@ -68,13 +68,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _backtest_text(table: "pd.DataFrame", summary: dict[str, dict[str, float | None]]) -> str:
-    shown = table.copy()
-    for column in shown.columns:
+    formatted = table.copy()
+    for column in formatted.columns:
         if column.startswith("mse_"):
-            shown[column] = shown[column].map("{:.5f}".format, na_action="ignore")
+            formatted[column] = formatted[column].map("{:.5f}".format, na_action="ignore")
         elif column.startswith("skill_"):
-            shown[column] = shown[column].map("{:+.4f}".format, na_action="ignore")
-    lines = [shown.to_string(), "", "skill over all origins (1 - MSE / MSE of the baseline, scaled units):"]
+            formatted[column] = formatted[column].map("{:+.4f}".format, na_action="ignore")
+    lines = [formatted.to_string(), "", "skill over all origins (1 - MSE / MSE of the baseline, scaled units):"]
     for name, values in summary.items():
         pooled, mean, error = values["pooled"], values["mean"], values["standard_error"]
         if pooled is None or mean is None:

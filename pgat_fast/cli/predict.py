@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
     swept = is_sweep(folder)
     members = best_members(folder, read_jobs(folder)) if swept else [folder]
     runs = [load_run(member, args.checkpoint, args.device, args.overrides) for member in members]
-    how = {"last_close": args.last_close, "trading_days": args.trading_days}
-    forecast = predict_ensemble(runs, args.source, **how) if swept else predict(runs[0], args.source, **how)
+    options = {"last_close": args.last_close, "trading_days": args.trading_days}
+    forecast = predict_ensemble(runs, args.source, **options) if swept else predict(runs[0], args.source, **options)
     content = forecast.to_csv(index=False, float_format="%.10g", date_format="%Y-%m-%d", lineterminator="\n")
     if to_stdout:
         print(content, end="")
@@ -112,8 +112,8 @@ def _as_text(forecast: "pd.DataFrame") -> str:
     ]
     largest = max(float(np.abs(forecast[points].to_numpy()).max()), 1e-12)
     digits = min(max(5 - int(np.floor(np.log10(largest))), 0), 12)
-    shown = forecast[["date", "horizon", *names]].assign(date=forecast["date"].dt.strftime("%a %Y-%m-%d"))
-    return str(shown.to_string(index=False, float_format=f"{{:.{digits}f}}".format))
+    table = forecast[["date", "horizon", *names]].assign(date=forecast["date"].dt.strftime("%a %Y-%m-%d"))
+    return str(table.to_string(index=False, float_format=f"{{:.{digits}f}}".format))
 
 
 def _remarks(attrs: Mapping[Any, Any], results: Mapping[str, Any]) -> list[str]:
@@ -134,12 +134,12 @@ def _remarks(attrs: Mapping[Any, Any], results: Mapping[str, Any]) -> list[str]:
 
 def _of_ensemble(members: Sequence["Path"], found: Mapping[str, Any] | None) -> list[str]:
     """Return lines on the members of the mean and on its skill; `found` is None if the skill is unknown."""
-    of = f"mean of {len(members)} runs, {', '.join(folder.name for folder in members)}; "
+    prefix = f"mean of {len(members)} runs, {', '.join(folder.name for folder in members)}; "
     if found is None:
-        return [of + "bounds of intervals are the means of theirs; the skill is known of the best weights only"]
+        return [prefix + "bounds of intervals are the means of theirs; the skill is known of the best weights only"]
     skill = ", ".join(f"{name} {value:+.4f}" for name, value in found["skill"].items() if value is not None)
     return [
-        of + "bounds of intervals are the means of theirs",
+        prefix + "bounds of intervals are the means of theirs",
         f"Skill of the mean on the test windows, scaled units: {skill} (1 - MSE / MSE of the naive forecast; at or "
         "below 0 it was no better).",
     ]
@@ -147,19 +147,19 @@ def _of_ensemble(members: Sequence["Path"], found: Mapping[str, Any] | None) -> 
 
 def _intervals(intervals: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """Return how the intervals were computed, and their coverage on the test windows."""
-    made = "of the mixture itself"
+    method = "of the mixture itself"
     if intervals["method"] == "conformal":
-        made = f"conformal, from the errors on {intervals['calibration_windows']} validation windows"
+        method = f"conformal, from the errors on {intervals['calibration_windows']} validation windows"
     test = (results.get("test") or {}).get("intervals") or {}
-    measured = [
+    coverages = [
         f"{100 * part['nominal']:g} % held {100 * part['coverage']['overall']:.0f} %"
         for part in test.get("price") or test.get("scaled") or ()
         if part["nominal"] in intervals["levels"] and part["coverage"]["overall"] is not None
     ]
-    if measured:
-        made += f"; on the test windows {', '.join(measured)}"
+    if coverages:
+        method += f"; on the test windows {', '.join(coverages)}"
     missing = [f"{100 * level:g} %" for level in intervals.get("missing", ())]
-    return f"{made}; none of {', '.join(missing)}: too few validation windows" if missing else made
+    return f"{method}; none of {', '.join(missing)}: too few validation windows" if missing else method
 
 
 def _skill(results: Mapping[str, Any], checkpoint: str) -> str:

@@ -53,28 +53,28 @@ def run(args: argparse.Namespace) -> int:
         config = config_from(args)
         jobs = jobs_of(config, parse_grid(args.grid), args.seeds)
         folder = Path(args.out) if args.out else Path(config.run.output) / f"{config.run.name}-sweep"
-        where = [] if args.jobs == 0 else places(config.run.device, args.jobs)
+        job_places = [] if args.jobs == 0 else places(config.run.device, args.jobs)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             jobs = write_jobs(folder, config, jobs)
             failures: dict[str, str] = {}
-            elsewhere: list[Job] = []
-            if where:
+            locked_jobs: list[Job] = []
+            if job_places:
                 stop.patience = STOP_SECONDS + PATIENCE  # wait until the jobs have saved a checkpoint
-                waiting = [job for job in jobs if finished(job.folder(folder)) is None]
-                elsewhere = [job for job in waiting if is_locked(job.folder(folder))]
-                mine = [job for job in waiting if job not in elsewhere]
-                failures = run_jobs(folder, mine, where, stop=stop, progress=not args.quiet)
+                unfinished = [job for job in jobs if finished(job.folder(folder)) is None]
+                locked_jobs = [job for job in unfinished if is_locked(job.folder(folder))]
+                own_jobs = [job for job in unfinished if job not in locked_jobs]
+                failures = run_jobs(folder, own_jobs, job_places, stop=stop, progress=not args.quiet)
             records = write_results(folder, jobs)
     print(as_text(records))
-    done = sum(record["seeds"] for record in records)
+    finished_count = sum(record["seeds"] for record in records)
     print(
         "\nbest first, by the validation loss; mean +- standard deviation over seeds; errors in scaled units. Against a"
         "\nnaive forecast: 1 - MSE / its MSE, above 0 is better. The ensemble is the mean forecast of the seeds."
     )
-    print(f"\nwritten to {folder}: results.csv, summary.json; {done} of {len(jobs)} jobs are finished")
-    if elsewhere:
-        print(f"left to the processes that are at work on them: {', '.join(job.name for job in elsewhere)}")
+    print(f"\nwritten to {folder}: results.csv, summary.json; {finished_count} of {len(jobs)} jobs are finished")
+    if locked_jobs:
+        print(f"left to the processes that are at work on them: {', '.join(job.name for job in locked_jobs)}")
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}")
     return int(bool(failures))

@@ -30,10 +30,10 @@ def dump_config(config: Config, describe: bool = False) -> str:
         lines.append(f"{section}:")
         settings = getattr(config, section)
         for name, field in type(settings).model_fields.items():
-            first, *more = _format_setting(name, getattr(settings, name))
+            first, *remaining = _format_setting(name, getattr(settings, name))
             if describe:
                 first = f"{first:<{_COMMENT_COLUMN}}  # {field.description}"
-            lines += [f"  {line}" for line in (first, *more)]
+            lines += [f"  {line}" for line in (first, *remaining)]
     return "\n".join(lines) + "\n"
 
 

@@ -79,13 +79,13 @@ def _add_source(settings: _Settings, source: object) -> None:
     if isinstance(source, Config):
         source = config_to_dict(source)
     if isinstance(source, str | Path):
-        given = read_file(source)
+        source_settings = read_file(source)
     elif source is None or isinstance(source, Mapping):
-        given = read_mapping(source or {})
+        source_settings = read_mapping(source or {})
     else:
         kind = type(source).__name__
         raise ConfigError(f"a configuration comes from a path, a mapping or a Config, not from {kind}")
-    for key, setting in _resolve_keys(settings, given):
+    for key, setting in _resolve_keys(settings, source_settings):
         duplicates = [name for name in (key, *_EXCLUDES.get(key, ())) if name in settings.chosen]
         if duplicates:
             first = settings.chosen[duplicates[0]]
@@ -97,9 +97,9 @@ def _add_source(settings: _Settings, source: object) -> None:
 
 
 def _add_overrides(settings: _Settings, overrides: Sequence[str]) -> None:
-    given, problems = read_overrides(overrides)
+    override_settings, problems = read_overrides(overrides)
     settings.problems += problems
-    resolved = _resolve_keys(settings, given)
+    resolved = _resolve_keys(settings, override_settings)
     if any(key == "model.compatibility" for key, _ in resolved):
         for name in COMPATIBILITY:
             settings.chosen.pop(f"model.{name}", None)
@@ -138,13 +138,13 @@ def _join_path(settings: _Settings) -> None:
     if not parts:
         return
     path: object = INVALID
-    wrong = [part for part in parts if not isinstance(part.value, str)]
-    for part in wrong:
+    invalid_parts = [part for part in parts if not isinstance(part.value, str)]
+    for part in invalid_parts:
         message = f"found {format_value(part.value)}, expected text"
         settings.problems.append(part.problem(message, "data.path"))
     if parts[-1].key == "root_path":
         settings.problems.append(parts[-1].problem("data_path is missing: name the file in this folder", "data.path"))
-    elif not wrong:
+    elif not invalid_parts:
         path = parts[0].value if len(parts) == 1 else Path(*(part.value for part in parts)).as_posix()
     settings.chosen["data.path"] = replace(parts[-1], value=path)
 
@@ -193,12 +193,12 @@ def _check_old_names(settings: _Settings, model: ModelConfig | None) -> None:
     """Refuse old names that contradict current settings; `model` is None if that section has errors."""
     for name, setting in settings.chosen.items():
         old = OLD_NAMES.get(name)
-        found = f"found {format_value(setting.value)}, expected"
+        prefix = f"found {format_value(setting.value)}, expected"
         if isinstance(old, Fixed) and setting.value != old.value:
-            settings.problems.append(setting.problem(f"{found} {old.value}: {old.advice}"))
+            settings.problems.append(setting.problem(f"{prefix} {old.value}: {old.advice}"))
         elif isinstance(old, SameAs) and model is not None and setting.value != (value := old.value(model)):
             rule = f"as {old.setting} says; another value is not supported"
-            settings.problems.append(setting.problem(f"{found} {format_value(value)}, {rule}"))
+            settings.problems.append(setting.problem(f"{prefix} {format_value(value)}, {rule}"))
 
 
 def _add_conflicts(settings: _Settings, conflicts: Iterable[Conflict]) -> None:

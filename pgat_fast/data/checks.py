@@ -36,11 +36,11 @@ def column_problems(header: Sequence[str], columns: Sequence[str], exact: bool =
         return [Problem(1, None, "the header has one field: separate the fields with commas, not ';', tab or '|'")]
     if DATE not in header and header and _parse_date(header[0]) is not None:
         return [Problem(1, None, "the first line holds data: the file needs a header line with the column names")]
-    wanted = dict.fromkeys([DATE, *columns])
-    found = dict.fromkeys(header)
-    missing = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted]
-    if len(missing) > _SHOWN and {"open", "high", "low", "close"} <= {name.strip().casefold() for name in found}:
+    expected = dict.fromkeys([DATE, *columns])
+    present = dict.fromkeys(header)
+    missing = [name for name in expected if name not in present]
+    extra = [name for name in present if name not in expected]
+    if len(missing) > _SHOWN and {"open", "high", "low", "close"} <= {name.strip().casefold() for name in present}:
         message = "these are plain prices: `pgat-fast data build --prices FILE --out DATA` makes a data file of them"
         return [Problem(1, None, message)]
     problems = [Problem(1, name, f"is missing{_meant(name, extra)}") for name in missing[:_SHOWN]]
@@ -48,9 +48,9 @@ def column_problems(header: Sequence[str], columns: Sequence[str], exact: bool =
     if exact:
         problems += [Problem(1, name, f"is not expected{_meant(name, missing)}: remove it") for name in extra[:_SHOWN]]
         problems += _count_rest(extra, "are not expected")
-    problems += duplicate_columns(header, header if exact else wanted)
+    problems += duplicate_columns(header, header if exact else expected)
     if exact:
-        problems += _order_problems([n for n in found if n in wanted], [n for n in wanted if n in found])
+        problems += _order_problems([n for n in present if n in expected], [n for n in expected if n in present])
     return problems
 
 
@@ -84,29 +84,29 @@ def _count_rest(names: Sequence[str], what: str) -> list[Problem]:
 
 
 def _order_problems(found: Sequence[str], wanted: Sequence[str]) -> list[Problem]:
-    for name, other in zip(found, wanted, strict=True):
-        if name != other:
-            return [Problem(1, name, f"the columns are in the wrong order: {other!r} belongs where {name!r} is")]
+    for name, expected in zip(found, wanted, strict=True):
+        if name != expected:
+            return [Problem(1, name, f"the columns are in the wrong order: {expected!r} belongs where {name!r} is")]
     return []
 
 
 def parse_dates(file: CsvFile) -> tuple[Dates, list[Problem]]:
     """Read the dates ([n]; NaT if a cell holds none) and find those that are wrong, repeated or unsorted."""
     days = np.full(len(file.dates), np.datetime64("NaT"), dtype="datetime64[D]")
-    bad = []
+    invalid_rows = []
     for row, text in enumerate(file.dates):
         day = _parse_date(text)
         if day is None:
-            bad.append(row)
+            invalid_rows.append(row)
         else:
             days[row] = day
     problems = []
-    if bad:
-        rows = name_rows(file.lines[bad])
-        what = f"{shorten(file.dates[bad[0]])} is not a date ({rows}): write it like 2024-03-28"
-        problems.append(Problem(int(file.lines[bad[0]]), DATE, what))
-    good = ~np.isnat(days)
-    return days, problems + _order_of_dates(days[good], file.lines[good])
+    if invalid_rows:
+        rows = name_rows(file.lines[invalid_rows])
+        message = f"{shorten(file.dates[invalid_rows[0]])} is not a date ({rows}): write it like 2024-03-28"
+        problems.append(Problem(int(file.lines[invalid_rows[0]]), DATE, message))
+    valid = ~np.isnat(days)
+    return days, problems + _order_of_dates(days[valid], file.lines[valid])
 
 
 def _parse_date(text: str) -> date | None:
@@ -133,13 +133,13 @@ def _order_of_dates(days: Dates, lines: IntArray) -> list[Problem]:
         row = int(np.flatnonzero(repeated)[0])
         original = int(lines[np.flatnonzero(number == number[row])[0]])
         rows = name_rows(lines[repeated])
-        what = f"{days[row]} occurs again ({rows}; first in row {original}): keep one row a day"
-        problems.append(Problem(int(lines[row]), DATE, what))
+        message = f"{days[row]} occurs again ({rows}; first in row {original}): keep one row a day"
+        problems.append(Problem(int(lines[row]), DATE, message))
     if unsorted.any():
         row = int(np.flatnonzero(unsorted)[0])
         rows = name_rows(lines[unsorted])
-        what = f"{days[row]} comes after {days[row - 1]} ({rows}): sort the file by date, oldest first"
-        problems.append(Problem(int(lines[row]), DATE, what))
+        message = f"{days[row]} comes after {days[row - 1]} ({rows}): sort the file by date, oldest first"
+        problems.append(Problem(int(lines[row]), DATE, message))
     return problems
 
 
@@ -156,13 +156,13 @@ def cell_problems(file: CsvFile, columns: Sequence[str]) -> list[Problem]:
             text = file.text[column]
             missing[text.rows] = False
             rows = file.lines[text.rows]
-            what = f"{shorten(text.example)} is not a number ({name_rows(rows)})"
-            problems.append(Problem(int(rows[0]), name, what))
-        for wrong, what in ((missing, "an empty cell or NaN"), (np.isinf(values), "an infinite value")):
-            if wrong.any():
-                rows = file.lines[wrong]
+            description = f"{shorten(text.example)} is not a number ({name_rows(rows)})"
+            problems.append(Problem(int(rows[0]), name, description))
+        for mask, description in ((missing, "an empty cell or NaN"), (np.isinf(values), "an infinite value")):
+            if mask.any():
+                rows = file.lines[mask]
                 repair = "write a finite number or leave the row out"
-                problems.append(Problem(int(rows[0]), name, f"{what} ({name_rows(rows)}): {repair}"))
+                problems.append(Problem(int(rows[0]), name, f"{description} ({name_rows(rows)}): {repair}"))
     return problems
 
 
@@ -176,11 +176,11 @@ def pair_problems(values: FloatArray, columns: Sequence[str], lines: IntArray) -
             continue
         # Clipped, so that the square of a huge number does not overflow.
         pair = np.clip(values[:, [index[name], index[partner]]], -1e3, 1e3)
-        wrong = np.abs((pair**2).sum(axis=1) - 1) > PAIR_TOLERANCE
-        if wrong.any():
-            rows = lines[wrong]
-            what = f"sin^2 + cos^2 with {partner} is not 1 ({name_rows(rows)}): write the angles unscaled"
-            problems.append(Problem(int(rows[0]), name, what))
+        mask = np.abs((pair**2).sum(axis=1) - 1) > PAIR_TOLERANCE
+        if mask.any():
+            rows = lines[mask]
+            message = f"sin^2 + cos^2 with {partner} is not 1 ({name_rows(rows)}): write the angles unscaled"
+            problems.append(Problem(int(rows[0]), name, message))
     return problems
 
 
@@ -195,11 +195,11 @@ def bar_problems(values: FloatArray, columns: Sequence[str], lines: IntArray) ->
     too_low = high < np.maximum(np.maximum(opened, close), low) - BAR_TOLERANCE
     too_high = low > np.minimum(opened, close) + BAR_TOLERANCE
     problems = []
-    for wrong, name, what in (
+    for mask, name, description in (
         (too_low, "log_High", "is below log_Open, log_Low or log_Close"),
         (too_high, "log_Low", "is above log_Open or log_Close"),
     ):
-        if wrong.any():
-            rows = lines[wrong]
-            problems.append(Problem(int(rows[0]), name, f"{what} ({name_rows(rows)}): check the prices"))
+        if mask.any():
+            rows = lines[mask]
+            problems.append(Problem(int(rows[0]), name, f"{description} ({name_rows(rows)}): check the prices"))
     return problems

@@ -54,9 +54,9 @@ def named_features(body: str) -> dict[str, int]:
     no columns of its own and uses the Ascendant's pair.
     """
     name = _IN_FILE.get(body, body.capitalize())
-    columns = {what: f"dyn_{name}_{what}" for what in (*_ANGLES, "distance", "lat", "shadbala")}
-    columns |= {f"ecliptic_{what}": f"{name}_{what}" for what in ("sin", "cos")}
-    return {what: COLUMNS.index(column) for what, column in columns.items() if column in COLUMNS}
+    columns = {feature: f"dyn_{name}_{feature}" for feature in (*_ANGLES, "distance", "lat", "shadbala")}
+    columns |= {f"ecliptic_{feature}": f"{name}_{feature}" for feature in ("sin", "cos")}
+    return {feature: COLUMNS.index(column) for feature, column in columns.items() if column in COLUMNS}
 
 
 def positional_features(body: str) -> dict[str, int]:

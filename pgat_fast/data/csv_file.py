@@ -42,8 +42,8 @@ class Problem:
     def __str__(self) -> str:
         row = "" if self.row is None else f"row {self.row}"
         column = "" if self.column is None else f"column {self.column}"
-        where = ", ".join(part for part in (row, column) if part)
-        return f"{where}: {self.message}" if where else self.message
+        location = ", ".join(part for part in (row, column) if part)
+        return f"{location}: {self.message}" if location else self.message
 
 
 @dataclass
@@ -88,8 +88,8 @@ def shorten(text: str, length: int = 40) -> str:
 def name_rows(lines: Sequence[int] | IntArray, shown: int = 3) -> str:
     """Return the first line numbers and the count of the rest: `row 3`, or `rows 3, 7, 9 and 12 more`."""
     first = ", ".join(str(line) for line in lines[:shown])
-    rest = f" and {len(lines) - shown} more" if len(lines) > shown else ""
-    return f"row{'s' if len(lines) > 1 else ''} {first}{rest}"
+    suffix = f" and {len(lines) - shown} more" if len(lines) > shown else ""
+    return f"row{'s' if len(lines) > 1 else ''} {first}{suffix}"
 
 
 def parse_csv(path: str | Path) -> CsvFile | Problem:
@@ -107,14 +107,14 @@ def parse_csv(path: str | Path) -> CsvFile | Problem:
     except csv.Error as error:
         return Problem(1, None, f"the header cannot be read: {error}; check its quotation marks")
     rows = _Rows(header, plain=_is_plain(text), complete=text.endswith(("\n", "\r")))
-    before = reader.line_num
+    previous_line = reader.line_num
     try:
         for record in reader:
-            rows.add(record, before + 1, reader.line_num)
-            before = reader.line_num
+            rows.add(record, previous_line + 1, reader.line_num)
+            previous_line = reader.line_num
     except csv.Error as error:
         message = f"cannot be read ({error}): check its quotation marks; nothing after it was read"
-        rows.problems.append(Problem(before + 1, None, message))
+        rows.problems.append(Problem(previous_line + 1, None, message))
     return rows.finish(hashlib.sha256(data).hexdigest())
 
 
@@ -235,20 +235,20 @@ class _Rows:
         if self.long:
             line, fields = self.long[0]
             rows = name_rows([line for line, _ in self.long])
-            what = f"{fields} fields where the header has {width} ({rows}): a field too many shifts all after it"
-            problems.append(Problem(line, None, what))
+            message = f"{fields} fields where the header has {width} ({rows}): a field too many shifts all after it"
+            problems.append(Problem(line, None, message))
         if self.short and self.short[-1][0] == self.last:
             line, fields = self.short.pop()
-            what = f"the last row has only {fields} of {width} fields: the file is cut off; build it again"
-            problems.append(Problem(line, None, what))
+            message = f"the last row has only {fields} of {width} fields: the file is cut off; build it again"
+            problems.append(Problem(line, None, message))
         if self.short:
             line, fields = self.short[0]
             rows = name_rows([line for line, _ in self.short])
             problems.append(Problem(line, None, f"only {fields} of {width} fields ({rows}): add what is missing"))
         # Empty lines at the end of the file are harmless.
-        inside = [line for line in self.blank if line < self.last]
-        if inside:
+        blank_lines = [line for line in self.blank if line < self.last]
+        if blank_lines:
             problems.append(
-                Problem(inside[0], None, f"an empty line between the rows ({name_rows(inside)}): delete it")
+                Problem(blank_lines[0], None, f"an empty line between the rows ({name_rows(blank_lines)}): delete it")
             )
         return problems

@@ -137,12 +137,12 @@ def apparent_positions(jd_tt: FloatArray) -> dict[str, EclipticPosition]:
             sun = _straight_line(earth.observe(kernel["sun"]))
             for body in PLANETS:
                 observed = earth.observe(kernel[_KERNEL_IDS[body]])
-                straight = _straight_line(observed)
-                bent = observed.apparent(deflectors=(10,))
-                inside = straight.separation_from(sun).degrees * sun.distance().au / _SUN_RADIUS
-                towards = straight.frame_xyz(mean_equator_and_equinox_of_date).au
-                shift = bent.frame_xyz(mean_equator_and_equinox_of_date).au - towards
-                direction = towards + shift * np.minimum(1, inside**2)
+                undeflected = _straight_line(observed)
+                deflected = observed.apparent(deflectors=(10,))
+                solar_radii = undeflected.separation_from(sun).degrees * sun.distance().au / _SUN_RADIUS
+                undeflected_xyz = undeflected.frame_xyz(mean_equator_and_equinox_of_date).au
+                shift = deflected.frame_xyz(mean_equator_and_equinox_of_date).au - undeflected_xyz
+                direction = undeflected_xyz + shift * np.minimum(1, solar_radii**2)
                 positions[body] = EclipticPosition(*_to_ecliptic(direction, obliquity), observed.distance().au)
         finally:
             kernel.close()

@@ -103,5 +103,5 @@ def _check_target_kind(table: Table, splits: Splits, kind: str, note: Note | Non
     training: FloatArray = table.select(prices)[first : first + len(splits.train.values)]
     fault = fault_of_kind(training, kind, note)
     if fault:
-        other = "levels" if kind == "returns" else "returns"
-        raise ConfigError(f"{table.source}: {fault}: set data.target_kind to {other}")
+        other_kind = "levels" if kind == "returns" else "returns"
+        raise ConfigError(f"{table.source}: {fault}: set data.target_kind to {other_kind}")

@@ -61,8 +61,8 @@ def read_note(table: Table) -> Note | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        what = error.strerror if isinstance(error, OSError) else error
-        _log.warning("%s: no note of `pgat-fast data build`, and ignored: %s", path, what)
+        reason = error.strerror if isinstance(error, OSError) else error
+        _log.warning("%s: no note of `pgat-fast data build`, and ignored: %s", path, reason)
         return None
     if note.sha256 != table.sha256:
         _log.warning(

@@ -110,11 +110,11 @@ def check_prices(prices: pd.DataFrame, name: str, lines: Sequence[int] | None = 
     def refuse(wrong: npt.NDArray[np.bool_], column: str, what: str) -> None:
         if not wrong.any():
             return
-        first, others = int(np.argmax(wrong)), int(wrong.sum()) - 1
+        first, remaining = int(np.argmax(wrong)), int(wrong.sum()) - 1
         row = f"line {lines[first]}" if lines is not None else f"{days[first]:%Y-%m-%d}"
         values = ", ".join(f"{key} {value:.10g}" for key, value in zip(PRICES, bars[first], strict=True))
-        more = f", and {others} more such row{'s' if others > 1 else ''}" if others else ""
-        raise DataError(f"{name}, {row}, column {column}: {what} ({values}){more}: correct or remove the row")
+        suffix = f", and {remaining} more such row{'s' if remaining > 1 else ''}" if remaining else ""
+        raise DataError(f"{name}, {row}, column {column}: {what} ({values}){suffix}: correct or remove the row")
 
     for column, values in zip(PRICES, bars.T, strict=True):
         refuse(~np.isfinite(values), column, "the price is not a finite number")
@@ -127,9 +127,9 @@ def _to_prices(table: _Table, warn_backwards: bool) -> pd.DataFrame:
     position = _find_columns(table)
     days, bars = [], []
     for row, line in zip(table.rows, table.lines, strict=True):
-        where = f"{table.name}, line {line}, column"
-        days.append(_parse_date(row[position["date"]].strip(), f"{where} date"))
-        bars.append([_parse_price(row[position[price]].strip(), f"{where} {price}") for price in PRICES])
+        location = f"{table.name}, line {line}, column"
+        days.append(_parse_date(row[position["date"]].strip(), f"{location} date"))
+        bars.append([_parse_price(row[position[price]].strip(), f"{location} {price}") for price in PRICES])
     backwards = _runs_backwards(days, table)
     index = pd.DatetimeIndex(np.array(days, dtype="datetime64[D]").astype("datetime64[s]"), name="date")
     prices, lines = pd.DataFrame(bars, index=index, columns=list(PRICES), dtype=np.float64), table.lines
@@ -150,9 +150,9 @@ def _read_table(path: Path) -> _Table:
     try:
         for row in reader:
             line, last = last + 1, reader.line_num
-            where = f"{path}, line {line}"
+            location = f"{path}, line {line}"
             if last > line:
-                raise DataError(f"{where}: a quotation mark opens here and closes on line {last}: remove it")
+                raise DataError(f"{location}: a quotation mark opens here and closes on line {last}: remove it")
             if len(row) <= 1 and not "".join(row).strip():
                 continue  # An empty line is harmless.
             if not table.header:
@@ -160,7 +160,7 @@ def _read_table(path: Path) -> _Table:
                 _check_separator(table)
             elif len(row) != len(table.header):
                 count = f"{len(row)} fields where the header has {len(table.header)}"
-                raise DataError(f"{where}: {count}, so a value may stand in the wrong column: correct the line")
+                raise DataError(f"{location}: {count}, so a value may stand in the wrong column: correct the line")
             else:
                 table.rows.append(row)
                 table.lines.append(line)
@@ -174,8 +174,8 @@ def _read_table(path: Path) -> _Table:
 def _read_text(path: Path) -> str:
     try:
         if not path.is_file():
-            what = "this is not a regular file" if path.exists() else "there is no such file"
-            raise DataError(f"{path}: {what}: name a CSV file of prices")
+            reason = "this is not a regular file" if path.exists() else "there is no such file"
+            raise DataError(f"{path}: {reason}: name a CSV file of prices")
         data = path.read_bytes()
         text = data.decode("utf-8-sig")
     except OSError as error:
@@ -203,18 +203,18 @@ def _check_separator(table: _Table) -> None:
 def _find_columns(table: _Table) -> dict[str, int]:
     """Return the position of `date` and of each of `PRICES` in the rows."""
     names = [name.strip().casefold() for name in table.header]
-    rest = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    found = f"the first line has {', '.join(repr(name) for name in table.header[:10])}{rest}"
-    wanted = ("date", *PRICES)
+    suffix = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    header = f"the first line has {', '.join(repr(name) for name in table.header[:10])}{suffix}"
+    required = ("date", *PRICES)
     for problem, count in (("no", 0), ("more than one", 2)):
-        wrong = [name for name in wanted if min(names.count(name), 2) == count]
-        if wrong and "log_close" in names:
+        columns = [name for name in required if min(names.count(name), 2) == count]
+        if columns and "log_close" in names:
             raise DataError(f"{table.name}: this is a data file that was built already: name the file of prices")
-        if wrong:
+        if columns:
             raise DataError(
-                f"{table.name}: {problem} column {', '.join(wrong)}: {found}; name the columns {', '.join(wanted)}"
+                f"{table.name}: {problem} column {', '.join(columns)}: {header}; name the columns {', '.join(required)}"
             )
-    return {name: names.index(name) for name in wanted}
+    return {name: names.index(name) for name in required}
 
 
 def _parse_date(text: str, where: str) -> date:
@@ -233,8 +233,8 @@ def _parse_date(text: str, where: str) -> date:
 
 def _parse_price(text: str, where: str) -> float:
     if not _NUMBER.fullmatch(text):
-        what = f"{text!r} is not a number" if text else "the price is missing"
-        raise DataError(f"{where}: {what}: write plain numbers such as 1234.5, or remove the row")
+        reason = f"{text!r} is not a number" if text else "the price is missing"
+        raise DataError(f"{where}: {reason}: write plain numbers such as 1234.5, or remove the row")
     return float(text)
 
 
@@ -243,15 +243,15 @@ def _runs_backwards(days: list[date], table: _Table) -> bool:
     first_line: dict[date, int] = {}
     for day, line in zip(days, table.lines, strict=True):
         if day in first_line:
-            where = f"{table.name}, line {line}, column date"
-            raise DataError(f"{where}: {day} is on line {first_line[day]} already: keep one of the two")
+            location = f"{table.name}, line {line}, column date"
+            raise DataError(f"{location}: {day} is on line {first_line[day]} already: keep one of the two")
         first_line[day] = line
     backwards = len(days) > 1 and days[1] < days[0]
     for i in range(1, len(days)):
         if (days[i] < days[i - 1]) != backwards:
             direction = "newest to oldest" if backwards else "oldest to newest"
-            where = f"{table.name}, line {table.lines[i]}, column date"
+            location = f"{table.name}, line {table.lines[i]}, column date"
             raise DataError(
-                f"{where}: {days[i]} follows {days[i - 1]}, but the rows begin {direction}: sort them by date"
+                f"{location}: {days[i]} follows {days[i - 1]}, but the rows begin {direction}: sort them by date"
             )
     return backwards

@@ -42,10 +42,10 @@ class Scaler:
             mean, std = values.mean(axis=0), values.std(axis=0)
         pairs = np.array([is_angle_pair(name) for name in columns])
         mean[pairs], std[pairs] = 0.0, 1.0
-        broken = np.flatnonzero(~np.isfinite(mean + std))
-        if len(broken):
+        non_finite = np.flatnonzero(~np.isfinite(mean + std))
+        if len(non_finite):
             raise DataError(
-                f"column {columns[broken[0]]} (and {len(broken) - 1} more) has no finite mean and standard "
+                f"column {columns[non_finite[0]]} (and {len(non_finite) - 1} more) has no finite mean and standard "
                 "deviation in the training rows: it holds NaN, infinite or huge values; repair them or leave "
                 "the column out"
             )

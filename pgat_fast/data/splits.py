@@ -43,11 +43,11 @@ def split_rows(n: int, seq_len: int, pred_len: int, validation_length: int, test
                 f"{name} {length} is shorter than pred_len {pred_len}, so that no window fits: "
                 f"raise {name} to {pred_len} or more, or lower pred_len"
             )
-    least = minimum_rows(seq_len, pred_len, validation_length, test_length)
-    if n < least:
+    minimum = minimum_rows(seq_len, pred_len, validation_length, test_length)
+    if n < minimum:
         raise DataError(
             f"{n} rows are too few: seq_len {seq_len}, pred_len {pred_len}, validation_length "
-            f"{validation_length} and test_length {test_length} need at least {least} rows; "
+            f"{validation_length} and test_length {test_length} need at least {minimum} rows; "
             "add rows or lower one of the four"
         )
     return SplitRows(

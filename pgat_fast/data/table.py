@@ -50,9 +50,9 @@ class Table:
         """Return the values of `columns`, [n, len(columns)], in this order. Raises DataError if one is missing."""
         missing = [name for name in columns if name not in self.columns]
         if missing:
-            rest = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            suffix = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
             names = ", ".join(missing[:_SHOWN])
-            raise DataError(f"{self.source}: no column {names}{rest}: correct the name, or add the column")
+            raise DataError(f"{self.source}: no column {names}{suffix}: correct the name, or add the column")
         return self.values[:, [self.columns.index(name) for name in columns]]
 
 
@@ -142,6 +142,6 @@ def _select(file: CsvFile, columns: Sequence[str]) -> FloatArray:
 def _summarize(path: str | Path, problems: Sequence[Problem]) -> str:
     if len(problems) == 1:
         return f"{path}: {problems[0]}"
-    shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
-    rest = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return f"{path}: {len(problems)} problems{shown}{rest}"
+    first_problems = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
+    suffix = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return f"{path}: {len(problems)} problems{first_problems}{suffix}"

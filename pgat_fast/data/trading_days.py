@@ -83,13 +83,13 @@ def future_trading_days(dates: Days, count: int, calendar: str = "auto") -> Days
     if calendar not in CALENDARS:
         raise ConfigError(f"data.trading_days is {calendar!r}: choose auto, {', '.join(CALENDARS)}")
     last = dates[-1].astype("datetime64[D]")
-    ahead = np.arange(1, count + 1)
+    offsets = np.arange(1, count + 1)
     if calendar == "daily":
-        return np.asarray(last + ahead)
+        return np.asarray(last + offsets)
     # The holidays of a period that holds at least `count` trading days, and of two weeks more.
     end = last + np.timedelta64(2 * count + 14, "D")
     holidays = nyse_holidays(last, end) if calendar == "nyse" else np.array([], dtype="datetime64[D]")
-    return np.asarray(np.busday_offset(last, ahead, roll="backward", holidays=holidays))
+    return np.asarray(np.busday_offset(last, offsets, roll="backward", holidays=holidays))
 
 
 def calendar_of(dates: Days) -> str:
@@ -114,5 +114,5 @@ def calendar_of(dates: Days) -> str:
 
 def _share_of(dates: Days, weekday: str) -> float:
     """Return the share of the days named `weekday`, from first to last of `dates`, that `dates` holds; 0 if none."""
-    there = np.count_nonzero(np.is_busday(dates, weekmask=weekday))
-    return there / max(1, int(np.busday_count(dates[0], dates[-1] + 1, weekmask=weekday)))
+    count = np.count_nonzero(np.is_busday(dates, weekmask=weekday))
+    return count / max(1, int(np.busday_count(dates[0], dates[-1] + 1, weekmask=weekday)))

@@ -228,13 +228,13 @@ def window_ahead(
         )
     known = known_ahead(scaler.columns, targets) if decoder_future == "known" else None
     # Columns that are not known ahead get their mean, which is zero after scaling.
-    ahead = np.tile(scaler.mean, (len(future.dates), 1))
+    future_values = np.tile(scaler.mean, (len(future.dates), 1))
     for column, name in enumerate(scaler.columns):
         if known is not None and known[column]:
-            ahead[:, column] = future.select([name])[:, 0]
+            future_values[:, column] = future.select([name])[:, 0]
     history = table.select(scaler.columns)[-seq_len:]
     dates = np.concatenate([table.dates[-seq_len:], future.dates])
-    rows = Table(dates, np.concatenate([history, ahead]), scaler.columns, source=table.source)
+    rows = Table(dates, np.concatenate([history, future_values]), scaler.columns, source=table.source)
     windows = Windows(
         _to_scaled(rows, scaler).to(device),
         torch.from_numpy(calendar_marks(dates, freq)).to(device),
@@ -263,9 +263,9 @@ def _to_scaled(table: Table, scaler: Scaler) -> Tensor:
     values = table.select(scaler.columns)
     with np.errstate(over="ignore"):
         scaled = scaler.transform(values).astype(np.float32)
-    bad = np.argwhere(~np.isfinite(scaled))
-    if len(bad):
-        row, column = bad[0]
+    non_finite = np.argwhere(~np.isfinite(scaled))
+    if len(non_finite):
+        row, column = non_finite[0]
         raise DataError(
             f"{table.source}: {values[row, column]:g} in column {scaler.columns[column]} on {table.dates[row]} "
             "is too large for float32 after scaling: repair the value"

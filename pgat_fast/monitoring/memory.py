@@ -73,8 +73,8 @@ def read_memory(device: torch.device, *, baseline_gib: float = 0.0, system: bool
     """
     fields: dict[str, Any] = {}
     try:
-        held, peak = process_memory()
-        fields |= {"process_gib": held, "process_peak_gib": peak if peak > baseline_gib else held}
+        current, peak = process_memory()
+        fields |= {"process_gib": current, "process_peak_gib": peak if peak > baseline_gib else current}
         if system:
             machine = psutil.virtual_memory()
             fields |= {"system_available_gib": machine.available / GIB, "system_used_percent": machine.percent}
@@ -98,8 +98,8 @@ def process_memory() -> tuple[float, float]:
         with open("/proc/self/status", "rb", buffering=0) as file:
             marks = re.findall(rb"^Vm(?:HWM|RSS):\s*(\d+) kB", file.read(), re.MULTILINE)
         if len(marks) == 2:
-            peak, held = (int(mark) * 1024 / GIB for mark in marks)
-            return held, max(held, peak)
+            peak, current = (int(mark) * 1024 / GIB for mark in marks)
+            return current, max(current, peak)
     info = psutil.Process().memory_info()
     if sys.platform == "win32":
         peak = info.peak_wset
@@ -116,12 +116,12 @@ def free_memory(limit_gb: float | None = None) -> int:
 
     `limit_gb` is `run.memory_limit_gb`, in GiB of the process.
     """
-    held = process_memory()[0]
+    current = process_memory()[0]
     free = psutil.virtual_memory().available / GIB
     container = container_memory_limit()
     for limit in (limit_gb, None if container is None else container / GIB):
         if limit is not None:
-            free = min(free, limit - held)
+            free = min(free, limit - current)
     return max(0, int(free * GIB))
 
 

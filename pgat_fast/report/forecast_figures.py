@@ -47,8 +47,8 @@ def draw_forecasts(forecasts: Forecasts) -> "Figure":
 
 def _label_horizon(days: int) -> tuple[str, str]:
     """Return the legend labels of the forecast `days` ahead and of its interval."""
-    ahead = f"{days} day{'s' if days > 1 else ''} ahead"
-    return ahead, f"{ahead}, 80 % interval"
+    label = f"{days} day{'s' if days > 1 else ''} ahead"
+    return label, f"{label}, 80 % interval"
 
 
 def _draw_forecast_panel(axes: "Axes", forecasts: Forecasts, name: str) -> None:
@@ -83,10 +83,10 @@ def _format_date_axis(axes: "Axes", days: Any) -> None:
     locator = AutoDateLocator(minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
     # Year, month, day; hours, minutes and seconds do not occur.
-    shown = ["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S.%f"]
-    zeros = ["", *shown[:-1]]
+    formats = ["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S.%f"]
+    zeros = ["", *formats[:-1]]
     formatter = ConciseDateFormatter(  # type: ignore[no-untyped-call]
-        locator, formats=shown, zero_formats=zeros, show_offset=False
+        locator, formats=formats, zero_formats=zeros, show_offset=False
     )
     axes.xaxis.set_major_formatter(formatter)
 
@@ -132,9 +132,9 @@ def draw_adversarial_errors(clean: float | None, scenarios: Mapping[str, Any]) -
         rows.append((plain_label(name.replace("_", " ")), rmse, VERMILLION))
     figure = new_figure(1.1 + 0.42 * len(rows))
     axes = figure.subplots()
-    for place, (_, error, color) in enumerate(rows):
-        axes.barh(place, error or 0.0, height=0.62, color=color)
-        axes.annotate("failed" if error is None else f"{error:.4g}", (max(error or 0.0, clean or 0.0), place), (4, 0),
+    for index, (_, error, color) in enumerate(rows):
+        axes.barh(index, error or 0.0, height=0.62, color=color)
+        axes.annotate("failed" if error is None else f"{error:.4g}", (max(error or 0.0, clean or 0.0), index), (4, 0),
                       textcoords="offset points", va="center", fontsize=8.5, color=INK)  # fmt: skip
     if clean is not None:
         axes.axvline(clean, color=BLUE, linewidth=1.0, linestyle="--")
@@ -148,20 +148,20 @@ def draw_adversarial_errors(clean: float | None, scenarios: Mapping[str, Any]) -
 
 def draw_coverage(units: Mapping[str, Sequence[Coverage]]) -> "Figure | None":
     """Draw the empirical against the nominal coverage; calibrated intervals lie on the diagonal."""
-    shown = {name: coverages for name, coverages in units.items() if coverages}
-    if not shown:
+    by_unit = {name: coverages for name, coverages in units.items() if coverages}
+    if not by_unit:
         return None
     figure = new_figure(3.3)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle="--", label="calibrated")
     styles = {"scaled": (BLUE, "o", "-", "scaled units"), "price": (VERMILLION, "s", ":", "prices")}
-    for name, coverages in shown.items():
+    for name, coverages in by_unit.items():
         color, marker, dashes, label = styles[name]
         points = [(c.nominal, c.covered) for c in coverages if c.covered is not None]
         x, y = [nominal for nominal, _ in points], [covered for _, covered in points]
         axes.plot(x, y, color=color, marker=marker, markersize=7, linestyle=dashes, linewidth=1.2, label=label)
     style_axes(axes, x="nominal coverage", y="empirical coverage", title="Coverage of the forecast intervals")
-    levels = sorted({c.nominal for coverages in shown.values() for c in coverages})
+    levels = sorted({c.nominal for coverages in by_unit.values() for c in coverages})
     axes.set_xticks(levels, [f"{level:.0%}" for level in levels])
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axes.set_xlim(min(0.4, levels[0] - 0.1), 1.0)
@@ -177,12 +177,12 @@ def draw_adjacency(adjacency: Adjacency) -> "Figure":
     axes = figure.subplots()
     image = axes.imshow(np.ma.masked_invalid(adjacency.weights), cmap="cividis", interpolation="nearest")
     step = -(-count // MOST_NAMES)
-    places = range(0, count, step)
-    names = [plain_label(adjacency.nodes[place].replace("_", " ")) for place in places]
+    indices = range(0, count, step)
+    names = [plain_label(adjacency.nodes[index].replace("_", " ")) for index in indices]
     size = 8.5 if len(names) <= 16 else 6.5
-    axes.set_xticks(places, names, rotation=90 if count > 16 else 45, ha="center" if count > 16 else "right",
+    axes.set_xticks(indices, names, rotation=90 if count > 16 else 45, ha="center" if count > 16 else "right",
                     rotation_mode="default" if count > 16 else "anchor", fontsize=size)  # fmt: skip
-    axes.set_yticks(places, names, fontsize=size)
+    axes.set_yticks(indices, names, fontsize=size)
     axes.tick_params(colors=MUTED, labelcolor=INK, length=2)
     axes.set_xlabel("from node", color=MUTED, fontsize=9)
     axes.set_ylabel("to node", color=MUTED, fontsize=9)

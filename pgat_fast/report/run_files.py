@@ -93,10 +93,10 @@ class RunFiles:
         """The number of the epoch with the lowest validation loss; None before the first validation."""
         if self.results:
             return int(self.results["best_epoch"])
-        known = [
+        losses = [
             (e["validation_loss"], e["epoch"]) for e in self.epochs if isinstance(e["validation_loss"], int | float)
         ]
-        return min(known)[1] if known else None
+        return min(losses)[1] if losses else None
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -106,11 +106,11 @@ def read_run(folder: Path) -> RunFiles:
     verified.
     """
     if not any((folder / name).is_file() for name in _MARKS):
-        what = f"it has none of {', '.join(_MARKS)}" if folder.is_dir() else "there is no such folder"
-        raise DataError(f"{folder}: {what}: name the folder of a run, such as runs/quickstart")
+        reason = f"it has none of {', '.join(_MARKS)}" if folder.is_dir() else "there is no such folder"
+        raise DataError(f"{folder}: {reason}: name the folder of a run, such as runs/quickstart")
     status = _read_object(folder / "status.json") or {}
     results = _read_results(folder / "results.json")
-    names, about = _read_checkpoints(folder / CHECKPOINTS)
+    names, metadata = _read_checkpoints(folder / CHECKPOINTS)
     state = str(status.get("state") or ("finished" if results else "unknown"))
     return RunFiles(
         folder=folder,
@@ -122,8 +122,8 @@ def read_run(folder: Path) -> RunFiles:
         adjacency=read_adjacency(folder / "adjacency.csv"),
         config=_read_text(folder / "config.yaml"),
         checkpoints=names,
-        best=results["checkpoints"]["best"] if results else about.get("best"),
-        settings=results["config"] if results else about.get("config", {}),
+        best=results["checkpoints"]["best"] if results else metadata.get("best"),
+        settings=results["config"] if results else metadata.get("config", {}),
         missing={
             name: _explain_missing(state, purpose) for name, purpose in _PURPOSE.items() if not (folder / name).exists()
         },
@@ -203,11 +203,11 @@ def _read_checkpoints(root: Path) -> tuple[list[str], Record]:
         return [], {}
     checkpoints = [path for path in root.iterdir() if NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
     checkpoints.sort(key=lambda path: int(path.name.rpartition("-")[2]))
-    about: Record = {}
+    metadata: Record = {}
     for path in reversed(checkpoints):
         try:
-            about = decode_manifest((path / MANIFEST).read_bytes()).about
+            metadata = decode_manifest((path / MANIFEST).read_bytes()).about
             break
         except (OSError, CheckpointError):
             continue
-    return [path.name for path in checkpoints], about
+    return [path.name for path in checkpoints], metadata

@@ -60,12 +60,12 @@ class Adjacency:
 
 def read_forecasts(path: Path) -> Forecasts | None:
     """Read `forecasts.csv`; None for a missing file. Raises DataError, which names the fault, for a damaged one."""
-    read = _read_rows(path)
-    if read is None:
+    table = _read_rows(path)
+    if table is None:
         return None
-    header, rows = read
-    if absent := [name for name in (*_KEYS, "forecast", "truth") if name not in header]:
-        raise DataError(f"{path}: column {absent[0]} is missing; restore the file, or delete it")
+    header, rows = table
+    if missing_columns := [name for name in (*_KEYS, "forecast", "truth") if name not in header]:
+        raise DataError(f"{path}: column {missing_columns[0]} is missing; restore the file, or delete it")
     if not rows:
         raise DataError(f"{path}: no rows; restore the file, or delete it")
     columns = {name: [row[index] for row in rows] for index, name in enumerate(header)}
@@ -82,10 +82,10 @@ def read_forecasts(path: Path) -> Forecasts | None:
 
 def read_adjacency(path: Path) -> Adjacency | None:
     """Read `adjacency.csv`; None for a missing file. Raises DataError for a damaged one."""
-    read = _read_rows(path)
-    if read is None:
+    table = _read_rows(path)
+    if table is None:
         return None
-    header, rows = read
+    header, rows = table
     nodes = header[1:]
     if [row[0] for row in rows] != nodes or not nodes:
         raise DataError(f"{path}: the names of rows and columns differ; restore the file, or delete it")

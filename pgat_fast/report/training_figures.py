@@ -123,18 +123,18 @@ def measure_running_hours(lines: Sequence[Record]) -> tuple[Array, list[int]]:
     hours: list[float] = []
     starts: list[int] = []
     total = 0.0
-    before: float | None = None
+    previous: float | None = None
     for index, line in enumerate(lines):
-        now = before
+        now = previous
         with suppress(ValueError):
             now = datetime.fromisoformat(str(line.get("time"))).timestamp()
         begins = line.get("stage") == "start" or index == 0
         if begins:
             starts.append(index)
-        elif now is not None and before is not None:
-            total += max(0.0, now - before) / 3600
+        elif now is not None and previous is not None:
+            total += max(0.0, now - previous) / 3600
         hours.append(total)
-        before = now
+        previous = now
     return np.array(hours), starts
 
 
@@ -148,18 +148,18 @@ def _compute_positions(
     epochs: Sequence[Record], steps: Sequence[Record], metrics: Sequence[Record]
 ) -> tuple[Array, Array, str]:
     """Return the x values of epochs and steps and the axis label; steps if the length of an epoch is unknown."""
-    numbers, done = extract_column(epochs, "epoch"), extract_column(steps, "step")
-    each = next((e["optimizer_steps"] for e in epochs if e.get("complete") and e.get("optimizer_steps")), None)
-    if each is None:
+    numbers, step_numbers = extract_column(epochs, "epoch"), extract_column(steps, "step")
+    epoch_length = next((e["optimizer_steps"] for e in epochs if e.get("complete") and e.get("optimizer_steps")), None)
+    if epoch_length is None:
         ends = [
             line for line in metrics if line.get("stage") == "validation" and line.get("step") and line.get("epoch")
         ]
-        each = ends[0]["step"] / ends[0]["epoch"] if ends else None
-    if each is None:
-        return numbers, done, "optimizer steps" if not epochs else "epoch"
+        epoch_length = ends[0]["step"] / ends[0]["epoch"] if ends else None
+    if epoch_length is None:
+        return numbers, step_numbers, "optimizer steps" if not epochs else "epoch"
     if epochs and epochs[-1].get("complete") is False:
-        numbers[-1] += epochs[-1]["optimizer_steps"] / each - 1
-    return numbers, done / each, "epoch"
+        numbers[-1] += epochs[-1]["optimizer_steps"] / epoch_length - 1
+    return numbers, step_numbers / epoch_length, "epoch"
 
 
 def _draw_memory_panel(

@@ -47,9 +47,9 @@ class Job:
 
     def overrides(self, folder: Path) -> list[str]:
         """Return the settings of this job that replace those of the configuration of the sweep in `folder`."""
-        given = [f"{key}={value}" for key, value in self.settings]
+        settings = [f"{key}={value}" for key, value in self.settings]
         output = json.dumps(str(folder / RUNS))
-        return [*given, f"training.seed={self.seed}", f"run.name={self.name}", f"run.output={output}"]
+        return [*settings, f"training.seed={self.seed}", f"run.name={self.name}", f"run.output={output}"]
 
     def arguments(self, folder: Path) -> list[str]:
         """Return the arguments for `pgat-fast`. A second call resumes the run, or reports that it is complete."""
@@ -57,8 +57,8 @@ class Job:
 
     def folder(self, sweep: Path) -> Path:
         """Return the folder of the newest run with a checkpoint, because a run stopped before its first starts anew."""
-        found = [folder for folder in run_folders(sweep / RUNS, self.name) if has_checkpoints(folder)]
-        return found[0] if found else sweep / RUNS / self.name
+        runs = [folder for folder in run_folders(sweep / RUNS, self.name) if has_checkpoints(folder)]
+        return runs[0] if runs else sweep / RUNS / self.name
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -114,22 +114,22 @@ def write_jobs(folder: Path, config: Config, jobs: Sequence[Job]) -> list[Job]:
 
     Raises ConfigError if the folder holds a sweep of another configuration, or over other settings.
     """
-    written = folder / CONFIG
-    if written.exists() and load_config(written) != config:
+    config_path = folder / CONFIG
+    if config_path.exists() and load_config(config_path) != config:
         raise ConfigError(f"{folder}: a sweep of another configuration is there: choose another --out, or restore it")
-    before = read_jobs(folder) if is_sweep(folder) else []
-    if before and [key for key, _ in before[0].settings] != [key for key, _ in jobs[0].settings]:
+    existing = read_jobs(folder) if is_sweep(folder) else []
+    if existing and [key for key, _ in existing[0].settings] != [key for key, _ in jobs[0].settings]:
         raise ConfigError(f"{folder}: a sweep over other settings is there: choose another --out")
-    jobs = [*before, *(job for job in jobs if job not in before)]
+    jobs = [*existing, *(job for job in jobs if job not in existing)]
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
     keys = [key for key, _ in jobs[0].settings]
     writer.writerow(["job", *keys, "training.seed"])
     for job in jobs:
         writer.writerow([job.name, *(value for _, value in job.settings), job.seed])
-    here = shlex.quote(os.getcwd())  # paths in the configuration are relative to it
-    commands = [f"cd {here} && {shlex.join(['pgat-fast', *job.arguments(folder)])}" for job in jobs]
-    write_atomically(written, dump_config(config).encode())
+    working_directory = shlex.quote(os.getcwd())  # paths in the configuration are relative to it
+    commands = [f"cd {working_directory} && {shlex.join(['pgat-fast', *job.arguments(folder)])}" for job in jobs]
+    write_atomically(config_path, dump_config(config).encode())
     write_atomically(folder / JOBS, rows.getvalue().encode())
     write_atomically(folder / COMMANDS, ("\n".join(commands) + "\n").encode())
     return jobs

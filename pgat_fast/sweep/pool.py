@@ -53,8 +53,8 @@ def places(device: str, at_once: int | None) -> list[Place]:
         return [Place(f"GPU {name}", {"CUDA_VISIBLE_DEVICES": name}) for name in names for _ in range(at_once or 1)]
     count = at_once or max(1, usable_cores() // 2)
     threads = str(max(1, usable_cores() // count))
-    own = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
-    return [Place("CPU", own)] * count
+    environment = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
+    return [Place("CPU", environment)] * count
 
 
 class _Running(NamedTuple):
@@ -85,15 +85,15 @@ def run_jobs(
                 while waiting and free:
                     job, place = waiting.pop(0), free.pop(0)
                     running.append(_start(folder, job, place))
-                for one in [one for one in running if one.process.poll() is not None]:
-                    running.remove(one)
-                    free.append(one.place)
+                for ended in [ended for ended in running if ended.process.poll() is not None]:
+                    running.remove(ended)
+                    free.append(ended.place)
                     bar.update()
                     left = len(waiting) + len(running)
-                    logger.info("%s ended with %d, %d jobs are left", one.job.name, one.process.returncode, left)
-                    if one.process.returncode != 0:
-                        failures[one.job.name] = _failure(folder, one)
-                        bar.write(f"{one.job.name}: {failures[one.job.name]}", file=sys.stderr)
+                    logger.info("%s ended with %d, %d jobs are left", ended.job.name, ended.process.returncode, left)
+                    if ended.process.returncode != 0:
+                        failures[ended.job.name] = _failure(folder, ended)
+                        bar.write(f"{ended.job.name}: {failures[ended.job.name]}", file=sys.stderr)
                 time.sleep(POLL_SECONDS)
         except BaseException:
             _stop(running)
@@ -120,23 +120,23 @@ def _start(folder: Path, job: Job, place: Place) -> _Running:
 
 def _stop(running: Sequence[_Running]) -> None:
     """Make all running jobs save a checkpoint and exit; kill those that do not exit in time."""
-    for one in running:
-        if one.process.poll() is None:
-            one.process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + STOP_SECONDS
-    for one in running:
+    for running_job in running:
+        if running_job.process.poll() is None:
+            running_job.process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    for running_job in running:
         try:
-            one.process.wait(max(0.0, until - time.monotonic()))
+            running_job.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            one.process.kill()
+            running_job.process.kill()
 
 
 def _failure(folder: Path, one: _Running) -> str:
     """Return the exit status of a job and the last line of its output."""
     log = _log(folder, one.job)
-    said_now = log.read_bytes()[one.log_began :].decode(errors="replace")
-    lines = [line for line in said_now.splitlines() if line.strip()]
-    said = f": {lines[-1].strip()[:300]}" if lines else ""
+    output = log.read_bytes()[one.log_began :].decode(errors="replace")
+    lines = [line for line in output.splitlines() if line.strip()]
+    last_line = f": {lines[-1].strip()[:300]}" if lines else ""
     status = one.process.returncode
-    how = f"signal {-status}" if status < 0 else f"exit code {status}"
-    return f"{how}{said} (all in {log})"
+    description = f"signal {-status}" if status < 0 else f"exit code {status}"
+    return f"{description}{last_line} (all in {log})"

@@ -26,8 +26,8 @@ def finished(folder: Path) -> dict[str, Any] | None:
     path = folder / "results.json"
     if read_status(folder).get("state") != "finished" or not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_bytes())
-    return found
+    results: dict[str, Any] = json.loads(path.read_bytes())
+    return results
 
 
 def collect(folder: Path, jobs: Sequence[Job]) -> pd.DataFrame:
@@ -61,24 +61,24 @@ def summarize(folder: Path, jobs: Sequence[Job], found: pd.DataFrame) -> list[di
     table = found.set_index("job")
     names = [name for name in table.columns if name in MEASURES or str(name).startswith("skill_")]
     records = []
-    for settings, own in points.items():
-        rows = table.loc[[job.name for job in own]]
+    for settings, point_jobs in points.items():
+        rows = table.loc[[job.name for job in point_jobs]]
         rows = rows[rows["state"] == "finished"]
-        record: dict[str, Any] = {"settings": dict(settings), "asked": len(own), "seeds": len(rows)}
+        record: dict[str, Any] = {"settings": dict(settings), "asked": len(point_jobs), "seeds": len(rows)}
         record["measures"] = (
             {str(name): _spread(rows[name].dropna().astype(float)) for name in names} if len(rows) else {}
         )
-        members = [job.folder(folder) for job in own if job.name in rows.index]
+        members = [job.folder(folder) for job in point_jobs if job.name in rows.index]
         record["ensemble"] = ensemble_skill(members) if len(members) > 1 else None
         records.append(record)
     return sorted(records, key=_loss)
 
 
 def _spread(values: Iterable[float]) -> dict[str, float | None]:
-    known = list(values)
+    samples = list(values)
     return {
-        "mean": statistics.fmean(known) if known else None,
-        "spread": statistics.stdev(known) if len(known) > 1 else None,
+        "mean": statistics.fmean(samples) if samples else None,
+        "spread": statistics.stdev(samples) if len(samples) > 1 else None,
     }
 
 
@@ -92,10 +92,10 @@ def best_members(folder: Path, jobs: Sequence[Job]) -> list[Path]:
 
     Raises ConfigError if no job is finished.
     """
-    found = collect(folder, jobs)
-    best, done = summarize(folder, jobs, found)[0], set(found["job"][found["state"] == "finished"])
+    table = collect(folder, jobs)
+    best, finished_names = summarize(folder, jobs, table)[0], set(table["job"][table["state"] == "finished"])
     chosen = [job for job in jobs if dict(job.settings) == best["settings"]]
-    members = [job.folder(folder) for job in chosen if job.name in done]
+    members = [job.folder(folder) for job in chosen if job.name in finished_names]
     if not members:
         raise ConfigError(f"{folder}: no job of this sweep is finished yet: call `pgat-fast sweep` again to go on")
     return members
@@ -123,9 +123,9 @@ def ensemble_skill(members: Sequence[Path]) -> dict[str, Any]:
 
 def write_results(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """Write `results.csv` (one line per job) and `summary.json` into `folder`; return the result of `summarize`."""
-    found = collect(folder, jobs)
-    records = summarize(folder, jobs, found)
-    content = found.to_csv(index=False, lineterminator="\n")
+    table = collect(folder, jobs)
+    records = summarize(folder, jobs, table)
+    content = table.to_csv(index=False, lineterminator="\n")
     write_atomically(folder / RESULTS, content.encode())
     write_json(folder / SUMMARY, {"points": records})
     return records

@@ -81,14 +81,14 @@ def _cpu() -> dict[str, Any]:
     import torch
 
     flags = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_fp16", "sve", "bf16")
-    known = torch.cpu.get_capabilities()
+    capabilities = torch.cpu.get_capabilities()
     return {
         "model": _cpu_model(),
         "cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
         "usable_logical_cores": usable_cores(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
-        "instruction_sets": [flag for flag in flags if known.get(flag)],
+        "instruction_sets": [flag for flag in flags if capabilities.get(flag)],
         "onednn": torch.backends.mkldnn.is_available(),
         "threads": torch.get_num_threads(),
     }

@@ -105,9 +105,9 @@ def test_imported_run_is_complete(settings: list[str], existing: State, tmp_path
     assert (config.run.name, config.run.output) == ("imported", str(tmp_path / "runs"))
     assert config.model == load_config(None, settings).model
 
-    found = newest_good(folder / "checkpoints")
-    assert found is not None
-    path, checkpoint = found
+    newest = newest_good(folder / "checkpoints")
+    assert newest is not None
+    path, checkpoint = newest
     about = checkpoint.about
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
     assert checkpoint.training == {}
@@ -178,11 +178,11 @@ def test_failed_import_keeps_existing_files_and_leaves_no_run(
     assert do_import(file, settings, out) == 2
     assert "exists already and is not empty" in capsys.readouterr().err
     assert names_in(out) == ["notes.txt"]
-    for wrong, message in (
+    for overrides, message in (
         (["data.path=nowhere.csv"], "nowhere.csv"),
         (["model.combiner=hierarchical"], f"{file}: the state dict does not fit"),
     ):
-        assert do_import(file, [*settings, *wrong], tmp_path / "other") == 2
+        assert do_import(file, [*settings, *overrides], tmp_path / "other") == 2
         assert message in capsys.readouterr().err
     assert do_import(tmp_path / "none.pth", settings, tmp_path / "other") == 2
     assert "none.pth: cannot be read: No such file" in capsys.readouterr().err
@@ -211,21 +211,21 @@ def imported(settings: list[str], existing: State, tmp_path: Path) -> Path:
 
 def test_export_selects_checkpoint(imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = imported / "checkpoints"
-    later = "epoch-0001-step-00000005"
+    last = "epoch-0001-step-00000005"
     first = read_checkpoint(root / IMPORTED)
     changed = {name: tensor + 1 for name, tensor in first.weights.items()}
-    save_checkpoint(root, later, type(first)(changed, {}, first.about))
+    save_checkpoint(root, last, type(first)(changed, {}, first.about))
     states = {}
-    for which in ("best", "latest", IMPORTED, later):
-        out = tmp_path / f"{which}.safetensors"
-        assert main(["checkpoint", "export", str(imported), "--out", str(out), "--checkpoint", which]) == 0
-        states[which] = load_file(out)
-    assert main(["checkpoint", "export", str(root / later), "--out", str(tmp_path / "path.pt")]) == 0
+    for choice in ("best", "latest", IMPORTED, last):
+        out = tmp_path / f"{choice}.safetensors"
+        assert main(["checkpoint", "export", str(imported), "--out", str(out), "--checkpoint", choice]) == 0
+        states[choice] = load_file(out)
+    assert main(["checkpoint", "export", str(root / last), "--out", str(tmp_path / "path.pt")]) == 0
     states["path"] = torch.load(tmp_path / "path.pt", weights_only=True)
     name = "projection.weight"
     assert torch.equal(states["best"][name], states[IMPORTED][name])
-    for which in ("latest", "path"):
-        assert torch.equal(states[which][name], states[later][name])
+    for choice in ("latest", "path"):
+        assert torch.equal(states[choice][name], states[last][name])
     assert not torch.equal(states["best"][name], states["latest"][name])
 
 
@@ -247,11 +247,11 @@ def test_export_rejects_invalid_arguments(
 def test_imported_run_can_be_resumed(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = read_checkpoint(imported / "checkpoints" / IMPORTED).weights
     assert main(["train", "--quiet", "--resume", str(imported), "--max-steps", "3"]) == 0
-    found = newest_good(imported / "checkpoints")
-    assert found is not None
-    assert found[1].about["step"] == 3
-    assert found[1].training != {}
-    after = found[1].weights
+    newest = newest_good(imported / "checkpoints")
+    assert newest is not None
+    assert newest[1].about["step"] == 3
+    assert newest[1].training != {}
+    after = newest[1].weights
     changes = [(after[name] - before[name]).abs().max().item() for name in before]
     # Three steps of Adam move no parameter by more than three times the learning rate, and some by about as much.
     assert 0 < max(changes) < 3.5 * load_config(imported / "config.yaml").training.learning_rate

@@ -42,8 +42,8 @@ def test_packages_import_without_torch_and_jinja2() -> None:
 
 def test_compat_is_available_without_importing_compiler() -> None:
     """torch's compiler takes three seconds to import, and loading a model does not need it."""
-    uses = "pgat_fast.compat.from_original_layout, pgat_fast.compat.Model, pgat_fast.build_model"
-    result = python("-c", f"import sys, pgat_fast; {uses}; assert 'torch._dynamo' not in sys.modules")
+    names = "pgat_fast.compat.from_original_layout, pgat_fast.compat.Model, pgat_fast.build_model"
+    result = python("-c", f"import sys, pgat_fast; {names}; assert 'torch._dynamo' not in sys.modules")
     assert result.returncode == 0, result.stderr
 
 

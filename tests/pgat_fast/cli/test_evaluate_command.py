@@ -20,8 +20,8 @@ def test_evaluate_reproduces_results_of_run_bit_exactly(
     printed = capsys.readouterr().out
     best = results["checkpoints"]["best"]
     folder = tmp_path / "run" / f"evaluation-{best}"
-    found = json.loads((folder / "evaluation.json").read_bytes())
-    assert found == {"checkpoint": best, "test": results["test"], "adversarial": results["adversarial"]}
+    evaluation = json.loads((folder / "evaluation.json").read_bytes())
+    assert evaluation == {"checkpoint": best, "test": results["test"], "adversarial": results["adversarial"]}
     for name in ("forecasts.csv", "adjacency.csv", "intervals.json"):
         assert (folder / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
     for line in (best, "zero_return", "model skill"):
@@ -31,10 +31,10 @@ def test_evaluate_reproduces_results_of_run_bit_exactly(
 @pytest.mark.slow  # evaluates a run several times
 def test_metrics_do_not_depend_on_batch_size(tiny: list[str], tmp_path: Path) -> None:
     run(tiny, tmp_path / "run")
-    found = [
+    metrics = [
         evaluate(load_run(tmp_path / "run", overrides=[f"training.batch_size={size}"])).test for size in (1, 3, 16)
     ]
-    assert found[0] == found[1] == found[2]
+    assert metrics[0] == metrics[1] == metrics[2]
 
 
 @pytest.mark.slow  # the evaluation of a run

@@ -59,10 +59,10 @@ def test_info_prints_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert main(["info", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["versions"]["torch"] in text
-    assert found["cpu"]["model"] in text
-    assert found["backends"]["available"]["triton"] == {
+    info = json.loads(capsys.readouterr().out)
+    assert info["versions"]["torch"] in text
+    assert info["cpu"]["model"] in text
+    assert info["backends"]["available"]["triton"] == {
         "runs": False,
         "reason": "Triton kernels run on GPUs, not on cpu",
     }

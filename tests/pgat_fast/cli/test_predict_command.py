@@ -49,11 +49,11 @@ def test_table_is_written_and_printed_with_assumptions(
     out = tmp_path / "new" / "forecast.csv"
     assert predict_command(run, data_file, out) == 0
     expected = predict(load_run(run, device="cpu"), data_file)
-    written = pd.read_csv(out, parse_dates=["date"])
-    assert written.columns.tolist() == expected.columns.tolist()
-    assert written["date"].tolist() == expected["date"].tolist()
+    table = pd.read_csv(out, parse_dates=["date"])
+    assert table.columns.tolist() == expected.columns.tolist()
+    assert table["date"].tolist() == expected["date"].tolist()
     # The file has ten significant digits.
-    np.testing.assert_allclose(written[list(PRICES)], expected[list(PRICES)], rtol=1e-9)
+    np.testing.assert_allclose(table[list(PRICES)], expected[list(PRICES)], rtol=1e-9)
     printed = capsys.readouterr().out
     assert "Fri 2016-01-01        1 " in printed
     assert f"{expected['close'][0]:.2f}" in printed
@@ -85,10 +85,10 @@ def test_one_interval_is_printed_and_all_are_written_with_coverage(
     widths = [np.full((2, 4), width) for width in (0.01, 0.02)]
     intervals = Intervals("conformal", (0.5, 0.8, 0.95), 5, (*widths, None), (*widths, None))
     write_json(run / "intervals.json", intervals.to_dict())
-    held = [
+    coverages = [
         {"nominal": level, "coverage": {"overall": share}} for level, share in ((0.5, 0.46), (0.8, 0.75), (0.95, None))
     ]
-    (run / "results.json").write_text(json.dumps({"test": {"intervals": {"price": held}}}))
+    (run / "results.json").write_text(json.dumps({"test": {"intervals": {"price": coverages}}}))
     assert predict_command(run, data_file, tmp_path / "out.csv") == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split() == ["date", "horizon", *PRICES, "close_lower_80", "close_upper_80"]
@@ -96,9 +96,9 @@ def test_one_interval_is_printed_and_all_are_written_with_coverage(
         "conformal, from the errors on 5 validation windows; on the test windows 50 % held 46 %, 80 % held 75 %; "
         "none of 95 %: too few validation windows\n" in printed
     )
-    written = pd.read_csv(tmp_path / "out.csv")
-    assert written.shape == (2, 2 + 4 + 24)
-    assert written["open_upper_95"].isna().all()  # no finite interval: the cell is empty
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert table.shape == (2, 2 + 4 + 24)
+    assert table["open_upper_95"].isna().all()  # no finite interval: the cell is empty
 
 
 def test_standard_output_holds_only_table(

@@ -32,8 +32,8 @@ def test_invalid_paths_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, out: str | None, message: str
 ) -> None:
     write_unfinished_run(tmp_path / "run", "stopped", epochs=1)
-    more = [] if out is None else ["--out", str(tmp_path / out)]
-    assert main(["report", str(tmp_path / run), *more]) == exit_codes.WRONG_INPUT
+    options = [] if out is None else ["--out", str(tmp_path / out)]
+    assert main(["report", str(tmp_path / run), *options]) == exit_codes.WRONG_INPUT
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "report.html").exists()
 

@@ -54,5 +54,5 @@ def test_parser_imports_no_heavy_packages() -> None:
         "config.add_parser(argparse.ArgumentParser().add_subparsers()); "
         "print({'torch', 'numpy', 'pydantic', 'yaml'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "set()\n")
+    completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (completed.returncode, completed.stdout) == (0, "set()\n")

@@ -115,9 +115,9 @@ def test_yaml_1_1_readers_read_the_same_values(values: dict[str, Any]) -> None:
 
 
 def test_sections_and_settings_are_in_schema_order() -> None:
-    written = [line.split(":")[0] for line in dump_config(Config()).splitlines() if line]
+    written_names = [line.split(":")[0] for line in dump_config(Config()).splitlines() if line]
     sections = config_to_dict(Config())
-    assert written == [
+    assert written_names == [
         name for section, values in sections.items() for name in (section, *(f"  {key}" for key in values))
     ]
 

@@ -53,7 +53,7 @@ NO_CELESTIAL = SMALL | {
 
 
 def test_production_file_loads_every_key() -> None:
-    meant: dict[str, dict[str, Any]] = {
+    expected: dict[str, dict[str, Any]] = {
         "data": {
             "path": "data/prepared_financial_data.csv",
             "targets": ["log_Open", "log_High", "log_Low", "log_Close"],
@@ -104,7 +104,7 @@ def test_production_file_loads_every_key() -> None:
         },
     }
     defaults = Config().model_dump()
-    assert load_config(PRODUCTION).model_dump() == {name: defaults[name] | meant[name] for name in defaults}
+    assert load_config(PRODUCTION).model_dump() == {name: defaults[name] | expected[name] for name in defaults}
 
 
 def test_production_file_selects_hierarchical_combiner() -> None:
@@ -171,8 +171,8 @@ def test_stored_configuration_is_migrated() -> None:
     stored = {"training": {"mixed_precision": "off", "epochs": 3}, "run": {"name": "x"}, "more": 5}
     assert migrate(stored) == {"training": {"epochs": 3}, "run": {"name": "x", "precision": "highest"}}
     assert migrate({"training": {"mixed_precision": "half"}}) == {"training": {}, "run": {}}
-    present = Config().model_dump()
-    assert migrate(present) == present
+    current = Config().model_dump()
+    assert migrate(current) == current
 
 
 def test_override_replaces_old_name_of_file() -> None:

@@ -235,9 +235,9 @@ def test_one_day_of_prices_raises() -> None:
 
 
 def test_unknown_targets_raise() -> None:
-    wrong: Literal["returns"] = "prices"  # type: ignore[assignment]
+    unknown_kind: Literal["returns"] = "prices"  # type: ignore[assignment]
     with pytest.raises(DataError, match="'prices': choose 'returns' or 'levels'"):
-        build_table(sp500_prices(), targets=wrong)
+        build_table(sp500_prices(), targets=unknown_kind)
 
 
 def test_report_holds_close_before_first_row(tmp_path: Path) -> None:

@@ -107,11 +107,11 @@ def test_speed_is_derivative_of_sidereal_longitude(body: str) -> None:
 
 def test_instants_are_1430_utc_and_1430_ut1_before_1972() -> None:
     jd = instants(days("2020-01-01", "1980-01-01", "1972-01-01", "1950-01-01"))
-    ahead = (jd - np.array([2458849.5, 2444239.5, 2441317.5, 2433282.5]) - 14.5 / 24) * 86400
+    seconds = (jd - np.array([2458849.5, 2444239.5, 2441317.5, 2433282.5]) - 14.5 / 24) * 86400
     # TT - UTC is 32.184 s and the leap seconds: 37, 19 and 10. A JD in float64 resolves 40 microseconds.
-    np.testing.assert_allclose(ahead[:3], [69.184, 51.184, 42.184], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(seconds[:3], [69.184, 51.184, 42.184], rtol=0, atol=1e-4)
     # TT - UT at the beginning of 1950 is 29.1 s in Meeus, table 10.A; later reductions shifted it by 0.2 s.
-    assert abs(ahead[3] - 29.1) < 0.3
+    assert abs(seconds[3] - 29.1) < 0.3
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +143,8 @@ def test_values_are_within_ranges(table: pd.DataFrame) -> None:
 def test_sign_is_start_of_sidereal_sign(table: pd.DataFrame) -> None:
     for body in (*PLANETS, "Mean Rahu", "Mean Ketu"):
         # 0 to 30 degrees into the sign.
-        within = (angle(table, f"dyn_{body}") - angle(table, f"dyn_{body}_sign")) % 360
-        assert within.max() < 30
+        offset = (angle(table, f"dyn_{body}") - angle(table, f"dyn_{body}_sign")) % 360
+        assert offset.max() < 30
         assert len(np.unique(table[f"dyn_{body}_sign_sin"].to_numpy())) <= 7
 
 
@@ -156,9 +156,9 @@ def test_shadbala_is_uccha_bala_of_sidereal_longitude(table: pd.DataFrame) -> No
 
 def test_rows_are_independent() -> None:
     dates = pd.date_range("2001-01-01", periods=50, freq="31D")
-    whole, row = sky_table(dates), sky_table(dates[17:18])
+    all_rows, row = sky_table(dates), sky_table(dates[17:18])
     # Vector and scalar loops may round differently; a speed divides that by 1/12 day.
-    np.testing.assert_allclose(row.to_numpy()[0], whole.to_numpy()[17], rtol=0, atol=1e-11)
+    np.testing.assert_allclose(row.to_numpy()[0], all_rows.to_numpy()[17], rtol=0, atol=1e-11)
 
 
 def test_first_and_last_day_of_ephemeris_are_supported() -> None:

@@ -145,12 +145,12 @@ UNREADABLE = [name for name in FAULTS if name not in WARNED_ONLY | ONLY_FOR_THE_
 @pytest.mark.usefixtures("in_time")
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_located_and_named(file: Path, name: str) -> None:
-    change, row, column, words = FAULTS[name]
+    change, row, column, message = FAULTS[name]
     rows = good_rows()
     change(rows)
     problems = check(write(file, rows))
-    found = [problem for problem in problems if (problem.row, problem.column) == (row, column)]
-    assert any(words in problem.message for problem in found), problems
+    matches = [problem for problem in problems if (problem.row, problem.column) == (row, column)]
+    assert any(message in problem.message for problem in matches), problems
 
 
 @pytest.mark.usefixtures("in_time")
@@ -187,7 +187,7 @@ def test_check_finds_all_kinds_of_faults_at_once(file: Path) -> None:
         FAULTS[name][0](rows)
     for name in ("field too many", "last row cut off"):
         FAULTS[name][0](rows)
-    words = " ".join(str(problem) for problem in check_file(write(file, rows), seq_len=100))
+    messages = " ".join(str(problem) for problem in check_file(write(file, rows), seq_len=100))
     for kind in (
         "occurs 2 times",
         "occurs again",
@@ -197,9 +197,9 @@ def test_check_finds_all_kinds_of_faults_at_once(file: Path) -> None:
         "is below",
         "sin^2",
     ):
-        assert kind in words
+        assert kind in messages
     for kind in ("fields where the header", "cut off", "too few"):
-        assert kind in words
+        assert kind in messages
 
 
 def test_repeated_faults_are_counted_not_listed(file: Path) -> None:
@@ -253,13 +253,13 @@ def test_plain_prices_suggest_data_build(file: Path) -> None:
 def test_missing_file_directory_and_pipe_raise(file: Path) -> None:
     pipe = file.parent / "pipe.csv"
     os.mkfifo(pipe)
-    for path, words in (
+    for path, message in (
         (file, "does not exist"),
         (file.parent, "is a directory"),
         (pipe, "not a regular file"),
     ):
-        assert words in check(path)[0].message
-        with pytest.raises(DataError, match=words):
+        assert message in check(path)[0].message
+        with pytest.raises(DataError, match=message):
             read_table(path)
 
 

@@ -28,13 +28,13 @@ def shuffled(data_file: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("settings", [[], ["compatibility=original"], ["phase_edges=zero"]])
 def test_columns_are_found_by_name(tiny: list[str], shuffled: Path, settings: list[str]) -> None:
-    straight = load_config(None, [*tiny, *settings])
-    other = load_config(None, [*tiny, *settings, f"data.path={shuffled}"])
-    _, expected = load_splits(straight.data, straight.model, CPU)
-    _, found = load_splits(other.data, other.model, CPU)
-    assert torch.equal(found.train.values, expected.train.values)
-    assert torch.equal(found.test.targets, expected.test.targets)
-    assert found.input_scaler.columns == COLUMNS
+    config = load_config(None, [*tiny, *settings])
+    shuffled_config = load_config(None, [*tiny, *settings, f"data.path={shuffled}"])
+    _, expected = load_splits(config.data, config.model, CPU)
+    _, actual = load_splits(shuffled_config.data, shuffled_config.model, CPU)
+    assert torch.equal(actual.train.values, expected.train.values)
+    assert torch.equal(actual.test.targets, expected.test.targets)
+    assert actual.input_scaler.columns == COLUMNS
 
 
 def test_missing_column_is_named(tiny: list[str], data_file: Path, tmp_path: Path) -> None:

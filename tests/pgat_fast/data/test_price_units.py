@@ -37,8 +37,8 @@ def test_levels_are_logs_of_prices() -> None:
 
 def test_any_leading_axes_are_accepted() -> None:
     values = returns_of(bars(), np.array([100.0, 95.0]))
-    one = to_prices(values[0], "returns", 100.0)
-    assert np.array_equal(one, to_prices(values, "returns", [100.0, 95.0])[0])
+    prices = to_prices(values[0], "returns", 100.0)
+    assert np.array_equal(prices, to_prices(values, "returns", [100.0, 95.0])[0])
     assert to_prices(values[None], "returns").shape == (1, 2, 5, 4)
 
 
@@ -56,9 +56,9 @@ def test_log_prices_equal_logs_of_prices_with_last_close_one(kind: str) -> None:
 
 
 def test_last_close_cancels_in_difference_of_log_prices() -> None:
-    one, other = returns_of(bars(), np.array([100.0, 95.0])), returns_of(bars() + 1, np.array([100.0, 95.0]))
-    logs = np.log(to_prices(one, "returns", [7.0, 9.0]) / to_prices(other, "returns", [7.0, 9.0]))
-    np.testing.assert_allclose(log_prices(one, "returns") - log_prices(other, "returns"), logs, atol=1e-14)
+    first, second = returns_of(bars(), np.array([100.0, 95.0])), returns_of(bars() + 1, np.array([100.0, 95.0]))
+    log_ratios = np.log(to_prices(first, "returns", [7.0, 9.0]) / to_prices(second, "returns", [7.0, 9.0]))
+    np.testing.assert_allclose(log_prices(first, "returns") - log_prices(second, "returns"), log_ratios, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", ["returns", "levels"])

@@ -183,10 +183,10 @@ FAULTS: dict[str, tuple[str | bytes, list[str]]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_raise_with_location(tmp_path: Path, fault: str) -> None:
-    content, said = FAULTS[fault]
+    content, parts = FAULTS[fault]
     with pytest.raises(DataError) as caught:
         read_prices(write(tmp_path, content))
-    for part in ("prices.csv", *said):
+    for part in ("prices.csv", *parts):
         assert part in str(caught.value)
 
 

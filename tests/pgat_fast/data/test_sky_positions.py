@@ -121,11 +121,11 @@ def compared() -> dict[str, dict[str, float]]:
             rows.append((body.g_ra, body.g_dec, body.earth_distance))
         right_ascension, declination, distance = np.array(rows).T
         longitude, latitude = to_ecliptic(right_ascension, declination, obliquity)
-        ours = positions[name]
+        actual = positions[name]
         largest[name] = {
-            "longitude": np.abs(arcseconds(longitude - ours.longitude - nutation_in_longitude)).max(),
-            "latitude": np.abs(arcseconds(latitude - ours.latitude)).max(),
-            "distance": np.abs(distance / ours.distance - 1).max(),
+            "longitude": np.abs(arcseconds(longitude - actual.longitude - nutation_in_longitude)).max(),
+            "latitude": np.abs(arcseconds(latitude - actual.latitude)).max(),
+            "distance": np.abs(distance / actual.distance - 1).max(),
         }
     return largest
 
@@ -161,27 +161,27 @@ def test_positions_match_pyephem(
 def test_positions_match_skyfield_reduction(body: str) -> None:
 
     jd = np.arange(2414866.5, 2471180.5, 61.7)
-    ours = apparent_positions(jd)
+    actual = apparent_positions(jd)
     with as_file(files("skyfield_data") / "data" / "de421.bsp") as path:
         kernel = load_file(str(path))
         earth = kernel["earth"].at(load.timescale(builtin=True).tt_jd(jd))
-        theirs = earth.observe(kernel[KERNEL_IDS[body]]).apparent()
-        latitude, longitude, _ = theirs.frame_latlon(ecliptic_frame)
+        expected = earth.observe(kernel[KERNEL_IDS[body]]).apparent()
+        latitude, longitude, _ = expected.frame_latlon(ecliptic_frame)
         kernel.close()
-    elongation = np.abs(wrap180(ours[body].longitude - ours["Sun"].longitude))
+    elongation = np.abs(wrap180(actual[body].longitude - actual["Sun"].longitude))
     clear = (elongation > 0.3) | (body == "Sun")
     # 0.003" is IAU 2000B against 2000A in longitude; the deflection by Jupiter, left out here, adds less.
-    assert np.abs(arcseconds(longitude.degrees - ours[body].longitude - nutation(jd)[0]))[clear].max() < 0.003
-    assert np.abs(arcseconds(latitude.degrees - ours[body].latitude))[clear].max() < 0.001
+    assert np.abs(arcseconds(longitude.degrees - actual[body].longitude - nutation(jd)[0]))[clear].max() < 0.003
+    assert np.abs(arcseconds(latitude.degrees - actual[body].latitude))[clear].max() < 0.001
 
 
 def test_nutation_matches_skyfield() -> None:
     jd = np.arange(2414865.0, 2471184.0, 10)
-    ours = np.stack(nutation(jd)) * 3600
+    actual = np.stack(nutation(jd)) * 3600
     # The same series in another order of addition: rounding only.
-    np.testing.assert_allclose(ours, np.stack(iau2000b(jd)) * 1e-7, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(actual, np.stack(iau2000b(jd)) * 1e-7, rtol=0, atol=1e-11)
     # The truncation, as documented.
-    np.testing.assert_allclose(ours, np.stack(iau2000a(jd)) * 1e-7, rtol=0, atol=0.003)
+    np.testing.assert_allclose(actual, np.stack(iau2000a(jd)) * 1e-7, rtol=0, atol=0.003)
 
 
 def test_sun_longitude_at_equinoxes_and_solstices() -> None:

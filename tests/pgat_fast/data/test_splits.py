@@ -45,9 +45,9 @@ def test_splits_have_windows_and_disjoint_targets(
 @given(LENGTHS, LENGTHS, LENGTHS, LENGTHS)
 def test_too_few_rows_raise_with_minimum(seq_len: int, pred_len: int, validation: int, test: int) -> None:
     validation, test = validation + pred_len, test + pred_len
-    least = minimum_rows(seq_len, pred_len, validation, test)
-    with pytest.raises(DataError, match=f"{least - 1} rows are too few: .* at least {least} rows"):
-        split_rows(least - 1, seq_len, pred_len, validation, test)
+    minimum = minimum_rows(seq_len, pred_len, validation, test)
+    with pytest.raises(DataError, match=f"{minimum - 1} rows are too few: .* at least {minimum} rows"):
+        split_rows(minimum - 1, seq_len, pred_len, validation, test)
 
 
 @pytest.mark.parametrize(("validation", "test", "name"), [(9, 50, "validation_length"), (50, 9, "test_length")])

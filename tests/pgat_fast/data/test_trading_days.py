@@ -28,8 +28,8 @@ def span(first: str, last: str) -> Days:
 
 
 def weekdays(first: str, last: str) -> Days:
-    every = span(first, last)
-    return every[np.is_busday(every)]
+    dates = span(first, last)
+    return dates[np.is_busday(dates)]
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,11 @@ def test_future_trading_days_follow_last_row_on_weekend_or_holiday(last: str) ->
 
 @pytest.mark.parametrize("calendar", ["nyse", "weekdays", "daily", "auto"])
 def test_future_trading_days_have_requested_count_and_increase(sp500: Days, calendar: str) -> None:
-    ahead = future_trading_days(sp500, 600, calendar)
-    assert ahead.shape == (600,)
-    assert ahead.dtype == np.dtype("datetime64[D]")
-    assert ahead[0] > sp500[-1]
-    assert (np.diff(ahead) > np.timedelta64(0, "D")).all()
+    future = future_trading_days(sp500, 600, calendar)
+    assert future.shape == (600,)
+    assert future.dtype == np.dtype("datetime64[D]")
+    assert future[0] > sp500[-1]
+    assert (np.diff(future) > np.timedelta64(0, "D")).all()
 
 
 def test_future_trading_days_equal_actual_sessions(sp500: Days) -> None:
@@ -117,9 +117,9 @@ def test_session_on_nyse_holiday_rules_out_nyse(sp500: Days) -> None:
 
 
 def test_too_many_gaps_rule_out_nyse(sp500: Days) -> None:
-    few = np.delete(sp500, np.arange(-100, -100 + UNSCHEDULED))
-    assert calendar_of(few) == "nyse"
-    assert calendar_of(np.delete(few, -50)) == "weekdays"
+    with_gaps = np.delete(sp500, np.arange(-100, -100 + UNSCHEDULED))
+    assert calendar_of(with_gaps) == "nyse"
+    assert calendar_of(np.delete(with_gaps, -50)) == "weekdays"
 
 
 def test_weekdays_without_holidays_are_not_nyse() -> None:
@@ -134,8 +134,8 @@ def test_daily_market_is_recognised_by_last_year() -> None:
 
 
 def test_single_weekend_rows_are_not_daily() -> None:
-    stray = np.sort(np.append(weekdays("2013-01-01", "2015-12-31"), days("2015-11-07", "2015-11-08")))
-    assert calendar_of(stray) == "weekdays"
+    with_weekend = np.sort(np.append(weekdays("2013-01-01", "2015-12-31"), days("2015-11-07", "2015-11-08")))
+    assert calendar_of(with_weekend) == "weekdays"
 
 
 @pytest.mark.parametrize("only", [["2015-12-31"], ["2015-12-26", "2015-12-27"]])

@@ -49,9 +49,9 @@ def expected_batch(table: Table, splits: Splits, first_row: int, windows: list[i
 
 
 def assert_equal(batch: Batch, expected: Batch) -> None:
-    for name, tensor, other in zip(Batch._fields, batch, expected, strict=True):
+    for name, tensor, expected_tensor in zip(Batch._fields, batch, expected, strict=True):
         assert tensor.dtype == torch.float32
-        assert torch.equal(tensor.cpu(), other), name
+        assert torch.equal(tensor.cpu(), expected_tensor), name
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -77,8 +77,8 @@ def test_decoder_history_is_end_of_encoder_input(label_len: int) -> None:
 
 
 def rows_of(table: Table, rows: slice, columns: tuple[str, ...] | None = None) -> Table:
-    kept = [table.columns.index(name) for name in columns or table.columns]
-    return Table(table.dates[rows], table.values[rows][:, kept], columns or table.columns)
+    indices = [table.columns.index(name) for name in columns or table.columns]
+    return Table(table.dates[rows], table.values[rows][:, indices], columns or table.columns)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -92,13 +92,13 @@ def test_window_ahead_equals_window_cut_from_table_with_future(
     last = len(splits.test) - 1
     expected = splits.test.batch(torch.tensor([last]))
     sky = ("Moon_cos", "Moon_sin", "dyn_Moon_speed", "time_delta")
-    found = window_ahead(
+    actual = window_ahead(
         rows_of(table, slice(0, ROWS - P)),
         rows_of(table, slice(ROWS - P, ROWS), sky if decoder_future == "known" else ()),
         scaler=splits.input_scaler, targets=CHOSEN, seq_len=S, label_len=label_len, decoder_future=decoder_future,
         device=device,
     )  # fmt: skip
-    assert_equal(found, Batch(*(tensor.cpu() for tensor in expected._replace(y=torch.zeros(1, P, 1)))))
+    assert_equal(actual, Batch(*(tensor.cpu() for tensor in expected._replace(y=torch.zeros(1, P, 1)))))
 
 
 def test_window_ahead_names_missing_rows_and_columns() -> None:
@@ -132,11 +132,11 @@ def test_splits_have_disjoint_targets() -> None:
     # The target of each row is the number of the row.
     table = Table(make_table().dates, np.arange(ROWS, dtype=np.float64)[:, None], ("a",))
     splits = prepare(table, targets=["a"], **LENGTHS)  # type: ignore[arg-type]
-    seen = []
+    target_rows = []
     for split in (splits.train, splits.validation, splits.test):
         y = splits.target_scaler.inverse(split.batch(torch.arange(len(split))).y.double().numpy())
-        seen.append({round(number) for number in y.ravel().tolist()})
-    assert sorted(itertools.chain(*seen)) == list(range(S, ROWS))
+        target_rows.append({round(number) for number in y.ravel().tolist()})
+    assert sorted(itertools.chain(*target_rows)) == list(range(S, ROWS))
 
 
 def test_scalers_are_fitted_on_training_rows_only() -> None:
@@ -176,9 +176,9 @@ def test_unknown_future_values_do_not_affect_inputs(decoder_future: str) -> None
     unknown = [INPUTS.index(name) for name in ("log_Close", "volume", "log_Open")]
     table.values[-P:, unknown] += 50.0
     after = make_splits(table, decoder_future=decoder_future).test
-    seen, changed = before.batch(torch.tensor([last])), after.batch(torch.tensor([last]))
-    assert not torch.equal(seen.y, changed.y)
-    assert all(torch.equal(*pair) for pair in zip(seen[:4], changed[:4], strict=True))
+    original, changed = before.batch(torch.tensor([last])), after.batch(torch.tensor([last]))
+    assert not torch.equal(original.y, changed.y)
+    assert all(torch.equal(*pair) for pair in zip(original[:4], changed[:4], strict=True))
 
 
 def test_inputs_may_exclude_targets() -> None:

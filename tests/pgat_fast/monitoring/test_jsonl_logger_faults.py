@@ -148,6 +148,6 @@ def test_kills_while_writing_leave_every_whole_line_in_order(path: Path) -> None
         process.kill()
         process.communicate()
         JsonlLogger(path, "info").log("info", {"number": 0})  # removes a line that the kill left unfinished
-        *written, _ = (line["number"] for line in read_strictly(path)[before:])
-        assert written == list(range(1, len(written) + 1))
-        assert len(written) > 0
+        *numbers, _ = (line["number"] for line in read_strictly(path)[before:])
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert len(numbers) > 0

@@ -41,20 +41,20 @@ def _fill_and_free() -> None:
     before, highest = process_memory()
     size = int((highest - before) * GIB) + 100 * 2**20
     block = np.ones(size, dtype=np.uint8)
-    held, _ = process_memory()
+    filled, _ = process_memory()
     del block
     after, peak = process_memory()
     # 20 MiB: what else the process allocates or frees meanwhile.
-    assert held - before == pytest.approx(size / GIB, abs=20 / 1024)
+    assert filled - before == pytest.approx(size / GIB, abs=20 / 1024)
     assert after == pytest.approx(before, abs=20 / 1024)
-    assert peak >= held - 20 / 1024
+    assert peak >= filled - 20 / 1024
 
 
 def test_a_peak_from_before_the_watch_does_not_count() -> None:
-    held, peak = process_memory()
+    current, peak = process_memory()
     reading = read_memory(CPU, baseline_gib=peak + 1)
     # 1 %: the process goes on working between the two readings.
-    assert reading.process_peak_gib == pytest.approx(held, rel=0.01)
+    assert reading.process_peak_gib == pytest.approx(current, rel=0.01)
     assert read_memory(CPU, baseline_gib=0).process_peak_gib == pytest.approx(peak, rel=0.01)
 
 
@@ -66,11 +66,11 @@ def test_a_run_started_by_a_large_process_does_not_inherit_its_peak() -> None:
         f"print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, check=True, text=True).stdout)"
     )
     root = str(Path(__file__).parents[3])
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", parent], capture_output=True, check=True, text=True, env={"PYTHONPATH": root}
     )
-    held, peak = map(float, told.stdout.split())
-    assert held <= peak < 1.0
+    current, peak = map(float, completed.stdout.split())
+    assert current <= peak < 1.0
 
 
 def test_without_a_gpu_there_are_no_fields_of_one() -> None:
@@ -168,11 +168,11 @@ def test_released_caches_give_pages_back_to_the_system() -> None:
     cycle: list[Any] = [blocks]
     cycle.append(cycle)
     del blocks, cycle
-    held, _ = process_memory()
+    before, _ = process_memory()
     release_caches()
     after, _ = process_memory()
     # 200 MB were held; 100 MiB less leaves room for what other blocks on the same pages keep.
-    assert held - after > 100 / 1024
+    assert before - after > 100 / 1024
     assert len(pin) == 1000
 
 

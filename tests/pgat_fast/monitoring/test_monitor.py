@@ -58,16 +58,16 @@ def test_resume_is_written_to_both_files(tmp_path: Path) -> None:
 
 
 def test_training_line_is_written_every_interval(tmp_path: Path) -> None:
-    asked = []
+    steps = []
 
     def ask() -> dict[str, float]:
-        asked.append(step)
+        steps.append(step)
         return values()
 
     with open_monitor(tmp_path) as monitor:
         for step in range(1, 13):
             monitor.step(1, step, SHAPE, 16, ask)
-    assert asked == [5, 10]
+    assert steps == [5, 10]
     assert stages(tmp_path, "metrics.jsonl") == stages(tmp_path, "memory.jsonl") == [("train", 5), ("train", 10)]
     line = read_jsonl(tmp_path / "metrics.jsonl")[0]
     assert line.items() >= {"level": "INFO", "epoch": 1, "batch_shape": SHAPE, **values()}.items()
@@ -239,9 +239,9 @@ def _take_ten_thousand_steps(tmp_path: Path) -> None:
         assert after - before < 512 * 1024 / GIB
         tracemalloc.start()
         take_steps(monitor, 100, first=12_001)
-        counted, _ = tracemalloc.get_traced_memory()
+        traced, _ = tracemalloc.get_traced_memory()
         take_steps(monitor, 1_000, first=12_101)
-        grown = tracemalloc.get_traced_memory()[0] - counted
+        grown = tracemalloc.get_traced_memory()[0] - traced
         tracemalloc.stop()
     # 16 KiB: caches of the interpreter fill up; 17 bytes a step would be as much.
     assert grown < 16 * 1024

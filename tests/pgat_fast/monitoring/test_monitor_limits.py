@@ -62,11 +62,11 @@ def test_device_limit_applies_to_tensors(
 
 
 def test_memory_freed_within_a_step_counts_towards_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    held, peak = process_memory()
+    current, peak = process_memory()
     limit = peak + 0.1  # the process may have held much before: the limit is beyond all of that
     with open_monitor(tmp_path, memory_limit_gb=limit) as monitor:
         assert not monitor.step(1, 1, SHAPE, 16, values).over
-        block = np.ones(int((limit - held + 0.05) * GIB), dtype=np.uint8)
+        block = np.ones(int((limit - current + 0.05) * GIB), dtype=np.uint8)
         del block
         state = monitor.step(1, 2, SHAPE, 16, values)
         peaks = monitor.peaks()
@@ -85,9 +85,9 @@ def test_memory_held_before_the_run_does_not_count(tmp_path: Path) -> None:
     del block
     with open_monitor(tmp_path, memory_limit_gb=peak) as monitor:
         assert take_steps(monitor, 5) == [False] * 5
-        found = monitor.peaks()["peak_process_gib"]
-    assert found is not None
-    assert found < peak
+        run_peak = monitor.peaks()["peak_process_gib"]
+    assert run_peak is not None
+    assert run_peak < peak
 
 
 def test_limit_that_cannot_be_checked_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -97,13 +97,13 @@ def test_limit_that_cannot_be_checked_is_logged_once(tmp_path: Path, caplog: pyt
 
 
 def test_memory_is_not_read_between_lines_without_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
+    reads = []
 
     def count(*_: Any, **__: Any) -> MemoryReading:
-        read.append(1)
+        reads.append(1)
         return MemoryReading()
 
     with open_monitor(tmp_path) as monitor:
         monkeypatch.setattr("pgat_fast.monitoring.monitor.read_memory", count)
         take_steps(monitor, 10)
-    assert len(read) == 2
+    assert len(reads) == 2

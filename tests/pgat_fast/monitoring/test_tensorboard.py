@@ -37,12 +37,12 @@ def train(folder: Path, steps: range) -> None:
 
 def test_numbers_of_training_validation_and_memory_are_there_by_step(tmp_path: Path) -> None:
     train(tmp_path, range(1, 5))
-    found = events(tmp_path / "tensorboard")
-    assert found["train/loss"] == [(2, 1.0), (4, 2.0)]
-    assert found["validation/validation_loss"] == [(4, 0.25)]
-    assert [step for step, _ in found["memory/process_gib"]] == [2, 4]
-    assert "validation/train_loss" not in found
-    assert "validation/improved" not in found
+    series = events(tmp_path / "tensorboard")
+    assert series["train/loss"] == [(2, 1.0), (4, 2.0)]
+    assert series["validation/validation_loss"] == [(4, 0.25)]
+    assert [step for step, _ in series["memory/process_gib"]] == [2, 4]
+    assert "validation/train_loss" not in series
+    assert "validation/improved" not in series
 
 
 def test_a_resumed_run_hides_the_steps_that_it_does_again(tmp_path: Path) -> None:
@@ -83,6 +83,6 @@ def test_an_error_while_writing_ends_tensorboard_and_not_the_run(
         board.add("train", step, {"loss": 1.0})
     board.close()
     board.close()
-    warned = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len(warned) == 1
-    assert "the run goes on without TensorBoard" in warned[0]
+    warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "the run goes on without TensorBoard" in warnings[0]

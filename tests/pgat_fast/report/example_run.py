@@ -173,8 +173,8 @@ def _comparison(forecast: Array, naive: dict[str, Array], truth: Array, targets:
 
 
 def _by_horizon(forecast: Array, naive: dict[str, Array], truth: Array) -> dict[str, list[float]]:
-    every = {"model": forecast} | naive
-    return {key: np.sqrt(np.mean((values - truth) ** 2, axis=(0, 2))).tolist() for key, values in every.items()}
+    forecasts = {"model": forecast} | naive
+    return {key: np.sqrt(np.mean((values - truth) ** 2, axis=(0, 2))).tolist() for key, values in forecasts.items()}
 
 
 def _levels(targets: tuple[str, ...], days: int, width: float, excess: float = 0.0) -> list[dict[str, Any]]:
@@ -263,17 +263,17 @@ def _write_logs(folder: Path, records: list[dict[str, Any]], device: bool, ended
 
     note("start", 1, 0)
     for record in records:
-        number, before = record["epoch"], (record["epoch"] - 1) * STEPS
+        number, first_step = record["epoch"], (record["epoch"] - 1) * STEPS
         for step in range(10, STEPS + 1, 10):
             time += timedelta(seconds=record["seconds"] / 4)
             if (number, step) == (3, 20):
                 time += timedelta(hours=7)
                 note("start", 1, 0)
-                note("resume", number, before + 10, checkpoint=f"epoch-0002-step-{before + 10:08d}")
+                note("resume", number, first_step + 10, checkpoint=f"epoch-0002-step-{first_step + 10:08d}")
             loss = record["train_loss"] + float(generator.normal(scale=0.03))
-            note("train", number, before + step, loss=loss, learning_rate=record["learning_rate"],
+            note("train", number, first_step + step, loss=loss, learning_rate=record["learning_rate"],
                  gradient_norm=0.8, windows_per_second=2.5, samples_per_second=625.0, seconds_per_step=6.4)  # fmt: skip
-        note("validation", number, before + STEPS, train_loss=record["train_loss"], improved=True,
+        note("validation", number, first_step + STEPS, train_loss=record["train_loss"], improved=True,
              validation_loss=record["validation_loss"], learning_rate=record["learning_rate"],
              epoch_seconds=record["seconds"])  # fmt: skip
     if ended:

@@ -127,9 +127,9 @@ def test_page_has_dark_and_narrow_styles(finished: tuple[dict[str, Any], Page]) 
 
 def test_headline_agrees_with_skills(finished: tuple[dict[str, Any], Page]) -> None:
     results, page = finished
-    shown = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
     for units, title in (("scaled", "scaled units"), ("price", "prices")):
-        sentence = shown.split(f"Squared error, {title}: ", 1)[1].split(").", 1)[0]
+        sentence = text.split(f"Squared error, {title}: ", 1)[1].split(").", 1)[0]
         better, _, worse = sentence.partition("no better than")
         for name, skill in results["test"][units]["skill"].items():
             assert (name.replace("_", " ") in better) == (skill > 0)
@@ -162,22 +162,22 @@ def test_checklist_is_shown(finished: tuple[dict[str, Any], Page]) -> None:
 def test_all_errors_and_skills_are_shown(finished: tuple[dict[str, Any], Page]) -> None:
     results, page = finished
     numbers = {float(f.replace(",", "")) for f in re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?", page.text)}
-    wanted = []
+    expected = []
     for units in ("scaled", "price"):
         comparison = results["test"][units]
         for name in ("model", "last_value", "zero_return", "drift"):
-            wanted += [comparison[name]["overall"][key] for key in ("mae", "mse", "rmse")]
-            wanted += [comparison[name][target]["rmse"] for target in results["targets"]]
-            wanted += results["test"]["by_horizon"][units][name]
-        wanted += [abs(value) for value in comparison["skill"].values()]
+            expected += [comparison[name]["overall"][key] for key in ("mae", "mse", "rmse")]
+            expected += [comparison[name][target]["rmse"] for target in results["targets"]]
+            expected += results["test"]["by_horizon"][units][name]
+        expected += [abs(value) for value in comparison["skill"].values()]
     for epoch in results["epochs"]:
-        wanted += [epoch["train_loss"], epoch["validation_loss"], epoch["learning_rate"]]
+        expected += [epoch["train_loss"], epoch["validation_loss"], epoch["learning_rate"]]
     for scenario in results["adversarial"]["scenarios"].values():
-        wanted += [scenario["metrics"]["overall"][key] for key in ("mae", "rmse")] if scenario["metrics"] else []
-    for value in wanted:
+        expected += [scenario["metrics"]["overall"][key] for key in ("mae", "rmse")] if scenario["metrics"] else []
+    for value in expected:
         # Four digits are shown, a learning rate in scientific form.
-        shown = f"{value:.3e}" in page.text or min(abs(number - value) for number in numbers) <= 5e-4 * value + 5e-5
-        assert shown, f"{value} is not on the page"
+        is_shown = f"{value:.3e}" in page.text or min(abs(number - value) for number in numbers) <= 5e-4 * value + 5e-5
+        assert is_shown, f"{value} is not on the page"
 
 
 def test_all_other_sections_are_shown(
@@ -192,19 +192,19 @@ def test_all_other_sections_are_shown(
     assert "the forecast is not finite" in page.text
     for name in results["checkpoints"]["kept"]:
         assert name in page.text
-    for words in (results["data"]["sha256"], "base price", "970.4", "7,109", "2026-02-27"):
-        assert words in page.text
+    for text in (results["data"]["sha256"], "base price", "970.4", "7,109", "2026-02-27"):
+        assert text in page.text
     assert "learning_rate: 0.001" in page.text
     for name, version in results["versions"].items():
         assert f"{name} {version}" in page.text
-    for words in (
+    for text in (
         "1,234,567",
         "peak process 2.35 GiB",
         "windows per second 2.500",
         "1 h 24 min",
         "all 12 epochs are done",
     ):
-        assert words in page.text
+        assert text in page.text
 
 
 def test_events_are_shown(finished: tuple[dict[str, Any], Page]) -> None:
@@ -319,8 +319,8 @@ def test_run_with_few_epochs_has_page(tmp_path: Path, epochs: int) -> None:
 def test_run_with_status_only_has_page(tmp_path: Path) -> None:
     write_status(tmp_path, "failed", reason="OSError: no space", exit_code=1)
     page = page_of(tmp_path)
-    for words in ("OSError: no space", "There is no checkpoint to resume from.", "has no checkpoints.", "No memory"):
-        assert words in page.text
+    for text in ("OSError: no space", "There is no checkpoint to resume from.", "has no checkpoints.", "No memory"):
+        assert text in page.text
     assert "svg" not in page.tags
 
 
@@ -345,14 +345,14 @@ def test_run_without_prices_intervals_and_scenarios_has_page(tmp_path: Path) -> 
     results["adversarial"] = {"scenarios": {}}
     (folder / "results.json").write_text(json.dumps(results))
     page = page_of(folder)
-    for words in (
+    for text in (
         "This run has no forecast intervals.",
         "all 1.2500 0.50000",
         f"spread 1.5000 {DASH}",
         f"2 {DASH} 0.12500",
         "No scenarios were run.",
     ):
-        assert words in page.text
+        assert text in page.text
     assert "Squared error, prices" not in page.text
 
 
@@ -405,8 +405,8 @@ def test_damaged_run_keeps_old_page(tmp_path: Path) -> None:
 
 def test_values_are_formatted_with_suitable_precision() -> None:
     values = [None, True, 1234567, 0.0, 0.87654321, 12.3456, 12345.678, 1.5e-7, 2.5e12, float("inf"), "text"]
-    shown = [DASH, "yes", "1,234,567", "0", "0.8765", "12.35", "12,346", "1.500e-07", "2.500e+12", "inf", "text"]
-    assert [format_number(value) for value in values] == shown
+    expected = [DASH, "yes", "1,234,567", "0", "0.8765", "12.35", "12,346", "1.500e-07", "2.500e+12", "inf", "text"]
+    assert [format_number(value) for value in values] == expected
     assert list(map(make_aligned_formatter([0.5, 12.25, None]), [0.5, 12.25, None])) == ["0.500", "12.250", DASH]
     assert list(map(make_aligned_formatter([1e-7, None]), [1e-7, None])) == ["1.0000e-07", DASH]
     assert [format_signed(value) for value in (0.5, -0.25, None)] == ["+0.5000", "\N{MINUS SIGN}0.2500", DASH]

@@ -166,8 +166,10 @@ def test_learning_rate_is_constant_within_its_epoch() -> None:
 
 def test_memory_plot_leaves_out_time_between_processes() -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    at = [(0, "start"), (1, "train"), (2, "train"), (12, "start"), (13, "train")]
-    lines = [{"time": (start + timedelta(hours=h)).isoformat(), "stage": stage, "process_gib": 1.0} for h, stage in at]
+    events = [(0, "start"), (1, "train"), (2, "train"), (12, "start"), (13, "train")]
+    lines = [
+        {"time": (start + timedelta(hours=h)).isoformat(), "stage": stage, "process_gib": 1.0} for h, stage in events
+    ]
     hours, starts = measure_running_hours(lines)
     np.testing.assert_allclose(hours, [0, 1, 2, 2, 3])
     assert starts == [0, 3]
@@ -210,8 +212,8 @@ def test_forecasts_show_first_day_last_day_and_truth() -> None:
 def test_date_ticks_are_days(days: int, labels: list[str]) -> None:
     figure = draw_forecasts(forecasts_of(["x"], days=days, horizons=(1,)))
     figure.draw_without_rendering()
-    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert shown == labels if days < 8 else set(labels) <= set(shown)
+    tick_labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert tick_labels == labels if days < 8 else set(labels) <= set(tick_labels)
 
 
 def test_price_forecasts_have_intervals(run: Path) -> None:

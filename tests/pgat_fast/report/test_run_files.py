@@ -80,8 +80,8 @@ def test_folder_without_run_is_refused(tmp_path: Path, exists: bool) -> None:
     folder = tmp_path / "elsewhere"
     if exists:
         folder.mkdir()
-    what = "it has none of status.json, config.yaml, results.json" if exists else "there is no such folder"
-    with pytest.raises(DataError, match=rf"elsewhere: {what}: name the folder of a run"):
+    reason = "it has none of status.json, config.yaml, results.json" if exists else "there is no such folder"
+    with pytest.raises(DataError, match=rf"elsewhere: {reason}: name the folder of a run"):
         read_run(folder)
 
 

@@ -23,9 +23,9 @@ def test_jobs_combine_all_settings_and_seeds(config: Config) -> None:
     assert len(jobs) == len({job.name for job in jobs}) == 12
     assert [job.seed for job in jobs[:4]] == [7, 8, 9, 7]
     assert jobs[4].name == "training.learning_rate-1e-3-model.dropout-0.1-seed-8"
-    made = load_config(config, jobs[4].overrides(Path("there")))
-    assert (made.training.learning_rate, made.model.dropout, made.training.seed) == (1e-3, 0.1, 8)
-    assert made.run.output == "there/runs"
+    job_config = load_config(config, jobs[4].overrides(Path("there")))
+    assert (job_config.training.learning_rate, job_config.model.dropout, job_config.training.seed) == (1e-3, 0.1, 8)
+    assert job_config.run.output == "there/runs"
 
 
 def test_jobs_without_grid_differ_only_in_seed(config: Config) -> None:
@@ -85,18 +85,18 @@ def test_write_jobs_writes_table_and_commands_for_queue(config: Config, tmp_path
 
 
 def test_write_jobs_allows_more_jobs_but_no_other_settings(config: Config, tmp_path: Path) -> None:
-    few, more = (
+    jobs, more_jobs = (
         jobs_of(config, parse_grid([f"model.dropout={values}"]), n) for values, n in (("0.1", 2), ("0,0.1", 3))
     )
-    assert write_jobs(tmp_path, config, few) == few
-    both = write_jobs(tmp_path, config, more)
-    assert both[:2] == few, "lines stay where a queue has found them"
-    assert set(both) == set(more)
-    assert write_jobs(tmp_path, config, few) == both, "nothing is taken away"
+    assert write_jobs(tmp_path, config, jobs) == jobs
+    all_jobs = write_jobs(tmp_path, config, more_jobs)
+    assert all_jobs[:2] == jobs, "lines stay where a queue has found them"
+    assert set(all_jobs) == set(more_jobs)
+    assert write_jobs(tmp_path, config, jobs) == all_jobs, "nothing is taken away"
     with pytest.raises(ConfigError, match="a sweep over other settings is there"):
         write_jobs(tmp_path, config, jobs_of(config, {}, 1))
-    other = load_config(config, ["training.epochs=77"])
+    other_config = load_config(config, ["training.epochs=77"])
     with pytest.raises(ConfigError, match="a sweep of another configuration is there"):
-        write_jobs(tmp_path, other, jobs_of(other, {}, 1))
+        write_jobs(tmp_path, other_config, jobs_of(other_config, {}, 1))
     with pytest.raises(ConfigError, match="no sweep"):
         read_jobs(tmp_path / "none")

@@ -42,12 +42,12 @@ def test_results_list_all_jobs_with_mean_and_spread(swept: Path) -> None:
     losses = [point["measures"]["best_validation_loss"]["mean"] for point in points]
     assert losses == sorted(losses), "the best first"
     for point in points:
-        own = table[table["training.learning_rate"] == float(point["settings"]["training.learning_rate"])]
+        rows = table[table["training.learning_rate"] == float(point["settings"]["training.learning_rate"])]
         assert point["seeds"] == point["asked"] == 2
-        assert point["measures"]["test_rmse"]["mean"] == pytest.approx(own["test_rmse"].mean())
-        assert point["measures"]["test_rmse"]["spread"] == pytest.approx(own["test_rmse"].std(ddof=1))
+        assert point["measures"]["test_rmse"]["mean"] == pytest.approx(rows["test_rmse"].mean())
+        assert point["measures"]["test_rmse"]["spread"] == pytest.approx(rows["test_rmse"].std(ddof=1))
         assert point["ensemble"]["members"] == 2
-        assert point["ensemble"]["rmse"] <= own["test_rmse"].max()
+        assert point["ensemble"]["rmse"] <= rows["test_rmse"].max()
         assert set(point["ensemble"]["skill"]) == {"last_value", "zero_return", "drift"}
 
 
@@ -62,11 +62,11 @@ def test_second_call_repeats_no_job(swept: Path, tiny_settings: list[str]) -> No
 @pytest.mark.multiprocess
 def test_ensemble_of_one_equals_run(swept: Path) -> None:
     folder = best_members(swept, read_jobs(swept))[0]
-    alone = ensemble_skill([folder])
+    ensemble = ensemble_skill([folder])
     results = json.loads((folder / "results.json").read_text())
-    assert alone["rmse"] == pytest.approx(results["test"]["scaled"]["model"]["overall"]["rmse"], rel=1e-6)
+    assert ensemble["rmse"] == pytest.approx(results["test"]["scaled"]["model"]["overall"]["rmse"], rel=1e-6)
     for name, value in results["test"]["scaled"]["skill"].items():
-        assert alone["skill"][name] == pytest.approx(value, abs=1e-6)
+        assert ensemble["skill"][name] == pytest.approx(value, abs=1e-6)
 
 
 @pytest.mark.multiprocess
@@ -75,13 +75,13 @@ def test_sweep_forecast_is_mean_of_best_seeds(
 ) -> None:
     out = tmp_path / "forecast.csv"
     assert main(["predict", str(swept), "--from", str(data_file), "--out", str(out)]) == 0
-    found = pd.read_csv(out)
+    forecast = pd.read_csv(out)
     runs = [load_run(folder) for folder in best_members(swept, read_jobs(swept))]
     assert len(runs) == 2
     closes = np.stack([predict(run, data_file)["close"] for run in runs])
-    assert found["close"].to_numpy() == pytest.approx(np.exp(np.log(closes).mean(axis=0)), rel=1e-8)
+    assert forecast["close"].to_numpy() == pytest.approx(np.exp(np.log(closes).mean(axis=0)), rel=1e-8)
     spread = 100 * np.log(closes).std(axis=0, ddof=1)
-    assert found["close_spread"].to_numpy() == pytest.approx(spread, rel=1e-6)
+    assert forecast["close_spread"].to_numpy() == pytest.approx(spread, rel=1e-6)
     assert "mean of 2 runs" in capsys.readouterr().out
     frame = predict_ensemble(runs[:1], data_file)
     assert frame["close"].to_numpy() == pytest.approx(closes[0], rel=1e-12)
@@ -97,10 +97,10 @@ def test_failed_job_is_reported_and_others_continue(
     arguments = ["--grid", *grid, "--out", str(folder), "--quiet"]
     assert main(["sweep", *arguments, "--set", *tiny_settings, *SETTINGS]) == 1
     assert list(collect(folder, read_jobs(folder))["state"]) == ["finished", "not run"]
-    told = capsys.readouterr().out
-    assert "1 of 2 jobs are finished" in told
-    assert "failed: model.seq_len-30-seed-" in told
-    assert "exit code 2: error: " in told
+    printed = capsys.readouterr().out
+    assert "1 of 2 jobs are finished" in printed
+    assert "failed: model.seq_len-30-seed-" in printed
+    assert "exit code 2: error: " in printed
 
 
 @pytest.mark.multiprocess
@@ -109,15 +109,15 @@ def test_stopped_sweep_stops_its_job(tiny_settings: list[str], tmp_path: Path) -
     arguments = ["sweep", "--seeds", "2", "--out", str(folder), "--jobs", "1", "--quiet", "--set", *tiny_settings]
     arguments += ["training.epochs=2000", "run.compile=off", "training.patience=2000", "training.max_minutes=2"]
     with subprocess.Popen([sys.executable, "-m", "pgat_fast", *arguments], env={**os.environ}) as process:
-        until = time.monotonic() + 100
+        deadline = time.monotonic() + 100
         while not list(folder.glob("runs/*/checkpoints/*/manifest.json")):
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=90) == 128 + signal.SIGTERM
-    (begun,) = folder.glob("runs/*")
-    assert json.loads((begun / "status.json").read_text())["state"] == "stopped"
+    (run_folder,) = folder.glob("runs/*")
+    assert json.loads((run_folder / "status.json").read_text())["state"] == "stopped"
     assert main([*arguments, "--jobs", "0"]) == 0, "the table of what there is"
     assert set(collect(folder, read_jobs(folder))["state"]) == {"stopped", "not run"}
 

@@ -69,13 +69,13 @@ def test_sync_directory_ignores_einval_but_raises_eio(tmp_path: Path, monkeypatc
 
 
 def test_temporary_file_of_ended_process_is_orphan(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
     for name, orphan in (
         (temporary_name(tmp_path / "file").name, False),
-        (f".file.{ended.pid}.tmp", True),
-        (f"file.{ended.pid}.tmp", False),
-        (f".file.{ended.pid}.tmp.txt", False),
+        (f".file.{process.pid}.tmp", True),
+        (f"file.{process.pid}.tmp", False),
+        (f".file.{process.pid}.tmp.txt", False),
         (".file.tmp", False),
         (".file.x.tmp", False),
     ):

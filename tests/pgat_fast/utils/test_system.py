@@ -16,26 +16,26 @@ from pgat_fast.utils import system
 
 
 def test_collect_returns_plain_json_with_all_keys() -> None:
-    found = json.loads(json.dumps(system.collect(), allow_nan=False))
-    assert list(found) == ["versions", "optional", "system", "cpu", "memory", "cuda", "backends", "kernels"]
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["versions"]["numpy"] == importlib.metadata.version("numpy")
-    assert found["cpu"]["torch_capability"] == torch.backends.cpu.get_cpu_capability()
-    assert found["cpu"]["threads"] == torch.get_num_threads()
-    assert 1 <= found["cpu"]["usable_logical_cores"] <= (os.cpu_count() or 1)
-    assert 0 < found["memory"]["available_gib"] < found["memory"]["total_gib"]
-    assert len(found["cuda"]["devices"]) == torch.cuda.device_count()
-    assert bool(found["cuda"]["devices"]) == (found["cuda"]["reason"] is None)
+    info = json.loads(json.dumps(system.collect(), allow_nan=False))
+    assert list(info) == ["versions", "optional", "system", "cpu", "memory", "cuda", "backends", "kernels"]
+    assert info["versions"]["torch"] == torch.__version__
+    assert info["versions"]["numpy"] == importlib.metadata.version("numpy")
+    assert info["cpu"]["torch_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert info["cpu"]["threads"] == torch.get_num_threads()
+    assert 1 <= info["cpu"]["usable_logical_cores"] <= (os.cpu_count() or 1)
+    assert 0 < info["memory"]["available_gib"] < info["memory"]["total_gib"]
+    assert len(info["cuda"]["devices"]) == torch.cuda.device_count()
+    assert bool(info["cuda"]["devices"]) == (info["cuda"]["reason"] is None)
 
 
 def test_backend_reasons_match_resolve_backend() -> None:
     backends = system.collect()["backends"]
     assert {"auto", *backends["available"]} == set(BACKENDS)
-    for name, found in backends["available"].items():
-        if found["runs"]:
+    for name, backend in backends["available"].items():
+        if backend["runs"]:
             assert resolve_backend(name) == name
         else:
-            with pytest.raises(BackendError, match=found["reason"]):
+            with pytest.raises(BackendError, match=backend["reason"]):
                 resolve_backend(name)
     assert backends["auto"] == resolve_backend("auto")
     assert backends["available"][backends["auto"]]["runs"]
@@ -61,13 +61,13 @@ def test_missing_packages_are_listed_with_install_command(monkeypatch: pytest.Mo
         return "1.0"
 
     monkeypatch.setattr(system.metadata, "version", version)
-    found = system.collect()
-    assert found["versions"]["triton"] is None
-    assert found["versions"]["triton_absent"]
-    assert found["optional"]["matplotlib"]["version"] is None
-    text = system.format_info(found)
+    info = system.collect()
+    assert info["versions"]["triton"] is None
+    assert info["versions"]["triton_absent"]
+    assert info["optional"]["matplotlib"]["version"] is None
+    text = system.format_info(info)
     assert 'not installed: pip install "pgat-fast[plots]" (for plots of a run, and its report)' in text
-    assert found["versions"]["triton_absent"] in text
+    assert info["versions"]["triton_absent"] in text
 
 
 def test_suggested_extras_exist() -> None:
@@ -77,11 +77,11 @@ def test_suggested_extras_exist() -> None:
 
 
 def test_text_names_machine_and_backends() -> None:
-    found = system.collect()
-    text = system.format_info(found)
-    for part in ("versions", "optional packages", "machine", "GPUs", "backends", found["cpu"]["model"], "auto"):
+    info = system.collect()
+    text = system.format_info(info)
+    for part in ("versions", "optional packages", "machine", "GPUs", "backends", info["cpu"]["model"], "auto"):
         assert part in text
-    assert f"uses {found['backends']['auto']}" in text
+    assert f"uses {info['backends']['auto']}" in text
 
 
 @pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
