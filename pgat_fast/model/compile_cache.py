@@ -157,17 +157,17 @@ def compile_cache() -> Iterator[CompileCache | None]:
     variable at every compilation, and also writes that variable: it is set here and restored on exit. Damaged files
     are removed unless another process uses the folder.
     """
-    before = os.environ.get(VARIABLE)
+    previous_folder = os.environ.get(VARIABLE)
     folder = cache_folder()
     with ExitStack() as stack:
         try:
             locks = folder / _LOCKS
             locks.mkdir(parents=True, exist_ok=True)
-            cache = CompileCache(folder, own=before is None)
+            cache = CompileCache(folder, own=previous_folder is None)
             with FileLock(locks / "entering.lock", timeout=60):
-                alone = _nobody_else(locks)
+                only_process = _nobody_else(locks)
                 stack.enter_context(FileLock(locks / f"user-{os.getpid()}.lock", timeout=0))
-                if alone and (removed := cache.remove_damaged()):
+                if only_process and (removed := cache.remove_damaged()):
                     logger.warning(
                         "%s: %d damaged or unfinished files of an earlier compilation removed, such as %s",
                         folder, len(removed), removed[0].name,
@@ -180,24 +180,24 @@ def compile_cache() -> Iterator[CompileCache | None]:
         try:
             yield cache
         finally:
-            if before is None:
+            if previous_folder is None:
                 os.environ.pop(VARIABLE, None)
             else:
-                os.environ[VARIABLE] = before
+                os.environ[VARIABLE] = previous_folder
 
 
 def _nobody_else(locks: Path) -> bool:
     """Return whether no other process uses the folder; remove the locks of processes that have ended."""
-    alone = True
+    only_process = True
     for path in locks.glob("user-*.lock"):
         try:
             with FileLock(path, timeout=0):
                 pass
         except Timeout:
-            alone = False
+            only_process = False
         else:
             path.unlink(missing_ok=True)
-    return alone
+    return only_process
 
 
 def _fingerprint(path: Path) -> str:

@@ -37,8 +37,8 @@ def keep_at_most(config: Config, device: str) -> int:
 
     The result is 0 if the whole step is compiled: its operators recompute everything.
     """
-    whole = config.run.compile == "whole" or (device == "cuda" and config.run.compile == "on")
-    return 0 if whole else bytes_to_keep(config.run)
+    whole_step = config.run.compile == "whole" or (device == "cuda" and config.run.compile == "on")
+    return 0 if whole_step else bytes_to_keep(config.run)
 
 
 def change_of_kept(function: Any, args: Sequence[Any], keep: int) -> int:

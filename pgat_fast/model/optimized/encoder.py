@@ -46,11 +46,11 @@ def _spatial(
     connected = adjacency + torch.eye(adjacency.shape[-1], dtype=adjacency.dtype, device=x.device)
     degree = connected.sum(dim=-1, keepdim=True)
     transition = connected / torch.where(degree == 0, torch.ones_like(degree), degree)
-    total, reached = None, x
+    total, hop_states = None, x
     with beyond_float16(x):  # a degree near zero gives transitions of about 1e6
         for weight, bias in zip(hops[::2], hops[1::2], strict=True):
-            reached = transition.to(x.dtype) @ reached
-            y = torch.relu(F.linear(reached, weight, bias))
+            hop_states = transition.to(x.dtype) @ hop_states
+            y = torch.relu(F.linear(hop_states, weight, bias))
             total = y if total is None else total + y
         assert total is not None
         return F.layer_norm(total * (2 / len(hops)) + x, (x.shape[-1],), norm, norm_bias)

@@ -221,8 +221,8 @@ def test_gradients_with_dropout_do_not_depend_on_the_chunk(name: str) -> None:
         fast.set_execution(Execution(combiner_chunk=chunk))
         torch.manual_seed(5)
         results.append(computed(fast, config, torch.float64))
-    for other in results[1:]:
-        for actual, expected in zip(other, results[0], strict=True):
+    for chunked_results in results[1:]:
+        for actual, expected in zip(chunked_results, results[0], strict=True):
             assert_equal(actual, expected)
 
 
