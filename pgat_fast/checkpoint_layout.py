@@ -156,9 +156,9 @@ def _mapping(d: int, nodes: int) -> Iterator[Shapes]:
     yield _under("hierarchical_mapper.temporal_conv", _linear(d, d, 3))
     yield _under("hierarchical_mapper.conv_norm", _norm(d))
     for layer in range(2):
-        block = (_under("self_attn", _attention(d)), _under("linear1", _linear(4 * d, d)))
-        rest = (_under("linear2", _linear(d, 4 * d)), _norms(2, d))
-        yield _under(f"hierarchical_mapper.attention_stack.layers.{layer}", *block, *rest)
+        first_layers = (_under("self_attn", _attention(d)), _under("linear1", _linear(4 * d, d)))
+        last_layers = (_under("linear2", _linear(d, 4 * d)), _norms(2, d))
+        yield _under(f"hierarchical_mapper.attention_stack.layers.{layer}", *first_layers, *last_layers)
     yield _under("hierarchical_mapper.spatial_projection", _linear(d, d))
     yield _under("hierarchical_projection", _linear(d, nodes * d))
 
@@ -186,9 +186,9 @@ def _encoder(config: ModelConfig, dynamic: bool) -> Iterator[Shapes]:
 def _mixture(config: ModelConfig) -> Iterator[Shapes]:
     d, count = config.embed_dim, config.c_out * config.mdn_components
     for layer in range(2):
-        block = (_under("self_attn", _attention(d)), _under("multihead_attn", _attention(d)))
-        rest = (_under("linear1", _linear(4 * d, d)), _under("linear2", _linear(d, 4 * d)), _norms(3, d))
-        yield _under(f"transformer_decoder.layers.{layer}", *block, *rest)
+        first_layers = (_under("self_attn", _attention(d)), _under("multihead_attn", _attention(d)))
+        last_layers = (_under("linear1", _linear(4 * d, d)), _under("linear2", _linear(d, 4 * d)), _norms(3, d))
+        yield _under(f"transformer_decoder.layers.{layer}", *first_layers, *last_layers)
     for head, outputs in (("means", count), ("log_stds", count), ("log_weights", config.mdn_components)):
         yield _under(f"mixture_heads.{head}", _linear(outputs, d))
     yield _under("pre_mixture_norm", _norm(d))

@@ -55,12 +55,12 @@ def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, confi
     """Raise one CheckpointError listing all missing, unknown and misshapen names, or all values that are no tensors."""
     if not isinstance(state, Mapping):
         raise CheckpointError(f"the state is a {type(state).__name__}: pass a dict of name -> tensor")
-    inner = [str(name) for name, value in state.items() if isinstance(value, Mapping)]
-    if inner:
-        raise CheckpointError(f"{inner[0]!r} holds a dict of its own: pass that one (state[{inner[0]!r}])")
-    wrong = [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise CheckpointError(f"not tensors: {'; '.join(wrong)}")
+    nested = [str(name) for name, value in state.items() if isinstance(value, Mapping)]
+    if nested:
+        raise CheckpointError(f"{nested[0]!r} holds a dict of its own: pass that one (state[{nested[0]!r}])")
+    non_tensors = [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
+    if non_tensors:
+        raise CheckpointError(f"not tensors: {'; '.join(non_tensors)}")
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in expected]
     misshapen = [
@@ -75,10 +75,12 @@ def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, confi
         lines += [f"  {title} ({len(names)}): {'; '.join(names)}"] if names else []
     if any(name.startswith("module.") or name.startswith("_orig_mod.") for name in unknown):
         lines.append("  names begin with 'module.' or '_orig_mod.': remove the wrapper's prefix first")
-    ours, other = ("batched", "hierarchical") if config.model.combiner == "batched" else ("hierarchical", "batched")
+    configured, other = (
+        ("batched", "hierarchical") if config.model.combiner == "batched" else ("hierarchical", "batched")
+    )
     marker = "celestial_combiner.edge_projection.weight" if other == "batched" else "celestial_combiner.edge_attention"
     if any(name.startswith(marker) for name in unknown):
-        lines.append(f"  it was trained with combiner: {other}, the configuration says combiner: {ours}")
+        lines.append(f"  it was trained with combiner: {other}, the configuration says combiner: {configured}")
     if any("feature_attention" in fault for fault in misshapen) and config.model.feature_map == "named":
         lines.append(
             "  existing checkpoints were trained with compatibility: original; the configuration says corrected"
@@ -111,9 +113,9 @@ def from_original_layout(state: State, config: Config | Mapping[str, Any]) -> Tr
     config = _resolve(config)
     _check(state, original_shapes(config.model), "the original layout", config)
     places = sources(_our_shapes(config))
-    translated = TranslatedState({ours: _take(state[source.name], source) for ours, source in places.items()})
-    whole = {source.name for source in places.values() if source.part != "value"}
-    translated.unused = {name: tensor for name, tensor in state.items() if name not in whole}
+    translated = TranslatedState({our_name: _take(state[source.name], source) for our_name, source in places.items()})
+    fully_used = {source.name for source in places.values() if source.part != "value"}
+    translated.unused = {name: tensor for name, tensor in state.items() if name not in fully_used}
     return translated
 
 
@@ -138,22 +140,22 @@ def to_original_layout(
     shapes = _our_shapes(config)
     _check(state, shapes, "this model", config)
     original = original_shapes(config.model)
-    carried = dict(unused if unused is not None else getattr(state, "unused", {}))
-    held = {name: shape for name, shape in original.items() if name in carried}
-    _check(carried, held, "the original layout", config)
+    unused_values = dict(unused if unused is not None else getattr(state, "unused", {}))
+    unused_shapes = {name: shape for name, shape in original.items() if name in unused_values}
+    _check(unused_values, unused_shapes, "the original layout", config)
     example = next(iter(state.values()))
     translated: dict[str, Tensor] = {}
-    for ours, source in sources(shapes).items():
-        tensor = state[ours]
+    for our_name, source in sources(shapes).items():
+        tensor = state[our_name]
         if source.part == "value":
-            packed = carried.get(source.name)
+            packed = unused_values.get(source.name)
             if packed is None:
                 packed = _initial_value(source.name, original[source.name]).to(tensor)
             tensor = torch.cat((packed[: 2 * (packed.shape[0] // 3)].to(tensor), tensor))
         translated[source.name] = tensor.unsqueeze(0) if source.part == "first" else tensor
     for name, shape in original.items():
         if name not in translated:
-            translated[name] = carried[name] if name in carried else _initial_value(name, shape).to(example)
+            translated[name] = unused_values[name] if name in unused_values else _initial_value(name, shape).to(example)
     return {name: translated[name] for name in original}
 
 
@@ -198,12 +200,12 @@ class Model(nn.Module):
         initial = to_original_layout(forecaster.state_dict(), self.settings)
         for name, tensor in initial.items():
             *path, leaf = name.split(".")
-            home: nn.Module = self
+            parent: nn.Module = self
             for part in path:
-                if part not in home._modules:
-                    home.add_module(part, nn.Module())
-                home = home.get_submodule(part)
-            home.register_parameter(leaf, nn.Parameter(tensor.detach().clone()))
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            parent.register_parameter(leaf, nn.Parameter(tensor.detach().clone()))
         for module in forecaster.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(parameter.to("meta")))
@@ -218,8 +220,8 @@ class Model(nn.Module):
 
         For the shapes see `pgat_fast.model.reference.pgat.PGAT.forward`.
         """
-        own = dict(self.named_parameters())
-        tensors = {ours: _take(own[source.name], source) for ours, source in self._places.items()}
+        parameters = dict(self.named_parameters())
+        tensors = {our_name: _take(parameters[source.name], source) for our_name, source in self._places.items()}
         result: tuple[Forecast, Diagnostics]
         result = functional_call(self._forecaster[0], tensors, (x_enc, x_mark_enc, x_dec, x_mark_dec))
         return result
@@ -240,15 +242,15 @@ def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in `args` that define the model, under their existing names."""
     if not isinstance(args, Mapping) and not hasattr(args, "__dict__"):
         raise ConfigError(f"args is a {type(args).__name__}: pass a namespace or a dict of settings")
-    given = dict(args) if isinstance(args, Mapping) else vars(args)
-    read = set(ModelConfig.model_fields) | {"backend", "combiner_chunk", "recompute", "exact_dropout"}
-    read |= {name for name, old in OLD_NAMES.items() if getattr(old, "setting", "").startswith("model.")}
-    left = sorted(name for name in given if name not in read)
-    if left:
-        logger.info("settings that do not concern the model, left alone: %s", ", ".join(left))
-    for name in set(left) - IGNORED - set(OLD_NAMES) - set(SECTION_OF):
-        for meant in get_close_matches(name, read - set(given), n=1, cutoff=0.85):
-            logger.warning("setting %s is left alone: did you mean %s?", name, meant)
+    arguments = dict(args) if isinstance(args, Mapping) else vars(args)
+    accepted = set(ModelConfig.model_fields) | {"backend", "combiner_chunk", "recompute", "exact_dropout"}
+    accepted |= {name for name, old in OLD_NAMES.items() if getattr(old, "setting", "").startswith("model.")}
+    skipped = sorted(name for name in arguments if name not in accepted)
+    if skipped:
+        logger.info("settings that do not concern the model, left alone: %s", ", ".join(skipped))
+    for name in set(skipped) - IGNORED - set(OLD_NAMES) - set(SECTION_OF):
+        for suggestion in get_close_matches(name, accepted - set(arguments), n=1, cutoff=0.85):
+            logger.warning("setting %s is left alone: did you mean %s?", name, suggestion)
     # In a namespace None stands for an option that was not given.
-    settings = {name: given[name] for name in given if name in read and given[name] is not None}
+    settings = {name: arguments[name] for name in arguments if name in accepted and arguments[name] is not None}
     return {"compatibility": "original", "exact_dropout": True} | settings

@@ -65,10 +65,10 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
     """
     if not isinstance(config, Config):
         config = load_config(config)
-    asked = backend or config.run.backend
-    chosen = resolve_backend(asked)
-    logger.info("backend %s%s", chosen, f" (asked for: {asked})" if asked != chosen else "")
-    if chosen == "reference":
+    requested = backend or config.run.backend
+    resolved = resolve_backend(requested)
+    logger.info("backend %s%s", resolved, f" (asked for: {requested})" if requested != resolved else "")
+    if resolved == "reference":
         from pgat_fast.model.reference.pgat import PGAT
 
         return PGAT(config.model)
@@ -77,10 +77,10 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
     from pgat_kernels.dispatch import Kernels
 
     kernels = Kernels.OFF
-    if chosen == "triton":
+    if resolved == "triton":
         _check_device(config.run.device)
         kernels = Kernels.ON
-    elif asked == "auto" and _has_measured_kernels(config.run.device):
+    elif requested == "auto" and _has_measured_kernels(config.run.device):
         kernels = Kernels.MEASURED
     if kernels:
         _warn_head_dim(config.model.d_model // config.model.n_heads)
@@ -102,16 +102,16 @@ def _has_measured_kernels(device: str) -> bool:
     reason = why_no_kernels(resolved)
     gpu = gpu_of(resolved)
     try:
-        found = measured(gpu)
+        measurements = measured(gpu)
     except ValueError as error:
         raise BackendError(str(error)) from error
-    if reason is None and (found is None or not found.from_rows):
+    if reason is None and (measurements is None or not measurements.from_rows):
         reason = f"none has been measured on {gpu} (make tune does)"
     if reason is not None:
         logger.info("backend auto takes no kernels: %s", reason)
         return False
-    assert found is not None
-    logger.info("backend auto: kernels where they were measured to be faster on %s", found.device)
+    assert measurements is not None
+    logger.info("backend auto: kernels where they were measured to be faster on %s", measurements.device)
     return True
 
 
@@ -136,10 +136,10 @@ def recompute_summary(execution: "Execution", regions: "Regions") -> str:
     if execution.combiner_chunk is None:
         return "combiner and graph attention keep all that they need, since run.combiner_chunk is off"
     if keep == 0 or regions == "whole":
-        why = "" if keep == 0 else ", as in every step compiled whole"
-        return f"combiner and graph attention are computed again in the backward pass{why}"
-    most = "all that it needs" if keep == sys.maxsize else f"up to {keep / 2**30:.1f} GiB each"
-    return f"combiner and graph attention keep {most} for the backward pass"
+        reason = "" if keep == 0 else ", as in every step compiled whole"
+        return f"combiner and graph attention are computed again in the backward pass{reason}"
+    amount = "all that it needs" if keep == sys.maxsize else f"up to {keep / 2**30:.1f} GiB each"
+    return f"combiner and graph attention keep {amount} for the backward pass"
 
 
 def _warn_head_dim(head: int) -> None:

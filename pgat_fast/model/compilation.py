@@ -169,9 +169,9 @@ def _trial_failure(device: torch.device) -> str | None:
     except Exception as error:  # any error would recur in the first step
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # The compiler's own message is more useful than the text around it.
-        found = next((line for line in lines if "error:" in line), lines[0] if lines else "no reason given")
+        message = next((line for line in lines if "error:" in line), lines[0] if lines else "no reason given")
         return (
-            f"torch cannot compile a small function here ({type(error).__name__}: {found[:300]}): repair that "
+            f"torch cannot compile a small function here ({type(error).__name__}: {message[:300]}): repair that "
             "(for a missing Python.h: apt install python3-dev), or set run.compile=off"
         )
     return None

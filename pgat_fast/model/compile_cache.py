@@ -35,8 +35,8 @@ _LOCKS: Final = "pgat-fast.locks"
 
 def cache_folder() -> Path:
     """Return the folder of compiled code: `TORCHINDUCTOR_CACHE_DIR` if set, otherwise one in the user's cache."""
-    if chosen := os.environ.get(VARIABLE):
-        return Path(chosen).absolute()
+    if folder := os.environ.get(VARIABLE):
+        return Path(folder).absolute()
     versions = f"torch-{version('torch')}-python-{platform.python_version()}-{platform.machine()}"
     return _user_cache() / "pgat_fast" / "compiled" / versions
 
@@ -47,8 +47,8 @@ def _user_cache() -> Path:
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
-    chosen = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(chosen) if os.path.isabs(chosen) else Path.home() / ".cache"
+    xdg_cache = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(xdg_cache) if os.path.isabs(xdg_cache) else Path.home() / ".cache"
 
 
 class CompileCache:
@@ -93,9 +93,9 @@ class CompileCache:
         return FileLock(locks / f"{path.name.partition('.')[0]}.lock", timeout=0)
 
     def _is_damaged(self, name: str, path: Path) -> bool:
-        listed = self._listed.get(name)
-        if listed is not None:
-            return listed != _fingerprint(path)
+        fingerprint = self._listed.get(name)
+        if fingerprint is not None:
+            return fingerprint != _fingerprint(path)
         return self._own or (path.suffix == ".so" and not _is_whole_library(path))
 
     def seconds(self) -> dict[str, tuple[float, float]]:
@@ -115,11 +115,11 @@ class CompileCache:
     def record(self) -> None:
         """Add the files that are new since the start of this run to the list; they are complete now."""
         files = self._files()
-        known = self._read_list() | self._listed
-        listed = {name: mark for name, mark in known.items() if name in files}
-        listed |= {name: _fingerprint(path) for name, path in files.items() if name not in self._before}
-        self._listed = listed
-        self._write(LIST, listed)
+        previous = self._read_list() | self._listed
+        fingerprints = {name: fingerprint for name, fingerprint in previous.items() if name in files}
+        fingerprints |= {name: _fingerprint(path) for name, path in files.items() if name not in self._before}
+        self._listed = fingerprints
+        self._write(LIST, fingerprints)
 
     def _write(self, name: str, content: object) -> None:
         try:
@@ -129,24 +129,24 @@ class CompileCache:
 
     def _read_list(self) -> dict[str, str]:
         try:
-            listed = json.loads((self.folder / LIST).read_bytes())
+            fingerprints = json.loads((self.folder / LIST).read_bytes())
         except (OSError, ValueError):
             return {}
-        if not isinstance(listed, dict):
+        if not isinstance(fingerprints, dict):
             return {}
-        return {str(name): str(mark) for name, mark in listed.items()}
+        return {str(name): str(fingerprint) for name, fingerprint in fingerprints.items()}
 
     def _files(self) -> dict[str, Path]:
         """Return relative name -> path of all files except locks and the files of this class."""
-        found = {}
+        files = {}
         for root, folders, names in os.walk(self.folder):
             folders[:] = [name for name in folders if name not in ("locks", _LOCKS)]
             for name in names:
                 path = Path(root, name)
                 relative = path.relative_to(self.folder).as_posix()
                 if relative not in (LIST, TIMES) and not name.endswith((".lock", ".tmp")):
-                    found[relative] = path
-        return found
+                    files[relative] = path
+        return files
 
 
 @contextmanager
@@ -157,17 +157,17 @@ def compile_cache() -> Iterator[CompileCache | None]:
     variable at every compilation, and also writes that variable: it is set here and restored on exit. Damaged files
     are removed unless another process uses the folder.
     """
-    before = os.environ.get(VARIABLE)
+    previous_folder = os.environ.get(VARIABLE)
     folder = cache_folder()
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             locks = folder / _LOCKS
             locks.mkdir(parents=True, exist_ok=True)
-            cache = CompileCache(folder, own=before is None)
+            cache = CompileCache(folder, own=previous_folder is None)
             with FileLock(locks / "entering.lock", timeout=60):
-                alone = _nobody_else(locks)
-                held.enter_context(FileLock(locks / f"user-{os.getpid()}.lock", timeout=0))
-                if alone and (removed := cache.remove_damaged()):
+                only_process = _nobody_else(locks)
+                stack.enter_context(FileLock(locks / f"user-{os.getpid()}.lock", timeout=0))
+                if only_process and (removed := cache.remove_damaged()):
                     logger.warning(
                         "%s: %d damaged or unfinished files of an earlier compilation removed, such as %s",
                         folder, len(removed), removed[0].name,
@@ -180,24 +180,24 @@ def compile_cache() -> Iterator[CompileCache | None]:
         try:
             yield cache
         finally:
-            if before is None:
+            if previous_folder is None:
                 os.environ.pop(VARIABLE, None)
             else:
-                os.environ[VARIABLE] = before
+                os.environ[VARIABLE] = previous_folder
 
 
 def _nobody_else(locks: Path) -> bool:
     """Return whether no other process uses the folder; remove the locks of processes that have ended."""
-    alone = True
+    only_process = True
     for path in locks.glob("user-*.lock"):
         try:
             with FileLock(path, timeout=0):
                 pass
         except Timeout:
-            alone = False
+            only_process = False
         else:
             path.unlink(missing_ok=True)
-    return alone
+    return only_process
 
 
 def _fingerprint(path: Path) -> str:

@@ -23,8 +23,8 @@ def beyond_float16(x: Tensor) -> AbstractContextManager[None]:
 
     Autocast to bfloat16, which has the range of float32, stays enabled.
     """
-    kind = x.device.type
-    available = has_autocast(kind)  # not on the meta device
-    if available and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
-        return torch.autocast(kind, enabled=False)
+    device_type = x.device.type
+    available = has_autocast(device_type)  # not on the meta device
+    if available and torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16:
+        return torch.autocast(device_type, enabled=False)
     return nullcontext()

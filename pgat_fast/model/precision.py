@@ -51,7 +51,7 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
             logger.info("precision auto: float32 on a CPU (bf16 can be asked for)")
             return "highest"
         case "auto":
-            chosen: Precision = "bf16" if _gpu_has_bf16(device) else "fp16"
+            precision: Precision = "bf16" if _gpu_has_bf16(device) else "fp16"
         case "high" if not _has_tf32(device):
             logger.info("precision high: no TF32 on %s: products in IEEE float32, as `highest`", device)
             return "highest"
@@ -59,17 +59,17 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
             logger.info("precision high: products of TF32 factors, summed in float32")
             return "high"
         case "bf16" | "fp16":
-            chosen = asked
+            precision = asked
         case _:
             raise BackendError(f"precision is {asked!r}, not one of auto, highest, high, bf16, fp16")
-    if chosen == "bf16" and device.type == "cuda" and not _gpu_has_bf16(device):
+    if precision == "bf16" and device.type == "cuda" and not _gpu_has_bf16(device):
         raise BackendError(
             f"run.precision is bf16, but {torch.cuda.get_device_name(device)} has no bfloat16: use fp16 or highest"
         )
-    if device.type == "cpu" and not _cpu_has(chosen):
-        logger.warning("precision %s: this processor has no instructions for it: expect it to be slow", chosen)
-    logger.info("precision %s: products in it, parameters, reductions and loss in float32", chosen)
-    return chosen
+    if device.type == "cpu" and not _cpu_has(precision):
+        logger.warning("precision %s: this processor has no instructions for it: expect it to be slow", precision)
+    logger.info("precision %s: products in it, parameters, reductions and loss in float32", precision)
+    return precision
 
 
 def _gpu_has_bf16(device: torch.device) -> bool:
@@ -78,8 +78,8 @@ def _gpu_has_bf16(device: torch.device) -> bool:
 
 
 def _cpu_has(precision: str) -> bool:
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name) for name in _CPU_INSTRUCTIONS[precision])
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in _CPU_INSTRUCTIONS[precision])
 
 
 def _has_tf32(device: torch.device) -> bool:
@@ -120,15 +120,15 @@ def float32_products_in(precision: Precision, device: torch.device) -> Iterator[
     of the thread; they are restored on exit, also after an error.
     """
     rounding = "tf32" if precision == "high" else "ieee"
-    with ExitStack() as held:
+    with ExitStack() as stack:
         backends = {
             "cuda": (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn),
             "cpu": (_ONEDNN.matmul, _ONEDNN.conv, _ONEDNN.rnn),
         }
         settings = ((backend, rounding) for backend in backends.get(device.type, ()))
-        held.enter_context(_float32_settings(*settings))
+        stack.enter_context(_float32_settings(*settings))
         if device.type == "cpu" and precision != "high":
-            held.enter_context(fast_exact_float32())
+            stack.enter_context(fast_exact_float32())
         yield
 
 

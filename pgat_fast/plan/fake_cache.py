@@ -208,9 +208,9 @@ def _recipe_of(result: Any, tensors: Sequence[FakeTensor]) -> tuple[type, tuple[
 def _part_of(result: Any, tensors: Sequence[FakeTensor]) -> _Recipe:
     if result is None:
         return None
-    same = [number for number, tensor in enumerate(tensors) if result is tensor]
-    if same:
-        return _Same(_only(same))
+    matches = [number for number, tensor in enumerate(tensors) if result is tensor]
+    if matches:
+        return _Same(_only(matches))
     if not isinstance(result, FakeTensor) or result.constant is not None:
         raise UncacheableError
     if result.requires_grad or result.is_conj() or result.is_neg() or result.layout != torch.strided:

@@ -92,16 +92,16 @@ def cuda_operators() -> Iterator[None]:
         "layer_norm": lambda x, *args, **named: layer_norm(in_float32(x), *args, **named),
     }
     # Chunks of a GPU: `chunked_ops` has one size for CPUs and one for other devices, `aspects` a table of exceptions.
-    replaced: list[tuple[Any, str, Any]] = [
+    replacements: list[tuple[Any, str, Any]] = [
         *((F, name, stand_in) for name, stand_in in stand_ins.items()),
         (chunked_ops, "CACHE", chunked_ops.OCCUPANCY),
         (aspects, "_CHUNK_BYTES", {}),
     ]
-    real = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    originals = [(module, name, getattr(module, name)) for module, name, _ in replacements]
     try:
-        for module, name, value in replaced:
+        for module, name, value in replacements:
             setattr(module, name, value)
         yield
     finally:
-        for module, name, value in real:
+        for module, name, value in originals:
             setattr(module, name, value)

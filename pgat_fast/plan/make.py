@@ -50,20 +50,20 @@ def make_plan(config: Config, backend: str | None = None) -> Plan:
             windows for a batch.
     """
     started = time.perf_counter()
-    chosen = resolve_backend(backend or config.run.backend)
+    resolved = resolve_backend(backend or config.run.backend)
     device, present = _device(config.run.device)
     precision = _precision(config.run.precision, device, present)
     settings = config.training
 
     parameters, tensors = count_parameters(config)
     work = count_work(config)
-    flops = trace_flops(config, settings.batch_size, chosen)
+    flops = trace_flops(config, settings.batch_size, resolved)
     step = flops.step * settings.gradient_accumulation_steps
     batches = None if work is None else work.steps / work.steps_per_epoch * work.batches_per_epoch
-    memory = _memory(config, chosen, device, present, precision, parameters, work)
+    memory = _memory(config, resolved, device, present, precision, parameters, work)
     disk = _disk(config, parameters.count, tensors)
     plan = Plan(
-        backend=chosen,
+        backend=resolved,
         device=str(device),
         device_present=present,
         precision=str(precision or torch.float32).removeprefix("torch."),
@@ -89,8 +89,10 @@ def count_parameters(config: Config) -> tuple[Parameters, int]:
         model = PGAT(config.model)
         sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     original = sum(prod(shape) for shape in original_shapes(config.model).values())
-    held = FLOAT32 * sum(sizes)
-    return Parameters(sum(sizes), original, held, held, ADAM_TENSORS * held), len(sizes)
+    parameter_bytes = FLOAT32 * sum(sizes)
+    return Parameters(sum(sizes), original, parameter_bytes, parameter_bytes, ADAM_TENSORS * parameter_bytes), len(
+        sizes
+    )
 
 
 def count_work(config: Config) -> Work | None:
@@ -125,8 +127,8 @@ def _precision(asked: str, device: torch.device, present: bool) -> torch.dtype |
     """Return the 16-bit dtype of products, or None for float32."""
     if present:
         return product_dtype(resolve_precision(asked, device))
-    known: dict[str, Precision] = {"auto": "bf16", "bf16": "bf16", "fp16": "fp16"}
-    return product_dtype(known.get(asked, "highest"))  # all recent GPUs support bfloat16
+    precisions: dict[str, Precision] = {"auto": "bf16", "bf16": "bf16", "fp16": "fp16"}
+    return product_dtype(precisions.get(asked, "highest"))  # all recent GPUs support bfloat16
 
 
 def _memory(
@@ -155,23 +157,23 @@ def _memory(
     size = config.training.batch_size
     predicted = bytes_of(count(size))
     bounds = _bounds(config, device, present)
-    most = 2**20 if work is None else work.train_windows
-    most_kept = KEEPING_OPERATORS * keep_at_most(config, device.type)  # once: it depends on free memory
+    max_batch = 2**20 if work is None else work.train_windows
+    max_kept = KEEPING_OPERATORS * keep_at_most(config, device.type)  # once: it depends on free memory
 
     def need(batch: int) -> int:
         if backend == "reference":
             return bytes_of(count(batch))
         # Counting a batch size takes seconds. Memory is linear in it, up to the most that operators keep.
-        near = [count(size), count(_SECOND if size != _SECOND else 2 * _SECOND)]
-        again = [memory.again or memory for memory in near]
-        return min(bytes_of(line_through(*near)(batch)), bytes_of(line_through(*again)(batch)) + most_kept)
+        keeping = [count(size), count(_SECOND if size != _SECOND else 2 * _SECOND)]
+        recomputing = [memory.again or memory for memory in keeping]
+        return min(bytes_of(line_through(*keeping)(batch)), bytes_of(line_through(*recomputing)(batch)) + max_kept)
 
     return Needed(
         kept=count(size).kept,
         tensors=tensor_bytes(count(size), parameters.trainable_bytes),
         process=predicted if on_cpu else None,
         limits=tuple(Limit(name, limit, predicted) for name, limit in bounds.items()),
-        largest_batch=largest_batch(need, min(bounds.values()), size, most) if bounds else None,
+        largest_batch=largest_batch(need, min(bounds.values()), size, max_batch) if bounds else None,
     )
 
 
@@ -193,31 +195,31 @@ def _disk(config: Config, count: int, tensors: int) -> Disk:
     weights = FLOAT32 * count + _WEIGHTS_EXTRA * tensors
     training = ADAM_TENSORS * FLOAT32 * count + _TRAINING_EXTRA * tensors
     checkpoint = weights + training + _CHECKPOINT_EXTRA
-    place = Path(config.run.output).absolute()
-    while not place.exists():
-        place = place.parent
-    return Disk(checkpoint, (config.run.keep_checkpoints + 2) * checkpoint, shutil.disk_usage(place).free)
+    folder = Path(config.run.output).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return Disk(checkpoint, (config.run.keep_checkpoints + 2) * checkpoint, shutil.disk_usage(folder).free)
 
 
 def _warnings(plan: Plan) -> list[str]:
-    found = []
+    messages = []
     if not plan.device_present:
-        found.append(f"{plan.device} is not on this machine: planned for, but its memory is not known")
+        messages.append(f"{plan.device} is not on this machine: planned for, but its memory is not known")
     if plan.work is None:
-        found.append(f"{plan.data} does not exist: windows and steps are not known; `pgat-fast data build` makes it")
+        messages.append(f"{plan.data} does not exist: windows and steps are not known; `pgat-fast data build` makes it")
     for limit in plan.memory.limits:
         if limit.share >= _NEAR:
             verb = "will not fit into" if limit.share >= 1 else "come close to"
-            found.append(
+            messages.append(
                 f"the {limit.predicted / GIB:.2f} GiB that are predicted {verb} {limit.name}, {limit.limit / GIB:.2f} "
                 f"GiB: {_advice(plan)}"
             )
     if plan.disk.kept > plan.disk.free:
-        found.append(
+        messages.append(
             f"checkpoints will take {plan.disk.kept / GIB:.2f} GiB, but {plan.disk.free / GIB:.2f} GiB are free: make "
             "room, lower run.keep_checkpoints or choose another run.output"
         )
-    return found
+    return messages
 
 
 def _advice(plan: Plan) -> str:

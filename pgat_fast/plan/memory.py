@@ -74,13 +74,13 @@ def process_bytes(
 
 def line_through(first: Memory, second: Memory) -> Callable[[int], Memory]:
     """Return a function batch -> memory, linear through two counts and never below that of the smaller batch."""
-    low, high = sorted((first, second), key=lambda memory: memory.batch)
+    smaller, larger = sorted((first, second), key=lambda memory: memory.batch)
 
     def at(batch: int) -> Memory:
         def field(name: str) -> int:
-            start: int = getattr(low, name)
-            end: int = getattr(high, name)
-            return start + round(max(0, end - start) * max(0, batch - low.batch) / (high.batch - low.batch))
+            start: int = getattr(smaller, name)
+            end: int = getattr(larger, name)
+            return start + round(max(0, end - start) * max(0, batch - smaller.batch) / (larger.batch - smaller.batch))
 
         return Memory(batch, field("kept"), field("peak"), field("peak_small"), field("peak_large"))
 
@@ -105,15 +105,15 @@ def largest_batch(need: Callable[[int], int], room: int, start: int, most: int) 
     `need` is slow, increasing and nearly linear. It is evaluated at 1, at `start`, and then where the line through two
     known points reaches `room`.
     """
-    known: dict[int, int] = {}
+    evaluated: dict[int, int] = {}
 
     def fits(batch: int) -> bool:
-        if batch not in known:
-            known[batch] = need(batch)
-        return known[batch] <= room
+        if batch not in evaluated:
+            evaluated[batch] = need(batch)
+        return evaluated[batch] <= room
 
     if not fits(1):
-        return Fit(0, known[1], capped=False)
+        return Fit(0, evaluated[1], capped=False)
     low, high = 1, most + 1  # low fits; high does not, or exceeds most
     guess = start
     while high - low > 1:
@@ -122,7 +122,7 @@ def largest_batch(need: Callable[[int], int], room: int, start: int, most: int) 
             low = guess
         else:
             high = guess
-        near, far = sorted(known, key=lambda batch: abs(batch - guess))[:2]
-        slope = (known[far] - known[near]) / (far - near)
-        guess = most if slope <= 0 else int(near + (room - known[near]) / slope)
-    return Fit(low, known[low], capped=low == most)
+        near, far = sorted(evaluated, key=lambda batch: abs(batch - guess))[:2]
+        slope = (evaluated[far] - evaluated[near]) / (far - near)
+        guess = most if slope <= 0 else int(near + (room - evaluated[near]) / slope)
+    return Fit(low, evaluated[low], capped=low == most)

@@ -37,8 +37,8 @@ def keep_at_most(config: Config, device: str) -> int:
 
     The result is 0 if the whole step is compiled: its operators recompute everything.
     """
-    whole = config.run.compile == "whole" or (device == "cuda" and config.run.compile == "on")
-    return 0 if whole else bytes_to_keep(config.run)
+    whole_step = config.run.compile == "whole" or (device == "cuda" and config.run.compile == "on")
+    return 0 if whole_step else bytes_to_keep(config.run)
 
 
 def change_of_kept(function: Any, args: Sequence[Any], keep: int) -> int:
@@ -57,12 +57,12 @@ def change_of_kept(function: Any, args: Sequence[Any], keep: int) -> int:
 
 def _count_kept(operator: RowsOperator, args: Sequence[Any], keep: int) -> tuple[int, int]:
     """Return the chunks and bytes kept, given the arguments of the forward pass; cached for equal shapes."""
-    rows, weights, _, *how = args
-    rate, options, *others = how
+    rows, weights, _, *chunking = args
+    rate, options, *remaining = chunking
     shapes = [tuple((x.shape, x.dtype) for x in tensors) for tensors in (rows, weights)]
-    key = (operator.name, keep, *shapes, rate, tuple(options), *others)
+    key = (operator.name, keep, *shapes, rate, tuple(options), *remaining)
     if key not in _kept:
-        _kept[key] = operator.count_kept(rows, weights, Chunking(*how), keep)
+        _kept[key] = operator.count_kept(rows, weights, Chunking(*chunking), keep)
     return _kept[key]
 
 

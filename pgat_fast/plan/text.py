@@ -33,12 +33,12 @@ def as_text(plan: Plan) -> str:
 
 def _groups(plan: Plan) -> dict[str, list[tuple[str, str]]]:
     parameters, work, flops, memory, disk = plan.parameters, plan.work, plan.computation, plan.memory, plan.disk
-    where = plan.device if plan.device_present else f"{plan.device} (not on this machine)"
+    device = plan.device if plan.device_present else f"{plan.device} (not on this machine)"
     batches = f"{plan.batch_size} windows, {plan.gradient_accumulation_steps} batches an optimizer step"
     groups = {
         "run": [
             ("backend", plan.backend),
-            ("device", where),
+            ("device", device),
             ("products in", plan.precision),
             ("batch", batches),
         ],

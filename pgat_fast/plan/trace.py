@@ -147,13 +147,13 @@ class LiveBytes(TorchDispatchMode):
             with torch.no_grad(), self:
                 return code(*args)
         result = func(*args)
-        inside = self._peaks_inside(func, code, args, tensors)
+        inner_peaks = self._peaks_inside(func, code, args, tensors)
         kept = change_of_kept(func, args, self._keep)
         if kept > 0:
             self.by_operators += kept
             self.all.change(kept, small=False)
         for peaks in (self.all, self.again):
-            peaks.pass_by(inside)
+            peaks.pass_by(inner_peaks)
         self.add(*tensors_in(result))
         if kept < 0:
             self.all.change(kept, small=False)
@@ -167,10 +167,10 @@ class LiveBytes(TorchDispatchMode):
             shared = [storages.index(storage) for storage in storages]
             key = (func, torch.is_autocast_enabled("cpu"), *shared, *describe(args, []))
         if key is None or key not in self._inside:
-            inside = LiveBytes(tensors, "cpu" if self._on_cpu else "cuda")
-            with torch.no_grad(), few_chunks(), inside:
+            live = LiveBytes(tensors, "cpu" if self._on_cpu else "cuda")
+            with torch.no_grad(), few_chunks(), live:
                 code(*args)
-            self._inside[key] = inside.all
+            self._inside[key] = live.all
         return self._inside[key]
 
 

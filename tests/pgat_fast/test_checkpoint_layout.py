@@ -58,10 +58,10 @@ def test_names_shapes_and_order_equal_existing_checkpoints(name: str) -> None:
 def test_unmapped_parameters_never_received_a_gradient(name: str) -> None:
     case = golden.load(name)
     model = build_model(case.config)
-    read = {source.name for source in sources(key for key, _ in model.named_parameters()).values()}
+    used_names = {source.name for source in sources(key for key, _ in model.named_parameters()).values()}
     # Recorded in evaluation, where the variance of the stochastic learner is not used.
     sampled = {f"stochastic_logvar.{part}" for part in ("weight", "bias")} & set(case.shapes)
-    assert set(case.shapes) - read == case.without_gradient - sampled
+    assert set(case.shapes) - used_names == case.without_gradient - sampled
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -80,10 +80,10 @@ def test_each_of_our_parameters_has_its_own_source(variant: str) -> None:
 def test_original_checkpoint_round_trip_is_bitwise_exact(variant: str) -> None:
     config = config_of(variant)
     state = original_state(config)
-    ours = from_original_layout(state, config)
-    build_model(config).load_state_dict(ours)
-    assert_same(to_original_layout(ours, config), state)
-    assert_same(to_original_layout(dict(ours), config, unused=ours.unused), state)
+    translated = from_original_layout(state, config)
+    build_model(config).load_state_dict(translated)
+    assert_same(to_original_layout(translated, config), state)
+    assert_same(to_original_layout(dict(translated), config, unused=translated.unused), state)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -98,17 +98,17 @@ def test_our_state_round_trip_is_bitwise_exact(variant: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_translation_keeps_dtype(dtype: torch.dtype) -> None:
     state = original_state(BATCHED, dtype)
-    ours = from_original_layout(state, BATCHED)
-    assert {tensor.dtype for tensor in ours.values()} == {dtype}
-    assert {tensor.dtype for tensor in to_original_layout(dict(ours), BATCHED).values()} == {dtype}
-    assert_same(to_original_layout(ours, BATCHED), state)
+    translated = from_original_layout(state, BATCHED)
+    assert {tensor.dtype for tensor in translated.values()} == {dtype}
+    assert {tensor.dtype for tensor in to_original_layout(dict(translated), BATCHED).values()} == {dtype}
+    assert_same(to_original_layout(translated, BATCHED), state)
 
 
 def test_translation_returns_views() -> None:
     state = original_state(HIERARCHICAL)
     storages = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
-    ours = from_original_layout(state, HIERARCHICAL)
-    assert {tensor.untyped_storage().data_ptr() for tensor in ours.values()} <= storages
+    translated = from_original_layout(state, HIERARCHICAL)
+    assert {tensor.untyped_storage().data_ptr() for tensor in translated.values()} <= storages
 
 
 def test_initial_values_of_unused_parameters_are_deterministic() -> None:
@@ -120,9 +120,9 @@ def test_initial_values_of_unused_parameters_are_deterministic() -> None:
 
 def test_gradients_reach_original_names() -> None:
     state = {name: tensor.requires_grad_() for name, tensor in original_state(HIERARCHICAL).items()}
-    ours = from_original_layout(state, HIERARCHICAL)
-    torch.stack([tensor.sum() for tensor in ours.values()]).sum().backward()
-    parts = {source.name: source.part for source in sources(ours).values()}
+    translated = from_original_layout(state, HIERARCHICAL)
+    torch.stack([tensor.sum() for tensor in translated.values()]).sum().backward()
+    parts = {source.name: source.part for source in sources(translated).values()}
     assert set(parts.values()) == {"whole", "first", "value"}
     for name, tensor in state.items():
         if name not in parts:
@@ -130,9 +130,9 @@ def test_gradients_reach_original_names() -> None:
         else:
             assert tensor.grad is not None, name
             # only the last third of packed queries, keys and values, the values, is used
-            unread = 2 * (len(tensor) // 3) if parts[name] == "value" else 0
-            assert (tensor.grad[:unread] == 0).all(), name
-            assert (tensor.grad[unread:] == 1).all(), name
+            unused_rows = 2 * (len(tensor) // 3) if parts[name] == "value" else 0
+            assert (tensor.grad[:unused_rows] == 0).all(), name
+            assert (tensor.grad[unused_rows:] == 1).all(), name
 
 
 def test_gradients_reach_our_names() -> None:

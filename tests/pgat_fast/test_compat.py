@@ -51,18 +51,18 @@ def test_forecast_equals_that_of_the_translated_checkpoint(variant: str) -> None
     translated = build_model(model.settings).double().eval()
     translated.load_state_dict(from_original_layout(model.state_dict(), model.settings))
     inputs = inputs_of(model.settings, dtype=torch.float64)
-    for ours, theirs in zip(tensors_of(model(*inputs)), tensors_of(translated(*inputs)), strict=True):
-        assert torch.equal(ours, theirs)
+    for actual, expected in zip(tensors_of(model(*inputs)), tensors_of(translated(*inputs)), strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("variant", FEW)
 def test_gradients_reach_exactly_the_used_parameters(variant: str) -> None:
     model = model_of(VARIANTS[variant]).double().train()
     loss_of(model.settings, model(*inputs_of(model.settings, dtype=torch.float64))).backward()
-    ours = build_model(model.settings)
-    read = {source.name for source in sources(name for name, _ in ours.named_parameters()).values()}
+    our_model = build_model(model.settings)
+    used_names = {source.name for source in sources(name for name, _ in our_model.named_parameters()).values()}
     received = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert received == read
+    assert received == used_names
     assert received < set(original_shapes(model.settings.model))
 
 
@@ -91,12 +91,18 @@ def test_only_parameters_that_are_not_frozen_change() -> None:
 def test_namespace_and_dict_with_other_settings_give_the_same_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    others = {"model": "Celestial_Enhanced_PGAT", "learning_rate": "fast", "gpu": object(), "d_ff": 512, "loss": None}
+    other_settings = {
+        "model": "Celestial_Enhanced_PGAT",
+        "learning_rate": "fast",
+        "gpu": object(),
+        "d_ff": 512,
+        "loss": None,
+    }
     with caplog.at_level(logging.INFO):
-        models = [model_of(), model_of(SETTINGS | others)]
+        models = [model_of(), model_of(SETTINGS | other_settings)]
     assert "left alone: d_ff, gpu, learning_rate, loss, model" in caplog.text
     torch.manual_seed(1)
-    models.append(Model(Namespace(**SETTINGS, **others)))
+    models.append(Model(Namespace(**SETTINGS, **other_settings)))
     first, second, third = (forecast(model.eval()) for model in models)
     assert torch.equal(first, second)
     assert torch.equal(first, third)
@@ -153,12 +159,12 @@ def test_training_and_evaluation_mode_apply_to_the_forecaster() -> None:
     model = parent["model"]
     assert not torch.equal(forecast(model), forecast(model))
     parent.eval()
-    exact = forecast(model)
-    assert torch.equal(exact, forecast(model))
+    expected = forecast(model)
+    assert torch.equal(expected, forecast(model))
     parent.train()
-    assert not torch.equal(forecast(model), exact)
+    assert not torch.equal(forecast(model), expected)
     model.eval()
-    assert torch.equal(forecast(model), exact)
+    assert torch.equal(forecast(model), expected)
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, SMALL | {"compatibility": "corrected"}])
@@ -180,35 +186,35 @@ def test_copies_are_equal_and_independent(how: str) -> None:
     model = model_of()
     forecast(model).sum().backward()  # a training step must leave only state that can be copied
     if how == "deepcopy":
-        copied = copy.deepcopy(model)
+        copied_model = copy.deepcopy(model)
     elif how == "pickle":
-        copied = pickle.loads(pickle.dumps(model))
+        copied_model = pickle.loads(pickle.dumps(model))
     else:
         buffer = io.BytesIO()
         torch.save(model, buffer)
         buffer.seek(0)
-        copied = torch.load(buffer, weights_only=False)
-    exact = forecast(model.eval())
-    assert not torch.equal(forecast(copied), exact)  # still in training mode
-    assert torch.equal(forecast(copied.eval()), exact)
+        copied_model = torch.load(buffer, weights_only=False)
+    expected = forecast(model.eval())
+    assert not torch.equal(forecast(copied_model), expected)  # still in training mode
+    assert torch.equal(forecast(copied_model.eval()), expected)
     with torch.no_grad():
-        for parameter in copied.parameters():
+        for parameter in copied_model.parameters():
             parameter.zero_()
-    assert torch.equal(forecast(model), exact)
-    assert not torch.equal(forecast(copied), exact)
+    assert torch.equal(forecast(model), expected)
+    assert not torch.equal(forecast(copied_model), expected)
 
 
 def test_two_models_share_no_tensors() -> None:
     first, second = model_of(), model_of()
-    own = {p.untyped_storage().data_ptr() for p in first.parameters()}
-    assert not own & {p.untyped_storage().data_ptr() for p in second.parameters()}
-    assert len(own) == len(list(first.parameters()))
-    exact = forecast(second.eval())
+    storages = {p.untyped_storage().data_ptr() for p in first.parameters()}
+    assert not storages & {p.untyped_storage().data_ptr() for p in second.parameters()}
+    assert len(storages) == len(list(first.parameters()))
+    expected = forecast(second.eval())
     first.double().train()
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.fill_(0.1)
-    assert torch.equal(forecast(second), exact)
+    assert torch.equal(forecast(second), expected)
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -249,14 +255,14 @@ def test_resumed_training_is_bitwise_equal(settings: dict[str, Any]) -> None:
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     file.seek(0)
-    saved = torch.load(file, weights_only=True)
+    checkpoint = torch.load(file, weights_only=True)
     second = model_of(settings, seed=7).double().train()
-    second.load_state_dict(saved["model"])
-    resumed = torch.optim.Adam(second.parameters(), lr=1.0)
-    resumed.load_state_dict(saved["optimizer"])
-    assert train(model, optimizer, 2) == train(second, resumed, 2)
-    ours, theirs = model.state_dict(), second.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    second.load_state_dict(checkpoint["model"])
+    second_optimizer = torch.optim.Adam(second.parameters(), lr=1.0)
+    second_optimizer.load_state_dict(checkpoint["optimizer"])
+    assert train(model, optimizer, 2) == train(second, second_optimizer, 2)
+    state, resumed_state = model.state_dict(), second.state_dict()
+    assert all(torch.equal(state[name], resumed_state[name]) for name in state)
 
 
 def test_mixture_unpacks_to_three_tensors() -> None:

@@ -51,8 +51,8 @@ def run(
         return lambda module, inputs, output: returned.__setitem__(name, output)
 
     modules = dict(model.named_modules())
-    for ours in {*STAGES.values(), "graph.body_nodes"} & set(modules):
-        modules[ours].register_forward_hook(keep(ours))
+    for our_name in {*STAGES.values(), "graph.body_nodes"} & set(modules):
+        modules[our_name].register_forward_hook(keep(our_name))
     state = case.state(dtype)
     forecast, diagnostics = functional_call(model, from_original_layout(state, case.config), case.inputs(dtype))
     return as_list(forecast), state, returned | diagnostics
@@ -69,8 +69,8 @@ def spread_in_float32(name: str) -> tuple[list[float], dict[str, float]]:
     model = build_model(case.config, backend="reference").eval()
 
     def compute(tensors: list[Tensor]) -> list[Tensor]:
-        own = [tensor.detach().requires_grad_() for tensor in tensors]
-        state, inputs = dict(zip(case.shapes, own, strict=False)), tuple(own[len(case.shapes) :])
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        state, inputs = dict(zip(case.shapes, leaves, strict=False)), tuple(leaves[len(case.shapes) :])
         outputs = as_list(functional_call(model, from_original_layout(state, case.config), inputs)[0])
         return outputs + list(torch.autograd.grad(case.probed(outputs), [state[key] for key in case.gradients]))
 
@@ -109,15 +109,15 @@ def test_wrong_gradients_are_rejected(name: str) -> None:
     outputs, state, _ = run(case, torch.float32, "torch")
     case.probed(outputs).backward()
     spread = spread_in_float32(name)[1] if name in BADLY_CONDITIONED else {}
-    wrong = {key: None if tensor.grad is None else 1.01 * tensor.grad for key, tensor in state.items()}
+    wrong_gradients = {key: None if tensor.grad is None else 1.01 * tensor.grad for key, tensor in state.items()}
     with pytest.raises(AssertionError) as raised:
-        case.check_gradients(wrong, spread)
-    refused = {line.split(":")[0] for line in str(raised.value).splitlines()}
+        case.check_gradients(wrong_gradients, spread)
+    rejected = {line.split(":")[0] for line in str(raised.value).splitlines()}
     largest = max(norm for norm, _ in case.gradients.values())
     explained = {key for key, (norm, _) in case.gradients.items() if norm < 1e-12 * largest}
     explained |= {key for key, moved in spread.items() if SPREADS * moved > 5e-3}
-    assert refused >= set(case.gradients) - explained
-    assert len(refused) > 0.8 * len(case.gradients)
+    assert rejected >= set(case.gradients) - explained
+    assert len(rejected) > 0.8 * len(case.gradients)
 
 
 @pytest.mark.parametrize("name", golden.CASES)
@@ -131,10 +131,10 @@ def test_intermediate_results_equal_existing_model(name: str) -> None:
         assert np.abs(found.detach().numpy() - expected.reshape(found.shape)).max() < 1e-5, key
         compared.add(key)
 
-    for theirs, ours in STAGES.items():
-        if f"{theirs}.0" in case.intermediates and ours in returned:
-            for i, result in enumerate(as_list(returned[ours])):
-                compare(f"{theirs}.{i}", result)
+    for original_name, our_name in STAGES.items():
+        if f"{original_name}.0" in case.intermediates and our_name in returned:
+            for i, result in enumerate(as_list(returned[our_name])):
+                compare(f"{original_name}.{i}", result)
     if "celestial_nodes.0" in case.intermediates:
         dynamic, features = returned["graph.body_nodes"]
         astrological = build_model(case.config, backend="reference").get_buffer("graph.astrological").double()
@@ -142,8 +142,8 @@ def test_intermediate_results_equal_existing_model(name: str) -> None:
         compare("celestial_nodes.1", dynamic)
         compare("celestial_nodes.2", features)
     # The summary of hierarchical mapping is compared below; without a celestial graph the market context is not used.
-    left = set(case.intermediates) - compared
-    assert left == {
+    not_compared = set(case.intermediates) - compared
+    assert not_compared == {
         "everything_small": {"hierarchical_mapper.0"},
         "no_celestial_small": {"market_context_encoder.0"},
     }.get(name, set())
@@ -171,8 +171,8 @@ def test_compat_model_gives_the_same_outputs_and_gradients(name: str) -> None:
     forecast, metadata = model(*case.inputs(torch.float64))
     outputs = as_list(forecast)
     assert isinstance(forecast, Mixture) == (name == "everything_small")
-    for found, expected in zip(outputs, case.outputs, strict=True):
-        assert np.abs(found.detach().numpy() - expected).max() < 1e-5
+    for actual, expected in zip(outputs, case.outputs, strict=True):
+        assert np.abs(actual.detach().numpy() - expected).max() < 1e-5
     assert metadata["adjacency"].shape[-1] == case.config.model.nodes
     case.probed(outputs).backward()
     case.check_gradients({key: tensor.grad for key, tensor in model.named_parameters()})

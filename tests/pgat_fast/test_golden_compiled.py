@@ -23,9 +23,9 @@ from tests.pgat_fast.test_golden import as_list
 def test_compiled_outputs_and_gradients_equal_existing_model(name: str, regions: str) -> None:
     case = golden.load(name)
     state = case.state(torch.float32)
-    ours = from_original_layout(state, case.config)
+    translated = from_original_layout(state, case.config)
     model = build_model(case.config, backend="torch").eval()
-    model.load_state_dict({key: tensor.detach() for key, tensor in ours.items()})
+    model.load_state_dict({key: tensor.detach() for key, tensor in translated.items()})
     assert isinstance(model, FastPGAT)
     if regions == "whole":
         compile_in_place(model, torch.device("cpu"))
@@ -36,8 +36,12 @@ def test_compiled_outputs_and_gradients_equal_existing_model(name: str, regions:
     case.probed(outputs).backward()
     parameters = dict(model.named_parameters())
     # Propagate the gradients through the layout translation to the names of the existing model.
-    torch.autograd.backward([ours[key] for key in parameters], [own.grad for own in parameters.values()])
+    torch.autograd.backward(
+        [translated[key] for key in parameters], [parameter.grad for parameter in parameters.values()]
+    )
     # For unused parameters compiled code returns zeros and autograd returns None.
-    found = {key: tensor.grad for key, tensor in state.items()}
-    nothing = [key for key, grad in found.items() if grad is not None and key not in case.gradients and not grad.any()]
-    case.check_gradients(found | dict.fromkeys(nothing))
+    gradients = {key: tensor.grad for key, tensor in state.items()}
+    zero_keys = [
+        key for key, grad in gradients.items() if grad is not None and key not in case.gradients and not grad.any()
+    ]
+    case.check_gradients(gradients | dict.fromkeys(zero_keys))

@@ -54,9 +54,9 @@ def tiny_plan(tiny_settings: list[str]) -> Plan:
 def test_parameters_of_both_layouts_are_counted(tiny: list[str]) -> None:
     config = config_with(tiny)
     parameters, tensors = count_parameters(config)
-    ours = dict(build_model(config).named_parameters())
-    assert parameters.count == sum(parameter.numel() for parameter in ours.values())
-    assert tensors == len(ours)
+    our_parameters = dict(build_model(config).named_parameters())
+    assert parameters.count == sum(parameter.numel() for parameter in our_parameters.values())
+    assert tensors == len(our_parameters)
     original = compat.Model(config_to_dict(config)["model"])
     assert parameters.original_count == sum(parameter.numel() for parameter in original.parameters())
     assert parameters.trainable_bytes == parameters.gradient_bytes == 4 * parameters.count
@@ -97,8 +97,8 @@ def test_checkpoint_size_is_near_prediction(tiny: list[str], tmp_path: Path) -> 
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     training = {"optimizer": optimizer.state_dict(), "generators": generator_states()}
-    about = {"config": config_to_dict(config)}
-    path = save_checkpoint(tmp_path, "step-00000001", Checkpoint(dict(model.state_dict()), training, about))
+    metadata = {"config": config_to_dict(config)}
+    path = save_checkpoint(tmp_path, "step-00000001", Checkpoint(dict(model.state_dict()), training, metadata))
     written = sum(file.stat().st_size for file in path.iterdir())
     disk = make_plan(config).disk
     # The prediction includes the columns and dates that a real run records.

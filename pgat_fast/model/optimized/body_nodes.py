@@ -36,7 +36,7 @@ class FastBodyNodes(Part, BodyNodes):
         kernels = wanted(self.execution.kernels, "aspects", at_least_float32(x), len(constants))
         adjacency = aspects(x, constants, outer.flatten(), outer_bias, kernels).to(e.dtype)
         networks = zip(*(self.transforms[body].parameters() for body in BODIES), strict=True)
-        features = recomputed(_body_features, states, self.embeddings, *(torch.stack(own) for own in networks))
+        features = recomputed(_body_features, states, self.embeddings, *(torch.stack(tensors) for tensors in networks))
         return adjacency.unflatten(0, e.shape[:2]), features.unflatten(0, e.shape[:2])
 
 

@@ -19,18 +19,18 @@ class FastBatchedCombiner(Part, BatchedCombiner):
         """Return the parameters in the form that the operator takes."""
         layers: list[Any] = list(self.layers)
         first, *others = layers
-        own = first.attention
+        attention = first.attention
         return CombinerWeights(
             low_rank_weights(
                 self.edge_projection.weight,
                 self.edge_projection.bias,
-                own.in_proj_weight,
-                own.in_proj_bias,
-                own.out_proj.weight,
-                own.out_proj.bias,
+                attention.in_proj_weight,
+                attention.in_proj_bias,
+                attention.out_proj.weight,
+                attention.out_proj.bias,
                 first.norm1.weight,
                 first.norm1.bias,
-                own.num_heads,
+                attention.num_heads,
             ),
             tuple(attention_weights(layer.attention, layer.norm1) for layer in others),
             tuple(feed_forward_weights(layer.feed_forward, layer.norm2) for layer in layers),

@@ -28,12 +28,12 @@ class FastHierarchicalCombiner(Part, HierarchicalCombiner):
         """Return the parameters in the form that the operator takes."""
 
         def block(layer: Any) -> BlockWeights:
-            own = layer.context_attention
+            attention = layer.context_attention
             context = ContextWeights(
-                own.value.weight,
-                own.value.bias,
-                own.output.weight,
-                own.output.bias,
+                attention.value.weight,
+                attention.value.bias,
+                attention.output.weight,
+                attention.output.bias,
                 layer.norm2.weight,
                 layer.norm2.bias,
             )
@@ -52,12 +52,14 @@ class FastHierarchicalCombiner(Part, HierarchicalCombiner):
             pair: Any = self.interactions[name]
             layers = (pair.values[0], pair.values[2], pair.values[4], pair.modulation)
             interactions.append(PairWeights(*(x for layer in layers for x in (layer.weight, layer.bias))))
-        own: Any = self.edge_attention
-        width = own.embed_dim
-        q, k, v = own.in_proj_weight.split(width)
-        q_bias, _, v_bias = own.in_proj_bias.split(width)
-        scale = own.head_dim**-0.5
-        query = QueryWeights(q * scale, q_bias * scale, k, v, v_bias, own.out_proj.weight, own.out_proj.bias)
+        attention: Any = self.edge_attention
+        width = attention.embed_dim
+        q, k, v = attention.in_proj_weight.split(width)
+        q_bias, _, v_bias = attention.in_proj_bias.split(width)
+        scale = attention.head_dim**-0.5
+        query = QueryWeights(
+            q * scale, q_bias * scale, k, v, v_bias, attention.out_proj.weight, attention.out_proj.bias
+        )
         calibration_layers: list[Any] = list(self.calibration)
         first, second, third = calibration_layers[::2]
         calibration = CalibrationWeights(

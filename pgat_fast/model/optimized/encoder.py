@@ -46,11 +46,11 @@ def _spatial(
     connected = adjacency + torch.eye(adjacency.shape[-1], dtype=adjacency.dtype, device=x.device)
     degree = connected.sum(dim=-1, keepdim=True)
     transition = connected / torch.where(degree == 0, torch.ones_like(degree), degree)
-    total, reached = None, x
+    total, hop_states = None, x
     with beyond_float16(x):  # a degree near zero gives transitions of about 1e6
         for weight, bias in zip(hops[::2], hops[1::2], strict=True):
-            reached = transition.to(x.dtype) @ reached
-            y = torch.relu(F.linear(reached, weight, bias))
+            hop_states = transition.to(x.dtype) @ hop_states
+            y = torch.relu(F.linear(hop_states, weight, bias))
             total = y if total is None else total + y
         assert total is not None
         return F.layer_norm(total * (2 / len(hops)) + x, (x.shape[-1],), norm, norm_bias)
@@ -75,11 +75,11 @@ def _fuse(
     interaction = temporal * F.linear(spatial, torch.block_diag(*interaction_matrices.unbind(0)))
     attended = F.linear(heads, outer, outer_bias)
     weights, biases = gates[::2], gates[1::2]
-    own = [weight[:, :width] for weight in weights]
+    branch_weights = [weight[:, :width] for weight in weights]
     shared = F.linear(x0, torch.cat([weight[:, width:] for weight in weights]), torch.cat(biases)).chunk(3, dim=-1)
-    z = gate(F.linear(interaction, own[0]) + shared[0]) * interaction
-    z = (z + gate(F.linear(attended, own[1]) + shared[1]) * attended).to(x0.dtype)
-    g = gate(F.linear(z, own[2]) + shared[2])
+    z = gate(F.linear(interaction, branch_weights[0]) + shared[0]) * interaction
+    z = (z + gate(F.linear(attended, branch_weights[1]) + shared[1]) * attended).to(x0.dtype)
+    g = gate(F.linear(z, branch_weights[2]) + shared[2])
     fused = (g * z + (1 - g) * x0).to(x0.dtype)
     return F.layer_norm(dropout(fused, rate, seed, 0), (width,), norm, norm_bias)
 

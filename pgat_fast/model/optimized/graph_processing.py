@@ -20,8 +20,8 @@ class FastGraphAttention(Part, GraphAttention):
         first = layers[0]
         rate = self.rate(first.dropout)
         x, graphs = nodes.flatten(0, 1).contiguous(), adjacency.flatten(0, 1).contiguous()
-        own = torch.eye(graphs.shape[-1], dtype=torch.bool, device=graphs.device)
-        hidden = ((graphs.abs() <= first.threshold) & ~own).to(x.dtype) * HIDDEN
+        diagonal = torch.eye(graphs.shape[-1], dtype=torch.bool, device=graphs.device)
+        hidden = ((graphs.abs() <= first.threshold) & ~diagonal).to(x.dtype) * HIDDEN
         scaled = first.adjacency_scale is not None
         weights = [
             tensor

@@ -16,8 +16,8 @@ class FastMixtureDecoder(Part, MixtureDecoder):
     def forward(self, d: Tensor, graph: Tensor) -> Mixture:
         """Return the mixture for decoder states of the forecast days [B, P, D] and graph features [B, S, D]."""
         batch, steps, _ = d.shape
-        later = torch.ones(steps, steps, dtype=torch.bool, device=d.device).triu(1)
-        causal = (later.to(d.dtype) * HIDDEN).expand(batch, -1, -1).contiguous()
+        is_later = torch.ones(steps, steps, dtype=torch.bool, device=d.device).triu(1)
+        causal = (is_later.to(d.dtype) * HIDDEN).expand(batch, -1, -1).contiguous()
         d = d + self.positions[:steps]
         for layer in self.layers:
             d = self.block(layer, d, graph, causal)

@@ -25,9 +25,9 @@ class Part(nn.Module):
 
     def product_dtype(self, x: Tensor) -> torch.dtype:
         """Return the dtype of matrix products with `x`: that of autocast if enabled, as custom operators ignore it."""
-        kind = x.device.type
-        if has_autocast(kind) and torch.is_autocast_enabled(kind):  # not on the meta device
-            return torch.get_autocast_dtype(kind)
+        device_type = x.device.type
+        if has_autocast(device_type) and torch.is_autocast_enabled(device_type):  # not on the meta device
+            return torch.get_autocast_dtype(device_type)
         return x.dtype
 
     def rate(self, module: nn.Module) -> float:
@@ -74,10 +74,10 @@ class Part(nn.Module):
 
         `numbers`: numbers of type `dtype` in the largest intermediate result of a timestep.
         """
-        asked = self.execution.combiner_chunk
-        if asked == "auto":
+        combiner_chunk = self.execution.combiner_chunk
+        if combiner_chunk == "auto":
             return auto_chunk(timesteps, numbers * dtype.itemsize, device)
-        return None if asked is None else min(asked, timesteps)
+        return None if combiner_chunk is None else min(combiner_chunk, timesteps)
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -58,8 +58,10 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
         super().__init__(n_heads, feature_map, phase_edges)
         for body in self._networks():
             body.add_module("gru", Recurrence(body.gru))
-        own = [feature_columns(body, feature_map) for body in BODIES]
-        padded = [column for columns in own for column in columns + columns[:1] * (max(self.widths) - len(columns))]
+        body_columns = [feature_columns(body, feature_map) for body in BODIES]
+        padded = [
+            column for columns in body_columns for column in columns + columns[:1] * (max(self.widths) - len(columns))
+        ]
         self.register_buffer("padded_columns", torch.tensor(padded), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,8 +98,8 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
                 stacked((body.attention.output for body in bodies), widest),
             )
             expand = compose(attention, stacked((body.expand for body in bodies), 2 * C))
-        rest = ((body.project.weight, body.project.bias, body.norm.weight, body.norm.bias) for body in bodies)
-        return (*expand, *(torch.stack(own) for own in zip(*rest, strict=True)))
+        later_layers = ((body.project.weight, body.project.bias, body.norm.weight, body.norm.bias) for body in bodies)
+        return (*expand, *(torch.stack(tensors) for tensors in zip(*later_layers, strict=True)))
 
     def _recurrent_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return w_ih, w_hh, b_ih, b_hh of the GRUs, stacked over the N bodies."""
@@ -123,8 +125,8 @@ def _body_networks(
     The LayerNorm and the result are at least float32.
     """
     bodies, _, widest = w1.shape
-    own = x.flatten(0, 1).index_select(1, columns).view(-1, bodies, widest).transpose(0, 1)  # [N, B * S, widest]
-    hidden = dropout(F.gelu(grouped_linear(own, w1, b1)), rate, seed, site=0)
+    inputs = x.flatten(0, 1).index_select(1, columns).view(-1, bodies, widest).transpose(0, 1)  # [N, B * S, widest]
+    hidden = dropout(F.gelu(grouped_linear(inputs, w1, b1)), rate, seed, site=0)
     r = grouped_layer_norm(grouped_linear(hidden, w2, b2), norm, shift)
     return r.transpose(0, 1).reshape(*x.shape[:2], bodies, -1)
 

@@ -99,11 +99,11 @@ class HierarchicalCombiner(nn.Module):
             t = recompute_in_backward(layer, *inputs) if self.recompute else layer(*inputs)
 
         edges = nodes * nodes
-        own = (
+        edge_tokens = (
             t.view(-1, nodes, len(KINDS), nodes, width).transpose(2, 3).reshape(-1, len(KINDS), width)
         )  # [M * E, 3, D]
         query = context.repeat_interleave(edges, dim=0)[:, None]  # [M * E, 1, D]
-        y = self.edge_attention(query, own, own)[0].view(-1, edges, width)
+        y = self.edge_attention(query, edge_tokens, edge_tokens)[0].view(-1, edges, width)
 
         values, context = values.flatten(1, 2), context[:, None]  # [M, E, 3], [M, 1, D]
         for name, pair in INTERACTIONS.items():

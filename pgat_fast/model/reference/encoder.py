@@ -44,11 +44,11 @@ class SpatioTemporalEncoder(nn.Module):
         connected = adjacency + torch.eye(self.nodes, dtype=adjacency.dtype, device=x.device)
         degree = connected.sum(dim=-1, keepdim=True)
         transition = connected / torch.where(degree == 0, torch.ones_like(degree), degree)
-        hops, reached = [], x
+        hops, hop_states = [], x
         with beyond_float16(x):  # a degree near zero gives transitions of about 1e6
             for convolution in self.spatial_convolutions:
-                reached = transition.to(x.dtype) @ reached
-                hops.append(torch.relu(convolution(reached)))
+                hop_states = transition.to(x.dtype) @ hop_states
+                hops.append(torch.relu(convolution(hop_states)))
             return self.spatial_norm(torch.stack(hops).mean(dim=0) + x)
 
     def forward(self, e: Tensor, adjacency: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ class GraphAttentionBlock(nn.Module):
 
     def mask(self, adjacency: Tensor) -> Tensor:
         """Return the bias of the scores: -inf for hidden keys; the diagonal is never hidden, so no row is empty."""
-        own = torch.eye(adjacency.shape[-1], dtype=torch.bool, device=adjacency.device)
-        hidden = (adjacency.abs() <= self.threshold) & ~own
+        diagonal = torch.eye(adjacency.shape[-1], dtype=torch.bool, device=adjacency.device)
+        hidden = (adjacency.abs() <= self.threshold) & ~diagonal
         bias = torch.zeros_like(adjacency) if self.adjacency_scale is None else self.adjacency_scale * adjacency
         return bias.masked_fill(hidden, float("-inf"))
 

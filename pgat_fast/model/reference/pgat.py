@@ -81,8 +81,8 @@ class InputGraph(nn.Module):
         """Return states [B, S, D], adjacency [B, S, N, N], diagnostics for x [B, S, F] and marks [B, S, columns]."""
         e = self.embedding(x, marks)
         learned, kl = self.learner(e)
-        own = torch.eye(learned.shape[-1], dtype=learned.dtype, device=learned.device)
-        adjacency = self.mixer(e, (learned, learned, own))
+        identity = torch.eye(learned.shape[-1], dtype=learned.dtype, device=learned.device)
+        adjacency = self.mixer(e, (learned, learned, identity))
         diagnostics = {"learned_adjacency": learned}
         return e, adjacency, diagnostics if kl is None else diagnostics | {"kl_divergence": kl}
 

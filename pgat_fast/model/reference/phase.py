@@ -37,8 +37,8 @@ class BodyProcessor(nn.Module):
 
 def angle_columns(known: dict[str, int], prefix: str) -> tuple[int, int]:
     """Return the sine and cosine columns of an angle; if missing, those of the longitude (sidereal, else tropical)."""
-    present = next(p for p in (prefix, "", "ecliptic_") if f"{p}sin" in known)
-    return known[f"{present}sin"], known[f"{present}cos"]
+    existing_prefix = next(p for p in (prefix, "", "ecliptic_") if f"{p}sin" in known)
+    return known[f"{existing_prefix}sin"], known[f"{existing_prefix}cos"]
 
 
 class PhaseQuantities(nn.Module):
@@ -52,13 +52,15 @@ class PhaseQuantities(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        known = [named_features(body) for body in BODIES]
-        angles = [[angle_columns(own, prefix) for own in known] for prefix in ("", "sign_", "ecliptic_")]
+        column_indices = [named_features(body) for body in BODIES]
+        angles = [
+            [angle_columns(indices, prefix) for indices in column_indices] for prefix in ("", "sign_", "ecliptic_")
+        ]
         self.register_buffer("index", torch.tensor(angles), persistent=False)  # [3, N, (sin, cos)]
         for quantity in ("speed", "distance"):
-            present = [i for i, k in enumerate(known) if quantity in k]
-            self.register_buffer(f"{quantity}_bodies", torch.tensor(present), persistent=False)
-            columns = [known[i][quantity] for i in present]
+            body_indices = [i for i, k in enumerate(column_indices) if quantity in k]
+            self.register_buffer(f"{quantity}_bodies", torch.tensor(body_indices), persistent=False)
+            columns = [column_indices[i][quantity] for i in body_indices]
             self.register_buffer(f"{quantity}_columns", torch.tensor(columns), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,8 +95,8 @@ class PhaseEdges(nn.Module):
         """Return the adjacency [B, N, N] in [0, 1) for body features h [B, N, C] and inputs x [B, F] of a timestep."""
         batch, nodes, _ = h.shape
         if self.quantities is None:
-            wide = at_least_float32(h)  # in 16 bits the 1e-8 below would be 0
-            angles, speed, distance = (wide.new_zeros(batch, *shape) for shape in ((3, nodes), (nodes,), (nodes,)))
+            promoted = at_least_float32(h)  # in 16 bits the 1e-8 below would be 0
+            angles, speed, distance = (promoted.new_zeros(batch, *shape) for shape in ((3, nodes), (nodes,), (nodes,)))
         else:
             angles, speed, distance = self.quantities(x)
         i, j = body_pairs(h.device)
@@ -121,8 +123,10 @@ class PhaseAwareProcessor(nn.Module):
     def __init__(self, n_heads: int, feature_map: str, phase_edges: str) -> None:
         super().__init__()
         columns = [feature_columns(body, feature_map) for body in BODIES]
-        self.widths = [len(own) for own in columns]
-        self.register_buffer("columns", torch.tensor([column for own in columns for column in own]), persistent=False)
+        self.widths = [len(body_columns) for body_columns in columns]
+        self.register_buffer(
+            "columns", torch.tensor([column for body_columns in columns for column in body_columns]), persistent=False
+        )
         self.bodies = nn.ModuleDict(
             {body: BodyProcessor(width) for body, width in zip(BODIES, self.widths, strict=True)}
         )
@@ -133,8 +137,8 @@ class PhaseAwareProcessor(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return features [B, S, N * C] and phase adjacency [B, N, N] of inputs x [B, S, F]."""
         batch, steps, _ = x.shape
-        own = x.index_select(2, self.columns).split(self.widths, dim=2)
-        h = torch.stack([body(inputs) for body, inputs in zip(self.bodies.values(), own, strict=True)], dim=2)
+        body_inputs = x.index_select(2, self.columns).split(self.widths, dim=2)
+        h = torch.stack([body(inputs) for body, inputs in zip(self.bodies.values(), body_inputs, strict=True)], dim=2)
         adjacency = self.edges(h[:, -1], x[:, -1])
         tokens = h.flatten(0, 1)  # [B * S, N, C]
         o = self.attention(tokens, tokens, tokens)[0].view_as(h)

@@ -110,9 +110,9 @@ def attention(layer: nn.MultiheadAttention, queries: Array, keys: Array, scores_
     size = width // layer.num_heads
     heads = []
     for h in range(layer.num_heads):
-        own = slice(h * size, (h + 1) * size)
-        scores = q[:, own] @ k[:, own].T / math.sqrt(size)
-        heads.append(softmax(scores if scores_plus is None else scores + scores_plus) @ v[:, own])
+        columns = slice(h * size, (h + 1) * size)
+        scores = q[:, columns] @ k[:, columns].T / math.sqrt(size)
+        heads.append(softmax(scores if scores_plus is None else scores + scores_plus) @ v[:, columns])
     return linear(layer.out_proj, np.concatenate(heads, axis=1))
 
 
@@ -134,11 +134,11 @@ def gru(layer: nn.GRU, series: Array) -> Array:
     weights = {name: array(parameter) for name, parameter in layer.named_parameters()}
     state, states = np.zeros(size), []
     for x in series:
-        given: Array = weights["weight_ih_l0"] @ x + weights["bias_ih_l0"]
-        kept: Array = weights["weight_hh_l0"] @ state + weights["bias_hh_l0"]
-        reset = sigmoid(given[:size] + kept[:size])
-        update = sigmoid(given[size : 2 * size] + kept[size : 2 * size])
-        candidate = np.tanh(given[2 * size :] + reset * kept[2 * size :])
+        from_input: Array = weights["weight_ih_l0"] @ x + weights["bias_ih_l0"]
+        from_state: Array = weights["weight_hh_l0"] @ state + weights["bias_hh_l0"]
+        reset = sigmoid(from_input[:size] + from_state[:size])
+        update = sigmoid(from_input[size : 2 * size] + from_state[size : 2 * size])
+        candidate = np.tanh(from_input[2 * size :] + reset * from_state[2 * size :])
         state = (1 - update) * candidate + update * state
         states.append(state)
     return np.array(states)

@@ -29,10 +29,10 @@ def normalized(adjacency: Array) -> Array:
 
 def test_normalised_rows_sum_to_one() -> None:
     adjacency = 0.1 * uniform(2, 3, 5, 5)
-    found = normalize(adjacency)
+    actual = normalize(adjacency)
     for index in np.ndindex(2, 3):
-        by_hand.assert_equal(found[index], normalized(array(adjacency[index])))
-    assert torch.allclose(found.sum(dim=-1), torch.ones(2, 3, 5).double(), atol=1e-7)  # the 1e-8 in the denominator
+        by_hand.assert_equal(actual[index], normalized(array(adjacency[index])))
+    assert torch.allclose(actual.sum(dim=-1), torch.ones(2, 3, 5).double(), atol=1e-7)  # the 1e-8 in the denominator
 
 
 def test_row_sum_of_zero_gives_finite_values() -> None:
@@ -54,22 +54,22 @@ def test_mixer_equals_the_formula(per_timestep: bool) -> None:
     randomize(mixer)
     context = normal(2, 3 if per_timestep else 1, 6)
     phase, static, dynamic = 0.1 * uniform(2, 1, 4, 4), 0.1 * uniform(4, 4), 0.1 * uniform(2, 3, 4, 4, seed=5)
-    found = mixer(context, (phase, static, dynamic))
-    assert found.shape == (2, 3, 4, 4)
+    actual = mixer(context, (phase, static, dynamic))
+    assert actual.shape == (2, 3, 4, 4)
     for b, s in np.ndindex(2, 3):
-        own = array(context[b, s if per_timestep else 0])
-        w = by_hand.softmax(by_hand.linear(mixer.output, by_hand.relu(by_hand.linear(mixer.hidden, own))))
+        sample_context = array(context[b, s if per_timestep else 0])
+        w = by_hand.softmax(by_hand.linear(mixer.output, by_hand.relu(by_hand.linear(mixer.hidden, sample_context))))
         mixed = w[0] * normalized(array(phase[b, 0])) + w[1] * normalized(array(static))
-        by_hand.assert_equal(found[b, s], mixed + w[2] * normalized(array(dynamic[b, s])))
+        by_hand.assert_equal(actual[b, s], mixed + w[2] * normalized(array(dynamic[b, s])))
 
 
 def test_learned_adjacency_equals_the_formula() -> None:
     learner = AdjacencyLearner(6, nodes=3)
     randomize(learner)
     e = normal(2, 4, 6)
-    found, kl = learner(e)
+    actual, kl = learner(e)
     hidden = by_hand.gelu(by_hand.linear(learner.hidden, array(e)))
-    by_hand.assert_equal(found, np.tanh(by_hand.linear(learner.output, hidden)).reshape(2, 4, 3, 3))
+    by_hand.assert_equal(actual, np.tanh(by_hand.linear(learner.output, hidden)).reshape(2, 4, 3, 3))
     assert kl is None
 
 
@@ -81,9 +81,9 @@ def stochastic() -> StochasticAdjacencyLearner:
 
 def test_stochastic_learner_returns_unbounded_mean_in_evaluation() -> None:
     learner, e = stochastic(), 5 * normal(2, 4, 6)
-    found = learner(e)[0]
-    by_hand.assert_equal(found, by_hand.linear(learner.mean, array(e)).reshape(2, 4, 3, 3))
-    assert found.abs().max() > 1
+    actual = learner(e)[0]
+    by_hand.assert_equal(actual, by_hand.linear(learner.mean, array(e)).reshape(2, 4, 3, 3))
+    assert actual.abs().max() > 1
 
 
 def test_stochastic_learner_samples_its_distribution_in_training() -> None:
@@ -118,8 +118,8 @@ def test_samples_depend_on_the_seed() -> None:
 def test_divergence_is_summed_over_entries_and_averaged_over_timesteps(training: bool) -> None:
     learner, e = stochastic(), normal(2, 4, 6)
     learner.train(training)
-    own = Normal(learner.mean(e), torch.exp(learner.log_variance(e) / 2))
-    expected = kl_divergence(own, Normal(0.0, 1.0)).sum(dim=2).mean()
+    distribution = Normal(learner.mean(e), torch.exp(learner.log_variance(e) / 2))
+    expected = kl_divergence(distribution, Normal(0.0, 1.0)).sum(dim=2).mean()
     assert torch.allclose(learner(e)[1], expected, rtol=1e-12)  # rounding of float64
 
 

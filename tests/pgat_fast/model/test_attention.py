@@ -23,22 +23,22 @@ def packed(value: nn.Linear, output: nn.Linear, n_heads: int, dropout: float, se
 
 @pytest.mark.parametrize("n_heads", [1, 2, 5, 10])
 def test_single_key_attention_equals_torch(n_heads: int) -> None:
-    ours = SingleKeyAttention(10)
-    randomize(ours)
-    theirs = packed(ours.value, ours.output, n_heads, 0.0, seed=n_heads)
+    attention = SingleKeyAttention(10)
+    randomize(attention)
+    torch_attention = packed(attention.value, attention.output, n_heads, 0.0, seed=n_heads)
     x = normal(6, 1, 10)
-    assert torch.allclose(ours(x), theirs(x, x, x)[0], rtol=0, atol=1e-12)  # rounding of float64
+    assert torch.allclose(attention(x), torch_attention(x, x, x)[0], rtol=0, atol=1e-12)  # rounding of float64
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 4])
 def test_identical_keys_attention_equals_torch(n_heads: int) -> None:
-    ours = IdenticalKeysAttention(8, n_heads, dropout=0.5)
-    randomize(ours)
-    theirs = packed(ours.value, ours.output, n_heads, 0.5, seed=n_heads)
+    attention = IdenticalKeysAttention(8, n_heads, dropout=0.5)
+    randomize(attention)
+    torch_attention = packed(attention.value, attention.output, n_heads, 0.5, seed=n_heads)
     context, queries = normal(3, 8), normal(3, 5, 8, seed=4)
     keys = context[:, None].expand(3, 7, 8)
-    expected = theirs(queries, keys, keys)[0]
-    assert torch.allclose(ours(context, queries=5, keys=7), expected, rtol=0, atol=1e-12)  # rounding of float64
+    expected = torch_attention(queries, keys, keys)[0]
+    assert torch.allclose(attention(context, queries=5, keys=7), expected, rtol=0, atol=1e-12)  # rounding of float64
 
 
 def dropped(attention: nn.Module, call: tuple[Tensor | int, ...], draws: int) -> Tensor:
@@ -52,24 +52,24 @@ def dropped(attention: nn.Module, call: tuple[Tensor | int, ...], draws: int) ->
 
 def test_dropout_over_identical_keys_is_distributed_as_in_torch() -> None:
     draws, keys = 4000, 3
-    ours = IdenticalKeysAttention(4, 2, dropout=0.4)
-    randomize(ours)
+    attention = IdenticalKeysAttention(4, 2, dropout=0.4)
+    randomize(attention)
     context = normal(1, 4)
-    exact = ours(context, 2, keys)
-    theirs = packed(ours.value, ours.output, 2, 0.4, seed=3)
+    exact = attention(context, 2, keys)
+    torch_attention = packed(attention.value, attention.output, 2, 0.4, seed=3)
     repeated = context[:, None].expand(1, keys, 4)
-    found = dropped(ours, (context, 2, keys), draws).flatten(1)
-    expected = dropped(theirs, (normal(1, 2, 4), repeated, repeated), draws).flatten(1)
+    actual = dropped(attention, (context, 2, keys), draws).flatten(1)
+    expected = dropped(torch_attention, (normal(1, 2, 4), repeated, repeated), draws).flatten(1)
     # Five standard errors of a mean and of a covariance over the draws.
-    assert ((found.mean(dim=0) - exact.flatten()).abs() < 5 * found.std(dim=0) / draws**0.5).all()
-    spread = found.var(dim=0).max()
-    assert ((found.T.cov() - expected.T.cov()).abs() < 5 * 2 * spread / draws**0.5).all()
+    assert ((actual.mean(dim=0) - exact.flatten()).abs() < 5 * actual.std(dim=0) / draws**0.5).all()
+    spread = actual.var(dim=0).max()
+    assert ((actual.T.cov() - expected.T.cov()).abs() < 5 * 2 * spread / draws**0.5).all()
     assert spread > 1e-3  # the outputs vary
 
 
 def test_dropout_over_identical_keys_is_independent_for_each_query() -> None:
-    ours = IdenticalKeysAttention(4, 2, dropout=0.4)
-    randomize(ours).train()
+    attention = IdenticalKeysAttention(4, 2, dropout=0.4)
+    randomize(attention).train()
     torch.manual_seed(0)
-    first, second = ours(normal(1, 4), queries=2, keys=39)[0]
+    first, second = attention(normal(1, 4), queries=2, keys=39)[0]
     assert not torch.equal(first, second)

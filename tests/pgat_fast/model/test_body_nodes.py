@@ -45,8 +45,8 @@ def test_aspects_and_body_features_equal_the_formulas() -> None:
                 expected[i, j] = expected[j, i] = strength
         by_hand.assert_equal(adjacency[b, s], expected)
         transforms = [nodes.transforms[body] for body in BODIES]
-        own = [by_hand.mlp(net, embeddings[k] + state) for k, net in enumerate(transforms)]
-        by_hand.assert_equal(features[b, s], np.stack(own))
+        expected_features = [by_hand.mlp(net, embeddings[k] + state) for k, net in enumerate(transforms)]
+        by_hand.assert_equal(features[b, s], np.stack(expected_features))
 
 
 def test_aspects_are_symmetric_with_diagonal_one() -> None:
@@ -60,8 +60,8 @@ def test_aspects_are_symmetric_with_diagonal_one() -> None:
 @pytest.mark.parametrize("n_heads", [1, 2, 3, 8, 16, 20, 100])
 @pytest.mark.parametrize("width", [13, 26, 60, 64, 208])
 def test_fusion_width_is_rounded_up_to_a_multiple_of_the_heads(width: int, n_heads: int) -> None:
-    wanted = max(n_heads, min(width, 64))
-    assert fusion_width(width, n_heads) == math.ceil(wanted / n_heads) * n_heads
+    target_width = max(n_heads, min(width, 64))
+    assert fusion_width(width, n_heads) == math.ceil(target_width / n_heads) * n_heads
 
 
 @pytest.mark.parametrize(("width", "n_heads"), [(6, 2), (6, 4), (70, 5)])
@@ -70,14 +70,14 @@ def test_fusion_equals_the_formula(width: int, n_heads: int) -> None:
     randomize(fusion)
     assert fusion.query.out_features == {6: {2: 6, 4: 8}, 70: {5: 65}}[width][n_heads]
     e, bodies = normal(2, 3, width), normal(2, 3, 13, width, seed=4)
-    found = fusion(e, bodies)
+    actual = fusion(e, bodies)
     for b, s in np.ndindex(2, 3):
-        state, own = array(e[b, s]), array(bodies[b, s])
-        key, value = by_hand.linear(fusion.key, own), by_hand.linear(fusion.value, own)
+        state, body_features = array(e[b, s]), array(bodies[b, s])
+        key, value = by_hand.linear(fusion.key, body_features), by_hand.linear(fusion.value, body_features)
         query = by_hand.linear(fusion.query, state[None])
         f = by_hand.linear(fusion.output, attention_to(fusion, query, key, value))[0]
         g = by_hand.sigmoid(by_hand.mlp(fusion.gate, np.concatenate((state, f))))
-        by_hand.assert_equal(found[b, s], state + g * f)
+        by_hand.assert_equal(actual[b, s], state + g * f)
 
 
 def attention_to(fusion: BodyFusion, query: by_hand.Array, key: by_hand.Array, value: by_hand.Array) -> by_hand.Array:
@@ -87,8 +87,8 @@ def attention_to(fusion: BodyFusion, query: by_hand.Array, key: by_hand.Array, v
     q = weight[:inner] @ query[0] + bias[:inner]
     k = key @ weight[inner : 2 * inner].T + bias[inner : 2 * inner]
     v = value @ weight[2 * inner :].T + bias[2 * inner :]
-    seen = []
-    for own in np.split(np.arange(inner), heads):
-        weights = by_hand.softmax(k[:, own] @ q[own] / math.sqrt(inner // heads))
-        seen.append(weights @ v[:, own])
-    return by_hand.linear(fusion.attention.out_proj, np.concatenate(seen)[None])
+    head_outputs = []
+    for columns in np.split(np.arange(inner), heads):
+        weights = by_hand.softmax(k[:, columns] @ q[columns] / math.sqrt(inner // heads))
+        head_outputs.append(weights @ v[:, columns])
+    return by_hand.linear(fusion.attention.out_proj, np.concatenate(head_outputs)[None])

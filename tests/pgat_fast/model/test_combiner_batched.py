@@ -27,7 +27,7 @@ def inputs() -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
 def test_combined_adjacency_equals_the_formulas(n_heads: int, layers: int) -> None:
     model = combiner(n_heads, layers)
     adjacencies, context = inputs()
-    found = model(adjacencies, context)
+    actual = model(adjacencies, context)
     for b, s in np.ndindex(2, 4):
         values = [array(a[b, s]) for a in adjacencies]
         edges = [[a[i, j] for a in values] for i in range(NODES) for j in range(NODES)]
@@ -37,8 +37,8 @@ def test_combined_adjacency_equals_the_formulas(n_heads: int, layers: int) -> No
             t = by_hand.layer_norm(layer.norm1, t + by_hand.attention(layer.attention, t, t))
             t = by_hand.layer_norm(layer.norm2, t + by_hand.mlp(layer.feed_forward, t))
         expected = np.tanh(by_hand.mlp(model.output, t)).reshape(NODES, NODES)
-        by_hand.assert_equal(found[b, s], expected)
-    assert found.abs().max() < 1
+        by_hand.assert_equal(actual[b, s], expected)
+    assert actual.abs().max() < 1
 
 
 @pytest.mark.parametrize("which", range(3))

@@ -49,13 +49,13 @@ def combined(model: HierarchicalCombiner, values: list[Array], context: Array) -
         tokens |= {(kind, source, target): group[n] for n, (kind, target) in enumerate(edges)}
     result = np.zeros((NODES, NODES))
     for i, j in np.ndindex(NODES, NODES):
-        own = np.stack([tokens[kind, i, j] for kind in range(3)])
-        y = by_hand.attention(model.edge_attention, context[None], own)[0]
+        edge_tokens = np.stack([tokens[kind, i, j] for kind in range(3)])
+        y = by_hand.attention(model.edge_attention, context[None], edge_tokens)[0]
         for name, (first, second) in PAIRS.items():
             interaction = model.interactions[name]
             assert isinstance(interaction, PairInteraction)
-            said = by_hand.mlp(interaction.values, np.array([values[first][i, j], values[second][i, j]]))
-            y = y + said * by_hand.sigmoid(by_hand.linear(interaction.modulation, context))
+            interaction_values = by_hand.mlp(interaction.values, np.array([values[first][i, j], values[second][i, j]]))
+            y = y + interaction_values * by_hand.sigmoid(by_hand.linear(interaction.modulation, context))
         y = y * by_hand.sigmoid(by_hand.mlp(model.calibration, np.concatenate((y, context))))
         result[i, j] = np.tanh(by_hand.mlp(model.output, y))[0]
     return result
@@ -65,11 +65,11 @@ def combined(model: HierarchicalCombiner, values: list[Array], context: Array) -
 def test_combined_adjacency_equals_the_formulas(n_heads: int, layers: int) -> None:
     model = combiner(n_heads, layers)
     adjacencies, context = inputs()
-    found = model(adjacencies, context)
+    actual = model(adjacencies, context)
     for b, s in np.ndindex(2, 4):
         expected = combined(model, [array(a[b, s]) for a in adjacencies], array(context[b, s]))
-        by_hand.assert_equal(found[b, s], expected)
-    assert found.abs().max() < 1
+        by_hand.assert_equal(actual[b, s], expected)
+    assert actual.abs().max() < 1
 
 
 @pytest.mark.parametrize("which", range(4))

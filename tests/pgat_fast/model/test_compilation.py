@@ -84,7 +84,7 @@ def test_decision_depends_on_setting_length_of_the_run_and_earlier_decision(
 
 def test_whole_step_is_compiled_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "why_not", lambda backend, device: None)
-    assert [decide(asked, 1e9, device=torch.device("cuda:0")) for asked in ("auto", "on", "whole")] == ["whole"] * 3
+    assert [decide(setting, 1e9, device=torch.device("cuda:0")) for setting in ("auto", "on", "whole")] == ["whole"] * 3
 
 
 def test_auto_logs_why_compilation_is_impossible_and_on_raises(
@@ -159,22 +159,22 @@ def test_compiler_without_headers_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("combiner", ["batched", "hierarchical"])
 def test_expected_time_is_proportional_to_the_products(combiner: str) -> None:
     production = ["d_model=208", f"combiner={combiner}", "batch_size=1"]
-    one = expected_batch_seconds(load_config(None, production), CPU)
-    assert one == pytest.approx(STEP_SECONDS["cpu", combiner])
-    assert expected_batch_seconds(load_config(None, [*production, "batch_size=3"]), CPU) == pytest.approx(3 * one)
-    assert expected_batch_seconds(load_config(None, [*production, "d_model=104"]), CPU) == pytest.approx(one / 4)
-    assert expected_batch_seconds(load_config(None, [*production, "seq_len=125"]), CPU) == pytest.approx(one / 2)
-    assert expected_batch_seconds(load_config(None, production), torch.device("cuda:0")) < one
+    base = expected_batch_seconds(load_config(None, production), CPU)
+    assert base == pytest.approx(STEP_SECONDS["cpu", combiner])
+    assert expected_batch_seconds(load_config(None, [*production, "batch_size=3"]), CPU) == pytest.approx(3 * base)
+    assert expected_batch_seconds(load_config(None, [*production, "d_model=104"]), CPU) == pytest.approx(base / 4)
+    assert expected_batch_seconds(load_config(None, [*production, "seq_len=125"]), CPU) == pytest.approx(base / 2)
+    assert expected_batch_seconds(load_config(None, production), torch.device("cuda:0")) < base
 
 
 def test_expected_time_without_bodies_is_that_of_the_encoder() -> None:
     settings = ["d_model=208", "batch_size=1", "use_celestial_graph=false"]
-    one = expected_batch_seconds(load_config(None, settings), CPU)
+    base = expected_batch_seconds(load_config(None, settings), CPU)
     # Counted: 26 times the FLOPs of the batched model with 118 inputs, a third of its FLOPs with 20.
-    assert 5 < one / STEP_SECONDS["cpu", "batched"] < 50
-    few = expected_batch_seconds(load_config(None, [*settings, "enc_in=20", "dec_in=20"]), CPU)
-    assert 0.15 < few / STEP_SECONDS["cpu", "batched"] < 0.6
-    assert expected_batch_seconds(load_config(None, [*settings, "combiner=hierarchical"]), CPU) == one
+    assert 5 < base / STEP_SECONDS["cpu", "batched"] < 50
+    few_inputs = expected_batch_seconds(load_config(None, [*settings, "enc_in=20", "dec_in=20"]), CPU)
+    assert 0.15 < few_inputs / STEP_SECONDS["cpu", "batched"] < 0.6
+    assert expected_batch_seconds(load_config(None, [*settings, "combiner=hierarchical"]), CPU) == base
 
 
 @pytest.mark.compile
@@ -196,8 +196,8 @@ def test_compiled_model_keeps_names_gradients_and_dropout() -> None:
     assert not is_compiled(model)
     compile_in_place(model, CPU)
     assert is_compiled(model)
-    for ours, theirs in zip(step(), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for actual_tensor, expected_tensor in zip(step(), expected, strict=True):
+        torch.testing.assert_close(actual_tensor, expected_tensor, rtol=1e-5, atol=1e-6)
     assert (list(model.state_dict()), [name for name, _ in model.named_modules()]) == (names, modules)
 
     torch._dynamo.utils.counters.clear()
@@ -236,11 +236,11 @@ def test_number_of_compiled_models_is_not_limited_by_torch() -> None:
 
 
 def test_cuda_graphs_are_used_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, object] = {}
+    compile_options: dict[str, object] = {}
     model = Small()
-    monkeypatch.setattr(torch, "compile", lambda function, **settings: asked.update(settings))
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: compile_options.update(settings))
     compile_in_place(model, torch.device("cuda:0"))
-    assert asked == {
+    assert compile_options == {
         "fullgraph": True,
         "dynamic": False,
         "options": {"fallback_random": True, "triton.cudagraphs": True},

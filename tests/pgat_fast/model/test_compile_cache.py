@@ -61,11 +61,11 @@ def test_environment_is_restored(
 ) -> None:
     if before is not None:
         monkeypatch.setenv(VARIABLE, str(tmp_path / before))
-    said = os.environ.get(VARIABLE)
+    initial_value = os.environ.get(VARIABLE)
     with suppress(ZeroDivisionError), compile_cache():
         assert os.environ[VARIABLE] == str(cache if before is None else tmp_path / before)
         raise ZeroDivisionError
-    assert os.environ.get(VARIABLE) == said
+    assert os.environ.get(VARIABLE) == initial_value
 
 
 def test_complete_files_are_kept(cache: Path) -> None:
@@ -90,11 +90,11 @@ def test_damaged_files_are_removed_and_reported(
 
 def test_unlisted_files_are_removed(cache: Path) -> None:
     paths = compiled(cache)
-    left = cache / "cd" / "left.main.so"
-    left.parent.mkdir()
-    left.write_bytes(library())
+    unlisted = cache / "cd" / "left.main.so"
+    unlisted.parent.mkdir()
+    unlisted.write_bytes(library())
     with compile_cache():
-        assert not left.exists()
+        assert not unlisted.exists()
         assert all(path.exists() for path in paths)
 
 
@@ -136,8 +136,8 @@ def test_library_locked_by_torch_is_kept(before: str | None, cache: Path, monkey
 def test_damaged_list_causes_a_compilation_but_no_error(content: str, cache: Path) -> None:
     paths = compiled(cache)
     (cache / LIST).write_text(content)
-    with compile_cache() as found:
-        assert found is not None
+    with compile_cache() as active_cache:
+        assert active_cache is not None
         assert not any(path.exists() for path in paths)
 
 
@@ -145,7 +145,7 @@ def test_torch_uses_its_own_folder_if_none_can_be_created(
     cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "pgat_fast").write_text("in the way")
-    with compile_cache() as found:
-        assert found is None
+    with compile_cache() as active_cache:
+        assert active_cache is None
         assert VARIABLE not in os.environ
     assert "compiled code cannot be kept in" in caplog.text

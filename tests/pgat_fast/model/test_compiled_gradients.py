@@ -43,12 +43,12 @@ def spread(
 ) -> list[float]:
     """Return how far rounding in the products' dtype moves each gradient: the worst of three draws."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    moves = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     worst = [0.0] * len(expected)
     for _ in range(3):
-        model.load_state_dict({name: moved_by_rounding(x.to(dtype), moves).float() for name, x in state.items()})
-        values = [moved_by_rounding(x.to(dtype), moves).float() if k % 2 == 0 else x for k, x in enumerate(inputs)]
+        model.load_state_dict({name: moved_by_rounding(x.to(dtype), generator).float() for name, x in state.items()})
+        values = [moved_by_rounding(x.to(dtype), generator).float() if k % 2 == 0 else x for k, x in enumerate(inputs)]
         errors = relative_errors(gradients(model, config, tuple(values), precision), expected)
         worst = [max(pair) for pair in zip(worst, errors, strict=True)]
     model.load_state_dict(state)
@@ -71,13 +71,13 @@ def test_compiled_gradients_equal_eager_ones(combiner: str, marks: str, precisio
         inputs = inputs_of(config, batch=batch)
         model.set_execution(execution)
         expected = gradients(model, config, inputs, precision)
-        moved = spread(model, config, inputs, precision, expected)
+        movements = spread(model, config, inputs, precision, expected)
         model.set_execution(replace(execution, compiled=True))
         errors = relative_errors(gradients(model, config, inputs, precision), expected)
-        bounds = [2 * SPREADS * one + EPSILONS * epsilon for one in moved]
-        wrong = [
+        bounds = [2 * SPREADS * movement + EPSILONS * epsilon for movement in movements]
+        failures = [
             f"{name}: {error:.2g}, {bound:.2g} allowed"
             for name, error, bound in zip(names, errors, bounds, strict=True)
             if not error <= bound
         ]
-        assert not wrong, f"batch of {batch}: {wrong}"
+        assert not failures, f"batch of {batch}: {failures}"

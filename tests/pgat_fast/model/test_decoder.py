@@ -12,13 +12,13 @@ def test_block_equals_the_formulas(n_heads: int) -> None:
     block = DecoderBlock(8, n_heads, dropout=0.0)
     randomize(block)
     states, graph = normal(2, 5, 8), normal(2, 7, 8, seed=3)
-    found = block(states, graph)
+    actual = block(states, graph)
     for b in range(2):
-        d, seen = array(states[b]), array(graph[b])
+        d, graph_states = array(states[b]), array(graph[b])
         d = by_hand.layer_norm(block.norm1, d + by_hand.attention(block.self_attention, d, d))
-        d = by_hand.layer_norm(block.norm2, d + by_hand.attention(block.cross_attention, d, seen))
+        d = by_hand.layer_norm(block.norm2, d + by_hand.attention(block.cross_attention, d, graph_states))
         d = by_hand.layer_norm(block.norm3, d + by_hand.mlp(block.feed_forward, d))
-        by_hand.assert_equal(found[b], d)
+        by_hand.assert_equal(actual[b], d)
 
 
 def test_feed_forward_has_four_times_the_width() -> None:

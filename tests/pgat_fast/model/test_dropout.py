@@ -149,14 +149,14 @@ def test_training_without_dropout_equals_evaluation(variant: str) -> None:
 def test_each_dropout_changes_the_forecast_in_training(variant: str) -> None:
     model = model_of(variant, 0.0)
     silence(model)
-    exact = outputs(model.train(), variant)
+    expected = outputs(model.train(), variant)
     inter_body = "graph.phase.attention"
     for name, module in [*named(model, nn.Dropout), *named(model, nn.MultiheadAttention)]:
         rate = "p" if isinstance(module, nn.Dropout) else "dropout"
         setattr(module, rate, 0.5)
-        assert not close(outputs(model, variant), exact), name
+        assert not close(outputs(model, variant), expected), name
         setattr(module, rate, 0.0)
-    assert close(outputs(model, variant), exact)
+    assert close(outputs(model, variant), expected)
     assert dict(model.named_modules()).get(inter_body) is None or model.get_submodule(inter_body).dropout == 0
 
 

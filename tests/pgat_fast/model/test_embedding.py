@@ -90,11 +90,11 @@ def test_embedding_is_convolution_plus_calendar_plus_positions(steps: int) -> No
     layer = Embedding(5, 8, "d", integer_marks=False, dropout=0.0)
     randomize(layer)
     x, marks = normal(2, steps, 5), fractions(2, steps, 4)
-    found = layer(x, marks)
+    actual = layer(x, marks)
     for sample in range(2):
         expected = by_hand.convolution(layer.value, array(x[sample]))
         expected += calendar(layer.calendar, array(marks[sample]), FIELDS[:4], integer=False)
-        by_hand.assert_equal(found[sample], expected + array(sinusoidal_positions(steps, 8)))
+        by_hand.assert_equal(actual[sample], expected + array(sinusoidal_positions(steps, 8)))
 
 
 def test_value_convolution_has_no_bias() -> None:

@@ -24,10 +24,10 @@ def hops(model: SpatioTemporalEncoder, x: Array, adjacency: Array) -> Array:
         row = [adjacency[i, j] + (i == j) for j in range(NODES)]
         degree = sum(row)
         transition[i] = [value / (1 if degree == 0 else degree) for value in row]
-    reached = [np.linalg.matrix_power(transition, h) @ x for h in (1, 2, 3)]
+    hop_states = [np.linalg.matrix_power(transition, h) @ x for h in (1, 2, 3)]
     outputs = [
         by_hand.relu(by_hand.linear(layer, z))
-        for layer, z in zip(model.spatial_convolutions, reached, strict=True)
+        for layer, z in zip(model.spatial_convolutions, hop_states, strict=True)
         if isinstance(layer, torch.nn.Linear)
     ]
     return by_hand.layer_norm(model.spatial_norm, sum(outputs) / 3 + x)
@@ -54,8 +54,8 @@ def encoded(model: SpatioTemporalEncoder, e: Array, adjacency: Array) -> Array:
     interaction = np.zeros_like(x0)
     size = WIDTH // model.n_heads
     for s, n, h in np.ndindex(steps, NODES, model.n_heads):
-        own = slice(h * size, (h + 1) * size)
-        interaction[s, n, own] = temporal[s, n, own] * (array(model.interaction)[h] @ spatial[s, n, own])
+        columns = slice(h * size, (h + 1) * size)
+        interaction[s, n, columns] = temporal[s, n, columns] * (array(model.interaction)[h] @ spatial[s, n, columns])
     attended = by_hand.attention(model.attention, temporal.reshape(-1, WIDTH), spatial.reshape(-1, WIDTH))
     attended = attended.reshape(x0.shape)
 
@@ -73,9 +73,9 @@ def encoded(model: SpatioTemporalEncoder, e: Array, adjacency: Array) -> Array:
 def test_node_features_equal_the_formulas(steps: int, n_heads: int) -> None:
     model = encoder(n_heads)
     e, adjacency = normal(2, steps, WIDTH), 0.3 * uniform(2, steps, NODES, NODES)
-    found = model(e, adjacency)
+    actual = model(e, adjacency)
     for b in range(2):
-        by_hand.assert_equal(found[b], encoded(model, array(e[b]), array(adjacency[b])))
+        by_hand.assert_equal(actual[b], encoded(model, array(e[b]), array(adjacency[b])))
 
 
 def test_row_sum_of_zero_is_replaced_by_one() -> None:

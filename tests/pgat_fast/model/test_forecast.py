@@ -101,11 +101,11 @@ def test_unknown_mode_is_rejected() -> None:
 
 def test_point_forecast_is_the_mean_of_the_mixture() -> None:
     m = mixture()
-    found = point_forecast(m)
-    assert found.shape == (3, 4, 2)
-    assert torch.allclose(found, joint(m).mean, rtol=0, atol=1e-12)  # rounding of float64
+    actual = point_forecast(m)
+    assert actual.shape == (3, 4, 2)
+    assert torch.allclose(actual, joint(m).mean, rtol=0, atol=1e-12)  # rounding of float64
     for target in range(2):
-        assert torch.allclose(found[:, :, target], of_target(m, target).mean, rtol=0, atol=1e-12)
+        assert torch.allclose(actual[:, :, target], of_target(m, target).mean, rtol=0, atol=1e-12)
 
 
 def test_point_forecast_of_a_tensor_is_the_tensor() -> None:

@@ -22,28 +22,28 @@ def test_targets_equal_the_formula(targets: int) -> None:
     model = PartitionedProcessing(nodes * share, nodes, targets)
     randomize(model)
     encoded, adjacency = normal(2, 3, nodes * share), uniform(2, 3, nodes, nodes)
-    found = model(encoded, adjacency)
+    actual = model(encoded, adjacency)
     for b, s in np.ndindex(2, 3):
         x, a = array(encoded[b, s]).reshape(nodes, share), array(adjacency[b, s])
-        covariates, last = range(nodes - targets), range(nodes - targets, nodes)
+        covariates, target_nodes = range(nodes - targets), range(nodes - targets, nodes)
         contexts = [
             by_hand.linear(model.covariate_interaction, sum(a[i, j] * x[j] for j in covariates)) for i in covariates
         ]
         context = sum(contexts) / len(contexts)
         expected = x.copy()
-        for t in last:
-            received = x[t] + sum(a[t, j] * x[j] for j in covariates) + sum(a[t, j] * x[j] for j in last)
+        for t in target_nodes:
+            received = x[t] + sum(a[t, j] * x[j] for j in covariates) + sum(a[t, j] * x[j] for j in target_nodes)
             expected[t] = by_hand.mlp(model.target_fusion, np.concatenate((received, context)))
-        by_hand.assert_equal(found[b, s], expected.reshape(-1))
+        by_hand.assert_equal(actual[b, s], expected.reshape(-1))
 
 
 def test_covariates_are_unchanged() -> None:
     model = PartitionedProcessing(15, 5, 2)
     randomize(model)
     encoded = normal(2, 3, 15)
-    found = model(encoded, uniform(2, 3, 5, 5))
-    assert torch.equal(found[..., :9], encoded[..., :9])
-    assert (found[..., 9:] != encoded[..., 9:]).all()
+    actual = model(encoded, uniform(2, 3, 5, 5))
+    assert torch.equal(actual[..., :9], encoded[..., :9])
+    assert (actual[..., 9:] != encoded[..., 9:]).all()
 
 
 # --- 8b: attention ---
@@ -81,13 +81,13 @@ def test_attention_equals_the_formula(threshold: float, bias: bool, n_heads: int
     model = GraphAttention(WIDTH, n_heads, 2, 0.0, threshold, bias)
     randomize(model)
     nodes, adjacency = normal(2, 3, NODES, WIDTH), sparse(2, 3, NODES, NODES)
-    found = model(nodes, adjacency)
+    actual = model(nodes, adjacency)
     for b, s in np.ndindex(2, 3):
         x = array(nodes[b, s])
         for layer in model.layers:
             assert isinstance(layer, GraphAttentionBlock)
             x = one_graph(layer, x, array(adjacency[b, s]))
-        by_hand.assert_equal(found[b, s], x)
+        by_hand.assert_equal(actual[b, s], x)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -117,14 +117,14 @@ def test_node_without_neighbours_attends_to_itself(bias: bool) -> None:
     layer = block(bias=bias)
     x = normal(3, NODES, WIDTH)
     single = x.reshape(-1, 1, WIDTH)
-    alone = layer(single, torch.zeros(3 * NODES, 1, 1).double())
-    found = layer(x, torch.zeros(3, NODES, NODES).double())
-    assert torch.allclose(found.reshape(-1, 1, WIDTH), alone, rtol=0, atol=1e-12)  # rounding of float64
+    single_output = layer(single, torch.zeros(3 * NODES, 1, 1).double())
+    actual = layer(x, torch.zeros(3, NODES, NODES).double())
+    assert torch.allclose(actual.reshape(-1, 1, WIDTH), single_output, rtol=0, atol=1e-12)  # rounding of float64
     value = layer.attention.in_proj_weight[2 * WIDTH :], layer.attention.in_proj_bias[2 * WIDTH :]
     attended = layer.attention.out_proj(torch.nn.functional.linear(x, *value))
     expected = layer.norm1(x + attended)
     expected = layer.norm2(expected + layer.feed_forward(expected))
-    assert torch.allclose(found, expected, rtol=0, atol=1e-12)  # rounding of float64
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-12)  # rounding of float64
 
 
 def test_bias_has_gradients_to_visible_edges_and_scale() -> None:
@@ -132,8 +132,8 @@ def test_bias_has_gradients_to_visible_edges_and_scale() -> None:
     adjacency = uniform(2, NODES, NODES).requires_grad_()
     layer(normal(2, NODES, WIDTH), adjacency).square().sum().backward()
     assert adjacency.grad is not None
-    own = torch.eye(NODES, dtype=torch.bool)
-    visible = (adjacency.abs() > 0.2) | own
+    diagonal = torch.eye(NODES, dtype=torch.bool)
+    visible = (adjacency.abs() > 0.2) | diagonal
     assert 0 < visible.sum() < visible.numel()
     assert torch.equal(adjacency.grad != 0, visible)
     assert layer.adjacency_scale is not None

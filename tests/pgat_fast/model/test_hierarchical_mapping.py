@@ -44,7 +44,7 @@ def transformed(layer: nn.TransformerEncoderLayer, x: Array) -> Array:
 def test_summary_equals_the_formula(steps: int) -> None:
     model = mapping()
     e = normal(2, steps, WIDTH)
-    summary, found = model.map_nodes(e), model(e)
+    summary, actual = model.map_nodes(e), model(e)
     for b in range(2):
         state = array(e[b])
         x = by_hand.relu(by_hand.layer_norm(model.norm, by_hand.convolution(model.convolution, state) + state))
@@ -53,13 +53,13 @@ def test_summary_equals_the_formula(steps: int) -> None:
             x = transformed(layer, x)
         nodes = by_hand.linear(model.node_projection, pooled(x))
         by_hand.assert_equal(summary[b], nodes)
-        by_hand.assert_equal(found[b], state + by_hand.linear(model.projection, nodes.reshape(-1)))
+        by_hand.assert_equal(actual[b], state + by_hand.linear(model.projection, nodes.reshape(-1)))
 
 
 def test_two_blocks_have_four_times_the_width_inside() -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in mapping().layers.named_parameters()}
-    inside = [shape for name, shape in shapes.items() if name.endswith("linear1.weight")]
-    assert inside == [(4 * WIDTH, WIDTH), (4 * WIDTH, WIDTH)]
+    inner_shapes = [shape for name, shape in shapes.items() if name.endswith("linear1.weight")]
+    assert inner_shapes == [(4 * WIDTH, WIDTH), (4 * WIDTH, WIDTH)]
 
 
 def test_summary_is_the_same_for_all_steps_and_depends_on_all() -> None:

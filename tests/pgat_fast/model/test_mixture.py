@@ -22,9 +22,9 @@ def decoder(n_heads: int = 2) -> MixtureDecoder:
 def transformed(layer: nn.TransformerDecoderLayer, d: Array, graph: Array) -> Array:
     """Apply a pre-norm decoder block."""
     steps = len(d)
-    later = np_triangle(steps)
+    causal_mask = np_triangle(steps)
     x = by_hand.layer_norm(layer.norm1, d)
-    d = d + by_hand.attention(layer.self_attn, x, x, later)
+    d = d + by_hand.attention(layer.self_attn, x, x, causal_mask)
     d = d + by_hand.attention(layer.multihead_attn, by_hand.layer_norm(layer.norm2, d), graph)
     hidden = by_hand.gelu(by_hand.linear(layer.linear1, by_hand.layer_norm(layer.norm3, d)))
     return d + by_hand.linear(layer.linear2, hidden)
@@ -40,18 +40,18 @@ def np_triangle(steps: int) -> Array:
 def test_mixture_equals_the_formulas(days: int, n_heads: int) -> None:
     model = decoder(n_heads)
     states, graph = normal(2, days, WIDTH), normal(2, 7, WIDTH, seed=3)
-    found = model(states, graph)
+    actual = model(states, graph)
     for b in range(2):
-        d, seen = array(states[b] + sinusoidal_positions(days, WIDTH)), array(graph[b])
+        d, graph_states = array(states[b] + sinusoidal_positions(days, WIDTH)), array(graph[b])
         for layer in model.layers:
             assert isinstance(layer, nn.TransformerDecoderLayer)
-            d = transformed(layer, d, seen)
+            d = transformed(layer, d, graph_states)
         d = by_hand.layer_norm(model.norm, d)
         shape = (days, TARGETS, COMPONENTS)
-        by_hand.assert_equal(found.means[b], by_hand.linear(model.means, d).reshape(shape))
+        by_hand.assert_equal(actual.means[b], by_hand.linear(model.means, d).reshape(shape))
         log_stds = by_hand.linear(model.log_stds, d).reshape(shape).clip(-10, 2)
-        by_hand.assert_equal(found.log_stds[b], log_stds)
-        by_hand.assert_equal(found.log_weights[b], by_hand.linear(model.log_weights, d))
+        by_hand.assert_equal(actual.log_stds[b], log_stds)
+        by_hand.assert_equal(actual.log_weights[b], by_hand.linear(model.log_weights, d))
 
 
 def test_days_do_not_depend_on_later_days() -> None:
@@ -72,8 +72,8 @@ def test_result_is_independent_of_torchs_execution_path(training: bool, gradient
     expected = model(normal(2, 5, WIDTH), graph)
     model.train(training)
     with torch.set_grad_enabled(gradients):
-        found = model(normal(2, 5, WIDTH), graph)
-    for first, second in zip(found, expected, strict=True):
+        actual = model(normal(2, 5, WIDTH), graph)
+    for first, second in zip(actual, expected, strict=True):
         assert torch.allclose(first, second, rtol=0, atol=1e-12)  # rounding of float64
 
 
@@ -82,6 +82,6 @@ def test_log_stds_are_clamped(bias: float, limit: float) -> None:
     model = decoder()
     with torch.no_grad():
         model.log_stds.bias.fill_(bias)
-    found: Mixture = model(normal(2, 5, WIDTH), normal(2, 7, WIDTH))
-    expected: Tensor = torch.full_like(found.log_stds, limit)
-    assert torch.equal(found.log_stds, expected)
+    actual: Mixture = model(normal(2, 5, WIDTH), normal(2, 7, WIDTH))
+    expected: Tensor = torch.full_like(actual.log_stds, limit)
+    assert torch.equal(actual.log_stds, expected)

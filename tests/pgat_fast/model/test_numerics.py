@@ -28,18 +28,18 @@ class SigmoidInputs(TorchFunctionMode):
 def test_gates_are_computed_in_float32_under_autocast(name: str) -> None:
     config = variants.config_of(name)
     model, inputs = build_model(config, backend="reference"), variants.inputs_of(config)
-    with torch.autocast("cpu", torch.bfloat16), SigmoidInputs() as seen:
+    with torch.autocast("cpu", torch.bfloat16), SigmoidInputs() as sigmoid_inputs:
         model(*inputs)
     # two in section 1, aspects, body fusion, three in the encoder; calibration and three interactions in section 6b
-    assert len(seen.dtypes) == (11 if name == "hierarchical" else 7)
-    assert set(seen.dtypes) == {torch.float32}
+    assert len(sigmoid_inputs.dtypes) == (11 if name == "hierarchical" else 7)
+    assert set(sigmoid_inputs.dtypes) == {torch.float32}
 
 
 def test_float64_is_kept_and_16_bits_are_promoted() -> None:
-    for given, found in (
+    for dtype, expected in (
         (torch.float64, torch.float64),
         (torch.bfloat16, torch.float32),
         (torch.float16, torch.float32),
     ):
-        assert at_least_float32(torch.ones(1, dtype=given)).dtype == found
-        assert gate(torch.ones(1, dtype=given)).dtype == found
+        assert at_least_float32(torch.ones(1, dtype=dtype)).dtype == expected
+        assert gate(torch.ones(1, dtype=dtype)).dtype == expected

@@ -30,9 +30,9 @@ def test_every_parameter_receives_a_gradient_in_training(variant: str) -> None:
     norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
     assert set(norms) == {name for name, _ in model.named_parameters()}
     # Smaller norms are rounding noise about zero.
-    without = {name for name, norm in norms.items() if norm < 1e-12 * max(norms.values())}
+    without_gradient = {name for name, norm in norms.items() if norm < 1e-12 * max(norms.values())}
     # A vector added to all keys changes no weight of a softmax, so its gradient is zero.
-    assert without == ({"graph.body_fusion.key.bias"} if config.model.use_celestial_graph else set())
+    assert without_gradient == ({"graph.body_fusion.key.bias"} if config.model.use_celestial_graph else set())
 
 
 @pytest.mark.parametrize("variant", FEW_FIRST)
@@ -41,12 +41,14 @@ def test_samples_of_a_batch_are_independent(variant: str) -> None:
     inputs = inputs_of(config, batch=3, dtype=torch.float64)
     forecast, diagnostics = model(*inputs)
     for b in range(3):
-        alone, alone_diagnostics = model(*(x[b : b + 1] for x in inputs))
-        for ours, theirs in zip(tensors_of((forecast, {})), tensors_of((alone, {})), strict=True):
-            assert close(ours[b : b + 1], theirs)
+        single_forecast, single_diagnostics = model(*(x[b : b + 1] for x in inputs))
+        for batch_tensor, single_tensor in zip(
+            tensors_of((forecast, {})), tensors_of((single_forecast, {})), strict=True
+        ):
+            assert close(batch_tensor[b : b + 1], single_tensor)
         for name, value in diagnostics.items():
             if value.dim() > 0:
-                assert close(value[b : b + 1], alone_diagnostics[name])
+                assert close(value[b : b + 1], single_diagnostics[name])
 
 
 @pytest.mark.parametrize("variant", FEW)
@@ -78,8 +80,8 @@ def test_forecast_is_the_same_with_and_without_gradients(variant: str) -> None:
     inputs = inputs_of(config, dtype=torch.float64)
     expected = tensors_of(model(*inputs))
     with torch.no_grad():
-        found = tensors_of(model(*inputs))
-    assert all(close(a, b) for a, b in zip(found, expected, strict=True))
+        actual = tensors_of(model(*inputs))
+    assert all(close(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("variant", FEW_FIRST)

@@ -66,12 +66,12 @@ def wrapped(angle: float) -> float:
 
 def phase_adjacency(edges: PhaseEdges, h: Array, x: Array, computed: bool) -> Array:
     """Return the phase adjacency of one sample, h [N, C], x [F], pair by pair."""
-    known = [quantities(body, x) if computed else None for body in BODIES]
+    body_quantities = [quantities(body, x) if computed else None for body in BODIES]
     zero = dict.fromkeys(("longitude", "sign", "ecliptic", "speed", "distance"), 0.0)
     result = np.zeros((13, 13))
     for i in range(13):
         for j in range(i + 1, 13):
-            a, b = known[i] or zero, known[j] or zero
+            a, b = body_quantities[i] or zero, body_quantities[j] or zero
             d_theta = wrapped(a["longitude"] - b["longitude"])
             d_phi = wrapped(a["sign"] - b["sign"])
             d_lon = wrapped(a["ecliptic"] - b["ecliptic"])
@@ -186,10 +186,10 @@ def test_adjacency_depends_on_all_phase_quantities() -> None:
     x.requires_grad_()
     edges(h, x)[0].sum().backward()
     assert x.grad is not None
-    read = {COLUMNS[i] for i in x.grad[0].nonzero().flatten().tolist()}
+    used = {COLUMNS[i] for i in x.grad[0].nonzero().flatten().tolist()}
     angles = {name for name in COLUMNS if name.endswith(("_sin", "_cos"))}
     numbers = {name for name in COLUMNS if name.endswith(("_speed", "_distance"))}
-    assert read == angles | numbers
+    assert used == angles | numbers
 
 
 def test_body_features_do_not_depend_on_later_timesteps() -> None:

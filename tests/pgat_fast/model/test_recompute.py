@@ -43,11 +43,11 @@ def results(call: Call, kind: str, dropout: float) -> list[Tensor]:
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_outputs_gradients_and_random_numbers_equal_the_plain_block(kind: str, dropout: float) -> None:
     expected = results(plainly, kind, dropout)
-    found = results(recompute_in_backward, kind, dropout)
+    actual = results(recompute_in_backward, kind, dropout)
     block, inputs = block_and_inputs(kind, dropout)
-    assert len(expected) == len(found) == 2 + len(inputs) + len(list(block.parameters()))
-    for ours, theirs in zip(found, expected, strict=True):
-        assert torch.equal(ours, theirs)
+    assert len(expected) == len(actual) == 2 + len(inputs) + len(list(block.parameters()))
+    for actual_tensor, expected_tensor in zip(actual, expected, strict=True):
+        assert torch.equal(actual_tensor, expected_tensor)
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -60,10 +60,10 @@ def test_recomputation_uses_the_precision_of_the_forward_pass(kind: str) -> None
         output.float().square().sum().backward()
         return [parameter.grad for parameter in block.parameters()]
 
-    for ours, theirs in zip(gradients(recompute_in_backward), gradients(plainly), strict=True):
-        assert ours is not None
-        assert theirs is not None
-        assert torch.equal(ours, theirs)
+    for actual, expected in zip(gradients(recompute_in_backward), gradients(plainly), strict=True):
+        assert actual is not None
+        assert expected is not None
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -79,19 +79,19 @@ def test_gradients_reach_parameters_replaced_by_functional_call(kind: str) -> No
             def forward(self, *values: Tensor) -> Tensor:
                 return call(self.block, *values)
 
-        replaced = {
+        replacements = {
             f"block.{name}": (2 * parameter.detach()).requires_grad_() for name, parameter in block.named_parameters()
         }
         torch.manual_seed(11)
-        output = functional_call(Calls(), replaced, tuple(inputs))
+        output = functional_call(Calls(), replacements, tuple(inputs))
         output.square().sum().backward()
         assert all(parameter.grad is None for parameter in block.parameters())
-        return {name: tensor.grad for name, tensor in replaced.items() if tensor.grad is not None}
+        return {name: tensor.grad for name, tensor in replacements.items() if tensor.grad is not None}
 
-    expected, found = gradients(plainly), gradients(recompute_in_backward)
-    assert len(found) == len(list(block_and_inputs(kind, 0.5)[0].parameters()))
+    expected, actual = gradients(plainly), gradients(recompute_in_backward)
+    assert len(actual) == len(list(block_and_inputs(kind, 0.5)[0].parameters()))
     for name, gradient in expected.items():
-        assert torch.equal(found[name], gradient), name
+        assert torch.equal(actual[name], gradient), name
 
 
 def bytes_kept(run: Callable[[], Tensor]) -> int:
@@ -111,9 +111,9 @@ def bytes_kept(run: Callable[[], Tensor]) -> int:
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_only_inputs_and_parameters_are_kept(kind: str) -> None:
     block, inputs = block_and_inputs(kind, 0.1)
-    own = sum(tensor.numel() * 8 for tensor in (*inputs, *block.parameters()))
-    assert bytes_kept(lambda: recompute_in_backward(block, *inputs)) <= own
-    assert bytes_kept(lambda: plainly(block, *inputs)) > 2 * own
+    limit = sum(tensor.numel() * 8 for tensor in (*inputs, *block.parameters()))
+    assert bytes_kept(lambda: recompute_in_backward(block, *inputs)) <= limit
+    assert bytes_kept(lambda: plainly(block, *inputs)) > 2 * limit
 
 
 @pytest.mark.parametrize("model", [BatchedCombiner, HierarchicalCombiner])

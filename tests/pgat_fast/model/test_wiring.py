@@ -67,7 +67,7 @@ def test_stages_are_connected_as_in_the_architecture(variant: str) -> None:
     torch.manual_seed(0)
     model = build_model(config_of(variant)).double().eval()
     inputs = inputs_of(config_of(variant), dtype=torch.float64)
-    found, expected = tensors_of(model(*inputs)), tensors_of((connected(model, variant, inputs), {}))
-    for ours, theirs in zip(found, expected, strict=True):
+    actual, expected = tensors_of(model(*inputs)), tensors_of((connected(model, variant, inputs), {}))
+    for actual_tensor, expected_tensor in zip(actual, expected, strict=True):
         # Rounding of float64, amplified by the divisions of section 5.
-        assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-8)
+        assert torch.allclose(actual_tensor, expected_tensor, rtol=1e-8, atol=1e-8)

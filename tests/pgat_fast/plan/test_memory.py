@@ -16,12 +16,12 @@ from pgat_fast.plan.trace import Memory, trace_memory
 
 def measurements(pattern: str) -> dict[str, list[dict[str, Any]]]:
     """Return the committed results grouped by configuration and batch, so that each model is traced only once."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(Path("bench/results").glob(pattern)):
         record = json.loads(path.read_text())
         config = record["command"].split("--config ")[1].split()[0]
-        found.setdefault(f"{config}, batch {record['batch']}", []).append(record | {"config": config})
-    return found
+        groups.setdefault(f"{config}, batch {record['batch']}", []).append(record | {"config": config})
+    return groups
 
 
 FAST, MEASURED = measurements("fast_step_*.json"), measurements("step_cpu_*.json")
@@ -71,11 +71,11 @@ def test_measurements_exist() -> None:
 def test_process_bytes_exceed_tensor_bytes() -> None:
     memory = Memory(batch=1, kept=10, peak=40, peak_small=20, peak_large=30)
     assert tensor_bytes(memory, 1000) == 3 * 1000 + 40
-    without = process_bytes(memory, 1000, 0)
-    assert without > tensor_bytes(memory, 1000)
-    assert process_bytes(memory, 1000, 0, data_file_bytes=7) == without + 21
-    assert process_bytes(memory, 1000, 2) == without + 2 * 14_768
-    assert process_bytes(memory, 1000, 0, compiled=True) > without
+    base_bytes = process_bytes(memory, 1000, 0)
+    assert base_bytes > tensor_bytes(memory, 1000)
+    assert process_bytes(memory, 1000, 0, data_file_bytes=7) == base_bytes + 21
+    assert process_bytes(memory, 1000, 2) == base_bytes + 2 * 14_768
+    assert process_bytes(memory, 1000, 0, compiled=True) > base_bytes
 
 
 def test_line_passes_through_both_counts() -> None:
@@ -100,17 +100,17 @@ def bent(batch: int) -> int:
 @pytest.mark.parametrize("room", [1070, 1139, 1140, 2000, 5000, 99_999])
 @pytest.mark.parametrize("start", [1, 2, 16, 900])
 def test_largest_batch_fits_and_the_next_does_not(need: Callable[[int], int], room: int, start: int) -> None:
-    asked: list[int] = []
+    evaluated: list[int] = []
 
     def counted(batch: int) -> int:
-        asked.append(batch)
+        evaluated.append(batch)
         return need(batch)
 
     fit = largest_batch(counted, room, start, most=10_000)
     assert need(fit.batch) == fit.needed <= room < need(fit.batch + 1)
     assert not fit.capped
     # Each evaluation takes a second.
-    assert len(asked) <= 12
+    assert len(evaluated) <= 12
 
 
 def test_largest_batch_is_limited_by_the_number_of_windows() -> None:

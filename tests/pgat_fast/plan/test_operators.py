@@ -52,10 +52,10 @@ def double(rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Any
 def test_peak_of_a_rows_operator_is_one_chunk_plus_the_result() -> None:
     operator = RowsOperator("twice_for_a_test", double, lambda rows: torch.empty_like(rows[0]), lambda w, *_: w)
     x, seed = torch.empty(1000, 100), torch.zeros((), dtype=torch.int64)
-    found, result = held(lambda: operator([x], [], seed, 0.0, [], 10, torch.float32, False), shortened=True)
+    peaks, result = held(lambda: operator([x], [], seed, 0.0, [], 10, torch.float32, False), shortened=True)
     assert result == 1000 * 400
     # The result of the previous chunk and the number of the chunk's first row also exist.
-    assert found[0] - result == 3 * 10 * 400 + 8
+    assert peaks[0] - result == 3 * 10 * 400 + 8
 
 
 @pytest.mark.parametrize("timesteps", [1, 7, *(pytest.param(many, marks=pytest.mark.slow) for many in (5, 20, 22))])
@@ -86,11 +86,11 @@ def test_attention_peaks_from_few_chunks_are_exact(groups: int, queries: int, ma
     x, weight, bias = torch.empty(groups, queries, width), torch.empty(3 * width, width), torch.empty(3 * width)
     scores = torch.empty(groups, queries, queries) if masked else None
     g = torch.empty(groups, queries, width)
-    rest = (0.1, 4, torch.float32, False)
+    options = (0.1, 4, torch.float32, False)
     operator = torch.ops.pgat.attention
     calls = [
         lambda: attention(x, x, weight, bias, scores, n_heads=4, seed=seed, rate=0.1),
-        lambda: torch.ops.pgat.attention_backward(g, x, x, weight, bias, scores, seed, *rest),
+        lambda: torch.ops.pgat.attention_backward(g, x, x, weight, bias, scores, seed, *options),
     ]
     assert implementation(operator.default) is not None
     for call in calls:
@@ -100,10 +100,10 @@ def test_attention_peaks_from_few_chunks_are_exact(groups: int, queries: int, ma
 def test_operators_without_chunks_are_counted_completely() -> None:
     x, w = torch.empty(2, 9, 13, 32), torch.empty(13, 96, 32)
     b = torch.empty(13, 96)
-    short, result = held(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=True)
-    assert short == held(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=False)[0]
+    peaks, result = held(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=True)
+    assert peaks == held(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=False)[0]
     # The inputs by group, all gates of all steps, and the states.
-    assert short[0] > 3 * x.nbytes + result
+    assert peaks[0] > 3 * x.nbytes + result
 
 
 def test_aspects_peaks_from_few_chunks_are_exact() -> None:

@@ -130,17 +130,17 @@ def test_recomputed_block_keeps_only_its_input() -> None:
     batch, model = 4, config_of("batched").model
     block_input = 4 * batch * model.seq_len * model.nodes**2 * model.embed_dim
     generator_state = torch.get_rng_state().nbytes
-    one, three = (counted_memory("batched", batch, fusion_layers=layers).kept for layers in (1, 3))
-    grown = three - one
+    one_layer, three_layers = (counted_memory("batched", batch, fusion_layers=layers).kept for layers in (1, 3))
+    grown = three_layers - one_layer
     assert 2 * block_input <= grown <= 2 * (block_input + generator_state)
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
 def test_blocks_of_the_fast_combiner_keep_nothing() -> None:
-    one, three = (counted_memory("batched", 4, backend="torch", fusion_layers=n).kept for n in (1, 3))
+    one_layer, three_layers = (counted_memory("batched", 4, backend="torch", fusion_layers=n).kept for n in (1, 3))
     # Only the scaled projections of queries, keys and values are kept besides the parameters.
     width = config_of("batched").model.embed_dim
-    assert 0 <= three - one <= 2 * 4 * 5 * width * (width + 1)
+    assert 0 <= three_layers - one_layer <= 2 * 4 * 5 * width * (width + 1)
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
@@ -152,20 +152,23 @@ def test_bytes_kept_by_operators_equal_a_real_step(variant: str) -> None:
     assert counted.kept == real.kept
     assert 0 < counted.by_operators < counted.kept
     # The memory of two chunks at a time is counted in addition to what they keep.
-    again = counted_memory(variant, 3, backend="torch")
-    assert real.peak <= counted.peak <= real.peak + again.peak
-    assert counted.again == again
+    recomputing = counted_memory(variant, 3, backend="torch")
+    assert real.peak <= counted.peak <= real.peak + recomputing.peak
+    assert counted.again == recomputing
 
 
 @pytest.mark.slow  # steps are traced, operator by operator
 def test_kept_chunks_are_not_recomputed() -> None:
     batch = 3
-    kept, again = counted_flops("batched", batch, "torch", recompute="off"), counted_flops("batched", batch, "torch")
+    keeping, recomputing = (
+        counted_flops("batched", batch, "torch", recompute="off"),
+        counted_flops("batched", batch, "torch"),
+    )
     config = config_of("batched", recompute="off")
     real = flops_of_step(real_model(config, True, "torch"), example(config.model, batch), config)
-    assert kept == real
-    assert kept.forward == again.forward
-    assert kept.step < again.step
+    assert keeping == real
+    assert keeping.forward == recomputing.forward
+    assert keeping.step < recomputing.step
 
 
 def test_views_count_once_until_they_are_freed() -> None:

@@ -56,22 +56,22 @@ def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float =
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("width", [1, 8, 13, 70])
 def test_aspects_and_features_equal_the_reference(width: int, shape: tuple[int, int]) -> None:
-    reference, ours = nodes_of(width)
+    reference, fast = nodes_of(width)
     e = normal(*shape, width)
-    assert_close(results(ours, e), results(reference, e))
+    assert_close(results(fast, e), results(reference, e))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("width", "n_heads"), [(6, 1), (6, 4), (13, 8), (70, 2), (70, 5)])
 def test_fusion_equals_the_reference(width: int, n_heads: int, shape: tuple[int, int]) -> None:
-    reference, ours = fusions_of(width, n_heads)
+    reference, fast = fusions_of(width, n_heads)
     values = normal(*shape, width), normal(*shape, 13, width, seed=4)
-    assert_close(results(ours, *values), results(reference, *values))
+    assert_close(results(fast, *values), results(reference, *values))
 
 
 def test_outputs_are_contiguous_and_aspects_symmetric() -> None:
-    _, ours = nodes_of(8)
-    adjacency, features = ours(normal(2, 3, 8))
+    _, fast = nodes_of(8)
+    adjacency, features = fast(normal(2, 3, 8))
     assert adjacency.is_contiguous()
     assert features.is_contiguous()
     assert torch.equal(adjacency, adjacency.transpose(2, 3))
@@ -83,7 +83,7 @@ def test_outputs_are_contiguous_and_aspects_symmetric() -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 def test_rounding_errors_are_explained_by_the_reference(part: str, autocast: bool) -> None:
     width = 52
-    reference, ours = nodes_of(width) if part == "nodes" else fusions_of(width, 4)
+    reference, fast = nodes_of(width) if part == "nodes" else fusions_of(width, 4)
     values = [normal(3, 40, width)] if part == "nodes" else [normal(3, 40, width), normal(3, 40, 13, width, seed=4)]
     exact = results(reference, *values)
     moving = [tensor.detach().float() for tensor in (*values, *reference.parameters())]
@@ -97,26 +97,26 @@ def test_rounding_errors_are_explained_by_the_reference(part: str, autocast: boo
             return results(module, *tensors[: len(values)])
 
     dtype, roundings = (torch.bfloat16, 1e-4) if autocast else (torch.float32, ROUNDINGS)
-    found = rounded(ours, moving)
-    assert_right_up_to_rounding(found, exact, lambda tensors: rounded(reference, tensors), moving, dtype, roundings)
+    actual = rounded(fast, moving)
+    assert_right_up_to_rounding(actual, exact, lambda tensors: rounded(reference, tensors), moving, dtype, roundings)
 
 
 def test_dtypes_equal_the_reference() -> None:
-    for (reference, ours), inputs in (
+    for (reference, fast), inputs in (
         (nodes_of(8), [normal(2, 3, 8).float()]),
         (fusions_of(8, 2), [normal(2, 3, 8).float(), normal(2, 3, 13, 8).float()]),
     ):
         for autocast in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                found, expected = ours.float()(*inputs), reference.float()(*inputs)
-            for a, b in zip(found, expected, strict=True):
+                actual, expected = fast.float()(*inputs), reference.float()(*inputs)
+            for a, b in zip(actual, expected, strict=True):
                 assert a.dtype == b.dtype
 
 
 @pytest.mark.parametrize("part", ["nodes", "fusion"])
 def test_values_kept_for_the_backward_pass_are_bounded(part: str) -> None:
     width = 26
-    reference, ours = nodes_of(width) if part == "nodes" else fusions_of(width, 2)
+    reference, fast = nodes_of(width) if part == "nodes" else fusions_of(width, 2)
 
     def kept(module: nn.Module, steps: int) -> int:
         """Return the number of values in the distinct storages kept."""
@@ -137,66 +137,66 @@ def test_values_kept_for_the_backward_pass_are_bounded(part: str) -> None:
         return (kept(module, 30) - kept(module, 20)) / 10
 
     # Nodes: state, three tensors of the market network, x of the aspects and their matrix. Fusion: state and bodies.
-    assert per_timestep(ours) <= (5 * width + 13 * 13 if part == "nodes" else width + 13 * width)
-    assert per_timestep(reference) > 3 * per_timestep(ours)
+    assert per_timestep(fast) <= (5 * width + 13 * 13 if part == "nodes" else width + 13 * width)
+    assert per_timestep(reference) > 3 * per_timestep(fast)
 
 
 @pytest.mark.parametrize("part", ["nodes", "fusion"])
 def test_gradients_reach_parameters_replaced_by_functional_call(part: str) -> None:
-    _, ours = nodes_of(8) if part == "nodes" else fusions_of(8, 2)
-    other = {name: (2 * value.detach()).requires_grad_() for name, value in ours.named_parameters()}
+    _, fast = nodes_of(8) if part == "nodes" else fusions_of(8, 2)
+    replacements = {name: (2 * value.detach()).requires_grad_() for name, value in fast.named_parameters()}
     values = [normal(2, 3, 8)] if part == "nodes" else [normal(2, 3, 8), normal(2, 3, 13, 8, seed=4)]
-    outputs = functional_call(ours, other, tuple(values))
+    outputs = functional_call(fast, replacements, tuple(values))
     total = sum(output.square().sum() for output in (outputs if part == "nodes" else [outputs]))
-    found = torch.autograd.grad(total, list(other.values()))
+    actual = torch.autograd.grad(total, list(replacements.values()))
     with torch.no_grad():
-        for parameter in ours.parameters():
+        for parameter in fast.parameters():
             parameter *= 2
-    outputs = ours(*values)
+    outputs = fast(*values)
     total = sum(output.square().sum() for output in (outputs if part == "nodes" else [outputs]))
-    assert_close(list(found), list(torch.autograd.grad(total, list(ours.parameters()))))
+    assert_close(list(actual), list(torch.autograd.grad(total, list(fast.parameters()))))
 
 
 def test_dropout_of_the_fusion_acts_only_in_training() -> None:
-    reference, ours = fusions_of(8, 2, dropout=0.4)
+    reference, fast = fusions_of(8, 2, dropout=0.4)
     values = normal(2, 3, 8), normal(2, 3, 13, 8, seed=4)
-    assert_close([ours(*values)], [reference(*values)])
-    ours.train()
+    assert_close([fast(*values)], [reference(*values)])
+    fast.train()
     torch.manual_seed(0)
-    first, second = ours(*values), ours(*values)
+    first, second = fast(*values), fast(*values)
     torch.manual_seed(0)
-    assert torch.equal(ours(*values), first)
+    assert torch.equal(fast(*values), first)
     assert not torch.allclose(first, second)
-    ours.attention.dropout = 0.0
-    assert_close([ours(*values)], [reference(*values)])
+    fast.attention.dropout = 0.0
+    assert_close([fast(*values)], [reference(*values)])
 
 
 def test_dropout_is_distributed_as_in_the_reference() -> None:
     draws = 20_000
-    reference, ours = (fusion.train() for fusion in fusions_of(6, 2, dropout=0.4))
+    reference, fast = (fusion.train() for fusion in fusions_of(6, 2, dropout=0.4))
     e = normal(1, 1, 6).expand(1, draws, 6)  # every copy has its own mask
     bodies = normal(1, 1, 13, 6, seed=4).expand(1, draws, 13, 6)
     torch.manual_seed(2)
     with torch.no_grad():
-        found, expected = ours(e, bodies)[0], reference(e, bodies)[0]
+        actual, expected = fast(e, bodies)[0], reference(e, bodies)[0]
     spread = expected.var(dim=0)
-    assert ((found.mean(dim=0) - expected.mean(dim=0)).abs() < 5 * (2 * spread / draws) ** 0.5).all()
-    assert ((found.T.cov() - expected.T.cov()).abs() < 5 * 2 * spread.max() / draws**0.5).all()
+    assert ((actual.mean(dim=0) - expected.mean(dim=0)).abs() < 5 * (2 * spread / draws) ** 0.5).all()
+    assert ((actual.T.cov() - expected.T.cov()).abs() < 5 * 2 * spread.max() / draws**0.5).all()
     assert float(spread.min()) > 1e-5
 
 
 def test_recomputation_uses_the_same_masks() -> None:
-    _, ours = fusions_of(6, 2, dropout=0.4)
-    ours.train()
+    _, fast = fusions_of(6, 2, dropout=0.4)
+    fast.train()
     direction, values = normal(1, 2, 6, seed=8), [normal(1, 2, 6), normal(1, 2, 13, 6, seed=4)]
 
     def output(step: float) -> Tensor:
         torch.manual_seed(1)
-        return ours(values[0] + step * direction, values[1]).sum()
+        return fast(values[0] + step * direction, values[1]).sum()
 
     e = values[0].clone().requires_grad_()
     torch.manual_seed(1)
-    (gradient,) = torch.autograd.grad(ours(e, values[1]).sum(), e)
+    (gradient,) = torch.autograd.grad(fast(e, values[1]).sum(), e)
     with torch.no_grad():
         slope = (output(1e-5) - output(-1e-5)) / 2e-5
     assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-6)
@@ -212,11 +212,11 @@ def test_results_are_bitwise_repeatable() -> None:
 
 
 def test_results_without_gradients_equal_the_reference() -> None:
-    reference, ours = nodes_of(8)
+    reference, fast = nodes_of(8)
     with torch.no_grad():
-        found, expected = ours(normal(2, 3, 8)), reference(normal(2, 3, 8))
-    assert_close(list(found), list(expected))
-    assert not any(tensor.requires_grad for tensor in found)
+        actual, expected = fast(normal(2, 3, 8)), reference(normal(2, 3, 8))
+    assert_close(list(actual), list(expected))
+    assert not any(tensor.requires_grad for tensor in actual)
 
 
 @pytest.mark.compile
@@ -230,17 +230,17 @@ def test_compiled_results_equal_eager_ones() -> None:
             adjacency, bodies = self.nodes(e)
             return adjacency, self.fusion(e, bodies)
 
-    both = [Both(*pair) for pair in zip(nodes_of(6), fusions_of(6, 2), strict=True)]
-    expected = results(both[0], normal(2, 3, 6))
-    both[1].compile(fullgraph=True, dynamic=False, backend="aot_eager")  # for inductor see `test_golden_compiled`
-    assert_close(results(both[1], normal(2, 3, 6)), expected)
+    models = [Both(*pair) for pair in zip(nodes_of(6), fusions_of(6, 2), strict=True)]
+    expected = results(models[0], normal(2, 3, 6))
+    models[1].compile(fullgraph=True, dynamic=False, backend="aot_eager")  # for inductor see `test_golden_compiled`
+    assert_close(results(models[1], normal(2, 3, 6)), expected)
 
 
 @pytest.mark.compile
 def test_compiled_dropout_is_one_graph() -> None:
-    _, ours = fusions_of(6, 2, dropout=0.4)
-    ours.train().compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    _, fast = fusions_of(6, 2, dropout=0.4)
+    fast.train().compile(fullgraph=True, dynamic=False, backend="aot_eager")
     values = normal(1, 3, 6), normal(1, 3, 13, 6, seed=4)
-    first, second = results(ours, *values), results(ours, *values)
+    first, second = results(fast, *values), results(fast, *values)
     assert not torch.allclose(first[0], second[0])
     assert all(bool(tensor.isfinite().all()) for tensor in (*first, *second))

@@ -43,10 +43,10 @@ def forecasts(variant: str, backend: str) -> Tensor:
     ],
 )
 def test_forecast_quartiles_are_near_those_of_the_reference(variant: str) -> None:
-    expected, found = forecasts(variant, "reference"), forecasts(variant, "torch")
+    expected, actual = forecasts(variant, "reference"), forecasts(variant, "torch")
     quarters = torch.tensor([0.25, 0.5, 0.75])
     low, middle, high = expected.quantile(quarters, dim=0)
-    fast_low, fast_middle, fast_high = found.quantile(quarters, dim=0)
+    fast_low, fast_middle, fast_high = actual.quantile(quarters, dim=0)
     width = high - low
     assert (width > 0).all()
     # From 300 draws an interquartile range is known to 8 %, and a median to 5 % of that range.

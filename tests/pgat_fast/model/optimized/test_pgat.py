@@ -53,18 +53,20 @@ def computed(model: nn.Module, config: Config, dtype: torch.dtype, seed: int = 0
         inputs[i].requires_grad_()
     result = model(*inputs)
     outputs = tensors_of(result) + [result[1][name] for name in sorted(result[1])]
-    wanted = [inputs[0], inputs[2], *model.parameters()]
-    gradients = torch.autograd.grad(loss_of(config, result), wanted, allow_unused=True)
+    gradient_inputs = [inputs[0], inputs[2], *model.parameters()]
+    gradients = torch.autograd.grad(loss_of(config, result), gradient_inputs, allow_unused=True)
     return [y.detach() for y in outputs], [
-        torch.zeros_like(w) if g is None else g for g, w in zip(gradients, wanted, strict=True)
+        torch.zeros_like(w) if g is None else g for g, w in zip(gradients, gradient_inputs, strict=True)
     ]
 
 
 def assert_equal(found: list[Tensor], expected: list[Tensor], tolerance: float = 1e-10) -> None:
     """Check differences relative to the largest value of each tensor, or to 1 if that is larger."""
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.shape == theirs.shape
-        assert float((ours - theirs).abs().max()) <= tolerance * max(1.0, float(theirs.abs().max()))
+    for actual_tensor, expected_tensor in zip(found, expected, strict=True):
+        assert actual_tensor.shape == expected_tensor.shape
+        assert float((actual_tensor - expected_tensor).abs().max()) <= tolerance * max(
+            1.0, float(expected_tensor.abs().max())
+        )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -82,10 +84,10 @@ def test_initial_parameters_equal_the_reference(name: str) -> None:
 def test_outputs_and_gradients_equal_the_reference(name: str) -> None:
     config = config_of(name)
     reference, fast = models(config)
-    for found, expected in zip(
+    for actual, expected in zip(
         computed(fast, config, torch.float64), computed(reference, config, torch.float64), strict=True
     ):
-        assert_equal(found, expected)
+        assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, None])
@@ -95,8 +97,8 @@ def test_results_do_not_depend_on_the_chunk(name: str, chunk: int | None) -> Non
     _, fast = models(config)
     expected = computed(fast, config, torch.float64)
     fast.set_execution(Execution(combiner_chunk=chunk))
-    for found, wanted in zip(computed(fast, config, torch.float64), expected, strict=True):
-        assert_equal(found, wanted)
+    for actual_tensors, expected_tensors in zip(computed(fast, config, torch.float64), expected, strict=True):
+        assert_equal(actual_tensors, expected_tensors)
 
 
 def of_tensors(model: nn.Module, config: Config, mixed: bool) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -104,14 +106,14 @@ def of_tensors(model: nn.Module, config: Config, mixed: bool) -> Callable[[list[
     names = [name for name, _ in model.named_parameters()]
 
     def compute(tensors: list[Tensor]) -> list[Tensor]:
-        own = [tensor.detach().requires_grad_() for tensor in tensors]
-        inputs = own[len(names) :]
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        inputs = leaves[len(names) :]
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            result = functional_call(model, dict(zip(names, own, strict=False)), tuple(inputs))
+            result = functional_call(model, dict(zip(names, leaves, strict=False)), tuple(inputs))
             loss = loss_of(config, result)
         outputs = tensors_of(result) + [result[1][name] for name in sorted(result[1])]
-        wanted = [inputs[0], inputs[2], *own[: len(names)]]
-        gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        gradient_inputs = [inputs[0], inputs[2], *leaves[: len(names)]]
+        gradients = torch.autograd.grad(loss, gradient_inputs, allow_unused=True, materialize_grads=True)
         return [*(output.detach() for output in outputs), *gradients]
 
     return compute
@@ -154,13 +156,13 @@ def test_wrong_gradients_are_rejected(name: str) -> None:
         zero = [float(result.norm()) < ZERO_BESIDE * largest for result in truth]
         spread = rounding_spread(plain, tensors)
         # Eight spreads are at most half of the planted error: for some inputs in all results, for others in none.
-        judged = [moved < 5e-3 / SPREADS and not none for moved, none in zip(spread, zero, strict=True)]
-        if sum(judged) > 0.95 * len(judged):
+        checked = [moved < 5e-3 / SPREADS and not is_zero for moved, is_zero in zip(spread, zero, strict=True)]
+        if sum(checked) > 0.95 * len(checked):
             break
-    assert sum(judged) > 0.95 * len(judged)
+    assert sum(checked) > 0.95 * len(checked)
     bounds = error_bounds(spread, torch.float32, relative_errors(plain(tensors), truth))
     errors = relative_errors([1.01 * result for result in of_tensors(fast, config, False)(tensors)], truth)
-    assert not [place for place, error in enumerate(errors) if error <= bounds[place] and judged[place]]
+    assert not [index for index, error in enumerate(errors) if error <= bounds[index] and checked[index]]
 
 
 @pytest.mark.parity
@@ -174,16 +176,16 @@ def test_16_bit_errors_are_explained_by_rounding(name: str) -> None:
     config = config_of(name)
     exact, reference, fast = of_seed(config, 1)
     generator = torch.Generator().manual_seed(0)
-    ours, theirs, moved = 0.0, 0.0, 0.0
+    fast_error, reference_error, moved_error = 0.0, 0.0, 0.0
     for seed in range(3):
         weights = [parameter.detach() for parameter in reference.parameters()]
         tensors = [tensor.bfloat16().float() for tensor in (*weights, *inputs_of(config, seed=seed))]
         truth = of_tensors(exact, config, False)([tensor.double() for tensor in tensors])
-        ours += distance(of_tensors(fast, config, True)(tensors), truth)
-        theirs += distance(of_tensors(reference, config, True)(tensors), truth)
-        one_unit = [moved_by_rounding(tensor.bfloat16(), generator).float() for tensor in tensors]
-        moved += distance(of_tensors(reference, config, True)(one_unit), truth)
-    assert ours <= 2 * max(theirs, moved)
+        fast_error += distance(of_tensors(fast, config, True)(tensors), truth)
+        reference_error += distance(of_tensors(reference, config, True)(tensors), truth)
+        moved_tensors = [moved_by_rounding(tensor.bfloat16(), generator).float() for tensor in tensors]
+        moved_error += distance(of_tensors(reference, config, True)(moved_tensors), truth)
+    assert fast_error <= 2 * max(reference_error, moved_error)
 
 
 def distance(found: list[Tensor], truth: list[Tensor]) -> float:
@@ -219,9 +221,9 @@ def test_gradients_with_dropout_do_not_depend_on_the_chunk(name: str) -> None:
         fast.set_execution(Execution(combiner_chunk=chunk))
         torch.manual_seed(5)
         results.append(computed(fast, config, torch.float64))
-    for other in results[1:]:
-        for found, expected in zip(other, results[0], strict=True):
-            assert_equal(found, expected)
+    for chunked_results in results[1:]:
+        for actual, expected in zip(chunked_results, results[0], strict=True):
+            assert_equal(actual, expected)
 
 
 @pytest.mark.slow  # 600 draws of each
@@ -230,15 +232,15 @@ def test_mean_and_spread_under_dropout_equal_the_reference() -> None:
     reference, fast = models(config, torch.float32)
     inputs = [x.repeat(50, 1, 1) for x in inputs_of(config, batch=1)]  # each copy has its own masks
     draws = {}
-    for who, model in (("theirs", reference), ("ours", fast)):
+    for label, model in (("theirs", reference), ("ours", fast)):
         model.train()
         torch.manual_seed(0)
         with torch.no_grad():
-            draws[who] = torch.cat([model(*inputs)[0].flatten(start_dim=1) for _ in range(12)])
-    ours, theirs = draws["ours"], draws["theirs"]
-    error = (theirs.var(dim=0) / 300) ** 0.5
-    assert float(((ours.mean(dim=0) - theirs.mean(dim=0)).abs() / error).max()) < 5
-    ratio = ours.std(dim=0) / theirs.std(dim=0)
+            draws[label] = torch.cat([model(*inputs)[0].flatten(start_dim=1) for _ in range(12)])
+    fast_draws, reference_draws = draws["ours"], draws["theirs"]
+    error = (reference_draws.var(dim=0) / 300) ** 0.5
+    assert float(((fast_draws.mean(dim=0) - reference_draws.mean(dim=0)).abs() / error).max()) < 5
+    ratio = fast_draws.std(dim=0) / reference_draws.std(dim=0)
     assert float((ratio - 1).abs().max()) < 0.25
 
 
@@ -282,13 +284,13 @@ def test_bytes_kept_for_the_backward_pass_are_bounded(combiner: str, limit: floa
     with FakeTensorMode():
         model = build_model(config, backend="torch").train()
         inputs = inputs_of(config, batch=16)
-        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *inputs)}
+        existing_storages = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *inputs)}
         saved: dict[int, int] = {}
         alive = []
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage._cdata not in own:
+            if storage._cdata not in existing_storages:
                 saved[storage._cdata] = storage.nbytes()
                 alive.append(storage)
             return tensor

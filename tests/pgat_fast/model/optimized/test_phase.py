@@ -41,11 +41,11 @@ def both(n_heads: int, feature_map: str, phase_edges: str) -> tuple[PhaseAwarePr
 def results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Return outputs, and gradients of the input and of every parameter."""
     x = x.detach().clone().requires_grad_()
-    named = {"x": x} | dict(model.named_parameters())
+    leaves = {"x": x} | dict(model.named_parameters())
     outputs = model(x)
     upstream = [normal(*output.shape, seed=seed).to(output.dtype) for seed, output in enumerate(outputs, 5)]
-    gradients = torch.autograd.grad(outputs, list(named.values()), upstream)
-    return dict(zip(("features", "adjacency", *named), (*outputs, *gradients), strict=True))
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), upstream)
+    return dict(zip(("features", "adjacency", *leaves), (*outputs, *gradients), strict=True))
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
@@ -76,9 +76,9 @@ def test_names_shapes_and_initial_values_equal_the_reference(feature_map: str, p
         states.append((dict(model.named_parameters()), model.state_dict()))
         initialize(model)
         states[-1][0].update({f"initialized {name}": p for name, p in model.named_parameters()})
-    for own, theirs in zip(*states, strict=True):
-        assert list(own) == list(theirs)
-        assert all(torch.equal(own[name], theirs[name]) for name in own)
+    for reference, fast in zip(*states, strict=True):
+        assert list(reference) == list(fast)
+        assert all(torch.equal(reference[name], fast[name]) for name in reference)
 
 
 @pytest.mark.parametrize("part", [PhaseAwareProcessor, FastPhaseAwareProcessor])
@@ -106,12 +106,12 @@ def pooled_errors(feature_map: str, phase_edges: str, dtype: torch.dtype) -> dic
         x = inputs_of(3, 9, seed)
         exact = results(reference, x)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            found = [results(model.float(), x.float()) for model in (reference, fast)]
+            rounded = [results(model.float(), x.float()) for model in (reference, fast)]
         for name, truth in exact.items():
             kind = name.split(".", 2)[2] if name.startswith("bodies.") else name
-            tensors = (truth, *(own[name] - truth for own in found))
+            tensors = (truth, *(values[name] - truth for values in rounded))
             squares[kind] += torch.stack([tensor.detach().double().square().sum() for tensor in tensors])
-    return {name: ((own[1] / own[0]).sqrt(), (own[2] / own[0]).sqrt()) for name, own in squares.items()}
+    return {name: ((values[1] / values[0]).sqrt(), (values[2] / values[0]).sqrt()) for name, values in squares.items()}
 
 
 @every_setting
@@ -119,8 +119,8 @@ def pooled_errors(feature_map: str, phase_edges: str, dtype: torch.dtype) -> dic
 def test_rounding_errors_are_near_those_of_the_reference(
     feature_map: str, phase_edges: str, dtype: torch.dtype, floor: float
 ) -> None:
-    for name, (theirs, ours) in pooled_errors(feature_map, phase_edges, dtype).items():
-        assert ours <= 2 * theirs + floor, name
+    for name, (reference_error, fast_error) in pooled_errors(feature_map, phase_edges, dtype).items():
+        assert fast_error <= 2 * reference_error + floor, name
 
 
 def test_autocast_returns_16_bit_features_and_float32_adjacency() -> None:
@@ -146,16 +146,16 @@ def test_dropout_masks_are_equal_in_both_passes() -> None:
     reference, fast = both(8, "named", "computed")
     batch, steps, hidden = 2, 5, 64
     torch.manual_seed(7)
-    kept = keep_mask(draw_seed(torch.device("cpu")), 0, (len(BODIES), batch * steps, hidden), 0.1)
-    for body, own in zip(reference.bodies.values(), kept, strict=True):
-        body.add_module("dropout", GivenDropout(own.view(batch, steps, hidden)))
-    assert 0.85 < kept.double().mean() < 0.95
+    masks = keep_mask(draw_seed(torch.device("cpu")), 0, (len(BODIES), batch * steps, hidden), 0.1)
+    for body, mask in zip(reference.bodies.values(), masks, strict=True):
+        body.add_module("dropout", GivenDropout(mask.view(batch, steps, hidden)))
+    assert 0.85 < masks.double().mean() < 0.95
     x = inputs_of(batch, steps)
     torch.manual_seed(7)
-    found = results(fast.train(), x)
-    assert_close(found, results(reference, x), EXACT)
+    actual = results(fast.train(), x)
+    assert_close(actual, results(reference, x), EXACT)
     again = results(fast, x)
-    assert not torch.allclose(found["features"], again["features"])
+    assert not torch.allclose(actual["features"], again["features"])
 
 
 def test_evaluation_draws_no_random_numbers() -> None:
@@ -178,27 +178,27 @@ def test_results_are_bitwise_repeatable() -> None:
 def test_parameters_of_functional_call_are_used_in_both_passes() -> None:
     reference, fast = both(2, "named", "computed")
     other = FastPhaseAwareProcessor(2, "named", "computed").double().eval()
-    given = {name: p.detach().requires_grad_() for name, p in fast.named_parameters()}
+    parameters = {name: p.detach().requires_grad_() for name, p in fast.named_parameters()}
     x = inputs_of(2, 4)
-    outputs = functional_call(other, given, (x,))
+    outputs = functional_call(other, parameters, (x,))
     upstream = [normal(*output.shape, seed=seed) for seed, output in enumerate(outputs, 5)]
-    gradients = torch.autograd.grad(outputs, list(given.values()), upstream)
+    gradients = torch.autograd.grad(outputs, list(parameters.values()), upstream)
     expected = results(reference, x)
-    found = dict(zip(("features", "adjacency", *given), (*outputs, *gradients), strict=True))
-    assert_close(found, {name: tensor for name, tensor in expected.items() if name != "x"}, EXACT)
+    actual = dict(zip(("features", "adjacency", *parameters), (*outputs, *gradients), strict=True))
+    assert_close(actual, {name: tensor for name, tensor in expected.items() if name != "x"}, EXACT)
 
 
 @every_setting
 def test_nan_in_columns_without_a_body_has_no_effect(feature_map: str, phase_edges: str) -> None:
     reference, fast = both(4, feature_map, phase_edges)
-    read = {column for body in BODIES for column in feature_columns(body, feature_map)}
+    used_columns = {column for body in BODIES for column in feature_columns(body, feature_map)}
     if phase_edges == "computed":
-        read |= {column for body in BODIES for column in feature_columns(body, "named")}
+        used_columns |= {column for body in BODIES for column in feature_columns(body, "named")}
     x = inputs_of(2, 3)
     spoilt = x.clone()
-    spoilt[:, :, [column for column in range(len(COLUMNS)) if column not in read]] = torch.nan
-    for found, expected in zip(fast(spoilt), reference(x), strict=True):
-        assert torch.allclose(found, expected, rtol=0, atol=EXACT)
+    spoilt[:, :, [column for column in range(len(COLUMNS)) if column not in used_columns]] = torch.nan
+    for actual, expected in zip(fast(spoilt), reference(x), strict=True):
+        assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
 
 
 def test_division_by_zero_below_the_diagonal_has_no_effect() -> None:
