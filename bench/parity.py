@@ -89,11 +89,11 @@ def _require_kernels(config: Config, reference: nn.Module) -> None:
 
         return compute
 
-    plain, truth = computed_by("torch", torch.float32), computed_by("reference", torch.float64)
+    plain, float64_reference = computed_by("torch", torch.float32), computed_by("reference", torch.float64)
     for seed in range(SEEDS):
         torch.manual_seed(seed)
         tensors = [*weights, *(x.to(device) for x in example(config.model, 2)[:4])]
-        exact = truth(tensors)
+        exact = float64_reference(tensors)
         spread, plain_errors = rounding_spread(plain, tensors), relative_errors(plain(tensors), exact)
         if max(*spread, *plain_errors) <= WELL_CONDITIONED:
             break

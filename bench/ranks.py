@@ -256,10 +256,10 @@ def check(task: Record) -> Record:
 
 def check_steps(seconds: float, bandwidth: float) -> list[Record]:
     """Measure training steps of one process and of several; predict the latter from the former and the fit."""
-    alone, size = measure(1, take_steps)
-    rows: list[Record] = [{"processes": 1, "seconds": alone, "predicted": alone}]
+    single_seconds, size = measure(1, take_steps)
+    rows: list[Record] = [{"processes": 1, "seconds": single_seconds, "predicted": single_seconds}]
     for count in PROCESSES:
-        predicted = alone * max(1.0, count / usable_cores()) + communication(count, size, seconds, bandwidth)
+        predicted = single_seconds * max(1.0, count / usable_cores()) + communication(count, size, seconds, bandwidth)
         rows.append({"processes": count, "seconds": measure(count, take_steps)[0], "predicted": predicted})
     return rows
 

@@ -89,10 +89,10 @@ def seconds_of(users: list[Use], device: torch.device, timesteps: int) -> tuple[
     from pgat_kernels.triton.launch import running
 
     total, all_results = 0.0, []
-    with running() as ran:
+    with running() as launches:
         for operator, dtype in users:
             all_results.append(results(operator, operator.leaves(dtype, device, timesteps), True))
-    spilled = sum(compiled.n_spills for _, compiled in ran if compiled is not None)
+    spilled = sum(compiled.n_spills for _, compiled in launches if compiled is not None)
     for (operator, dtype), computed in zip(users, all_results, strict=True):
         leaves, g = operator.leaves(dtype, device, timesteps), gradient(computed[0])
         total += milliseconds(lambda o=operator, x=leaves, g=g: results(o, x, True, g), device) / 1e3
@@ -202,14 +202,14 @@ def against_plain(
         leaves = operator.leaves(dtype, device, steps)
         g = gradient(results(operator, leaves, True)[0])
         by_kernels = milliseconds(lambda x=leaves, g=g: results(operator, x, True, g), device) / 1e3
-        ways = [operator]
+        implementations = [operator]
         if compiling:  # as training does: one static shape
             run = compile_apart(operator.run, fullgraph=True, dynamic=False)
-            ways.append(operator._replace(run=run))
+            implementations.append(operator._replace(run=run))
         plain = math.inf
-        for way in ways:
+        for implementation in implementations:
             with contextlib.suppress(torch.OutOfMemoryError):
-                seconds = milliseconds(lambda o=way, x=leaves, g=g: results(o, x, False, g), device) / 1e3
+                seconds = milliseconds(lambda o=implementation, x=leaves, g=g: results(o, x, False, g), device) / 1e3
                 plain = min(plain, seconds)
         timings.append((operator.rows(steps), by_kernels, plain))
     return timings
