@@ -43,14 +43,14 @@ MODULE: Final = "bench.accuracy"
 def measure(task: Record) -> Record:
     """Return the errors of each of the task's `precisions` with its configuration; runs in a process of its own."""
     exact = step(task, Variant("reference"))
-    found = {}
+    errors = {}
     for variant in (Variant(name, precision) for precision in task["precisions"] for name in ("reference", "torch")):
         forecast, gradients = step(task, variant)
-        found[str(variant)] = {
+        errors[str(variant)] = {
             "forecast": relative_error(forecast, exact[0]),
             "gradients": relative_error(gradients, exact[1]),
         }
-    return {"errors": found}
+    return {"errors": errors}
 
 
 def step(task: Record, variant: Variant) -> tuple[Tensor, Tensor]:
@@ -131,12 +131,12 @@ def main() -> int:
     trained: list[Record] = []
     for seed in range(1, args.seeds + 1):
         for precision in args.precisions:
-            one = {"seed": seed, "precision": precision} | train(args.config, args.overrides, precision, seed)
-            first = next((other for other in trained if other["seed"] == seed), one)
-            if "rmse" in one and "rmse" in first:
-                one["rmse_ratio"] = one["rmse"] / first["rmse"]
-            trained.append(one)
-            print(", ".join(f"{key} {value}" for key, value in one.items()), flush=True)
+            training = {"seed": seed, "precision": precision} | train(args.config, args.overrides, precision, seed)
+            first = next((other for other in trained if other["seed"] == seed), training)
+            if "rmse" in training and "rmse" in first:
+                training["rmse_ratio"] = training["rmse"] / first["rmse"]
+            trained.append(training)
+            print(", ".join(f"{key} {value}" for key, value in training.items()), flush=True)
     write(args.json, MODULE, {"config": args.config, "errors": errors, "trained": trained})
     return 1 if any("error" in record for record in (*errors.values(), *trained)) else 0
 

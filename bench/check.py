@@ -56,12 +56,12 @@ def is_ours(result: Record) -> bool:
 
 def committed() -> dict[Path, Record]:
     """Return the results of comparisons and counts that git tracks; all of them outside of a repository."""
-    found = {}
+    results = {}
     for path in _known_to_git() or sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
         if isinstance(result, dict) and (result.get("kind") == KIND or result.get("steps") == 0):
-            found[path] = result
-    return found
+            results[path] = result
+    return results
 
 
 def _known_to_git() -> list[Path]:
@@ -90,25 +90,25 @@ def saved_bytes() -> Iterator[Fault]:
     counted: dict[tuple[str, ...], int] = {}
     for path, result in committed().items():
         config, overrides, batch = settings_of(result)
-        for one in result["results"]:
-            known = one.get("saved_for_backward_bytes")
-            if known is None or not is_ours(one):
+        for entry in result["results"]:
+            expected_bytes = entry.get("saved_for_backward_bytes")
+            if expected_bytes is None or not is_ours(entry):
                 continue
-            variant = replace(parse_variant(one["backend"]), compiled=None)
-            own = [*overrides, "run.device=cpu", f"run.precision={one.get('precision') or 'highest'}"]
-            key = (str(variant), config, *own, str(batch))
+            variant = replace(parse_variant(entry["backend"]), compiled=None)
+            settings = [*overrides, "run.device=cpu", f"run.precision={entry.get('precision') or 'highest'}"]
+            key = (str(variant), config, *settings, str(batch))
             try:
-                model = configure(variant, config, own)
+                model = configure(variant, config, settings)
             except BackendError as error:
-                print(f"{path.name}: {one['backend']} is not checked: {error}", file=sys.stderr)
+                print(f"{path.name}: {entry['backend']} is not checked: {error}", file=sys.stderr)
                 continue
             if key not in counted:
                 counted[key] = int(count_step(model, variant, batch)["saved_for_backward_bytes"])
-            if counted[key] != known:
+            if counted[key] != expected_bytes:
                 yield (
-                    f"{path.name}: {one['backend']} at batch {batch} saves {counted[key]:,} bytes for the backward "
-                    f"pass, not {known:,}"
-                    + ("" if counted[key] > known else ": better, so measure and commit it again")
+                    f"{path.name}: {entry['backend']} at batch {batch} saves {counted[key]:,} bytes for the backward "
+                    f"pass, not {expected_bytes:,}"
+                    + ("" if counted[key] > expected_bytes else ": better, so measure and commit it again")
                 )
 
 
@@ -122,11 +122,11 @@ def static_kernels() -> Iterator[Fault]:
 
 def of_this_machine() -> dict[Path, Record]:
     """Return the newest committed comparison of each configuration on machines like this: processor, cores and GPU."""
-    own, newest = describe(), dict[str, tuple[Path, Record]]()
+    machine, newest = describe(), dict[str, tuple[Path, Record]]()
     for path, result in committed().items():
         if result.get("kind") != KIND:
             continue
-        if any(result["machine"][key] != own[key] for key in ("processor", "cores", "gpu")):
+        if any(result["machine"][key] != machine[key] for key in ("processor", "cores", "gpu")):
             continue
         key = json.dumps(settings_of(result))
         if key not in newest or newest[key][1]["machine"]["date"] < result["machine"]["date"]:
@@ -152,29 +152,29 @@ def judge(old: Record, new: Record, first: str) -> Verdict:
             faults.append(f"{name}: {words} {new[key] * 1024:.0f} MiB, it was {old[key] * 1024:.0f}")
     if "times_faster" not in old or "times_faster" not in new:
         return Verdict(faults)
-    shown, known = Ratio.of(new["times_faster"]), old["times_faster"]["estimate"]
-    words = f"{name}: {shown.estimate:.3g} times faster than {first} ({shown.low:.3g} to {shown.high:.3g}), it was"
-    if shown.high < known * (1 - SLOWER):
-        return Verdict([*faults, f"{words} {known:.3g}"])
-    if shown.low < known * (1 - SLOWER):
-        return Verdict(faults, f"{words} {known:.3g}: too noisy to tell")
+    ratio, old_estimate = Ratio.of(new["times_faster"]), old["times_faster"]["estimate"]
+    words = f"{name}: {ratio.estimate:.3g} times faster than {first} ({ratio.low:.3g} to {ratio.high:.3g}), it was"
+    if ratio.high < old_estimate * (1 - SLOWER):
+        return Verdict([*faults, f"{words} {old_estimate:.3g}"])
+    if ratio.low < old_estimate * (1 - SLOWER):
+        return Verdict(faults, f"{words} {old_estimate:.3g}: too noisy to tell")
     return Verdict(faults)
 
 
 def measured(before: Record, write_to: str | None, again: Callable[..., Record] = compare) -> Iterator[Fault]:
     """Repeat a comparison, longer where it is too noisy, write it to a file, if one is named, and yield the faults."""
     config, overrides, batch = settings_of(before)
-    settings, old = before["settings"], {one["backend"]: one for one in before["results"]}
+    settings, old = before["settings"], {old_result["backend"]: old_result for old_result in before["results"]}
     first = before["results"][0]["backend"]
     names = [name for name in old if name == first or is_ours(old[name])]
     now: dict[str, Record] = {}
     for attempt in range(1, ATTEMPTS + 1):
         variants: list[Variant] = [parse_variant(name) for name in names]
-        found = again(config, overrides, variants, batch, settings["steps"], settings["processes"])
-        for result in found["results"]:
+        comparison = again(config, overrides, variants, batch, settings["steps"], settings["processes"])
+        for result in comparison["results"]:
             now[result["backend"]] = _together(now.get(result["backend"]), result)
         if attempt == 1:
-            write(Path(write_to) if write_to else None, "bench.check", found)
+            write(Path(write_to) if write_to else None, "bench.check", comparison)
         _compare_again(now, first)
         verdicts = {name: judge(old[name], now[name], first) for name in now if name != first}
         undecided = [name for name, verdict in verdicts.items() if verdict.undecided]
@@ -202,8 +202,8 @@ def _compare_again(now: dict[str, Record], first: str) -> None:
     for name, result in now.items():
         if name == first or "error" in result or "error" in now[first]:
             continue
-        beside = {**now[first], "process_seconds": now[first]["process_seconds"][: len(result["process_seconds"])]}
-        times = against(beside, result)
+        matching = {**now[first], "process_seconds": now[first]["process_seconds"][: len(result["process_seconds"])]}
+        times = against(matching, result)
         if times is not None:
             result["times_faster"] = times.record()
 
@@ -221,10 +221,10 @@ def run(args: argparse.Namespace) -> int:
     look("bytes saved for the backward pass", saved_bytes())
     look("kernels, compiled offline", static_kernels())
     if not args.exact:
-        known = of_this_machine()
-        for path, before in known.items():
+        comparisons = of_this_machine()
+        for path, before in comparisons.items():
             look(f"times and memory against {path.name}", measured(before, args.json))
-        if not known:
+        if not comparisons:
             faults.append(
                 "times and memory cannot be checked: no comparison of this kind of machine is committed "
                 "(pgat-fast bench compare --save); --exact leaves them out"

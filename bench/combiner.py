@@ -124,7 +124,7 @@ def time_passes(config: Config, variant: Variant, batch: int, steps: int, repeat
     warm_up = seconds_of(run, WARM_UP, device)
     memory.forget()
     seconds = seconds_of(run, repeats, device)
-    found: Record = {
+    record: Record = {
         "precision": precision,
         "compiled": compiled,
         "warm_up_seconds": sum(warm_up),
@@ -136,8 +136,8 @@ def time_passes(config: Config, variant: Variant, batch: int, steps: int, repeat
         ignored = [*state_of(combiner), *inputs.adjacencies, inputs.context]
         with count_saved(ignored) as saved, products_in(precision, device):
             combiner(inputs.adjacencies, inputs.context)
-        found["compiled_saved_for_backward_bytes"] = saved.total
-    return found | {"matrix_peak": matrix_peak(precision, device, peak_seconds)}
+        record["compiled_saved_for_backward_bytes"] = saved.total
+    return record | {"matrix_peak": matrix_peak(precision, device, peak_seconds)}
 
 
 def combiner_of(config: Config, variant: Variant, compiled: bool = False) -> nn.Module:
@@ -173,7 +173,7 @@ def summarize(steps: int, rounds: list[Record], counts: Record | None, useful: R
     errors = [record["error"] for record in rounds if "error" in record]
     if errors:
         return {"steps": steps, "error": errors[0]}
-    seconds = quartiles([one for record in rounds for one in record["seconds"]])
+    seconds = quartiles([value for record in rounds for value in record["seconds"]])
     result: Record = {
         "steps": steps,
         "seconds": seconds,
@@ -206,12 +206,12 @@ def add_fractions(result: Record, peak: float) -> None:
 
 def lines_of(sizes: list[Record]) -> Record:
     """Return the lines through the origin of the costs at all sizes that did not fail."""
-    good = [size for size in sizes if "error" not in size]
-    steps = [size["steps"] for size in good]
+    succeeded = [size for size in sizes if "error" not in size]
+    steps = [size["steps"] for size in succeeded]
     values = {
-        "seconds": [size["seconds"]["median"] for size in good],
-        "peak_memory_gib": [size["peak_memory_gib"] for size in good],
-        "saved_for_backward_bytes": [size.get("saved_for_backward_bytes", 0) for size in good],
+        "seconds": [size["seconds"]["median"] for size in succeeded],
+        "peak_memory_gib": [size["peak_memory_gib"] for size in succeeded],
+        "saved_for_backward_bytes": [size.get("saved_for_backward_bytes", 0) for size in succeeded],
     }
     return {name: fit_line(steps, costs) for name, costs in values.items() if any(costs)}
 
@@ -231,7 +231,10 @@ def describe_backend(result: Record) -> Iterator[str]:
         if "saved_for_backward_bytes" in size:
             parts.append(f"{size['saved_for_backward_bytes'] / 1e9:.3g} GB saved for backward")
         fractions = size["fraction_of_matrix_peak"]
-        parts += [f"{size[f'{kind}_flops']:.3g} {kind} FLOP, {of:.1%} of the peak" for kind, of in fractions.items()]
+        parts += [
+            f"{size[f'{kind}_flops']:.3g} {kind} FLOP, {fraction:.1%} of the peak"
+            for kind, fraction in fractions.items()
+        ]
         if size.get("operators_without_flop_formula"):
             parts.append(f"FLOPs not counted of {', '.join(size['operators_without_flop_formula'])}")
         yield f"{name}, {size['steps']} steps: " + "; ".join(parts)
@@ -311,7 +314,7 @@ def main() -> int:
         first = next((timed[f"{variant}, {steps} steps"][0] for steps in args.steps), {})
         result: Record = {"backend": str(variant), "precision": first.get("precision")}
         result |= {"compiled": first.get("compiled"), "sizes": sizes, "lines": lines_of(sizes)}
-        errors = [found["error"] for found in (counts, useful) if "error" in found]
+        errors = [count_record["error"] for count_record in (counts, useful) if "error" in count_record]
         result |= {"count_error": errors[0]} if errors else {}
         results.append(result)
         print("\n".join(describe_backend(result)))

@@ -56,13 +56,13 @@ TIME_LIMIT: Final = 3600.0
 
 def backends_here(compiled: bool) -> list[Variant]:
     """Return what is compared by default: all backends that run here, and the usual manual optimisations."""
-    found = [Variant("reference"), Variant("reference", fused=True), Variant("reference", kept=True)]
-    found.append(Variant("torch", compiled=False))
+    variants = [Variant("reference"), Variant("reference", fused=True), Variant("reference", kept=True)]
+    variants.append(Variant("torch", compiled=False))
     if backend_reasons()["triton"] is None:
-        found.append(Variant("triton", compiled=False))
+        variants.append(Variant("triton", compiled=False))
     if compiled:
-        found += [replace(variant, compiled=True) for variant in found if not (variant.fused or variant.kept)]
-    return found
+        variants += [replace(variant, compiled=True) for variant in variants if not (variant.fused or variant.kept)]
+    return variants
 
 
 # --- a process that takes steps on request ----------------------------------------------------------------------------
@@ -154,34 +154,34 @@ def take_steps(tasks: Mapping[str, Record], processes: int, steps: int) -> tuple
         name -> a record for each of its processes: `seconds` of the steps and `TrainedModel.record`, or only an
         `error`, after which the task is left out; and the names in the order in which the processes started.
     """
-    found: dict[str, list[Record]] = {name: [] for name in tasks}
+    records: dict[str, list[Record]] = {name: [] for name in tasks}
     order: list[str] = []
     with TemporaryDirectory() as caches:
         for number in range(processes):
-            going = [name for name in tasks if not any("error" in record for record in found[name])]
-            going = going[number % len(going) :] + going[: number % len(going)] if going else going
+            active = [name for name in tasks if not any("error" in record for record in records[name])]
+            active = active[number % len(active) :] + active[: number % len(active)] if active else active
             servers: dict[str, Server] = {}
             try:
-                for name in going:
+                for name in active:
                     print(f"process {number + 1} of {processes}: {name}", file=sys.stderr, flush=True)
                     order.append(name)
                     cache = str(Path(caches, str(list(tasks).index(name))))
                     servers[name] = Server(tasks[name], {"TORCHINDUCTOR_CACHE_DIR": cache})
-                seconds: dict[str, list[float]] = {name: [] for name in going}
-                begun = time.monotonic()
+                seconds: dict[str, list[float]] = {name: [] for name in active}
+                started = time.monotonic()
                 for turn in range(steps):
-                    if turn >= FEWEST and time.monotonic() - begun > TURNS_SECONDS:
+                    if turn >= FEWEST and time.monotonic() - started > TURNS_SECONDS:
                         break
-                    for name in going[:: 1 if turn % 2 else -1]:
+                    for name in active[:: 1 if turn % 2 else -1]:
                         answer = servers[name].ask("step")
                         seconds[name] += [answer["seconds"]] if "seconds" in answer else []
                 for name, server in servers.items():
                     answer = server.ask("end")
-                    found[name].append(answer if "error" in answer else {"seconds": seconds[name], **answer})
+                    records[name].append(answer if "error" in answer else {"seconds": seconds[name], **answer})
             finally:
                 for server in servers.values():
                     server.close()
-    return found, order
+    return records, order
 
 
 def summarize(name: str, counted: Record, processes: list[Record], batch: int) -> Record:
@@ -263,10 +263,10 @@ MEANINGS: Final = {
 
 def explained(results: Sequence[Record], config: str, batch: int) -> str:
     """Return an explanation of the table for first-time readers."""
-    on = describe()
+    machine = describe()
     lines = [
         f"A training step (forward, backward, clipping, Adam) of {config}, batch {batch}",
-        f"on {on['gpu'] or on['processor']}, {on['cores']} cores, torch {on['torch']}.",
+        f"on {machine['gpu'] or machine['processor']}, {machine['cores']} cores, torch {machine['torch']}.",
         "",
         "seconds a step      the median; in brackets the middle half of all steps",
         f"times faster        than {results[0]['backend']}; in brackets what to expect of another run, 19 times of 20",
@@ -274,12 +274,12 @@ def explained(results: Sequence[Record], config: str, batch: int) -> str:
         "in the steps        the highest in the timed steps, without warm-up and compiling",
         "saved for backward  what autograd keeps between forward and backward pass",
     ]
-    shown = [result["backend"].split(":") for result in results]
+    backends = [result["backend"].split(":") for result in results]
     for name, meaning in MEANINGS.items():
         base, *words = name.split(":")
-        if any(one[0] == base and set(words) == set(one[1:]) & {"fused", "kept"} for one in shown):
+        if any(backend[0] == base and set(words) == set(backend[1:]) & {"fused", "kept"} for backend in backends):
             lines.append(f"{name:<20}{meaning}")
-    if any("compiled" in one for one in shown):
+    if any("compiled" in backend for backend in backends):
         lines.append(f"{'compiled':<20}by torch.compile, which takes minutes before the first step; eager: without")
     return "\n".join(lines)
 
@@ -293,29 +293,29 @@ def compare(
     """
     for variant in variants:
         configure(variant, config, overrides)
-    own = {"config": config, "overrides": overrides, "batch": batch}
-    tasks = {str(variant): {"variant": asdict(variant), **own} for variant in variants}
+    common = {"config": config, "overrides": overrides, "batch": batch}
+    tasks = {str(variant): {"variant": asdict(variant), **common} for variant in variants}
     counted = {}
     for name, task in tasks.items():
         print(f"compared with the reference, and counted: {name}", file=sys.stderr, flush=True)
         counted[name] = run_task(MODULE, task, TIME_LIMIT)
-    right = {name: task for name, task in tasks.items() if "error" not in counted[name]}
-    found, order = take_steps(right, processes, steps)
-    results = [summarize(name, counted[name], found.get(name, []), batch) for name in tasks]
+    valid_tasks = {name: task for name, task in tasks.items() if "error" not in counted[name]}
+    records, order = take_steps(valid_tasks, processes, steps)
+    results = [summarize(name, counted[name], records.get(name, []), batch) for name in tasks]
     for result in results[1:]:
         times = against(results[0], result)
         if times is not None:
             result["times_faster"] = times.record()
     path = Path(config).resolve()
-    named = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else config)
-    settings = {"config": named, "overrides": overrides, "batch": batch, "steps": steps, "processes": processes}
+    config_name = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else config)
+    settings = {"config": config_name, "overrides": overrides, "batch": batch, "steps": steps, "processes": processes}
     return {"kind": KIND, "settings": settings, "order": order, "results": results}
 
 
 def result_file(folder: Path) -> Path:
     """Return the path for a new comparison on this machine: MACHINE-DATE.json, with a number if that exists."""
-    on = describe()
-    words = f"{on['gpu'] or on['processor'].split(' (')[0]} {on['cores']} cores {on['date'][:10]}"
+    machine = describe()
+    words = f"{machine['gpu'] or machine['processor'].split(' (')[0]} {machine['cores']} cores {machine['date'][:10]}"
     stem = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
     names = (f"{stem}.json" if number == 1 else f"{stem}-{number}.json" for number in itertools.count(1))
     return next(folder / name for name in names if not (folder / name).exists())
@@ -333,7 +333,7 @@ def run(args: argparse.Namespace) -> int:
     for path in [*([result_file(RESULTS)] if args.save else []), *([Path(args.json)] if args.json else [])]:
         write(path, MODULE, result)
         print(f"written to {path}", file=sys.stderr)
-    return int(any("error" in one for one in result["results"]))
+    return int(any("error" in backend_result for backend_result in result["results"]))
 
 
 def main() -> int:

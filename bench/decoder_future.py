@@ -28,17 +28,17 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the results here")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for future in ("zeros", "known"):
         config = load_config(args.config, [*args.overrides, f"data.decoder_future={future}"])
         table = backtest(config, args.folder / future, args.origins)
-        found[future] = {"origins": table.reset_index().to_dict("records"), "summary": summarize(table)}
+        results[future] = {"origins": table.reset_index().to_dict("records"), "summary": summarize(table)}
         print(f"{future}:\n{table.to_string()}")
-    for zeros, known in zip(found["zeros"]["origins"], found["known"]["origins"], strict=True):
+    for zeros, known in zip(results["zeros"]["origins"], results["known"]["origins"], strict=True):
         print(f"origin {zeros['origin']}: MSE known / zeros {known['mse_model'] / zeros['mse_model']:.4f}")
     if args.json:
         command = " ".join(["python", "-m", "bench.decoder_future", *sys.argv[1:]])
-        write_json(args.json, {"command": command, "machine": describe(), "results": found})
+        write_json(args.json, {"command": command, "machine": describe(), "results": results})
         shutil.rmtree(args.folder)
     return 0
 

@@ -28,8 +28,8 @@ def load(name: str) -> Record:
         raise DataError(
             f"{path.relative_to(ROOT)} is missing: docs/performance.md takes figures from it; restore or measure it"
         )
-    found: Record = json.loads(path.read_text())
-    return found
+    record: Record = json.loads(path.read_text())
+    return record
 
 
 def combiner_of(record: Record) -> str:
@@ -41,8 +41,8 @@ def combiner_of(record: Record) -> str:
 
 def result_of(record: Record, backend: str) -> Record:
     """Return the result of one backend."""
-    found: Record = next(result for result in record["results"] if result["backend"] == backend)
-    return found
+    backend_result: Record = next(result for result in record["results"] if result["backend"] == backend)
+    return backend_result
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -105,7 +105,7 @@ def speed() -> str:
     for name, backend, recomputing, machine in SPEED:
         record = load(f"fast_step_{name}")
         reference, fast, small = record["results"][0], result_of(record, backend), result_of(record, recomputing)
-        seconds, fast_seconds = (one["step_seconds"]["median"] for one in (reference, fast))
+        seconds, fast_seconds = (result["step_seconds"]["median"] for result in (reference, fast))
         rows.append(
             [
                 f"{combiner_of(record)}, {record['batch']}",
@@ -113,7 +113,7 @@ def speed() -> str:
                 f"{seconds:.3g} s",
                 f"{fast_seconds:.3g} s",
                 f"**{times(seconds / fast_seconds)}**",
-                *(f"{one['peak_memory_gib']:.2f} GiB" for one in (reference, fast, small)),
+                *(f"{result['peak_memory_gib']:.2f} GiB" for result in (reference, fast, small)),
             ]
         )
     head = ["combiner, batch", "processor", "reference", "pgat_fast", "times faster", "peak memory of the reference"]
@@ -142,28 +142,28 @@ def saved_for_backward() -> str:
 
 def accuracy() -> str:
     """Return the errors of each precision."""
-    (errors,) = (found["errors"] for found in load("accuracy")["errors"].values())
+    (errors,) = (record["errors"] for record in load("accuracy")["errors"].values())
     rows = [[f"`{name}`", f"{error['forecast']:.1e}", f"{error['gradients']:.1e}"] for name, error in errors.items()]
     return table(["backend, precision", "forecast", "gradients"], rows)
 
 
 def newest_comparison() -> Record:
     """Return the newest comparison at the quickstart's sizes. Raises DataError if there is none."""
-    found = []
+    comparisons = []
     for path in RESULTS.glob("*.json"):
         record = load(path.stem)
         if record.get("kind") == KIND and record["settings"]["config"] == QUICKSTART:
-            found.append(record)
-    if not found:
+            comparisons.append(record)
+    if not comparisons:
         raise DataError(f"{RESULTS.relative_to(ROOT)}: no comparison of {QUICKSTART}: pgat-fast bench compare --save")
-    newest: Record = max(found, key=lambda record: str(record["machine"]["date"]))
+    newest: Record = max(comparisons, key=lambda record: str(record["machine"]["date"]))
     return newest
 
 
 def comparison_machine() -> str:
     """Return the machine of the newest comparison."""
-    on = newest_comparison()["machine"]
-    return f"{on['gpu'] or on['processor']}, {on['cores']} cores"
+    machine = newest_comparison()["machine"]
+    return f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores"
 
 
 def comparison() -> str:
@@ -195,15 +195,15 @@ def comparison() -> str:
 
 def grown() -> list[Record]:
     """Return the newest results of `bench.scaling` for each quantity and backend, with exponents fitted anew."""
-    found: dict[tuple[str, str], tuple[str, Record]] = {}
+    newest: dict[tuple[str, str], tuple[str, Record]] = {}
     for path in sorted(RESULTS.glob("scaling*.json")):
         record = load(path.stem)
         date = str(record["machine"]["date"])
         for result in record["results"]:
             key = result["what"], result["backend"]
-            if key not in found or found[key][0] < date:
-                found[key] = date, summarize(*key, result["sizes"], result["records"])
-    return [result for _, result in found.values()]
+            if key not in newest or newest[key][0] < date:
+                newest[key] = date, summarize(*key, result["sizes"], result["records"])
+    return [result for _, result in newest.values()]
 
 
 def scaling() -> str:
@@ -211,7 +211,9 @@ def scaling() -> str:
     rows = []
     for result in grown():
         measured = [pair for pair in zip(result["sizes"], result["records"], strict=True) if "error" not in pair[1]]
-        failed = [str(size) for size, one in zip(result["sizes"], result["records"], strict=True) if "error" in one]
+        failed = [
+            str(size) for size, record in zip(result["sizes"], result["records"], strict=True) if "error" in record
+        ]
         size, largest = measured[-1]
         system = f", {100 * largest['system_share']:.0f} % of it the system's" if "system_share" in largest else ""
         powers = [result["seconds_exponent"], result["memory_exponent"]]
@@ -252,10 +254,10 @@ def roofline() -> str:
         if point["what"] == "combiner":
             name = f"combiner {point['shape']}, `{point['by']}`, {point['timesteps']} days"
             rows.append([name, f"{100 * point['fraction_of_roof']:.0f} %"])
-    own = [point for point in points if point["what"] != "combiner" and point["by"] == "plain"]
-    names = len({point["what"] for point in own})
-    fractions = [100 * point["fraction_of_roof"] for point in own]
-    name = f"{names} operators in {len(own)} sizes, each alone, by autograd of plain torch"
+    operator_points = [point for point in points if point["what"] != "combiner" and point["by"] == "plain"]
+    operator_count = len({point["what"] for point in operator_points})
+    fractions = [100 * point["fraction_of_roof"] for point in operator_points]
+    name = f"{operator_count} operators in {len(operator_points)} sizes, each alone, by autograd of plain torch"
     rows.append([name, f"{span(fractions, '{:.0f}')} %"])
     return table(["forward and backward", "of the machine's limit"], rows)
 
@@ -270,9 +272,9 @@ def ranks() -> str:
         windows = load("ranks")["assumptions"]["batch"]
         head += [f"{name} ({size}), {windows} windows a GPU", f"{name}, {windows} windows in all, divided"]
     rows = []
-    for together in zip(*(paper["rows"] for paper in papers), strict=True):
-        cells = [str(together[0]["gpus"])]
-        for row in together:
+    for paper_rows in zip(*(paper["rows"] for paper in papers), strict=True):
+        cells = [str(paper_rows[0]["gpus"])]
+        for row in paper_rows:
             cells += ["-" if row[kind] is None else f"{100 * row[kind]:.0f} %" for kind in KINDS]
         rows.append(cells)
     return table(head, rows)
@@ -305,12 +307,12 @@ def gpu() -> str:
         return "Figures of GPUs: not measured yet."
     record = load(path.stem)
     rows = [
-        [name, f"{one['step_seconds']:.3g}", f"{one['epoch_seconds']:.3g}", f"{one['peak_memory_gib']:.2f} GiB"]
-        for section, name, one in record["records"]
-        if section == "steps" and one and one["ok"]
+        [name, f"{item['step_seconds']:.3g}", f"{item['epoch_seconds']:.3g}", f"{item['peak_memory_gib']:.2f} GiB"]
+        for section, name, item in record["records"]
+        if section == "steps" and item and item["ok"]
     ]
-    on, head = record["machine"], ["configuration, backend", "seconds a step", "seconds an epoch", "peak memory"]
-    return f"On {on['gpu']} (`bench/results/gpu.md`):\n\n{table(head, rows)}"
+    machine, head = record["machine"], ["configuration, backend", "seconds a step", "seconds an epoch", "peak memory"]
+    return f"On {machine['gpu']} (`bench/results/gpu.md`):\n\n{table(head, rows)}"
 
 
 # --- figures in sentences ---------------------------------------------------------------------------------------------
@@ -328,8 +330,8 @@ def compile_times(suffix: str, key: str) -> list[float]:
     A file without a second process has no time with the compiler's cache.
     """
     records = [load(path.stem) for path in RESULTS.glob(f"fast_step_*_batch?{suffix}.json")]
-    found = [result["compile"][key] for record in records for result in record["results"] if "compile" in result]
-    return [seconds for seconds in found if seconds is not None]
+    all_seconds = [result["compile"][key] for record in records for result in record["results"] if "compile" in result]
+    return [seconds for seconds in all_seconds if seconds is not None]
 
 
 def compile_minutes(suffix: str = "") -> str:
@@ -360,7 +362,7 @@ def compiled_reference(what: str) -> str:
     """Return one of the figures of the reference under torch.compile."""
     record = load("compiled_reference_batched_batch1")
     plain, compiled = (result_of(record, name) for name in ("reference:highest", "reference:highest:compiled"))
-    seconds, compiled_seconds = (one["step_seconds"]["median"] for one in (plain, compiled))
+    seconds, compiled_seconds = (result["step_seconds"]["median"] for result in (plain, compiled))
     return {
         "breaks": str(compiled["compile"]["graph_breaks"]),
         "compile": f"{compiled['compile']['seconds'] / 60:.0f} minutes",
@@ -379,20 +381,24 @@ def model_seconds(combiner: str) -> str:
 
 def monitoring() -> str:
     """Return the microseconds that monitoring adds to a step."""
-    found = [entry["extra_info"]["microseconds_per_step_median"] for entry in load("monitoring_cpu")["benchmarks"]]
-    return span(found, "{:.0f}")
+    microseconds = [
+        entry["extra_info"]["microseconds_per_step_median"] for entry in load("monitoring_cpu")["benchmarks"]
+    ]
+    return span(microseconds, "{:.0f}")
 
 
 def measured_kernels() -> str:
     """Return the GPUs for which it is known from which sizes kernels are faster."""
-    known = json.loads(FILE.read_text())
-    return f"there for {', '.join(known)}" if known else "empty so far"
+    gpus = json.loads(FILE.read_text())
+    return f"there for {', '.join(gpus)}" if gpus else "empty so far"
 
 
 def rmse_changes() -> list[str]:
     """Return the change of the RMSE with bf16 in percent, for every seed."""
     return [
-        f"{100 * (one['rmse_ratio'] - 1):+.2f}" for one in load("accuracy")["trained"] if one["precision"] == "bf16"
+        f"{100 * (training['rmse_ratio'] - 1):+.2f}"
+        for training in load("accuracy")["trained"]
+        if training["precision"] == "bf16"
     ]
 
 
@@ -410,7 +416,7 @@ def reference_again() -> str:
     """Return the seconds of a reference step in two results of the slower processor."""
     records = [load(name) for name in ("compiled_reference_batched_batch1", f"fast_step_batched_batch1{ZEN4}")]
     seconds = [result_of(record, "reference:highest")["step_seconds"]["median"] for record in records]
-    return " and ".join(f"{one:.1f}" for one in sorted(seconds))
+    return " and ".join(f"{value:.1f}" for value in sorted(seconds))
 
 
 FIGURES: Final[dict[str, Callable[[], str]]] = {

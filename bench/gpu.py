@@ -118,11 +118,11 @@ def parity(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int)
     from pgat_kernels.conditioning import errors_and_bounds
 
     leaves = case.leaves(dtype, device, timesteps)
-    found = results(case, leaves, True)
-    g = gradient(found[0])
+    actual = results(case, leaves, True)
+    g = gradient(actual[0])
     exact = results(case, [x.double() for x in leaves], False, g.double())
-    judged = errors_and_bounds(found, exact, lambda tensors: results(case, tensors, False, g), leaves, dtype)
-    worst = max(error / bound for error, bound in judged)
+    checks = errors_and_bounds(actual, exact, lambda tensors: results(case, tensors, False, g), leaves, dtype)
+    worst = max(error / bound for error, bound in checks)
     return {"ok": worst <= 1, "of_what_rounding_explains": worst}
 
 
@@ -143,31 +143,31 @@ def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) 
 
     leaves = case.leaves(dtype, device, timesteps)
     g = gradient(results(case, leaves, True)[0])
-    found: Record = {"ok": True, "kernels_ms": milliseconds(lambda: results(case, leaves, True, g), device)}
+    record: Record = {"ok": True, "kernels_ms": milliseconds(lambda: results(case, leaves, True, g), device)}
     model = model_of(device)
     if model is not None:
         with record_launches(gpu_of(device)) as launches:
             results(case, leaves, True, g)
-        found["model_of_launches_ms"] = 1e3 * sum(work.seconds(model) for work in work_of_launches(launches))
-        found["fraction_of_model"] = found["model_of_launches_ms"] / found["kernels_ms"]
+        record["model_of_launches_ms"] = 1e3 * sum(work.seconds(model) for work in work_of_launches(launches))
+        record["fraction_of_model"] = record["model_of_launches_ms"] / record["kernels_ms"]
         del launches[:]
     try:
-        found["plain_ms"] = milliseconds(lambda: results(case, leaves, False, g), device)
+        record["plain_ms"] = milliseconds(lambda: results(case, leaves, False, g), device)
     except torch.OutOfMemoryError:
-        found["plain_ms"] = "out of memory"
-    return found
+        record["plain_ms"] = "out of memory"
+    return record
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, times: int = 10) -> float:
     """Return the median time of `times` calls in milliseconds, after a warm-up of two."""
-    found = []
+    seconds = []
     for _ in range(2 + times):
         wait(device)
         started = time.perf_counter()
         run()
         wait(device)
-        found.append(time.perf_counter() - started)
-    return 1e3 * median(found[2:])
+        seconds.append(time.perf_counter() - started)
+    return 1e3 * median(seconds[2:])
 
 
 def wait(device: torch.device) -> None:
@@ -182,8 +182,8 @@ def machine() -> Record:
         from bench.machine import describe
     except ImportError as error:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        found = {"gpu": gpu, "processor": None, "torch": torch.__version__, "commit": None, "lacks": str(error)}
-        return found | {"date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        description = {"gpu": gpu, "processor": None, "torch": torch.__version__, "commit": None, "lacks": str(error)}
+        return description | {"date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     return describe()
 
 
@@ -200,15 +200,15 @@ def training_steps(config: str, variant: str, device: torch.device, batch: int =
         command = [sys.executable, "-m", "bench.step", "--config", config, "--batch", str(batch), "--steps", str(steps)]
         command += ["--rounds", "1", "--backends", variant, "--set", f"run.device={device.type}", "--json", str(out)]
         command += ["--time-limit", str(STEP_SECONDS)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        completed = subprocess.run(command, capture_output=True, text=True, check=False)
         if not out.exists():
-            return {"ok": False, "error": (done.stdout + done.stderr)[-2000:]}
+            return {"ok": False, "error": (completed.stdout + completed.stderr)[-2000:]}
         (record,) = json.loads(out.read_text())["results"]
     if "step_seconds" not in record:
         return {"ok": False, "error": record.get("error", "no step was timed"), "record": record}
     seconds = record["step_seconds"]["median"]
-    found = {"ok": True, "step_seconds": seconds, "epoch_seconds": seconds * EPOCH_STEPS}
-    return found | {"peak_memory_gib": record["peak_memory_gib"], "target": TARGETS.get(config), "record": record}
+    figures = {"ok": True, "step_seconds": seconds, "epoch_seconds": seconds * EPOCH_STEPS}
+    return figures | {"peak_memory_gib": record["peak_memory_gib"], "target": TARGETS.get(config), "record": record}
 
 
 def compiled_against_eager(device: torch.device, combiner: str, settings: Sequence[str] = ()) -> Record:
@@ -230,7 +230,7 @@ def compiled_against_eager(device: torch.device, combiner: str, settings: Sequen
     config = load_config("configs/quickstart.yaml", [f"model.combiner={combiner}", "run.backend=torch", *settings])
     inputs = [x.to(device) for x in example(config.model, 2)[:4]]
     torch.manual_seed(3)
-    drawn = {name: p.detach().to(device) for name, p in build(config, Variant("torch")).named_parameters()}
+    weights = {name: p.detach().to(device) for name, p in build(config, Variant("torch")).named_parameters()}
 
     def gradients_by(dtype: torch.dtype, compiled: bool) -> Callable[[list[Tensor]], list[Tensor]]:
         """Return a function of weights and inputs that returns the gradients of all weights."""
@@ -243,23 +243,23 @@ def compiled_against_eager(device: torch.device, combiner: str, settings: Sequen
 
         def compute(tensors: list[Tensor]) -> list[Tensor]:
             with torch.no_grad():
-                for parameter, tensor in zip(parameters.values(), tensors[: len(drawn)], strict=True):
+                for parameter, tensor in zip(parameters.values(), tensors[: len(weights)], strict=True):
                     parameter.copy_(tensor)
-            own = [x.to(dtype) for x in tensors[len(drawn) :]]
+            model_inputs = [x.to(dtype) for x in tensors[len(weights) :]]
             for _ in range(REPLAYS if compiled else 1):
                 torch.manual_seed(7)  # for dropout, whose masks do not depend on the dtype
                 torch.compiler.cudagraph_mark_step_begin()
                 model.zero_grad()
-                model(*own)[0].square().sum().backward()
+                model(*model_inputs)[0].square().sum().backward()
             return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters.values()]
 
         return compute
 
-    tensors = [*drawn.values(), *inputs]
+    tensors = [*weights.values(), *inputs]
     exact = gradients_by(torch.float64, compiled=False)(tensors)
-    found = gradients_by(torch.float32, compiled=True)(tensors)
-    judged = errors_and_bounds(found, exact, gradients_by(torch.float32, compiled=False), tensors, torch.float32)
-    worst, name = max((error / bound, name) for (error, bound), name in zip(judged, drawn, strict=True))
+    actual = gradients_by(torch.float32, compiled=True)(tensors)
+    checks = errors_and_bounds(actual, exact, gradients_by(torch.float32, compiled=False), tensors, torch.float32)
+    worst, name = max((error / bound, name) for (error, bound), name in zip(checks, weights, strict=True))
     return {"ok": worst <= 1, "of_what_rounding_explains": worst, "in_the_gradient_of": name}
 
 
@@ -273,8 +273,8 @@ def against_cudnn(device: torch.device, timesteps: int) -> Record:
     g = torch.ones_like(x)
 
     def one_by_one() -> None:
-        own = x.clone().requires_grad_()
-        torch.stack([gru(own[:, :, i])[0] for i, gru in enumerate(grus)], dim=2).backward(g)
+        leaf = x.clone().requires_grad_()
+        torch.stack([gru(leaf[:, :, i])[0] for i, gru in enumerate(grus)], dim=2).backward(g)
 
     return {
         "ok": True,
@@ -308,19 +308,19 @@ def against_fused(nodes: int, device: torch.device, timesteps: int) -> Record:
 
 def as_markdown(result: Record) -> str:
     """Return the result as one Markdown table."""
-    on = result["machine"]
+    description = result["machine"]
     lines = [
-        f"# On {on['gpu'] or on['processor']}",
+        f"# On {description['gpu'] or description['processor']}",
         "",
-        f"torch {on['torch']}, {on['date']}, commit {on['commit']}: `{result['command']}`",
+        f"torch {description['torch']}, {description['date']}, commit {description['commit']}: `{result['command']}`",
         "",
         "| section | what | | result |",
         "|---|---|---|---|",
     ]
     for section, name, record in result["records"]:
         state = "not run" if record is None else "ok" if record["ok"] else "**failed**"
-        shown = {} if record is None else {key: value for key, value in record.items() if key not in ("ok", "record")}
-        lines.append(f"| {section} | {name} | {state} | {', '.join(f'{k} {_short(v)}' for k, v in shown.items())} |")
+        fields = {} if record is None else {key: value for key, value in record.items() if key not in ("ok", "record")}
+        lines.append(f"| {section} | {name} | {state} | {', '.join(f'{k} {_short(v)}' for k, v in fields.items())} |")
     return "\n".join([*lines, ""])
 
 
@@ -338,7 +338,7 @@ Done = tuple[int, Record | None]
 
 def in_this_process(items: list[Item], first: int, deadline: float, device: torch.device) -> Iterator[Done]:
     """Run the items from `first` on; stop after a record with `lost`, as the GPU is then unusable here."""
-    for i, (_, _, do) in enumerate(items[first:], first):
+    for i, (_, _, measure) in enumerate(items[first:], first):
         if time.monotonic() >= deadline:
             yield i, None
             continue
@@ -346,7 +346,7 @@ def in_this_process(items: list[Item], first: int, deadline: float, device: torc
         try:
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # processes of `bench.step` need the memory
-            record = do()
+            record = measure()
         except Exception as error:  # a failure of one item must not stop the others
             record = {"ok": False, "error": f"{type(error).__name__}: {error}"[:2000]}
             if is_lost(device):
@@ -387,28 +387,28 @@ def in_processes(
             file = Path(folder) / "records.jsonl"
             file.touch()
             child = subprocess.Popen(command(first, file, deadline - time.monotonic()), start_new_session=True)
-            begun, part = time.monotonic(), ""
+            started, partial_line = time.monotonic(), ""
             try:
                 with file.open() as lines:
                     while True:
                         ended = child.poll() is not None
-                        *whole, part = (part + lines.read()).split("\n")
-                        for line in whole:
+                        *complete_lines, partial_line = (partial_line + lines.read()).split("\n")
+                        for line in complete_lines:
                             first, record = json.loads(line)
                             lost = record is not None and "lost" in record
                             yield first, record
-                            first, begun = first + 1, time.monotonic()
+                            first, started = first + 1, time.monotonic()
                         if ended:
                             break
-                        if time.monotonic() - begun > limit:
+                        if time.monotonic() - started > limit:
                             hangs = True
                             end_with_children(child)
                         time.sleep(0.05)
             finally:
                 end_with_children(child)
         if first < count and not lost:
-            words = f"it took more than {limit:g} s" if hangs else f"its process ended with {child.returncode}"
-            yield first, {"ok": False, "error": words}
+            reason = f"it took more than {limit:g} s" if hangs else f"its process ended with {child.returncode}"
+            yield first, {"ok": False, "error": reason}
             first += 1
 
 
@@ -439,25 +439,25 @@ def main(arguments: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here: this measures kernels on a GPU")
     deadline = time.monotonic() + args.seconds
-    wanted = args.sections.split(",")
-    if unknown := sorted(set(wanted) - set(SECTIONS)):
+    selected = args.sections.split(",")
+    if unknown := sorted(set(selected) - set(SECTIONS)):
         parser.error(f"--sections: {', '.join(unknown)}: not one of {', '.join(SECTIONS)}")
-    items = [item for item in sections(device, args.timesteps, args.runs) if item[0] in wanted]
+    items = [item for item in sections(device, args.timesteps, args.runs) if item[0] in selected]
     if args.part:
         with Path(args.part[1]).open("a", buffering=1) as file:
-            for done in in_this_process(items, int(args.part[0]), deadline, device):
-                file.write(json.dumps(done) + "\n")
+            for outcome in in_this_process(items, int(args.part[0]), deadline, device):
+                file.write(json.dumps(outcome) + "\n")
         return 0
     given = sys.argv[1:] if arguments is None else arguments
 
     def command(first: int, file: Path, seconds: float) -> list[str]:
-        own = [*given, "--seconds", str(seconds), "--part", str(first), str(file)]
-        return [sys.executable, "-m", "bench.gpu", *own]
+        command_line = [*given, "--seconds", str(seconds), "--part", str(first), str(file)]
+        return [sys.executable, "-m", "bench.gpu", *command_line]
 
-    own = f"python -m bench.gpu {' '.join(given)}".strip()
-    result: Record = {"command": own, "machine": machine(), "records": []}
-    watched = in_processes(command, len(items), deadline)
-    for i, record in watched if device.type == "cuda" else in_this_process(items, 0, deadline, device):
+    command_line = f"python -m bench.gpu {' '.join(given)}".strip()
+    result: Record = {"command": command_line, "machine": machine(), "records": []}
+    outcomes = in_processes(command, len(items), deadline)
+    for i, record in outcomes if device.type == "cuda" else in_this_process(items, 0, deadline, device):
         result["records"].append((*items[i][:2], record))
         print(as_markdown({**result, "records": result["records"][-1:]}).splitlines()[-1], flush=True)
         if args.out:

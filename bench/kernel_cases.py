@@ -123,13 +123,13 @@ _BLOCKS = (
 
 def _of_block(block: _Block) -> Case:
     def leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
-        wide = torch.promote_types(dtype, torch.float32)
+        wide_dtype = torch.promote_types(dtype, torch.float32)
         rows = [
-            numbers(shape, dtype if i in block.low_rows else wide, device, salt=i)
+            numbers(shape, dtype if i in block.low_rows else wide_dtype, device, salt=i)
             for i, shape in enumerate(block.rows(timesteps))
         ]
         weights = [
-            numbers(shape, wide if i in block.wide else dtype, device, max(1, shape[-1]) ** -0.5, salt=10 + i)
+            numbers(shape, wide_dtype if i in block.wide else dtype, device, max(1, shape[-1]) ** -0.5, salt=10 + i)
             for i, shape in enumerate(block.weights)
         ]
         return rows + weights
@@ -165,20 +165,20 @@ def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool)
     def leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
         count = timesteps * graphs
         q, k, v = numbers((count, nodes, 3, HEADS, depth), dtype, device, salt=0).permute(2, 0, 3, 1, 4)
-        wide = torch.promote_types(dtype, torch.float32)
-        return [q, k, v, *([numbers((count, nodes, nodes), wide, device, salt=1)] if masked else [])]
+        wide_dtype = torch.promote_types(dtype, torch.float32)
+        return [q, k, v, *([numbers((count, nodes, nodes), wide_dtype, device, salt=1)] if masked else [])]
 
     def run(tensors: list[Tensor], kernels: bool) -> Tensor:
         q, k, v, *bias = tensors
         device = q.device
         adjacency = _adjacency(len(q), nodes, device) if masked else None
         dropout = Dropout(RATE, scalar(11, device), 0, scalar(0, device))
-        own = {"bias": bias[0] if bias else None, "threshold": 0.3, "dropout": dropout}
+        options = {"bias": bias[0] if bias else None, "threshold": 0.3, "dropout": dropout}
         if kernels:
-            return graph_attention(q, k, v, adjacency, **own)
+            return graph_attention(q, k, v, adjacency, **options)
         from pgat_kernels.ops.graph_attention import plain_forward
 
-        return plain_forward(q, k, v, adjacency, own["bias"], dropout, 0.3, q.shape[-1] ** -0.5)[0]
+        return plain_forward(q, k, v, adjacency, options["bias"], dropout, 0.3, q.shape[-1] ** -0.5)[0]
 
     threshold = "graph_attention" if depth >= 16 else "low_rank_attention"
     return Case("graph_attention", shape, ("fp32",) if depth < 16 else tuple(DTYPES), leaves, run, nodes, threshold)
@@ -231,7 +231,7 @@ def gradient(y: Tensor) -> Tensor:
 
 def results(case: Case, leaves: list[Tensor], kernels: bool, g: Tensor | None = None) -> list[Tensor]:
     """Return result and gradients; `g` is the gradient of the result, random numbers by default."""
-    own = [x.detach().requires_grad_() for x in leaves]
-    y = case.run(own, kernels)
+    inputs = [x.detach().requires_grad_() for x in leaves]
+    y = case.run(inputs, kernels)
     g = gradient(y) if g is None else g
-    return [y.detach(), *torch.autograd.grad(y, own, g, materialize_grads=True)]
+    return [y.detach(), *torch.autograd.grad(y, inputs, g, materialize_grads=True)]

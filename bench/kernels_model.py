@@ -70,17 +70,17 @@ class Count(Implementations):
         if function.namespace == "pgat" and function._schema.name not in _AT_ONCE:
             self._take_launches()
             return result
-        used, made = list(_tensors((args, kwargs or {}))), list(_tensors(result))
-        own = {id(x.untyped_storage()) for x in used}
-        writes = function._schema.is_mutable or any(id(x.untyped_storage()) not in own for x in made)
+        inputs, outputs = list(_tensors((args, kwargs or {}))), list(_tensors(result))
+        input_storages = {id(x.untyped_storage()) for x in inputs}
+        writes = function._schema.is_mutable or any(id(x.untyped_storage()) not in input_storages for x in outputs)
         if not writes or function.__name__.startswith(("empty", "new_empty")):
             return result  # a view, or no memory traffic
         formula = _FORMULAS.get(function.overloadpacket)
         flops = int(formula(*args, **(kwargs or {}), out_val=result)) if formula else 0
-        size = sum(map(bytes_of, used + made))
-        wide = all(x.dtype.itemsize >= 4 for x in used)
+        size = sum(map(bytes_of, inputs + outputs))
+        is_wide = all(x.dtype.itemsize >= 4 for x in inputs)
         group = "product" if flops else "elementwise"
-        self.work.append(Work(function.overloadpacket.__name__, group, flops, size, wide))
+        self.work.append(Work(function.overloadpacket.__name__, group, flops, size, is_wide))
         return result
 
     def _take_launches(self) -> None:
@@ -124,15 +124,15 @@ def work_of_a_step(config: Config, precision: Precision, batch: int, architectur
 
 def table(work: list[Work], gpu: Gpu) -> dict[str, Record]:
     """Return name -> launches, FLOPs, bytes and seconds of kernels, products and elementwise operations of a step."""
-    found: dict[str, Record] = {}
-    for one in work:
-        name = one.name if one.group == "kernel" else f"torch, {one.group}"
-        row = found.setdefault(name, {"group": one.group, "launches": 0, "flops": 0, "bytes": 0, "seconds": 0.0})
+    rows: dict[str, Record] = {}
+    for operation in work:
+        name = operation.name if operation.group == "kernel" else f"torch, {operation.group}"
+        row = rows.setdefault(name, {"group": operation.group, "launches": 0, "flops": 0, "bytes": 0, "seconds": 0.0})
         row["launches"] += 1
-        row["flops"] += one.flops
-        row["bytes"] += one.bytes
-        row["seconds"] += one.seconds(gpu)
-    return dict(sorted(found.items(), key=lambda item: (item[1]["group"], item[0])))
+        row["flops"] += operation.flops
+        row["bytes"] += operation.bytes
+        row["seconds"] += operation.seconds(gpu)
+    return dict(sorted(rows.items(), key=lambda item: (item[1]["group"], item[0])))
 
 
 def totals(rows: dict[str, Record]) -> Record:
@@ -194,11 +194,11 @@ def model_of_config(path: str, batch: int, precision: Precision, gpus: Sequence[
         # Only the rows of a tile (`block`) affect what is read, written and launched.
         blocks = tuple(configuration(*case, gpu.architecture).block for case in sorted(cases))
         if not cases or blocks not in work:
-            with asked_for() as asked:
-                steps = work_of_a_step(config, precision, batch, gpu.architecture)
-            cases = set(asked)
+            with asked_for() as requested:
+                step_work = work_of_a_step(config, precision, batch, gpu.architecture)
+            cases = set(requested)
             blocks = tuple(configuration(*case, gpu.architecture).block for case in sorted(cases))
-            work[blocks] = steps
+            work[blocks] = step_work
         rows = table(work[blocks], gpu)
         result["gpus"][gpu.name] = {"peaks": gpu._asdict(), "totals": totals(rows), "rows": rows}
     return result

@@ -49,8 +49,8 @@ _TRITON_NAMES: Final = {
 
 def combinations(targets: list[str]) -> list[tuple[str, str, str]]:
     """Return every shape with every dtype of its cases and every target."""
-    found = {(case.shape, dtype, target) for case in CASES for dtype in case.dtypes for target in targets}
-    return sorted(found)
+    triples = {(case.shape, dtype, target) for case in CASES for dtype in case.dtypes for target in targets}
+    return sorted(triples)
 
 
 def compile_all(chosen: Collection[tuple[str, str, str]]) -> list[Record]:
@@ -73,11 +73,11 @@ def compile_all(chosen: Collection[tuple[str, str, str]]) -> list[Record]:
         launch, shape, dtype, target = task
         name = launch.kernel.__name__ + (" of the bias" if launch.named.get("OF_BIAS") else "")
         try:
-            found = compile_one(launch, target)
+            figures = compile_one(launch, target)
         except Exception as error:
             error.add_note(f"compiling {name}, {shape}, {dtype}, for {target}")
             raise
-        return {"kernel": name, "shape": shape, "dtype": dtype, "target": target} | found
+        return {"kernel": name, "shape": shape, "dtype": dtype, "target": target} | figures
 
     with ThreadPoolExecutor() as pool:  # compilation releases the GIL
         return list(pool.map(one, tasks))
@@ -89,9 +89,9 @@ def compile_one(launch: Any, target: str) -> Record:
 
     source, _ = source_of(launch)
     compiled = triton.compile(source, target=target_of(target), options=options_of(launch))
-    looked = _look_at_amd if target.startswith("gfx") else _look_at_nvidia
-    found = looked(compiled.asm["amdgcn" if target.startswith("gfx") else "cubin"])
-    return {**launch.configuration._asdict(), "shared": compiled.metadata.shared, **found}
+    inspect_code = _look_at_amd if target.startswith("gfx") else _look_at_nvidia
+    figures = inspect_code(compiled.asm["amdgcn" if target.startswith("gfx") else "cubin"])
+    return {**launch.configuration._asdict(), "shared": compiled.metadata.shared, **figures}
 
 
 def target_of(name: str) -> Any:
@@ -168,8 +168,8 @@ def _look_at_nvidia(cubin: bytes) -> Record:
 
 def _look_at_amd(code: str) -> Record:
     def number(name: str) -> int:
-        (found,) = re.findall(rf"^\s*\.{name}:\s*(\d+)", code, flags=re.MULTILINE)
-        return int(found)
+        (value,) = re.findall(rf"^\s*\.{name}:\s*(\d+)", code, flags=re.MULTILINE)
+        return int(value)
 
     instructions = re.findall(r"^\s+((?:v|s|ds|global|flat|buffer)_\w+)", code, flags=re.MULTILINE)
     loads = [name for name in instructions if name.startswith(("global_load", "buffer_load"))]
@@ -192,18 +192,18 @@ def _count(pattern: re.Pattern[str], instructions: list[str]) -> dict[str, int]:
 
 def faults_of(record: Record, before: Record | None = None) -> list[str]:
     """Return descriptions of what is wrong with a compiled kernel, and of what has become worse."""
-    found = [f"{record[name]} {name}" for name in ("spills", "stack", "atomics") if record[name]]
+    faults = [f"{record[name]} {name}" for name in ("spills", "stack", "atomics") if record[name]]
     limit = SHARED_LIMITS[record["target"]]
     if record["shared"] > limit:
-        found.append(f"{record['shared']} bytes of shared memory, where the target has {limit}")
+        faults.append(f"{record['shared']} bytes of shared memory, where the target has {limit}")
     if record["dtype"] != "fp32":
-        wanted = "HGMMA" if record["target"] == "sm_90" else ""
-        if not any(name.startswith(wanted) for name in record["tensor_core"]):
-            found.append(f"no {wanted or 'tensor-core'} instructions")
-    for name, times in (("registers", MORE_REGISTERS), ("shared", 1.0)):
-        if before is not None and record[name] > times * before[name]:
-            found.append(f"{name} {before[name]} -> {record[name]}")
-    return found
+        prefix = "HGMMA" if record["target"] == "sm_90" else ""
+        if not any(name.startswith(prefix) for name in record["tensor_core"]):
+            faults.append(f"no {prefix or 'tensor-core'} instructions")
+    for name, factor in (("registers", MORE_REGISTERS), ("shared", 1.0)):
+        if before is not None and record[name] > factor * before[name]:
+            faults.append(f"{name} {before[name]} -> {record[name]}")
+    return faults
 
 
 def key_of(record: Record) -> tuple[str, ...]:
@@ -212,14 +212,14 @@ def key_of(record: Record) -> tuple[str, ...]:
 
 def compare(records: list[Record], before: list[Record]) -> list[str]:
     """Return a line for every fault, and for every kernel that was added or removed."""
-    known, now = {key_of(record): record for record in before}, {key_of(record) for record in records}
+    old_by_key, new_keys = {key_of(record): record for record in before}, {key_of(record) for record in records}
     lines = [
         f"{', '.join(key_of(record))}: {fault}"
         for record in records
-        for fault in faults_of(record, known.get(key_of(record)))
+        for fault in faults_of(record, old_by_key.get(key_of(record)))
     ]
-    lines += [f"{', '.join(key)}: not in the committed figures" for key in sorted(now - known.keys())]
-    return lines + [f"{', '.join(key)}: only in the committed figures" for key in sorted(known.keys() - now)]
+    lines += [f"{', '.join(key)}: not in the committed figures" for key in sorted(new_keys - old_by_key.keys())]
+    return lines + [f"{', '.join(key)}: only in the committed figures" for key in sorted(old_by_key.keys() - new_keys)]
 
 
 def as_markdown(records: list[Record], version: str) -> str:

@@ -70,20 +70,20 @@ def _code() -> dict[str, Any]:
 
 def _gpu() -> dict[str, Any]:
     """Return name, power limit in watts, driver and CUDA version of the GPU that torch uses; each None without one."""
-    found: dict[str, Any] = dict.fromkeys(("gpu", "gpu_power_limit_watts", "driver", "cuda"))
+    description: dict[str, Any] = dict.fromkeys(("gpu", "gpu_power_limit_watts", "driver", "cuda"))
     if not torch.cuda.is_available():
-        return found
-    found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        return description
+    description |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
     query = ["nvidia-smi", f"--id={uuid}", "--query-gpu=power.limit,driver_version", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
-        limit, driver = (word.strip() for word in said.strip().split(","))
+        output = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+        limit, driver = (word.strip() for word in output.strip().split(","))
     except (OSError, subprocess.SubprocessError, ValueError):
-        return found  # no `nvidia-smi`, as on GPUs of other makers
+        return description  # no `nvidia-smi`, as on GPUs of other makers
     with suppress(ValueError):  # "[N/A]"
-        found["gpu_power_limit_watts"] = float(limit)
-    return found | {"driver": driver}
+        description["gpu_power_limit_watts"] = float(limit)
+    return description | {"driver": driver}
 
 
 def _version(package: str) -> str | None:

@@ -43,8 +43,8 @@ def matrix_peak(precision: Precision, device: torch.device, seconds: float = 0.2
         for settings in ("torch", "pgat_fast"):
             for way, product in _ways(x, weight, transposed, out).items():
                 with torch.no_grad(), _settings(settings, precision, device):
-                    taken = shortest(product, seconds, device)
-                rates[f"{rows}x{inner}x{columns} {settings} {way}"] = 2 * rows * inner * columns / taken
+                    shortest_seconds = shortest(product, seconds, device)
+                rates[f"{rows}x{inner}x{columns} {settings} {way}"] = 2 * rows * inner * columns / shortest_seconds
     best = max(rates, key=rates.__getitem__)
     return {
         "flop_per_second": rates[best],
@@ -64,8 +64,8 @@ def _settings(name: str, precision: Precision, device: torch.device) -> Abstract
 def shortest(product: Callable[[], object], seconds: float, device: torch.device) -> float:
     """Return the shortest time of `product` in seconds, repeated for `seconds`, but at least `LEAST_RUNS` times."""
     product()
-    best, runs, until = float("inf"), 0, time.perf_counter() + seconds
-    while runs < LEAST_RUNS or time.perf_counter() < until:
+    best, runs, deadline = float("inf"), 0, time.perf_counter() + seconds
+    while runs < LEAST_RUNS or time.perf_counter() < deadline:
         synchronize(device)
         started = time.perf_counter()
         product()
@@ -76,11 +76,11 @@ def shortest(product: Callable[[], object], seconds: float, device: torch.device
 
 def best_peaks(records: Iterable[Mapping[str, Any]]) -> dict[Precision, dict[str, Any]]:
     """Return precision -> the best peak in any of `records`; failed records have none and are skipped."""
-    found: dict[Precision, dict[str, Any]] = {}
+    peaks: dict[Precision, dict[str, Any]] = {}
     for record in records:
         if "matrix_peak" not in record:
             continue
         peak, precision = record["matrix_peak"], record["precision"]
-        if precision not in found or peak["flop_per_second"] > found[precision]["flop_per_second"]:
-            found[precision] = peak
-    return found
+        if precision not in peaks or peak["flop_per_second"] > peaks[precision]["flop_per_second"]:
+            peaks[precision] = peak
+    return peaks

@@ -28,8 +28,8 @@ Quartiles = dict[str, float]
 
 def quartiles(values: Sequence[float]) -> Quartiles:
     """Return the quartiles of at least one value."""
-    found = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
-    return dict(zip(("quartile_1", "median", "quartile_3"), found, strict=True))
+    cut_points = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    return dict(zip(("quartile_1", "median", "quartile_3"), cut_points, strict=True))
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -43,14 +43,14 @@ def synchronize(device: torch.device) -> None:
 
 def seconds_of(run: Callable[[], None], times: int, device: torch.device) -> list[float]:
     """Return the seconds of each of `times` calls of `run`, until `device` has finished its work."""
-    found = []
+    seconds = []
     for _ in range(times):
         synchronize(device)
         started = time.perf_counter()
         run()
         synchronize(device)
-        found.append(time.perf_counter() - started)
-    return found
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -90,9 +90,9 @@ class PeakMemory:
     def _peak(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        found = _high_water_mark()
-        if found is not None:
-            return found
+        high_water_mark = _high_water_mark()
+        if high_water_mark is not None:
+            return high_water_mark
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
@@ -271,5 +271,5 @@ def fit_line(sizes: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
 
 
 def _deviations(values: Sequence[float], expected: Sequence[float]) -> dict[str, Any]:
-    found = [100 * (value / line - 1) for value, line in zip(values, expected, strict=True)]
-    return {"deviations_percent": found, "largest_deviation_percent": max(found, key=abs)}
+    deviations = [100 * (value / line - 1) for value, line in zip(values, expected, strict=True)]
+    return {"deviations_percent": deviations, "largest_deviation_percent": max(deviations, key=abs)}

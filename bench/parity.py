@@ -56,17 +56,19 @@ def require_parity(backend: str, combiner: str) -> None:
     if backend == "triton":
         _require_kernels(config, reference)
         return
-    ours = build(config, Variant(backend)).double().eval()
-    ours.load_state_dict(reference.state_dict())
+    candidate = build(config, Variant(backend)).double().eval()
+    candidate.load_state_dict(reference.state_dict())
     inputs = [x.double() for x in example(config.model, 2)[:4]]
-    right, found = (model(*inputs)[0] for model in (reference, ours))
-    for forecast in (right, found):
+    expected, actual = (model(*inputs)[0] for model in (reference, candidate))
+    for forecast in (expected, actual):
         forecast.square().sum().backward()
-    _compare("the forecast", found.detach(), right.detach())
-    theirs = dict(reference.named_parameters())
-    for name, parameter in ours.named_parameters():
-        own, its = (p.grad if p.grad is not None else torch.zeros_like(p) for p in (parameter, theirs[name]))
-        _compare(f"the gradient of {name}", own, its)
+    _compare("the forecast", actual.detach(), expected.detach())
+    reference_parameters = dict(reference.named_parameters())
+    for name, parameter in candidate.named_parameters():
+        actual_gradient, expected_gradient = (
+            p.grad if p.grad is not None else torch.zeros_like(p) for p in (parameter, reference_parameters[name])
+        )
+        _compare(f"the gradient of {name}", actual_gradient, expected_gradient)
 
 
 def _require_kernels(config: Config, reference: nn.Module) -> None:
@@ -80,18 +82,18 @@ def _require_kernels(config: Config, reference: nn.Module) -> None:
 
         def compute(tensors: list[Tensor]) -> list[Tensor]:
             leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
-            own, inputs = leaves[: len(names)], tuple(leaves[len(names) :])
-            forecast = functional_call(model, dict(zip(names, own, strict=True)), inputs)[0]
-            gradients = torch.autograd.grad(forecast.square().sum(), own, materialize_grads=True)
+            parameters, inputs = leaves[: len(names)], tuple(leaves[len(names) :])
+            forecast = functional_call(model, dict(zip(names, parameters, strict=True)), inputs)[0]
+            gradients = torch.autograd.grad(forecast.square().sum(), parameters, materialize_grads=True)
             return [forecast.detach(), *gradients]
 
         return compute
 
-    plain, truth = computed_by("torch", torch.float32), computed_by("reference", torch.float64)
+    plain, float64_reference = computed_by("torch", torch.float32), computed_by("reference", torch.float64)
     for seed in range(SEEDS):
         torch.manual_seed(seed)
         tensors = [*weights, *(x.to(device) for x in example(config.model, 2)[:4])]
-        exact = truth(tensors)
+        exact = float64_reference(tensors)
         spread, plain_errors = rounding_spread(plain, tensors), relative_errors(plain(tensors), exact)
         if max(*spread, *plain_errors) <= WELL_CONDITIONED:
             break

@@ -35,9 +35,9 @@ def speed(plt: Any) -> Any:
         for ax, name in zip(row, names, strict=True):
             record = load(f"fast_step_{name}{suffix}")
             results = [result for result in record["results"] if "error" not in result]
-            shown = [result["backend"] for result in results]
+            backends = [result["backend"] for result in results]
             faster = [result.get("times_less_than_first", {}).get("step_seconds", 1.0) for result in results]
-            ax.barh(shown, faster, color=[colour(one) for one in shown])
+            ax.barh(backends, faster, color=[colour(backend) for backend in backends])
             ax.bar_label(ax.containers[0], fmt="%.1f", padding=2)
             ax.set_xlim(0, 1.15 * max(faster))
             ax.invert_yaxis()
@@ -73,14 +73,16 @@ def growth(plt: Any) -> Any:
     units = {"history": "days of history", "batch": "windows of a batch", "bodies": "bodies"}
     for result in grown():
         column = list(SIZES).index(result["what"])
-        good = [(n, one) for n, one in zip(result["sizes"], result["records"], strict=True) if "error" not in one]
-        seconds, memory = ([value(one) for _, one in good] for value in (_seconds, _mebibytes))
+        points = [
+            (n, record) for n, record in zip(result["sizes"], result["records"], strict=True) if "error" not in record
+        ]
+        seconds, memory = ([value(record) for _, record in points] for value in (_seconds, _mebibytes))
         for row, (values, exponent) in enumerate(
             ((seconds, result["seconds_exponent"]), (memory, result["memory_exponent"]))
         ):
             power = "?" if exponent is None else f"{exponent:.1f}"
             label = f"{result['backend']}: {power}"
-            axes[row][column].plot([n for n, _ in good], values, "o-", label=label, color=colour(result["backend"]))
+            axes[row][column].plot([n for n, _ in points], values, "o-", label=label, color=colour(result["backend"]))
         axes[1][column].set_xlabel(units[result["what"]])
     for row, what in zip(axes, ("seconds", "MiB above the import"), strict=True):
         row[0].set_ylabel(what)
@@ -107,8 +109,8 @@ def roofline(plt: Any) -> Any:
     for ax, path in zip(axes[0], paths, strict=True):
         record = load(path.stem)
         memory, points = record["bandwidth"]["bytes_per_second"], record["points"]
-        ends = [0.5 * min(one["flops"] / one["bytes"] for one in points)]
-        ends.append(2 * max(one["flops"] / one["bytes"] for one in points))
+        ends = [0.5 * min(point["flops"] / point["bytes"] for point in points)]
+        ends.append(2 * max(point["flops"] / point["bytes"] for point in points))
         for name, peak in record["matrix_peak"].items():
             roof = peak["flop_per_second"]
             ax.plot(
@@ -119,18 +121,18 @@ def roofline(plt: Any) -> Any:
                 lw=0.8,
                 label=f"roof, {name}",
             )
-        shown = set()
-        for one in points:
-            combiner = one["what"] == "combiner"
-            label = one["by"] if combiner else f"operators, {one['by']}"
+        labels = set()
+        for point in points:
+            combiner = point["what"] == "combiner"
+            label = point["by"] if combiner else f"operators, {point['by']}"
             ax.plot(
-                one["flops"] / one["bytes"],
-                one["flops"] / one["seconds"],
+                point["flops"] / point["bytes"],
+                point["flops"] / point["seconds"],
                 "D" if combiner else "o",
-                color=colour(one["by"]),
-                label=None if label in shown else f"combiners, {label}" if combiner else label,
+                color=colour(point["by"]),
+                label=None if label in labels else f"combiners, {label}" if combiner else label,
             )
-            shown.add(label)
+            labels.add(label)
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xlabel("FLOPs for every byte that must be moved")
@@ -159,11 +161,11 @@ def _pyplot() -> Iterator[Any]:
 def plots(folder: Path) -> list[Path]:
     """Draw all plots into `folder`, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    paths = []
     with _pyplot() as plt:
         for name, draw in DRAWINGS.items():
             figure = draw(plt)
-            written.append(folder / f"{name}.svg")
-            figure.savefig(written[-1], metadata={"Date": None, "Creator": None})
+            paths.append(folder / f"{name}.svg")
+            figure.savefig(paths[-1], metadata={"Date": None, "Creator": None})
             plt.close(figure)
-    return written
+    return paths

@@ -38,21 +38,21 @@ def take_turns(
     Returns:
         name -> records of its processes, in order; and the names in the order in which they ran.
     """
-    found: dict[str, list[Record]] = {name: [] for name in tasks}
+    records: dict[str, list[Record]] = {name: [] for name in tasks}
     order = []
     with tempfile.TemporaryDirectory() as cache:
         for number in range(1, rounds + 1):
             for name in list(tasks)[:: 1 if number % 2 else -1]:
-                if any("error" in record for record in found[name]):
+                if any("error" in record for record in records[name]):
                     continue
                 order.append(name)
                 started = time.monotonic()
-                own = Path(cache, str(list(tasks).index(name)))
-                record = run_task(module, tasks[name], time_limit, {"TORCHINDUCTOR_CACHE_DIR": str(own)})
-                found[name].append(record)
-                took = time.monotonic() - started
-                print(f"round {number} of {rounds}: {name}: {record.get('error', f'{took:.0f} s')}", file=sys.stderr)
-    return found, order
+                task_cache = Path(cache, str(list(tasks).index(name)))
+                record = run_task(module, tasks[name], time_limit, {"TORCHINDUCTOR_CACHE_DIR": str(task_cache)})
+                records[name].append(record)
+                elapsed = time.monotonic() - started
+                print(f"round {number} of {rounds}: {name}: {record.get('error', f'{elapsed:.0f} s')}", file=sys.stderr)
+    return records, order
 
 
 def run_task(module: str, task: Record, time_limit: float, environment: Mapping[str, str] | None = None) -> Record:
@@ -72,8 +72,8 @@ def run_task(module: str, task: Record, time_limit: float, environment: Mapping[
     if process.returncode == 0 and lines:
         record: Record = json.loads(lines[-1])
         return record
-    how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
-    return {"error": f"the process ended with {how}" + (" (out of memory?)" if process.returncode == -9 else "")}
+    reason = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
+    return {"error": f"the process ended with {reason}" + (" (out of memory?)" if process.returncode == -9 else "")}
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -107,8 +107,8 @@ def end_first() -> None:
 
 def first_line(error: BaseException) -> str:
     """Return the type of `error` and the first line of its message."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def positive(text: str) -> int:

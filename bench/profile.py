@@ -31,24 +31,24 @@ COLUMNS: Final = ("operator", "calls_per_step", "milliseconds_per_step", "share"
 
 def operators(events: Any, steps: int, peak: float, cuda: bool) -> list[Record]:
     """Return a record with `COLUMNS` per operator, the most expensive first; unknown values are None."""
-    own_time = "self_device_time_total" if cuda else "self_cpu_time_total"
-    total = sum(getattr(event, own_time) for event in events)
-    found = []
-    for event in sorted(events, key=lambda event: -getattr(event, own_time)):
-        seconds = getattr(event, own_time) / 1e6
+    time_attribute = "self_device_time_total" if cuda else "self_cpu_time_total"
+    total = sum(getattr(event, time_attribute) for event in events)
+    records = []
+    for event in sorted(events, key=lambda event: -getattr(event, time_attribute)):
+        seconds = getattr(event, time_attribute) / 1e6
         flops = event.flops if event.key.startswith(PRODUCTS) else 0
-        known = flops > 0 and seconds > 0
-        found.append(
+        has_rate = flops > 0 and seconds > 0
+        records.append(
             {
                 "operator": event.key,
                 "calls_per_step": event.count / steps,
                 "milliseconds_per_step": 1e3 * seconds / steps,
                 "share": 1e6 * seconds / total if total else 0.0,
-                "gflop_per_step": flops / 1e9 / steps if known else None,
-                "fraction_of_peak": flops / seconds / peak if known else None,
+                "gflop_per_step": flops / 1e9 / steps if has_rate else None,
+                "fraction_of_peak": flops / seconds / peak if has_rate else None,
             }
         )
-    return found
+    return records
 
 
 def as_table(records: list[Record]) -> str:

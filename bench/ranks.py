@@ -100,20 +100,20 @@ def efficiencies(steps: Mapping[int, float], gradient_bytes: int) -> list[Record
         steps: windows of one GPU -> seconds of its step.
         gradient_bytes: bytes of the gradients of all parameters.
     """
-    found = []
+    rows = []
     for count in GPUS:
         link = next(link for link in LINKS if count <= link.most)
-        added = communication(count, gradient_bytes, link.seconds, link.bandwidth)
-        divided = count * (steps[max(1, BATCH // count)] + added)
-        found.append(
+        overhead = communication(count, gradient_bytes, link.seconds, link.bandwidth)
+        divided = count * (steps[max(1, BATCH // count)] + overhead)
+        rows.append(
             {
                 "gpus": count,
-                "seconds": added,
-                "weak": steps[BATCH] / (steps[BATCH] + added),
+                "seconds": overhead,
+                "weak": steps[BATCH] / (steps[BATCH] + overhead),
                 "strong": steps[BATCH] / divided if count <= BATCH else None,
             }
         )
-    return found
+    return rows
 
 
 KINDS: Final = ("weak", "strong")
@@ -157,17 +157,17 @@ def add_up(group: "SingleProcess") -> list[float]:
     import torch
     from torch import distributed
 
-    found = []
+    medians = []
     for size in SIZES:
         numbers = torch.ones(size // 4)
-        taken = []
+        timings = []
         for _ in range(2 + REPEATS):
             distributed.barrier()
             started = time.perf_counter()
             distributed.all_reduce(numbers)
-            taken.append(time.perf_counter() - started)
-        found.append(statistics.median(taken[2:]))
-    return found
+            timings.append(time.perf_counter() - started)
+        medians.append(statistics.median(timings[2:]))
+    return medians
 
 
 def take_steps(group: "SingleProcess") -> list[float]:
@@ -185,13 +185,13 @@ def take_steps(group: "SingleProcess") -> list[float]:
     size = sum(4 * parameter.numel() for parameter in model.parameters())
     step = optimizer_step(model, config, "highest", cpu, group=group)
     inputs = example(config.model, STEP_BATCH)
-    taken = []
+    timings = []
     for _ in range(3 + STEPS):
         started = time.perf_counter()
         step.apply(step.accumulate([lambda: inputs]), 1)
         group.all_gather_requests(None)
-        taken.append(time.perf_counter() - started)
-    return [statistics.median(taken[3:]), size]
+        timings.append(time.perf_counter() - started)
+    return [statistics.median(timings[3:]), size]
 
 
 def work(rank: int, count: int, port: int, file: str, function: Callable[["SingleProcess"], list[float]]) -> None:
@@ -238,10 +238,10 @@ def check(task: Record) -> Record:
         {
             "processes": count,
             "bytes": size,
-            "seconds": taken,
+            "seconds": actual,
             "predicted": all_reduce_seconds(count, size, seconds, bandwidth),
         }
-        for count, size, taken in ((c, s, t) for c in PROCESSES for s, t in zip(SIZES, measured[c], strict=True))
+        for count, size, actual in ((c, s, t) for c in PROCESSES for s, t in zip(SIZES, measured[c], strict=True))
     ]
     return {
         "seconds_a_message": seconds,
@@ -256,10 +256,10 @@ def check(task: Record) -> Record:
 
 def check_steps(seconds: float, bandwidth: float) -> list[Record]:
     """Measure training steps of one process and of several; predict the latter from the former and the fit."""
-    alone, size = measure(1, take_steps)
-    rows: list[Record] = [{"processes": 1, "seconds": alone, "predicted": alone}]
+    single_seconds, size = measure(1, take_steps)
+    rows: list[Record] = [{"processes": 1, "seconds": single_seconds, "predicted": single_seconds}]
     for count in PROCESSES:
-        predicted = alone * max(1.0, count / usable_cores()) + communication(count, size, seconds, bandwidth)
+        predicted = single_seconds * max(1.0, count / usable_cores()) + communication(count, size, seconds, bandwidth)
         rows.append({"processes": count, "seconds": measure(count, take_steps)[0], "predicted": predicted})
     return rows
 
@@ -307,8 +307,8 @@ def run(args: argparse.Namespace) -> int:
         return 1
     print(as_text(papers, checked))
     assumptions = {"gpu": GPU, "batch": BATCH, "links": [link._asdict() for link in LINKS]}
-    found = {"is": "a model, but for the check", "assumptions": assumptions, "on_paper": papers, "check": checked}
-    write(Path(args.json) if args.json else None, MODULE, found)
+    result = {"is": "a model, but for the check", "assumptions": assumptions, "on_paper": papers, "check": checked}
+    write(Path(args.json) if args.json else None, MODULE, result)
     return 0
 
 

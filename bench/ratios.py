@@ -64,10 +64,10 @@ def ratio(first: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) ->
     if len(first) < 2 or len(first) != len(other):
         raise ValueError(f"{len(first)} and {len(other)} processes: two of each at least, and as many")
     logarithms = [
-        statistics.median(math.log(a / b) for a, b in zip(one, two, strict=True))
-        for one, two in zip(first, other, strict=True)
+        statistics.median(math.log(a / b) for a, b in zip(first_steps, other_steps, strict=True))
+        for first_steps, other_steps in zip(first, other, strict=True)
     ]
     mean, degrees = statistics.fmean(logarithms), len(logarithms) - 1
-    times = _STUDENT[min(degrees, len(_STUDENT)) - 1]
-    width = math.hypot(times * statistics.stdev(logarithms) * math.sqrt(2 / len(logarithms)), HOURS)
+    quantile = _STUDENT[min(degrees, len(_STUDENT)) - 1]
+    width = math.hypot(quantile * statistics.stdev(logarithms) * math.sqrt(2 / len(logarithms)), HOURS)
     return Ratio(math.exp(mean), math.exp(mean - width), math.exp(mean + width))

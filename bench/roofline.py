@@ -55,13 +55,13 @@ def operator_points(device: torch.device, dtype: str) -> Iterator[Record]:
     for case in CASES:
         if case.operator == "gru_bank" and case.threshold:  # it recomputes; the case that keeps its gates is measured
             continue
-        own = dtype if dtype in case.dtypes else "fp32"
+        case_dtype = dtype if dtype in case.dtypes else "fp32"
         for by in ("plain", "kernels"):
             kernels = by == "kernels"
-            if kernels and why_no_kernels(device, DTYPES[own]):
+            if kernels and why_no_kernels(device, DTYPES[case_dtype]):
                 continue
-            named = {"what": case.operator, "shape": case.shape, "by": by, "dtype": own}
-            yield named | _operator(case, own, kernels, device)
+            labels = {"what": case.operator, "shape": case.shape, "by": by, "dtype": case_dtype}
+            yield labels | _operator(case, case_dtype, kernels, device)
 
 
 def _operator(case: Case, dtype: str, kernels: bool, device: torch.device) -> Record:
@@ -93,8 +93,8 @@ def combiner_points(device: torch.device, dtype: str, variants: Sequence[Variant
                 run_pass(combiner, inputs, precision, device)  # noqa: B023 - called at once
 
             moved = [*combiner.parameters(), *inputs.adjacencies, inputs.context, inputs.gradient]
-            named = {"what": "combiner", "shape": name, "by": str(variant), "dtype": dtype}
-            yield named | {"timesteps": timesteps} | _measured(both, useful["flops"], moved, device)
+            labels = {"what": "combiner", "shape": name, "by": str(variant), "dtype": dtype}
+            yield labels | {"timesteps": timesteps} | _measured(both, useful["flops"], moved, device)
 
 
 def _measured(run: Callable[[], None], flops: int, moved: Sequence[Tensor], device: torch.device) -> Record:
@@ -144,6 +144,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"{memory['bytes_per_second'] / 1e9:.3g} GB/s of memory, products at", end=" ")
     print(", ".join(f"{peak['flop_per_second'] / 1e9:.4g} GFLOP/s in {name}" for name, peak in peaks.items()))
     print(as_table(points))
-    found = {"device": device.type, "matrix_peak": peaks, "bandwidth": memory, "points": points}
-    write(Path(args.json) if args.json else None, "bench.roofline", found)
+    record = {"device": device.type, "matrix_peak": peaks, "bandwidth": memory, "points": points}
+    write(Path(args.json) if args.json else None, "bench.roofline", record)
     return 0

@@ -56,11 +56,11 @@ def measure(task: Record) -> Record:
         inputs = random_inputs(config, 1, TIMESTEPS, device, nodes=size)
         run: Callable[[], None] = lambda: run_pass(combiner, inputs, precision, device)  # noqa: E731
         seconds_of(run, 1, device)
-        found = timed(lambda: seconds_of(run, REPEATS, device))
-        return {**found, "memory_gib": memory.above_baseline() / GIB}
+        timing = timed(lambda: seconds_of(run, REPEATS, device))
+        return {**timing, "memory_gib": memory.above_baseline() / GIB}
     trained = TrainedModel(config, variant, size if task["what"] == "batch" else 1)
-    found = timed(lambda: trained.seconds_of(REPEATS))
-    return {**found, "memory_gib": trained.record()["peak_memory_gib"]}
+    timing = timed(lambda: trained.seconds_of(REPEATS))
+    return {**timing, "memory_gib": trained.record()["peak_memory_gib"]}
 
 
 def timed(run: Callable[[], list[float]]) -> Record:
@@ -82,36 +82,38 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
     best, least = None, np.inf
     for power in np.arange(0.1, 8.01, 0.05):
         columns = np.stack((np.ones_like(x), x**power), axis=1) / y[:, None]
-        found = np.linalg.lstsq(columns, np.ones_like(y), rcond=None)[0]
-        if found[0] < 0:  # fit again without a constant
-            found = np.array([0.0, columns[:, 1].sum() / (columns[:, 1] ** 2).sum()])
-        error = float(((columns @ found - 1) ** 2).sum())
-        if found[1] > 0 and error < least:
+        coefficients = np.linalg.lstsq(columns, np.ones_like(y), rcond=None)[0]
+        if coefficients[0] < 0:  # fit again without a constant
+            coefficients = np.array([0.0, columns[:, 1].sum() / (columns[:, 1] ** 2).sum()])
+        error = float(((columns @ coefficients - 1) ** 2).sum())
+        if coefficients[1] > 0 and error < least:
             best, least = float(power), error
     return best
 
 
 def summarize(what: str, backend: str, sizes: Sequence[int], records: Sequence[Record]) -> Record:
     """Return the figures of one backend as one quantity grows."""
-    found: Record = {"what": what, "backend": backend, "sizes": list(sizes), "records": list(records)}
-    good = [(size, record) for size, record in zip(sizes, records, strict=True) if "error" not in record]
+    result: Record = {"what": what, "backend": backend, "sizes": list(sizes), "records": list(records)}
+    succeeded = [(size, record) for size, record in zip(sizes, records, strict=True) if "error" not in record]
     for name, value in (
         ("seconds", lambda record: record["seconds"]["median"]),
         ("memory", lambda record: record["memory_gib"]),
     ):
-        found[f"{name}_exponent"] = exponent([size for size, _ in good], [value(record) for _, record in good])
-    return found
+        result[f"{name}_exponent"] = exponent(
+            [size for size, _ in succeeded], [value(record) for _, record in succeeded]
+        )
+    return result
 
 
 def describe(result: Record) -> str:
     """Return a line of text per size, and the exponents."""
     lines = [f"{result['what']}, {result['backend']}:"]
     for size, record in zip(result["sizes"], result["records"], strict=True):
-        shown = record.get("error") or f"{record['seconds']['median']:.3g} s, {record['memory_gib'] * 1024:.0f} MiB"
-        lines.append(f"  {size:>5}  {shown}")
+        formatted = record.get("error") or f"{record['seconds']['median']:.3g} s, {record['memory_gib'] * 1024:.0f} MiB"
+        lines.append(f"  {size:>5}  {formatted}")
     powers = [result["seconds_exponent"], result["memory_exponent"]]
-    shown = ["not known" if power is None else f"{power:.1f}" for power in powers]
-    return "\n".join([*lines, f"  exponent of time {shown[0]}, of memory {shown[1]}"])
+    formatted = ["not known" if power is None else f"{power:.1f}" for power in powers]
+    return "\n".join([*lines, f"  exponent of time {formatted[0]}, of memory {formatted[1]}"])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,8 +131,8 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{what} {size}: {variant}", file=sys.stderr, flush=True)
                 task: dict[str, Any] = {"variant": asdict(variant), "what": what, "size": size}
                 records[str(variant)].append(run_task(MODULE, task | {"overrides": args.overrides}, TIME_LIMIT))
-        for name, found in records.items():
-            results.append(summarize(what, name, chosen, found))
+        for name, backend_records in records.items():
+            results.append(summarize(what, name, chosen, backend_records))
             print(describe(results[-1]), flush=True)
     settings = {
         "overrides": args.overrides,

@@ -90,22 +90,22 @@ def execute(launch: Launch) -> str | None:
             continue
         storage = value.untyped_storage()
         if storage.data_ptr() not in bases:
-            own = torch.empty(0, dtype=torch.uint8).set_(storage)
-            copy = own.numpy().copy() if len(own) else np.zeros(1, np.uint8)
+            storage_bytes = torch.empty(0, dtype=torch.uint8).set_(storage)
+            copy = storage_bytes.numpy().copy() if len(storage_bytes) else np.zeros(1, np.uint8)
             base = 2**32 + sum(array.nbytes + DISTANCE for _, array in buffers) // 256 * 256
             memory.register(base, copy)
             bases[storage.data_ptr()] = base
-            buffers.append((own, copy))
-        at = bases[storage.data_ptr()] + value.storage_offset() * value.element_size()
-        values.append(np.array(at, dtype=np.int64))
+            buffers.append((storage_bytes, copy))
+        address = bases[storage.data_ptr()] + value.storage_offset() * value.element_size()
+        values.append(np.array(address, dtype=np.int64))
     interpreter = Interp(module, memory, (launch.programs, 1, 1))
     try:
         interpreter.run_grid(entry, values)
     except MemoryFault as error:
         return f"outside of every tensor: {error}"
-    for own, copy in buffers:
-        if len(own):
-            own.copy_(torch.from_numpy(copy))
+    for storage_bytes, copy in buffers:
+        if len(storage_bytes):
+            storage_bytes.copy_(torch.from_numpy(copy))
     race = find_race(memory.access_log)
     if race is not None:
         return re.sub(r'loc\("[^"]*/', 'loc("', f"{race.kind} race: {race.first} and {race.second}")
@@ -129,8 +129,8 @@ def main() -> int:
     launches: list[Record] = []
 
     def carry_out(launch: Launch) -> None:
-        found = execute(launch)
-        launches.append({"kernel": launch.kernel.__name__, "programs": launch.programs, "found": found})
+        outcome = execute(launch)
+        launches.append({"kernel": launch.kernel.__name__, "programs": launch.programs, "found": outcome})
 
     result: Record = {"command": "python -m bench.second_opinion", "machine": describe(), "planted": planted()}
     result["cases"] = []
@@ -140,14 +140,14 @@ def main() -> int:
                 if dtype == "fp16":
                     continue  # the same kernels as for bf16
                 launches.clear()
-                found = parity(case, DTYPES[dtype], torch.device("cpu"), 1)
-                record = {"operator": case.operator, "shape": case.shape, "dtype": dtype, **found}
+                outcome = parity(case, DTYPES[dtype], torch.device("cpu"), 1)
+                record = {"operator": case.operator, "shape": case.shape, "dtype": dtype, **outcome}
                 result["cases"].append({**record, "launches": list(launches)})
                 print(json.dumps({**record, "launches": launches}), flush=True)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    wrong = [one for case in result["cases"] for one in case["launches"] if one["found"] or not case["ok"]]
-    return int(bool(wrong) or any(one["found"] is None for one in result["planted"]))
+    faulty = [entry for case in result["cases"] for entry in case["launches"] if entry["found"] or not case["ok"]]
+    return int(bool(faulty) or any(entry["found"] is None for entry in result["planted"]))
 
 
 if __name__ == "__main__":

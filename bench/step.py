@@ -109,9 +109,9 @@ def time_steps(config: Config, variant: Variant, batch: int, steps: int, peak_se
     """Return the seconds of `steps` training steps after the warm-up, the peak memory, and the peak of products."""
     trained = TrainedModel(config, variant, batch)
     seconds = trained.seconds_of(steps)
-    found = trained.record()  # before the products below allocate memory
+    record = trained.record()  # before the products below allocate memory
     peak = matrix_peak(trained.precision, trained.device, peak_seconds)
-    return {"seconds": seconds, **found, "matrix_peak": peak}
+    return {"seconds": seconds, **record, "matrix_peak": peak}
 
 
 class TrainedModel:
@@ -148,7 +148,7 @@ class TrainedModel:
         """Return all figures but the seconds. Raises RuntimeError if a step was not finite."""
         steps_peak = self._memory.above_baseline()
         reserved = self._memory.reserved()
-        found: Record = {
+        figures: Record = {
             "precision": self.precision,
             "compiled": self.compiled,
             "warm_up_seconds": self.warm_up,
@@ -161,13 +161,13 @@ class TrainedModel:
         if self._step.flags.raised(wait=True):
             raise RuntimeError("a step was not finite and thus left out: the timings mean nothing")
         if self._compiler:
-            found["compiler"] = Compiler.now().record(self._compiler)
+            figures["compiler"] = Compiler.now().record(self._compiler)
             with count_saved([*state_of(self.model), *self._inputs]) as saved:
                 loss = self._step.loss(self._inputs)
-            found["compiler"]["saved_for_backward_bytes"] = saved.total
+            figures["compiler"]["saved_for_backward_bytes"] = saved.total
             saved.forget()
             loss.backward()
-        return found
+        return figures
 
 
 def optimizer_step(
@@ -241,9 +241,9 @@ def summarize(name: str, counted: Record, rounds: list[Record], batch: int) -> R
     if "flops" in counted:
         result["flop_per_second"] = counted["flops"] / step["median"]
     if result["compiled"]:
-        beyond = [sum(record["warm_up_seconds"]) - COMPILED_WARM_UP * step["median"] for record in rounds]
-        cached = statistics.median(beyond[1:]) if len(beyond) > 1 else None
-        result["compile"] = {"seconds": beyond[0], "seconds_with_cache": cached, **rounds[0]["compiler"]}
+        compile_seconds = [sum(record["warm_up_seconds"]) - COMPILED_WARM_UP * step["median"] for record in rounds]
+        cached = statistics.median(compile_seconds[1:]) if len(compile_seconds) > 1 else None
+        result["compile"] = {"seconds": compile_seconds[0], "seconds_with_cache": cached, **rounds[0]["compiler"]}
     return result
 
 

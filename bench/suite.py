@@ -58,9 +58,9 @@ def measure(
         synchronize(device)
 
     def prepared() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        made = () if setup is None else (setup(),)
+        call_arguments = () if setup is None else (setup(),)
         synchronize(device)
-        return made, {}
+        return call_arguments, {}
 
     def seconds() -> float:
         arguments = prepared()[0]

@@ -25,10 +25,10 @@ PARTS = [("batched", part) for part in OF_ALL] + [(name, "graph.combiner") for n
 @contextmanager
 def calls_of(module: nn.Module) -> Iterator[list[tuple[Any, Any]]]:
     """Collect the arguments of every call of `module` within the context."""
-    found: list[tuple[Any, Any]] = []
-    hook = module.register_forward_pre_hook(lambda _, args, kwargs: found.append((args, kwargs)), with_kwargs=True)
+    calls: list[tuple[Any, Any]] = []
+    hook = module.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
     try:
-        yield found
+        yield calls
     finally:
         hook.remove()
 

@@ -25,9 +25,9 @@ IDS = [f"{case.operator}, {case.shape}, {dtype}" for case, dtype in EVERY]
 @cache
 def require_parity(case: Case, dtype: str, device: torch.device) -> None:
     """Fail if kernels do not compute what plain torch computes: wrong results are not timed."""
-    found = parity(case, DTYPES[dtype], device, 16)
-    if not found["ok"]:
-        pytest.fail(f"{case.operator}, {case.shape}, {dtype} is wrong ({found}): not timed")
+    outcome = parity(case, DTYPES[dtype], device, 16)
+    if not outcome["ok"]:
+        pytest.fail(f"{case.operator}, {case.shape}, {dtype} is wrong ({outcome}): not timed")
 
 
 def time_passes(
@@ -42,19 +42,19 @@ def time_passes(
 
     `parameters` have gradients too.
     """
-    own = [x.detach().requires_grad_() for x in leaves]
-    held = (*own, *parameters)
-    g = gradient(run(own).detach())
+    inputs = [x.detach().requires_grad_() for x in leaves]
+    held = (*inputs, *parameters)
+    g = gradient(run(inputs).detach())
 
     def back(y: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(y, held, g, allow_unused=True)
 
     if which == "backward":
-        measure(benchmark, back, device, setup=lambda: run(own), saves=False)
+        measure(benchmark, back, device, setup=lambda: run(inputs), saves=False)
     elif which == "forward":
-        measure(benchmark, lambda: run(own), device, held=lambda: held)
+        measure(benchmark, lambda: run(inputs), device, held=lambda: held)
     else:
-        measure(benchmark, lambda: back(run(own)), device, held=lambda: held)
+        measure(benchmark, lambda: back(run(inputs)), device, held=lambda: held)
 
 
 @pytest.mark.parametrize("which", PASSES)

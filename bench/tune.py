@@ -63,13 +63,13 @@ def candidates(case: Case, best: Configuration, field: str) -> Iterator[Configur
 
 def uses(device: torch.device) -> dict[Case, list[Use]]:
     """Return the cases of the table that operators ask for at production sizes -> those operators and their dtypes."""
-    found: dict[Case, list[Use]] = {}
+    users_by_case: dict[Case, list[Use]] = {}
     for operator, dtype in measured_operators():
         with asked_for() as cases:
             results(operator, operator.leaves(dtype, device, 1), True)
         for case in dict.fromkeys(cases):
-            found.setdefault(case, []).append((operator, dtype))
-    return found
+            users_by_case.setdefault(case, []).append((operator, dtype))
+    return users_by_case
 
 
 def measured_operators() -> Iterator[Use]:
@@ -88,15 +88,15 @@ def seconds_of(users: list[Use], device: torch.device, timesteps: int) -> tuple[
     """Return the seconds of forward and backward pass of `users`, registers that kernels spill, and results."""
     from pgat_kernels.triton.launch import running
 
-    total, found = 0.0, []
-    with running() as ran:
+    total, all_results = 0.0, []
+    with running() as launches:
         for operator, dtype in users:
-            found.append(results(operator, operator.leaves(dtype, device, timesteps), True))
-    spilled = sum(compiled.n_spills for _, compiled in ran if compiled is not None)
-    for (operator, dtype), computed in zip(users, found, strict=True):
+            all_results.append(results(operator, operator.leaves(dtype, device, timesteps), True))
+    spilled = sum(compiled.n_spills for _, compiled in launches if compiled is not None)
+    for (operator, dtype), computed in zip(users, all_results, strict=True):
         leaves, g = operator.leaves(dtype, device, timesteps), gradient(computed[0])
         total += milliseconds(lambda o=operator, x=leaves, g=g: results(o, x, True, g), device) / 1e3
-    return total, spilled, found
+    return total, spilled, all_results
 
 
 def alike(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
@@ -133,9 +133,9 @@ def fastest(
     first = least
     for field in VALUES:
         for candidate in list(candidates(case, best, field)):
-            found = tried(candidate)
-            if found < FASTER * least:
-                best, least = candidate, found
+            candidate_seconds = tried(candidate)
+            if candidate_seconds < FASTER * least:
+                best, least = candidate, candidate_seconds
     say(f"{words_of(case)}: {tuple(start)} {1e3 * first:.3f} ms -> {tuple(best)} {1e3 * least:.3f} ms")
     return best if least < math.inf else None
 
@@ -153,24 +153,24 @@ def tuned(
     say: Callable[[str], None],
 ) -> Configuration | None:
     """Return the fastest configuration for `users`, searched from `start` on; None if none can be used."""
-    known: list[tuple[int, list[list[Tensor]]]] = []
+    baseline: list[tuple[int, list[list[Tensor]]]] = []
 
     def seconds(chosen: Configuration) -> float:
         with trial(case, chosen):
-            taken, spilled, found = seconds_of(users, device, timesteps)
-        if not known:  # the first that runs; the others are compared with it
-            known.append((spilled, found))
-        fewest, expected = known[0]
+            elapsed, spilled, actual = seconds_of(users, device, timesteps)
+        if not baseline:  # the first that runs; the others are compared with it
+            baseline.append((spilled, actual))
+        fewest, expected = baseline[0]
         if spilled > fewest:
             raise UnfitError("it spills registers")
         pairs = [
             (a, b, dtype)
-            for ours, theirs, (_, dtype) in zip(found, expected, users, strict=True)
-            for a, b in zip(ours, theirs, strict=True)
+            for actual_tensors, expected_tensors, (_, dtype) in zip(actual, expected, users, strict=True)
+            for a, b in zip(actual_tensors, expected_tensors, strict=True)
         ]
         if not all(alike(*pair) for pair in pairs):
             raise UnfitError("its results differ")
-        return taken
+        return elapsed
 
     return fastest(case, start, seconds, say, lambda: is_lost(device))
 
@@ -196,23 +196,23 @@ def against_plain(
 
     Plain torch is timed eager and compiled, and the faster counts; infinite if it runs out of memory.
     """
-    found = []
-    for part in LADDER:
-        steps = max(1, timesteps // part)
+    timings = []
+    for divisor in LADDER:
+        steps = max(1, timesteps // divisor)
         leaves = operator.leaves(dtype, device, steps)
         g = gradient(results(operator, leaves, True)[0])
         by_kernels = milliseconds(lambda x=leaves, g=g: results(operator, x, True, g), device) / 1e3
-        ways = [operator]
+        implementations = [operator]
         if compiling:  # as training does: one static shape
             run = compile_apart(operator.run, fullgraph=True, dynamic=False)
-            ways.append(operator._replace(run=run))
+            implementations.append(operator._replace(run=run))
         plain = math.inf
-        for way in ways:
+        for implementation in implementations:
             with contextlib.suppress(torch.OutOfMemoryError):
-                taken = milliseconds(lambda o=way, x=leaves, g=g: results(o, x, False, g), device) / 1e3
-                plain = min(plain, taken)
-        found.append((operator.rows(steps), by_kernels, plain))
-    return found
+                seconds = milliseconds(lambda o=implementation, x=leaves, g=g: results(o, x, False, g), device) / 1e3
+                plain = min(plain, seconds)
+        timings.append((operator.rows(steps), by_kernels, plain))
+    return timings
 
 
 def bucket(size: int) -> int:
@@ -237,21 +237,21 @@ def tune(
     def write() -> None:
         entries = json.loads(file.read_text()) if file.exists() else {}
         entries[gpu] = as_json(entry)
-        whole = file.with_suffix(".new")
-        whole.write_text(json.dumps(entries, indent=1) + "\n")
-        whole.replace(file)
+        new_file = file.with_suffix(".new")
+        new_file.write_text(json.dumps(entries, indent=1) + "\n")
+        new_file.replace(file)
 
-    with contextlib.ExitStack() as chosen:
-        every = uses(device)
-        for case in sorted(every, key=lambda case: case in entry.configurations):  # unknown cases first
+    with contextlib.ExitStack() as trials:
+        users_by_case = uses(device)
+        for case in sorted(users_by_case, key=lambda case: case in entry.configurations):  # unknown cases first
             if time.monotonic() > started + OF_CONFIGURATIONS * limit:
                 say(f"{words_of(case)}: stays as it is, no time is left")
                 continue
             start = entry.configurations.get(case) or configuration(*case, gpu)
-            best = tuned(case, start, every[case], device, timesteps, say)
+            best = tuned(case, start, users_by_case[case], device, timesteps, say)
             if best is not None:
                 entry.configurations[case] = best
-                chosen.enter_context(trial(case, best))  # used by all later measurements
+                trials.enter_context(trial(case, best))  # used by all later measurements
                 write()
         for operator, dtype in measured_operators():
             assert operator.threshold is not None
@@ -267,9 +267,9 @@ def tune(
                 say(f"{words_of(case)}: not compared: {type(error).__name__}: {str(error).strip()[:300]}")
                 continue
             least = entry.from_rows[case] = first_rows(pairs)
-            shown = ", ".join(f"{rows} rows {1e3 * a:.3f} / {1e3 * b:.3f} ms" for rows, a, b in pairs)
+            timings = ", ".join(f"{rows} rows {1e3 * a:.3f} / {1e3 * b:.3f} ms" for rows, a, b in pairs)
             verdict = "plain torch is faster" if least is None else f"kernels from {least} rows on"
-            say(f"{words_of(case)}: kernels / plain torch {shown}: {verdict}")
+            say(f"{words_of(case)}: kernels / plain torch {timings}: {verdict}")
             write()
 
 

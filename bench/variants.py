@@ -87,15 +87,15 @@ class Variant:
 
     def overrides(self) -> list[str]:
         """Return the settings of this variant, as `load_config` takes them."""
-        found = [f"run.backend={self.backend}"]
-        found += [f"run.precision={self.precision}"] if self.precision else []
-        found.append(f"run.recompute={'off' if self.kept else 'on'}")  # `auto` depends on the free memory
+        settings = [f"run.backend={self.backend}"]
+        settings += [f"run.precision={self.precision}"] if self.precision else []
+        settings.append(f"run.recompute={'off' if self.kept else 'on'}")  # `auto` depends on the free memory
         if self.backend == "reference":  # compiled by `compile_module`: a run never compiles it
-            found.append("run.compile=off")
+            settings.append("run.compile=off")
         elif self.compiled is not None:
             setting = {"compiled": "on", "whole": "whole", "eager": "off"}[self.compile_word]
-            found.append(f"run.compile={setting}")
-        return found
+            settings.append(f"run.compile={setting}")
+        return settings
 
 
 def parse_variant(text: str) -> Variant:
@@ -108,8 +108,8 @@ def parse_variant(text: str) -> Variant:
         if word not in allowed:
             raise argparse.ArgumentTypeError(f"{text!r}: {word!r} cannot follow {name}; {', '.join(allowed)} can")
     for kind in (PRECISIONS, COMPILE_WORDS, *((word,) for word in PLAIN_WORDS)):
-        given = [word for word in words if word in kind]
-        if len(given) > 1:
+        matches = [word for word in words if word in kind]
+        if len(matches) > 1:
             raise argparse.ArgumentTypeError(f"{text!r}: only one of {', '.join(kind)} can be given")
     precision = next((precision for precision in PRECISIONS if precision in words), None)
     compiled = "eager" not in words if set(words) & set(COMPILE_WORDS) else None
@@ -143,11 +143,11 @@ def parse_precisions(text: str) -> list[Precision]:
 
 def in_precisions(variants: list[Variant], precisions: list[Precision]) -> list[Variant]:
     """Return `variants`, those without a precision once for each of `precisions`, if any, without duplicates."""
-    found: dict[Variant, None] = {}
+    unique: dict[Variant, None] = {}
     for variant in variants:
         for precision in precisions if precisions and not variant.precision else [variant.precision]:
-            found[replace(variant, precision=precision)] = None
-    return list(found)
+            unique[replace(variant, precision=precision)] = None
+    return list(unique)
 
 
 def configure(variant: Variant, config: str, overrides: list[str]) -> Config:

@@ -15,11 +15,11 @@ Record = dict[str, Any]
 
 
 def result(backend: str, times: float | None = None, *, width: float = 0.02, memory: float = 1.0) -> Record:
-    found: Record = {"backend": backend, "peak_memory_gib": memory, "steps_peak_memory_gib": memory}
+    record: Record = {"backend": backend, "peak_memory_gib": memory, "steps_peak_memory_gib": memory}
     if times is not None:
-        own = {"estimate": times, "low": times / (1 + width), "high": times * (1 + width), "noisy": width > 0.1}
-        found["times_faster"] = own
-    return found
+        ratio = {"estimate": times, "low": times / (1 + width), "high": times * (1 + width), "noisy": width > 0.1}
+        record["times_faster"] = ratio
+    return record
 
 
 KNOWN = result("torch", 5.0)
@@ -69,7 +69,7 @@ class Machine:
         for name in names:
             seconds = 1 / self.times.get(name, 1.0)
             spread = [seconds * (1 + self.noise * (-1) ** i * (name == "torch")) for i in range(n)]
-            results.append({"backend": name, "process_seconds": [[one] for one in spread]})
+            results.append({"backend": name, "process_seconds": [[value] for value in spread]})
             results[-1] |= {"peak_memory_gib": 1.0, "steps_peak_memory_gib": 1.0}
         for other in results[1:]:
             other["times_faster"] = check.against(results[0], other).record()  # type: ignore[union-attr]
@@ -111,7 +111,7 @@ def test_slow_down_of_one_backend_is_printed_and_written(
     written = tmp_path / "now.json"
     assert check.run(argparse.Namespace(exact=False, json=str(written))) == 1
     assert "torch:eager: 1.67 times faster than reference (1.62 to 1.72), it was 2" in capsys.readouterr().out
-    assert [one["backend"] for one in json.loads(written.read_text())["results"]] == machine.asked[0]
+    assert [record["backend"] for record in json.loads(written.read_text())["results"]] == machine.asked[0]
 
 
 def test_missing_committed_comparison_does_not_pass(
@@ -126,9 +126,9 @@ def test_missing_committed_comparison_does_not_pass(
 
 
 def test_untracked_result_is_no_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = set(check.committed())
-    assert known
-    assert all(path.parent == check.RESULTS for path in known)
+    committed = set(check.committed())
+    assert committed
+    assert all(path.parent == check.RESULTS for path in committed)
     monkeypatch.setattr(check, "_known_to_git", lambda: [])
     monkeypatch.setattr(check, "RESULTS", tmp_path)
     (tmp_path / "some.json").write_text(json.dumps(BEFORE))
@@ -145,8 +145,8 @@ def test_changed_saved_bytes_are_fault(
 ) -> None:
     small = ["model.use_celestial_graph=false", "model.seq_len=4", "model.label_len=2", "model.pred_len=2"]
     settings = {"config": "configs/quickstart.yaml", "overrides": small, "batch": 1}
-    one = {"backend": "torch:eager", "saved_for_backward_bytes": 1}
-    (tmp_path / "some.json").write_text(json.dumps({"kind": "comparison", "settings": settings, "results": [one]}))
+    record = {"backend": "torch:eager", "saved_for_backward_bytes": 1}
+    (tmp_path / "some.json").write_text(json.dumps({"kind": "comparison", "settings": settings, "results": [record]}))
     monkeypatch.setattr(check, "RESULTS", tmp_path)
     monkeypatch.setattr(check, "_known_to_git", lambda: [])
     monkeypatch.setattr(check, "static_kernels", lambda: iter(()))
@@ -157,5 +157,5 @@ def test_changed_saved_bytes_are_fault(
 
 def test_settings_of_count_come_from_its_command() -> None:
     command = "python -m bench.step --config a.yaml --batch 3 --set run.device=cpu model.seq_len=9 --set x=1 --json b"
-    found = settings_of({"command": command, "batch": 3})
-    assert found == (str(check.ROOT / "a.yaml"), ["run.device=cpu", "model.seq_len=9", "x=1"], 3)
+    settings = settings_of({"command": command, "batch": 3})
+    assert settings == (str(check.ROOT / "a.yaml"), ["run.device=cpu", "model.seq_len=9", "x=1"], 3)

@@ -99,6 +99,6 @@ def test_failed_sizes_are_left_out_of_lines() -> None:
 
 def test_parse_sizes_sorts_and_rejects_invalid_ones() -> None:
     assert parse_sizes("250,125,250") == [125, 250]
-    for wrong in ("", "0", "1,x", "-3", "1.5"):
+    for invalid in ("", "0", "1,x", "-3", "1.5"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected positive numbers"):
-            parse_sizes(wrong)
+            parse_sizes(invalid)

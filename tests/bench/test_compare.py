@@ -24,10 +24,10 @@ def test_table_has_all_requested_backends(
     """Take the steps in processes, whose memory is measured; comparing and counting need none of their own."""
     monkeypatch.setattr(compare, "run_task", lambda module, task, limit: attempt(compare.prepare, task))
     path = tmp_path / "figures.json"
-    own = ["--backends", "reference,torch:eager", "--steps", "2", "--processes", "2", "--json", str(path)]
-    assert main(["bench", "compare", *own, "--set", *SMALL]) == 0
-    shown, explained = capsys.readouterr().out.split("\n\n", maxsplit=1)
-    head, *rows = shown.splitlines()
+    arguments = ["--backends", "reference,torch:eager", "--steps", "2", "--processes", "2", "--json", str(path)]
+    assert main(["bench", "compare", *arguments, "--set", *SMALL]) == 0
+    table, explained = capsys.readouterr().out.split("\n\n", maxsplit=1)
+    head, *rows = table.splitlines()
     assert "configs/quickstart.yaml, batch 1" in explained
     assert "\nreference           the model in plain PyTorch" in explained
     assert "\ntorch               ours" in explained
@@ -73,11 +73,11 @@ def test_failed_backend_is_reported_and_others_continue(monkeypatch: pytest.Monk
         "reference": {"variant": {"backend": "reference"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
         "nothing": {"variant": {"backend": "none"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
     }
-    found, order = compare.take_steps(tasks, processes=2, steps=1)
-    assert "BackendError" in found["nothing"][0]["error"]
-    assert [len(record["seconds"]) for record in found["reference"]] == [1, 1]
+    records, order = compare.take_steps(tasks, processes=2, steps=1)
+    assert "BackendError" in records["nothing"][0]["error"]
+    assert [len(record["seconds"]) for record in records["reference"]] == [1, 1]
     assert order == ["reference", "nothing", "reference"]
-    table = compare.as_table([compare.summarize("nothing", {}, found["nothing"], 1)])
+    table = compare.as_table([compare.summarize("nothing", {}, records["nothing"], 1)])
     assert "BackendError" in table
 
 
@@ -109,8 +109,8 @@ def test_invalid_arguments_end_command_before_measuring(
 
 
 def test_result_file_is_named_by_machine_and_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on = {"gpu": None, "processor": "AMD EPYC 9V74 (avx2)", "cores": 2, "date": "2026-11-25T10:00:00+00:00"}
-    monkeypatch.setattr(compare, "describe", lambda: on)
+    machine = {"gpu": None, "processor": "AMD EPYC 9V74 (avx2)", "cores": 2, "date": "2026-11-25T10:00:00+00:00"}
+    monkeypatch.setattr(compare, "describe", lambda: machine)
     first = compare.result_file(tmp_path)
     assert first.name == "amd-epyc-9v74-2-cores-2026-11-25.json"
     first.touch()
@@ -120,8 +120,10 @@ def test_result_file_is_named_by_machine_and_day(tmp_path: Path, monkeypatch: py
 @pytest.mark.slow  # steps under a profiler
 def test_profile_writes_trace_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [*SMALL, "model.use_celestial_graph=false"]  # without its 20,000 operators
-    own = argparse.Namespace(config=None, overrides=overrides, backend="reference", batch=1, steps=2, out=str(tmp_path))
-    assert profile.run(own) == 0
+    args = argparse.Namespace(
+        config=None, overrides=overrides, backend="reference", batch=1, steps=2, out=str(tmp_path)
+    )
+    assert profile.run(args) == 0
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     records = json.loads((tmp_path / "operators.json").read_text())["operators"]
     assert sum(record["share"] for record in records) == pytest.approx(1)

@@ -29,18 +29,18 @@ def step_here(command: list[str], **_: object) -> subprocess.CompletedProcess[st
 @pytest.mark.slow  # a step of the quickstart, which is also counted
 def test_training_steps_returns_figures_of_step_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=step_here))
-    found = training_steps("configs/quickstart.yaml", "torch:highest:eager", CPU, batch=1, steps=1)
-    assert found["ok"]
-    assert found["epoch_seconds"] == 421 * found["step_seconds"] > 0
-    assert found["peak_memory_gib"] >= 0
-    assert found["target"] is None
+    record = training_steps("configs/quickstart.yaml", "torch:highest:eager", CPU, batch=1, steps=1)
+    assert record["ok"]
+    assert record["epoch_seconds"] == 421 * record["step_seconds"] > 0
+    assert record["peak_memory_gib"] >= 0
+    assert record["target"] is None
 
 
 @pytest.mark.multiprocess
 def test_failed_step_reports_reason() -> None:
-    found = training_steps("configs/none.yaml", "torch", CPU)
-    assert not found["ok"]
-    assert "configs/none.yaml" in found["error"]
+    record = training_steps("configs/none.yaml", "torch", CPU)
+    assert not record["ok"]
+    assert "configs/none.yaml" in record["error"]
 
 
 @pytest.mark.compile  # graphs of a whole model
@@ -78,8 +78,8 @@ def command(first: int, file: Path, seconds: float) -> list[str]:
 
 @pytest.mark.multiprocess
 def test_crash_hang_and_lost_gpu_end_only_one_item() -> None:
-    found = list(in_processes(command, 6, time.monotonic() + 100, limit=2))
-    assert found == [
+    outcomes = list(in_processes(command, 6, time.monotonic() + 100, limit=2))
+    assert outcomes == [
         (0, {"ok": True}),
         (1, {"ok": False, "error": "its process ended with -11"}),
         (2, {"ok": True}),
@@ -102,17 +102,17 @@ def test_persistent_gpu_error_ends_process(monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError(name)
 
     items = [("parity", name, lambda n=name: fail(n)) for name in ("harmless", "broken", "never begun")]
-    found = dict(in_this_process(items, 0, time.monotonic() + 100, CPU))
-    assert {i: "lost" in (record or {}) for i, record in found.items()} == {0: False, 1: True}
-    assert found[1] is not None
-    assert found[1]["error"] == "RuntimeError: broken"
+    outcomes = dict(in_this_process(items, 0, time.monotonic() + 100, CPU))
+    assert {i: "lost" in (record or {}) for i, record in outcomes.items()} == {0: False, 1: True}
+    assert outcomes[1] is not None
+    assert outcomes[1]["error"] == "RuntimeError: broken"
 
 
 def test_process_is_killed_when_its_records_are_no_longer_read(tmp_path: Path) -> None:
-    sleeping = "import pathlib, os, time; pathlib.Path({!r}).write_text(str(os.getpid())); time.sleep(60)"
+    code = "import pathlib, os, time; pathlib.Path({!r}).write_text(str(os.getpid())); time.sleep(60)"
     pid = tmp_path / "pid"
-    watched = in_processes(
-        lambda first, file, seconds: [sys.executable, "-c", sleeping.format(str(pid))], 1, time.monotonic() + 9, limit=1
+    outcomes = in_processes(
+        lambda first, file, seconds: [sys.executable, "-c", code.format(str(pid))], 1, time.monotonic() + 9, limit=1
     )
-    assert next(watched) == (0, {"ok": False, "error": "it took more than 1 s"})
+    assert next(outcomes) == (0, {"ok": False, "error": "it took more than 1 s"})
     assert not psutil.pid_exists(int(pid.read_text()))

@@ -33,8 +33,8 @@ def test_committed_figures_have_no_fault_on_any_target() -> None:
 
 
 def a_record(**changes: Any) -> dict[str, Any]:
-    good = {"kernel": "k", "shape": "s", "dtype": "bf16", "target": "sm_90", "registers": 90, "shared": 1000}
-    return good | {"spills": 0, "stack": 0, "atomics": 0, "tensor_core": {"HGMMA": 4}} | changes
+    record = {"kernel": "k", "shape": "s", "dtype": "bf16", "target": "sm_90", "registers": 90, "shared": 1000}
+    return record | {"spills": 0, "stack": 0, "atomics": 0, "tensor_core": {"HGMMA": 4}} | changes
 
 
 @pytest.mark.parametrize(

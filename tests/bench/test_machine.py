@@ -12,10 +12,10 @@ from bench import machine
 
 
 def test_description_names_processor_and_versions_but_not_host() -> None:
-    found = machine.describe()
-    assert found["processor"] != "unknown"
-    assert {"torch", "triton", "python", "driver", "cuda", "gpu_power_limit_watts", "commit"} <= found.keys()
-    assert socket.gethostname() not in str(found)
+    description = machine.describe()
+    assert description["processor"] != "unknown"
+    assert {"torch", "triton", "python", "driver", "cuda", "gpu_power_limit_watts", "commit"} <= description.keys()
+    assert socket.gethostname() not in str(description)
 
 
 @pytest.mark.parametrize(
@@ -36,5 +36,9 @@ def test_gpu_has_power_limit_and_driver(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
     monkeypatch.setattr(subprocess, "run", run)
-    found = machine._gpu()
-    assert (found["gpu"], found["gpu_power_limit_watts"], found["driver"]) == ("Some GPU", limit, driver)
+    description = machine._gpu()
+    assert (description["gpu"], description["gpu_power_limit_watts"], description["driver"]) == (
+        "Some GPU",
+        limit,
+        driver,
+    )

@@ -40,34 +40,34 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.multiprocess
 def test_tasks_take_turns_with_separate_caches(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = {name: {"name": name, "log": str(log)} for name in ("a", "b")}
-    found, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)
+    records, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)
     assert order == ["a", "b", "b", "a"]
     assert log.read_text() == "abba"
-    assert [record["name"] for record in found["b"]] == ["b", "b"]
-    caches = [{record["cache"] for record in found[name]} for name in ("a", "b")]
-    assert [len(own) for own in caches] == [1, 1]
+    assert [record["name"] for record in records["b"]] == ["b", "b"]
+    caches = [{record["cache"] for record in records[name]} for name in ("a", "b")]
+    assert [len(task_caches) for task_caches in caches] == [1, 1]
     assert caches[0] != caches[1]
-    assert not any(Path(cache).parent.exists() for own in caches for cache in own)
+    assert not any(Path(cache).parent.exists() for task_caches in caches for cache in task_caches)
     assert "round 2 of 2: b: " in capsys.readouterr().err
 
 
 @pytest.mark.multiprocess
 def test_failed_task_is_reported_and_left_out_later(log: Path) -> None:
     tasks = {"a": {"name": "a", "log": str(log), "raise": True}, "b": {"name": "b", "log": str(log)}}
-    found, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)
-    assert found["a"] == [{"error": "ValueError: no good"}]
+    records, order = take_turns("tasks_of_a_test", tasks, rounds=2, time_limit=60)
+    assert records["a"] == [{"error": "ValueError: no good"}]
     assert order == ["a", "b", "b"]
 
 
 def test_killed_process_is_reported(log: Path) -> None:
-    found = run_task("tasks_of_a_test", {"name": "a", "log": str(log), "die": True}, time_limit=60)
-    assert found == {"error": "the process ended with signal 9 (out of memory?)"}
+    record = run_task("tasks_of_a_test", {"name": "a", "log": str(log), "die": True}, time_limit=60)
+    assert record == {"error": "the process ended with signal 9 (out of memory?)"}
 
 
 def test_hanging_process_is_killed_at_time_limit(log: Path) -> None:
     started = time.monotonic()
-    found = run_task("tasks_of_a_test", {"name": "a", "log": str(log), "sleep": True}, time_limit=0.5)
-    assert found == {"error": "not done after 0.5 s"}
+    record = run_task("tasks_of_a_test", {"name": "a", "log": str(log), "sleep": True}, time_limit=0.5)
+    assert record == {"error": "not done after 0.5 s"}
     assert time.monotonic() - started < 30
 
 

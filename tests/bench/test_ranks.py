@@ -33,8 +33,8 @@ def test_efficiency_falls_with_devices_and_faster_if_batch_is_divided() -> None:
 
 
 def test_fit_recovers_latency_and_bandwidth() -> None:
-    made = [all_reduce_seconds(2, size, 1e-4, 2e9) for size in ranks.SIZES]
-    seconds, bandwidth = fit(2, made)
+    timings = [all_reduce_seconds(2, size, 1e-4, 2e9) for size in ranks.SIZES]
+    seconds, bandwidth = fit(2, timings)
     assert seconds == pytest.approx(1e-4)
     assert bandwidth == pytest.approx(2e9)
 
@@ -47,8 +47,8 @@ def add_up_and_take_steps(group: SingleProcess) -> list[float]:
 
 @pytest.mark.multiprocess
 def test_processes_all_reduce_and_take_steps() -> None:
-    *added, seconds, size = ranks.measure(2, add_up_and_take_steps)
-    assert len(added) == len(ranks.SIZES)
-    assert all(0 < one < 10 for one in added)
+    *medians, seconds, size = ranks.measure(2, add_up_and_take_steps)
+    assert len(medians) == len(ranks.SIZES)
+    assert all(0 < median < 10 for median in medians)
     assert 0 < seconds < 10
     assert size > 4 * 10_000

@@ -10,19 +10,19 @@ from bench.ratios import HOURS, NOISE, Ratio, ratio
 
 def steps(generator: np.random.Generator, mean: float, drift: np.ndarray, process: float) -> list[list[float]]:
     """Return seconds of 4 processes: `drift` affects all, each has a speed of its own, each step some noise."""
-    own = np.exp(generator.normal(0, process, (4, 1)))
-    return list((mean * own * drift * np.exp(generator.normal(0, 0.01, drift.shape))).tolist())
+    speeds = np.exp(generator.normal(0, process, (4, 1)))
+    return list((mean * speeds * drift * np.exp(generator.normal(0, 0.01, drift.shape))).tolist())
 
 
 def test_interval_covers_about_95_of_100_other_runs() -> None:
     generator = np.random.default_rng(0)
-    again = truth = 0
+    covers_other = covers_truth = 0
     for _ in range(400):
-        found, other = (one_run(generator) for _ in range(2))
-        again += found.low <= other.estimate <= found.high
-        truth += found.low <= 2 <= found.high
-    assert again / 400 >= 0.93
-    assert truth / 400 >= 0.95
+        interval, other = (one_run(generator) for _ in range(2))
+        covers_other += interval.low <= other.estimate <= interval.high
+        covers_truth += interval.low <= 2 <= interval.high
+    assert covers_other / 400 >= 0.93
+    assert covers_truth / 400 >= 0.95
 
 
 def one_run(generator: np.random.Generator) -> Ratio:
@@ -32,25 +32,25 @@ def one_run(generator: np.random.Generator) -> Ratio:
 
 
 def test_disturbance_of_both_cancels() -> None:
-    found = ratio([[2.0, 20.0, 3.0], [4.0, 2.0, 2.0]], [[1.0, 10.0, 1.5], [2.0, 1.0, 1.0]])
-    assert found.estimate == pytest.approx(2)
-    assert (found.low, found.high) == (pytest.approx(2 * math.exp(-HOURS)), pytest.approx(2 * math.exp(HOURS)))
-    assert str(found) == "2.00 (1.94 to 2.06)"
-    assert not found.noisy
+    result = ratio([[2.0, 20.0, 3.0], [4.0, 2.0, 2.0]], [[1.0, 10.0, 1.5], [2.0, 1.0, 1.0]])
+    assert result.estimate == pytest.approx(2)
+    assert (result.low, result.high) == (pytest.approx(2 * math.exp(-HOURS)), pytest.approx(2 * math.exp(HOURS)))
+    assert str(result) == "2.00 (1.94 to 2.06)"
+    assert not result.noisy
 
 
 def test_noisy_ratio_is_reported_as_noisy() -> None:
-    found = ratio([[1.0], [2.0]], [[1.0], [1.0]])
-    assert found.noisy
-    assert str(found).startswith("too noisy for a number: ")
-    assert found.record()["noisy"]
+    result = ratio([[1.0], [2.0]], [[1.0], [1.0]])
+    assert result.noisy
+    assert str(result).startswith("too noisy for a number: ")
+    assert result.record()["noisy"]
     assert not ratio([[1.0], [1.0 + NOISE / 100]], [[1.0], [1.0]]).noisy
 
 
 def test_interval_is_student_prediction_interval_of_logarithms() -> None:
-    found = ratio([[math.e], [math.e**3]], [[1.0], [1.0]])
-    assert found.estimate == pytest.approx(math.e**2)
-    assert math.log(found.high / found.estimate) == pytest.approx(math.hypot(12.706 * math.sqrt(2), HOURS))
+    result = ratio([[math.e], [math.e**3]], [[1.0], [1.0]])
+    assert result.estimate == pytest.approx(math.e**2)
+    assert math.log(result.high / result.estimate) == pytest.approx(math.hypot(12.706 * math.sqrt(2), HOURS))
 
 
 @pytest.mark.parametrize(("first", "other"), [([[1.0]], [[1.0]]), ([[1.0], [1.0]], [[1.0]])])

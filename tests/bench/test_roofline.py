@@ -46,5 +46,5 @@ def test_roofs_and_points_are_measured_and_written(
 def test_bandwidth_counts_every_accessed_array(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "ELEMENTS", {"cpu": 250})
     monkeypatch.setattr(roofline, "shortest", lambda run, seconds, device: 0.001)
-    found = roofline.bandwidth(torch.device("cpu"))
-    assert (found["copy"], found["add"]) == (2e6, 3e6)
+    rates = roofline.bandwidth(torch.device("cpu"))
+    assert (rates["copy"], rates["add"]) == (2e6, 3e6)

@@ -23,11 +23,11 @@ def seconds(chosen: Configuration) -> float:
 
 
 def test_search_finds_fastest_one_number_after_the_other() -> None:
-    said: list[str] = []
-    found = tune.fastest(EDGES, Configuration(32, 4, 1), seconds, said.append, never)
-    assert found == Configuration(64, 8, 2)
-    assert any("128" in line and "out of resource" in line for line in said)
-    assert "(32, 4, 1, 0) 3000.000 ms -> (64, 8, 2, 0) 1000.000 ms" in said[-1]
+    messages: list[str] = []
+    best = tune.fastest(EDGES, Configuration(32, 4, 1), seconds, messages.append, never)
+    assert best == Configuration(64, 8, 2)
+    assert any("128" in line and "out of resource" in line for line in messages)
+    assert "(32, 4, 1, 0) 3000.000 ms -> (64, 8, 2, 0) 1000.000 ms" in messages[-1]
 
 
 def test_gain_within_noise_is_not_kept() -> None:

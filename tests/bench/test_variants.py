@@ -58,9 +58,9 @@ def test_variant_round_trips_through_text(text: str, variant: Variant) -> None:
     ],
 )
 def test_invalid_variant_lists_valid_words(text: str, told: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="^" + repr(text)[:1]) as caught:
+    with pytest.raises(argparse.ArgumentTypeError, match="^" + repr(text)[:1]) as error:
         parse_variants(text)
-    assert told in str(caught.value)
+    assert told in str(error.value)
 
 
 def test_precisions_apply_to_variants_without_one() -> None:
@@ -97,8 +97,8 @@ def test_fused_attention_returns_no_weights_and_same_output() -> None:
             self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-            found: tuple[torch.Tensor, torch.Tensor | None] = self.attention(x, x, x)
-            return found
+            output: tuple[torch.Tensor, torch.Tensor | None] = self.attention(x, x, x)
+            return output
 
     block, x = Block(), torch.randn(3, 5, 8)
     before, weights = block(x)
