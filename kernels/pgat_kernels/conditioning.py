@@ -150,8 +150,8 @@ def error_bounds(
     Raises ValueError if a bound is not finite: any error would be within it.
     """
     bounds = []
-    for place, (moved, plain) in enumerate(zip(spread, plain_errors or [0.0] * len(spread), strict=True)):
-        bound = plain + SPREADS * moved + ROUNDINGS * torch.finfo(dtype).eps
+    for place, (result_spread, plain_error) in enumerate(zip(spread, plain_errors or [0.0] * len(spread), strict=True)):
+        bound = plain_error + SPREADS * result_spread + ROUNDINGS * torch.finfo(dtype).eps
         if not math.isfinite(bound):
             raise ValueError(f"result {place} of the plain program is not finite: it bounds no error")
         bounds.append(bound)

@@ -101,8 +101,8 @@ def gpu_of(device: torch.device) -> str:
     """Return the GPU architecture as named in the tables: `sm_90`, `gfx942`; `default` for other devices."""
     if device.type != "cuda":
         return "default"
-    found = torch.cuda.get_device_properties(device)
-    return found.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{found.major}{found.minor}"
+    properties = torch.cuda.get_device_properties(device)
+    return properties.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
 
 
 def wanted(kernels: int, operator: str, x: Tensor, size: int, dtype: torch.dtype | None = None) -> bool:
@@ -125,16 +125,16 @@ def wanted(kernels: int, operator: str, x: Tensor, size: int, dtype: torch.dtype
 @constant_when_compiled  # reads a file and queries the driver
 def _pays(operator: str, device_type: str, index: int, itemsize: int, size: int, rows: int) -> bool:
     gpu = gpu_of(torch.device(device_type, index))
-    own = measured(gpu)
-    case = None if own is None else fitting(own.from_rows, operator, itemsize, size)
-    if own is None or case is None:
+    measurements = measured(gpu)
+    case = None if measurements is None else fitting(measurements.from_rows, operator, itemsize, size)
+    if measurements is None or case is None:
         reason = f"its kernels have not been measured on {gpu} at {8 * itemsize} bits and this size"
     else:
-        least = own.from_rows[case]
-        if least is not None and rows >= least:
+        min_rows = measurements.from_rows[case]
+        if min_rows is not None and rows >= min_rows:
             return True
-        reason = f"on {own.device} " + (
-            f"its kernels are faster from {least} rows on, and these are fewer" if least else "that is faster"
+        reason = f"on {measurements.device} " + (
+            f"its kernels are faster from {min_rows} rows on, and these are fewer" if min_rows else "that is faster"
         )
     _say_once(operator, reason)
     return False
@@ -142,14 +142,18 @@ def _pays(operator: str, device_type: str, index: int, itemsize: int, size: int,
 
 def measured_rows(operator: str, gpu: str) -> str:
     """Describe from how many rows on `auto` uses kernels for `operator` on this architecture."""
-    own = measured(gpu)
-    found = [] if own is None else [(case, rows) for case, rows in own.from_rows.items() if case.kernel == operator]
-    if not found:
+    measurements = measured(gpu)
+    entries = (
+        []
+        if measurements is None
+        else [(case, rows) for case, rows in measurements.from_rows.items() if case.kernel == operator]
+    )
+    if not entries:
         return f"plain torch: not measured on {gpu}"
     return "; ".join(
         f"{8 * case.itemsize} bits, up to {case.most}: "
         + ("plain torch" if rows is None else f"kernel from {rows} rows on")
-        for case, rows in found
+        for case, rows in entries
     )
 
 
@@ -164,8 +168,8 @@ def use_kernel(operator: str, device: torch.device, dtypes: Iterable[torch.dtype
     """
     reasons = [reason for dtype in dtypes if (reason := why_no_kernels(device, dtype)) is not None]
     if not reasons and not fits:
-        (own,) = (line for line in COVERAGE if line.operator == operator)
-        reasons = [f"its kernels take {own.takes}"]
+        (entry,) = (line for line in COVERAGE if line.operator == operator)
+        reasons = [f"its kernels take {entry.takes}"]
     if reasons:
         _say_once(operator, reasons[0])
     return not reasons

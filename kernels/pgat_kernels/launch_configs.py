@@ -111,7 +111,7 @@ def configuration(kernel: str, itemsize: int, size: int, gpu: str = DEFAULT) -> 
         _asked.append(case)
     if case in _trials:
         return _trials[case]
-    own = measured(gpu)
-    if own is not None and case in own.configurations:
-        return own.configurations[case]
+    measurements = measured(gpu)
+    if measurements is not None and case in measurements.configurations:
+        return measurements.configurations[case]
     return TABLE[case].get(gpu, TABLE[case][DEFAULT])

@@ -24,8 +24,8 @@ def compile_apart(function: Callable[..., Result], **settings: Any) -> Callable[
     def call(*args: Any, **kwargs: Any) -> Result:
         return function(*args, **kwargs)
 
-    apart = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, closure=(CellType(function),))
-    compiled: Callable[..., Result] = torch.compile(apart, **settings)
+    wrapper = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, closure=(CellType(function),))
+    compiled: Callable[..., Result] = torch.compile(wrapper, **settings)
     return compiled
 
 
@@ -50,5 +50,5 @@ def skip_buffer_broadcast() -> dict[str, Any]:
 
     torch 2.13 renamed it and warns about the old name.
     """
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    parameters = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": False}

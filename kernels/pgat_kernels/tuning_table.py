@@ -94,5 +94,5 @@ def as_json(entry: Measured) -> dict[str, Any]:
 
 def fitting(cases: Any, kernel: str, itemsize: int, size: int) -> Case | None:
     """Return the smallest of `cases` that covers such inputs; None if there is none."""
-    found = [case for case in cases if case[:2] == (kernel, itemsize) and size <= case.most]
-    return min(found, key=lambda case: case.most, default=None)
+    matches = [case for case in cases if case[:2] == (kernel, itemsize) and size <= case.most]
+    return min(matches, key=lambda case: case.most, default=None)

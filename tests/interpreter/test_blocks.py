@@ -104,11 +104,11 @@ def gradient_of(y: Tensor) -> Tensor:
 
 def tensors_of(operator: BlockOperator, wide: tuple[int, ...], inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
     """Return rows and weights: those of products in `dtype`, others in float32, or float64 if `dtype` is float64."""
-    else_in = torch.promote_types(dtype, torch.float32)
-    rows = [x.to(else_in) for x in inputs[0]]
+    other_dtype = torch.promote_types(dtype, torch.float32)
+    rows = [x.to(other_dtype) for x in inputs[0]]
     if operator is projection_operator:
         rows[1] = inputs[0][1].to(dtype)
-    return [*rows, *(w.to(else_in if i in wide else dtype) for i, w in enumerate(inputs[1]))]
+    return [*rows, *(w.to(other_dtype if i in wide else dtype) for i, w in enumerate(inputs[1]))]
 
 
 def of_block(operator: BlockOperator, tensors: list[Tensor], count: int, rate: float, plain: bool) -> list[Tensor]:
@@ -133,15 +133,15 @@ def computed(
     ids=name_of,
 )
 def test_results_and_gradients_are_within_the_rounding_bound(case: int, rate: float, dtype: torch.dtype) -> None:
-    operator, wide, inputs = CASES[case]
+    operator, fp32_indices, inputs = CASES[case]
     with record_launches() as launches:
-        computed(operator, wide, inputs, dtype, rate, plain=False)
+        computed(operator, fp32_indices, inputs, dtype, rate, plain=False)
     assert len(launches) == 2
     assert_right_up_to_rounding(
-        computed(operator, wide, inputs, dtype, rate, plain=False),
-        computed(operator, wide, inputs, torch.float64, rate, plain=True),
+        computed(operator, fp32_indices, inputs, dtype, rate, plain=False),
+        computed(operator, fp32_indices, inputs, torch.float64, rate, plain=True),
         lambda tensors: of_block(operator, tensors, len(inputs[0]), rate, plain=True),
-        tensors_of(operator, wide, inputs, dtype),
+        tensors_of(operator, fp32_indices, inputs, dtype),
         dtype,
     )
 
@@ -154,10 +154,10 @@ def test_results_and_gradients_are_within_the_rounding_bound(case: int, rate: fl
 def test_results_do_not_depend_on_program_order(
     case: int, dtype: torch.dtype, reversed_grid: Callable[[], None]
 ) -> None:
-    operator, wide, inputs = CASES[case]
-    forwards = computed(operator, wide, inputs, dtype, 0.25, plain=False)
+    operator, fp32_indices, inputs = CASES[case]
+    forwards = computed(operator, fp32_indices, inputs, dtype, 0.25, plain=False)
     reversed_grid()
-    backwards = computed(operator, wide, inputs, dtype, 0.25, plain=False)
+    backwards = computed(operator, fp32_indices, inputs, dtype, 0.25, plain=False)
     assert all(torch.equal(a, b) for a, b in zip(backwards, forwards, strict=True))
 
 
@@ -207,4 +207,4 @@ def test_aspects_take_two_launches_up_to_16_bodies() -> None:
     with record_launches() as launches:
         of_aspects(tensors_of_aspects((3, 13, 16)), kernels=True)
         of_aspects(tensors_of_aspects((3, 17, 16)), kernels=True)
-    assert [one.kernel.__name__ for one in launches] == ["_aspects_fwd_kernel", "_aspects_bwd_kernel"]
+    assert [launch.kernel.__name__ for launch in launches] == ["_aspects_fwd_kernel", "_aspects_bwd_kernel"]

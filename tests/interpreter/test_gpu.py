@@ -35,9 +35,9 @@ def test_sections_report_every_operator(
     assert gpu.main([*settings, "--out", str(tmp_path / "gpu")]) == 0, capsys.readouterr().out
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert all(record["ok"] for *_, record in result["records"])
-    found = {(section, name.split(",")[0]) for section, name, _ in result["records"]}
+    reported = {(section, name.split(",")[0]) for section, name, _ in result["records"]}
     assert {case.operator for case in cases} == {case.operator for case in CASES}
-    assert found >= {(section, case.operator) for section in sections.split(",")[:3] for case in CASES}
+    assert reported >= {(section, case.operator) for section in sections.split(",")[:3] for case in CASES}
     assert (
         "| parity | graph_attention, 13 nodes, mask, bias, bf16 | ok | of_what_rounding_explains"
         in (tmp_path / "gpu.md").read_text()

@@ -55,27 +55,29 @@ class Case:
         leaves = [x.clone().requires_grad_() for x in (self.q, self.k, self.v)]
         bias = None if self.bias is None else self.bias.clone().requires_grad_()
         y = graph_attention(*leaves, self.adjacency, bias, threshold=THRESHOLD, dropout=self.dropout)
-        wanted = leaves if bias is None else [*leaves, bias]
-        return [y.detach(), *torch.autograd.grad(y, wanted, self.do)]
+        inputs = leaves if bias is None else [*leaves, bias]
+        return [y.detach(), *torch.autograd.grad(y, inputs, self.do)]
 
     def plain(self, dtype: torch.dtype) -> list[Tensor]:
         """Return the result and the gradients computed by plain torch in `dtype`."""
-        wide = torch.promote_types(dtype, torch.float32)
-        bias = [] if self.bias is None else [self.bias.to(wide)]
+        bias_dtype = torch.promote_types(dtype, torch.float32)
+        bias = [] if self.bias is None else [self.bias.to(bias_dtype)]
         return self.plainly([*(x.to(dtype) for x in (self.q, self.k, self.v, self.do)), *bias])
 
     def plainly(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return them for given queries, keys, values, gradient of the result, and bias, if there is one."""
         q, k, v, do, *bias = tensors
-        rest = self.adjacency, bias[0] if bias else None, self.dropout, THRESHOLD, self.scale
-        return [x for x in (plain_forward(q, k, v, *rest)[0], *plain_backward(do, q, k, v, *rest)) if x is not None]
+        options = self.adjacency, bias[0] if bias else None, self.dropout, THRESHOLD, self.scale
+        return [
+            x for x in (plain_forward(q, k, v, *options)[0], *plain_backward(do, q, k, v, *options)) if x is not None
+        ]
 
     def check(self) -> None:
         """Check that the error relative to float64 is within the rounding bound."""
-        found, dtype = self.computed(), self.q.dtype
+        actual, dtype = self.computed(), self.q.dtype
         inputs = [x for x in (self.q, self.k, self.v, self.do, self.bias) if x is not None]
-        assert [x.dtype for x in found] == [x.dtype for x in self.plain(dtype)]
-        assert_right_up_to_rounding(found, self.plain(torch.float64), self.plainly, inputs, dtype)
+        assert [x.dtype for x in actual] == [x.dtype for x in self.plain(dtype)]
+        assert_right_up_to_rounding(actual, self.plain(torch.float64), self.plainly, inputs, dtype)
 
 
 BOTH = [False, True]
@@ -137,18 +139,18 @@ def test_any_strides_and_one_tensor_for_all_inputs_are_supported(nodes: int) -> 
     expected = graph_attention(case.q, case.k, case.v)
     side_by_side = torch.stack((case.q, case.k, case.v)).permute(1, 3, 0, 2, 4).contiguous()  # [G, T, 3, H, d]
     assert torch.equal(graph_attention(*side_by_side.permute(2, 0, 3, 1, 4)), expected)
-    turned = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (case.q, case.k, case.v))
-    assert torch.equal(graph_attention(*turned), expected)
+    transposed = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (case.q, case.k, case.v))
+    assert torch.equal(graph_attention(*transposed), expected)
     expanded = case.q[:1].expand(2, -1, -1, -1)
     # At another place in a tile, a product may add up its terms in another order.
-    alone = graph_attention(*[case.q[:1]] * 3)
-    torch.testing.assert_close(graph_attention(expanded, expanded, expanded)[1], alone[0], rtol=1e-5, atol=1e-6)
+    single = graph_attention(*[case.q[:1]] * 3)
+    torch.testing.assert_close(graph_attention(expanded, expanded, expanded)[1], single[0], rtol=1e-5, atol=1e-6)
 
     x = case.q.clone().requires_grad_()
-    (found,) = torch.autograd.grad(graph_attention(x, x, x), x, case.do)
+    (gradient,) = torch.autograd.grad(graph_attention(x, x, x), x, case.do)
     separate = [case.q.clone().requires_grad_() for _ in range(3)]
     parts = torch.autograd.grad(graph_attention(*separate), separate, case.do)
-    torch.testing.assert_close(found, sum(parts))
+    torch.testing.assert_close(gradient, sum(parts))
 
 
 def test_zero_graphs_give_an_empty_result() -> None:
@@ -159,11 +161,11 @@ def test_zero_graphs_give_an_empty_result() -> None:
 def launched(nodes: int, biased: bool) -> Iterator[str]:
     case = Case((2, 2, nodes, 16), torch.float32, False, biased, 0.0)
     with launch.record_launches() as launches:
-        rest = case.adjacency, case.bias, *case.dropout[1:2], case.dropout.first_row
-        y = operator._graph_attention(case.q, case.k, case.v, *rest, 0, 0.0, 0.0, 0.25)
+        options = case.adjacency, case.bias, *case.dropout[1:2], case.dropout.first_row
+        y = operator._graph_attention(case.q, case.k, case.v, *options, 0, 0.0, 0.0, 0.25)
         saved = y if nodes > operator.MOST_WHOLE else (None, None)
-        operator._graph_attention_backward(case.do, case.q, case.k, case.v, *rest, *saved, 0, 0.0, 0.0, 0.25)
-    return (one.kernel.__name__ for one in launches)
+        operator._graph_attention_backward(case.do, case.q, case.k, case.v, *options, *saved, 0, 0.0, 0.0, 0.25)
+    return (record.kernel.__name__ for record in launches)
 
 
 def test_number_of_launches_depends_on_size_and_bias() -> None:

@@ -20,7 +20,7 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     batch, steps, groups, width, size = shape
     generator = torch.Generator().manual_seed(sum(shape))
     sizes = ((batch, steps, groups, width), (groups, 3 * size, width), (groups, 3 * size, size))
-    tensors = [torch.randn(one, generator=generator) for one in (*sizes, *[(groups, 3 * size)] * 2)]
+    tensors = [torch.randn(tensor_shape, generator=generator) for tensor_shape in (*sizes, *[(groups, 3 * size)] * 2)]
     return [(x / size**0.5).to(dtype).requires_grad_() for x in tensors]
 
 
@@ -38,18 +38,18 @@ def of_tensors(tensors: list[Tensor], kernels: bool, recompute: bool = True) -> 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_states_and_gradients_are_within_the_rounding_bound(shape: tuple[int, ...]) -> None:
-    exact, found = computed(shape, torch.float64, False), computed(shape, torch.float32, True)
+    exact, actual = computed(shape, torch.float64, False), computed(shape, torch.float32, True)
     assert_right_up_to_rounding(
-        found, exact, lambda tensors: of_tensors(tensors, False), inputs(shape, torch.float32), torch.float32
+        actual, exact, lambda tensors: of_tensors(tensors, False), inputs(shape, torch.float32), torch.float32
     )
 
 
 @pytest.mark.parametrize("shape", [SHAPES[2], pytest.param(SHAPES[1], marks=pytest.mark.slow)], ids=str)
 def test_kept_gates_give_the_same_results_as_recomputed_ones(shape: tuple[int, ...]) -> None:
-    kept, again = (computed(shape, torch.float32, True, recompute) for recompute in (False, True))
-    assert torch.equal(kept[0], again[0])
-    for found, other in zip(kept, again, strict=True):
-        torch.testing.assert_close(found, other, rtol=1e-5, atol=1e-6)
+    kept, recomputed = (computed(shape, torch.float32, True, recompute) for recompute in (False, True))
+    assert torch.equal(kept[0], recomputed[0])
+    for actual, expected in zip(kept, recomputed, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_results_do_not_depend_on_program_order(reversed_grid: Callable[[], None]) -> None:
@@ -64,7 +64,7 @@ def test_each_loop_is_one_launch() -> None:
     with record_launches() as launches:
         y = gru_bank(*tensors, torch.float32, True)
         y.sum().backward()
-    assert [one.kernel.__name__ for one in launches] == ["_gru_scan_fwd_kernel", "_gru_scan_bwd_kernel"]
+    assert [launch.kernel.__name__ for launch in launches] == ["_gru_scan_fwd_kernel", "_gru_scan_bwd_kernel"]
 
 
 def test_unsupported_inputs_launch_no_kernel() -> None:

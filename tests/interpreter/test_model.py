@@ -26,13 +26,13 @@ pytestmark = [pytest.mark.usefixtures("large_tiles"), pytest.mark.timeout(1800)]
 def launched_for(case: golden.Case, model: nn.Module) -> set[str]:
     """Return the operators whose kernels ran, and check outputs and gradients against the existing model."""
     state = case.state(torch.float32)
-    with running() as ran:
-        ours = from_original_layout(state, case.config)
-        outputs = as_list(functional_call(model, ours, case.inputs(torch.float32))[0])
+    with running() as launches:
+        parameters = from_original_layout(state, case.config)
+        outputs = as_list(functional_call(model, parameters, case.inputs(torch.float32))[0])
         case.check_outputs(outputs)
         case.probed(outputs).backward()
     case.check_gradients({key: tensor.grad for key, tensor in state.items()})
-    return {re.sub(r"_(fwd|bwd)\w*_kernel$", "", kernel.__name__).strip("_") for kernel, _ in ran}
+    return {re.sub(r"_(fwd|bwd)\w*_kernel$", "", kernel.__name__).strip("_") for kernel, _ in launches}
 
 
 @pytest.mark.slow  # minutes in the interpreter
@@ -42,8 +42,8 @@ def test_outputs_and_gradients_equal_the_existing_model(name: str) -> None:
     run = case.config.run.model_copy(update={"combiner_chunk": 1000})  # few launches
     model = build_model(case.config.model_copy(update={"run": run}), backend="triton").eval()
     assert isinstance(model, FastPGAT)
-    own = {"batched_small": {"edge_attention"}, "hierarchical_small": {"graph_attention", "edge_tokens"}}
-    assert launched_for(case, model) == own[name] | {"feed_forward", "projection", "edge_head", "gru_scan", "aspects"}
+    extra = {"batched_small": {"edge_attention"}, "hierarchical_small": {"graph_attention", "edge_tokens"}}
+    assert launched_for(case, model) == extra[name] | {"feed_forward", "projection", "edge_head", "gru_scan", "aspects"}
 
 
 @pytest.mark.slow  # half a minute in the interpreter
@@ -51,7 +51,7 @@ def test_only_kernels_measured_to_be_faster_run(monkeypatch: pytest.MonkeyPatch)
     """Kernels run for the projection without attention, not for the first layer, and from the measured rows on."""
     case = golden.load("batched_small")
     rows = {"graph_attention": None, "projection_block": 1, "gru_bank": 1, "edge_head": 10**9, "feed_forward_block": 1}
-    entry = Measured("a GPU", {}, {Case(name, 4, 512): least for name, least in rows.items()})
+    entry = Measured("a GPU", {}, {Case(name, 4, 512): min_rows for name, min_rows in rows.items()})
     monkeypatch.setattr(dispatch, "measured", {"default": entry}.get)
     model = build_model(case.config, backend="triton").eval()
     assert isinstance(model, FastPGAT)
@@ -65,18 +65,20 @@ def test_quickstart_losses_equal_those_of_the_torch_backend(data_file: Path, tmp
 
     The validation loss depends on the gradients of that step.
     """
-    few = [
+    data_overrides = [
         "model.seq_len=4", "model.label_len=2", "model.pred_len=2",
         "data.rows=40", "data.validation_length=2", "data.test_length=2", "training.batch_size=2",
     ]  # fmt: skip
     steps = ["training.epochs=1", "training.max_steps=1", "run.combiner_chunk=1000", "run.plots=false"]
     results = []
     for backend in ("torch", "triton"):
-        own = [f"data.path={data_file}", f"run.output={tmp_path}", f"run.backend={backend}", "run.device=cpu"]
-        results.append(train(load_config("configs/quickstart.yaml", [*few, *steps, *own]), progress=False)[1])
+        run_overrides = [f"data.path={data_file}", f"run.output={tmp_path}", f"run.backend={backend}", "run.device=cpu"]
+        results.append(
+            train(load_config("configs/quickstart.yaml", [*data_overrides, *steps, *run_overrides]), progress=False)[1]
+        )
     for name in ("train_losses", "validation_losses"):
-        theirs, ours = (result[name] for result in results)
-        assert ours == pytest.approx(theirs, abs=1e-5)
+        expected, actual = (result[name] for result in results)
+        assert actual == pytest.approx(expected, abs=1e-5)
     assert results[1]["backend"] == "triton"
 
 

@@ -44,67 +44,67 @@ def test_dispatch_follows_the_written_file(small: None, tmp_path: Path, monkeypa
     file = tmp_path / "tuning_table.json"
     other = Measured("another", {Case("gru forward", 4, 128): Configuration(32, 2, 1)}, {})
     file.write_text('{"sm_75": ' + str(tune.as_json(other)).replace("'", '"') + "}")
-    said: list[str] = []
-    tune.tune(CPU, file, timesteps=1, limit=1e9, compiling=False, say=said.append)
-    found = read(file)
-    assert found["sm_75"] == other, "others stay"
-    own = found["default"]
+    messages: list[str] = []
+    tune.tune(CPU, file, timesteps=1, limit=1e9, compiling=False, say=messages.append)
+    measurements = read(file)
+    assert measurements["sm_75"] == other, "others stay"
+    entry = measurements["default"]
     cases = {f"{kernel} {direction}" for kernel in ("edge_head", "gru") for direction in ("forward", "backward")}
-    assert {case.kernel for case in own.configurations} == cases
-    assert set(own.from_rows) == {Case("edge_head", 4, 256), Case("gru_bank", 4, 32)}
-    assert len(said) >= len(own.configurations) + len(own.from_rows)
+    assert {case.kernel for case in entry.configurations} == cases
+    assert set(entry.from_rows) == {Case("edge_head", 4, 256), Case("gru_bank", 4, 32)}
+    assert len(messages) >= len(entry.configurations) + len(entry.from_rows)
 
     monkeypatch.setattr("pgat_kernels.launch_configs.measured", read(file).get)
-    case, chosen = next(iter(own.configurations.items()))
+    case, chosen = next(iter(entry.configurations.items()))
     assert configuration(*case, "default") == chosen
     monkeypatch.setattr(dispatch, "measured", read(file).get)
-    assert own.from_rows[Case("edge_head", 4, 256)] == 169, "they are faster by that clock, at all sizes"
+    assert entry.from_rows[Case("edge_head", 4, 256)] == 169, "they are faster by that clock, at all sizes"
     for rows in (168, 169):
         assert dispatch.wanted(dispatch.Kernels.MEASURED, "edge_head", torch.ones(rows, 208), 208) is (rows == 169)
 
 
 def test_without_time_nothing_is_measured_and_every_case_is_reported(small: None, tmp_path: Path) -> None:
-    said: list[str] = []
-    tune.tune(CPU, tmp_path / "tuning_table.json", timesteps=2, limit=-1, compiling=False, say=said.append)
+    messages: list[str] = []
+    tune.tune(CPU, tmp_path / "tuning_table.json", timesteps=2, limit=-1, compiling=False, say=messages.append)
     assert not (tmp_path / "tuning_table.json").exists()
-    assert len(said) == 4 + 2
-    assert all("no time is left" in line for line in said)
+    assert len(messages) == 4 + 2
+    assert all("no time is left" in line for line in messages)
 
 
 @pytest.mark.slow  # runs kernels many times
 def test_later_measurements_use_the_chosen_configurations(small: None, tmp_path: Path) -> None:
     """By the clock of this test tiles of 32 rows are faster, so the comparison with plain torch has to use them."""
-    taken = []
+    blocks = []
 
     def milliseconds(run: Callable[[], object], device: torch.device) -> float:
         with asked_for() as cases:
             run()
         chosen = [configuration(*case) for case in cases if case.kernel == "edge_head forward"]
-        taken.extend(one.block for one in chosen)
+        blocks.extend(choice.block for choice in chosen)
         return 1.0 / chosen[0].block if chosen else 1.0
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "milliseconds", milliseconds)
         tune.tune(CPU, tmp_path / "tuning_table.json", timesteps=1, limit=1e9, compiling=False, say=lambda line: None)
     assert read(tmp_path / "tuning_table.json")["default"].configurations[Case("edge_head forward", 4, 256)].block == 32
-    assert taken[-1] == 32
+    assert blocks[-1] == 32
 
 
 @pytest.mark.slow  # runs kernels many times
 def test_configuration_with_different_results_is_rejected(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     original = tune.seconds_of
-    wrong = Configuration(32, 8, 1, columns=16)
+    rejected = Configuration(32, 8, 1, columns=16)
 
     def seconds_of(*args: object) -> tuple[float, int, list[list[Tensor]]]:
-        taken, spilled, found = original(*args)
-        if configuration("edge_head forward", 4, 208) == wrong:
-            return 0.0, spilled, [[x + 1e-3 for x in found[0]]]
-        return taken, spilled, found
+        seconds, spilled, result = original(*args)
+        if configuration("edge_head forward", 4, 208) == rejected:
+            return 0.0, spilled, [[x + 1e-3 for x in result[0]]]
+        return seconds, spilled, result
 
     monkeypatch.setattr(tune, "seconds_of", seconds_of)
     (operator,) = (case for case in tune.CASES if case.operator == "edge_head")
-    case, start, said = Case("edge_head forward", 4, 256), Configuration(16, 8, 1, columns=16), list[str]()
-    found = tune.tuned(case, start, [(operator, torch.float32)], CPU, 1, said.append)
-    assert found is not None
-    assert found.block == 16
-    assert "its results differ" in said[0]
+    case, start, messages = Case("edge_head forward", 4, 256), Configuration(16, 8, 1, columns=16), list[str]()
+    result = tune.tuned(case, start, [(operator, torch.float32)], CPU, 1, messages.append)
+    assert result is not None
+    assert result.block == 16
+    assert "its results differ" in messages[0]

@@ -62,12 +62,12 @@ def test_other_dtypes_are_unchanged(dtype: torch.dtype) -> None:
 def test_moves_depend_on_the_generator_and_do_not_change_the_input() -> None:
     x = normal(50)
     before = x.clone()
-    first, again, other = (moved_by_rounding(x, generator(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
+    first, repeated, other = (moved_by_rounding(x, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, repeated)
     assert not torch.equal(first, other)
     assert torch.equal(x, before)
-    one = generator(1)
-    assert not torch.equal(moved_by_rounding(x, one), moved_by_rounding(x, one))
+    shared_generator = generator(1)
+    assert not torch.equal(moved_by_rounding(x, shared_generator), moved_by_rounding(x, shared_generator))
 
 
 def test_shape_layout_and_requires_grad_are_kept() -> None:
@@ -168,21 +168,21 @@ def test_wrong_gradient_exceeds_its_bound_in_a_well_conditioned_case() -> None:
 
 
 def test_all_floating_inputs_move_and_draws_are_reproducible() -> None:
-    seen: list[list[Tensor]] = []
+    calls: list[list[Tensor]] = []
 
     def note(inputs: list[Tensor]) -> list[Tensor]:
-        seen.append(inputs)
+        calls.append(inputs)
         return [inputs[0] * inputs[1].sum()]
 
     inputs = [normal(40), normal(30, seed=2), torch.arange(3)]
     spread = rounding_spread(note, inputs, draws=2, seed=5)
-    assert len(seen) == 3
-    assert all(torch.equal(a, b) for a, b in zip(seen[0], inputs, strict=True))
-    for moved in seen[1:]:
+    assert len(calls) == 3
+    assert all(torch.equal(a, b) for a, b in zip(calls[0], inputs, strict=True))
+    for moved in calls[1:]:
         assert not torch.equal(moved[0], inputs[0])
         assert not torch.equal(moved[1], inputs[1])
         assert torch.equal(moved[2], inputs[2])
-    assert not torch.equal(seen[1][0], seen[2][0])
+    assert not torch.equal(calls[1][0], calls[2][0])
     assert rounding_spread(note, inputs, draws=2, seed=5) == spread
     assert rounding_spread(note, inputs, draws=3, seed=5)[0] >= spread[0] > 0
     assert rounding_spread(note, inputs, draws=2, seed=6) != spread
@@ -201,9 +201,9 @@ def test_results_overwritten_by_later_draws_are_compared_correctly() -> None:
 def test_non_finite_spread_or_plain_error_raises() -> None:
     spread = rounding_spread(lambda inputs: [inputs[0].log()], [torch.tensor([-1.0])])
     assert spread == [math.inf]
-    for given, plain in ((spread, [0.0]), ([0.0], spread), ([0.0], [math.nan])):
+    for spreads, plain_errors in ((spread, [0.0]), ([0.0], spread), ([0.0], [math.nan])):
         with pytest.raises(ValueError, match="result 0 of the plain program is not finite"):
-            error_bounds(given, torch.float32, plain)
+            error_bounds(spreads, torch.float32, plain_errors)
 
 
 def test_bounds_include_plain_errors_that_the_spread_does_not_show() -> None:

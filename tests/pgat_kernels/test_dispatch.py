@@ -35,9 +35,9 @@ def test_coverage_lists_every_operator_with_kernels() -> None:
 
 
 def test_every_covered_operator_is_measured_once_per_size() -> None:
-    asked = [(case.threshold, bucket(case.size)) for case in CASES if case.threshold]
-    assert {name for name, _ in asked} == {line.operator for line in COVERAGE if line.takes}
-    assert len(set(asked)) == len(asked)
+    measured_cases = [(case.threshold, bucket(case.size)) for case in CASES if case.threshold]
+    assert {name for name, _ in measured_cases} == {line.operator for line in COVERAGE if line.takes}
+    assert len(set(measured_cases)) == len(measured_cases)
 
 
 def test_kernels_run_on_gpus_in_supported_dtypes() -> None:

@@ -30,10 +30,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_freed_buffers_are_reused_without_page_faults() -> None:
     def faults(word: str) -> int:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
-        found = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", CODE, word], env=clean, capture_output=True, text=True, check=True
         )
-        return int(found.stdout)
+        return int(process.stdout)
 
     # 320 MB are 78,125 pages of 4 KiB.
     assert faults("keep") < 20_000

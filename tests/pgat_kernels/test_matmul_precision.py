@@ -20,9 +20,9 @@ def test_products_are_float32(shape: tuple[int, int, int]) -> None:
     x, y = torch.randn(rows, inner), torch.randn(inner, columns)
     truth = x.double() @ y.double()
     with fast_exact_float32():
-        found = x @ y
+        actual = x @ y
     scale = float((x.abs().double() @ y.abs().double()).max())
-    assert float((found - truth).abs().max()) < inner**0.5 * 2.0**-23 * scale
+    assert float((actual - truth).abs().max()) < inner**0.5 * 2.0**-23 * scale
 
 
 def test_setting_is_restored_after_an_error() -> None:

@@ -48,10 +48,10 @@ def test_compiled_module_is_freed_with_its_last_reference() -> None:
     module = nn.Linear(2, 2)
     module._compiled_call_impl = compile_apart(module._call_impl, **SETTINGS)
     module(torch.ones(1, 2))
-    known = weakref.ref(module)
+    reference = weakref.ref(module)
     del module
     gc.collect()
-    assert known() is None
+    assert reference() is None
 
 
 def test_has_autocast_is_true_on_cpu_and_false_on_meta() -> None:
@@ -78,7 +78,7 @@ def test_skip_buffer_broadcast_disables_broadcast_without_warning(tmp_path: Path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            made = nn.parallel.DistributedDataParallel(module, **skip_buffer_broadcast())
-        assert not made.will_sync_module_buffers()
+            wrapped = nn.parallel.DistributedDataParallel(module, **skip_buffer_broadcast())
+        assert not wrapped.will_sync_module_buffers()
     finally:
         distributed.destroy_process_group()

@@ -92,8 +92,8 @@ def aspects(x: Tensor, constants: Tensor, weight: Tensor, bias: Tensor, kernels:
     if _by_kernel(kernels, x, dtype, pairs):
         from pgat_kernels.triton.aspects import aspects_forward
 
-        own = [tensor.contiguous() for tensor in (x, constants, weight, bias)]
-        return aspects_forward(own, torch.triu_indices(nodes, nodes, offset=1, device=x.device), nodes)
+        tensors = [tensor.contiguous() for tensor in (x, constants, weight, bias)]
+        return aspects_forward(tensors, torch.triu_indices(nodes, nodes, offset=1, device=x.device), nodes)
     strengths = x.new_empty(len(x), pairs + 1, dtype=dtype)
     strengths[:, pairs] = 1
     with no_autocast(x.device):
@@ -114,7 +114,7 @@ def aspects_backward(
     """Compute gradients of x, constants, weight and bias of `aspects` from that of its result, [M, N, N]."""
     nodes = node_count(len(constants))
     dtype = result.dtype
-    wide_constants, wide_weight = constants.to(dtype), weight.to(dtype)
+    cast_constants, cast_weight = constants.to(dtype), weight.to(dtype)
     i, j = torch.triu_indices(nodes, nodes, offset=1, device=x.device)
     entries = gradient.to(dtype).reshape(-1, nodes * nodes)
     strengths = result.reshape(-1, nodes * nodes).index_select(1, i * nodes + j)
@@ -125,23 +125,23 @@ def aspects_backward(
         from pgat_kernels.triton.aspects import aspects_backward as by_kernel
 
         of_x, of_constants, of_weight = by_kernel(
-            g_logits, x.contiguous(), wide_constants.contiguous(), wide_weight.contiguous()
+            g_logits, x.contiguous(), cast_constants.contiguous(), cast_weight.contiguous()
         )
         return of_x, of_constants.to(constants.dtype), of_weight.to(weight.dtype), g_bias
 
     g_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    g_constants, g_weight = torch.zeros(constants.shape, dtype=dtype, device=x.device), torch.zeros_like(wide_weight)
+    g_constants, g_weight = torch.zeros(constants.shape, dtype=dtype, device=x.device), torch.zeros_like(cast_weight)
     with no_autocast(x.device):
         rows = _chunk_rows(x.device, constants)
         buffers = x.new_empty(2, min(rows, len(x)), *constants.shape, dtype=dtype)
         for first in starts(len(x), rows):
             chunk = x[first : first + rows].to(dtype)
             g = g_logits[first : first + rows]
-            z = torch.add(chunk[:, None], wide_constants, out=buffers[0, : len(chunk)])
+            z = torch.add(chunk[:, None], cast_constants, out=buffers[0, : len(chunk)])
             values = aten.gelu.out(z, out=buffers[1, : len(chunk)])
             of_timesteps = torch.bmm(g[:, None], values)  # [rows, 1, D]: less rounding than one long sum
             g_weight += of_timesteps.sum(dim=(0, 1))
-            g_values = torch.mul(g[:, :, None], wide_weight, out=values)
+            g_values = torch.mul(g[:, :, None], cast_weight, out=values)
             g_z = aten.gelu_backward.grad_input(g_values, z, grad_input=g_values)
             g_x[first : first + rows] = g_z.sum(dim=1)
             g_constants += g_z.sum(dim=0)

@@ -35,11 +35,11 @@ def _block(
     """
     groups, heads, queries, depth = q.shape
     keys = k.shape[2]
-    wide = torch.promote_types(q.dtype, torch.float32)
+    acc_dtype = torch.promote_types(q.dtype, torch.float32)
     q3, k3, v3 = (x.reshape(groups * heads, -1, depth) for x in (q, k, v))
     scores = torch.bmm(q3, k3.transpose(1, 2)).view(groups, heads, queries, keys)
     if bias is not None:
-        scores = scores.to(wide) + bias[:, None]
+        scores = scores.to(acc_dtype) + bias[:, None]
     rows, softmax_back = softmax_dropout(scores.view(-1, keys), q.dtype, masks, 0)
     p = rows.view(groups * heads, queries, keys)
 
@@ -51,10 +51,10 @@ def _block(
         g_v = torch.bmm(p.transpose(1, 2), g3)
         g_p = torch.bmm(g3, v3.transpose(1, 2)).view(-1, keys)
         g_scores = softmax_back(g_p)
-        g_bias = None if bias is None else g_scores.to(wide).view(groups, heads, queries, keys).sum(dim=1)
+        g_bias = None if bias is None else g_scores.to(acc_dtype).view(groups, heads, queries, keys).sum(dim=1)
         flat = g_scores.view(groups * heads, queries, keys)
         g_q, g_k = torch.bmm(flat, k3), torch.bmm(flat.transpose(1, 2), q3)
-        return g_q.view_as(q), g_k.view_as(k).to(wide), g_v.view_as(v).to(wide), g_bias
+        return g_q.view_as(q), g_k.view_as(k).to(acc_dtype), g_v.view_as(v).to(acc_dtype), g_bias
 
     return forward, backward
 
@@ -101,17 +101,22 @@ def _blocks(q: Tensor, k: Tensor) -> list[_Block]:
     """
     groups, heads, queries, _ = q.shape
     a_query = 4 * k.shape[2]  # bytes of the scores of one query and head
-    own, side, block = 1, heads, auto_chunk(queries, a_query * heads, q.device)
-    if block == queries:
-        own = auto_chunk(groups, a_query * heads * queries, q.device)
+    groups_per_block, heads_per_block, queries_per_block = 1, heads, auto_chunk(queries, a_query * heads, q.device)
+    if queries_per_block == queries:
+        groups_per_block = auto_chunk(groups, a_query * heads * queries, q.device)
     elif q.device.type == "cpu":
-        side = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= torch.get_num_threads())
-        block = auto_chunk(queries, a_query * side, q.device)
+        heads_per_block = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= torch.get_num_threads())
+        queries_per_block = auto_chunk(queries, a_query * heads_per_block, q.device)
     return [
-        _Block(slice(i, i + own), slice(h, h + side), slice(j, j + block), (own, side, block))
-        for i in starts(groups, own)
-        for h in starts(heads, side)
-        for j in starts(queries, block)
+        _Block(
+            slice(i, i + groups_per_block),
+            slice(h, h + heads_per_block),
+            slice(j, j + queries_per_block),
+            (groups_per_block, heads_per_block, queries_per_block),
+        )
+        for i in starts(groups, groups_per_block)
+        for h in starts(heads, heads_per_block)
+        for j in starts(queries, queries_per_block)
     ]
 
 
@@ -131,8 +136,8 @@ def _attend(
     result = torch.empty_like(q)
     rows = _row_numbers(q)
     for block in _blocks(q, k):
-        own = [block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
-        y = run(*own, Masks(rate, seed, block.of_queries(rows).reshape(-1), fragments))
+        operands = [block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
+        y = run(*operands, Masks(rate, seed, block.of_queries(rows).reshape(-1), fragments))
         out = result[block.group, block.head, block.query]
         out.copy_(y[: out.shape[0], :, : out.shape[2]])
     return result
@@ -150,14 +155,16 @@ def _attend_backward(
 ) -> Blocks:
     """Compute gradients of q, k, v and bias; those of k, v and bias, sums over blocks, are at least float32."""
     run, fragments = how_compiled(_backward_block, compile_blocks, q.device)
-    wide = torch.promote_types(q.dtype, torch.float32)
+    acc_dtype = torch.promote_types(q.dtype, torch.float32)
     g_q = torch.empty_like(q)
-    g_k, g_v = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
+    g_k, g_v = (torch.zeros(x.shape, dtype=acc_dtype, device=x.device) for x in (k, v))
     g_bias = None if bias is None else torch.zeros_like(bias, memory_format=torch.contiguous_format)
     rows = _row_numbers(q)
     for block in _blocks(q, k):
-        own = [block.of_queries(g), block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
-        part_q, part_k, part_v, part_bias = run(*own, Masks(rate, seed, block.of_queries(rows).reshape(-1), fragments))
+        operands = [block.of_queries(g), block.of_queries(q), block.of_keys(k), block.of_keys(v), block.of_bias(bias)]
+        part_q, part_k, part_v, part_bias = run(
+            *operands, Masks(rate, seed, block.of_queries(rows).reshape(-1), fragments)
+        )
         out = g_q[block.group, block.head, block.query]
         out.copy_(part_q[: out.shape[0], :, : out.shape[2]])
         for total, part in ((g_k, part_k), (g_v, part_v)):
@@ -185,9 +192,9 @@ def _project(
 ) -> tuple[Tensor, Tensor, Tensor, Callable[..., Any], Callable[..., Any]]:
     """Return q, k and v [G, H, *, d] and the backward passes of the two products."""
     width = queries.shape[-1]
-    low, low_bias = weight.to(dtype), bias.to(dtype)
-    q, q_back = linear(queries.reshape(-1, width), low[:width], low_bias[:width])
-    kv, kv_back = linear(keys.reshape(-1, width), low[width:], low_bias[width:])
+    cast_weight, cast_bias = weight.to(dtype), bias.to(dtype)
+    q, q_back = linear(queries.reshape(-1, width), cast_weight[:width], cast_bias[:width])
+    kv, kv_back = linear(keys.reshape(-1, width), cast_weight[width:], cast_bias[width:])
     groups = len(queries)
     k, v = _to_heads(kv, groups, 2, n_heads).unbind(0)
     return _to_heads(q, groups, 1, n_heads)[0], k, v, q_back, kv_back
@@ -250,8 +257,8 @@ def _attention_backward(
 @_attention_backward.register_fake
 def _(g: Tensor, queries: Tensor, keys: Tensor, weight: Tensor, weight_bias: Tensor, bias: Tensor | None, seed: Tensor,
       rate: float, n_heads: int, dtype: torch.dtype, compile_blocks: bool) -> list[Tensor]:  # fmt: skip
-    given = [x for x in (queries, keys, weight, weight_bias, bias) if x is not None]
-    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given]
+    inputs = [x for x in (queries, keys, weight, weight_bias, bias) if x is not None]
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -85,8 +85,8 @@ class BlockOperator:
                     g_rows, g_weights = kernels()[1](g.contiguous(), *_contiguous(rows, weights), masks, site)
                 else:
                     g_rows, g_weights = plain(rows, weights, masks, site)[1](g)
-            given = zip([*rows, *weights], empty_gradients(rows, weights), [*g_rows, *g_weights], strict=True)
-            return [_own(found.to(like.dtype).reshape(x.shape)) for x, like, found in given]
+            triples = zip([*rows, *weights], empty_gradients(rows, weights), [*g_rows, *g_weights], strict=True)
+            return [_own(g_x.to(like.dtype).reshape(x.shape)) for x, like, g_x in triples]
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             rows, weights, seed, first_row, *ctx.plain = inputs
@@ -120,11 +120,11 @@ class BlockOperator:
         self, rows: Sequence[Tensor], weights: Sequence[Tensor], masks: Masks, site: int
     ) -> tuple[Tensor, Backward]:
         """Return the result and its backward pass, see `pgat_kernels.ops.vjp`."""
-        own = list(rows), list(weights), masks.seed, masks.first_row, site, masks.rate
-        y: Tensor = self.operator(*own)
+        arguments = list(rows), list(weights), masks.seed, masks.first_row, site, masks.rate
+        y: Tensor = self.operator(*arguments)
 
         def backward(g: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-            grads = self.backward_operator(g, *own)
+            grads = self.backward_operator(g, *arguments)
             return grads[: len(rows)], grads[len(rows) :]
 
         return y, backward
@@ -161,5 +161,5 @@ def _own(x: Tensor) -> Tensor:
 def empty_gradients(rows: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
     """Return empty contiguous gradients: those of rows in the dtype of the rows, of weights in at least float32."""
     of_rows = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in rows]
-    wide = [torch.promote_types(w.dtype, torch.float32) for w in weights]
-    return of_rows + [torch.empty(w.shape, dtype=t, device=w.device) for w, t in zip(weights, wide, strict=True)]
+    dtypes = [torch.promote_types(w.dtype, torch.float32) for w in weights]
+    return of_rows + [torch.empty(w.shape, dtype=t, device=w.device) for w, t in zip(weights, dtypes, strict=True)]

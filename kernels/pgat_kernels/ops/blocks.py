@@ -129,14 +129,14 @@ def _attend(
 ) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
     """Apply `pgat::graph_attention` to scaled queries: [G, H, T, d] -> [G, T, H d], and the backward pass."""
     groups, heads, tokens, head = q.shape
-    own = q, k, v, None, bias, masks.seed, masks.first_row
-    plain = site, masks.rate, 0.0, 1.0
-    o, log_sum_exp = torch.ops.pgat.graph_attention(*own, *plain)
+    tensor_args = q, k, v, None, bias, masks.seed, masks.first_row
+    scalar_args = site, masks.rate, 0.0, 1.0
+    o, log_sum_exp = torch.ops.pgat.graph_attention(*tensor_args, *scalar_args)
     saved = (o, log_sum_exp) if tokens > MOST_WHOLE else (None, None)
 
     def backward(g: Tensor) -> list[Tensor]:
         g_heads = g.view(groups, tokens, heads, head).transpose(1, 2)
-        grads: list[Tensor] = torch.ops.pgat.graph_attention_backward(g_heads, *own, *saved, *plain)
+        grads: list[Tensor] = torch.ops.pgat.graph_attention_backward(g_heads, *tensor_args, *saved, *scalar_args)
         return grads
 
     return o.transpose(1, 2).reshape(groups, tokens, heads * head), backward

@@ -59,8 +59,8 @@ class Masks(NamedTuple):
         """
         rows, *rest = like.shape
         counters = hash_counters(rows, words_of(math.prod(rest)), self.first_row, like.device)
-        own = counters, site_key(self.seed, site), self.rate
-        words = call_compiled(kept_words, *own, dynamic=True) if self.compiled else kept_words(*own)
+        arguments = counters, site_key(self.seed, site), self.rate
+        words = call_compiled(kept_words, *arguments, dynamic=True) if self.compiled else kept_words(*arguments)
         return kept_bytes(words, tuple(like.shape))
 
     @property
@@ -88,8 +88,8 @@ def auto_chunk(rows: int, bytes_a_row: int, device: torch.device) -> int:
         bytes_a_row: size of the largest intermediate result of one row.
         device: on which the chunks are computed.
     """
-    most = max(1, (CACHE if device.type == "cpu" else OCCUPANCY) // bytes_a_row)
-    chunks = -(-rows // most)
+    max_rows = max(1, (CACHE if device.type == "cpu" else OCCUPANCY) // bytes_a_row)
+    chunks = -(-rows // max_rows)
     return -(-rows // chunks)
 
 
@@ -119,8 +119,8 @@ def few_chunks() -> Iterator[None]:
 
 def starts(count: int, chunk: int) -> list[int]:
     """Return the first row of every chunk; within `few_chunks`, of the first two and of a last partial one."""
-    found = list(range(0, count, chunk))
-    return [*found[:2], *(start for start in found[2:] if start + chunk > count)] if _few.get() else found
+    offsets = list(range(0, count, chunk))
+    return [*offsets[:2], *(start for start in offsets[2:] if start + chunk > count)] if _few.get() else offsets
 
 
 _compiled: dict[Any, Callable[..., Any]] = {}
@@ -142,10 +142,10 @@ def call_compiled(function: Callable[..., Any], *args: Any, dynamic: bool = Fals
     key = function, describe(args)
     if key not in _compiled:
         assert isinstance(function, FunctionType)
-        own = FunctionType(
+        function_copy = FunctionType(
             function.__code__.replace(), function.__globals__, closure=function.__closure__, name=function.__name__
         )
-        _compiled[key] = torch.compile(own, fullgraph=True, dynamic=dynamic)
+        _compiled[key] = torch.compile(function_copy, fullgraph=True, dynamic=dynamic)
     # Operators are called above and below torch's autograd; a compilation is valid for one of the two states.
     views = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
     with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(views):
@@ -176,9 +176,11 @@ def count_flops(
 ) -> int:
     """Count the FLOPs of the products of a program on tensors without data; `how` is its last argument."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        own, maps = ([torch.empty(x.shape, dtype=x.dtype) for x in tensors] for tensors in (rows, weights))
+        meta_rows, meta_weights = (
+            [torch.empty(x.shape, dtype=x.dtype) for x in tensors] for tensors in (rows, weights)
+        )
         start = torch.empty((), dtype=torch.int64)
-        y, back = program(own, maps, Masks(0.0, start, start), how)
+        y, back = program(meta_rows, meta_weights, Masks(0.0, start, start), how)
         if backward:
             back(torch.empty_like(y))
     return int(counter.get_total_flops())
@@ -187,29 +189,29 @@ def count_flops(
 def storages_in(back: Any) -> dict[int, int]:
     """Return the storages of the tensors in `back`, a backward pass (its closure) or a list: pointer -> bytes."""
     sizes: dict[int, int] = {}
-    seen: set[int] = set()
-    todo = [back]
-    while todo:
-        x = todo.pop()
-        if id(x) in seen:
+    visited: set[int] = set()
+    stack = [back]
+    while stack:
+        x = stack.pop()
+        if id(x) in visited:
             continue
-        seen.add(id(x))
+        visited.add(id(x))
         if isinstance(x, Tensor):
             storage = x.untyped_storage()
             sizes[storage._cdata] = storage.nbytes()
         elif isinstance(x, list | tuple):
-            todo.extend(x)
+            stack.extend(x)
         elif isinstance(x, FunctionType):
             for cell in x.__closure__ or ():
                 with suppress(ValueError):  # a variable that was never assigned
-                    todo.append(cell.cell_contents)
+                    stack.append(cell.cell_contents)
     return sizes
 
 
 def bytes_held(back: Backward, inputs: Sequence[Tensor]) -> int:
     """Return the bytes that a backward pass holds in addition to `inputs`."""
-    ours = storages_in(inputs)
-    return sum(size for storage, size in storages_in(back).items() if storage not in ours)
+    input_storages = storages_in(inputs)
+    return sum(size for storage, size in storages_in(back).items() if storage not in input_storages)
 
 
 class Chunking(NamedTuple):
@@ -253,15 +255,15 @@ def bytes_kept(result: Tensor) -> int:
 
     Tensors that autograd saves, such as inputs and weights, are not counted.
     """
-    total, seen, todo = 0, set(), [result.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
+    total, visited, stack = 0, set(), [result.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if isinstance(kept := getattr(node, "kept", None), _Backs):
             total += kept.held
-        todo += [function for function, _ in node.next_functions]
+        stack += [function for function, _ in node.next_functions]
     return total
 
 
@@ -418,7 +420,7 @@ class RowsOperator:
         """Compute the forward pass; add backward passes of chunks to `kept` until it is full."""
         rate, options, chunk, dtype, compile_chunks = how
         run, fragments = how_compiled(self.forward_chunk, compile_chunks, seed.device)
-        low = self.narrow(list(weights), dtype, options)
+        cast_weights = self.narrow(list(weights), dtype, options)
         result = self.like(list(rows))
         count = len(result)
         with fast_exact_float32(), no_autocast(result.device):
@@ -426,10 +428,10 @@ class RowsOperator:
                 parts = [take(x, start, chunk) for x in rows]
                 first_row = seed.new_full((), start)
                 if kept is None or kept.full:
-                    y = run(parts, low, seed, first_row, rate, options, fragments)
+                    y = run(parts, cast_weights, seed, first_row, rate, options, fragments)
                 else:
-                    y, back = self.program(parts, low, Masks(rate, seed, first_row, fragments), options)
-                    kept.add(start, back, [*parts, *low, seed])
+                    y, back = self.program(parts, cast_weights, Masks(rate, seed, first_row, fragments), options)
+                    kept.add(start, back, [*parts, *cast_weights, seed])
                 result[start : start + chunk] = y[: count - start]
         return result
 
@@ -445,18 +447,20 @@ class RowsOperator:
         """Compute gradients of rows and weights, with the backward passes in `kept`; recompute the other chunks."""
         rate, options, chunk, dtype, compile_chunks = how
         run, fragments = how_compiled(self.backward_chunk, compile_chunks, seed.device)
-        low = self.narrow(list(weights), dtype, options)
+        cast_weights = self.narrow(list(weights), dtype, options)
         results = [torch.empty_like(x) for x in rows]
         totals = [torch.zeros_like(w) for w in weights]
         with fast_exact_float32(), no_autocast(g.device):
             for start in starts(len(g), chunk):
-                own = take(g, start, chunk)
+                g_chunk = take(g, start, chunk)
                 back = None if kept is None else kept.take(start)
                 if back is None:
                     parts = [take(x, start, chunk) for x in rows]
-                    g_rows, g_weights = run(own, parts, low, seed, seed.new_full((), start), rate, options, fragments)
+                    g_rows, g_weights = run(
+                        g_chunk, parts, cast_weights, seed, seed.new_full((), start), rate, options, fragments
+                    )
                 else:
-                    g_rows, g_weights = back(own)
+                    g_rows, g_weights = back(g_chunk)
                     del back  # frees the tensors it holds
                 for result, part in zip(results, g_rows, strict=True):
                     result[start : start + chunk] = part[: len(result) - start]
@@ -467,11 +471,11 @@ class RowsOperator:
         """Return the number of chunks kept within `keep` bytes, and the bytes they hold, from the shapes alone."""
         with torch.device("meta"):
             parts = [torch.empty((how.chunk, *x.shape[1:]), dtype=x.dtype) for x in rows]
-            maps = [torch.empty(w.shape, dtype=w.dtype) for w in weights]
+            meta_weights = [torch.empty(w.shape, dtype=w.dtype) for w in weights]
             seed, start = (torch.empty((), dtype=torch.int64) for _ in range(2))
-            low = self.narrow(maps, how.dtype, how.options)
-            _, back = self.program(parts, low, Masks(how.rate, seed, start), how.options)
-        a_chunk = bytes_held(back, [*parts, *low, seed])
+            cast_weights = self.narrow(meta_weights, how.dtype, how.options)
+            _, back = self.program(parts, cast_weights, Masks(how.rate, seed, start), how.options)
+        a_chunk = bytes_held(back, [*parts, *cast_weights, seed])
         kept = min(-(-len(rows[0]) // how.chunk), keep // a_chunk)
         return kept, kept * a_chunk
 
@@ -511,9 +515,9 @@ class RowsOperator:
 
         With `chunk` None torch's autograd computes all rows at once: everything is kept and nothing is recomputed.
         """
-        given = rows[0].dtype
-        wide = torch.promote_types(given, torch.float32)  # inputs of a model cast to 16 bits are computed in 32
-        rows, weights = [x.to(wide) for x in rows], [w.to(wide) for w in weights]
+        in_dtype = rows[0].dtype
+        acc_dtype = torch.promote_types(in_dtype, torch.float32)  # inputs of a model cast to 16 bits are computed in 32
+        rows, weights = [x.to(acc_dtype) for x in rows], [w.to(acc_dtype) for w in weights]
         if chunk is None:
             start = torch.zeros((), dtype=torch.int64, device=seed.device)
             with no_autocast(seed.device):
@@ -523,7 +527,7 @@ class RowsOperator:
             y = _Kept.apply(self, len(rows), keep, how, seed, *rows, *weights)  # type: ignore[no-untyped-call]
         else:
             y = self.operator(rows, weights, seed, rate, options, chunk, dtype, compile_chunks)
-        return y.to(given)
+        return y.to(in_dtype)
 
     @staticmethod
     def _may_keep(rows: list[Tensor], weights: list[Tensor], compile_chunks: bool) -> bool:

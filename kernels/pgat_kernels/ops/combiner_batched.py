@@ -37,10 +37,10 @@ class CombinerWeights(NamedTuple):
 
 def from_flat(tensors: list[Tensor]) -> CombinerWeights:
     """Return the weights whose `CombinerWeights.flat` is `tensors`."""
-    rest = iter(tensors)
+    remaining = iter(tensors)
 
     def take(count: int) -> list[Tensor]:
-        return [next(rest) for _ in range(count)]
+        return [next(remaining) for _ in range(count)]
 
     layers = (len(tensors) - 6 - 4 + 6) // 12
     first = LowRankWeights(*take(6))

@@ -124,10 +124,10 @@ _REST = (
 
 def from_flat(tensors: list[Tensor]) -> HierarchicalWeights:
     """Return the weights whose `HierarchicalWeights.flat` is `tensors`."""
-    rest = iter(tensors)
+    remaining = iter(tensors)
 
     def take(count: int) -> list[Tensor]:
-        return [next(rest) for _ in range(count)]
+        return [next(remaining) for _ in range(count)]
 
     return HierarchicalWeights(
         tuple(EdgeTransform(*take(8)) for _ in range(KINDS)),
@@ -161,8 +161,8 @@ def context_block(
         o = torch.bmm(sums, of_heads) + w.outer_bias
 
         def attention_back(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            low = g.to(v.dtype)
-            g_heads = torch.bmm(sums.transpose(1, 2), low).transpose(0, 1)  # [H, M, D]
+            cast_g = g.to(v.dtype)
+            g_heads = torch.bmm(sums.transpose(1, 2), cast_g).transpose(0, 1)  # [H, M, D]
             g_outer = torch.bmm(g_heads.transpose(1, 2), by_head).transpose(0, 1).reshape(width, width)
             g_v = torch.bmm(g_heads, outer).transpose(0, 1).reshape(rows, width)
             return g_v, g_outer.to(t.dtype), g.sum(dim=(0, 1), dtype=t.dtype)
@@ -207,8 +207,8 @@ def edge_query_attention(
     q = q.view(rows, n_heads, head).transpose(0, 1)  # [H, M, d]
     key = w.key.view(n_heads, head, width)
     on_query = torch.bmm(q, key).transpose(0, 1)  # [M, H, D]
-    low = t.to(dtype).view(rows, nodes * kinds * nodes, width)
-    scores = torch.bmm(low, on_query.transpose(1, 2)).to(t.dtype)
+    cast_tokens = t.to(dtype).view(rows, nodes * kinds * nodes, width)
+    scores = torch.bmm(cast_tokens, on_query.transpose(1, 2)).to(t.dtype)
     p = torch.softmax(scores.view(rows, nodes, kinds, nodes, n_heads), dim=2)
     keep = None if masks.rate == 0 else masks.keep(site, p)
     kept = p * masks.scale if keep is None else (p * masks.scale).mul_(keep.to(p.dtype))
@@ -222,29 +222,29 @@ def edge_query_attention(
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor, QueryWeights]:
         g_attended, g_outer, g_outer_bias = outer_back(g)
-        wide = t.dtype
+        acc_dtype = t.dtype
         by_head = g_attended.view(-1, n_heads, head)
         g_z = torch.bmm(by_head.transpose(0, 1), value)  # [H, M E, D]
-        g_value = torch.bmm(by_head.permute(1, 2, 0), z).to(wide).reshape(width, width)
+        g_value = torch.bmm(by_head.permute(1, 2, 0), z).to(acc_dtype).reshape(width, width)
         g_z = g_z.transpose(0, 1).reshape(rows, nodes, 1, nodes, n_heads, width)
         g_kept, g_t = masks.run(_weighted_tokens_backward, g_z, kept, t)
         if keep is None:
-            g_value_bias = g_attended.sum(dim=0, dtype=wide)
+            g_value_bias = g_attended.sum(dim=0, dtype=acc_dtype)
             g_p = g_kept * masks.scale
         else:
-            by_bias = (by_head * w.value_bias.view(n_heads, head)).sum(dim=-1, dtype=wide)
+            by_bias = (by_head * w.value_bias.view(n_heads, head)).sum(dim=-1, dtype=acc_dtype)
             g_kept = g_kept + by_bias.view(rows, nodes, 1, nodes, n_heads)
-            g_value_bias = (by_head.to(wide) * total.to(wide)).sum(dim=0).view(width)
+            g_value_bias = (by_head.to(acc_dtype) * total.to(acc_dtype)).sum(dim=0).view(width)
             g_p = (g_kept * masks.scale).mul_(keep.to(p.dtype))
         g_scores = p * (g_p - (p * g_p).sum(dim=2, keepdim=True))
         g_scores = g_scores.view(rows, -1, n_heads).to(dtype)
-        g_t = g_t + torch.bmm(g_scores, on_query).to(wide).view_as(t)
-        g_on_query = torch.bmm(g_scores.transpose(1, 2), low).transpose(0, 1)  # [H, M, D]
-        g_key = torch.bmm(q.transpose(1, 2), g_on_query).to(wide).reshape(width, width)
+        g_t = g_t + torch.bmm(g_scores, on_query).to(acc_dtype).view_as(t)
+        g_on_query = torch.bmm(g_scores.transpose(1, 2), cast_tokens).transpose(0, 1)  # [H, M, D]
+        g_key = torch.bmm(q.transpose(1, 2), g_on_query).to(acc_dtype).reshape(width, width)
         g_q = torch.bmm(g_on_query, key.transpose(1, 2)).transpose(0, 1).reshape(rows, width)
         g_context, g_query, g_query_bias = query_back(g_q)
         grads = QueryWeights(g_query, g_query_bias, g_key, g_value, g_value_bias, g_outer, g_outer_bias)
-        return g_t, g_context.to(wide), grads
+        return g_t, g_context.to(acc_dtype), grads
 
     return y, backward
 
@@ -278,9 +278,9 @@ def calibration(
     """Compute y * sigmoid(MLP([y; context])): [M, E, D], [M, D] -> [M, E, D]."""
     rows, edges, width = y.shape
     flat = y.view(rows * edges, width)
-    own, own_back = linear(flat, w.first, torch.zeros_like(w.first_bias))
+    per_edge, per_edge_back = linear(flat, w.first, torch.zeros_like(w.first_bias))
     shared, shared_back = linear(context, w.context, w.first_bias)
-    h, gelu_back = gelu((own.view(rows, edges, width) + shared[:, None]).view(rows * edges, width))
+    h, gelu_back = gelu((per_edge.view(rows, edges, width) + shared[:, None]).view(rows * edges, width))
     logits, back = mlp(h, ((w.second, w.second_bias), (w.third, w.third_bias)))
     gate, gate_back = sigmoid(logits, y.dtype)
 
@@ -288,7 +288,7 @@ def calibration(
         g = g.view(rows * edges, width)
         g_h, grads = back(gate_back(g * flat))
         g_sum = gelu_back(g_h)
-        g_flat, g_first, _ = own_back(g_sum)
+        g_flat, g_first, _ = per_edge_back(g_sum)
         g_context, g_shared, g_bias = shared_back(g_sum.view(rows, edges, width).sum(dim=1))
         g_y = (g * gate + g_flat).view_as(y)
         return g_y, g_context.to(y.dtype), CalibrationWeights(g_first, g_shared, g_bias, *grads)
@@ -330,8 +330,8 @@ def combine(
     y = attended.to(values.dtype).view(rows, edges, width)
     flat_values = values.view(rows, edges, KINDS)
     pair_backs = []
-    for pair, own in zip(PAIRS, w.interactions, strict=True):
-        x, pair_back = pair_interaction(torch.stack([flat_values[..., k] for k in pair], dim=-1), context, own)
+    for pair, interaction in zip(PAIRS, w.interactions, strict=True):
+        x, pair_back = pair_interaction(torch.stack([flat_values[..., k] for k in pair], dim=-1), context, interaction)
         y = y + x
         pair_backs.append(pair_back)
     y, calibration_back = calibration(y, context, w.calibration)
@@ -343,20 +343,20 @@ def combine(
         g_values = torch.zeros_like(flat_values)
         g_pairs = []
         for pair, pair_back in zip(PAIRS, pair_backs, strict=True):
-            g_pair, g_own, grads = pair_back(g_y)
-            g_context = g_context + g_own
-            nothing = torch.zeros_like(g_pair[..., 0])
-            parts = [g_pair[..., pair.index(kind)] if kind in pair else nothing for kind in range(KINDS)]
+            g_pair, g_context_part, grads = pair_back(g_y)
+            g_context = g_context + g_context_part
+            zero = torch.zeros_like(g_pair[..., 0])
+            parts = [g_pair[..., pair.index(kind)] if kind in pair else zero for kind in range(KINDS)]
             g_values = g_values + torch.stack(parts, dim=-1)
             g_pairs.append(grads)
-        g_t, g_own, g_query = query_back(g_y.view(rows * edges, width))
-        g_context = g_context + g_own
+        g_t, g_context_part, g_query = query_back(g_y.view(rows * edges, width))
+        g_context = g_context + g_context_part
         g_t = g_t.view(rows * nodes, KINDS * nodes, width)
         g_blocks = []
         for attention_back, context_back, feed_forward_back in reversed(backs):
             g_t, g_feed_forward = feed_forward_back(g_t)
-            g_step, g_own, g_context_weights = context_back(g_t.view(rows, KINDS * edges, width))
-            g_context = g_context + g_own
+            g_step, g_context_part, g_context_weights = context_back(g_t.view(rows, KINDS * edges, width))
+            g_context = g_context + g_context_part
             g_t, g_attention, _ = attention_back(g_step.view_as(g_t))
             g_blocks.append(BlockWeights(g_attention, g_context_weights, g_feed_forward))
         g_tokens, g_transforms = tokens_back(g_t)

@@ -97,8 +97,8 @@ def edge_tokens(
     """
     if not wanted(kernels, edge_tokens_operator.name, values, max(transforms[0][2].shape), transforms[0][2].dtype):
         return _plain_edge_tokens(values, transforms)
-    nothing = torch.zeros((), dtype=torch.int64, device=values.device)
-    y, back = edge_tokens_operator([values], _stacked(transforms), Masks(0.0, nothing, nothing), 0)
+    zero = torch.zeros((), dtype=torch.int64, device=values.device)
+    y, back = edge_tokens_operator([values], _stacked(transforms), Masks(0.0, zero, zero), 0)
 
     def backward(g: Tensor) -> tuple[Tensor, tuple[EdgeTransform, ...]]:
         (g_values,), grads = back(g)

@@ -70,8 +70,8 @@ def graph_attention(
         ValueError: if shapes, dtypes or devices do not match or are not supported.
     """
     if dropout is None:
-        nothing = torch.zeros((), dtype=torch.int64, device=q.device)
-        dropout = Dropout(0.0, nothing, 0, nothing)
+        zero = torch.zeros((), dtype=torch.int64, device=q.device)
+        dropout = Dropout(0.0, zero, 0, zero)
     _check(q, k, v, adjacency, bias, dropout)
     q, k, v = map(_readable, (q, k, v))
     if adjacency is not None:
@@ -120,13 +120,13 @@ def plain_weights(
     q: Tensor, k: Tensor, adjacency: Tensor | None, bias: Tensor | None, threshold: float, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Return attention weights before dropout [G, H, T, T] and log-sum-exp of the scores, in at least float32."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = (q @ k.transpose(-1, -2)).to(wide) * scale
+    acc_dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.transpose(-1, -2)).to(acc_dtype) * scale
     if bias is not None:
         scores = scores + bias[:, None]
     if adjacency is not None:
-        own = torch.eye(adjacency.shape[-1], dtype=torch.bool, device=adjacency.device)
-        scores = scores.masked_fill(((adjacency.abs() <= threshold) & ~own)[:, None], float("-inf"))
+        diagonal = torch.eye(adjacency.shape[-1], dtype=torch.bool, device=adjacency.device)
+        scores = scores.masked_fill(((adjacency.abs() <= threshold) & ~diagonal)[:, None], float("-inf"))
     return torch.softmax(scores, dim=-1), torch.logsumexp(scores, dim=-1)
 
 
@@ -176,10 +176,10 @@ def plain_backward(
     if mask is not None:
         kept, d_weights = weights * mask, d_weights * mask
     d_scores = weights * (d_weights - (weights * d_weights).sum(dim=-1, keepdim=True))
-    low = (d_scores * scale).to(k.dtype)
-    grads = low @ k, low.transpose(-1, -2) @ q, kept.to(do.dtype).transpose(-1, -2) @ do
-    found = [empty_like_rows(q).copy_(grad) for grad in grads]
-    return found if bias is None else [*found, d_scores.sum(dim=1).to(bias.dtype)]
+    cast_d_scores = (d_scores * scale).to(k.dtype)
+    grads = cast_d_scores @ k, cast_d_scores.transpose(-1, -2) @ q, kept.to(do.dtype).transpose(-1, -2) @ do
+    qkv_grads = [empty_like_rows(q).copy_(grad) for grad in grads]
+    return qkv_grads if bias is None else [*qkv_grads, d_scores.sum(dim=1).to(bias.dtype)]
 
 
 def empty_like_rows(q: Tensor) -> Tensor:
@@ -253,15 +253,15 @@ def _graph_attention_backward(
 @_graph_attention.register_fake
 def _(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     graphs, heads, nodes, _ = q.shape
-    wide = torch.promote_types(q.dtype, torch.float32)
+    acc_dtype = torch.promote_types(q.dtype, torch.float32)
     shape = (graphs, heads, nodes) if nodes > MOST_WHOLE else (0,)
-    return empty_like_rows(q), torch.empty(shape, dtype=wide, device=q.device)
+    return empty_like_rows(q), torch.empty(shape, dtype=acc_dtype, device=q.device)
 
 
 @_graph_attention_backward.register_fake
 def _(do: Tensor, q: Tensor, k: Tensor, v: Tensor, adjacency: Tensor | None, bias: Tensor | None, *args: Any) -> Any:
-    found = [empty_like_rows(q) for _ in range(3)]
-    return found if bias is None else [*found, torch.empty_like(bias, memory_format=torch.contiguous_format)]
+    qkv_grads = [empty_like_rows(q) for _ in range(3)]
+    return qkv_grads if bias is None else [*qkv_grads, torch.empty_like(bias, memory_format=torch.contiguous_format)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

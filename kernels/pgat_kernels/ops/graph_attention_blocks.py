@@ -43,12 +43,12 @@ def _program(
         for w, attention_back, back in reversed(backs):
             g, g_feed_forward = back(g)
             g, g_attention, g_bias = attention_back(g)
-            own = [*g_attention, *g_feed_forward]
+            layer_grads = [*g_attention, *g_feed_forward]
             if biased:
                 assert g_bias is not None
                 g_adjacency = g_adjacency + w[_BLOCK] * g_bias
-                own.append((g_bias * adjacency).sum().reshape(1))
-            grads = [*own, *grads]
+                layer_grads.append((g_bias * adjacency).sum().reshape(1))
+            grads = [*layer_grads, *grads]
         return [g, g_adjacency, torch.zeros_like(hidden)], grads
 
     return x, backward

@@ -14,11 +14,11 @@ def pad_and_stack(tensors: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
         ValueError: if a tensor is larger than `shape` or has another number of dimensions.
     """
     for tensor in tensors:
-        if tensor.dim() != len(shape) or any(own > size for own, size in zip(tensor.shape, shape, strict=True)):
+        if tensor.dim() != len(shape) or any(extent > size for extent, size in zip(tensor.shape, shape, strict=True)):
             raise ValueError(f"a tensor {list(tensor.shape)} cannot be padded to {list(shape)}")
 
     def padded(tensor: Tensor) -> Tensor:
-        missing = [size - own for own, size in zip(tensor.shape, shape, strict=True)]
+        missing = [size - extent for extent, size in zip(tensor.shape, shape, strict=True)]
         return F.pad(tensor, [end for size in reversed(missing) for end in (0, size)]) if any(missing) else tensor
 
     return torch.stack([padded(tensor) for tensor in tensors])
@@ -52,5 +52,5 @@ def grouped_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-
     Returns:
         [G, M, C] in the wider of float32 and the dtype of `x`.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.addcmul(bias[:, None], F.layer_norm(wide, x.shape[-1:], eps=eps), weight[:, None])
+    cast_x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.addcmul(bias[:, None], F.layer_norm(cast_x, x.shape[-1:], eps=eps), weight[:, None])

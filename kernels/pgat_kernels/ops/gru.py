@@ -91,15 +91,15 @@ def gru_bank_operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute `gru_bank`; also return what is kept: r, z, u_n side by side [S, G, B, 3 H], n [S, G, B, H], or empty."""
     _check(x, w_ih, w_hh, b_ih, b_hh)
-    steps, size, wide = x.shape[1], w_hh.shape[2], _wide(x)
+    steps, size, acc_dtype = x.shape[1], w_hh.shape[2], _wide(x)
     with no_autocast(x.device):
-        gates, candidates = _input_part(_by_group(x.transpose(0, 1), dtype), steps, w_ih, b_ih, b_hh, wide)
+        gates, candidates = _input_part(_by_group(x.transpose(0, 1), dtype), steps, w_ih, b_ih, b_hh, acc_dtype)
         if _by_kernel(kernels, gates, size):
             from pgat_kernels.triton.gru import gru_scan
 
-            states = gru_scan(gates, candidates, w_hh.to(wide).contiguous(), keep=not recompute)
+            states = gru_scan(gates, candidates, w_hh.to(acc_dtype).contiguous(), keep=not recompute)
         else:
-            states = _states_along_time(gates, candidates, w_hh.to(wide))
+            states = _states_along_time(gates, candidates, w_hh.to(acc_dtype))
     kept = (gates.new_empty(0), gates.new_empty(0)) if recompute else (gates, candidates)
     return states.permute(2, 0, 1, 3).contiguous(), *kept
 
@@ -145,14 +145,14 @@ def gru_bank_backward(
     Takes, besides the arguments of `gru_bank`, its result and the kept tensors, see `gru_bank_operator`.
     """
     batch, steps, groups, _ = x.shape
-    size, wide = w_hh.shape[2], result.dtype
+    size, acc_dtype = w_hh.shape[2], result.dtype
     with no_autocast(x.device):
         inputs = _by_group(x.transpose(0, 1), dtype)
         previous = torch.cat((result.new_zeros(1, groups, batch, size), result[:, :-1].permute(1, 2, 0, 3)))
-        before = _by_group(previous.transpose(1, 2), wide)  # [G, S * B, H]
-        weight = w_hh.to(wide)
+        before = _by_group(previous.transpose(1, 2), acc_dtype)  # [G, S * B, H]
+        weight = w_hh.to(acc_dtype)
         if gates.dim() == 1:  # nothing is kept
-            factors, n = _input_part(inputs, steps, w_ih, b_ih, b_hh, wide)  # [S, G, B, 3 H], [S, G, B, H]
+            factors, n = _input_part(inputs, steps, w_ih, b_ih, b_hh, acc_dtype)  # [S, G, B, 3 H], [S, G, B, H]
             factors += _by_step(before @ weight.transpose(1, 2), steps)
             of_r, of_z, of_n = factors.chunk(3, dim=-1)  # at first r and z before the sigmoid, and u_n
             r, z = of_r.sigmoid(), of_z.sigmoid()
@@ -166,7 +166,7 @@ def gru_bank_backward(
         of_z.copy_(aten.sigmoid_backward(previous.sub_(n), z))
         torch.mul(of_candidate, r, out=of_n)
 
-        errors = gradient.to(wide).permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format)  # [S, G, B, H]
+        errors = gradient.to(acc_dtype).permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format)  # [S, G, B, H]
         weight = weight.contiguous()
         if _by_kernel(kernels, errors, size):
             from pgat_kernels.triton.gru import gru_scan_backward
@@ -175,14 +175,14 @@ def gru_bank_backward(
         else:
             _errors_along_time(errors, z, factors, weight)
 
-        g_gates = _by_group(factors.transpose(1, 2), wide)  # gradients of u, [G, S * B, 3 H]
+        g_gates = _by_group(factors.transpose(1, 2), acc_dtype)  # gradients of u, [G, S * B, 3 H]
         g_w_hh = g_gates.transpose(1, 2) @ before
         g_b_hh = g_gates.sum(dim=1)
-        g_gates[..., 2 * size :] = _by_group(of_candidate.mul_(errors).transpose(1, 2), wide)  # now gradients of a
+        g_gates[..., 2 * size :] = _by_group(of_candidate.mul_(errors).transpose(1, 2), acc_dtype)  # now gradients of a
         g_b_ih = g_gates.sum(dim=1)
-        low = g_gates.to(dtype)
-        g_w_ih = low.transpose(1, 2) @ inputs
-        g_x = (low @ w_ih.to(dtype)).view(groups, steps, batch, -1).permute(2, 1, 0, 3)
+        cast_g_gates = g_gates.to(dtype)
+        g_w_ih = cast_g_gates.transpose(1, 2) @ inputs
+        g_x = (cast_g_gates @ w_ih.to(dtype)).view(groups, steps, batch, -1).permute(2, 1, 0, 3)
     return (
         g_x.to(x.dtype).contiguous(),
         g_w_ih.to(w_ih.dtype),
@@ -217,9 +217,9 @@ def _check(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) ->
     groups, width, size = x.shape[2], x.shape[3], w_hh.shape[2]
     expected = {"w_ih": [groups, 3 * size, width], "w_hh": [groups, 3 * size, size]}
     expected |= {"b_ih": [groups, 3 * size], "b_hh": [groups, 3 * size]}
-    for (name, shape), own in zip(expected.items(), (w_ih, w_hh, b_ih, b_hh), strict=True):
-        if list(own.shape) != shape:
-            raise ValueError(f"{name} must be {shape} for x {list(x.shape)} and {size} states, not {list(own.shape)}")
+    for (name, shape), w in zip(expected.items(), (w_ih, w_hh, b_ih, b_hh), strict=True):
+        if list(w.shape) != shape:
+            raise ValueError(f"{name} must be {shape} for x {list(x.shape)} and {size} states, not {list(w.shape)}")
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -285,9 +285,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(x, w_ih, w_hh, b_ih, b_hh)
     batch, steps, groups, _ = x.shape
-    size, wide = w_hh.shape[2], _wide(x)
+    size, acc_dtype = w_hh.shape[2], _wide(x)
     kept = [(0,), (0,)] if recompute else [(steps, groups, batch, part * size) for part in (3, 1)]
-    states, gates, candidates = (x.new_empty(shape, dtype=wide) for shape in ((batch, steps, groups, size), *kept))
+    states, gates, candidates = (x.new_empty(shape, dtype=acc_dtype) for shape in ((batch, steps, groups, size), *kept))
     return states, gates, candidates
 
 

@@ -80,18 +80,18 @@ def query_side_attention(
     no_shift = 0 * w.key_bias  # makes the gradient of b_k zero instead of None
     q = (F.linear(query, w.query, w.query_bias) + no_shift) * head**-0.5
     q = q.view(groups, n_heads, head).transpose(0, 1)  # [H, G, d]
-    asked = (q @ w.key.view(n_heads, head, width)).permute(1, 2, 0)  # [G, D, H]
+    token_queries = (q @ w.key.view(n_heads, head, width)).permute(1, 2, 0)  # [G, D, H]
 
-    scores = (tokens.reshape(groups, sets * keys, width) @ asked).view(groups, sets, keys, n_heads)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    weights = torch.softmax(scores, dim=2, dtype=wide)
+    scores = (tokens.reshape(groups, sets * keys, width) @ token_queries).view(groups, sets, keys, n_heads)
+    acc_dtype = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=2, dtype=acc_dtype)
     if dropout_rate:
         if seed is None:
             raise ValueError(f"the dropout rate is {dropout_rate}: it needs a seed")
         weights = dropout(weights, dropout_rate, seed, site, first_row)
 
-    low = weights.to(tokens.dtype).view(groups * sets, keys, n_heads).transpose(1, 2)  # [G E, H, K]
-    mixed = (low @ tokens.reshape(groups * sets, keys, width)).transpose(0, 1)  # [H, G E, D]
+    cast_weights = weights.to(tokens.dtype).view(groups * sets, keys, n_heads).transpose(1, 2)  # [G E, H, K]
+    mixed = (cast_weights @ tokens.reshape(groups * sets, keys, width)).transpose(0, 1)  # [H, G E, D]
     values = mixed @ w.value.view(n_heads, head, width).transpose(1, 2)  # [H, G E, d]
     attended = values.permute(1, 0, 2)
     if dropout_rate:

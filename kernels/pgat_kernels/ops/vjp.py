@@ -28,14 +28,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ThreeGradie
 
     The result and the gradient of x have the dtype of W, the gradients of W and b at least float32.
     """
-    low = x.to(weight.dtype)
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    y = torch.addmm(bias.to(weight.dtype), low, weight.t())
+    cast_x = x.to(weight.dtype)
+    acc_dtype = torch.promote_types(weight.dtype, torch.float32)
+    y = torch.addmm(bias.to(weight.dtype), cast_x, weight.t())
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        g_bias = g.sum(dim=0, dtype=wide)
+        g_bias = g.sum(dim=0, dtype=acc_dtype)
         g = g.to(weight.dtype)
-        return g @ weight, (g.t() @ low).to(wide), g_bias
+        return g @ weight, (g.t() @ cast_x).to(acc_dtype), g_bias
 
     return y, backward
 
@@ -78,13 +78,13 @@ def softmax_dropout(
 
     `scores` may have any dtype; the result and the gradient of `scores` are in `dtype`, sums are at least float32.
     """
-    wide = torch.promote_types(scores.dtype, torch.float32)
+    acc_dtype = torch.promote_types(scores.dtype, torch.float32)
     if masks.rate == 0:
-        p = aten._softmax(scores.to(wide), -1, False)
-        return p.to(dtype), lambda g: aten._softmax_backward_data(g.to(wide), p, -1, wide).to(dtype)
+        p = aten._softmax(scores.to(acc_dtype), -1, False)
+        return p.to(dtype), lambda g: aten._softmax_backward_data(g.to(acc_dtype), p, -1, acc_dtype).to(dtype)
     keep = masks.keep(site, scores)
-    dropped, p = masks.run(_softmax_and_drop, scores, keep.to(wide), dtype)
-    return dropped, lambda g: masks.run(_softmax_and_drop_backward, g, p, keep.to(wide), dtype)
+    dropped, p = masks.run(_softmax_and_drop, scores, keep.to(acc_dtype), dtype)
+    return dropped, lambda g: masks.run(_softmax_and_drop_backward, g, p, keep.to(acc_dtype), dtype)
 
 
 def _gelu_and_drop(x: Tensor, keep: Tensor, scale: float) -> Tensor:
@@ -208,7 +208,7 @@ def self_attention(
         masks, site: of the dropout; the rows of its mask are the queries of all heads.
     """
     groups, n_heads, tokens, head = shape
-    wide = torch.promote_types(qkv.dtype, torch.float32)
+    acc_dtype = torch.promote_types(qkv.dtype, torch.float32)
     masks = masks._replace(first_row=masks.first_row * (n_heads * tokens))
 
     def to_heads(x: Tensor, parts: int) -> Tensor:  # [G T, parts D] -> [parts, G H, T, d]
@@ -218,7 +218,7 @@ def self_attention(
     q, k, v = to_heads(qkv, 3).unbind(0)
     scores = torch.bmm(q, k.transpose(1, 2))
     if bias is not None:
-        scores = scores.view(groups, n_heads, tokens, tokens).to(wide) + bias[:, None]
+        scores = scores.view(groups, n_heads, tokens, tokens).to(acc_dtype) + bias[:, None]
     rows, softmax_back = softmax_dropout(scores.view(-1, tokens), q.dtype, masks, site)
     p = rows.view(groups * n_heads, tokens, tokens)
     o = (torch.bmm(p, v) * masks.scale).view(groups, n_heads, tokens, head)
@@ -227,7 +227,7 @@ def self_attention(
         g_heads = to_heads(g.to(v.dtype) * masks.scale, 1)[0]
         g_v = torch.bmm(p.transpose(1, 2), g_heads)
         g_scores = softmax_back(torch.bmm(g_heads, v.transpose(1, 2)).view(-1, tokens))
-        g_bias = None if bias is None else g_scores.to(wide).view(groups, n_heads, tokens, tokens).sum(dim=1)
+        g_bias = None if bias is None else g_scores.to(acc_dtype).view(groups, n_heads, tokens, tokens).sum(dim=1)
         g_scores = g_scores.view(groups * n_heads, tokens, tokens)
         g_q = torch.bmm(g_scores, k)
         g_k = torch.bmm(g_scores.transpose(1, 2), q)

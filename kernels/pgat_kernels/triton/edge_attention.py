@@ -435,15 +435,15 @@ def edge_attention_backward(
         return -(-tokens // configuration.block)
 
     chosen = choose("edge_attention backward queries", q, tokens)
-    own: tuple[Tensor, ...] = (*tensors, o, log_sum_exp, dq, delta)
-    launch(_edge_attention_bwd_queries_kernel, graphs * heads * tiles(chosen), own, chosen, 3 * flops, **named)
+    args: tuple[Tensor, ...] = (*tensors, o, log_sum_exp, dq, delta)
+    launch(_edge_attention_bwd_queries_kernel, graphs * heads * tiles(chosen), args, chosen, 3 * flops, **named)
     chosen = choose("edge_attention backward keys", q, tokens)
-    own = (*tensors, log_sum_exp, delta, dk, dv)
-    launch(_edge_attention_bwd_keys_kernel, graphs * heads * tiles(chosen), own, chosen, 4 * flops, **named)
+    args = (*tensors, log_sum_exp, delta, dk, dv)
+    launch(_edge_attention_bwd_keys_kernel, graphs * heads * tiles(chosen), args, chosen, 4 * flops, **named)
     if bias is None:
         return [dq, dk, dv]
     dbias = torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
     chosen = choose("edge_attention backward bias", q, tokens)
-    own = (*tensors, log_sum_exp, delta, dbias)
-    launch(_edge_attention_bwd_bias_kernel, graphs * tiles(chosen) ** 2, own, chosen, 2 * flops, **common, **inputs)
+    args = (*tensors, log_sum_exp, delta, dbias)
+    launch(_edge_attention_bwd_bias_kernel, graphs * tiles(chosen) ** 2, args, chosen, 2 * flops, **common, **inputs)
     return [dq, dk, dv, dbias]

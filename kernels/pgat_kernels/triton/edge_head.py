@@ -135,8 +135,8 @@ def edge_head_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, s
     y = torch.empty(t.shape[:-1], dtype=t.dtype, device=t.device)
     chosen = choose("edge_head forward", inner, len(inner))
     tensors = (t, *weights, masks.seed, masks.first_row, y)
-    own = _sizes(inner, chosen)
-    launch_over_rows(_edge_head_fwd_kernel, tensors, chosen, t, inner, masks, site, sites=1, products=1, **own)
+    constants = _sizes(inner, chosen)
+    launch_over_rows(_edge_head_fwd_kernel, tensors, chosen, t, inner, masks, site, sites=1, products=1, **constants)
     return y
 
 
@@ -153,8 +153,8 @@ def edge_head_backward(
     g_h = torch.empty((count, hidden), dtype=inner.dtype, device=t.device)
     sums = torch.empty((-(-count // chosen.block), 2 * hidden + 1), dtype=torch.float32, device=t.device)
     tensors = (g, t, *weights, masks.seed, masks.first_row, g_t, g_h, sums)
-    own = _sizes(inner, chosen)
-    launch_over_rows(_edge_head_bwd_kernel, tensors, chosen, t, inner, masks, site, sites=1, products=2, **own)
+    constants = _sizes(inner, chosen)
+    launch_over_rows(_edge_head_bwd_kernel, tensors, chosen, t, inner, masks, site, sites=1, products=2, **constants)
     g_inner_bias, g_outer, g_outer_bias = sums.sum(dim=0).split([hidden, hidden, 1])
     g_inner = g_h.t() @ t.view(count, width).to(inner.dtype)
     return [g_t], [g_inner, g_inner_bias, g_outer, g_outer_bias]
@@ -163,5 +163,5 @@ def edge_head_backward(
 def _sizes(inner: Tensor, chosen: Configuration) -> dict[str, object]:
     """Return the arguments that both kernels share, by name."""
     hidden, width = inner.shape
-    own = {"HIDDEN": hidden, "BLOCK_HIDDEN": rounded(hidden), "STEP": chosen.columns}
-    return {**own, **width_arguments(width, inner.dtype)}
+    constants = {"HIDDEN": hidden, "BLOCK_HIDDEN": rounded(hidden), "STEP": chosen.columns}
+    return {**constants, **width_arguments(width, inner.dtype)}

@@ -159,7 +159,7 @@ def _edge_tokens_bwd_kernel(
     second_ptr += kind * (SECOND * FIRST)
     second_bias_ptr += kind * SECOND
     third_ptr += kind * (WIDTH * SECOND)
-    own = kind * tl.cast(rows, tl.int64) + first
+    flat_first = kind * tl.cast(rows, tl.int64) + first
     sums_ptr += tl.program_id(0).to(tl.int64) * (2 * FIRST + SECOND + 3 * WIDTH)
     x = tl.load(values_ptr + first * KINDS + row * KINDS + kind, mask=exists, other=0.0).to(tl.float32)
     normal, scale = _normal(
@@ -167,14 +167,14 @@ def _edge_tokens_bwd_kernel(
         FIRST, SECOND, WIDTH, BLOCK_WIDTH, COLUMNS, STEP, BLOCK, PRECISION,
     )  # fmt: skip
     base, row_at = _token_offsets(first, kind, NODES, KINDS, WIDTH, BLOCK)
-    g_y_ptr += own * WIDTH
+    g_y_ptr += flat_first * WIDTH
     # There is no dropout: its arguments are placeholders that are not read.
     norm_backward(
-        normal, scale, g_ptr + base, row_at, norm_ptr + kind * WIDTH, g_sum_ptr + own * WIDTH, g_y_ptr,
+        normal, scale, g_ptr + base, row_at, norm_ptr + kind * WIDTH, g_sum_ptr + flat_first * WIDTH, g_y_ptr,
         sums_ptr + 2 * FIRST + SECOND, exists, values_ptr, values_ptr, 0, first, 0, 1.0,
         1, WIDTH, BLOCK_WIDTH, BLOCK, False,
     )  # fmt: skip
-    low = load_tile(g_y_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK) if CHUNK == 0 else None
+    g_y = load_tile(g_y_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK) if CHUNK == 0 else None
     k = tl.arange(0, BLOCK_FIRST)
     g_first = tl.zeros((BLOCK, BLOCK_FIRST), tl.float32)
     for start in tl.range(0, SECOND, COLUMNS, disable_licm=True):
@@ -185,17 +185,17 @@ def _edge_tokens_bwd_kernel(
         )  # fmt: skip
         a, slope = gelu_and_slope(h)
         g_h = slope * product(
-            low, g_y_ptr, exists, third_ptr, start, COLUMNS, WIDTH, SECOND, SECOND, 1, BLOCK_WIDTH, CHUNK, BLOCK,
+            g_y, g_y_ptr, exists, third_ptr, start, COLUMNS, WIDTH, SECOND, SECOND, 1, BLOCK_WIDTH, CHUNK, BLOCK,
             PRECISION,
         )  # fmt: skip
-        store_tile(a_second_ptr + own * SECOND, a, exists, start, SECOND, COLUMNS, BLOCK)
-        store_tile(g_second_ptr + own * SECOND, g_h, exists, start, SECOND, COLUMNS, BLOCK)
+        store_tile(a_second_ptr + flat_first * SECOND, a, exists, start, SECOND, COLUMNS, BLOCK)
+        store_tile(g_second_ptr + flat_first * SECOND, g_h, exists, start, SECOND, COLUMNS, BLOCK)
         tl.store(sums_ptr + 2 * FIRST + n, tl.sum(g_h, 0), mask=n < SECOND)
         w = load_weight(second_ptr, start, 0, COLUMNS, BLOCK_FIRST, SECOND, FIRST, FIRST, 1)
         g_first = tl.dot(g_h.to(w.dtype), w, g_first, input_precision=PRECISION)
     w_first = load_row(first_ptr, k, FIRST)
     a, slope = gelu_and_slope(x[:, None] * w_first[None, :] + load_row(first_bias_ptr, k, FIRST)[None, :])
-    store_tile(a_first_ptr + own * FIRST, a, exists, 0, FIRST, BLOCK_FIRST, BLOCK)
+    store_tile(a_first_ptr + flat_first * FIRST, a, exists, 0, FIRST, BLOCK_FIRST, BLOCK)
     g_first *= slope
     tl.store(sums_ptr + k, tl.sum(g_first * x[:, None], 0), mask=k < FIRST)
     tl.store(sums_ptr + FIRST + k, tl.sum(g_first, 0), mask=k < FIRST)
@@ -232,8 +232,8 @@ def edge_tokens_backward(
     )
     g_sum = torch.empty((kinds, count, width), dtype=torch.float32, device=device)
     tensors = (g, values, *weights[:-1], g_values, g_sum, g_y, a_second, g_second, a_first, sums)
-    own = {"BLOCK_FIRST": rounded(first), "CHUNK": chunk_of(dtype)}
-    _launch(_edge_tokens_bwd_kernel, tensors, chosen, values, weights, (3, 2), **own)
+    constants = {"BLOCK_FIRST": rounded(first), "CHUNK": chunk_of(dtype)}
+    _launch(_edge_tokens_bwd_kernel, tensors, chosen, values, weights, (3, 2), **constants)
     sizes = [first, first, second, width, width, width]
     of_first, of_first_bias, *biases, of_norm, of_norm_bias = sums.sum(dim=1).split(sizes, dim=1)
     of_second, of_third = g_second.transpose(1, 2) @ a_first, g_y.transpose(1, 2) @ a_second

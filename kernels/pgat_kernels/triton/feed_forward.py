@@ -91,9 +91,9 @@ def _feed_forward_fwd_kernel(
     exists = first + tl.arange(0, BLOCK) < rows
     columns = tl.arange(0, BLOCK_WIDTH)
     t_ptr += first * WIDTH
-    low = load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(inner_ptr.dtype.element_ty) if CHUNK == 0 else None
+    t = load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(inner_ptr.dtype.element_ty) if CHUNK == 0 else None
     normal, _ = _normal(
-        low, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
+        t, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
         first_row_ptr, site_offset, second_site_offset, dropped, kept_scale, TOKENS, WIDTH, HIDDEN, BLOCK_WIDTH,
         COLUMNS, CHUNK, BLOCK, DROPOUT, PRECISION,
     )  # fmt: skip
@@ -141,9 +141,9 @@ def _feed_forward_bwd_kernel(
     a_ptr += first * HIDDEN
     g_h_ptr += first * HIDDEN
     sums_ptr += tile * (HIDDEN + 3 * WIDTH)
-    low = load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(inner_ptr.dtype.element_ty) if CHUNK == 0 else None
+    t = load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(inner_ptr.dtype.element_ty) if CHUNK == 0 else None
     normal, scale = _normal(
-        low, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
+        t, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
         first_row_ptr, site_offset, second_site_offset, dropped, kept_scale, TOKENS, WIDTH, HIDDEN, BLOCK_WIDTH,
         COLUMNS, CHUNK, BLOCK, DROPOUT, PRECISION,
     )  # fmt: skip
@@ -153,16 +153,16 @@ def _feed_forward_bwd_kernel(
         sums_ptr + HIDDEN, exists, seed_ptr, first_row_ptr, second_site_offset, first, dropped, kept_scale,
         TOKENS, WIDTH, BLOCK_WIDTH, BLOCK, DROPOUT,
     )  # fmt: skip
-    low_g = load_tile(g_y_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK) if CHUNK == 0 else None
+    g_y = load_tile(g_y_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK) if CHUNK == 0 else None
     g_t = load_tile(g_t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
     for start in tl.range(0, HIDDEN, COLUMNS, disable_licm=True):
         n = start + tl.arange(0, COLUMNS)
         h = product(
-            low, t_ptr, exists, inner_ptr, start, COLUMNS, WIDTH, HIDDEN, 1, WIDTH, BLOCK_WIDTH, CHUNK, BLOCK, PRECISION
+            t, t_ptr, exists, inner_ptr, start, COLUMNS, WIDTH, HIDDEN, 1, WIDTH, BLOCK_WIDTH, CHUNK, BLOCK, PRECISION
         )
         a, slope = gelu_and_slope(h + load_row(inner_bias_ptr, n, HIDDEN)[None, :])
         g_a = product(
-            low_g, g_y_ptr, exists, outer_ptr, start, COLUMNS, WIDTH, HIDDEN, HIDDEN, 1, BLOCK_WIDTH, CHUNK, BLOCK,
+            g_y, g_y_ptr, exists, outer_ptr, start, COLUMNS, WIDTH, HIDDEN, HIDDEN, 1, BLOCK_WIDTH, CHUNK, BLOCK,
             PRECISION,
         )  # fmt: skip
         if DROPOUT:
@@ -185,8 +185,8 @@ def feed_forward_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks
     y = torch.empty_like(t)
     chosen = choose("feed_forward forward", inner, t.shape[-1])
     tensors = (t, *weights, masks.seed, masks.first_row, y)
-    own = _sizes(inner, chosen)
-    launch_over_rows(_feed_forward_fwd_kernel, tensors, chosen, t, inner, masks, site, sites=2, products=2, **own)
+    constants = _sizes(inner, chosen)
+    launch_over_rows(_feed_forward_fwd_kernel, tensors, chosen, t, inner, masks, site, sites=2, products=2, **constants)
     return y
 
 
@@ -205,8 +205,8 @@ def feed_forward_backward(
     a, g_h = (torch.empty((count, hidden), dtype=dtype, device=t.device) for _ in range(2))
     sums = torch.empty((-(-count // chosen.block), hidden + 3 * width), dtype=torch.float32, device=t.device)
     tensors = (g, t, *weights[:-1], masks.seed, masks.first_row, g_t, g_y, a, g_h, sums)
-    own = _sizes(inner, chosen)
-    launch_over_rows(_feed_forward_bwd_kernel, tensors, chosen, t, inner, masks, site, sites=2, products=5, **own)
+    constants = _sizes(inner, chosen)
+    launch_over_rows(_feed_forward_bwd_kernel, tensors, chosen, t, inner, masks, site, sites=2, products=5, **constants)
     g_inner_bias, g_outer_bias, g_norm, g_norm_bias = sums.sum(dim=0).split([hidden, width, width, width])
     g_inner = g_h.t() @ t.view(count, width).to(dtype)
     return [g_t], [g_inner, g_inner_bias, g_y.t() @ a, g_outer_bias, g_norm, g_norm_bias]

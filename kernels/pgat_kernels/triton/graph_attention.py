@@ -214,16 +214,16 @@ def _graph_attention_bwd_kernel(
             dbias += dscores
         else:
             dv = tl.dot(tl.trans(kept.to(do.dtype)), do, input_precision=PRECISION)
-            low = dscores.to(k.dtype)
-            dq = tl.dot(low, k, input_precision=PRECISION) * scale
-            dk = tl.dot(tl.trans(low), q, input_precision=PRECISION) * scale
+            cast_dscores = dscores.to(k.dtype)
+            dq = tl.dot(cast_dscores, k, input_precision=PRECISION) * scale
+            dk = tl.dot(tl.trans(cast_dscores), q, input_precision=PRECISION) * scale
             start = first * O_GRAPH + head * O_HEAD
             tl.store(dq_ptr + start + o_at, dq.to(dq_ptr.dtype.element_ty), mask=inside)
             tl.store(dk_ptr + start + o_at, dk.to(dk_ptr.dtype.element_ty), mask=inside)
             tl.store(dv_ptr + start + o_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
     if OF_BIAS:
-        own = (place[:, None] == place[None, :]) & exists[:, None] & exists[None, :]
-        tl.store(dbias_ptr + first * (NODES * NODES) + _matrix_offsets(place, node, NODES), dbias, mask=own)
+        same_graph = (place[:, None] == place[None, :]) & exists[:, None] & exists[None, :]
+        tl.store(dbias_ptr + first * (NODES * NODES) + _matrix_offsets(place, node, NODES), dbias, mask=same_graph)
 
 
 def graph_attention_forward(

@@ -67,10 +67,10 @@ def record_launches(gpu: str = DEFAULT) -> Iterator[list[Launch]]:
     """
     global _gpu
     before, _gpu = _gpu, gpu
-    found: list[Launch] = []
+    launches: list[Launch] = []
     try:
-        with intercept_launches(found.append):
-            yield found
+        with intercept_launches(launches.append):
+            yield launches
     finally:
         _gpu = before
 
@@ -163,13 +163,13 @@ def launch_over_rows(
 
 def dropout_arguments(masks: Masks, site: int, sites: int) -> dict[str, object]:
     """Return the arguments of kernels with dropout at `site` and, if `sites` is 2, the next site."""
-    found: dict[str, object] = {
+    arguments: dict[str, object] = {
         "site_offset": site_offset(site),
         "dropped": first_kept_code(masks.rate),
         "kept_scale": masks.scale,
         "DROPOUT": masks.rate > 0,
     }
-    return found | ({"second_site_offset": site_offset(site + 1)} if sites == 2 else {})
+    return arguments | ({"second_site_offset": site_offset(site + 1)} if sites == 2 else {})
 
 
 CHUNK = 16
@@ -197,8 +197,8 @@ def rounded(size: int) -> int:
 
 def strides_of(**tensors: Tensor) -> dict[str, int]:
     """Return the strides of [G, H, T, d] tensors by the names of the kernel arguments."""
-    found = {}
+    strides = {}
     for name, x in tensors.items():
-        for of, stride in zip(("GRAPH", "HEAD", "NODE"), x.stride(), strict=False):
-            found[f"{name.upper()}_{of}"] = stride
-    return found
+        for axis, stride in zip(("GRAPH", "HEAD", "NODE"), x.stride(), strict=False):
+            strides[f"{name.upper()}_{axis}"] = stride
+    return strides

@@ -161,8 +161,8 @@ def projection_forward(rows: list[Tensor], weights: list[Tensor], masks: Masks, 
     y = torch.empty((*t.shape[:-1], len(weight)), dtype=t.dtype, device=t.device)
     chosen = choose("projection forward", weight, len(weight))
     tensors = (t, o, *weights, masks.seed, masks.first_row, y)
-    own = _sizes(weights, chosen)
-    launch_over_rows(_projection_fwd_kernel, tensors, chosen, o, weight, masks, site, sites=1, products=1, **own)
+    constants = _sizes(weights, chosen)
+    launch_over_rows(_projection_fwd_kernel, tensors, chosen, o, weight, masks, site, sites=1, products=1, **constants)
     return y
 
 
@@ -181,8 +181,8 @@ def projection_backward(
     g_y = torch.empty((count, width), dtype=weight.dtype, device=t.device)
     sums = torch.empty((-(-count // chosen.block), (3 + rank) * width), dtype=torch.float32, device=t.device)
     tensors = (g, t, o, *weights[:-1], masks.seed, masks.first_row, g_sum, g_s, g_o, g_y, sums)
-    own = {**_sizes(weights, chosen), "BLOCK_INNER": rounded(inner)}
-    launch_over_rows(_projection_bwd_kernel, tensors, chosen, o, weight, masks, site, sites=1, products=2, **own)
+    constants = {**_sizes(weights, chosen), "BLOCK_INNER": rounded(inner)}
+    launch_over_rows(_projection_bwd_kernel, tensors, chosen, o, weight, masks, site, sites=1, products=2, **constants)
     g_bias, g_norm, g_norm_bias, *g_residual = sums.sum(dim=0).view(3 + rank, width).unbind(0)
     g_weight = g_y.t() @ o.view(count, inner).to(weight.dtype)
     of_rank = torch.stack(g_residual, dim=1) if rank else torch.empty_like(residual)
@@ -193,5 +193,5 @@ def _sizes(weights: list[Tensor], chosen: Configuration) -> dict[str, object]:
     """Return the arguments that both kernels share, by name."""
     residual, weight = weights[:2]
     width, inner = weight.shape
-    own = {"INNER": inner, "RANK": residual.shape[1], "STEP": chosen.columns}
-    return {**own, **width_arguments(width, weight.dtype)}
+    constants = {"INNER": inner, "RANK": residual.shape[1], "STEP": chosen.columns}
+    return {**constants, **width_arguments(width, weight.dtype)}

@@ -34,10 +34,10 @@ def test_composed_map_equals_applying_both(groups: tuple[int, ...], sizes: tuple
     first, second = affine(*groups, middle, inner, seed=2), affine(*groups, outer, middle, seed=4)
     x = normal(7, *groups, inner).requires_grad_()
     inputs = [x, *first, *second]
-    found, expected = apply(compose(first, second), x), apply(second, apply(first, x))
-    assert torch.allclose(found, expected, rtol=0, atol=EXACT)
-    for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+    actual, expected = apply(compose(first, second), x), apply(second, apply(first, x))
+    assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
+    for actual_grad, expected_grad in zip(gradients(actual, inputs), gradients(expected, inputs), strict=True):
+        assert torch.allclose(actual_grad, expected_grad, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 8])
@@ -51,11 +51,11 @@ def test_attention_over_one_key_equals_its_value_path(n_heads: int, queries: int
     expected = attention(normal(3, queries, 8, seed=5), key, key)[0]
     value = Affine(attention.in_proj_weight[16:], attention.in_proj_bias[16:])
     merged = single_key_attention(value, Affine(attention.out_proj.weight, attention.out_proj.bias))
-    found = F.linear(key, *merged).expand_as(expected)
-    assert torch.allclose(found, expected, rtol=0, atol=EXACT)
+    actual = F.linear(key, *merged).expand_as(expected)
+    assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
     inputs = [key, *attention.parameters()]
-    for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)  # 0 for the query and key rows
+    for actual_grad, expected_grad in zip(gradients(actual, inputs), gradients(expected, inputs), strict=True):
+        assert torch.allclose(actual_grad, expected_grad, rtol=0, atol=EXACT)  # 0 for the query and key rows
 
 
 def test_mismatched_sizes_raise() -> None:

@@ -60,8 +60,8 @@ SIZES = [(1, 2, 1), (1, 13, 8), (3, 13, 13), (7, 3, 5), (50, 13, 26)]
 @pytest.mark.parametrize(("timesteps", "nodes", "width"), SIZES)
 def test_strengths_and_gradients_equal_those_computed_per_pair(timesteps: int, nodes: int, width: int) -> None:
     values = parameters(timesteps, nodes, width)
-    for ours, theirs in zip(results(rewritten, values), results(of_every_pair, values), strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+    for actual, expected in zip(results(rewritten, values), results(of_every_pair, values), strict=True):
+        assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8])
@@ -69,8 +69,8 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, rows: 
     values = parameters(7, 5, 6)
     expected = results(of_every_pair, values)
     monkeypatch.setattr(module, "_CHUNK_BYTES", {"cpu": rows * 10 * 6 * 8})  # ten pairs, six channels, float64
-    for ours, theirs in zip(results(rewritten, values), expected, strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+    for actual, reference in zip(results(rewritten, values), expected, strict=True):
+        assert torch.allclose(actual, reference, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parity
@@ -87,18 +87,20 @@ def test_float32_errors_are_within_the_rounding_bound() -> None:
 
 def test_bfloat16_terms_are_computed_in_float32() -> None:
     x, constants = pair_terms(*parameters(5, 4, 6)[:4])
-    low = [tensor.to(torch.bfloat16).requires_grad_() for tensor in (x, constants)]
+    bf16_terms = [tensor.to(torch.bfloat16).requires_grad_() for tensor in (x, constants)]
     weight, bias = normal(6, dtype=torch.float32).requires_grad_(), normal(1, dtype=torch.float32).requires_grad_()
-    found = aspects(*low, weight, bias)
-    assert found.dtype == torch.float32
-    wide = [tensor.detach().double().requires_grad_() for tensor in (*low, weight, bias)]
-    expected = aspects(*wide)
-    assert torch.allclose(found.double(), expected, rtol=0, atol=1e-6)
-    gradients = torch.autograd.grad(found, (*low, weight, bias), normal(5, 4, 4, dtype=torch.float32))
+    actual = aspects(*bf16_terms, weight, bias)
+    assert actual.dtype == torch.float32
+    fp64_inputs = [tensor.detach().double().requires_grad_() for tensor in (*bf16_terms, weight, bias)]
+    expected = aspects(*fp64_inputs)
+    assert torch.allclose(actual.double(), expected, rtol=0, atol=1e-6)
+    gradients = torch.autograd.grad(actual, (*bf16_terms, weight, bias), normal(5, 4, 4, dtype=torch.float32))
     assert [g.dtype for g in gradients] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
-    for ours, theirs in zip(gradients, torch.autograd.grad(expected, wide, normal(5, 4, 4)), strict=True):
-        step = 2**-8 if ours.dtype == torch.bfloat16 else 1e-6
-        assert torch.allclose(ours.double(), theirs, rtol=step, atol=1e-6)
+    for actual_grad, expected_grad in zip(
+        gradients, torch.autograd.grad(expected, fp64_inputs, normal(5, 4, 4)), strict=True
+    ):
+        step = 2**-8 if actual_grad.dtype == torch.bfloat16 else 1e-6
+        assert torch.allclose(actual_grad.double(), expected_grad, rtol=step, atol=1e-6)
 
 
 def test_autocast_does_not_affect_the_operator() -> None:
@@ -110,10 +112,10 @@ def test_autocast_does_not_affect_the_operator() -> None:
 
 
 def test_strengths_are_symmetric_with_diagonal_one() -> None:
-    found = rewritten(*parameters(6, 13, 8))
-    assert torch.equal(found, found.transpose(1, 2))
-    assert bool((found.diagonal(dim1=1, dim2=2) == 1).all())
-    assert found.is_contiguous()
+    strengths = rewritten(*parameters(6, 13, 8))
+    assert torch.equal(strengths, strengths.transpose(1, 2))
+    assert bool((strengths.diagonal(dim1=1, dim2=2) == 1).all())
+    assert strengths.is_contiguous()
 
 
 def test_gradient_of_the_diagonal_is_zero() -> None:
@@ -133,15 +135,15 @@ def test_gradient_of_the_bodies_is_repeatable_with_threads() -> None:
     """Gradients of entries that are gathered twice would be added up in an arbitrary order if there are many."""
     generator = torch.Generator().manual_seed(1)
     sizes = [(3, 512), (13, 512), (512, 1024), (512,)]
-    given = [torch.randn(size, generator=generator).requires_grad_() for size in sizes]
-    _, constants = pair_terms(*given)
+    inputs = [torch.randn(size, generator=generator).requires_grad_() for size in sizes]
+    _, constants = pair_terms(*inputs)
     g = torch.randn(constants.shape, generator=generator)
-    first = torch.autograd.grad(constants, given[1], g, retain_graph=True)[0]
+    first = torch.autograd.grad(constants, inputs[1], g, retain_graph=True)[0]
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
         for _ in range(20):
-            assert torch.equal(torch.autograd.grad(constants, given[1], g, retain_graph=True)[0], first)
+            assert torch.equal(torch.autograd.grad(constants, inputs[1], g, retain_graph=True)[0], first)
     finally:
         torch.set_num_threads(before)
 
@@ -149,16 +151,16 @@ def test_gradient_of_the_bodies_is_repeatable_with_threads() -> None:
 def test_only_arguments_and_result_are_saved() -> None:
     x, constants = (tensor.detach().requires_grad_() for tensor in pair_terms(*parameters(20, 13, 8)[:4]))
     weight, bias = normal(8).requires_grad_(), normal(1).requires_grad_()
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+        saved.append(tensor)
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         output = aspects(x, constants, weight, bias)
     places = {tensor.data_ptr() for tensor in (x, constants, weight, bias, output)}
-    assert {tensor.data_ptr() for tensor in kept} <= places
+    assert {tensor.data_ptr() for tensor in saved} <= places
 
 
 @pytest.mark.parametrize("pairs", [2, 4, 5, 77])
@@ -187,5 +189,5 @@ def test_operators_pass_opcheck(dtype: torch.dtype) -> None:
 def test_compiled_results_equal_eager_results() -> None:
     values = parameters(7, 5, 6)
     compiled = torch.compile(rewritten, fullgraph=True, dynamic=False)
-    for ours, theirs in zip(results(compiled, values), results(rewritten, values), strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+    for actual, expected in zip(results(compiled, values), results(rewritten, values), strict=True):
+        assert torch.allclose(actual, expected, rtol=0, atol=EXACT)

@@ -51,20 +51,22 @@ def test_outputs_and_gradients_equal_those_of_torch(
     shape: tuple[int, ...], biased: bool, cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunked_ops, "CACHE", cache)
-    given = inputs(shape, biased=biased)
-    ours = attention(*given, n_heads=shape[1], seed=SEED)
-    theirs = plain(*given, n_heads=shape[1])
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    g = torch.randn_like(theirs)
-    for found, expected in zip(torch.autograd.grad(ours, given, g), torch.autograd.grad(theirs, given, g), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    tensors = inputs(shape, biased=biased)
+    output = attention(*tensors, n_heads=shape[1], seed=SEED)
+    expected_output = plain(*tensors, n_heads=shape[1])
+    torch.testing.assert_close(output, expected_output, rtol=1e-10, atol=1e-10)
+    g = torch.randn_like(expected_output)
+    for actual, expected in zip(
+        torch.autograd.grad(output, tensors, g), torch.autograd.grad(expected_output, tensors, g), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_gradients_of_a_tensor_used_as_queries_and_keys_are_added() -> None:
     x, _, w, b = inputs((2, 2, 9, 9, 8))
-    ours, theirs = attention(x, x, w, b, n_heads=2, seed=SEED), plain(x, x, w, b, n_heads=2)
-    found, expected = (torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, theirs))
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    output, expected_output = attention(x, x, w, b, n_heads=2, seed=SEED), plain(x, x, w, b, n_heads=2)
+    actual, expected = (torch.autograd.grad(y.square().sum(), x)[0] for y in (output, expected_output))
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parity
@@ -74,28 +76,28 @@ def test_error_is_within_the_rounding_bound(dtype: torch.dtype) -> None:
     g = torch.randn(2, 60, 208, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
 
     def results(tensors: list[Tensor], call: Callable[..., Tensor]) -> list[Tensor]:
-        own = [x.detach().requires_grad_() for x in tensors]
-        y = call(*own, n_heads=8)
-        return [y, *torch.autograd.grad(y, own, g.to(y.dtype))]
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        y = call(*leaves, n_heads=8)
+        return [y, *torch.autograd.grad(y, leaves, g.to(y.dtype))]
 
-    exact, wide = inputs(shape), inputs(shape, torch.float32)
-    found = results(wide, partial(attention, seed=SEED, dtype=dtype))
-    assert found[0].dtype == dtype
-    narrow = [x.detach().to(dtype) for x in wide]
+    exact, fp32_tensors = inputs(shape), inputs(shape, torch.float32)
+    actual = results(fp32_tensors, partial(attention, seed=SEED, dtype=dtype))
+    assert actual[0].dtype == dtype
+    narrow = [x.detach().to(dtype) for x in fp32_tensors]
     # Sums of many terms are in float32 and torch's in the dtype, so there is no rounding beyond torch's.
     assert_right_up_to_rounding(
-        found, results(exact, plain), lambda tensors: results(tensors, plain), narrow, dtype, roundings=1e-4
+        actual, results(exact, plain), lambda tensors: results(tensors, plain), narrow, dtype, roundings=1e-4
     )
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:4])
 def test_gradients_with_dropout_pass_gradcheck(shape: tuple[int, ...]) -> None:
-    given = inputs((shape[0], shape[1], 4, 5, shape[4]))
+    arguments = inputs((shape[0], shape[1], 4, 5, shape[4]))
 
     def call(*tensors: Tensor) -> Tensor:
         return attention(*tensors, n_heads=shape[1], seed=SEED, rate=0.3)
 
-    assert torch.autograd.gradcheck(call, given, fast_mode=True)
+    assert torch.autograd.gradcheck(call, arguments, fast_mode=True)
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -103,47 +105,47 @@ def test_gradients_with_dropout_pass_gradcheck(shape: tuple[int, ...]) -> None:
 def test_dropout_does_not_depend_on_the_blocks(
     shape: tuple[int, ...], biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = inputs(shape, biased=biased)
-    g = torch.randn_like(given[0])
+    tensors = inputs(shape, biased=biased)
+    g = torch.randn_like(tensors[0])
 
     def outcome(cache: int, threads: int) -> tuple[Tensor, ...]:
         monkeypatch.setattr(chunked_ops, "CACHE", cache)
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-        y = attention(*given, n_heads=shape[1], seed=SEED, rate=0.4)
-        return y, *torch.autograd.grad(y, given, g)
+        y = attention(*tensors, n_heads=shape[1], seed=SEED, rate=0.4)
+        return y, *torch.autograd.grad(y, tensors, g)
 
     whole = outcome(chunked_ops.CACHE, 1)
     for cache, threads in ((1, 1), (400, 1), (400, 2), (400, 5), (3000, 100)):
-        for found, expected in zip(outcome(cache, threads), whole, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+        for actual, expected in zip(outcome(cache, threads), whole, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_dropout_keeps_the_expectation_and_depends_on_the_seed() -> None:
     shape = (1, 2, 6, 40, 8)
-    given = [x.detach() for x in inputs(shape, torch.float32)]
-    truth = attention(*given, n_heads=2, seed=SEED)
-    draws = torch.stack([attention(*given, n_heads=2, seed=torch.tensor(s), rate=0.2) for s in range(500)])
+    tensors = [x.detach() for x in inputs(shape, torch.float32)]
+    truth = attention(*tensors, n_heads=2, seed=SEED)
+    draws = torch.stack([attention(*tensors, n_heads=2, seed=torch.tensor(s), rate=0.2) for s in range(500)])
     assert float((draws.mean(dim=0) - truth).abs().max()) < 6 * float(draws.std(dim=0).max()) / 500**0.5
-    again = attention(*given, n_heads=2, seed=torch.tensor(5), rate=0.2)
-    assert torch.equal(again, draws[5])
+    repeated = attention(*tensors, n_heads=2, seed=torch.tensor(5), rate=0.2)
+    assert torch.equal(repeated, draws[5])
 
 
 def test_hidden_keys_have_no_weight_and_rows_without_keys_are_finite() -> None:
     x, y, w, b, bias = inputs((1, 1, 3, 4, 5), biased=True)
     hidden = torch.zeros_like(bias)
     hidden[:, :, 2:] = -1e30
-    ours = attention(x, y, w, b, hidden, n_heads=1, seed=SEED)
-    torch.testing.assert_close(ours, plain(x, y[:, :2], w, b, n_heads=1), rtol=1e-10, atol=1e-10)
-    everything = attention(x, y, w, b, torch.full_like(bias, -1e30), n_heads=1, seed=SEED)
-    assert bool(everything.isfinite().all())
+    actual = attention(x, y, w, b, hidden, n_heads=1, seed=SEED)
+    torch.testing.assert_close(actual, plain(x, y[:, :2], w, b, n_heads=1), rtol=1e-10, atol=1e-10)
+    fully_hidden = attention(x, y, w, b, torch.full_like(bias, -1e30), n_heads=1, seed=SEED)
+    assert bool(fully_hidden.isfinite().all())
 
 
 @pytest.mark.parametrize("biased", [False, True])
 def test_operator_passes_opcheck(biased: bool) -> None:
-    given = inputs((2, 2, 5, 6, 4), torch.float32, biased)
-    bias = given[4] if biased else None
+    tensors = inputs((2, 2, 5, 6, 4), torch.float32, biased)
+    bias = tensors[4] if biased else None
     torch.library.opcheck(
-        torch.ops.pgat.attention.default, (*given[:4], bias, SEED, 0.1, 2, torch.float32, False)
+        torch.ops.pgat.attention.default, (*tensors[:4], bias, SEED, 0.1, 2, torch.float32, False)
     )  # fmt: skip
 
 
@@ -162,44 +164,46 @@ def test_compiled_results_equal_eager_results(monkeypatch: pytest.MonkeyPatch) -
         y = function(x, w, b, compile_blocks)
         results.append([y, *torch.autograd.grad(y.square().sum(), (x, w, b))])
     for other in results[1:]:
-        for found, expected in zip(other, results[0], strict=True):
-            assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+        for actual, expected in zip(other, results[0], strict=True):
+            assert float((actual - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
 def test_results_are_bitwise_repeatable() -> None:
-    given = inputs((2, 2, 33, 33, 8), torch.float32)
+    tensors = inputs((2, 2, 33, 33, 8), torch.float32)
     runs = []
     for _ in range(2):
-        y = attention(*given, n_heads=2, seed=SEED, rate=0.2)
-        runs.append([y, *torch.autograd.grad(y.square().sum(), given)])
+        y = attention(*tensors, n_heads=2, seed=SEED, rate=0.2)
+        runs.append([y, *torch.autograd.grad(y.square().sum(), tensors)])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 def test_only_tokens_and_weights_are_saved() -> None:
-    given = inputs((1, 4, 300, 300, 8), torch.float32)
+    tensors = inputs((1, 4, 300, 300, 8), torch.float32)
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        attention(*given, n_heads=4, seed=SEED, rate=0.1)
-    assert sum(t.numel() for t in saved) <= sum(t.numel() for t in given) + 1
+        attention(*tensors, n_heads=4, seed=SEED, rate=0.1)
+    assert sum(t.numel() for t in saved) <= sum(t.numel() for t in tensors) + 1
 
 
 @pytest.mark.parametrize("biased", [False, True])
 def test_autocast_does_not_affect_the_operator(biased: bool) -> None:
-    given = inputs((2, 2, 7, 9, 8), torch.float32, biased)
-    plain_result = attention(*given, n_heads=2, seed=SEED)
+    tensors = inputs((2, 2, 7, 9, 8), torch.float32, biased)
+    plain_result = attention(*tensors, n_heads=2, seed=SEED)
     g = torch.randn_like(plain_result)
-    expected = torch.autograd.grad(plain_result, given, g)
+    expected = torch.autograd.grad(plain_result, tensors, g)
     with torch.autocast("cpu", torch.bfloat16):
-        result = attention(*given, n_heads=2, seed=SEED)
-        gradients = torch.autograd.grad(result, given, g)
+        result = attention(*tensors, n_heads=2, seed=SEED)
+        gradients = torch.autograd.grad(result, tensors, g)
     assert torch.equal(result, plain_result)
-    assert all(torch.equal(found, own) for found, own in zip(gradients, expected, strict=True))
+    assert all(
+        torch.equal(gradient, plain_gradient) for gradient, plain_gradient in zip(gradients, expected, strict=True)
+    )
 
 
 def test_backward_operator_passes_opcheck_with_a_transposed_bias() -> None:
-    given = inputs((1, 2, 5, 5, 8), biased=True)
-    transposed = given[-1].transpose(1, 2)
-    tensors = [torch.randn(1, 5, 8, dtype=torch.float64), *given[:-1], transposed, SEED]
+    arguments = inputs((1, 2, 5, 5, 8), biased=True)
+    transposed = arguments[-1].transpose(1, 2)
+    tensors = [torch.randn(1, 5, 8, dtype=torch.float64), *arguments[:-1], transposed, SEED]
     torch.library.opcheck(
         torch.ops.pgat.attention_backward.default,
         (*(x.detach() for x in tensors), 0.0, 2, torch.float64, False),

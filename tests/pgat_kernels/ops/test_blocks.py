@@ -80,8 +80,8 @@ def computed(name: str, kernels: bool) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_operators_equal_plain_blocks_with_the_same_dropout(name: str) -> None:
-    for found, expected in zip(computed(name, True), computed(name, False), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    for actual, expected in zip(computed(name, True), computed(name, False), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 OPERATORS: dict[str, tuple[BlockOperator, Callable[[], tuple[list[Tensor], list[Tensor]]]]] = {
@@ -113,8 +113,8 @@ def test_operators_pass_gradcheck(name: str) -> None:
     operator, rows, weights = leaves(name)
 
     def function(*tensors: Tensor) -> Any:
-        own, maps = list(tensors[: len(rows)]), list(tensors[len(rows) :])
-        return operator.operator(own, maps, MASKS.seed, MASKS.first_row, 1, 0.3)
+        row_tensors, weight_tensors = list(tensors[: len(rows)]), list(tensors[len(rows) :])
+        return operator.operator(row_tensors, weight_tensors, MASKS.seed, MASKS.first_row, 1, 0.3)
 
     assert torch.autograd.gradcheck(function, (*rows, *weights), fast_mode=True)
 
@@ -122,11 +122,11 @@ def test_operators_pass_gradcheck(name: str) -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_pass_opcheck(name: str) -> None:
     operator, rows, weights = leaves(name)
-    rest = MASKS.seed, MASKS.first_row, 1, 0.3
-    torch.library.opcheck(operator.operator, (rows, weights, *rest))
-    own, maps = ([x.detach() for x in tensors] for tensors in (rows, weights))
-    g = torch.ones_like(operator.operator(own, maps, *rest))
-    torch.library.opcheck(operator.backward_operator, (g, own, maps, *rest))
+    options = MASKS.seed, MASKS.first_row, 1, 0.3
+    torch.library.opcheck(operator.operator, (rows, weights, *options))
+    detached_rows, detached_weights = ([x.detach() for x in tensors] for tensors in (rows, weights))
+    g = torch.ones_like(operator.operator(detached_rows, detached_weights, *options))
+    torch.library.opcheck(operator.backward_operator, (g, detached_rows, detached_weights, *options))
 
 
 @pytest.mark.compile
@@ -138,11 +138,11 @@ def test_compiled_gradients_equal_eager_gradients(name: str) -> None:
         y: Tensor = operator.operator(rows, weights, MASKS.seed, MASKS.first_row, 1, 0.3)
         return (y * y).sum()
 
-    wanted = [*rows, *weights]
-    eager = torch.autograd.grad(function(rows, weights), wanted)
-    compiled = torch.autograd.grad(torch.compile(function, fullgraph=True)(rows, weights), wanted)
-    for found, expected in zip(compiled, eager, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    inputs = [*rows, *weights]
+    eager = torch.autograd.grad(function(rows, weights), inputs)
+    compiled = torch.autograd.grad(torch.compile(function, fullgraph=True)(rows, weights), inputs)
+    for actual, expected in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -160,9 +160,9 @@ def test_flops_equal_those_of_plain_torch(name: str) -> None:
 
 def test_16_bit_products_give_float32_gradients_of_weights() -> None:
     operator, rows, weights = leaves("feed_forward_block")
-    own, maps = [rows[0].detach().float()], [w.detach().to(torch.bfloat16) for w in weights[:4]]
-    maps += [w.detach().float() for w in weights[4:]]
-    y, back = operator(own, maps, MASKS, 1)
+    fp32_rows, cast_weights = [rows[0].detach().float()], [w.detach().to(torch.bfloat16) for w in weights[:4]]
+    cast_weights += [w.detach().float() for w in weights[4:]]
+    y, back = operator(fp32_rows, cast_weights, MASKS, 1)
     (g_t,), g_weights = back(torch.ones_like(y))
     assert y.dtype == g_t.dtype == torch.float32
     assert {g.dtype for g in g_weights} == {torch.float32}

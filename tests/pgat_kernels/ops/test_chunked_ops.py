@@ -68,15 +68,15 @@ def run(count: int, chunk: int | None, rate: float, compiled: bool = False, keep
 def test_results_do_not_depend_on_the_chunk(count: int, rate: float) -> None:
     whole = run(count, None, rate)
     for chunk in (1, 2, 5, 12, 40):
-        for found, expected in zip(run(count, chunk, rate), whole, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        for actual, expected in zip(run(count, chunk, rate), whole, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.compile
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_compiled_chunks_equal_eager_chunks(rate: float) -> None:
-    for found, expected in zip(run(7, 3, rate, compiled=True), run(7, 3, rate), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for actual, expected in zip(run(7, 3, rate, compiled=True), run(7, 3, rate), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_operator_passes_opcheck() -> None:
@@ -110,8 +110,8 @@ first row."""
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("keep", [1, A_CHUNK, 2 * A_CHUNK, 10**9])
 def test_results_with_kept_chunks_are_bitwise_the_same(keep: int, rate: float) -> None:
-    for found, expected in zip(run(8, 3, rate, keep=keep), run(8, 3, rate), strict=True):
-        assert torch.equal(found, expected)
+    for actual, expected in zip(run(8, 3, rate, keep=keep), run(8, 3, rate), strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.fixture
@@ -131,8 +131,8 @@ def again(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(("keep", "kept"), [(A_CHUNK - 1, 0), (A_CHUNK, 1), (2 * A_CHUNK, 2), (3 * A_CHUNK, 3)])
 def test_number_of_kept_chunks_is_the_largest_that_fits(keep: int, kept: int, again: list[int]) -> None:
     rows, weights = inputs(9)
-    how = Chunking(0.3, [3], 3, torch.float64, False)
-    assert example.count_kept(rows, weights, how, keep) == (kept, kept * A_CHUNK)
+    chunking = Chunking(0.3, [3], 3, torch.float64, False)
+    assert example.count_kept(rows, weights, chunking, keep) == (kept, kept * A_CHUNK)
     y = example(rows, weights, SEED, 0.3, [3], 3, torch.float64, False, keep)
     assert bytes_kept(y.sum()) == kept * A_CHUNK
     y.sum().backward()

@@ -178,8 +178,8 @@ def test_compiled_masks_equal_eager_masks() -> None:
     compiled = torch.compile(call, fullgraph=True, dynamic=False)
     for seed in (0, 2**62 - 1):
         inputs = (seed_of(seed), torch.tensor(11))
-        for ours, theirs in zip(compiled(*inputs), call(*inputs), strict=True):
-            assert torch.equal(ours, theirs)
+        for actual, expected in zip(compiled(*inputs), call(*inputs), strict=True):
+            assert torch.equal(actual, expected)
 
 
 @pytest.mark.compile
@@ -189,6 +189,6 @@ def test_compiled_masks_do_not_write_out_of_bounds() -> None:
     compiled = torch.compile(lambda seed: keep_mask(seed, 3, (7, 36), 0.3), fullgraph=True, dynamic=False)
     expected = keep_mask(seed_of(1), 3, (7, 36), 0.3)
     for _ in range(300):  # a corrupted heap would abort the process
-        kept = [torch.zeros(n, dtype=torch.int64) for n in range(100, 140)]
+        buffers = [torch.zeros(n, dtype=torch.int64) for n in range(100, 140)]
         assert torch.equal(compiled(seed_of(1)), expected)
-        assert not any(bool(tensor.any()) for tensor in kept)
+        assert not any(bool(tensor.any()) for tensor in buffers)

@@ -34,13 +34,15 @@ def test_outputs_and_gradients_equal_those_of_torch(nodes: int) -> None:
     hidden = (adjacency.abs() <= THRESHOLD) & ~torch.eye(nodes, dtype=torch.bool)
     mask = bias.masked_fill(hidden, float("-inf"))[:, None]
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    found = graph_attention(q, k, v, adjacency, bias, threshold=THRESHOLD)
+    actual = graph_attention(q, k, v, adjacency, bias, threshold=THRESHOLD)
     do = torch.randn_like(expected)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, [q, k, v, bias], do), torch.autograd.grad(expected, [q, k, v, bias], do), strict=True
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    for actual_grad, expected_grad in zip(
+        torch.autograd.grad(actual, [q, k, v, bias], do),
+        torch.autograd.grad(expected, [q, k, v, bias], do),
+        strict=True,
     ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(actual_grad, expected_grad, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("nodes", [7, 65])
@@ -56,20 +58,21 @@ def test_gradients_with_dropout_pass_gradcheck(nodes: int) -> None:
 def test_dropout_keeps_the_expectation() -> None:
     q, k, v, *_ = inputs()
     seeds, copies = 20, 100
-    many = [x.repeat(copies, 1, 1, 1) for x in (q, k, v)]
-    drawn = [
-        graph_attention(*many, dropout=Dropout(0.5, torch.tensor(seed), 0, torch.tensor(0))) for seed in range(seeds)
+    repeated = [x.repeat(copies, 1, 1, 1) for x in (q, k, v)]
+    outputs = [
+        graph_attention(*repeated, dropout=Dropout(0.5, torch.tensor(seed), 0, torch.tensor(0)))
+        for seed in range(seeds)
     ]
-    mean = torch.stack(drawn).unflatten(1, (copies, len(q))).mean(dim=(0, 1))
+    mean = torch.stack(outputs).unflatten(1, (copies, len(q))).mean(dim=(0, 1))
     torch.testing.assert_close(mean, graph_attention(q, k, v), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("nodes", [7, 65])
 def test_operator_passes_opcheck(nodes: int) -> None:
     q, k, v, adjacency, bias = inputs(nodes, torch.float32)
-    rest = (torch.tensor(3), torch.tensor(0), 0, 0.2, THRESHOLD, 0.4)
-    torch.library.opcheck(torch.ops.pgat.graph_attention, (q, k, v, adjacency, bias, *rest))
-    torch.library.opcheck(torch.ops.pgat.graph_attention, (q, k, v, None, None, *rest))
+    options = (torch.tensor(3), torch.tensor(0), 0, 0.2, THRESHOLD, 0.4)
+    torch.library.opcheck(torch.ops.pgat.graph_attention, (q, k, v, adjacency, bias, *options))
+    torch.library.opcheck(torch.ops.pgat.graph_attention, (q, k, v, None, None, *options))
 
 
 @pytest.mark.compile
@@ -84,12 +87,12 @@ def test_compiled_results_equal_eager_results(nodes: int) -> None:
 
     leaves = [q, k, v, bias]
     compiled = torch.compile(computed, fullgraph=True, dynamic=False)
-    for ours, theirs in zip(
+    for actual, expected in zip(
         (y := compiled(*leaves), *torch.autograd.grad(y.sum(), leaves)),
         (z := computed(*leaves), *torch.autograd.grad(z.sum(), leaves)),
         strict=True,
     ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_flops_are_two_products_forward_and_five_backward() -> None:

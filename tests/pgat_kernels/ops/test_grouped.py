@@ -19,8 +19,8 @@ def assert_equal(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
     assert torch.allclose(found, expected, rtol=0, atol=EXACT)
     upstream = normal(*expected.shape, seed=9)
     gradients = [torch.autograd.grad(y, inputs, upstream) for y in (found, expected)]
-    for ours, theirs in zip(*gradients, strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+    for actual_grad, expected_grad in zip(*gradients, strict=True):
+        assert torch.allclose(actual_grad, expected_grad, rtol=0, atol=EXACT)
 
 
 SIZES = [(1, 1, 1, 1), (2, 1, 5, 3), (13, 7, 10, 64)]
@@ -36,7 +36,7 @@ def test_grouped_linear_equals_separate_linear_layers(
     tensors = [x.requires_grad_(), normal(groups, outputs, inputs, seed=2), normal(groups, outputs, seed=3)]
     for tensor in tensors[1:]:
         tensor.requires_grad_()
-    expected = torch.stack([F.linear(*own) for own in zip(*tensors, strict=True)])
+    expected = torch.stack([F.linear(*layer) for layer in zip(*tensors, strict=True)])
     assert_equal(grouped_linear(*tensors), expected, tensors)
 
 
@@ -51,9 +51,9 @@ def test_grouped_layer_norm_equals_separate_layer_norms(groups: int, rows: int, 
 def test_layer_norm_of_16_bit_inputs_is_computed_in_float32() -> None:
     x = normal(2, 3, 32).bfloat16()
     weight, bias = normal(2, 32, seed=2).float(), normal(2, 32, seed=3).float()
-    found = grouped_layer_norm(x, weight, bias)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, grouped_layer_norm(x.float(), weight, bias))
+    actual = grouped_layer_norm(x, weight, bias)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, grouped_layer_norm(x.float(), weight, bias))
 
 
 def test_tensors_are_padded_with_zeros_at_the_end() -> None:

@@ -38,10 +38,10 @@ def one_by_one(x: Tensor, *weights: Tensor) -> Tensor:
     """Compute every group by torch's GRU."""
     results = []
     for group in range(x.shape[2]):
-        own = {name: weight[group] for name, weight in zip(NAMES, weights, strict=True)}
-        size, width = own["weight_hh_l0"].shape[1], x.shape[3]
+        parameters = {name: weight[group] for name, weight in zip(NAMES, weights, strict=True)}
+        size, width = parameters["weight_hh_l0"].shape[1], x.shape[3]
         gru = nn.GRU(width, size, batch_first=True, dtype=x.dtype)
-        results.append(torch.func.functional_call(gru, own, (x[:, :, group],))[0])
+        results.append(torch.func.functional_call(gru, parameters, (x[:, :, group],))[0])
     return torch.stack(results, dim=2)
 
 
@@ -77,10 +77,10 @@ def test_states_and_gradients_equal_those_of_separate_grus(
     size: tuple[int, ...], formula: Call, recompute: bool
 ) -> None:
     values = values_of(*size)
-    ours_all = results(in_one_scan(recompute=recompute), values)
-    for ours, theirs in zip(ours_all, results(formula, values), strict=True):
-        assert ours.shape == theirs.shape
-        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+    actual_results = results(in_one_scan(recompute=recompute), values)
+    for actual, expected in zip(actual_results, results(formula, values), strict=True):
+        assert actual.shape == expected.shape
+        assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2, 3), (2, 0, 1, 3), (3, 2, 1, 0)])
@@ -92,15 +92,15 @@ def test_results_do_not_depend_on_strides(order: tuple[int, ...]) -> None:
         states = gru_bank(x.permute(order).contiguous().permute(back), *weights, torch.float64)
         return states.permute(order).contiguous().permute(back)  # its gradient has other strides, too
 
-    for ours, theirs in zip(results(call, values), results(in_one_scan(), values), strict=True):
-        assert torch.equal(ours, theirs)
+    for actual, expected in zip(results(call, values), results(in_one_scan(), values), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_saturated_gates_give_finite_gradients() -> None:
     values = [100 * value for value in values_of(2, 9, 2, 3, 4)]
-    for ours, theirs in zip(results(in_one_scan(), values), results(one_by_one, values), strict=True):
-        assert ours.isfinite().all()
-        assert torch.allclose(ours, theirs, rtol=1e-10, atol=EXACT)
+    for actual, expected in zip(results(in_one_scan(), values), results(one_by_one, values), strict=True):
+        assert actual.isfinite().all()
+        assert torch.allclose(actual, expected, rtol=1e-10, atol=EXACT)
 
 
 @pytest.mark.parity
@@ -126,10 +126,10 @@ def test_only_products_with_the_inputs_have_16_bits() -> None:
 
         return autocast
 
-    ours = results(with_autocast(in_one_scan(torch.bfloat16)), values, torch.float32)
-    assert all(tensor.dtype == torch.float32 for tensor in ours)
+    bf16_results = results(with_autocast(in_one_scan(torch.bfloat16)), values, torch.float32)
+    assert all(tensor.dtype == torch.float32 for tensor in bf16_results)
     assert_right_up_to_rounding(
-        ours,
+        bf16_results,
         results(one_by_one, values),
         lambda tensors: results(with_autocast(one_by_one), tensors, torch.float32),
         [value.float() for value in values],
@@ -138,18 +138,18 @@ def test_only_products_with_the_inputs_have_16_bits() -> None:
     )
     # With products in float32, autocast has no effect.
     plain = results(in_one_scan(torch.float32), values, torch.float32)
-    for found, expected in zip(
+    for actual, expected in zip(
         results(with_autocast(in_one_scan(torch.float32)), values, torch.float32), plain, strict=True
     ):
-        assert torch.equal(found, expected)
+        assert torch.equal(actual, expected)
 
 
 def test_16_bit_inputs_give_16_bit_gradients_and_float32_states() -> None:
     x, *weights = values_of(2, 5, 2, 3, 4)
-    low = x.bfloat16().requires_grad_()
-    states = gru_bank(low, *(weight.float() for weight in weights), torch.bfloat16)
+    bf16_x = x.bfloat16().requires_grad_()
+    states = gru_bank(bf16_x, *(weight.float() for weight in weights), torch.bfloat16)
     assert states.dtype == torch.float32
-    (gradient,) = torch.autograd.grad(states.sum(), low)
+    (gradient,) = torch.autograd.grad(states.sum(), bf16_x)
     assert gradient.dtype == torch.bfloat16
 
 
@@ -157,8 +157,8 @@ def test_results_are_bitwise_repeatable_and_inputs_unchanged() -> None:
     values = values_of(3, 30, 5, 8, 8)
     before = [value.clone() for value in values]
     first, second = results(in_one_scan(), values), results(in_one_scan(), values)
-    for one, other in zip((*first, *before), (*second, *values), strict=True):
-        assert torch.equal(one, other)
+    for actual, expected in zip((*first, *before), (*second, *values), strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("precision", ["ieee", "bf16"])
@@ -183,16 +183,16 @@ def test_backward_pass_does_not_change_kept_gates() -> None:
 @pytest.mark.parametrize("recompute", [True, False])
 def test_only_arguments_result_and_requested_gates_are_saved(recompute: bool) -> None:
     values = [value.requires_grad_() for value in values_of(2, 20, 3, 5, 6)]
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         states = gru_bank(*values, torch.float64, recompute=recompute)
     gates = 0 if recompute else 4 * states.nbytes
-    assert sum(kept.values()) == sum(tensor.nbytes for tensor in (*values, states)) + gates
+    assert sum(saved.values()) == sum(tensor.nbytes for tensor in (*values, states)) + gates
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (3, 4, 2, 3, 5)])
@@ -200,9 +200,9 @@ def test_only_arguments_result_and_requested_gates_are_saved(recompute: bool) ->
 @pytest.mark.parametrize("recompute", [True, False])
 def test_operator_passes_opcheck(size: tuple[int, ...], product: torch.dtype, recompute: bool) -> None:
     values = [value.float().requires_grad_() for value in values_of(*size)]
-    low = values[0].bfloat16().detach().requires_grad_()
+    bf16_x = values[0].bfloat16().detach().requires_grad_()
     torch.library.opcheck(gru_bank_operator, (*values, product, False, recompute))
-    torch.library.opcheck(gru_bank_operator, (low, *values[1:], product, False, recompute))
+    torch.library.opcheck(gru_bank_operator, (bf16_x, *values[1:], product, False, recompute))
 
 
 def test_flops_include_only_computed_products() -> None:
@@ -223,8 +223,8 @@ def test_compiled_results_equal_eager_results(recompute: bool) -> None:
         return gru_bank(2 * inputs[0], *inputs[1:], torch.float64, recompute=recompute).tanh()
 
     compiled = torch.compile(doubled, fullgraph=True, dynamic=False)
-    for found, expected in zip(results(compiled, values), results(doubled, values), strict=True):
-        assert torch.allclose(found, expected, rtol=0, atol=EXACT)
+    for actual, expected in zip(results(compiled, values), results(doubled, values), strict=True):
+        assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
 
 
 WRONG = {

@@ -35,21 +35,21 @@ def plain(n_heads: int, a: Tensor, projection: Tensor, bias: Tensor, *w: Tensor)
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_outputs_and_gradients_equal_a_projecting_block(shape: tuple[int, ...]) -> None:
-    n_heads, given = shape[2], parameters(shape, torch.float64)
-    theirs = plain(n_heads, *given)
-    g = torch.randn_like(theirs)
-    expected = torch.autograd.grad(theirs, given, g)
+    n_heads, tensors = shape[2], parameters(shape, torch.float64)
+    expected_output = plain(n_heads, *tensors)
+    g = torch.randn_like(expected_output)
+    expected = torch.autograd.grad(expected_output, tensors, g)
 
-    weights = low_rank_weights(*given[1:], n_heads)
+    weights = low_rank_weights(*tensors[1:], n_heads)
     assert weights.scores.shape == (shape[4] + 1, n_heads * (shape[4] + 1))
     with torch.no_grad():
-        ours, backward = low_rank_attention_block(given[0], weights, NO_DROPOUT, 0)
+        output, backward = low_rank_attention_block(tensors[0], weights, NO_DROPOUT, 0)
         g_a, g_weights = backward(g)
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(output, expected_output, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(g_a, expected[0], rtol=1e-10, atol=1e-10)
-    through = torch.autograd.grad(weights, given[1:], g_weights)
-    for found, wanted in zip(through, expected[1:], strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    through = torch.autograd.grad(weights, tensors[1:], g_weights)
+    for actual_grad, expected_grad in zip(through, expected[1:], strict=True):
+        torch.testing.assert_close(actual_grad, expected_grad, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
@@ -62,16 +62,18 @@ def test_backward_pass_with_dropout_equals_autograd(rate: float) -> None:
     g = torch.randn_like(y)
     expected = torch.autograd.grad(y, [a, *weights], g)
     g_a, g_weights = backward(g)
-    for found, wanted in zip([g_a, *g_weights], expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    for actual_grad, expected_grad in zip([g_a, *g_weights], expected, strict=True):
+        torch.testing.assert_close(actual_grad, expected_grad, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parity
 def test_float32_error_is_within_the_rounding_bound() -> None:
     shape = (4, 169, 8, 208, 3)
-    exact, given = ([x.detach() for x in parameters(shape, dtype)] for dtype in (torch.float64, torch.float32))
-    found, _ = low_rank_attention_block(given[0], low_rank_weights(*given[1:], 8), NO_DROPOUT, 0)
-    assert_right_up_to_rounding([found], [plain(8, *exact)], lambda tensors: [plain(8, *tensors)], given, torch.float32)
+    exact, fp32_tensors = ([x.detach() for x in parameters(shape, dtype)] for dtype in (torch.float64, torch.float32))
+    actual, _ = low_rank_attention_block(fp32_tensors[0], low_rank_weights(*fp32_tensors[1:], 8), NO_DROPOUT, 0)
+    assert_right_up_to_rounding(
+        [actual], [plain(8, *exact)], lambda tensors: [plain(8, *tensors)], fp32_tensors, torch.float32
+    )
 
 
 def test_weights_of_nn_modules_give_the_same_result() -> None:
@@ -87,5 +89,5 @@ def test_weights_of_nn_modules_give_the_same_result() -> None:
         projection.weight, projection.bias, attention.in_proj_weight, attention.in_proj_bias,
         attention.out_proj.weight, attention.out_proj.bias, norm.weight, norm.bias, 3,
     )  # fmt: skip
-    found, _ = low_rank_attention_block(a, weights, NO_DROPOUT, 0)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    actual, _ = low_rank_attention_block(a, weights, NO_DROPOUT, 0)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)

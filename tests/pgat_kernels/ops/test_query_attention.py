@@ -94,10 +94,10 @@ def test_result_equals_torch_multihead_attention(n_heads: int) -> None:
     (w_q, w_k, w_v), (b_q, b_k, b_v) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     out = attention.out_proj
     weights = QueryAttentionWeights(w_q, b_q, w_k, b_k, w_v, b_v, out.weight, out.bias)
-    found = query_side_attention(query, tokens, weights, n_heads)
+    actual = query_side_attention(query, tokens, weights, n_heads)
     for group in range(3):
         keys = tokens[:, group]
-        assert torch.allclose(found[:, group], attention(query[:, None], keys, keys)[0][:, 0], rtol=0, atol=EXACT)
+        assert torch.allclose(actual[:, group], attention(query[:, None], keys, keys)[0][:, 0], rtol=0, atol=EXACT)
 
 
 def test_key_bias_has_no_effect_and_zero_gradient() -> None:
@@ -154,9 +154,9 @@ def test_dropout_keeps_the_expectation() -> None:
     query, tokens, *weights = values_of((1, 1, 4, 5, 5, 6, 5, 3))
     draws = 20_000  # copies of one query, each with its own mask
     call = ours(3, 0.3)
-    found = call(query.expand(draws, -1), tokens.expand(draws, -1, -1, -1), *weights)[:, 0]
+    actual = call(query.expand(draws, -1), tokens.expand(draws, -1, -1, -1), *weights)[:, 0]
     expected = ours(3)(query, tokens, *weights)[0, 0]
-    assert ((found.mean(dim=0) - expected).abs() < 5 * found.std(dim=0) / draws**0.5).all()
+    assert ((actual.mean(dim=0) - expected).abs() < 5 * actual.std(dim=0) / draws**0.5).all()
 
 
 def test_invalid_arguments_raise() -> None:

@@ -34,30 +34,30 @@ def test_result_without_dropout_is_the_value_path(groups: int, width: int, n_hea
     inputs = [context, *weights]
     expected = attention(context, queries=5, keys=7)
     if dropping:
-        found = identical_keys_dropout(context, 5, 7, *weights, n_heads, 0.0, SEED, 0)
+        actual = identical_keys_dropout(context, 5, 7, *weights, n_heads, 0.0, SEED, 0)
     else:
-        found = identical_keys_value(context, *weights)[:, None].expand_as(expected)
-    assert torch.allclose(found, expected, rtol=0, atol=EXACT)
+        actual = identical_keys_value(context, *weights)[:, None].expand_as(expected)
+    assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
     upstream = normal(*expected.shape, seed=6)
-    gradients = [torch.autograd.grad(result, inputs, upstream) for result in (found, expected)]
-    for ours, theirs in zip(*gradients, strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+    gradients = [torch.autograd.grad(result, inputs, upstream) for result in (actual, expected)]
+    for actual_grad, expected_grad in zip(*gradients, strict=True):
+        assert torch.allclose(actual_grad, expected_grad, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize(("queries", "keys", "n_heads"), [(1, 1, 1), (5, 7, 2), (39, 39, 8)])
 def test_dropout_scales_heads_by_the_sums_of_their_weights(queries: int, keys: int, n_heads: int) -> None:
     _, weights = reference(16, n_heads, 0.0)
     inputs = [normal(3, 16).requires_grad_(), *weights]
-    found = identical_keys_dropout(inputs[0], queries, keys, *weights, n_heads, 0.3, SEED, 2)
+    actual = identical_keys_dropout(inputs[0], queries, keys, *weights, n_heads, 0.3, SEED, 2)
     sums = dropped_weight_sums(keys, (3, queries, n_heads), 0.3, SEED, 2).double()
     value = torch.nn.functional.linear(inputs[0], weights[0], weights[1])
     scaled = (sums[..., None] * value.view(3, 1, n_heads, -1)).flatten(2)
     expected = torch.nn.functional.linear(scaled, weights[2], weights[3])
-    assert torch.allclose(found, expected, rtol=0, atol=EXACT)
+    assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
     upstream = normal(*expected.shape, seed=6)
-    gradients = [torch.autograd.grad(result, inputs, upstream) for result in (found, expected)]
-    for ours, theirs in zip(*gradients, strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=EXACT)
+    gradients = [torch.autograd.grad(result, inputs, upstream) for result in (actual, expected)]
+    for actual_grad, expected_grad in zip(*gradients, strict=True):
+        assert torch.allclose(actual_grad, expected_grad, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.5, 0.9])
@@ -67,11 +67,11 @@ def test_number_of_kept_keys_is_binomial(keys: int, rate: float) -> None:
     sums = dropped_weight_sums(keys, (draws, 1), rate, SEED, 0).double()
     kept = sums.flatten() * (keys * (1 - rate))
     assert torch.allclose(kept, kept.round(), rtol=0, atol=1e-5)  # float32 of at most 39
-    found = kept.round().long().bincount(minlength=keys + 1)
-    assert len(found) == keys + 1
+    counts = kept.round().long().bincount(minlength=keys + 1)
+    assert len(counts) == keys + 1
     for n in range(keys + 1):
         expected = draws * math.comb(keys, n) * (1 - rate) ** n * rate ** (keys - n)
-        assert abs(int(found[n]) - expected) < 5 * expected**0.5 + 5  # five standard errors, and slack for rare values
+        assert abs(int(counts[n]) - expected) < 5 * expected**0.5 + 5  # five standard errors, and slack for rare values
 
 
 def test_sums_have_the_mean_and_variance_of_dropped_weights() -> None:
@@ -84,8 +84,8 @@ def test_sums_have_the_mean_and_variance_of_dropped_weights() -> None:
 
 def test_sums_of_queries_heads_and_sites_are_independent() -> None:
     sums = dropped_weight_sums(5, (50_000, 3, 4), 0.3, SEED, 0).flatten(1).double()  # 3 queries of 4 heads
-    apart = sums.T.corrcoef() - torch.eye(12)
-    assert float(apart.abs().max()) < 5 / len(sums) ** 0.5
+    correlations = sums.T.corrcoef() - torch.eye(12)
+    assert float(correlations.abs().max()) < 5 / len(sums) ** 0.5
     neighbours = torch.stack((sums[1:, 0], sums[:-1, 0])).corrcoef()[0, 1]
     assert abs(float(neighbours)) < 5 / len(sums) ** 0.5
     other = dropped_weight_sums(5, (50_000, 3, 4), 0.3, SEED, 1).flatten(1).double()
@@ -100,17 +100,19 @@ def test_dropout_has_the_distribution_of_the_reference_model() -> None:
     torch.manual_seed(3)
     with torch.no_grad():
         expected = attention.train()(context, queries, keys).flatten(1)
-        found = identical_keys_dropout(context, queries, keys, *weights, n_heads, 0.4, SEED, 0).flatten(1)
+        actual = identical_keys_dropout(context, queries, keys, *weights, n_heads, 0.4, SEED, 0).flatten(1)
         exact = attention.eval()(context[:1], queries, keys).flatten(1)
     # Tolerances are five standard errors of a mean, and of two covariances.
-    assert ((found.mean(dim=0) - exact).abs() < 5 * found.std(dim=0) / draws**0.5).all()
-    spread = found.var(dim=0).max()
+    assert ((actual.mean(dim=0) - exact).abs() < 5 * actual.std(dim=0) / draws**0.5).all()
+    spread = actual.var(dim=0).max()
     assert spread > 1e-3  # the compared covariances are not those of constants
-    assert ((found.T.cov() - expected.T.cov()).abs() < 5 * 2 * spread / draws**0.5).all()
+    assert ((actual.T.cov() - expected.T.cov()).abs() < 5 * 2 * spread / draws**0.5).all()
     # Compare all possible values of an element and their frequencies.
-    values, order = torch.cat((found[:, 0], expected[:, 0])).sort()
+    values, order = torch.cat((actual[:, 0], expected[:, 0])).sort()
     kind = (values.diff(prepend=values[:1]) > 1e-5).cumsum(dim=0)
-    counts = torch.stack([kind[(order >= draws) == theirs].bincount(minlength=16) for theirs in (False, True)])
+    counts = torch.stack(
+        [kind[(order >= draws) == from_reference].bincount(minlength=16) for from_reference in (False, True)]
+    )
     assert counts.shape == (2, (keys + 1) ** n_heads)
     assert ((counts[0] - counts[1]).abs() < 5 * counts.sum(dim=0) ** 0.5).all()
 
@@ -168,6 +170,6 @@ def test_compiled_results_equal_eager_results() -> None:
         sums = dropped_weight_sums(39, (3, 39, 2), 0.1, seed, 0)
         return sums, identical_keys_dropout(context, 39, 39, *weights, 2, 0.1, seed, 0)
 
-    ours, theirs = (f(normal(3, 8), SEED) for f in (torch.compile(call, fullgraph=True, dynamic=False), call))
-    assert torch.equal(ours[0], theirs[0])
-    assert torch.allclose(ours[1], theirs[1], rtol=0, atol=EXACT)
+    actual, expected = (f(normal(3, 8), SEED) for f in (torch.compile(call, fullgraph=True, dynamic=False), call))
+    assert torch.equal(actual[0], expected[0])
+    assert torch.allclose(actual[1], expected[1], rtol=0, atol=EXACT)

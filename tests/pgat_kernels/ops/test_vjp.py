@@ -82,8 +82,8 @@ def test_gradients_equal_those_of_autograd(name: str, rate: float) -> None:
     y, backward = function(rate, *arguments)
     g = torch.randn_like(y)
     expected = torch.autograd.grad(y, flat(arguments), g)
-    for found, wanted in zip(flat(backward(g)), expected, strict=True):
-        torch.testing.assert_close(found, wanted.view_as(found), rtol=1e-10, atol=1e-10)
+    for actual_grad, expected_grad in zip(flat(backward(g)), expected, strict=True):
+        torch.testing.assert_close(actual_grad, expected_grad.view_as(actual_grad), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "block" in name or name == "output_head"])
@@ -94,14 +94,14 @@ def test_bfloat16_products_give_float32_results_and_gradients(name: str) -> None
         tuple.__new__(type(a), [t.detach().float() for t in a]) if isinstance(a, tuple) else a.detach().float()
         for a in make()
     ]
-    wide, _ = function(0.0, *arguments)
-    low = [
+    fp32_result, _ = function(0.0, *arguments)
+    bf16_arguments = [
         type(a)._make(t.bfloat16() if t.dim() > 1 else t for t in a) if isinstance(a, tuple) else a for a in arguments
     ]
-    y, backward = function(0.0, *low)
+    y, backward = function(0.0, *bf16_arguments)
     assert y.dtype == torch.float32
     assert all(t.dtype == torch.float32 for t in flat(backward(torch.randn_like(y))))
-    assert float((y - wide).norm() / wide.norm()) < 0.03
+    assert float((y - fp32_result).norm() / fp32_result.norm()) < 0.03
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -112,5 +112,5 @@ def test_attention_operator_equals_plain_attention_with_the_same_dropout(biased:
     for kernels in (False, True):
         y, backward = blocks.attention_block(x, w, H, masks(0.4), 0, bias, kernels=kernels)
         results.append([y, *flat(backward(torch.ones_like(y)))])
-    for found, expected in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
