@@ -85,14 +85,14 @@ def predict(
         raise CheckpointError(f"{run.checkpoint}: forecasts that are not finite: use another checkpoint")
     names = PRICES if in_prices else targets
     columns = {"date": days.astype("datetime64[s]"), "horizon": np.arange(1, len(days) + 1)}
-    columns |= {name: values[0, :, place] for place, name in enumerate(names)}
+    columns |= {name: values[0, :, index] for index, name in enumerate(names)}
     intervals = _intervals_of(run, output, levels)
     if intervals is not None:
         lower, upper = _bounds(run, intervals, scaled, values, mixture_arrays([output]), history.last_close)
-        for place, name in enumerate(names):
+        for index, name in enumerate(names):
             for level, low, high in zip(intervals.levels, lower, upper, strict=True):
-                columns[f"{name}_lower_{100 * level:g}"] = low[0, :, place]
-                columns[f"{name}_upper_{100 * level:g}"] = high[0, :, place]
+                columns[f"{name}_lower_{100 * level:g}"] = low[0, :, index]
+                columns[f"{name}_upper_{100 * level:g}"] = high[0, :, index]
     frame = pd.DataFrame(columns)
     frame.attrs = {
         "run": str(run.folder),
@@ -199,9 +199,9 @@ def _impossible_bars(frame: pd.DataFrame) -> list[str]:
 
     The forecasts are not corrected.
     """
-    low = frame["low"] > frame[["open", "close"]].min(axis=1)
-    high = frame["high"] < frame[["open", "close"]].max(axis=1)
-    days = [str(day.date()) for day in frame.loc[low | high, "date"]]
+    low_too_high = frame["low"] > frame[["open", "close"]].min(axis=1)
+    high_too_low = frame["high"] < frame[["open", "close"]].max(axis=1)
+    days = [str(day.date()) for day in frame.loc[low_too_high | high_too_low, "date"]]
     if days:
         _log.warning(
             "%d of %d forecast days are no possible bar (a high below, or a low above, the open or close): the four "
