@@ -123,13 +123,13 @@ def _forecast(run: Run, history: History, days: Days) -> Forecast:
     """Return the scaled forecast of `days`, a batch of one."""
     data, model = run.config.data, run.config.model
     inputs, targets = run.input_scaler.columns, run.target_scaler.columns
-    known: list[str] = []
+    known_columns: list[str] = []
     if data.decoder_future == "known":
         mask = known_ahead(inputs, targets).tolist()
-        known = [name for name, is_known in zip(inputs, mask, strict=True) if is_known]
+        known_columns = [name for name, is_known in zip(inputs, mask, strict=True) if is_known]
     batch = window_ahead(
         history.table,
-        known_future(days, history.dates[-1], known),
+        known_future(days, history.dates[-1], known_columns),
         scaler=run.input_scaler,
         targets=targets,
         seq_len=model.seq_len,

@@ -91,12 +91,14 @@ def test_true_prices_and_dates_match_data_file(tiny: list[str]) -> None:
     returns = dict(zip(map(str, table.dates), table.select(["log_Close"])[:, 0].tolist(), strict=True))
     closes = dict(zip(returns, (50 * np.exp(np.cumsum(list(returns.values())))).tolist(), strict=True))
     close_rows = rows[rows["target"] == "log_Close"]
-    first = close_rows[close_rows["horizon"] == 1]
+    next_day_rows = close_rows[close_rows["horizon"] == 1]
     days = close_rows["date"].dt.strftime("%Y-%m-%d")
     np.testing.assert_allclose(close_rows["price_truth"], days.map(closes), rtol=1e-12)
     assert close_rows["truth"].tolist() == days.map(returns).tolist()
-    origins = first["origin"].dt.strftime("%Y-%m-%d")
-    np.testing.assert_allclose(first["price_forecast"], origins.map(closes) * np.exp(first["forecast"]), rtol=1e-12)
+    origins = next_day_rows["origin"].dt.strftime("%Y-%m-%d")
+    np.testing.assert_allclose(
+        next_day_rows["price_forecast"], origins.map(closes) * np.exp(next_day_rows["forecast"]), rtol=1e-12
+    )
     assert days.iloc[-1] == str(table.dates[-1]), "the last window ends with the file"
 
 

@@ -20,8 +20,8 @@ def test_half_width_is_error_of_its_rank_for_each_day_and_target() -> None:
 
 
 def test_half_width_is_none_with_too_few_windows() -> None:
-    known = [width is not None for width in half_widths(np.ones((18, 2, 1)), LEVELS)]
-    assert known == [True, True, False]
+    is_finite = [width is not None for width in half_widths(np.ones((18, 2, 1)), LEVELS)]
+    assert is_finite == [True, True, False]
 
 
 def test_half_width_is_none_if_error_is_not_finite() -> None:

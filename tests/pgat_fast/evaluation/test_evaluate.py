@@ -32,17 +32,17 @@ def test_forecasts_and_loss_do_not_depend_on_batch_size(tiny: list[str], mixture
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
     torch.manual_seed(0)
     model = build_model(config)
-    whole, *others = [evaluate_split(model, splits.test, size, "independent") for size in (6, 1, 4)]
+    one_batch, *others = [evaluate_split(model, splits.test, size, "independent") for size in (6, 1, 4)]
     for other in others:
-        assert other.loss == pytest.approx(whole.loss, rel=1e-6)  # float32 sums in another order
-        assert np.abs(other.forecast - whole.forecast).max() < 1e-5
-        assert (other.truth == whole.truth).all()
+        assert other.loss == pytest.approx(one_batch.loss, rel=1e-6)  # float32 sums in another order
+        assert np.abs(other.forecast - one_batch.forecast).max() < 1e-5
+        assert (other.truth == one_batch.truth).all()
         # Means over the same numbers; rows of the adjacency sum to about 1.
-        assert np.abs(other.adjacency - whole.adjacency).max() < 1e-6
+        assert np.abs(other.adjacency - one_batch.adjacency).max() < 1e-6
         assert (other.mixture is None) != mixture
-    assert whole.forecast.shape == (6, 2, 4)
+    assert one_batch.forecast.shape == (6, 2, 4)
     if not mixture:
-        assert whole.loss == pytest.approx(float(((whole.forecast - whole.truth) ** 2).mean()), rel=1e-6)
+        assert one_batch.loss == pytest.approx(float(((one_batch.forecast - one_batch.truth) ** 2).mean()), rel=1e-6)
 
 
 def test_ranks_divide_the_windows_and_call_on_batch_equally_often(tiny: list[str]) -> None:

@@ -72,11 +72,11 @@ def test_forecast_of_test_window_equals_evaluation(
         forecast = predict(run, cut(path, rows, tmp_path / "cut.csv"), last_close=last_close, trading_days="nyse")
         # These weeks include Thanksgiving and Christmas; the decoder's marks and sky depend on the dates.
         assert np.array_equal(forecast["date"].to_numpy().astype("datetime64[D]"), table.dates[rows : rows + 2])
-        in_prices = forecast[list(PRICES)].to_numpy()
+        forecast_prices = forecast[list(PRICES)].to_numpy()
         # With the same batch size, float32 rounding is identical; only float64 rounding differs.
-        np.testing.assert_allclose(in_prices, to_prices(batch_of_1[window], kind, closes[rows - 1]), rtol=1e-12)
+        np.testing.assert_allclose(forecast_prices, to_prices(batch_of_1[window], kind, closes[rows - 1]), rtol=1e-12)
         # Another batch size sums in another order; float32 rounds at 1e-7, and scaled values are of size 1.
-        np.testing.assert_allclose(in_prices, to_prices(batch_of_4[window], kind, closes[rows - 1]), rtol=3e-6)
+        np.testing.assert_allclose(forecast_prices, to_prices(batch_of_4[window], kind, closes[rows - 1]), rtol=3e-6)
 
 
 def test_table_has_dates_horizons_prices_and_assumptions(run: Run, data_file: Path) -> None:
@@ -119,8 +119,8 @@ def test_frame_and_table_give_same_forecast_as_their_files(run: Run, prices: Pat
 
 
 def test_only_last_days_affect_forecast(run: Run, prices: Path) -> None:
-    few, many = (predict(run, sp500_prices().iloc[-days:], trading_days="nyse") for days in (7, 200))
-    pd.testing.assert_frame_equal(few, many)
+    from_7_days, from_200_days = (predict(run, sp500_prices().iloc[-days:], trading_days="nyse") for days in (7, 200))
+    pd.testing.assert_frame_equal(from_7_days, from_200_days)
 
 
 def test_known_future_equals_later_rows_of_data_file(data_file: Path) -> None:
