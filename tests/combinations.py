@@ -19,18 +19,18 @@ def parts(row: Row, size: int) -> set[Part]:
 
 def covering(rows: Sequence[Row], size: int) -> list[Row]:
     """Select few of `rows` that contain every combination of `size` values in them. The result is deterministic."""
-    left = set[Part]().union(*(parts(row, size) for row in rows))
-    taken, times = list[Row](), Counter[Part]()
+    uncovered = set[Part]().union(*(parts(row, size) for row in rows))
+    selected, counts = list[Row](), Counter[Part]()
 
     def gain(row: Row) -> tuple[int, int]:
         """Return the number of new combinations and, to break ties, how rare the values of the row are so far."""
-        return len(left & parts(row, size)), -sum(times[part] for part in parts(row, 1))
+        return len(uncovered & parts(row, size)), -sum(counts[part] for part in parts(row, 1))
 
-    while left:
-        taken.append(max(rows, key=gain))
-        left -= parts(taken[-1], size)
-        times.update(parts(taken[-1], 1))
-    return taken
+    while uncovered:
+        selected.append(max(rows, key=gain))
+        uncovered -= parts(selected[-1], size)
+        counts.update(parts(selected[-1], 1))
+    return selected
 
 
 def pairwise(*values: Iterable[Any]) -> list[Row]:
@@ -44,5 +44,5 @@ def pairwise_each_value_first(*values: Iterable[Any], slow: Callable[[Row], bool
     Rows for which `slow` is true are always marked slow.
     """
     rows = pairwise(*values)
-    first = set(covering([row for row in rows if not slow(row)], 1))
-    return [pytest.param(*row, marks=() if row in first else pytest.mark.slow) for row in rows]
+    fast_rows = set(covering([row for row in rows if not slow(row)], 1))
+    return [pytest.param(*row, marks=() if row in fast_rows else pytest.mark.slow) for row in rows]

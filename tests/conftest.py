@@ -28,9 +28,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     minutes = item.config.getoption("--begin-within")
     if minutes is None:
         return
-    limit = item.get_closest_marker("timeout")
-    expected = limit.args[0] / 2 if limit is not None else 0.0
-    if time.monotonic() - STARTED + expected > 60 * minutes:
+    timeout_marker = item.get_closest_marker("timeout")
+    expected_seconds = timeout_marker.args[0] / 2 if timeout_marker is not None else 0.0
+    if time.monotonic() - STARTED + expected_seconds > 60 * minutes:
         pytest.skip(f"not begun within {minutes:g} minutes (--begin-within)")
 
 
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> tuple[bool, int]:
         marks = {mark.name for mark in item.iter_markers()}
-        marker = next((at for at, name in enumerate(MARKERS) if name in marks), len(MARKERS))
+        marker = next((index for index, name in enumerate(MARKERS) if name in marks), len(MARKERS))
         return item.path.name not in LONGEST, marker
 
     items.sort(key=place)

@@ -83,8 +83,8 @@ class Case(NamedTuple):
                 rng(f"x_mark_{side}", self.salt).random((batch, steps[side], 4)),
             )
         ]
-        first, second, third, fourth = (torch.tensor(v.astype(np.float32), dtype=dtype) for v in values)
-        return first, second, third, fourth
+        x_enc, x_mark_enc, x_dec, x_mark_dec = (torch.tensor(v.astype(np.float32), dtype=dtype) for v in values)
+        return x_enc, x_mark_enc, x_dec, x_mark_dec
 
     def probed(self, outputs: list[Tensor]) -> Tensor:
         """Return the scalar whose gradients are recorded: the sum of every output times a known direction."""
@@ -103,9 +103,9 @@ class Case(NamedTuple):
         `spread` is that of the outputs in float32, as in `check_gradients`.
         """
         assert len(outputs) == len(self.outputs)
-        for i, (found, expected) in enumerate(zip(outputs, self.outputs, strict=True)):
+        for i, (actual, expected) in enumerate(zip(outputs, self.outputs, strict=True)):
             allowed = max(1e-5, SPREADS * spread[i] * float(np.linalg.norm(expected)) if spread else 0.0)
-            assert np.abs(found.detach().double().numpy() - expected).max() < allowed
+            assert np.abs(actual.detach().double().numpy() - expected).max() < allowed
 
     def check_gradients(self, gradients: dict[str, Tensor | None], spread: Mapping[str, float] | None = None) -> None:
         """Assert that norms and projections agree within `TOLERANCE` of the norm, or within float32 rounding.
@@ -119,20 +119,20 @@ class Case(NamedTuple):
                 `SPREADS` times the spread is allowed where that exceeds `TOLERANCE`.
         """
         largest = max(norm for norm, _ in self.gradients.values())
-        wrong = []
+        failures = []
         for name, (norm, projection) in self.gradients.items():
             gradient = gradients[name]
             if gradient is None:
-                wrong.append(f"{name} received no gradient")
+                failures.append(f"{name} received no gradient")
                 continue
             values = gradient.double().numpy()
             direction = rng("grad/" + name, self.salt).standard_normal(values.shape)
             tolerance = max(TOLERANCE, SPREADS * (spread or {}).get(name, 0.0))
             scale = 1e-6 * largest if norm < 1e-12 * largest else tolerance * norm
-            found = float(np.linalg.norm(values)), float((values * direction).sum())
-            if abs(found[0] - norm) > scale or abs(found[1] - projection) > scale:
-                wrong.append(f"{name}: found {found}, expected {(norm, projection)}")
-        assert not wrong, "\n".join(wrong)
+            actual = float(np.linalg.norm(values)), float((values * direction).sum())
+            if abs(actual[0] - norm) > scale or abs(actual[1] - projection) > scale:
+                failures.append(f"{name}: found {actual}, expected {(norm, projection)}")
+        assert not failures, "\n".join(failures)
         assert {name for name in gradients if gradients[name] is not None} == set(self.gradients)
 
 

@@ -17,10 +17,10 @@ def assert_right_up_to_rounding(
     roundings: float = ROUNDINGS,
 ) -> None:
     """Assert that the error of every result is within its bound. The arguments are those of `errors_and_bounds`."""
-    judged = errors_and_bounds(found, exact, plain, inputs, dtype, roundings)
-    wrong = [
-        f"result {place}, {tuple(truth.shape)}: off by {error:.2g}, where rounding explains {bound:.2g}"
-        for place, ((error, bound), truth) in enumerate(zip(judged, exact, strict=True))
+    errors_with_bounds = errors_and_bounds(found, exact, plain, inputs, dtype, roundings)
+    failures = [
+        f"result {index}, {tuple(truth.shape)}: off by {error:.2g}, where rounding explains {bound:.2g}"
+        for index, ((error, bound), truth) in enumerate(zip(errors_with_bounds, exact, strict=True))
         if not error <= bound
     ]
-    assert not wrong, "\n".join(wrong)
+    assert not failures, "\n".join(failures)

@@ -41,7 +41,7 @@ def test_items_cited_in_the_code_exist_on_pages() -> None:
     for path in SOURCES:
         text = path.read_text(encoding="utf-8").replace("Vaswani et al. 2017, section", "")
         for page in CITED:
-            missing += [f"{path}: {page} {one}" for one in citations(text, page) if one not in defined(page)]
+            missing += [f"{path}: {page} {item}" for item in citations(text, page) if item not in defined(page)]
     assert missing == []
 
 

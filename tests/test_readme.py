@@ -71,10 +71,10 @@ def test_generated_text_equals_committed_results() -> None:
 
 
 def test_quickstart_output_equals_committed_output() -> None:
-    printed = (ROOT / "bench" / "results" / "make_train.txt").read_text().splitlines()
-    shown = re.search(r"```\n(quickstart: .*?)```", README, re.DOTALL)
-    assert shown is not None
-    assert [line for line in shown[1].splitlines() if line not in printed] == []
+    printed_lines = (ROOT / "bench" / "results" / "make_train.txt").read_text().splitlines()
+    match = re.search(r"```\n(quickstart: .*?)```", README, re.DOTALL)
+    assert match is not None
+    assert [line for line in match[1].splitlines() if line not in printed_lines] == []
 
 
 def test_effect_of_known_covariates_equals_committed_results() -> None:

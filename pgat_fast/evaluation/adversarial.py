@@ -106,17 +106,17 @@ def run_adversarial(
                 raise
 
         try:
-            found = evaluate_split(model, windows, batch_size, mixture_mode, on_batch=next_batch, change=changed)
+            perturbed = evaluate_split(model, windows, batch_size, mixture_mode, on_batch=next_batch, change=changed)
         except Exception as error:  # reported below: a failing diagnostic must not end the run
             if ended:
                 raise
             entry["error"] = f"{type(error).__name__}: {error}"
         else:
-            metrics = metrics_by_target(found.forecast, found.truth, targets)
+            metrics = metrics_by_target(perturbed.forecast, perturbed.truth, targets)
             entry["finite"] = metrics["overall"]["rmse"] is not None
             if entry["finite"]:
                 entry |= {"status": "ok", "metrics": metrics, "change": _change(metrics["overall"], reference)}
-                entry["shift"] = float(np.sqrt(np.mean((found.forecast - clean.forecast) ** 2)))
+                entry["shift"] = float(np.sqrt(np.mean((perturbed.forecast - clean.forecast) ** 2)))
             else:
                 entry["error"] = "the forecasts are not finite"
         if entry["error"] is not None:
@@ -132,7 +132,7 @@ def _change(changed: Metrics, clean: Metrics) -> dict[str, float | None]:
     """
     change: dict[str, float | None] = {}
     for measure in ("mae", "mse", "rmse"):
-        now, before = changed[measure], clean[measure]
-        change[measure] = None if now is None or before is None else now - before
-    rmse, before = changed["rmse"], clean["rmse"]
-    return change | {"ratio": rmse / before if rmse is not None and before else None}
+        error, clean_error = changed[measure], clean[measure]
+        change[measure] = None if error is None or clean_error is None else error - clean_error
+    rmse, clean_error = changed["rmse"], clean["rmse"]
+    return change | {"ratio": rmse / clean_error if rmse is not None and clean_error else None}

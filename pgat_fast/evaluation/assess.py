@@ -46,11 +46,11 @@ class Assessment:
         """
         rows = []
         for units in ("scaled", "price"):
-            part = self.test[units]
-            for name in () if part is None else ("model", *part["skill"]):
-                for target, measures in part[name].items():
-                    better = part["skill"].get(name) if target == "overall" else None
-                    rows.append({"units": units, "forecaster": name, "target": target, **measures, "skill": better})
+            section = self.test[units]
+            for name in () if section is None else ("model", *section["skill"]):
+                for target, measures in section[name].items():
+                    skill = section["skill"].get(name) if target == "overall" else None
+                    rows.append({"units": units, "forecaster": name, "target": target, **measures, "skill": skill})
         return pd.DataFrame(rows)
 
 
@@ -71,9 +71,9 @@ def assess(
     scaler, test = splits.target_scaler, splits.test
     targets, kind = scaler.columns, config.data.target_kind
     mode, seed = config.model.mdn_multivariate_mode, config.training.seed
-    passes = [len(splits.validation), len(test), *[len(test)] * len(SCENARIOS)]
+    window_counts = [len(splits.validation), len(test), *[len(test)] * len(SCENARIOS)]
     bar = tqdm(
-        total=sum(math.ceil(windows / EVALUATION_BATCH) for windows in passes),
+        total=sum(math.ceil(windows / EVALUATION_BATCH) for windows in window_counts),
         desc="evaluation",
         unit="batch",
         disable=None if progress else True,

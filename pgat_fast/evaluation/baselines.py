@@ -38,8 +38,8 @@ def naive_forecasts(
     if kind == "returns":
         zero_return, drift = np.zeros(shape), np.broadcast_to(training.mean(axis=0), shape)
     elif kind == "levels":
-        close = [name.lower().removeprefix("log_") for name in targets]
-        zero_return = last[..., [close.index("close")]] if "close" in close else last
+        names = [name.lower().removeprefix("log_") for name in targets]
+        zero_return = last[..., [names.index("close")]] if "close" in names else last
         days = np.arange(1, pred_len + 1, dtype=np.float64)[:, None]
         drift = last + days * np.diff(training, axis=0).mean(axis=0)
     else:

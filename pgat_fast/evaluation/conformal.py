@@ -23,8 +23,8 @@ def half_widths(errors: Array, levels: Sequence[float]) -> tuple[Array | None, .
     """
     count = len(errors)
     ordered = np.sort(np.abs(errors), axis=0)  # NaN sorts last
-    places = [rank(count, level) - 1 for level in levels]
-    return tuple(ordered[place] if place < count and np.isfinite(ordered[place]).all() else None for place in places)
+    indices = [rank(count, level) - 1 for level in levels]
+    return tuple(ordered[index] if index < count and np.isfinite(ordered[index]).all() else None for index in indices)
 
 
 def rank(count: int, level: float) -> int:

@@ -122,10 +122,10 @@ def mean_loss_of_split(
     device = windows.values.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     batches = list(batch_indices(len(windows), EVALUATION_BATCH, drop_last=False, device=device))
-    local = batches[group.rank :: group.size]
-    for batch, forecast, _ in _forecasts(model, windows, local, on_batch):
+    local_batches = batches[group.rank :: group.size]
+    for batch, forecast, _ in _forecasts(model, windows, local_batches, on_batch):
         total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
-    if on_batch is not None and len(local) * group.size < len(batches):
+    if on_batch is not None and len(local_batches) * group.size < len(batches):
         on_batch()
     total = group.all_reduce_sum(total)
     group.synchronize(total)
@@ -216,14 +216,14 @@ def compare(result: SplitForecast, table: Table, splits: Splits, kind: str) -> d
     """
     scaler, test = splits.target_scaler, splits.test
     targets = scaler.columns
-    first = splits.train.first_row
+    first_row = splits.train.first_row
     naive = naive_forecasts(
         target_values(table, targets),
         targets,
         last_rows(test),
         test.pred_len,
         kind,
-        range(first, first + len(splits.train.values)),
+        range(first_row, first_row + len(splits.train.values)),
     )
     scaled = {"model": result.forecast} | {name: scaler.transform(array) for name, array in naive.items()}
     comparison: dict[str, Any] = {

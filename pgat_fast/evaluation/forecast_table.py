@@ -36,20 +36,20 @@ def forecast_table(
         `truth`, `price_forecast`, `price_truth`, and for each level columns such as `price_lower_80` and
         `price_upper_80`. The price columns are NaN if `prices` is None.
     """
-    windows, days, count = forecast.shape
-    ahead = np.arange(1, days + 1)
-    shape = (windows, days, count)
+    windows, days, target_count = forecast.shape
+    horizons = np.arange(1, days + 1)
+    shape = (windows, days, target_count)
 
     def column(values: Array) -> Array:
         return np.ascontiguousarray(np.broadcast_to(values, shape)).ravel()
 
-    nothing = np.full(shape, np.nan)
-    price_forecast, price_truth, (lower, upper) = prices or (nothing, nothing, ([nothing] * len(levels),) * 2)
+    missing = np.full(shape, np.nan)
+    price_forecast, price_truth, (lower, upper) = prices or (missing, missing, ([missing] * len(levels),) * 2)
     table = pd.DataFrame(
         {
             "origin": np.broadcast_to(dates[rows][:, None, None], shape).ravel(),
-            "date": np.broadcast_to(dates[rows[:, None] + ahead][..., None], shape).ravel(),
-            "horizon": np.broadcast_to(ahead[None, :, None], shape).ravel(),
+            "date": np.broadcast_to(dates[rows[:, None] + horizons][..., None], shape).ravel(),
+            "horizon": np.broadcast_to(horizons[None, :, None], shape).ravel(),
             "target": np.broadcast_to(np.array(targets, dtype=object), shape).ravel(),
             "forecast": column(forecast),
             "truth": column(truth),

@@ -67,7 +67,7 @@ class Intervals:
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Create intervals from the result of `to_dict`. Raises DataError if `content` has another form."""
         try:
-            found = cls(
+            intervals = cls(
                 method=content["method"],
                 levels=tuple(float(level) for level in content["levels"]),
                 windows=int(content["windows"]),
@@ -78,9 +78,9 @@ class Intervals:
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"these are no stored intervals: {type(error).__name__}: {error}") from error
-        if fault := _fault(found):
+        if fault := _fault(intervals):
             raise DataError(f"these are no stored intervals: {fault}")
-        return found
+        return intervals
 
     def select(self, levels: Sequence[float]) -> Self:
         """Return these intervals for `levels` only.
@@ -90,13 +90,13 @@ class Intervals:
         absent = [level for level in levels if not 0 < level < 1 or (self.scaled and level not in self.levels)]
         if absent:
             raise DataError(f"no interval of level {absent[0]:g}: choose among {', '.join(map(str, self.levels))}")
-        places = [self.levels.index(level) for level in levels] if self.scaled else []
+        indices = [self.levels.index(level) for level in levels] if self.scaled else []
         return type(self)(
             self.method,
             tuple(levels),
             self.windows,
-            tuple(self.scaled[place] for place in places),
-            None if self.log_price is None else tuple(self.log_price[place] for place in places),
+            tuple(self.scaled[index] for index in indices),
+            None if self.log_price is None else tuple(self.log_price[index] for index in indices),
             self.mixture_mode,
             self.seed,
         )
@@ -146,11 +146,11 @@ def scaled_bounds(intervals: Intervals, forecast: Array, mixture: MixtureArrays 
         widths = _stack(intervals.scaled, forecast.shape[1:])[:, None]
         return forecast - widths, forecast + widths
     weights = np.broadcast_to(mixture.weights[:, :, None], mixture.means.shape)
-    ends = [
+    bounds = [
         [mixture_quantile(0.5 + sign * level / 2, mixture.means, mixture.stds, weights) for level in intervals.levels]
         for sign in (-1, 1)
     ]
-    return np.stack(ends[0]), np.stack(ends[1])
+    return np.stack(bounds[0]), np.stack(bounds[1])
 
 
 def price_bounds(
@@ -186,19 +186,19 @@ def price_bounds(
         with np.errstate(over="ignore"):
             widths = np.exp(_stack(intervals.log_price, prices.shape[1:])[:, None])
             return prices / widths, prices * widths
-    ends = [0.5 + sign * level / 2 for sign in (-1, 1) for level in intervals.levels]
+    probabilities = [0.5 + sign * level / 2 for sign in (-1, 1) for level in intervals.levels]
     # One window at a time, because the paths of all windows would need much memory.
     logs = np.stack(
         [
-            np.quantile(simulate_log_prices(mixture, window, intervals, scaler, kind, draws), ends, axis=0)
+            np.quantile(simulate_log_prices(mixture, window, intervals, scaler, kind, draws), probabilities, axis=0)
             for window in range(len(prices))
         ],
         axis=1,
     )
     with np.errstate(over="ignore"):
-        found = np.exp(logs) * (last_close[:, None, None] if kind == "returns" else 1.0)
+        bounds = np.exp(logs) * (last_close[:, None, None] if kind == "returns" else 1.0)
     count = len(intervals.levels)
-    return found[:count], found[count:]
+    return bounds[:count], bounds[count:]
 
 
 def simulate_log_prices(
@@ -213,8 +213,8 @@ def simulate_log_prices(
     means, stds, weights = (part[window] for part in mixture)  # [P, C, K], [P, C, K], [P, K]
     days, targets, _ = means.shape
     generator = np.random.default_rng([intervals.seed, window])
-    chances = generator.random((draws, days, 1 if intervals.mixture_mode == "joint" else targets, 1))
-    component = (chances > np.cumsum(weights, axis=-1)[None, :, None, :-1]).sum(axis=-1)  # [draws, P, 1 or C]
+    uniforms = generator.random((draws, days, 1 if intervals.mixture_mode == "joint" else targets, 1))
+    component = (uniforms > np.cumsum(weights, axis=-1)[None, :, None, :-1]).sum(axis=-1)  # [draws, P, 1 or C]
     component = np.broadcast_to(component, (draws, days, targets))
     day, target = np.arange(days)[:, None], np.arange(targets)
     values = means[day, target, component] + stds[day, target, component] * generator.standard_normal(component.shape)
@@ -285,13 +285,13 @@ def _fault(found: Intervals) -> str | None:
     if not levels or not all(0 < level < 1 for level in levels) or len(set(levels)) < len(levels):
         return f"the levels are {list(levels)}, not different numbers between 0 and 1"
     if found.method == "mixture":
-        known = found.mixture_mode in ("independent", "joint") and found.seed >= 0
-        return None if known else f"the mixture mode is {found.mixture_mode!r} and the seed {found.seed}"
+        valid = found.mixture_mode in ("independent", "joint") and found.seed >= 0
+        return None if valid else f"the mixture mode is {found.mixture_mode!r} and the seed {found.seed}"
     for name, widths in (("scaled", found.scaled), ("log_price", found.log_price)):
         if widths is not None and len(widths) != len(levels):
             return f"{len(levels)} levels, but {len(widths)} tables of widths in {name}"
-    every = [width for widths in (found.scaled, found.log_price) for width in widths or () if width is not None]
-    if len({width.shape for width in every}) > 1:
+    known_widths = [width for widths in (found.scaled, found.log_price) for width in widths or () if width is not None]
+    if len({width.shape for width in known_widths}) > 1:
         return "the tables of widths have different shapes"
     return None
 

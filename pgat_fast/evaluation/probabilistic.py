@@ -61,11 +61,11 @@ def mixture_crps(y: Array, means: Array, stds: Array, weights: Array) -> Array:
     A(m, s) = 2 s phi(m / s) + m (2 Phi(m / s) - 1) (Grimit, Gneiting, Berrocal & Johnson, The continuous ranked
     probability score for circular variables, 2006).
     """
-    first = np.sum(weights * _expected_distance(y[..., None] - means, stds), axis=-1)
-    between = means[..., :, None] - means[..., None, :]
-    spread = np.hypot(stds[..., :, None], stds[..., None, :])
+    error = np.sum(weights * _expected_distance(y[..., None] - means, stds), axis=-1)
+    mean_differences = means[..., :, None] - means[..., None, :]
+    difference_stds = np.hypot(stds[..., :, None], stds[..., None, :])
     pairs = weights[..., :, None] * weights[..., None, :]
-    crps: Array = first - 0.5 * np.sum(pairs * _expected_distance(between, spread), axis=(-2, -1))
+    crps: Array = error - 0.5 * np.sum(pairs * _expected_distance(mean_differences, difference_stds), axis=(-2, -1))
     return crps
 
 
@@ -139,13 +139,13 @@ def mixture_report(
     `truth` is [W, P, C] and `mode` is `model.mdn_multivariate_mode`. The NLL by target is the marginal one. Values that
     are not finite are None.
     """
-    days, single = day_nll(mixture, truth, mode), marginal_nll(mixture, truth)
+    day_nlls, marginal_nlls = day_nll(mixture, truth, mode), marginal_nll(mixture, truth)
     crps = mixture_crps(truth, mixture.means, mixture.stds, _for_each_target(mixture))
     return {
         "nll": {
-            "overall": finite(days.mean()),
-            "by_target": {name: finite(single[..., index].mean()) for index, name in enumerate(targets)},
-            "by_horizon": [finite(value) for value in days.mean(axis=0)],
+            "overall": finite(day_nlls.mean()),
+            "by_target": {name: finite(marginal_nlls[..., index].mean()) for index, name in enumerate(targets)},
+            "by_horizon": [finite(value) for value in day_nlls.mean(axis=0)],
         },
         "crps": {
             "overall": finite(crps.mean()),

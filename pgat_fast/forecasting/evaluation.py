@@ -24,11 +24,11 @@ def evaluate(run: Run, *, on_batch: Callable[[], None] | None = None, progress: 
         CheckpointError: the training rows of the data file give different scalers from those of the run.
     """
     table, splits = load_splits(run.config.data, run.config.model, run.device)
-    for name, stored, found in (
+    for name, run_scaler, data_scaler in (
         ("inputs", run.input_scaler, splits.input_scaler),
         ("targets", run.target_scaler, splits.target_scaler),
     ):
-        if stored.to_dict() != found.to_dict():
+        if run_scaler.to_dict() != data_scaler.to_dict():
             raise CheckpointError(
                 f"{run.config.data.path}: its training rows give the {name} another scale than the run was trained "
                 "with: use the data file of the training, or train anew"

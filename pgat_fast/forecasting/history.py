@@ -121,10 +121,10 @@ def _from_prices(
             f"{name}: {len(prices)} days of prices are too few: the model reads the last {seq_len} (model.seq_len) and "
             f"the close before them: pass at least {seq_len + 1}"
         )
-    built = build_table(prices, kind, rows=seq_len)
+    frame = build_table(prices, kind, rows=seq_len)
     dates = pd.DatetimeIndex(prices.index).to_numpy().astype("datetime64[D]")
     # Round as in a data file, so that prices and the file built from them give the same forecast.
-    table = Table(dates[-seq_len:], as_written(built.to_numpy(np.float64)), COLUMNS, source=name)
+    table = Table(dates[-seq_len:], as_written(frame.to_numpy(np.float64)), COLUMNS, source=name)
     return table, dates, float(prices["close"].iloc[-1]), f"the last close of {name}"
 
 
@@ -139,8 +139,8 @@ def _check_rows(table: Table, seq_len: int) -> None:
 def _last_close(table: Table, targets: tuple[str, ...], data: DataConfig, trained_on: str) -> tuple[float | None, str]:
     """Return the close of the last row and its origin; the close is None if it is unknown or not needed."""
     note = read_note(table)
-    prices = [name for name in targets if name in TARGETS]
-    fault = fault_of_kind(table.select(prices), data.target_kind, note) if prices else None
+    price_targets = [name for name in targets if name in TARGETS]
+    fault = fault_of_kind(table.select(price_targets), data.target_kind, note) if price_targets else None
     if fault:
         raise DataError(f"{table.source}: {fault}, but the run was trained on {data.target_kind}")
     if targets != TARGETS:

@@ -85,14 +85,14 @@ def predict(
         raise CheckpointError(f"{run.checkpoint}: forecasts that are not finite: use another checkpoint")
     names = PRICES if in_prices else targets
     columns = {"date": days.astype("datetime64[s]"), "horizon": np.arange(1, len(days) + 1)}
-    columns |= {name: values[0, :, place] for place, name in enumerate(names)}
+    columns |= {name: values[0, :, index] for index, name in enumerate(names)}
     intervals = _intervals_of(run, output, levels)
     if intervals is not None:
         lower, upper = _bounds(run, intervals, scaled, values, mixture_arrays([output]), history.last_close)
-        for place, name in enumerate(names):
+        for index, name in enumerate(names):
             for level, low, high in zip(intervals.levels, lower, upper, strict=True):
-                columns[f"{name}_lower_{100 * level:g}"] = low[0, :, place]
-                columns[f"{name}_upper_{100 * level:g}"] = high[0, :, place]
+                columns[f"{name}_lower_{100 * level:g}"] = low[0, :, index]
+                columns[f"{name}_upper_{100 * level:g}"] = high[0, :, index]
     frame = pd.DataFrame(columns)
     frame.attrs = {
         "run": str(run.folder),
@@ -123,13 +123,13 @@ def _forecast(run: Run, history: History, days: Days) -> Forecast:
     """Return the scaled forecast of `days`, a batch of one."""
     data, model = run.config.data, run.config.model
     inputs, targets = run.input_scaler.columns, run.target_scaler.columns
-    known: list[str] = []
+    known_columns: list[str] = []
     if data.decoder_future == "known":
         mask = known_ahead(inputs, targets).tolist()
-        known = [name for name, is_known in zip(inputs, mask, strict=True) if is_known]
+        known_columns = [name for name, is_known in zip(inputs, mask, strict=True) if is_known]
     batch = window_ahead(
         history.table,
-        known_future(days, history.dates[-1], known),
+        known_future(days, history.dates[-1], known_columns),
         scaler=run.input_scaler,
         targets=targets,
         seq_len=model.seq_len,
@@ -199,9 +199,9 @@ def _impossible_bars(frame: pd.DataFrame) -> list[str]:
 
     The forecasts are not corrected.
     """
-    low = frame["low"] > frame[["open", "close"]].min(axis=1)
-    high = frame["high"] < frame[["open", "close"]].max(axis=1)
-    days = [str(day.date()) for day in frame.loc[low | high, "date"]]
+    low_too_high = frame["low"] > frame[["open", "close"]].min(axis=1)
+    high_too_low = frame["high"] < frame[["open", "close"]].max(axis=1)
+    days = [str(day.date()) for day in frame.loc[low_too_high | high_too_low, "date"]]
     if days:
         _log.warning(
             "%d of %d forecast days are no possible bar (a high below, or a low above, the open or close): the four "

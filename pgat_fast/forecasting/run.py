@@ -69,7 +69,7 @@ def load_run(folder: str | Path, checkpoint: str = "best", device: str = "auto",
     """
     folder = Path(folder)
     config = _read_config(folder, overrides)
-    target = resolve_device(device if device != "auto" or not _names_device(overrides) else config.run.device)
+    resolved_device = resolve_device(device if device != "auto" or not _names_device(overrides) else config.run.device)
     path, stored = _find_checkpoint(folder, checkpoint)
     results = _read_json(folder / "results.json") or {}
     target_scaler = _read_scaler(path, stored.about, "target_scaler", config.model.c_out)
@@ -77,8 +77,8 @@ def load_run(folder: str | Path, checkpoint: str = "best", device: str = "auto",
         folder=folder,
         checkpoint=path,
         config=config,
-        model=_load_model(config, path, stored).to(target).eval(),
-        device=target,
+        model=_load_model(config, path, stored).to(resolved_device).eval(),
+        device=resolved_device,
         input_scaler=_read_scaler(path, stored.about, "input_scaler", config.model.enc_in),
         target_scaler=target_scaler,
         intervals=_read_intervals(folder, path.name, results, config.model, target_scaler.columns),
@@ -90,15 +90,15 @@ def load_run(folder: str | Path, checkpoint: str = "best", device: str = "auto",
 def _read_config(folder: Path, overrides: Sequence[str]) -> Config:
     path = folder / "config.yaml"
     if not path.is_file():
-        what = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
-        raise CheckpointError(f"{folder}: {what}: name the folder of a run, such as runs/quickstart")
-    trained = config_to_dict(load_config(path))
+        problem = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
+        raise CheckpointError(f"{folder}: {problem}: name the folder of a run, such as runs/quickstart")
+    trained_config = config_to_dict(load_config(path))
     config = load_config(path, overrides)
     for section, settings in config_to_dict(config).items():
         for key, value in settings.items():
-            if value != trained[section][key] and f"{section}.{key}" not in OVERRIDABLE:
+            if value != trained_config[section][key] and f"{section}.{key}" not in OVERRIDABLE:
                 raise ConfigError(
-                    f"{section}.{key}={value}: the run was trained with {trained[section][key]}; only "
+                    f"{section}.{key}={value}: the run was trained with {trained_config[section][key]}; only "
                     f"{', '.join(sorted(OVERRIDABLE))} may differ"
                 )
     return config
@@ -115,10 +115,10 @@ def _find_checkpoint(folder: Path, which: str) -> tuple[Path, Checkpoint]:
         if path.parent.resolve() != root.resolve():
             raise CheckpointError(f"{path}: not a checkpoint of {folder}: name one of those in {root}")
         return path, read_checkpoint(path, training=False)
-    found = choose_checkpoint(root, which)
-    if found is None:
+    chosen = choose_checkpoint(root, which)
+    if chosen is None:
         raise CheckpointError(f"{root}: no checkpoint there can be read: train first, or go on with `train --resume`")
-    return found
+    return chosen
 
 
 def _load_model(config: Config, path: Path, stored: Checkpoint) -> nn.Module:
@@ -155,9 +155,9 @@ def _read_intervals(
     Raises:
         CheckpointError: the file is damaged or does not fit the model.
     """
-    finished, evaluated = folder / "intervals.json", folder / f"evaluation-{checkpoint}" / "intervals.json"
-    calibrated = (results.get("checkpoints") or {}).get("best", checkpoint)
-    path = finished if finished.exists() and calibrated == checkpoint else evaluated
+    training_path, evaluation_path = folder / "intervals.json", folder / f"evaluation-{checkpoint}" / "intervals.json"
+    calibrated_checkpoint = (results.get("checkpoints") or {}).get("best", checkpoint)
+    path = training_path if training_path.exists() and calibrated_checkpoint == checkpoint else evaluation_path
     content = _read_json(path)
     if content is None:
         return None

@@ -63,30 +63,30 @@ def inputs_of(windows: Windows, batch_size: int = 7, seed: int = 5) -> dict[str,
     run_adversarial(model, windows, batch_size, "independent", ["a", "b"], seed=seed, clean=clean)
     batches = -(-COUNT // batch_size)
     assert len(model.given) == batches * len(SCENARIOS)
-    given, found = model.given, {}
+    recorded, inputs = model.given, {}
     for number, name in enumerate(SCENARIOS):
-        model.given = given[number * batches : (number + 1) * batches]
-        found[name] = model.take()
-    return found
+        model.given = recorded[number * batches : (number + 1) * batches]
+        inputs[name] = model.take()
+    return inputs
 
 
 def test_scenarios_change_history_as_described() -> None:
     windows = make_windows()
     clean = windows.batch(torch.arange(COUNT))
-    found = inputs_of(windows)
-    assert list(found) == NAMES
+    inputs = inputs_of(windows)
+    assert list(inputs) == NAMES
     x = clean.x_enc
-    noise = found["gaussian_noise"][0] - x
+    noise = inputs["gaussian_noise"][0] - x
     # Standard errors of 0.0005 and 0.0004 with 9,600 draws.
     assert noise.mean().item() == pytest.approx(0, abs=0.002)
     assert noise.std().item() == pytest.approx(0.05, abs=0.0016)
     assert len({noise[window, 0, 0].item() for window in range(COUNT)}) == COUNT, "every window has its own"
-    assert not found["zero_input"][0].any()
-    assert torch.equal(found["scale"][0], 1.25 * x)
+    assert not inputs["zero_input"][0].any()
+    assert torch.equal(inputs["scale"][0], 1.25 * x)
     for day in range(S):
-        assert torch.equal(found["time_reversal"][0][:, day], x[:, S - 1 - day])
-    kept = found["feature_dropout"][0] == x
-    dropped = found["feature_dropout"][0] == 0
+        assert torch.equal(inputs["time_reversal"][0][:, day], x[:, S - 1 - day])
+    kept = inputs["feature_dropout"][0] == x
+    dropped = inputs["feature_dropout"][0] == 0
     assert (kept | dropped).all()
     assert torch.equal(dropped.all(dim=1), dropped.any(dim=1)), "a feature is dropped on all days of a window or none"
     # Standard error of 0.0087 with 1,200 draws.
@@ -107,10 +107,16 @@ def test_decoder_receives_changed_history_and_unchanged_future() -> None:
 
 def test_draws_depend_on_seed_and_window_but_not_batch_size() -> None:
     windows = make_windows()
-    seven, one, other = inputs_of(windows), inputs_of(windows, batch_size=1), inputs_of(windows, seed=6)
+    batch_of_7, batch_of_1, other_seed = (
+        inputs_of(windows),
+        inputs_of(windows, batch_size=1),
+        inputs_of(windows, seed=6),
+    )
     for name in NAMES:
-        assert torch.equal(seven[name][0], one[name][0])
-        assert torch.equal(seven[name][0], other[name][0]) == (name not in ("gaussian_noise", "feature_dropout"))
+        assert torch.equal(batch_of_7[name][0], batch_of_1[name][0])
+        assert torch.equal(batch_of_7[name][0], other_seed[name][0]) == (
+            name not in ("gaussian_noise", "feature_dropout")
+        )
 
 
 def test_draws_differ_between_scenarios() -> None:
@@ -124,22 +130,22 @@ def test_global_generators_are_not_advanced(tiny: list[str]) -> None:
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
     model = build_model(config)
     clean = evaluate_split(model, splits.test, 4, "independent")
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
-    found = run_adversarial(model, splits.test, 4, "independent", "abcd", seed=1, clean=clean)
-    assert [scenario["status"] for scenario in found["scenarios"].values()] == ["ok"] * 5
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    report = run_adversarial(model, splits.test, 4, "independent", "abcd", seed=1, clean=clean)
+    assert [scenario["status"] for scenario in report["scenarios"].values()] == ["ok"] * 5
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # type: ignore[index]  # noqa: NPY002
 
 
 def test_errors_are_compared_with_clean_errors() -> None:
     windows = make_windows()
     clean = clean_of(windows)
-    found = run_adversarial(Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=clean)
-    assert found["seed"] == 5
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    before = np.sqrt(np.mean((clean.forecast - clean.truth) ** 2))
+    report = run_adversarial(Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=clean)
+    assert report["seed"] == 5
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    clean_rmse = np.sqrt(np.mean((clean.forecast - clean.truth) ** 2))
     for name, forecast in (("zero_input", 0 * clean.forecast), ("scale", 1.25 * clean.forecast)):
-        scenario = found["scenarios"][name]
+        scenario = report["scenarios"][name]
         error = forecast - clean.truth
         rmse = np.sqrt(np.mean(error**2))
         assert scenario["status"] == "ok"
@@ -148,11 +154,11 @@ def test_errors_are_compared_with_clean_errors() -> None:
         # The model computes in float32.
         assert scenario["metrics"]["overall"]["rmse"] == pytest.approx(rmse, rel=1e-6)
         assert scenario["metrics"]["b"]["mae"] == pytest.approx(np.abs(error[..., 1]).mean(), rel=1e-6)
-        assert scenario["change"]["rmse"] == pytest.approx(rmse - before, rel=1e-5)
-        assert scenario["change"]["ratio"] == pytest.approx(rmse / before, rel=1e-6)
+        assert scenario["change"]["rmse"] == pytest.approx(rmse - clean_rmse, rel=1e-5)
+        assert scenario["change"]["ratio"] == pytest.approx(rmse / clean_rmse, rel=1e-6)
         mae = np.abs(error).mean() - np.abs(clean.forecast - clean.truth).mean()
         assert scenario["change"]["mae"] == pytest.approx(mae, rel=1e-5)
-        assert scenario["change"]["mse"] == pytest.approx(rmse**2 - before**2, rel=1e-5)
+        assert scenario["change"]["mse"] == pytest.approx(rmse**2 - clean_rmse**2, rel=1e-5)
         assert scenario["shift"] == pytest.approx(np.sqrt(np.mean((forecast - clean.forecast) ** 2)), rel=1e-6)
 
 
@@ -160,9 +166,9 @@ def test_ratio_is_none_if_clean_error_is_zero() -> None:
     windows = make_windows()
     clean = clean_of(windows)
     perfect = SplitForecast(clean.truth, clean.truth, 0.0, None, clean.adjacency)
-    found = run_adversarial(Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=perfect)
-    assert found["scenarios"]["scale"]["change"]["ratio"] is None
-    assert found["scenarios"]["scale"]["change"]["mae"] > 0
+    report = run_adversarial(Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=perfect)
+    assert report["scenarios"]["scale"]["change"]["ratio"] is None
+    assert report["scenarios"]["scale"]["change"]["mae"] > 0
 
 
 def fails_on_zeros(failure: Callable[[Tensor], Tensor]) -> Recorder:
@@ -201,16 +207,16 @@ def test_failed_scenario_reports_reason_and_others_run(
     failure: Callable[[Tensor], Tensor], error: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     windows = make_windows()
-    found = run_adversarial(
+    scenarios = run_adversarial(
         fails_on_zeros(failure), windows, 8, "independent", ["a", "b"], seed=5, clean=clean_of(windows)
     )["scenarios"]
-    assert list(found) == NAMES
-    failed = found.pop("zero_input")
+    assert list(scenarios) == NAMES
+    failed = scenarios.pop("zero_input")
     assert failed == {
         "status": "failed", "description": SCENARIOS["zero_input"][0], "metrics": None, "change": None, "shift": None,
         "finite": False, "error": error,
     }  # fmt: skip
-    assert all(scenario["status"] == "ok" for scenario in found.values())
+    assert all(scenario["status"] == "ok" for scenario in scenarios.values())
     assert f"adversarial scenario zero_input failed: {error}" in caplog.text
 
 

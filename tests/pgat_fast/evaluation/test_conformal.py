@@ -14,23 +14,23 @@ def test_half_width_is_error_of_its_rank_for_each_day_and_target() -> None:
     both = np.stack([errors * signs, 10 * errors[::-1] * signs], axis=1)[:, None]  # [19, 1, 2]
     widths = half_widths(both, LEVELS)
     # ceil(20 * level): ranks 10, 16 and 19 of 19.
-    for width, place in zip(widths, (10, 16, 19), strict=True):
+    for width, expected_rank in zip(widths, (10, 16, 19), strict=True):
         assert width is not None
-        assert width.tolist() == [[place, 10 * place]]
+        assert width.tolist() == [[expected_rank, 10 * expected_rank]]
 
 
 def test_half_width_is_none_with_too_few_windows() -> None:
-    known = [width is not None for width in half_widths(np.ones((18, 2, 1)), LEVELS)]
-    assert known == [True, True, False]
+    is_finite = [width is not None for width in half_widths(np.ones((18, 2, 1)), LEVELS)]
+    assert is_finite == [True, True, False]
 
 
 def test_half_width_is_none_if_error_is_not_finite() -> None:
     errors = np.ones((9, 1, 2))
     errors[:3, 0, 1] = np.nan
-    half, most, _ = half_widths(errors, LEVELS)
-    assert half is not None
-    assert half.tolist() == [[1, 1]], "the 5th of 9 errors is known"
-    assert most is None, "the 8th is not"
+    width_50, width_80, _ = half_widths(errors, LEVELS)
+    assert width_50 is not None
+    assert width_50.tolist() == [[1, 1]], "the 5th of 9 errors is known"
+    assert width_80 is None, "the 8th is not"
 
 
 @pytest.mark.parametrize(

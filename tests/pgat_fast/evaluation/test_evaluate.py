@@ -32,17 +32,17 @@ def test_forecasts_and_loss_do_not_depend_on_batch_size(tiny: list[str], mixture
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
     torch.manual_seed(0)
     model = build_model(config)
-    whole, *others = [evaluate_split(model, splits.test, size, "independent") for size in (6, 1, 4)]
+    one_batch, *others = [evaluate_split(model, splits.test, size, "independent") for size in (6, 1, 4)]
     for other in others:
-        assert other.loss == pytest.approx(whole.loss, rel=1e-6)  # float32 sums in another order
-        assert np.abs(other.forecast - whole.forecast).max() < 1e-5
-        assert (other.truth == whole.truth).all()
+        assert other.loss == pytest.approx(one_batch.loss, rel=1e-6)  # float32 sums in another order
+        assert np.abs(other.forecast - one_batch.forecast).max() < 1e-5
+        assert (other.truth == one_batch.truth).all()
         # Means over the same numbers; rows of the adjacency sum to about 1.
-        assert np.abs(other.adjacency - whole.adjacency).max() < 1e-6
+        assert np.abs(other.adjacency - one_batch.adjacency).max() < 1e-6
         assert (other.mixture is None) != mixture
-    assert whole.forecast.shape == (6, 2, 4)
+    assert one_batch.forecast.shape == (6, 2, 4)
     if not mixture:
-        assert whole.loss == pytest.approx(float(((whole.forecast - whole.truth) ** 2).mean()), rel=1e-6)
+        assert one_batch.loss == pytest.approx(float(((one_batch.forecast - one_batch.truth) ** 2).mean()), rel=1e-6)
 
 
 def test_ranks_divide_the_windows_and_call_on_batch_equally_often(tiny: list[str]) -> None:
@@ -91,8 +91,8 @@ def test_perfect_forecast_has_zero_error_and_full_skill(
     tiny: list[str], tmp_path: Path, kind: Literal["returns", "levels"]
 ) -> None:
     build_file(tmp_path / "file.csv", targets=kind, rows=40)
-    kinds = [f"data.target_kind={kind}", f"data.path={tmp_path / 'file.csv'}"]
-    config = load_config(None, [*tiny, *kinds, "data.base_price=50"])
+    settings = [f"data.target_kind={kind}", f"data.path={tmp_path / 'file.csv'}"]
+    config = load_config(None, [*tiny, *settings, "data.base_price=50"])
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     values = table.values[:, :4]
     last_rows = np.arange(40 - 7 - 1, 40 - 2)  # last row of the history of each test window
@@ -112,8 +112,8 @@ def test_price_error_of_zero_return_matches_closes(tiny: list[str]) -> None:
     last_rows = np.arange(40 - 7 - 1, 40 - 2)
     errors = [abs(closes[row + day] - closes[row]) for row in last_rows for day in (1, 2)]
     model = of(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)))
-    found = compare(model, table, splits, config.data.target_kind)["price"]["zero_return"]["log_Close"]["mae"]
-    assert found == pytest.approx(float(np.mean(errors)), rel=1e-9)
+    mae = compare(model, table, splits, config.data.target_kind)["price"]["zero_return"]["log_Close"]["mae"]
+    assert mae == pytest.approx(float(np.mean(errors)), rel=1e-9)
 
 
 def test_other_targets_have_no_price_metrics(tiny: list[str]) -> None:
@@ -125,10 +125,10 @@ def test_other_targets_have_no_price_metrics(tiny: list[str]) -> None:
 
 def test_prices_do_not_depend_on_number_of_rows_used(tiny: list[str]) -> None:
     tables = []
-    for more in ([], ["data.rows=36"]):
-        config = load_config(None, [*tiny, *more, "data.base_price=50"])
+    for extra_settings in ([], ["data.rows=36"]):
+        config = load_config(None, [*tiny, *extra_settings, "data.base_price=50"])
         table, splits = load_splits(config.data, config.model, torch.device("cpu"))
-        assert len(splits.train.values) == (23 if more else 27)
+        assert len(splits.train.values) == (23 if extra_settings else 27)
         model = of(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)))
         tables.append(compare(model, table, splits, config.data.target_kind)["price"])
     assert tables[0]["zero_return"] == tables[1]["zero_return"]
@@ -138,11 +138,11 @@ def test_prices_do_not_depend_on_number_of_rows_used(tiny: list[str]) -> None:
 def test_metrics_of_overflowing_prices_are_none(tiny: list[str]) -> None:
     config = load_config(None, tiny)
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
-    wild = of(np.full((6, 2, 4), 1e6), np.zeros((6, 2, 4)))
-    found = compare(wild, table, splits, config.data.target_kind)["price"]
-    assert found["model"]["overall"]["mae"] is None
-    assert found["skill"] == {"last_value": None, "zero_return": None, "drift": None}
-    assert found["drift"]["overall"]["mae"] is not None
+    overflowing = of(np.full((6, 2, 4), 1e6), np.zeros((6, 2, 4)))
+    metrics = compare(overflowing, table, splits, config.data.target_kind)["price"]
+    assert metrics["model"]["overall"]["mae"] is None
+    assert metrics["skill"] == {"last_value": None, "zero_return": None, "drift": None}
+    assert metrics["drift"]["overall"]["mae"] is not None
 
 
 def test_long_file_of_levels_does_not_overflow(tiny: list[str], tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_long_file_of_levels_does_not_overflow(tiny: list[str], tmp_path: Path) 
     result = of(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = compare(result, table, splits, config.data.target_kind)["price"]
-    assert found["zero_return"]["overall"]["mape"] < 0.05
+        metrics = compare(result, table, splits, config.data.target_kind)["price"]
+    assert metrics["zero_return"]["overall"]["mape"] < 0.05
 
 
 def test_mixture_arrays_hold_means_stds_and_weights(tiny: list[str]) -> None:

@@ -20,13 +20,13 @@ COLUMNS += ["price_lower_50", "price_upper_50", "price_lower_95", "price_upper_9
 def test_table_has_row_for_each_window_day_and_target() -> None:
     prices = 100 + FORECAST
     lower, upper = (np.stack([prices + sign, prices + 2 * sign]) for sign in (-1, 1))
-    bounds = forecast_table(DATES, ROWS, TARGETS, FORECAST, -FORECAST, (prices, prices + 0.5, (lower, upper)), LEVELS)
-    assert bounds.columns.tolist() == COLUMNS
-    text = bounds.to_csv(index=False).splitlines()
-    assert text[1] == "2024-05-02,2024-05-03,1,log_Open,0.0,-0.0,100.0,100.5,99.0,101.0,98.0,102.0"
-    assert text[4] == "2024-05-02,2024-05-06,2,log_Close,3.0,-3.0,103.0,103.5,102.0,104.0,101.0,105.0"
-    assert text[8] == "2024-05-03,2024-05-07,2,log_Close,7.0,-7.0,107.0,107.5,106.0,108.0,105.0,109.0"
-    assert len(text) == 9
+    table = forecast_table(DATES, ROWS, TARGETS, FORECAST, -FORECAST, (prices, prices + 0.5, (lower, upper)), LEVELS)
+    assert table.columns.tolist() == COLUMNS
+    lines = table.to_csv(index=False).splitlines()
+    assert lines[1] == "2024-05-02,2024-05-03,1,log_Open,0.0,-0.0,100.0,100.5,99.0,101.0,98.0,102.0"
+    assert lines[4] == "2024-05-02,2024-05-06,2,log_Close,3.0,-3.0,103.0,103.5,102.0,104.0,101.0,105.0"
+    assert lines[8] == "2024-05-03,2024-05-07,2,log_Close,7.0,-7.0,107.0,107.5,106.0,108.0,105.0,109.0"
+    assert len(lines) == 9
 
 
 def test_price_cells_are_empty_without_prices() -> None:

@@ -68,10 +68,10 @@ def test_coverage_of_calibration_windows_equals_rank() -> None:
     intervals = calibrated(result)
     assert (intervals.method, intervals.windows) == ("conformal", 41)
     report = interval_report(intervals, (scaled_bounds(intervals, result.forecast, None), result.truth), None, TARGETS)
-    for level, place in zip(report["scaled"], (21, 34, 40), strict=True):  # ceil(42 * level)
+    for level, rank in zip(report["scaled"], (21, 34, 40), strict=True):  # ceil(42 * level)
         coverage = level["coverage"]
         assert [coverage["overall"], *coverage["by_target"].values(), *coverage["by_horizon"]] == pytest.approx(
-            [place / 41] * 8, abs=1e-12
+            [rank / 41] * 8, abs=1e-12
         )
     assert report["price"] is None
     assert report["calibration_windows"] == 41
@@ -83,10 +83,10 @@ def test_price_coverage_of_calibration_windows_does_not_depend_on_last_close(kin
     intervals = calibrated(result, kind)
     forecast, truth = (to_prices(SCALER.inverse(v), kind, last_close) for v in (result.forecast, result.truth))
     bounds = price_bounds(intervals, forecast, None, scaler=SCALER, kind=kind, last_close=last_close)
-    for lower, upper, place in zip(*bounds, (21, 34, 40), strict=True):
+    for lower, upper, rank in zip(*bounds, (21, 34, 40), strict=True):
         # The truth that determines the width is on a bound, up to the rounding of logarithms.
         inside = (lower <= truth * (1 + 1e-12)) & (truth <= upper * (1 + 1e-12))
-        assert (inside.sum(axis=0) == place).all()
+        assert (inside.sum(axis=0) == rank).all()
         np.testing.assert_allclose(lower * upper, forecast**2, rtol=1e-12)
 
 
@@ -122,10 +122,10 @@ def test_uncalibrated_level_has_nan_bounds_and_no_coverage(caplog: pytest.LogCap
         assert np.isnan(upper[2]).all()
     report = interval_report(intervals, (scaled, result.truth), (price, forecast), TARGETS)
     for units in ("scaled", "price"):
-        last = report[units][2]
-        assert last["nominal"] == 0.95
-        assert last["mean_width"] is None
-        assert last["coverage"] == {
+        last_level = report[units][2]
+        assert last_level["nominal"] == 0.95
+        assert last_level["mean_width"] is None
+        assert last_level["coverage"] == {
             "overall": None, "by_target": dict.fromkeys(TARGETS), "by_horizon": [None] * 3,
         }  # fmt: skip
     assert json.loads(json.dumps(report, allow_nan=False)) == report
@@ -157,11 +157,11 @@ def test_intervals_of_other_targets_have_no_price_bounds() -> None:
 
 
 def test_calibration_is_finite_if_prices_overflow() -> None:
-    wild = split(windows=19)
-    wild.forecast[0] = 1e6
+    overflowing = split(windows=19)
+    overflowing.forecast[0] = 1e6
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        intervals = calibrated(wild)
+        intervals = calibrated(overflowing)
     assert json.loads(json.dumps(intervals.to_dict(), allow_nan=False)) == intervals.to_dict()
     assert intervals.log_price is not None
     assert intervals.log_price[2] is not None
@@ -212,23 +212,23 @@ def test_price_intervals_of_normal_returns_match_distribution_of_sums(kind: str)
     for level, low, high in zip(LEVELS, lower, upper, strict=True):
         # The standard error of a quantile is sqrt(p (1 - p) / draws) / density, below 0.014 standard deviations here;
         # 5 standard errors are allowed for 48 quantiles.
-        for end, sign in ((low, -1), (high, 1)):
-            error = (np.log(end) - means) / np.sqrt(variances) - sign * Z[level]
+        for bound, sign in ((low, -1), (high, 1)):
+            error = (np.log(bound) - means) / np.sqrt(variances) - sign * Z[level]
             assert np.abs(error).max() < 0.07
 
 
 def test_targets_share_component_of_day_only_in_joint_mode() -> None:
     means = np.stack([np.full((1, 2, 4), -50.0), np.full((1, 2, 4), 50.0)], axis=-1)
     mixture = MixtureArrays(means, np.ones_like(means), np.full((1, 2, 2), 0.5))
-    same = {}
+    shares = {}
     for mode in ("independent", "joint"):
         logs = simulate_log_prices(mixture, 0, mixture_intervals(mode), SCALER, "levels", 4000)
         above = logs > SCALER.mean
-        same[mode] = np.mean(above[:, 0, 0] == above[:, 0, 3])
+        shares[mode] = np.mean(above[:, 0, 0] == above[:, 0, 3])
         # Days are drawn independently in both modes; the tolerance is four standard errors of a share of 4,000.
         assert np.mean(above[:, 0, 0] == above[:, 1, 0]) == pytest.approx(0.5, abs=0.032)
-    assert same["joint"] == 1
-    assert same["independent"] == pytest.approx(0.5, abs=0.032)
+    assert shares["joint"] == 1
+    assert shares["independent"] == pytest.approx(0.5, abs=0.032)
 
 
 @pytest.mark.parametrize("mode", ["independent", "joint"])
@@ -253,7 +253,7 @@ def test_components_are_drawn_in_proportion_to_weights() -> None:
 
 def test_simulated_bounds_depend_only_on_seed_and_window() -> None:
     mixture = normals()
-    first = MixtureArrays(*(part[:1] for part in mixture))
+    first_window = MixtureArrays(*(part[:1] for part in mixture))
 
     def bounds(seed: int, parts: MixtureArrays) -> np.ndarray:
         windows = len(parts.means)
@@ -263,13 +263,13 @@ def test_simulated_bounds_depend_only_on_seed_and_window() -> None:
         )  # fmt: skip
 
     state = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
-    whole = bounds(7, mixture)
-    assert np.array_equal(whole, bounds(7, mixture))
-    assert np.array_equal(whole[:, :, :1], bounds(7, first)), "a window does not depend on the others"
-    assert not np.array_equal(whole, bounds(8, mixture))
-    alike = MixtureArrays(*(np.repeat(part[:1], 2, axis=0) for part in mixture))
-    one, two = np.moveaxis(bounds(7, alike), 2, 0)
-    assert not np.array_equal(one, two), "every window has its own draws"
+    all_windows = bounds(7, mixture)
+    assert np.array_equal(all_windows, bounds(7, mixture))
+    assert np.array_equal(all_windows[:, :, :1], bounds(7, first_window)), "a window does not depend on the others"
+    assert not np.array_equal(all_windows, bounds(8, mixture))
+    equal_windows = MixtureArrays(*(np.repeat(part[:1], 2, axis=0) for part in mixture))
+    first_bounds, second_bounds = np.moveaxis(bounds(7, equal_windows), 2, 0)
+    assert not np.array_equal(first_bounds, second_bounds), "every window has its own draws"
     assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[index]  # noqa: NPY002
 
 
@@ -309,10 +309,10 @@ def test_json_round_trip_is_bitwise_exact(windows: int, kind: str | None) -> Non
     for result in (split(windows), with_mixture(normals())):
         intervals = calibrated(result, kind, mode="joint")
         content = json.loads(json.dumps(intervals.to_dict(), allow_nan=False))
-        again = Intervals.from_dict(content)
-        assert again.to_dict() == intervals.to_dict()
+        restored = Intervals.from_dict(content)
+        assert restored.to_dict() == intervals.to_dict()
         assert np.array_equal(
-            scaled_bounds(again, result.forecast, result.mixture),
+            scaled_bounds(restored, result.forecast, result.mixture),
             scaled_bounds(intervals, result.forecast, result.mixture),
             equal_nan=True,
         )
@@ -355,10 +355,12 @@ def test_damaged_intervals_are_rejected(change: dict[str, Any], message: str) ->
 def test_select_keeps_requested_levels() -> None:
     result = split()
     intervals = calibrated(result)
-    some = intervals.select([0.95, 0.5])
-    assert some.levels == (0.95, 0.5)
-    every, selected = (np.stack(scaled_bounds(which, result.forecast, None)) for which in (intervals, some))
-    assert np.array_equal(selected, every[:, [2, 0]])
+    subset = intervals.select([0.95, 0.5])
+    assert subset.levels == (0.95, 0.5)
+    all_bounds, subset_bounds = (
+        np.stack(scaled_bounds(calibration, result.forecast, None)) for calibration in (intervals, subset)
+    )
+    assert np.array_equal(subset_bounds, all_bounds[:, [2, 0]])
     with pytest.raises(DataError, match=r"no interval of level 0\.9: choose among 0\.5, 0\.8, 0\.95"):
         intervals.select([0.9])
 

@@ -12,18 +12,18 @@ def test_metrics_equal_torchmetrics() -> None:
     rng = np.random.default_rng(0)
     forecast, truth = rng.normal(size=(7, 5, 4)), rng.normal(size=(7, 5, 4))
     truth[0, 0, 0] = 0.0  # exercises the floor of percentage errors
-    found = point_metrics(forecast, truth)
+    metrics = point_metrics(forecast, truth)
     predicted, actual = torch.tensor(forecast), torch.tensor(truth)
-    oracle = {
+    expected = {
         "mae": functional.mean_absolute_error(predicted, actual),
         "mse": functional.mean_squared_error(predicted, actual),
         "rmse": functional.mean_squared_error(predicted, actual, squared=False),
         "mape": functional.mean_absolute_percentage_error(predicted, actual),
     }
-    for name, value in oracle.items():
-        assert found[name] == pytest.approx(value.item(), rel=1e-6), name  # torchmetrics sums in float32
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value.item(), rel=1e-6), name  # torchmetrics sums in float32
     floor = np.maximum(np.abs(truth), 1.17e-6)
-    assert found["mspe"] == pytest.approx(float((((forecast - truth) / floor) ** 2).mean()), rel=1e-12)
+    assert metrics["mspe"] == pytest.approx(float((((forecast - truth) / floor) ** 2).mean()), rel=1e-12)
 
 
 def test_metrics_by_target_and_overall() -> None:

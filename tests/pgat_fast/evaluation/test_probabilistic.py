@@ -48,9 +48,9 @@ def random_mixture(windows: int = 5, days: int = 3, targets: int = 2, components
 
 
 def arrays(mixture: Mixture) -> MixtureArrays:
-    found = mixture_arrays([mixture])
-    assert found is not None
-    return found
+    numpy_mixture = mixture_arrays([mixture])
+    assert numpy_mixture is not None
+    return numpy_mixture
 
 
 @pytest.mark.parametrize("y", [-3.0, 0.0, 0.7, 5.0])
@@ -106,10 +106,10 @@ def test_quantile_rejects_invalid_probability(probability: float) -> None:
 @pytest.mark.parametrize("mode", ["independent", "joint"])
 def test_day_nll_equals_mixture_loss(mode: str) -> None:
     mixture, truth = random_mixture(), torch.randn(5, 3, 2, dtype=torch.float64)
-    found = day_nll(arrays(mixture), truth.numpy(), mode)
-    assert found.shape == (5, 3)
+    nll = day_nll(arrays(mixture), truth.numpy(), mode)
+    assert nll.shape == (5, 3)
     # The same float64 sums in another order.
-    assert found.mean() == pytest.approx(mixture_nll(mixture, truth, mode).item(), rel=1e-12)
+    assert nll.mean() == pytest.approx(mixture_nll(mixture, truth, mode).item(), rel=1e-12)
 
 
 def test_independent_day_nll_is_sum_of_marginal_nlls() -> None:

@@ -63,18 +63,20 @@ def test_forecast_of_test_window_equals_evaluation(
     config, model, table, splits = make_run(tmp_path / "run", [*tiny, *settings])
     run = load_run(tmp_path / "run", device="cpu")
     closes = sp500_prices()["close"].iloc[-40:].to_numpy()
-    one, four = (splits.target_scaler.inverse(evaluate_split(model, splits.test, size, "").forecast) for size in (1, 4))
+    batch_of_1, batch_of_4 = (
+        splits.target_scaler.inverse(evaluate_split(model, splits.test, size, "").forecast) for size in (1, 4)
+    )
     for window in (0, 2, len(splits.test) - 1):
         rows = splits.test.first_row + window + config.model.seq_len
         last_close = closes[rows - 1] if kind == "returns" else None
-        found = predict(run, cut(path, rows, tmp_path / "cut.csv"), last_close=last_close, trading_days="nyse")
+        forecast = predict(run, cut(path, rows, tmp_path / "cut.csv"), last_close=last_close, trading_days="nyse")
         # These weeks include Thanksgiving and Christmas; the decoder's marks and sky depend on the dates.
-        assert np.array_equal(found["date"].to_numpy().astype("datetime64[D]"), table.dates[rows : rows + 2])
-        in_prices = found[list(PRICES)].to_numpy()
+        assert np.array_equal(forecast["date"].to_numpy().astype("datetime64[D]"), table.dates[rows : rows + 2])
+        forecast_prices = forecast[list(PRICES)].to_numpy()
         # With the same batch size, float32 rounding is identical; only float64 rounding differs.
-        np.testing.assert_allclose(in_prices, to_prices(one[window], kind, closes[rows - 1]), rtol=1e-12)
+        np.testing.assert_allclose(forecast_prices, to_prices(batch_of_1[window], kind, closes[rows - 1]), rtol=1e-12)
         # Another batch size sums in another order; float32 rounds at 1e-7, and scaled values are of size 1.
-        np.testing.assert_allclose(in_prices, to_prices(four[window], kind, closes[rows - 1]), rtol=3e-6)
+        np.testing.assert_allclose(forecast_prices, to_prices(batch_of_4[window], kind, closes[rows - 1]), rtol=3e-6)
 
 
 def test_table_has_dates_horizons_prices_and_assumptions(run: Run, data_file: Path) -> None:
@@ -102,12 +104,12 @@ def test_prices_and_data_file_built_from_them_give_same_forecast(
     )
     run = load_run(tmp_path / "run", device="cpu")
     built = build_file(tmp_path / "built.csv", prices, kind).path  # type: ignore[arg-type]
-    plain, from_file = predict(run, prices), predict(run, built)
+    from_prices, from_file = predict(run, prices), predict(run, built)
     # The last close is exact in one and derived from 249 returns of ten digits in the other.
-    pd.testing.assert_frame_equal(plain, from_file, rtol=1e-8)
-    assert plain.attrs["calendar"] == from_file.attrs["calendar"] == "nyse"
-    assert plain.attrs["last_close"] == sp500_prices()["close"].iloc[-1]
-    assert plain["date"].dt.strftime("%Y-%m-%d").tolist() == ["2016-01-04", "2016-01-05"]
+    pd.testing.assert_frame_equal(from_prices, from_file, rtol=1e-8)
+    assert from_prices.attrs["calendar"] == from_file.attrs["calendar"] == "nyse"
+    assert from_prices.attrs["last_close"] == sp500_prices()["close"].iloc[-1]
+    assert from_prices["date"].dt.strftime("%Y-%m-%d").tolist() == ["2016-01-04", "2016-01-05"]
 
 
 def test_frame_and_table_give_same_forecast_as_their_files(run: Run, prices: Path, data_file: Path) -> None:
@@ -117,16 +119,16 @@ def test_frame_and_table_give_same_forecast_as_their_files(run: Run, prices: Pat
 
 
 def test_only_last_days_affect_forecast(run: Run, prices: Path) -> None:
-    few, many = (predict(run, sp500_prices().iloc[-days:], trading_days="nyse") for days in (7, 200))
-    pd.testing.assert_frame_equal(few, many)
+    from_7_days, from_200_days = (predict(run, sp500_prices().iloc[-days:], trading_days="nyse") for days in (7, 200))
+    pd.testing.assert_frame_equal(from_7_days, from_200_days)
 
 
 def test_known_future_equals_later_rows_of_data_file(data_file: Path) -> None:
     table = read_table(data_file)
-    known = [name for name in COLUMNS if name not in TARGETS]
-    found = known_future(table.dates[-12:], table.dates[-13], known)
-    assert found.columns == tuple(known)
-    assert np.array_equal(found.values, table.select(known)[-12:])
+    known_columns = [name for name in COLUMNS if name not in TARGETS]
+    future = known_future(table.dates[-12:], table.dates[-13], known_columns)
+    assert future.columns == tuple(known_columns)
+    assert np.array_equal(future.values, table.select(known_columns)[-12:])
 
 
 @pytest.mark.parametrize(("rows", "message"), [(5, "5 rows are too few"), (1, "1 rows are too few")])
@@ -145,29 +147,29 @@ def test_too_few_days_of_prices_error_names_number_needed(run: Run) -> None:
 def test_returns_without_known_price_give_relative_prices_and_warning(
     run: Run, data_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = cut(data_file, 30, tmp_path / "cut.csv")
-    table = predict(run, other)
+    cut_file = cut(data_file, 30, tmp_path / "cut.csv")
+    table = predict(run, cut_file)
     assert table.attrs["relative"]
     assert table.attrs["last_close"] == pytest.approx(1, abs=0.1)
     assert "cut.csv: nothing tells the price" in caplog.text
-    given = predict(run, other, last_close=2000)
-    assert not given.attrs["relative"]
-    assert given.attrs["last_close_from"] == "as given"
+    absolute = predict(run, cut_file, last_close=2000)
+    assert not absolute.attrs["relative"]
+    assert absolute.attrs["last_close_from"] == "as given"
     ratio = 2000 / table.attrs["last_close"]
-    np.testing.assert_allclose(given[list(PRICES)], table[list(PRICES)] * ratio, rtol=1e-12)
+    np.testing.assert_allclose(absolute[list(PRICES)], table[list(PRICES)] * ratio, rtol=1e-12)
 
 
 def test_base_price_of_run_applies_only_to_its_data_file(tiny: list[str], data_file: Path, tmp_path: Path) -> None:
-    own = cut(data_file, 40, tmp_path / "own.csv")
-    make_run(tmp_path / "run", [*tiny, f"data.path={own}", "data.base_price=50"])
+    training_file = cut(data_file, 40, tmp_path / "own.csv")
+    make_run(tmp_path / "run", [*tiny, f"data.path={training_file}", "data.base_price=50"])
     run = load_run(tmp_path / "run", device="cpu")
-    growth = np.exp(read_table(own).select(["log_Close"]).sum())
-    assert predict(run, own).attrs["last_close"] == pytest.approx(50 * growth, rel=1e-12)
-    assert predict(run, cut(own, 39, tmp_path / "cut.csv")).attrs["relative"]
+    growth = np.exp(read_table(training_file).select(["log_Close"]).sum())
+    assert predict(run, training_file).attrs["last_close"] == pytest.approx(50 * growth, rel=1e-12)
+    assert predict(run, cut(training_file, 39, tmp_path / "cut.csv")).attrs["relative"]
     # The note of another file applies to that file.
     assert note_path(data_file).exists()
-    other = build_file(tmp_path / "other.csv", rows=20).path
-    assert predict(run, other).attrs["last_close"] == pytest.approx(sp500_prices()["close"].iloc[-1], rel=1e-9)
+    other_file = build_file(tmp_path / "other.csv", rows=20).path
+    assert predict(run, other_file).attrs["last_close"] == pytest.approx(sp500_prices()["close"].iloc[-1], rel=1e-9)
 
 
 @pytest.mark.parametrize("last_close", [0, -3, float("nan"), float("inf")])
@@ -270,8 +272,8 @@ class Fixed(nn.Module):
 def test_impossible_bars_are_reported_but_not_corrected(
     run: Run, data_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good = [[0.0, 0.01, -0.01, 0.0], [0.0, 0.01, -0.01, 0.005]]
-    for bars, days in ((good, []), ([good[0], [0.0, 0.004, -0.01, 0.005]], ["2016-01-04"])):
+    possible_bars = [[0.0, 0.01, -0.01, 0.0], [0.0, 0.01, -0.01, 0.005]]
+    for bars, days in ((possible_bars, []), ([possible_bars[0], [0.0, 0.004, -0.01, 0.005]], ["2016-01-04"])):
         scaled = run.target_scaler.transform(np.array([bars]))
         table = predict(replace(run, model=Fixed(torch.from_numpy(scaled))), data_file)
         assert table.attrs["impossible_bars"] == days
@@ -281,9 +283,9 @@ def test_impossible_bars_are_reported_but_not_corrected(
 
 
 def test_non_finite_forecast_error_names_checkpoint(run: Run, data_file: Path) -> None:
-    broken = replace(run, model=Fixed(torch.full((1, 2, 4), float("nan"))))
+    broken_run = replace(run, model=Fixed(torch.full((1, 2, 4), float("nan"))))
     with pytest.raises(CheckpointError, match="step-00000000: forecasts that are not finite"):
-        predict(broken, data_file)
+        predict(broken_run, data_file)
 
 
 def test_predict_is_repeatable_and_keeps_generator_state(run: Run, data_file: Path) -> None:

@@ -52,9 +52,9 @@ def test_prices_have_calibrated_interval_for_each_level(folder: Path, data_file:
         "date", "horizon", *PRICES,
         *(f"{name}_{end}_{level}" for name in PRICES for level in (50, 80, 95) for end in ("lower", "upper")),
     ]  # fmt: skip
-    for place, name in enumerate(PRICES):
-        for number, level in enumerate((50, 80)):
-            factor = np.exp(widths(folder, number)[:, place])
+    for target_index, name in enumerate(PRICES):
+        for level_index, level in enumerate((50, 80)):
+            factor = np.exp(widths(folder, level_index)[:, target_index])
             np.testing.assert_allclose(table[f"{name}_upper_{level}"], table[name] * factor, rtol=1e-12)
             np.testing.assert_allclose(table[f"{name}_lower_{level}"], table[name] / factor, rtol=1e-12)
     # Five windows are too few for the level of 95 %, which needs 19.
@@ -66,9 +66,9 @@ def test_prices_have_calibrated_interval_for_each_level(folder: Path, data_file:
 
 def test_levels_are_limited_to_calibrated_ones(folder: Path, data_file: Path) -> None:
     run = load_run(folder, device="cpu")
-    every, one = predict(run, data_file), predict(run, data_file, levels=[0.8])
-    assert one.columns.tolist()[6:] == [f"{name}_{end}_80" for name in PRICES for end in ("lower", "upper")]
-    pd.testing.assert_frame_equal(one, every[one.columns])
+    all_levels, one_level = predict(run, data_file), predict(run, data_file, levels=[0.8])
+    assert one_level.columns.tolist()[6:] == [f"{name}_{end}_80" for name in PRICES for end in ("lower", "upper")]
+    pd.testing.assert_frame_equal(one_level, all_levels[one_level.columns])
     with pytest.raises(DataError, match=r"level 0\.9: choose among 0\.5, 0\.8, 0\.95"):
         predict(run, data_file, levels=[0.9])
 
@@ -79,9 +79,9 @@ def test_intervals_of_other_targets_are_in_their_own_units(tiny: list[str], data
     write_json(tmp_path / "run" / "intervals.json", intervals.to_dict())
     table = predict(load_run(tmp_path / "run", device="cpu"), data_file)
     assert intervals.scaled[1] is not None
-    half = intervals.scaled[1][:, 0] * splits.target_scaler.std[0]
-    np.testing.assert_allclose(table["log_Close_upper_80"], table["log_Close"] + half, rtol=1e-12)
-    np.testing.assert_allclose(table["log_Close_lower_80"], table["log_Close"] - half, rtol=1e-12)
+    half_width = intervals.scaled[1][:, 0] * splits.target_scaler.std[0]
+    np.testing.assert_allclose(table["log_Close_upper_80"], table["log_Close"] + half_width, rtol=1e-12)
+    np.testing.assert_allclose(table["log_Close_lower_80"], table["log_Close"] - half_width, rtol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["independent", "joint"])
@@ -103,11 +103,15 @@ def test_intervals_of_mixture_equal_evaluation_without_calibration(
         calibrated(config, model, splits), prices, result.mixture,
         scaler=splits.target_scaler, kind="returns", last_close=closes[rows - 1 : -2],
     )  # fmt: skip
-    for place, name in enumerate(PRICES):
-        for number, level in enumerate((50, 80, 95)):
+    for target_index, name in enumerate(PRICES):
+        for level_index, level in enumerate((50, 80, 95)):
             # The same paths are drawn for the first window, so only float64 rounding differs.
-            np.testing.assert_allclose(table[f"{name}_lower_{level}"], lower[number, 0, :, place], rtol=1e-12)
-            np.testing.assert_allclose(table[f"{name}_upper_{level}"], upper[number, 0, :, place], rtol=1e-12)
+            np.testing.assert_allclose(
+                table[f"{name}_lower_{level}"], lower[level_index, 0, :, target_index], rtol=1e-12
+            )
+            np.testing.assert_allclose(
+                table[f"{name}_upper_{level}"], upper[level_index, 0, :, target_index], rtol=1e-12
+            )
         assert (table[f"{name}_lower_95"] < table[f"{name}_lower_50"]).all()
         assert (table[f"{name}_upper_95"] > table[f"{name}_upper_50"]).all()
     assert table.attrs["intervals"]["method"] == "mixture"
@@ -135,13 +139,13 @@ def test_intervals_of_other_checkpoint_are_not_used(folder: Path) -> None:
 def test_intervals_of_evaluation_of_same_checkpoint_are_used(folder: Path) -> None:
     for name in ("step-00000005", CHECKPOINT):
         assert load_run(folder, device="cpu").intervals is not None
-        aside = folder / f"evaluation-{name}"
-        aside.mkdir()
-        (folder / "intervals.json").rename(aside / "intervals.json")
-        found = load_run(folder, device="cpu").intervals
-        assert (found is None) == (name != CHECKPOINT)
-        if found is None:
-            (aside / "intervals.json").rename(folder / "intervals.json")
+        evaluation_folder = folder / f"evaluation-{name}"
+        evaluation_folder.mkdir()
+        (folder / "intervals.json").rename(evaluation_folder / "intervals.json")
+        intervals = load_run(folder, device="cpu").intervals
+        assert (intervals is None) == (name != CHECKPOINT)
+        if intervals is None:
+            (evaluation_folder / "intervals.json").rename(folder / "intervals.json")
 
 
 @pytest.mark.parametrize(
@@ -166,24 +170,28 @@ def test_forecast_of_trained_run_equals_its_table_of_test_forecasts(
     tiny: list[str], data_file: Path, tmp_path: Path
 ) -> None:
     folder, _ = train(load_config(None, [*tiny, "training.max_steps=2"]), progress=False)
-    tested = pd.read_csv(folder / "forecasts.csv", parse_dates=["origin", "date"])
-    origin = tested["origin"].min()
+    test_forecasts = pd.read_csv(folder / "forecasts.csv", parse_dates=["origin", "date"])
+    origin = test_forecasts["origin"].min()
     lines = [line for line in data_file.read_text().splitlines() if line[:10] <= str(origin.date()) or line[:1] == "d"]
     (tmp_path / "cut.csv").write_text("\n".join(lines) + "\n")
     close = sp500_prices()["close"].loc[origin]
     table = predict(load_run(folder, device="cpu"), tmp_path / "cut.csv", last_close=close, trading_days="nyse")
-    for place, name in enumerate(PRICES):
-        rows = tested[(tested["origin"] == origin) & (tested["target"] == TARGETS[place])]
+    for target_index, name in enumerate(PRICES):
+        rows = test_forecasts[
+            (test_forecasts["origin"] == origin) & (test_forecasts["target"] == TARGETS[target_index])
+        ]
         assert table["date"].tolist() == rows["date"].tolist()
-        for column, ours in (
+        for column, table_column in (
             ("price_forecast", name),
-            *((f"price_{e}_80", f"{name}_{e}_80") for e in ("lower", "upper")),
+            *((f"price_{end}_80", f"{name}_{end}_80") for end in ("lower", "upper")),
         ):
             # Allow for an evaluation with another batch size, whose float32 sums are in another order.
-            np.testing.assert_allclose(table[ours], rows[column], rtol=1e-6)
+            np.testing.assert_allclose(table[table_column], rows[column], rtol=1e-6)
 
 
 def test_intervals_scale_with_last_close(folder: Path, data_file: Path) -> None:
     run = load_run(folder, device="cpu")
-    one, thousand = (predict(replace(run), data_file, last_close=close).iloc[:, 2:] for close in (1, 1000))
-    np.testing.assert_allclose(thousand, 1000 * one, rtol=1e-12)
+    prices_at_1, prices_at_1000 = (
+        predict(replace(run), data_file, last_close=close).iloc[:, 2:] for close in (1, 1000)
+    )
+    np.testing.assert_allclose(prices_at_1000, 1000 * prices_at_1, rtol=1e-12)
