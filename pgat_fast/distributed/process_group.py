@@ -193,11 +193,7 @@ class DistributedGroup(SingleProcess):
         any_request = torch.tensor([request is not None], dtype=torch.int32)
         with self._communication():
             distributed.all_reduce(any_request, distributed.ReduceOp.MAX, self._control)
-        return (
-            [rank_request for rank_request in self.all_gather(request) if rank_request is not None]
-            if any_request.item()
-            else []
-        )
+        return [entry for entry in self.all_gather(request) if entry is not None] if any_request.item() else []
 
     def run_on_main(self, function: Callable[[], Result]) -> Result:
         outcome: list[Any] = [None, None]

@@ -91,9 +91,9 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         owner = read_status(folder)
-        who = f" (process {owner['pid']} on {owner['host']})" if "pid" in owner else ""
+        description = f" (process {owner['pid']} on {owner['host']})" if "pid" in owner else ""
         raise ConfigError(
-            f"{folder}: another process{who} is at work in this folder; wait for it, or choose another run.name"
+            f"{folder}: another process{description} is at work in this folder; wait for it, or choose another run.name"
         ) from error
     try:
         yield

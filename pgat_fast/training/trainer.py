@@ -689,14 +689,14 @@ class Trainer:
     def nonfinite(self, before: Snapshot, cycle: list[Tensor]) -> None:
         """Report where a non-finite value came from; raise TrainingError unless the step may be left out."""
         progress = before.progress
-        where = f"epoch {progress.epoch + 1}, step {progress.cycle + 1}"
+        location = f"epoch {progress.epoch + 1}, step {progress.cycle + 1}"
         shards = [self.group.shard(indices) for indices in cycle]
         report = find_nonfinite(self.step, self.splits.train, shards, self.table.dates, before.generators)
         report = {"epoch": progress.epoch + 1, "step": progress.step + 1} | report
         path = write_report(self.folder, self.report_name("nonfinite", progress.step + 1), report)
         left_out = int(before.totals[2].item()) + sum(epoch.skipped_steps for epoch in progress.epochs)
         losses = ", ".join(f"{batch['loss']}" for batch in report["batches"])
-        message = f"{where}: the gradient is not finite (losses {losses}); diagnosis in {path}"
+        message = f"{location}: the gradient is not finite (losses {losses}); diagnosis in {path}"
         self.record("error", level="error", error=message, report=path.name)
         if left_out < self.settings.nonfinite_steps:
             logger.warning("%s; the step is left out (training.nonfinite_steps)", message)
@@ -861,8 +861,8 @@ class Trainer:
         self.step.optimizer.zero_grad()
         release_caches()
         path = write_report(self.folder, self.report_name("out-of-memory", self.progress.step), report)
-        where = self.stage if self.stage != "train" else f"train, epoch {self.epoch}, step {self.progress.step + 1}"
-        return OutOfMemoryError(f"out of memory in {where}: {text}; report in {path}. {self.oom_advice()}")
+        location = self.stage if self.stage != "train" else f"train, epoch {self.epoch}, step {self.progress.step + 1}"
+        return OutOfMemoryError(f"out of memory in {location}: {text}; report in {path}. {self.oom_advice()}")
 
     def report_name(self, what: str, step: int) -> str:
         """Return the file name of a report on `what`; every rank writes its own."""

@@ -363,10 +363,10 @@ def test_orphan_older_than_process_of_same_pid_is_removed(root: Path) -> None:
 
 def test_remove_orphans_ignores_parent_of_run_folder(root: Path) -> None:
     root.mkdir(parents=True)
-    other = root.parent.parent / f".other.{ended_process()}.tmp"
-    other.touch()
+    orphan = root.parent.parent / f".other.{ended_process()}.tmp"
+    orphan.touch()
     assert remove_orphans(root.parent) == []
-    assert other.exists()
+    assert orphan.exists()
 
 
 @pytest.mark.parametrize("new_one", ["missing", "damaged"])

@@ -137,13 +137,11 @@ def test_parameters_gradients_and_loss_stay_float32_in_mixed_precision(
     step = OptimizerStep(model, make_optimizer(model, config.training), config.model, config.training, precision, CPU)
     values = torch.randn(2, 6, 118), torch.rand(2, 6, 4), torch.randn(2, 5, 118), torch.rand(2, 5, 4)
     random_batch = Batch(*values, torch.randn(2, 2, 4))
-    output_dtypes = set()
-    hook = model.readout.register_forward_hook(lambda _, inputs, output: output_dtypes.add(output.dtype))
+    dtypes = set()
+    hook = model.readout.register_forward_hook(lambda _, inputs, output: dtypes.add(output.dtype))
     loss = step.loss(random_batch)
     hook.remove()
-    assert output_dtypes == {product_dtype(precision) or torch.float32}, (
-        "products are taken in the type that was asked for"
-    )
+    assert dtypes == {product_dtype(precision) or torch.float32}, "products are taken in the type that was asked for"
     assert loss.dtype == torch.float32
     overflows = 0
     take(step, lambda: random_batch)
@@ -165,12 +163,12 @@ def test_backward_pass_uses_requested_float32_precision_without_autocast(
     onednn: Any = torch.backends.mkldnn
     with float32_products_in("highest", CPU):
         exact = onednn.matmul.fp32_precision
-    step, before, seen = a_step(precision), onednn.matmul.fp32_precision, []
+    step, before, observed = a_step(precision), onednn.matmul.fp32_precision, []
     step.model.weight.register_hook(
-        lambda gradient: seen.append((onednn.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
+        lambda gradient: observed.append((onednn.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
     )
     take(step, batch(1.0), batch(2.0))
-    assert seen == [(float32 or exact, False)] * 2
+    assert observed == [(float32 or exact, False)] * 2
     assert onednn.matmul.fp32_precision == before
 
     def fail() -> Batch:

@@ -234,7 +234,7 @@ class FakeGroup(SingleProcess):
         self.size, self.requests = size, iter(requests or [])
 
     def all_gather_requests(self, request: Any) -> list[Any]:
-        return [rank_request for rank_request in (request, next(self.requests, None)) if rank_request is not None]
+        return [entry for entry in (request, next(self.requests, None)) if entry is not None]
 
     def poll(self, check: Callable[[], None]) -> None:
         pass

@@ -30,8 +30,8 @@ def test_progress_survives_round_trip_through_json() -> None:
 
 
 def test_checkpoint_names_sort_in_order_of_progress() -> None:
-    places = [Progress(), replace(Progress(), cycle=5, step=5), after(1.0), after(1.0, 1.0), after(*[1.0] * 11)]
-    names = [place.name for place in places]
+    snapshots = [Progress(), replace(Progress(), cycle=5, step=5), after(1.0), after(1.0, 1.0), after(*[1.0] * 11)]
+    names = [progress.name for progress in snapshots]
     assert names == sorted(names)
     assert len(set(names)) == len(names), "before and after the validation of an epoch are two places"
 

@@ -128,10 +128,8 @@ def test_accumulated_batches_have_gradient_of_one_large_batch(tiny: list[str], t
         hook.remove()
     large, accumulated = gradients
     scale = max(gradient.abs().max() for gradient in large)
-    for large_gradient, accumulated_gradient in zip(large, accumulated, strict=True):
-        assert (
-            large_gradient - accumulated_gradient
-        ).abs().max() < 1e-4 * scale  # float32, after divisions by row sums near zero
+    for expected, actual in zip(large, accumulated, strict=True):
+        assert (expected - actual).abs().max() < 1e-4 * scale  # float32, after divisions by row sums near zero
 
 
 @pytest.mark.slow  # whole runs
