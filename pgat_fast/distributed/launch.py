@@ -96,5 +96,5 @@ def forwarded_signals() -> list[str]:
 
     An ignored signal, such as SIGHUP under nohup, is left out; SIGINT is always included.
     """
-    known = [name for name in SIGNALS if hasattr(signal, name)]
-    return [name for name in known if name == "SIGINT" or signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
+    available = [name for name in SIGNALS if hasattr(signal, name)]
+    return [name for name in available if name == "SIGINT" or signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]

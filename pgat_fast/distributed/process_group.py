@@ -193,7 +193,7 @@ class DistributedGroup(SingleProcess):
         any_request = torch.tensor([request is not None], dtype=torch.int32)
         with self._communication():
             distributed.all_reduce(any_request, distributed.ReduceOp.MAX, self._control)
-        return [one for one in self.all_gather(request) if one is not None] if any_request.item() else []
+        return [entry for entry in self.all_gather(request) if entry is not None] if any_request.item() else []
 
     def run_on_main(self, function: Callable[[], Result]) -> Result:
         outcome: list[Any] = [None, None]
@@ -228,10 +228,10 @@ class DistributedGroup(SingleProcess):
         try:
             yield
         except RuntimeError as error:
-            known = isinstance(error, distributed.DistError) or any(
+            is_communication_error = isinstance(error, distributed.DistError) or any(
                 text in str(error) for text in _COMMUNICATION_ERRORS
             )
-            if isinstance(error, RankError) or not known:
+            if isinstance(error, RankError) or not is_communication_error:
                 raise
             raise self._rank_error(first_line(error)[:200]) from error
 

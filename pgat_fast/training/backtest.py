@@ -86,11 +86,11 @@ def summarize(table: pd.DataFrame) -> dict[str, Any]:
         name = str(column).removeprefix("mse_")
         if name == column or name == "model":
             continue
-        known = table[["mse_model", column, f"skill_{name}"]].dropna().astype(float)
-        skills = known[f"skill_{name}"].tolist()
+        finite_rows = table[["mse_model", column, f"skill_{name}"]].dropna().astype(float)
+        skills = finite_rows[f"skill_{name}"].tolist()
         enough = len(skills) > 1
         summary[name] = {
-            "pooled": 1 - float(known["mse_model"].sum() / known[column].sum()) if skills else None,
+            "pooled": 1 - float(finite_rows["mse_model"].sum() / finite_rows[column].sum()) if skills else None,
             "mean": statistics.fmean(skills) if skills else None,
             "standard_error": statistics.stdev(skills) / math.sqrt(len(skills)) if enough else None,
             "positive": sum(skill > 0 for skill in skills),
@@ -123,9 +123,9 @@ def _finished(run: Config, sha256: str) -> dict[str, Any] | None:
     folder = Path(run.run.output) / run.run.name
     if not (folder / "config.yaml").is_file():
         return None
-    before = load_config(folder / "config.yaml")
-    learned = [(c.data, c.model, c.training, c.run.precision, c.run.exact_dropout) for c in (before, run)]
-    if learned[0] != learned[1]:
+    stored_config = load_config(folder / "config.yaml")
+    settings = [(c.data, c.model, c.training, c.run.precision, c.run.exact_dropout) for c in (stored_config, run)]
+    if settings[0] != settings[1]:
         raise ConfigError(f"{folder}: a backtest with other settings is there; move it away, or restore its settings")
     if read_status(folder).get("state") != "finished":
         return None

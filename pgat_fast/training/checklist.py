@@ -14,8 +14,8 @@ def checklist(results: dict[str, Any]) -> list[dict[str, Any]]:
 
     `results` is the content of `results.json` without the checklist.
     """
-    epochs, asked = results["epochs"], results["config"]["training"]["epochs"]
-    complete = sum(epoch["complete"] for epoch in epochs)
+    epochs, configured_epochs = results["epochs"], results["config"]["training"]["epochs"]
+    complete_epochs = sum(epoch["complete"] for epoch in epochs)
     losses = [results["initial_validation_loss"], *results["validation_losses"]]
     scaled, targets = results["test"]["scaled"], results["targets"]
     rmse = scaled["model"]["overall"]["rmse"]
@@ -23,9 +23,13 @@ def checklist(results: dict[str, Any]) -> list[dict[str, Any]]:
     scenarios = results["adversarial"]["scenarios"]
     failed = [name for name, scenario in scenarios.items() if scenario["status"] != "ok"]
     memory, checkpoints = results["memory"], results["checkpoints"]
-    within, figures = _memory(memory)
+    within_limit, figures = _memory(memory)
     return [
-        _line("every epoch finished", complete == asked, f"{complete} of {asked}: {results['training_ended']}"),
+        _line(
+            "every epoch finished",
+            complete_epochs == configured_epochs,
+            f"{complete_epochs} of {configured_epochs}: {results['training_ended']}",
+        ),
         _line("validation loss fell", min(losses[1:]) < losses[0], f"{losses[0]:.5f} to {min(losses[1:]):.5f}"),
         _line(f"scaled test RMSE under {RMSE_BAR}", rmse is not None and rmse < RMSE_BAR, _number(rmse)),
         _line(
@@ -42,7 +46,7 @@ def checklist(results: dict[str, Any]) -> list[dict[str, Any]]:
             not failed,
             f"{len(scenarios) - len(failed)} of {len(scenarios)}" + (f", not {', '.join(failed)}" if failed else ""),
         ),
-        _line("memory under its limit", within, figures),
+        _line("memory under its limit", within_limit, figures),
         _line(
             "checkpoints verified",
             checkpoints["verified"],

@@ -94,10 +94,10 @@ def save_checkpoint(root: Path, name: str, checkpoint: Checkpoint) -> Path:
             sync_directory(temporary)
             _put_in_place(temporary, target, good)
     except OSError as error:
-        where = error.filename or target
+        failed_path = error.filename or target
         raise CheckpointError(
-            f"{where}: cannot be written: {error.strerror or error}; {target} was not saved, other checkpoints are as "
-            "they were: make room or mend the folder's permissions, or choose another run.output"
+            f"{failed_path}: cannot be written: {error.strerror or error}; {target} was not saved, other checkpoints "
+            "are as they were: make room or mend the folder's permissions, or choose another run.output"
         ) from error
     finally:
         remove_or_warn(temporary)
@@ -108,11 +108,11 @@ def save_checkpoint(root: Path, name: str, checkpoint: Checkpoint) -> Path:
 def _put_in_place(temporary: Path, target: Path, good: bool) -> None:
     """Rename `temporary` to `target`. With `good`, an intact checkpoint is there and stays readable until then."""
     previous = target.with_name(target.name + _PREVIOUS)
-    done: list[tuple[Path, Path]] = []
+    renamed: list[tuple[Path, Path]] = []
 
     def rename(source: Path, destination: Path) -> None:
         os.rename(source, destination)
-        done.append((source, destination))
+        renamed.append((source, destination))
 
     if good:
         remove_or_warn(previous)
@@ -124,7 +124,7 @@ def _put_in_place(temporary: Path, target: Path, good: bool) -> None:
         rename(temporary, target)
         sync_directory(target.parent)
     except BaseException:
-        for source, destination in reversed(done):
+        for source, destination in reversed(renamed):
             os.rename(destination, source)
         raise
 
@@ -220,10 +220,10 @@ def list_checkpoints(root: Path) -> list[Path]:
 def find_checkpoints(root: Path) -> list[Path]:
     """Return all paths in `root` that are named like a checkpoint, whatever their state, oldest first."""
     names = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    found = [name for name in names if NAME.fullmatch(name)]
+    checkpoint_names = [name for name in names if NAME.fullmatch(name)]
     stems = {name.removesuffix(_PREVIOUS) for name in names if name.endswith(_PREVIOUS)}
-    found += [stem + _PREVIOUS for stem in stems - names if NAME.fullmatch(stem)]
-    return [root / name for name in sorted(found, key=_age)]
+    checkpoint_names += [stem + _PREVIOUS for stem in stems - names if NAME.fullmatch(stem)]
+    return [root / name for name in sorted(checkpoint_names, key=_age)]
 
 
 def _age(name: str) -> tuple[list[int], str]:

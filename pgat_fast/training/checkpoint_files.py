@@ -45,9 +45,9 @@ def dump_weights(weights: dict[str, Tensor]) -> bytes:
         if type(name) is not str or not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
             raise CheckpointError(f"weights.{name} is no dense tensor with a name, but a {type(tensor).__name__}")
         tensor = tensor.detach().cpu().contiguous()
-        memory = tensor.untyped_storage().data_ptr()
-        owned[name] = tensor.clone() if memory in seen else tensor
-        seen.add(memory)
+        address = tensor.untyped_storage().data_ptr()
+        owned[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
     # safetensors copies each tensor, then all, and panics in Rust if memory runs out: raise MemoryError first.
     bytes(2 * sum(tensor.nbytes for tensor in owned.values()))
     return save(owned, {"format": "pt"})  # metadata by which other tools recognise PyTorch tensors
@@ -72,9 +72,9 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(descriptor, left) :]
+            remaining = memoryview(content)
+            while remaining:
+                remaining = remaining[os.write(descriptor, remaining) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

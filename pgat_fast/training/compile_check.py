@@ -109,13 +109,13 @@ def check_compiled_step(
     """
     regions = compiled_regions_of(step.model)
     names = [name for name, parameter in step.model.named_parameters() if parameter.requires_grad]
-    before = generator_states()
+    generators_before = generator_states()
     started = time.monotonic()
     with eager(step.model):
         eager_losses = step.accumulate(batches, weight)
     expected = _copies(step)
     eager_seconds = time.monotonic() - started
-    after = generator_states()
+    generators_after = generator_states()
 
     def go_on_eagerly(
         fault: str | None, wrong: Sequence[str] = (), error: float | None = None, bound: float | None = None
@@ -124,7 +124,7 @@ def check_compiled_step(
         if fault is not None:
             undo_compilation(step.model)
         step.set_gradients(expected)
-        restore_generators(after)
+        restore_generators(generators_after)
         return CompileCheck(
             regions=regions,
             fault=fault,
@@ -137,7 +137,7 @@ def check_compiled_step(
             compiled_seconds=time.monotonic() - started - eager_seconds,
         )
 
-    restore_generators(before)
+    restore_generators(generators_before)
     try:
         losses = step.accumulate(batches, weight)
     except Exception as error:
@@ -156,21 +156,21 @@ def check_compiled_step(
     errors = relative_errors(_gradients(step), _or_zeros(step, expected))
     bounds = [USUAL[dtype]] * len(errors)
     if _any(step, (error > bound for error, bound in zip(errors, bounds, strict=True))):
-        computed = _copies(step)
-        spread = _spread(step, batches, weight, expected, before, dtype)
+        compiled_gradients = _copies(step)
+        spread = _spread(step, batches, weight, expected, generators_before, dtype)
         bounds = [USUAL[dtype] + 2 * SPREADS * moved for moved in spread]
-        step.set_gradients(computed)
-        restore_generators(after)
+        step.set_gradients(compiled_gradients)
+        restore_generators(generators_after)
     excess = [error / bound if error < math.inf else math.inf for error, bound in zip(errors, bounds, strict=True)]
     order = sorted(range(len(errors)), key=excess.__getitem__, reverse=True)
     wrong = [k for k in order if excess[k] > 1]
     worst = order[0]
     if _any(step, [bool(wrong)]):
-        shown = [f"{names[k]} by {errors[k]:.2g} ({bounds[k]:.2g} allowed)" for k in wrong[:MOST_NAMES]]
+        descriptions = [f"{names[k]} by {errors[k]:.2g} ({bounds[k]:.2g} allowed)" for k in wrong[:MOST_NAMES]]
         if len(wrong) > MOST_NAMES:
-            shown.append(f"and {len(wrong) - MOST_NAMES} more")
-        where = ", ".join(shown) or "in another rank"
-        fault = f"its gradients differ from those of an eager step: {where}"
+            descriptions.append(f"and {len(wrong) - MOST_NAMES} more")
+        differences = ", ".join(descriptions) or "in another rank"
+        fault = f"its gradients differ from those of an eager step: {differences}"
         return go_on_eagerly(fault, [names[k] for k in wrong], errors[worst], bounds[worst])
     return CompileCheck(
         regions=regions,
@@ -194,13 +194,13 @@ def _spread(
     dtype: torch.dtype,
 ) -> list[float]:
     """Return how far eager gradients move if rounding in `dtype` moves weights and inputs: the worst of `DRAWS`."""
-    moves = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     originals = [parameter.detach().clone() for parameter in step.parameters]
     reference = _or_zeros(step, expected)
     worst = [0.0] * len(originals)
 
     def moved(x: Tensor) -> Tensor:
-        return moved_by_rounding(x.to(dtype), moves).to(x.dtype)
+        return moved_by_rounding(x.to(dtype), rng).to(x.dtype)
 
     def move(load: Callable[[], Batch]) -> Batch:
         batch = load()

@@ -66,11 +66,11 @@ def expected_compile_seconds(cache: CompileCache | None, program: str, device: t
     Otherwise the longest first compilation of a program of the same kind on this machine, or `COMPILE_SECONDS` if there
     is none.
     """
-    known = {} if cache is None else cache.seconds()
-    if program in known:
-        first, last = known[program]
+    recorded_seconds = {} if cache is None else cache.seconds()
+    if program in recorded_seconds:
+        first, last = recorded_seconds[program]
         return last if last < first else WARM * first
-    firsts = [first for name, (first, _) in known.items() if _kind(name) == _kind(program)]
+    firsts = [first for name, (first, _) in recorded_seconds.items() if _kind(name) == _kind(program)]
     return max(firsts, default=COMPILE_SECONDS[device.type])
 
 

@@ -31,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError) and text.startswith("could not create a primitive"):
         return not text.startswith("could not create a primitive descriptor")
     return isinstance(error, RuntimeError) and any(
-        known in text for known in ("can't allocate memory", "not enough memory", "CUDA out of memory")
+        phrase in text for phrase in ("can't allocate memory", "not enough memory", "CUDA out of memory")
     )
 
 
@@ -60,15 +60,15 @@ def find_nonfinite(
     """
     parameters = dict(step.model.named_parameters())
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-    broken = _not_finite(gradients)
-    weights = _not_finite(parameters)
+    nonfinite_gradients = _not_finite(gradients)
+    nonfinite_weights = _not_finite(parameters)
     batches = []
-    before = generator_states()
+    generators_before = generator_states()
     restore_generators(generators)
     with torch.no_grad():
         for indices in cycle:
             batch = windows.batch(indices)
-            with eager(step.model), _watched(step.model) as found:
+            with eager(step.model), _watched(step.model) as module_names:
                 loss = step.loss(batch)
             inputs = [name for name, value in batch._asdict().items() if not value.isfinite().all()]
             value = loss.item()
@@ -78,15 +78,15 @@ def find_nonfinite(
                     "origins": [str(dates[windows.first_row + i + windows.seq_len - 1]) for i in indices.tolist()],
                     "loss": value if math.isfinite(value) else str(value),
                     "inputs_not_finite": inputs,
-                    "first_module_not_finite": found[0] if found else None,
+                    "first_module_not_finite": module_names[0] if module_names else None,
                 }
             )
-    restore_generators(before)
+    restore_generators(generators_before)
     norm = step.norm.item()
     return {
         "gradient_norm": norm if math.isfinite(norm) else str(norm),
-        "gradients_not_finite": {"count": len(broken), "first": broken[:_SHOWN]},
-        "weights_not_finite": {"count": len(weights), "first": weights[:_SHOWN]},
+        "gradients_not_finite": {"count": len(nonfinite_gradients), "first": nonfinite_gradients[:_SHOWN]},
+        "weights_not_finite": {"count": len(nonfinite_weights), "first": nonfinite_weights[:_SHOWN]},
         "learning_rate": step.optimizer.param_groups[0]["lr"],
         "loss_scale": step.scaler.get_scale() if step.scaler.is_enabled() else None,
         "precision": step.precision,
@@ -103,18 +103,18 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[list[str]]:
     """Yield a list that gets the name of the first module whose inputs are finite and whose output is not."""
-    found: list[str] = []
+    module_names: list[str] = []
 
     def look(name: str, inputs: tuple[Any, ...], outputs: Any) -> None:
-        if not found and _finite(inputs) and not _finite(outputs):
-            found.append(name or "the model itself")
+        if not module_names and _finite(inputs) and not _finite(outputs):
+            module_names.append(name or "the model itself")
 
     hooks = [
         module.register_forward_hook(lambda _, inputs, outputs, name=name: look(name, inputs, outputs))
         for name, module in model.named_modules()
     ]
     try:
-        yield found
+        yield module_names
     finally:
         for hook in hooks:
             hook.remove()

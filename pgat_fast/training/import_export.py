@@ -48,12 +48,12 @@ def export_checkpoint(path: Path, out: Path, which: str = "best") -> Path:
         raise CheckpointError(
             f"{out}: name the file *.pth (torch.save) or *{_SAFETENSORS}, so that the format is clear"
         )
-    found, checkpoint = _choose(path, which)
+    checkpoint_path, checkpoint = _choose(path, which)
     try:
         config = load_config(checkpoint.about.get("config") or {})
         state = to_original_layout(checkpoint.weights, config)
     except (CheckpointError, ConfigError) as error:
-        raise CheckpointError(f"{found}: cannot be exported: {error}") from error
+        raise CheckpointError(f"{checkpoint_path}: cannot be exported: {error}") from error
     if out.suffix == _SAFETENSORS:
         content = dump_weights(state)
     else:
@@ -64,17 +64,17 @@ def export_checkpoint(path: Path, out: Path, which: str = "best") -> Path:
         write_atomically(out, content)
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
-    return found
+    return checkpoint_path
 
 
 def _choose(path: Path, which: str) -> tuple[Path, Checkpoint]:
     if (path / MANIFEST).exists():
         return path, read_checkpoint(path, training=False)
     root = path if path.name == CHECKPOINTS else path / CHECKPOINTS
-    found = choose_checkpoint(root, which)
-    if found is None:
+    chosen = choose_checkpoint(root, which)
+    if chosen is None:
         raise CheckpointError(f"{path}: no checkpoint there can be read: name the folder of a run or a checkpoint")
-    return found
+    return chosen
 
 
 def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
@@ -95,8 +95,8 @@ def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
     if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
         raise CheckpointError(f"{out}: exists already and is not empty: choose another --out, no run is overwritten")
     weights = _read_original(file, config)
-    place = out.absolute()
-    run = config_to_dict(config)["run"] | {"name": place.name, "output": str(out.parent)}
+    run_folder = out.absolute()
+    run = config_to_dict(config)["run"] | {"name": run_folder.name, "output": str(out.parent)}
     config = load_config(config_to_dict(config) | {"run": run})
     table, splits = load_splits(config.data, config.model, torch.device("cpu"))
     name = Progress().name
@@ -110,8 +110,8 @@ def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
         path = save_checkpoint(out / CHECKPOINTS, name, checkpoint)
         write_atomically(out / "config.yaml", dump_config(config).encode())
     except BaseException as error:
-        for left in (out / CHECKPOINTS, *([] if existed else [out])):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (out / CHECKPOINTS, *([] if existed else [out])):
+            shutil.rmtree(leftover, ignore_errors=True)
         if isinstance(error, OSError):
             raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
         raise
@@ -143,9 +143,9 @@ def _unwrapped(state: Any, file: Path) -> Any:
 
 def _without_prefixes(state: Any, file: Path) -> Any:
     """Return `state` without the prefixes that model wrappers add to all names."""
-    wrong = [name for name in state if not isinstance(name, str)] if isinstance(state, Mapping) else []
-    if wrong:
-        raise CheckpointError(f"the state has the key {str(wrong[0])[:80]}, which is no name of a parameter")
+    invalid_names = [name for name in state if not isinstance(name, str)] if isinstance(state, Mapping) else []
+    if invalid_names:
+        raise CheckpointError(f"the state has the key {str(invalid_names[0])[:80]}, which is no name of a parameter")
     while isinstance(state, Mapping) and state:
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
         if prefix is None:

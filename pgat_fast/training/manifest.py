@@ -108,10 +108,10 @@ def decode_manifest(raw: bytes) -> Manifest:
     try:
         canonical = _encode(content)
         digest = content.pop("sha256")
-        whole = canonical == raw and digest == hashlib.sha256(_encode(content)).hexdigest()
+        intact = canonical == raw and digest == hashlib.sha256(_encode(content)).hexdigest()
     except ValueError as error:  # a number that JSON cannot represent, such as 1e999
         raise CheckpointError(f"damaged: {error}") from error
-    if not whole:
+    if not intact:
         raise CheckpointError("damaged: its content does not match its own sha256")
     about = content["about"]
     if not isinstance(about, dict):
@@ -155,8 +155,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
 
 def _files(content: Any) -> dict[str, File]:
     if not isinstance(content, dict) or set(content) != {WEIGHTS, TRAINING}:
-        named = list(content) if isinstance(content, dict) else content
-        raise CheckpointError(f"lists the files {_shown(named)}; a checkpoint has {WEIGHTS} and {TRAINING}")
+        listed = list(content) if isinstance(content, dict) else content
+        raise CheckpointError(f"lists the files {_shown(listed)}; a checkpoint has {WEIGHTS} and {TRAINING}")
     files = {}
     for name, entry in content.items():
         if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:

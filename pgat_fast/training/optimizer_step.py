@@ -52,9 +52,9 @@ class Totals:
     def add(self, losses: Tensor, batches: int, finite: Tensor) -> None:
         """Count `batches` batches whose losses add up to `losses`; if not `finite`, count one step left out."""
         zero = torch.zeros_like(losses)
-        counted = torch.stack((torch.where(finite, losses, zero), finite.double() * batches, (~finite).double()))
+        increments = torch.stack((torch.where(finite, losses, zero), finite.double() * batches, (~finite).double()))
         # A new tensor each time, so that snapshots of the old one do not change.
-        self.values = self.values + counted
+        self.values = self.values + increments
 
 
 class Flags:
@@ -74,7 +74,7 @@ class Flags:
 
     def raised(self, wait: bool = False) -> list[Any]:
         """Remove the flags that have arrived, or all with `wait`; return the contexts of the true ones."""
-        found = []
+        contexts = []
         while self._pending:
             flag, event, context = self._pending[0]
             if event is not None:
@@ -84,8 +84,8 @@ class Flags:
                     break
             self._pending.popleft()
             if flag:
-                found.append(context)
-        return found
+                contexts.append(context)
+        return contexts
 
 
 class OptimizerStep:

@@ -174,8 +174,8 @@ def test_summary(test: dict[str, Any]) -> str:
         lines.append(f"  {'':<12}" + "".join(f"{name.upper():>12}" for name in measures) + f"{'model skill':>14}")
         for name in ("model", *table["skill"]):
             row = "".join(_number(table[name]["overall"][measure]) for measure in measures)
-            against = table["skill"].get(name)
-            lines.append(f"  {name:<12}" + row + ("" if against is None else f"{against:>+14.4f}"))
+            skill = table["skill"].get(name)
+            lines.append(f"  {name:<12}" + row + ("" if skill is None else f"{skill:>+14.4f}"))
     lines += [
         "",
         "skill: 1 - MSE / MSE of the baseline; above 0 the model is better. last_value repeats the last known targets,",

@@ -40,10 +40,10 @@ def open_checkpoint(folder: Path, name: str | None) -> tuple[Path, Checkpoint]:
     root = folder / CHECKPOINTS
     if name is not None:
         return root / name, read_checkpoint(root / name)
-    found = newest_good(root)
-    if found is None:
+    newest = newest_good(root)
+    if newest is None:
         raise CheckpointError(f"{root}: no checkpoint there can be read: start a new run, without --resume")
-    return found
+    return newest
 
 
 def stored_progress(path: Path, checkpoint: Checkpoint) -> Progress | None:
@@ -90,14 +90,14 @@ def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch:
     neither configuration describes it any longer. Raises ConfigError if the model, the data or (within an epoch) the
     batches differ.
     """
-    asked, saved = config_to_dict(config), migrate(saved)
+    current, saved = config_to_dict(config), migrate(saved)
     changed = {
         section: {
             key: (saved.get(section, {}).get(key), value)
-            for key, value in asked[section].items()
+            for key, value in current[section].items()
             if key in saved.get(section, {}) and saved[section][key] != value
         }
-        for section in asked
+        for section in current
     }
     refused = [f"model.{key}" for key in changed["model"]]
     refused += [f"data.{key}" for key in changed["data"] if key not in MOVABLE]
@@ -123,9 +123,9 @@ def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch:
 
 def check_same_data(path: Path, saved: dict[str, Any], sha256: str, source: str) -> None:
     """Raise ConfigError if the data file is not the one that the checkpoint at `path` was trained on."""
-    before = saved.get("sha256")
-    if before is not None and before != sha256:
+    saved_sha256 = saved.get("sha256")
+    if saved_sha256 is not None and saved_sha256 != sha256:
         raise ConfigError(
-            f"{path}: the run was trained on another content of the data file than {source} has now (sha256 {before}, "
-            f"now {sha256}): restore the file, name it in data.path, or start a new run"
+            f"{path}: the run was trained on another content of the data file than {source} has now (sha256 "
+            f"{saved_sha256}, now {sha256}): restore the file, name it in data.path, or start a new run"
         )

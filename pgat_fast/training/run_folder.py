@@ -49,8 +49,8 @@ def run_folders(output: Path, name: str) -> list[Path]:
         stem, dash, number = path.name.rpartition("-")
         if dash and stem == name and number.isdecimal():
             numbered[path.name] = int(number)
-    found = [path for path in numbered if (output / path).is_dir()]
-    return [output / path for path in sorted(found, key=numbered.__getitem__, reverse=True)]
+    existing = [path for path in numbered if (output / path).is_dir()]
+    return [output / path for path in sorted(existing, key=numbered.__getitem__, reverse=True)]
 
 
 def has_checkpoints(folder: Path) -> bool:
@@ -65,8 +65,8 @@ def run_of_job(job: str, config: "Config", resume: Path | None) -> Path | None:
     """
     folders = run_folders(Path(config.run.output), config.run.name)
     folders += [] if resume is None else [checkpoint_of(resume)[0]]
-    own = next((folder for folder in folders if read_status(folder).get("job") == job), None)
-    return own if own is not None and has_checkpoints(own) else None
+    run_folder = next((folder for folder in folders if read_status(folder).get("job") == job), None)
+    return run_folder if run_folder is not None and has_checkpoints(run_folder) else None
 
 
 def checkpoint_of(path: Path) -> tuple[Path, str | None]:
@@ -91,9 +91,9 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         owner = read_status(folder)
-        who = f" (process {owner['pid']} on {owner['host']})" if "pid" in owner else ""
+        description = f" (process {owner['pid']} on {owner['host']})" if "pid" in owner else ""
         raise ConfigError(
-            f"{folder}: another process{who} is at work in this folder; wait for it, or choose another run.name"
+            f"{folder}: another process{description} is at work in this folder; wait for it, or choose another run.name"
         ) from error
     try:
         yield
@@ -126,19 +126,19 @@ class _LogFile(logging.FileHandler):
 @contextmanager
 def log_file(folder: Path) -> Iterator[None]:
     """Append the messages of the loggers of `pgat_fast`, from level INFO, to `train.log` in `folder`."""
-    ours = logging.getLogger("pgat_fast")
+    package_logger = logging.getLogger("pgat_fast")
     handler = _LogFile(folder / "train.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.INFO)
-    level = ours.level
-    if ours.getEffectiveLevel() > logging.INFO:
-        ours.setLevel(logging.INFO)
-    ours.addHandler(handler)
+    level = package_logger.level
+    if package_logger.getEffectiveLevel() > logging.INFO:
+        package_logger.setLevel(logging.INFO)
+    package_logger.addHandler(handler)
     try:
         yield
     finally:
-        ours.removeHandler(handler)
-        ours.setLevel(level)
+        package_logger.removeHandler(handler)
+        package_logger.setLevel(level)
         handler.close()
 
 
@@ -147,15 +147,15 @@ def set_results_aside(folder: Path) -> Path | None:
 
     A resumed run has no results until it ends again, and earlier ones must not be taken for them.
     """
-    found = [folder / name for name in RESULT_FILES if (folder / name).exists()]
-    if not found:
+    paths = [folder / name for name in RESULT_FILES if (folder / name).exists()]
+    if not paths:
         return None
     aside = folder / "earlier-results"
     number = 2
     while aside.exists():
         aside, number = folder / f"earlier-results-{number}", number + 1
     aside.mkdir()
-    for path in found:
+    for path in paths:
         path.rename(aside / path.name)
     return aside
 

@@ -100,12 +100,12 @@ def _plain(value: Any, key: str, depth: int, seen: dict[int, Any]) -> Any:
 def _compact(tensor: Tensor, key: str) -> Tensor:
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         raise CheckpointError(f"{key} is a {tensor.layout} tensor on {tensor.device}: store a dense one on the CPU")
-    size, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if size > held:
+    size, storage_size = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if size > storage_size:
         raise CheckpointError(
-            f"{key} shows {size:,} bytes out of {held:,}, as `expand` makes it: store tensor.contiguous()"
+            f"{key} shows {size:,} bytes out of {storage_size:,}, as `expand` makes it: store tensor.contiguous()"
         )
-    return tensor.detach() if size == held else tensor.detach().clone()
+    return tensor.detach() if size == storage_size else tensor.detach().clone()
 
 
 def _look_through(raw: bytes) -> None:
@@ -127,8 +127,8 @@ def _look_through(raw: bytes) -> None:
 def _pickle_of(archive: zipfile.ZipFile, size: int) -> str:
     """Return the name of the only pickle in `archive`. Raise CheckpointError if the archive is compressed."""
     entries = archive.infolist()
-    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
-    if packed or sum(entry.file_size for entry in entries) > size:
+    compressed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if compressed or sum(entry.file_size for entry in entries) > size:
         raise CheckpointError("a compressed archive, which torch.save does not write: not loaded")
     names = [entry.filename for entry in entries]
     if any(name.rpartition("/")[2] == "constants.pkl" for name in names):

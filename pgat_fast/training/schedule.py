@@ -32,10 +32,10 @@ def learning_rate(settings: TrainingConfig, epoch: int, validation_losses: Seque
 
 def plateaus(losses: Sequence[float], patience: int) -> int:
     """Return how often `patience` epochs in a row brought no loss below the best; each time, the count restarts."""
-    best, waited, found = math.inf, 0, 0
+    best, waited, plateau_count = math.inf, 0, 0
     for loss in losses:
         waited = 0 if loss < best else waited + 1
         best = min(best, loss)
         if waited == patience:
-            found, waited = found + 1, 0
-    return found
+            plateau_count, waited = plateau_count + 1, 0
+    return plateau_count

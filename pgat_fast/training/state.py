@@ -63,10 +63,10 @@ class Progress:
 
     def after_epoch(self, epoch: Epoch) -> Self:
         """Return the progress after `epoch`, which has just been validated."""
-        after = replace(self, epoch=self.epoch + 1, cycle=0, epoch_seconds=0.0, epochs=(*self.epochs, epoch))
+        progress = replace(self, epoch=self.epoch + 1, cycle=0, epoch_seconds=0.0, epochs=(*self.epochs, epoch))
         if self.best_loss is None or epoch.validation_loss < self.best_loss:
-            after = replace(after, best=after.name, best_epoch=epoch.epoch, best_loss=epoch.validation_loss)
-        return after
+            progress = replace(progress, best=progress.name, best_epoch=epoch.epoch, best_loss=epoch.validation_loss)
+        return progress
 
     def to_dict(self) -> dict[str, Any]:
         """Return the progress as plain dicts, lists and values."""

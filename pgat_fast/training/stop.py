@@ -88,19 +88,19 @@ class StopSignals(Stop):
         self._reader.close()
 
     def _watch(self) -> None:
-        first: float | None = None  # time of the first signal; calls of `request` do not count
+        first_signal_time: float | None = None  # time of the first signal; calls of `request` do not count
         while received := self._reader.recv(64):
             for number in received:
                 if number not in self._numbers or self.ended.is_set():
                     continue
                 name = signal.Signals(number).name
-                if first is not None:
-                    if time.monotonic() - first < ECHO:
+                if first_signal_time is not None:
+                    if time.monotonic() - first_signal_time < ECHO:
                         continue
                     _say(f"{name} again: leaving at once")
                     end_process(128 + number)
                 _say(f"{name}: saving a checkpoint and stopping (again: leave at once)")
-                first = time.monotonic()
+                first_signal_time = time.monotonic()
                 self.request(name)
                 threading.Thread(target=self._resort, args=(name, number), daemon=True).start()
 

@@ -255,10 +255,12 @@ class Trainer:
             "compiled_regions": regions,
             "kernels": kernels,
         }
-        began = kernels if self.found is None else self.found[1].about.get("kernels", kernels)
-        if began != kernels:
+        previous_kernels = kernels if self.found is None else self.found[1].about.get("kernels", kernels)
+        if previous_kernels != kernels:
             logger.warning(
-                "kernels: the run began with %s and goes on with %s: its losses will differ by rounding", began, kernels
+                "kernels: the run began with %s and goes on with %s: its losses will differ by rounding",
+                previous_kernels,
+                kernels,
             )
         self.compile_check: dict[str, Any] | None = None
         """Result of comparing the first compiled step of this process with an eager one."""
@@ -280,20 +282,20 @@ class Trainer:
 
     def decide_compile(self, precision: Precision) -> Regions:
         """Return the regions to compile: those of the resumed run, or what suits the length of the whole run."""
-        settings, asked, backend = self.settings, self.config.run.compile, resolve_backend(self.config.run.backend)
-        before = None if self.found is None else compiled_regions(self.found[1].about)
+        settings, requested, backend = self.settings, self.config.run.compile, resolve_backend(self.config.run.backend)
+        resumed_regions = None if self.found is None else compiled_regions(self.found[1].about)
         accumulated, windows = settings.gradient_accumulation_steps, len(self.splits.train)
         seconds = accumulated * expected_batch_seconds(self.config, self.device) / self.group.size
         alone_on_cpu = self.device.type == "cpu" and self.group.size == 1  # ranks must decide alike: by the settings
-        undecided = asked == "auto" and before is None
-        many = most_steps(settings, windows, seconds) >= MANY
-        if undecided and many and alone_on_cpu and isinstance(self.model, FastPGAT):
+        undecided = requested == "auto" and resumed_regions is None
+        long_run = most_steps(settings, windows, seconds) >= MANY
+        if undecided and long_run and alone_on_cpu and isinstance(self.model, FastPGAT):
             with torch.random.fork_rng(devices=[]):
                 inputs = example(self.config.model, settings.batch_size)[:4]
-            batch = measure_batch_seconds(self.model, inputs, precision, self.device, self.stop.check)
-            seconds = accumulated * batch
+            batch_seconds = measure_batch_seconds(self.model, inputs, precision, self.device, self.stop.check)
+            seconds = accumulated * batch_seconds
         return decide_compile(
-            asked,
+            requested,
             backend,
             self.device,
             expected_steps=most_steps(settings, windows, seconds),
@@ -301,7 +303,7 @@ class Trainer:
             compile_seconds=expected_compile_seconds(
                 self.cache if self.group.size == 1 else None, self.program, self.device
             ),
-            before=before,
+            before=resumed_regions,
         )
 
     # --- the whole run --------------------------------------------------------------------------------------------
@@ -428,7 +430,7 @@ class Trainer:
 
     def train_step(self, cycle: list[Tensor]) -> None:
         """Take one optimizer step over the batches of `cycle`, and a snapshot after it."""
-        before, windows = self.snapshot, self.splits.train
+        snapshot, windows = self.snapshot, self.splits.train
 
         def load(indices: Tensor) -> Batch:
             self.group.poll(self.stop.check)
@@ -442,7 +444,7 @@ class Trainer:
             losses = self.step.accumulate(batches, weight)
         self.group.synchronize(losses)  # before taking the lock that `last_resort` needs
         with self.applying:
-            self.step.apply(losses, len(cycle), (before, cycle))
+            self.step.apply(losses, len(cycle), (snapshot, cycle))
             self.read_flags(wait=self.group.lockstep)
             self.tick()
             self.progress = replace(self.progress, cycle=self.progress.cycle + 1, step=self.progress.step + 1)
@@ -509,8 +511,8 @@ class Trainer:
         """Raise on all ranks the reason for which any of them must stop; otherwise return `due` of the first rank."""
         requests: dict[str, str | None] = {"stop": self.stop.requested, "memory": self.over}
         requests["due"] = due if self.group.is_main else None
-        first = next(((kind, text) for kind, text in requests.items() if text), None)
-        agreed: dict[str, str] = dict(reversed(self.group.all_gather_requests(first)))
+        request = next(((kind, text) for kind, text in requests.items() if text), None)
+        agreed: dict[str, str] = dict(reversed(self.group.all_gather_requests(request)))
         self.all_fail = "stop" in agreed or "memory" in agreed
         if "stop" in agreed:
             self.stop.request(agreed["stop"])
@@ -529,28 +531,30 @@ class Trainer:
         keys = ("process_gib", "device_allocated_gib", "windows_per_second")
         reading = self.monitor.reading() | {"windows_per_second": rate}
         ranks = self.group.all_gather({key: reading.get(key) for key in keys})
-        total = {key: sum(one[key] or 0.0 for one in ranks) for key in keys}
+        total = {key: sum(rank[key] or 0.0 for rank in ranks) for key in keys}
         self.record("ranks", ranks=ranks, total=total)
 
     def end_epoch(self) -> None:
         """Validate, record the epoch, and save a checkpoint if one is due."""
         epoch = self.validated_epoch(complete=True)
-        after = self.progress.after_epoch(epoch)
-        improved = after.best == after.name
+        progress = self.progress.after_epoch(epoch)
+        improved = progress.best == progress.name
         with self.applying:
-            before, self.progress = self.progress, after
+            previous, self.progress = self.progress, progress
             self.step.totals.reset()
             self.take_snapshot()
-        every = self.config.run.checkpoint_epochs
-        due = every is not None and after.epoch % every == 0
-        wanted = improved or due or end_of_training(after, self.settings) is not None
+        interval = self.config.run.checkpoint_epochs
+        due = interval is not None and progress.epoch % interval == 0
+        wanted = improved or due or end_of_training(progress, self.settings) is not None
         if wanted and not self.save() and improved:
             logger.error(
                 "the best weights, of epoch %d, could not be saved: keeping the previous best checkpoint", epoch.epoch
             )
-            lost = replace(after, best=before.best, best_epoch=before.best_epoch, best_loss=before.best_loss)
+            progress_with_previous_best = replace(
+                progress, best=previous.best, best_epoch=previous.best_epoch, best_loss=previous.best_loss
+            )
             with self.applying:
-                self.progress = lost
+                self.progress = progress_with_previous_best
                 self.take_snapshot()
 
     def finish(self, why: str) -> Results:
@@ -660,11 +664,13 @@ class Trainer:
         ending = Ending(why, progress.epochs, progress.best, progress.best_epoch, progress.best_loss)
         if progress.cycle == 0:
             return ending
-        part = self.validated_epoch(complete=False)
-        ending = replace(ending, epochs=(*ending.epochs, part))
-        if ending.best_loss is not None and ending.best_loss <= part.validation_loss:
+        partial_epoch = self.validated_epoch(complete=False)
+        ending = replace(ending, epochs=(*ending.epochs, partial_epoch))
+        if ending.best_loss is not None and ending.best_loss <= partial_epoch.validation_loss:
             return ending
-        return replace(ending, best=progress.name, best_epoch=part.epoch, best_loss=part.validation_loss)
+        return replace(
+            ending, best=progress.name, best_epoch=partial_epoch.epoch, best_loss=partial_epoch.validation_loss
+        )
 
     def mean_loss(self) -> float:
         """Return the mean loss of the batches of this epoch so far; NaN before the first. Waits for the device."""
@@ -673,24 +679,24 @@ class Trainer:
 
     def read_flags(self, wait: bool = False) -> None:
         """Handle the steps with non-finite gradients whose flags have arrived; with `wait`, wait for all flags."""
-        for before, cycle in self.step.flags.raised(wait):
+        for snapshot, cycle in self.step.flags.raised(wait):
             scaler = self.step.scaler
             if scaler.is_enabled() and (scale := scaler.get_scale()) > SMALLEST_SCALE:
                 logger.info("a float16 gradient overflowed: the step is left out, the loss scale is now %g", scale)
                 continue
-            self.nonfinite(before, cycle)
+            self.nonfinite(snapshot, cycle)
 
     def nonfinite(self, before: Snapshot, cycle: list[Tensor]) -> None:
         """Report where a non-finite value came from; raise TrainingError unless the step may be left out."""
-        place = before.progress
-        where = f"epoch {place.epoch + 1}, step {place.cycle + 1}"
-        local = [self.group.shard(indices) for indices in cycle]
-        report = find_nonfinite(self.step, self.splits.train, local, self.table.dates, before.generators)
-        report = {"epoch": place.epoch + 1, "step": place.step + 1} | report
-        path = write_report(self.folder, self.report_name("nonfinite", place.step + 1), report)
-        left_out = int(before.totals[2].item()) + sum(epoch.skipped_steps for epoch in place.epochs)
+        progress = before.progress
+        location = f"epoch {progress.epoch + 1}, step {progress.cycle + 1}"
+        shards = [self.group.shard(indices) for indices in cycle]
+        report = find_nonfinite(self.step, self.splits.train, shards, self.table.dates, before.generators)
+        report = {"epoch": progress.epoch + 1, "step": progress.step + 1} | report
+        path = write_report(self.folder, self.report_name("nonfinite", progress.step + 1), report)
+        left_out = int(before.totals[2].item()) + sum(epoch.skipped_steps for epoch in progress.epochs)
         losses = ", ".join(f"{batch['loss']}" for batch in report["batches"])
-        message = f"{where}: the gradient is not finite (losses {losses}); diagnosis in {path}"
+        message = f"{location}: the gradient is not finite (losses {losses}); diagnosis in {path}"
         self.record("error", level="error", error=message, report=path.name)
         if left_out < self.settings.nonfinite_steps:
             logger.warning("%s; the step is left out (training.nonfinite_steps)", message)
@@ -811,10 +817,10 @@ class Trainer:
             error = self.out_of_memory(error)
         if isinstance(error, RankError) and not self.group.is_main:
             error = self.reason_of_main(error)
-        asked = isinstance(error, StopRequested | KeyboardInterrupt)
-        state = "stopped" if asked or isinstance(error, MemoryLimitError) else "failed"
+        stop_requested = isinstance(error, StopRequested | KeyboardInterrupt)
+        state = "stopped" if stop_requested or isinstance(error, MemoryLimitError) else "failed"
         reason = f"{type(error).__name__}: {error}"
-        if asked or isinstance(error, OutOfMemoryError):
+        if stop_requested or isinstance(error, OutOfMemoryError):
             reason = str(error) or "interrupted"
         code = exit_codes.of_error(error)
         self.record("stop" if state == "stopped" else "error", level="error", memory=True, reason=reason)
@@ -855,8 +861,8 @@ class Trainer:
         self.step.optimizer.zero_grad()
         release_caches()
         path = write_report(self.folder, self.report_name("out-of-memory", self.progress.step), report)
-        where = self.stage if self.stage != "train" else f"train, epoch {self.epoch}, step {self.progress.step + 1}"
-        return OutOfMemoryError(f"out of memory in {where}: {text}; report in {path}. {self.oom_advice()}")
+        location = self.stage if self.stage != "train" else f"train, epoch {self.epoch}, step {self.progress.step + 1}"
+        return OutOfMemoryError(f"out of memory in {location}: {text}; report in {path}. {self.oom_advice()}")
 
     def report_name(self, what: str, step: int) -> str:
         """Return the file name of a report on `what`; every rank writes its own."""
@@ -898,8 +904,8 @@ class Trainer:
         """Return the highest memory use of all processes of the run, in GiB."""
         peaks = dict(self.monitor.peaks())
         for key in ("peak_process_gib", "peak_device_gib"):
-            known = [value for value in (peaks.get(key), self.progress.peaks.get(key)) if value is not None]
-            peaks[key] = max(known, default=None)
+            values = [value for value in (peaks.get(key), self.progress.peaks.get(key)) if value is not None]
+            peaks[key] = max(values, default=None)
         return peaks
 
     @property
@@ -921,9 +927,9 @@ class Trainer:
             return
         # Keep the recorded job until the run has begun: a restart must not resume a run that no start has begun.
         job = environment.job_id() if self.begun else read_status(self.folder).get("job")
-        place = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step, "job": job}
+        position = {"stage": self.stage, "epoch": self.epoch, "step": self.progress.step, "job": job}
         try:
-            write_status(self.folder, state, **place, **more)
+            write_status(self.folder, state, **position, **more)
         except OSError as error:
             logger.error("%s/status.json cannot be written: %s", self.folder, error)
 

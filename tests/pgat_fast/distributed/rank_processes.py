@@ -69,11 +69,11 @@ class Ranks:
         self.logs = [logs / f"rank-{rank}.log" for rank in range(count)]
         self.processes = []
         for rank, log in enumerate(self.logs):
-            more = environment if isinstance(environment, Mapping) else environment[rank]
+            extra = environment if isinstance(environment, Mapping) else environment[rank]
             address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(count), "RANK": str(rank)}
             local = {"LOCAL_WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
             self.processes.append(
-                CONTEXT.Process(target=run_command, args=(arguments, log, {**address, **local, **more}, prepare))
+                CONTEXT.Process(target=run_command, args=(arguments, log, {**address, **local, **extra}, prepare))
             )
             self.processes[-1].start()
 

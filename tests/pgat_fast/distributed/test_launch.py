@@ -56,11 +56,11 @@ def test_a_rank_that_dies_restarts_the_job_and_a_signal_to_the_command_does_not(
     command.wait_for(r"epoch 2, step 1 of")
     command.rank(1).kill()
     command.wait_for(r"resumed from .*: epoch")
-    lines = len(command.lines)
-    command.wait_for(r"epoch \d+, step \d+ of", after=lines)
+    line_count = len(command.lines)
+    command.wait_for(r"epoch \d+, step \d+ of", after=line_count)
     command.popen.send_signal(signal.SIGUSR1)
     assert command.end() == 128 + signal.SIGUSR1, "".join(command.lines)
-    assert not any("resumed from" in line for line in command.lines[lines:]), "one restart is left"
+    assert not any("resumed from" in line for line in command.lines[line_count:]), "one restart is left"
     (folder,) = (tmp_path / "runs").iterdir()
     status = read_status(folder)
     assert (status["state"], status["reason"]) == ("stopped", "SIGUSR1")

@@ -54,8 +54,8 @@ def test_dropout_of_a_rank_depends_on_seed_rank_and_step_alone() -> None:
 
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
-    known = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    for name, value in (known | variables).items():
+    defaults = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    for name, value in (defaults | variables).items():
         monkeypatch.setenv(name, value)
 
 

@@ -65,8 +65,8 @@ def same(first: Any, second: Any) -> bool:
         if (first.dtype, first.shape) != (second.dtype, second.shape):
             return False
         # Compare bytes, since NaN differs from itself.
-        one, other = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second))
-        return torch.equal(one, other)
+        first_bytes, second_bytes = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second))
+        return torch.equal(first_bytes, second_bytes)
     if isinstance(first, dict):
         return list(first) == list(second) and all(same(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):

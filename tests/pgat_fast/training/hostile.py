@@ -62,8 +62,8 @@ def saved(value: Any) -> bytes:
 
 def storage_of(elements: int) -> bytes:
     """Return a file with a tensor whose storage claims `elements` numbers but contains one."""
-    honest = saved({"a": torch.zeros(77)})
-    with zipfile.ZipFile(io.BytesIO(honest)) as file:
+    valid_file = saved({"a": torch.zeros(77)})
+    with zipfile.ZipFile(io.BytesIO(valid_file)) as file:
         content = file.read("archive/data.pkl")
         assert content.count(b"K\x4d") == 2
     number = b"\x8a\x08" + struct.pack("<q", elements)

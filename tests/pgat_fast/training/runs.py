@@ -34,8 +34,8 @@ class StopAt(Stop):
 def run(overrides: list[str], folder: Path, *, resume: Path | None = None, stop: Stop | None = None) -> dict[str, Any]:
     """Train in the new folder `folder`, or resume the run there; return the results."""
     config = load_config(None, [*overrides, f"run.output={folder.parent}", f"run.name={folder.name}"])
-    written, results = train(config, resume=resume, stop=stop, progress=False)
-    assert written == folder
+    run_folder, results = train(config, resume=resume, stop=stop, progress=False)
+    assert run_folder == folder
     return results
 
 
@@ -54,9 +54,9 @@ def interrupted(overrides: list[str], folder: Path, stops: list[float]) -> dict[
 
 
 def newest(folder: Path) -> Checkpoint:
-    found = newest_good(folder / "checkpoints")
-    assert found is not None
-    return found[1]
+    loaded = newest_good(folder / "checkpoints")
+    assert loaded is not None
+    return loaded[1]
 
 
 def without_times(tree: Any) -> Any:

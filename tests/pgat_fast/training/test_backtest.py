@@ -42,23 +42,23 @@ def test_summary_equals_hand_computed_values() -> None:
 
 def test_origin_without_finite_errors_is_left_out_and_counted() -> None:
     table = pd.DataFrame({"mse_model": [1.0, None], "mse_drift": [2.0, 3.0], "skill_drift": [0.5, None]})
-    found = summarize(table)["drift"]
-    assert (found["pooled"], found["mean"], found["origins"], found["left_out"]) == (0.5, 0.5, 1, 1)
+    drift = summarize(table)["drift"]
+    assert (drift["pooled"], drift["mean"], drift["origins"], drift["left_out"]) == (0.5, 0.5, 1, 1)
     assert summarize(table.iloc[1:])["drift"]["mean"] is None
 
 
 @pytest.mark.slow  # whole runs
 def test_interrupted_backtest_continues_without_repeating_origins(tiny: list[str], tmp_path: Path) -> None:
     config = load_config(None, [*tiny, *SHORT])
-    whole = backtest(config, tmp_path / "whole", 2, progress=False)
+    uninterrupted = backtest(config, tmp_path / "whole", 2, progress=False)
     with pytest.raises(StopRequested):
         backtest(config, tmp_path / "stopped", 2, stop=StopAt(38), progress=False)
-    done = sorted(path.parent.name for path in (tmp_path / "stopped").glob("*/results.json"))
-    assert done == ["origin-01"], "stopped in the second"
-    written = (tmp_path / "stopped" / "origin-01" / "results.json").stat().st_mtime_ns
-    again = backtest(config, tmp_path / "stopped", 2, progress=False)
-    pd.testing.assert_frame_equal(again, whole)
-    assert (tmp_path / "stopped" / "origin-01" / "results.json").stat().st_mtime_ns == written, "not done again"
+    finished_origins = sorted(path.parent.name for path in (tmp_path / "stopped").glob("*/results.json"))
+    assert finished_origins == ["origin-01"], "stopped in the second"
+    mtime = (tmp_path / "stopped" / "origin-01" / "results.json").stat().st_mtime_ns
+    resumed = backtest(config, tmp_path / "stopped", 2, progress=False)
+    pd.testing.assert_frame_equal(resumed, uninterrupted)
+    assert (tmp_path / "stopped" / "origin-01" / "results.json").stat().st_mtime_ns == mtime, "not done again"
 
 
 def test_too_many_origins_are_rejected_before_any_training(tiny: list[str], tmp_path: Path) -> None:

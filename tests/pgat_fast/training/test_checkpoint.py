@@ -57,8 +57,8 @@ def test_saved_checkpoint_is_read_bit_for_bit(root: Path) -> None:
 def test_reading_without_training_state_skips_its_file(root: Path) -> None:
     (path,) = save(root, 7)
     (path / "training.pt").write_bytes(b"")
-    read = read_checkpoint(path, training=False)
-    assert same(read, Checkpoint(checkpoint_of(7).weights, {}, checkpoint_of(7).about))
+    checkpoint = read_checkpoint(path, training=False)
+    assert same(checkpoint, Checkpoint(checkpoint_of(7).weights, {}, checkpoint_of(7).about))
     with pytest.raises(CheckpointError, match=r"training\.pt"):
         read_checkpoint(path)
 
@@ -200,9 +200,9 @@ def test_files_are_synced_before_rename_and_folder_after_it(root: Path, monkeypa
 
 def test_saving_same_checkpoint_again_changes_nothing(root: Path) -> None:
     (path,) = save(root, 1)
-    before = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in path.iterdir()}
+    file_states = {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in path.iterdir()}
     assert save(root, 1) == [path]
-    assert {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in path.iterdir()} == before
+    assert {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in path.iterdir()} == file_states
 
 
 def test_different_checkpoint_of_same_name_replaces_it(root: Path) -> None:
@@ -214,18 +214,18 @@ def test_different_checkpoint_of_same_name_replaces_it(root: Path) -> None:
 
 def test_good_checkpoint_is_readable_while_it_is_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = save(root, 1)
-    seen = []
+    observations = []
     rename = os.rename
 
     def watch(*args: Any, **options: Any) -> None:
         rename(*args, **options)
-        found = newest_good(root)
-        assert found is not None
-        seen.append((found[0].name, same(read_checkpoint(path), found[1])))
+        loaded = newest_good(root)
+        assert loaded is not None
+        observations.append((loaded[0].name, same(read_checkpoint(path), loaded[1])))
 
     monkeypatch.setattr(os, "rename", watch)
     save(root, 1, best=name_of(1))
-    assert seen == [(f"{name_of(1)}.previous", True), (name_of(1), True)]
+    assert observations == [(f"{name_of(1)}.previous", True), (name_of(1), True)]
 
 
 def test_damaged_checkpoint_of_same_name_is_set_aside(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -267,10 +267,10 @@ def test_newest_good_skips_damaged_checkpoints_with_warnings(root: Path, caplog:
     flip_bit(root / name_of(4) / "model.safetensors", 800)
     (root / name_of(3) / "manifest.json").unlink()
     with caplog.at_level(logging.WARNING):
-        found = newest_good(root)
-    assert found is not None
-    assert found[0] == root / name_of(2)
-    assert same(found[1], checkpoint_of(2))
+        loaded = newest_good(root)
+    assert loaded is not None
+    assert loaded[0] == root / name_of(2)
+    assert same(loaded[1], checkpoint_of(2))
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert f"{name_of(4)}/model.safetensors: damaged" in caplog.text
     assert f"{name_of(3)}/manifest.json: cannot be read" in caplog.text
@@ -363,10 +363,10 @@ def test_orphan_older_than_process_of_same_pid_is_removed(root: Path) -> None:
 
 def test_remove_orphans_ignores_parent_of_run_folder(root: Path) -> None:
     root.mkdir(parents=True)
-    other = root.parent.parent / f".other.{ended_process()}.tmp"
-    other.touch()
+    orphan = root.parent.parent / f".other.{ended_process()}.tmp"
+    orphan.touch()
     assert remove_orphans(root.parent) == []
-    assert other.exists()
+    assert orphan.exists()
 
 
 @pytest.mark.parametrize("new_one", ["missing", "damaged"])

@@ -56,10 +56,10 @@ def assert_found(newest: Path, file: str, caplog: pytest.LogCaptureFixture) -> N
     assert faults[0] in str(error.value)
     assert "Use another checkpoint" in str(error.value)
     with caplog.at_level(logging.WARNING):
-        found = newest_good(newest.parent)
-    assert found is not None
-    assert found[0] == newest.parent / name_of(1)
-    assert same(found[1], checkpoint_of(1))
+        loaded = newest_good(newest.parent)
+    assert loaded is not None
+    assert loaded[0] == newest.parent / name_of(1)
+    assert same(loaded[1], checkpoint_of(1))
     assert str(newest) in caplog.text
 
 
@@ -70,8 +70,8 @@ def assert_found(newest: Path, file: str, caplog: pytest.LogCaptureFixture) -> N
 def test_every_flipped_bit_is_detected(newest: Path, file: str) -> None:
     path = newest / file
     bits = path.stat().st_size * 8
-    chosen = random.Random(0).sample(range(bits), min(bits, 150))
-    for bit in chosen:
+    sampled_bits = random.Random(0).sample(range(bits), min(bits, 150))
+    for bit in sampled_bits:
         flip_bit(path, bit)
         assert len(verify_checkpoint(newest)) == 1, f"bit {bit}"
         flip_bit(path, bit)
@@ -227,12 +227,12 @@ def test_failure_of_any_single_call_damages_no_checkpoint(
     save_checkpoint(root, path.name, new)
     calls = list(faults.calls)
     assert set(calls) >= {"mkdir", "open", "write", "fsync", "close", "rename", "statvfs"}
-    failed = 0
+    failures = 0
     for index, call in enumerate(calls):
         shutil.rmtree(root)
         save_checkpoint(root, name_of(1), checkpoint_of(1))
         before(path)
-        was_there = names_in(root)
+        names_before = names_in(root)
         faults.start(index, number)
         error = error_of_saving(root, path.name, new)
         faults.stop()
@@ -240,15 +240,15 @@ def test_failure_of_any_single_call_damages_no_checkpoint(
         if error is None:  # a dispensable call, such as the removal of a file that is no longer needed
             assert same(read_checkpoint(path), new), call
             continue
-        failed += 1
+        failures += 1
         assert str(root) in error, call
         assert os.strerror(number) in error, call
         assert not [name for name in names_in(root) if name.endswith(".tmp")], call
         if before is good:
             assert same(read_checkpoint(path), old), call
         if before is not damaged:  # a damaged one may have been set aside by then
-            assert names_in(root) == was_there, call
-    assert failed >= len([call for call in calls if call in ("mkdir", "write", "fsync", "rename")])
+            assert names_in(root) == names_before, call
+    assert failures >= len([call for call in calls if call in ("mkdir", "write", "fsync", "rename")])
 
 
 @pytest.mark.parametrize("before", [nothing, pytest.param(good, marks=pytest.mark.slow)])
@@ -268,10 +268,10 @@ def test_failure_of_all_calls_from_any_one_on_damages_no_checkpoint(
         error_of_saving(root, path.name, checkpoint_of(2))
         faults.stop()
         assert verify_checkpoint(root / name_of(1)) == []
-        found = newest_good(root)
-        assert found is not None
+        loaded = newest_good(root)
+        assert loaded is not None
         if before is good:
-            assert found[0].name.removesuffix(".previous") == name_of(2)
+            assert loaded[0].name.removesuffix(".previous") == name_of(2)
         save_checkpoint(root, path.name, checkpoint_of(2))
         remove_orphans(root)
         assert names_in(root) == [name_of(1), name_of(2)]

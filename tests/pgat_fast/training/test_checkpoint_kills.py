@@ -49,11 +49,11 @@ def kill_while_saving(root: Path, last: int, large: Checkpoint, after: float) ->
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "it ended by itself"
-    told = last
-    while said := os.read(reader, 4):
-        told = int.from_bytes(said, "big")
+    last_reported = last
+    while message := os.read(reader, 4):
+        last_reported = int.from_bytes(message, "big")
     os.close(reader)
-    return told
+    return last_reported
 
 
 @pytest.mark.multiprocess
@@ -61,22 +61,22 @@ def test_200_of_200_kills_lose_at_most_one_checkpoint(tmp_path: Path) -> None:
     root = tmp_path / "run" / "checkpoints"
     large = Checkpoint({"weight": torch.zeros(500_000)}, {"moments": [torch.ones(500_000)]})
     save_checkpoint(root, name_of(0), replace(large, training=large.training | {"step": 0}, about={"step": 0}))
-    draw = random.Random(0)
+    rng = random.Random(0)
     orphans = unfinished = 0
     last = 0
     for _ in range(KILLS):
-        told = kill_while_saving(root, last, large, draw.uniform(0, LONGEST))
-        found = newest_good(root)
-        assert found is not None
-        step = found[1].training["step"]
-        assert told <= step <= told + 1
-        assert found[1].about["step"] == step
+        last_reported = kill_while_saving(root, last, large, rng.uniform(0, LONGEST))
+        loaded = newest_good(root)
+        assert loaded is not None
+        step = loaded[1].training["step"]
+        assert last_reported <= step <= last_reported + 1
+        assert loaded[1].about["step"] == step
         orphans += any(name.endswith(".tmp") for name in names_in(root))
         unfinished += any(name.endswith(".previous") for name in names_in(root))
         remove_orphans(root)
-        left = names_in(root)
-        assert all(name.startswith("epoch-") and "." not in name for name in left)
-        assert verify_checkpoint(root / left[-1]) == []
+        remaining = names_in(root)
+        assert all(name.startswith("epoch-") and "." not in name for name in remaining)
+        assert verify_checkpoint(root / remaining[-1]) == []
         prune(root, 2)
         last = step
     # Enough kills must have hit the middle of a save.

@@ -36,9 +36,9 @@ def start(settings: list[str], output: Path, cache: Path) -> subprocess.Popen[st
 
 @pytest.fixture
 def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-    yield started
-    for process in started:
+    started_processes: list[subprocess.Popen[str]] = []
+    yield started_processes
+    for process in started_processes:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -46,9 +46,9 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
 
 def compiles(process: subprocess.Popen[str]) -> bool:
     """Return whether a C++ compiler runs in the session of `process`."""
-    for other in psutil.process_iter(["name"]):
+    for candidate in psutil.process_iter(["name"]):
         with suppress(psutil.Error, ProcessLookupError):
-            if other.info["name"] == "cc1plus" and os.getsid(other.pid) == process.pid:
+            if candidate.info["name"] == "cc1plus" and os.getsid(candidate.pid) == process.pid:
                 return True
     return False
 
@@ -74,15 +74,15 @@ def test_interrupt_of_compiler_ends_run_in_time_with_short_reason(
 ) -> None:
     process = start(tiny_settings, tmp_path / "out", tmp_path / "cache")
     processes.append(process)
-    text = tmp_path / "out" / "out"
-    while not ("before training" in text.read_text() and compiles(process)):
-        assert process.poll() is None, text.read_text()
+    log_file = tmp_path / "out" / "out"
+    while not ("before training" in log_file.read_text() and compiles(process)):
+        assert process.poll() is None, log_file.read_text()
         time.sleep(0.05)
-    sent = time.monotonic()
+    signal_time = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait() == 130
-    assert time.monotonic() - sent < 25
-    assert "Traceback" not in text.read_text()
+    assert time.monotonic() - signal_time < 25
+    assert "Traceback" not in log_file.read_text()
     status = json.loads((tmp_path / "out" / "run" / "status.json").read_bytes())
     assert status["state"] == "stopped"
     assert len(status["reason"]) < 200

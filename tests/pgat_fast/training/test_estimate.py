@@ -50,15 +50,15 @@ def test_only_short_forward_pass_is_repeated(
 ) -> None:
     model = Slow(seconds)
     monkeypatch.setattr("time.perf_counter", lambda: model.now)
-    found = measure_batch_seconds(cast(FastPGAT, model), [torch.ones(3)], "highest", CPU)
-    assert found == pytest.approx(taken * STEP_BY_FORWARD["kept"])
+    measured = measure_batch_seconds(cast(FastPGAT, model), [torch.ones(3)], "highest", CPU)
+    assert measured == pytest.approx(taken * STEP_BY_FORWARD["kept"])
     assert not list(model.seconds)
 
 
 def test_measuring_does_not_change_generators() -> None:
-    before = torch.get_rng_state()
+    rng_state = torch.get_rng_state()
     measure_batch_seconds(cast(FastPGAT, Slow([0.1] * 3)), [torch.ones(100)], "highest", CPU)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), rng_state)
 
 
 def test_step_with_recomputation_is_estimated_to_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,18 +81,18 @@ def cache(tmp_path: Path) -> CompileCache:
 
 
 def test_compile_time_is_expected_from_earlier_compilations(cache: CompileCache) -> None:
-    one, other, unknown = (f"cpu-operators-{name}" for name in ("1", "2", "3"))
-    assert expected_compile_seconds(None, one, CPU) == COMPILE_SECONDS["cpu"]
-    assert expected_compile_seconds(cache, one, CPU) == COMPILE_SECONDS["cpu"]
-    cache.note_seconds(one, 40.0)
-    cache.note_seconds(other, 20.0)
+    first_program, second_program, unknown_program = (f"cpu-operators-{name}" for name in ("1", "2", "3"))
+    assert expected_compile_seconds(None, first_program, CPU) == COMPILE_SECONDS["cpu"]
+    assert expected_compile_seconds(cache, first_program, CPU) == COMPILE_SECONDS["cpu"]
+    cache.note_seconds(first_program, 40.0)
+    cache.note_seconds(second_program, 20.0)
     cache.note_seconds("cpu-whole-1", 400.0)
     cache.note_seconds("cuda-whole-1", 90.0)
-    assert expected_compile_seconds(cache, unknown, CPU) == 40, "like the longest of its kind"
-    assert expected_compile_seconds(cache, other, CPU) == WARM * 20, "its code is there, but was never loaded"
-    cache.note_seconds(other, 3.0)
-    assert expected_compile_seconds(cache, other, CPU) == 3
-    assert expected_compile_seconds(cache, unknown, CPU) == 40
+    assert expected_compile_seconds(cache, unknown_program, CPU) == 40, "like the longest of its kind"
+    assert expected_compile_seconds(cache, second_program, CPU) == WARM * 20, "its code is there, but was never loaded"
+    cache.note_seconds(second_program, 3.0)
+    assert expected_compile_seconds(cache, second_program, CPU) == 3
+    assert expected_compile_seconds(cache, unknown_program, CPU) == 40
     assert expected_compile_seconds(cache, "cpu-whole-2", CPU) == 400
 
 
@@ -121,11 +121,11 @@ def test_program_key_depends_on_all_that_compiled_code_depends_on(monkeypatch: p
     def key(*settings: str) -> str:
         return program_key(load_config(None, settings), CPU)
 
-    one = key()
-    assert one == key("run.compile=on") == key("training.epochs=3") == key("run.recompute=off")
-    others = [
+    default_key = key()
+    assert default_key == key("run.compile=on") == key("training.epochs=3") == key("run.recompute=off")
+    changed_keys = [
         key(setting)
         for setting in ("model.seq_len=200", "training.batch_size=3", "run.precision=bf16", "run.compile=whole")
     ]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 17)
-    assert len({one, *others, key()}) == 6
+    assert len({default_key, *changed_keys, key()}) == 6

@@ -78,15 +78,15 @@ def test_nonfinite_value_is_detected_in_same_step_and_weights_are_unchanged(
             run([*tiny, *ACCUMULATE], tmp_path / "run")
     finally:
         hook.remove()
-    done = (epoch - 1) * 3 + step
-    assert len(weights) == done, "found in the same step"
-    if done > 1:
+    steps_taken = (epoch - 1) * 3 + step
+    assert len(weights) == steps_taken, "found in the same step"
+    if steps_taken > 1:
         assert all(torch.equal(a, b) for a, b in zip(weights[-1], weights[-2], strict=True)), "and not applied"
     checkpoint = newest(tmp_path / "run")
-    assert checkpoint.about["step"] == done - 1
+    assert checkpoint.about["step"] == steps_taken - 1
     names = [name for name, _ in build_model(load_config(None, tiny)).named_parameters()]
-    for name, seen in zip(names, weights[-1], strict=True):
-        assert torch.equal(checkpoint.weights[name], seen)
+    for name, expected in zip(names, weights[-1], strict=True):
+        assert torch.equal(checkpoint.weights[name], expected)
     status = read_status(tmp_path / "run")
     assert (status["state"], status["exit_code"]) == ("failed", 3)
 
@@ -181,9 +181,9 @@ def test_memory_report_does_not_need_count_of_tensors(monkeypatch: pytest.Monkey
     def exhausted() -> Any:
         raise MemoryError
 
-    held = torch.zeros(3)  # a process that starts with this test has no other tensor
+    tensor = torch.zeros(3)  # a process that starts with this test has no other tensor
     assert memory_report(torch.device("cpu"), {}, "no memory")["tensors"] > 0
-    del held
+    del tensor
     monkeypatch.setattr("gc.get_objects", exhausted)
     assert memory_report(torch.device("cpu"), {}, "no memory")["tensors"] is None
 

@@ -62,9 +62,9 @@ def assert_refused(path: Path, file: str) -> str:
     assert len(faults[0]) < 1000
     with pytest.raises(CheckpointError, match=file):
         read_checkpoint(path)
-    found = newest_good(path.parent)
-    assert found is not None
-    assert found[0].name == name_of(1)
+    loaded = newest_good(path.parent)
+    assert loaded is not None
+    assert loaded[0].name == name_of(1)
     return faults[0]
 
 
@@ -73,9 +73,9 @@ def zip_bomb() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         file.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
-        with file.open("archive/data/0", "w") as large:
+        with file.open("archive/data/0", "w") as entry:
             for _ in range(256):
-                large.write(bytes(2**22))
+                entry.write(bytes(2**22))
     return buffer.getvalue()
 
 

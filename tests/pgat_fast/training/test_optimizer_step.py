@@ -136,18 +136,18 @@ def test_parameters_gradients_and_loss_stay_float32_in_mixed_precision(
     model = build_model(config).train()
     step = OptimizerStep(model, make_optimizer(model, config.training), config.model, config.training, precision, CPU)
     values = torch.randn(2, 6, 118), torch.rand(2, 6, 4), torch.randn(2, 5, 118), torch.rand(2, 5, 4)
-    one = Batch(*values, torch.randn(2, 2, 4))
-    seen = set()
-    hook = model.readout.register_forward_hook(lambda _, inputs, output: seen.add(output.dtype))
-    loss = step.loss(one)
+    random_batch = Batch(*values, torch.randn(2, 2, 4))
+    dtypes = set()
+    hook = model.readout.register_forward_hook(lambda _, inputs, output: dtypes.add(output.dtype))
+    loss = step.loss(random_batch)
     hook.remove()
-    assert seen == {product_dtype(precision) or torch.float32}, "products are taken in the type that was asked for"
+    assert dtypes == {product_dtype(precision) or torch.float32}, "products are taken in the type that was asked for"
     assert loss.dtype == torch.float32
     overflows = 0
-    take(step, lambda: one)
+    take(step, lambda: random_batch)
     while step.flags.raised():  # the float16 scale starts high and is halved until the gradients fit
         overflows += 1
-        take(step, lambda: one)
+        take(step, lambda: random_batch)
     assert step.scaler.get_scale() >= SMALLEST_SCALE
     assert overflows == 0 or precision == "fp16"
     for parameter in model.parameters():
@@ -163,12 +163,12 @@ def test_backward_pass_uses_requested_float32_precision_without_autocast(
     onednn: Any = torch.backends.mkldnn
     with float32_products_in("highest", CPU):
         exact = onednn.matmul.fp32_precision
-    step, before, seen = a_step(precision), onednn.matmul.fp32_precision, []
+    step, before, observed = a_step(precision), onednn.matmul.fp32_precision, []
     step.model.weight.register_hook(
-        lambda gradient: seen.append((onednn.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
+        lambda gradient: observed.append((onednn.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
     )
     take(step, batch(1.0), batch(2.0))
-    assert seen == [(float32 or exact, False)] * 2
+    assert observed == [(float32 or exact, False)] * 2
     assert onednn.matmul.fp32_precision == before
 
     def fail() -> Batch:
@@ -185,11 +185,11 @@ def test_gradients_keep_their_tensors_and_values_with_graphs() -> None:
     optimizer = make_optimizer(model, config.training)
     graphs = OptimizerStep(model, optimizer, config.model, config.training, "highest", CPU, graphs=True)
     plain = a_step(clip_grad_norm=1.0)
-    kept = [parameter.grad for parameter in graphs.parameters]
-    for values in ([batch(1.0), batch(2.0)], [batch(3.0)]):
-        take(graphs, *values)
-        take(plain, *values)
-        assert all(parameter.grad is one for parameter, one in zip(graphs.parameters, kept, strict=True))
+    gradients = [parameter.grad for parameter in graphs.parameters]
+    for batches in ([batch(1.0), batch(2.0)], [batch(3.0)]):
+        take(graphs, *batches)
+        take(plain, *batches)
+        assert all(parameter.grad is gradient for parameter, gradient in zip(graphs.parameters, gradients, strict=True))
         assert same(everything(graphs), everything(plain))
 
 

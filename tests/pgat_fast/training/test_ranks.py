@@ -94,10 +94,10 @@ def alone(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_two_ranks_train_same_weights_as_one_process(settings: list[str], alone: Path, folder: Path) -> None:
     train(2, folder, settings)
     assert_same_weights(folder, alone)
-    ours, expected = results(folder), results(alone)
-    assert ours["validation_losses"] == pytest.approx(expected["validation_losses"], rel=1e-6)
-    assert ours["train_losses"] == pytest.approx(expected["train_losses"], rel=1e-6)
-    assert (ours["ranks"], expected["ranks"]) == (2, 1)
+    actual, expected = results(folder), results(alone)
+    assert actual["validation_losses"] == pytest.approx(expected["validation_losses"], rel=1e-6)
+    assert actual["train_losses"] == pytest.approx(expected["train_losses"], rel=1e-6)
+    assert (actual["ranks"], expected["ranks"]) == (2, 1)
     assert {path.name for path in folder.iterdir()} == {path.name for path in alone.iterdir()}, "one set of files"
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -116,8 +116,8 @@ def test_time_limit_ends_all_ranks_at_same_step(settings: list[str], folder: Pat
     limits = [*ENDLESS, "training.max_minutes=0.05", "run.checkpoint_minutes=0.01", "run.checkpoint_epochs=null"]
     train(2, folder, [*settings, *limits])
     assert results(folder)["training_ended"] == "training.max_minutes 0.05 are over"
-    saved = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"checkpoint"' in line]
-    assert len(saved) > 2, "by the minutes, too"
+    checkpoint_lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"checkpoint"' in line]
+    assert len(checkpoint_lines) > 2, "by the minutes, too"
 
 
 @pytest.mark.compile
@@ -234,7 +234,7 @@ class FakeGroup(SingleProcess):
         self.size, self.requests = size, iter(requests or [])
 
     def all_gather_requests(self, request: Any) -> list[Any]:
-        return [one for one in (request, next(self.requests, None)) if one is not None]
+        return [entry for entry in (request, next(self.requests, None)) if entry is not None]
 
     def poll(self, check: Callable[[], None]) -> None:
         pass

@@ -44,9 +44,9 @@ def test_run_stopped_at_any_check_resumes_exactly(
     monkeypatch.setattr(trainer, "build_model", Forecaster)
     stop = StopAt()
     run([*tiny, *ACCUMULATE], tmp_path / "whole", stop=stop)
-    expected, questions = outcome(tmp_path / "whole"), stop.asked
-    assert questions > EVALUATION + 20, "before training, in every batch, in validation and evaluation"
-    numbers = [*range(1, questions - EVALUATION), *range(questions - EVALUATION, questions + 1, 7)]
+    expected, check_count = outcome(tmp_path / "whole"), stop.asked
+    assert check_count > EVALUATION + 20, "before training, in every batch, in validation and evaluation"
+    numbers = [*range(1, check_count - EVALUATION), *range(check_count - EVALUATION, check_count + 1, 7)]
     for number in numbers:
         folder = tmp_path / f"stopped-{number}"
         if number <= FIRST_VALIDATION:  # no checkpoint was saved, so there is nothing to resume
@@ -92,8 +92,8 @@ def test_every_kind_of_training_resumes_exactly(tiny: list[str], tmp_path: Path,
 def test_equal_seeds_give_bitwise_equal_runs(tiny: list[str], tmp_path: Path, whole: dict[str, Any]) -> None:
     run([*tiny, *ACCUMULATE], tmp_path / "again")
     assert_same(outcome(tmp_path / "again"), whole)
-    other = run([*tiny, *ACCUMULATE, "training.seed=7"], tmp_path / "other")
-    assert other["train_losses"] != whole["results"]["train_losses"]
+    other_results = run([*tiny, *ACCUMULATE, "training.seed=7"], tmp_path / "other")
+    assert other_results["train_losses"] != whole["results"]["train_losses"]
 
 
 @pytest.mark.slow  # whole runs
@@ -101,10 +101,10 @@ def test_run_ended_by_limit_within_epoch_resumes_exactly(
     tiny: list[str], tmp_path: Path, whole: dict[str, Any]
 ) -> None:
     """A run that ends early is evaluated; with a higher limit it continues as if it had never ended."""
-    first = run([*tiny, *ACCUMULATE, "training.max_steps=4"], tmp_path / "run")
-    assert [epoch["complete"] for epoch in first["epochs"]] == [True, False]
-    assert first["training_ended"] == "training.max_steps 4 reached"
-    assert (tmp_path / "run" / "checkpoints" / first["checkpoints"]["best"]).is_dir()
+    first_results = run([*tiny, *ACCUMULATE, "training.max_steps=4"], tmp_path / "run")
+    assert [epoch["complete"] for epoch in first_results["epochs"]] == [True, False]
+    assert first_results["training_ended"] == "training.max_steps 4 reached"
+    assert (tmp_path / "run" / "checkpoints" / first_results["checkpoints"]["best"]).is_dir()
     run([*tiny, *ACCUMULATE], tmp_path / "run", resume=tmp_path / "run")
     assert_same(outcome(tmp_path / "run"), whole)
 
@@ -120,13 +120,15 @@ def test_max_minutes_ends_training_and_run_is_evaluated(tiny: list[str], tmp_pat
 @pytest.mark.slow  # whole runs
 def test_finished_run_continues_with_more_epochs(tiny: list[str], tmp_path: Path) -> None:
     constant = ["training.lr_schedule=constant"]
-    first = run([*tiny, *constant, "training.epochs=1"], tmp_path / "run")
+    first_results = run([*tiny, *constant, "training.epochs=1"], tmp_path / "run")
     run([*tiny, *constant, "training.epochs=2"], tmp_path / "run", resume=tmp_path / "run")
     run([*tiny, *constant, "training.epochs=2"], tmp_path / "whole")
-    earlier = json.loads((tmp_path / "run" / "earlier-results" / "results.json").read_bytes())
-    assert earlier == first, "nothing is lost, and nothing old is taken for the results of the longer run"
-    one, two = outcome(tmp_path / "run"), outcome(tmp_path / "whole")
-    assert_same(one, two)
+    earlier_results = json.loads((tmp_path / "run" / "earlier-results" / "results.json").read_bytes())
+    assert earlier_results == first_results, (
+        "nothing is lost, and nothing old is taken for the results of the longer run"
+    )
+    continued, uninterrupted = outcome(tmp_path / "run"), outcome(tmp_path / "whole")
+    assert_same(continued, uninterrupted)
 
 
 @pytest.mark.slow  # whole runs
@@ -229,8 +231,8 @@ def test_resuming_with_other_computation_settings_is_logged(
     tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run([*tiny, "training.epochs=1"], tmp_path / "run")
-    other = ["run.precision=bf16", "run.exact_dropout=true", "run.combiner_chunk=2", "run.compile=off"]
-    results = run([*tiny, *other], tmp_path / "run", resume=tmp_path / "run")
+    changed_settings = ["run.precision=bf16", "run.exact_dropout=true", "run.combiner_chunk=2", "run.compile=off"]
+    results = run([*tiny, *changed_settings], tmp_path / "run", resume=tmp_path / "run")
     assert "run.precision is bf16, was highest: the run goes on, but not as it would have" in caplog.messages
     assert "run.exact_dropout is True, was False: the run goes on, but not as it would have" in caplog.messages
     assert "run.combiner_chunk is 2, was auto: results agree up to rounding only" in caplog.messages
@@ -248,23 +250,25 @@ def test_run_with_old_precision_setting_resumes(
     run(settings, tmp_path / "whole")
     with pytest.raises(StopRequested):
         run(settings, folder, stop=StopAt(9))
-    new = ("precision", "compile", "combiner_chunk", "exact_dropout")
+    new_keys = ("precision", "compile", "combiner_chunk", "exact_dropout")
     path = list_checkpoints(folder / "checkpoints")[-1]
-    old = read_checkpoint(path)
-    old.about["config"]["run"] = {key: value for key, value in old.about["config"]["run"].items() if key not in new}
-    old.about["config"]["training"]["mixed_precision"] = "bf16"
-    del old.about["compiled"]
+    checkpoint = read_checkpoint(path)
+    checkpoint.about["config"]["run"] = {
+        key: value for key, value in checkpoint.about["config"]["run"].items() if key not in new_keys
+    }
+    checkpoint.about["config"]["training"]["mixed_precision"] = "bf16"
+    del checkpoint.about["compiled"]
     shutil.rmtree(path)
-    save_checkpoint(path.parent, path.name, old)
+    save_checkpoint(path.parent, path.name, checkpoint)
     lines = (folder / "config.yaml").read_text().splitlines(keepends=True)
-    lines = [line for line in lines if line.strip().split(":")[0] not in new]
+    lines = [line for line in lines if line.strip().split(":")[0] not in new_keys]
     lines.insert(lines.index("training:\n") + 1, "  mixed_precision: bf16\n")
     (folder / "config.yaml").write_text("".join(lines))
 
     config = load_config(folder / "config.yaml", [] if kept else ["run.precision=highest"])
     train(config, resume=folder, progress=False)
-    changed = "run.precision is highest, was bf16: the run goes on, but not as it would have"
-    assert (changed in caplog.messages) is not kept
+    message = "run.precision is highest, was bf16: the run goes on, but not as it would have"
+    assert (message in caplog.messages) is not kept
     if kept:
         assert_same(outcome(folder), outcome(tmp_path / "whole"))
 

@@ -63,14 +63,14 @@ def test_run_folders_are_listed_newest_first(tmp_path: Path) -> None:
 
 
 def test_run_folder_and_checkpoint_paths_are_distinguished(tmp_path: Path) -> None:
-    inside = tmp_path / "run" / CHECKPOINTS / "epoch-0001-step-00000005"
-    inside.mkdir(parents=True)
+    checkpoint = tmp_path / "run" / CHECKPOINTS / "epoch-0001-step-00000005"
+    checkpoint.mkdir(parents=True)
     assert checkpoint_of(tmp_path / "run") == (tmp_path / "run", None)
     assert checkpoint_of(tmp_path / "run" / CHECKPOINTS) == (tmp_path / "run", None)
-    assert checkpoint_of(inside) == (tmp_path / "run", inside.name)
-    for wrong in (tmp_path, tmp_path / "nowhere", inside.with_name("nowhere")):
+    assert checkpoint_of(checkpoint) == (tmp_path / "run", checkpoint.name)
+    for invalid_path in (tmp_path, tmp_path / "nowhere", checkpoint.with_name("nowhere")):
         with pytest.raises(ConfigError, match="neither the folder of a run"):
-            checkpoint_of(wrong)
+            checkpoint_of(invalid_path)
 
 
 def test_second_process_is_rejected_within_a_second_with_id_of_first(tmp_path: Path) -> None:
@@ -101,12 +101,12 @@ def test_status_is_read_back_and_invalid_status_is_empty(tmp_path: Path) -> None
 
 
 def test_log_of_run_is_appended_and_closed(tmp_path: Path) -> None:
-    ours = logging.getLogger("pgat_fast.somewhere")
+    logger = logging.getLogger("pgat_fast.somewhere")
     handlers = list(logging.getLogger("pgat_fast").handlers)
     for word in ("one", "two"):
         with log_file(tmp_path):
-            ours.info("line %s", word)
-    ours.warning("after the run")
+            logger.info("line %s", word)
+    logger.warning("after the run")
     text = (tmp_path / "train.log").read_text()
     assert [line.split(" INFO ")[1] for line in text.splitlines()] == ["line one", "line two"]
     assert logging.getLogger("pgat_fast").handlers == handlers

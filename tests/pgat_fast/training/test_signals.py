@@ -61,9 +61,9 @@ class Process(Watched):
 
 @pytest.fixture
 def processes() -> Iterator[list[Process]]:
-    started: list[Process] = []
-    yield started
-    for process in started:
+    started_processes: list[Process] = []
+    yield started_processes
+    for process in started_processes:
         if process.popen.poll() is None:
             process.popen.kill()
             process.popen.wait()
@@ -86,9 +86,9 @@ def test_signal_saves_checkpoint_and_ends_with_its_code_and_run_resumes(
     status = read_status(tmp_path / "run")
     assert (status["state"], status["exit_code"]) == ("stopped", 128 + getattr(signal, name))
     assert status["reason"].startswith(name)
-    found = newest_good(tmp_path / "run" / "checkpoints")
-    assert found is not None
-    assert found[1].about["step"] >= (7 if phase == "training" else 16)
+    loaded = newest_good(tmp_path / "run" / "checkpoints")
+    assert loaded is not None
+    assert loaded[1].about["step"] >= (7 if phase == "training" else 16)
     assert "Traceback" not in "".join(process.lines)
     run(settings, tmp_path / "run", resume=tmp_path / "run")
     assert_same(outcome(tmp_path / "run"), whole)
@@ -124,9 +124,9 @@ def test_signal_in_long_step_saves_state_before_it(tiny: list[str], tmp_path: Pa
     assert seconds < 25
     status = read_status(tmp_path / "run")
     assert (status["state"], status["exit_code"]) == ("stopped", 143)
-    found = newest_good(tmp_path / "run" / "checkpoints")
-    assert found is not None
-    assert found[1].about["step"] == status["step"]
+    loaded = newest_good(tmp_path / "run" / "checkpoints")
+    assert loaded is not None
+    assert loaded[1].about["step"] == status["step"]
 
 
 @pytest.mark.multiprocess
@@ -145,10 +145,10 @@ def test_second_process_is_rejected_within_a_second(
 ) -> None:
     processes.append(first := Process("--set", *settings, f"run.output={tmp_path}", "run.name=run"))
     first.wait_for(PHASES["training"])
-    before = seconds_of_children()
+    seconds_before = seconds_of_children()
     processes.append(second := Process("--resume", str(tmp_path / "run"), "--set", *settings))
     assert second.popen.wait(timeout=30) == 2
-    seconds = seconds_of_children() - before
+    seconds = seconds_of_children() - seconds_before
     second.reader.join()
     assert "another process" in "".join(second.lines)
     assert str(first.popen.pid) in "".join(second.lines)

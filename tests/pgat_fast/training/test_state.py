@@ -30,8 +30,8 @@ def test_progress_survives_round_trip_through_json() -> None:
 
 
 def test_checkpoint_names_sort_in_order_of_progress() -> None:
-    places = [Progress(), replace(Progress(), cycle=5, step=5), after(1.0), after(1.0, 1.0), after(*[1.0] * 11)]
-    names = [place.name for place in places]
+    snapshots = [Progress(), replace(Progress(), cycle=5, step=5), after(1.0), after(1.0, 1.0), after(*[1.0] * 11)]
+    names = [progress.name for progress in snapshots]
     assert names == sorted(names)
     assert len(set(names)) == len(names), "before and after the validation of an epoch are two places"
 
@@ -57,8 +57,8 @@ def test_best_epoch_is_first_with_lowest_loss() -> None:
 def test_training_ends_after_epochs_patience_or_steps(
     settings: dict[str, int], losses: list[float], why: str | None
 ) -> None:
-    found = end_of_training(after(*losses), TrainingConfig.model_validate(settings))
-    assert found is None if why is None else why in str(found)
+    reason = end_of_training(after(*losses), TrainingConfig.model_validate(settings))
+    assert reason is None if why is None else why in str(reason)
 
 
 def draw() -> tuple[float, float, float]:
@@ -84,7 +84,7 @@ def test_equal_seeds_give_equal_numbers_in_all_generators() -> None:
     seed_everything(2024)
     assert draw() == first
     seed_everything(2025)
-    assert all(one != other for one, other in zip(draw(), first, strict=True))
+    assert all(number != first_number for number, first_number in zip(draw(), first, strict=True))
 
 
 def test_most_steps_respects_all_limits() -> None:

@@ -28,9 +28,9 @@ from tests.pgat_fast.training.runs import run
 @pytest.fixture
 def learning_rates() -> Iterator[list[float]]:
     """Collect the learning rate of every optimizer step taken during the test."""
-    seen: list[float] = []
-    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
-    yield seen
+    rates: list[float] = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    yield rates
     hook.remove()
 
 
@@ -86,9 +86,9 @@ def test_checklist_fails_checks_that_run_does_not_meet(tiny: list[str], tmp_path
 def test_equal_seeds_give_equal_runs_and_different_seeds_different_ones(tiny: list[str], tmp_path: Path) -> None:
     def weights_and_losses(name: str, *more: str) -> tuple[bytes, list[float]]:
         results = run([*tiny, *more], tmp_path / name)
-        found = newest_good(tmp_path / name / "checkpoints")
-        assert found is not None
-        tensors = found[1].weights
+        loaded = newest_good(tmp_path / name / "checkpoints")
+        assert loaded is not None
+        tensors = loaded[1].weights
         content = b"".join(tensors[key].numpy().tobytes() for key in sorted(tensors))
         return content, [epoch["train_loss"] for epoch in results["epochs"]]
 
@@ -128,8 +128,8 @@ def test_accumulated_batches_have_gradient_of_one_large_batch(tiny: list[str], t
         hook.remove()
     large, accumulated = gradients
     scale = max(gradient.abs().max() for gradient in large)
-    for one, two in zip(large, accumulated, strict=True):
-        assert (one - two).abs().max() < 1e-4 * scale  # float32, after divisions by row sums near zero
+    for expected, actual in zip(large, accumulated, strict=True):
+        assert (expected - actual).abs().max() < 1e-4 * scale  # float32, after divisions by row sums near zero
 
 
 @pytest.mark.slow  # whole runs
@@ -234,9 +234,9 @@ def test_only_training_is_compiled_and_results_record_it(
 
 
 def newest_compiled(folder: Path) -> Any:
-    found = newest_good(folder / "checkpoints")
-    assert found is not None
-    return found[1].about["compiled"]
+    loaded = newest_good(folder / "checkpoints")
+    assert loaded is not None
+    return loaded[1].about["compiled"]
 
 
 @pytest.mark.slow  # whole runs

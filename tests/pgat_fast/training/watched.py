@@ -27,10 +27,10 @@ class Watched:
 
     def wait_for(self, pattern: str, seconds: float = 240, after: int = 0) -> None:
         """Wait until a line from number `after` on matches `pattern`; fail if the process ends or the time is over."""
-        until = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while not any(re.search(pattern, line) for line in self.lines[after:]):
             assert self.popen.poll() is None, "".join(self.lines)
-            assert time.monotonic() < until, "".join(self.lines)
+            assert time.monotonic() < deadline, "".join(self.lines)
             time.sleep(0.002)
 
     def end(self, seconds: float = 60) -> int:
