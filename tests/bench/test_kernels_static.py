@@ -14,7 +14,7 @@ COMMITTED: dict[str, Any] = json.loads(STEM.with_suffix(".json").read_text())
 
 
 @pytest.mark.slow  # dozens of kernels through the offline compiler
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_kernels_agree_with_committed_figures() -> None:
     """Compile for two of the targets, with two kinds of tensor-core instructions, and not every dtype for each.
 

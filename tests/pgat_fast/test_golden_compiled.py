@@ -17,7 +17,7 @@ from tests.pgat_fast.test_golden import as_list
 
 
 @pytest.mark.compile
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "regions"), [("batched_small", "whole"), ("hierarchical_small", "operators")])
 @torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)  # otherwise torch falls back to eager silently
 def test_compiled_outputs_and_gradients_equal_existing_model(name: str, regions: str) -> None:

@@ -25,7 +25,7 @@ train(load_config(None, sys.argv[1:]), progress=False)
 """
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
 @pytest.mark.slow  # thousands of steps
 def test_memory_grows_by_less_than_a_megabyte_per_thousand_steps(tiny: list[str]) -> None:
     """Everything is enabled: metrics and memory written at every step, limits, checkpoints every few epochs.

@@ -23,7 +23,7 @@ checkpoints every five epochs are those of production; `d_model` 16 is raised to
 
 
 @pytest.mark.multiprocess
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_production_run_killed_three_times_equals_uninterrupted_run(
     tmp_path: Path, processes: list[Process], long_data_file: Path
 ) -> None:
