@@ -61,7 +61,7 @@ test-all: $(VENV)/installed
 	$(call parity,ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41)
 	$(call parity,ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive)
 	$(PYTEST) $(call share,50) -m '$(LONG)'
-	TRITON_INTERPRET=1 $(PYTEST) $(call share,15) -m '$(LONG)' tests/interpreter
+	TRITON_INTERPRET=1 $(PYTEST) $(call share,20) -m '$(LONG)' tests/interpreter
 
 # The pinned versions of everything but torch and triton, which comes with torch. A build for CUDA takes 6 GB.
 TORCH_VENV = .venv-torch-$(TORCH)
