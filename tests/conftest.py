@@ -8,7 +8,8 @@ import pytest
 from pgat_fast.data.build import build_file
 
 LONGEST = (
-    "test_golden_compiled.py", "test_production.py", "test_ranks.py", "test_launch.py", "test_signals.py", "test_model.py",
+    "test_golden_compiled.py", "test_production.py", "test_ranks.py", "test_launch.py", "test_signals.py",
+    "test_model.py",
 )  # fmt: skip
 MARKERS = ("compile", "multiprocess", "slow")
 
