@@ -20,7 +20,7 @@ from pgat_kernels.tuning_table import Case, Measured
 from tests import golden
 from tests.pgat_fast.test_golden import as_list
 
-pytestmark = [pytest.mark.usefixtures("large_tiles"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("large_tiles"), pytest.mark.timeout(1200)]
 
 
 def launched_for(case: golden.Case, model: nn.Module) -> set[str]:
