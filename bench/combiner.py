@@ -31,7 +31,6 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.machine import GIB
 from bench.matrix_peak import best_peaks, matrix_peak
 from bench.measure import (
     PeakMemory,
@@ -50,6 +49,7 @@ from pgat_fast.config.schema import Config
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, float32_products_in, products_in, resolve_precision
 from pgat_fast.utils.device import resolve_device
+from pgat_fast.utils.system import GIB
 
 MODULE: Final = "bench.combiner"
 

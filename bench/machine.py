@@ -13,8 +13,7 @@ import psutil
 import torch
 
 from pgat_fast.utils.cores import usable_cores
-
-GIB = 1024**3
+from pgat_fast.utils.system import GIB
 
 SETTINGS: Final = (
     "OMP_",

@@ -37,7 +37,6 @@ from typing import Final, Self
 import torch
 from torch import nn
 
-from bench.machine import GIB
 from bench.matrix_peak import best_peaks, matrix_peak
 from bench.measure import (
     PeakMemory,
@@ -68,6 +67,7 @@ from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.training.optimizer_step import OptimizerStep, make_optimizer
 from pgat_fast.utils.device import resolve_device
+from pgat_fast.utils.system import GIB
 
 MODULE: Final = "bench.step"
 

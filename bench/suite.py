@@ -9,11 +9,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from bench.combiner import PRODUCTION
-from bench.machine import GIB
 from bench.measure import PeakMemory, count_saved, give_back_freed, synchronize
 from bench.parity import CONFIG
 from pgat_fast import load_config
 from pgat_fast.config.schema import Config
+from pgat_fast.utils.system import GIB
 
 SMALL: Final = str(CONFIG)
 TIMESTEPS: Final = {"small": 16, "production": 4000}

@@ -12,11 +12,10 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from pgat_fast.utils.system import container_memory_limit
+from pgat_fast.utils.system import GIB, container_memory_limit
 
 logger = logging.getLogger("pgat_fast.monitoring")
 
-GIB = 2**30
 NEAR = 0.9
 """Share of a limit at which a run warns."""
 MEMORY_LIMIT, DEVICE_MEMORY_LIMIT = "run.memory_limit_gb", "run.device_memory_limit_gb"

@@ -21,11 +21,11 @@ from pgat_fast.model.precision import Precision, product_dtype, resolve_precisio
 from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.plan.fake_cache import without_data
 from pgat_fast.plan.figures import Computation, Disk, Limit, Needed, Parameters, Plan, Work
-from pgat_fast.plan.memory import ADAM_TENSORS, GIB, largest_batch, line_through, process_bytes, tensor_bytes
+from pgat_fast.plan.memory import ADAM_TENSORS, largest_batch, line_through, process_bytes, tensor_bytes
 from pgat_fast.plan.operators import keep_at_most
 from pgat_fast.plan.trace import Memory, trace_flops, trace_memory
 from pgat_fast.utils.device import resolve_device
-from pgat_fast.utils.system import container_memory_limit
+from pgat_fast.utils.system import GIB, container_memory_limit
 
 FLOAT32 = 4
 _NEAR = 0.9

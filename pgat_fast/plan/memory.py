@@ -39,8 +39,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pgat_fast.plan.trace import Memory
+from pgat_fast.utils.system import GIB
 
-GIB = 2**30
 RUNTIME = int(0.40 * GIB)
 DATA = 3
 RECURRENCE = 14_768

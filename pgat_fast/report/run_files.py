@@ -58,7 +58,7 @@ class RunFiles:
     @property
     def state(self) -> str:
         """`running`, `stopped`, `failed`, `finished`, or `unknown` without `status.json` and results."""
-        return str(self.status.get("state") or ("finished" if self.results else "unknown"))
+        return _state(self.status, self.results)
 
     @property
     def memory_limits(self) -> Record:
@@ -111,7 +111,7 @@ def read_run(folder: Path) -> RunFiles:
     status = _read_object(folder / "status.json") or {}
     results = _read_results(folder / "results.json")
     names, metadata = _read_checkpoints(folder / CHECKPOINTS)
-    state = str(status.get("state") or ("finished" if results else "unknown"))
+    state = _state(status, results)
     return RunFiles(
         folder=folder,
         status=status,
@@ -128,6 +128,10 @@ def read_run(folder: Path) -> RunFiles:
             name: _explain_missing(state, purpose) for name, purpose in _PURPOSE.items() if not (folder / name).exists()
         },
     )
+
+
+def _state(status: Record, results: Record) -> str:
+    return str(status.get("state") or ("finished" if results else "unknown"))
 
 
 def _explain_missing(state: str, purpose: str) -> str:

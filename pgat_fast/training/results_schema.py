@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 Metrics = dict[str, float | None]
-MetricsByTarget = dict[str, Metrics]
 
 SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
 

@@ -13,6 +13,7 @@ from pgat_fast.utils.cores import usable_cores
 from pgat_fast.utils.table import format_columns
 
 GIB = 2**30
+"""Bytes of a GiB."""
 _REQUIRED = ("numpy", "pandas", "pydantic", "safetensors", "pyyaml", "psutil", "tqdm")
 _OPTIONAL = {
     "matplotlib": ("plots", "plots of a run, and its report"),

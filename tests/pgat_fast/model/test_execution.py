@@ -9,10 +9,9 @@ import torch
 from pgat_fast import build_model, load_config
 from pgat_fast.model.execution import Execution, bytes_to_keep
 from pgat_fast.model.optimized.pgat import FastPGAT
+from pgat_fast.utils.system import GIB
 from pgat_kernels.dispatch import Kernels
 from pgat_kernels.tuning_table import Case, Measured
-
-GIB = 2**30
 
 
 @pytest.mark.parametrize(

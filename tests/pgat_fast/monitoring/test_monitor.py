@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pgat_fast.monitoring.jsonl_logger import read_jsonl
-from pgat_fast.monitoring.memory import GIB, MemoryReading, process_memory
+from pgat_fast.monitoring.memory import MemoryReading, process_memory
+from pgat_fast.utils.system import GIB
 from tests.own_process import in_own_process
 from tests.pgat_fast.monitoring.helpers import (
     SHAPE,

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pgat_fast.monitoring.jsonl_logger import read_jsonl
-from pgat_fast.monitoring.memory import GIB, MemoryReading, process_memory
+from pgat_fast.monitoring.memory import MemoryReading, process_memory
 from pgat_fast.monitoring.monitor import Monitor
+from pgat_fast.utils.system import GIB
 from tests.pgat_fast.monitoring.helpers import SHAPE, open_monitor, take_steps, values, warnings
 
 CUDA = torch.device("cuda", 0)

@@ -10,8 +10,9 @@ import pytest
 
 from pgat_fast import load_config
 from pgat_fast.plan.make import count_parameters
-from pgat_fast.plan.memory import GIB, largest_batch, line_through, process_bytes, tensor_bytes
+from pgat_fast.plan.memory import largest_batch, line_through, process_bytes, tensor_bytes
 from pgat_fast.plan.trace import Memory, trace_memory
+from pgat_fast.utils.system import GIB
 
 
 def measurements(pattern: str) -> dict[str, list[dict[str, Any]]]:
