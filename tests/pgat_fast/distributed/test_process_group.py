@@ -8,7 +8,8 @@ import torch
 from pgat_fast import exit_codes
 from pgat_fast.distributed.process_group import DistributedGroup, SingleProcess
 from pgat_fast.errors import ConfigError, RankError
-from tests.pgat_fast.distributed.rank_processes import CONTEXT, free_port
+from tests.forked_command import CONTEXT
+from tests.pgat_fast.distributed.rank_processes import free_port
 
 
 def rank_of(rank: int, size: int) -> SingleProcess:

@@ -3,66 +3,55 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.forked_command import ForkedCommand
 
 pytestmark = [pytest.mark.compile, pytest.mark.multiprocess]
 
 SETTINGS = ["run.compile=on", "training.max_steps=2", "model.seq_len=4", "training.batch_size=1", "run.name=run"]
 
 
-def start(settings: list[str], output: Path, cache: Path) -> subprocess.Popen[str]:
-    """Start `pgat-fast train` in a separate session, as a terminal does, with its output in a file."""
-    output.mkdir()
-    overrides = [*settings, *SETTINGS, f"run.output={output}"]
-    code = "import sys; from pgat_fast.cli import main; sys.exit(main(sys.argv[1:]))"
-    with (output / "out").open("w") as file:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, "train", "--set", *overrides],
-            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-
 @pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    started_processes: list[subprocess.Popen[str]] = []
-    yield started_processes
-    for process in started_processes:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def start(tiny_settings: list[str], tmp_path: Path) -> Iterator[Callable[[str], ForkedCommand]]:
+    """Return a function that starts a run in an output folder of the given name, with a compile cache of this test."""
+    with ExitStack() as processes:
+
+        def start(name: str) -> ForkedCommand:
+            """Start `pgat-fast train` in a separate session, as a terminal does."""
+            output = tmp_path / name
+            arguments = ["train", "--set", *tiny_settings, *SETTINGS, f"run.output={output}"]
+            environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+            return processes.enter_context(ForkedCommand(arguments, output / "log", new_session, environment))
+
+        yield start
 
 
-def compiles(process: subprocess.Popen[str]) -> bool:
-    """Return whether a C++ compiler runs in the session of `process`."""
+def new_session() -> None:
+    os.setsid()
+
+
+def compiles(session: int) -> bool:
+    """Return whether a C++ compiler runs in `session`."""
     for candidate in psutil.process_iter(["name"]):
         with suppress(psutil.Error, ProcessLookupError):
-            if candidate.info["name"] == "cc1plus" and os.getsid(candidate.pid) == process.pid:
+            if candidate.info["name"] == "cc1plus" and os.getsid(candidate.pid) == session:
                 return True
     return False
 
 
 @pytest.mark.timeout(900)
-def test_emptied_library_is_logged_and_compiled_again(
-    tiny_settings: list[str], tmp_path: Path, processes: list[subprocess.Popen[str]]
-) -> None:
+def test_emptied_library_is_logged_and_compiled_again(start: Callable[[str], ForkedCommand], tmp_path: Path) -> None:
     for name in ("first", "second"):
-        process = start(tiny_settings, tmp_path / name, tmp_path / "cache")
-        processes.append(process)
-        assert process.wait() == 0, (tmp_path / name / "out").read_text()[-3000:]
-        text = (tmp_path / name / "out").read_text()
-        assert ("damaged or unfinished files" in text) == (name == "second")
+        process = start(name)
+        assert process.exit_code(800) == 0, process.text[-3000:]
+        assert ("damaged or unfinished files" in process.text) == (name == "second")
         libraries = sorted((tmp_path / "cache").rglob("*.main.so"), key=lambda path: path.stat().st_mtime)
         assert all(path.stat().st_size for path in libraries)
         libraries[-1].write_bytes(b"")
@@ -70,19 +59,19 @@ def test_emptied_library_is_logged_and_compiled_again(
 
 @pytest.mark.timeout(900)
 def test_interrupt_of_compiler_ends_run_in_time_with_short_reason(
-    tiny_settings: list[str], tmp_path: Path, processes: list[subprocess.Popen[str]]
+    start: Callable[[str], ForkedCommand], tmp_path: Path
 ) -> None:
-    process = start(tiny_settings, tmp_path / "out", tmp_path / "cache")
-    processes.append(process)
-    log_file = tmp_path / "out" / "out"
-    while not ("before training" in log_file.read_text() and compiles(process)):
-        assert process.poll() is None, log_file.read_text()
+    process = start("out")
+    session = process.process.pid
+    assert session is not None
+    while not ("before training" in process.text and compiles(session)):
+        assert process.process.is_alive(), process.text
         time.sleep(0.05)
     signal_time = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait() == 130
+    os.killpg(session, signal.SIGINT)
+    assert process.exit_code() == 130
     assert time.monotonic() - signal_time < 25
-    assert "Traceback" not in log_file.read_text()
+    assert "Traceback" not in process.text
     status = json.loads((tmp_path / "out" / "run" / "status.json").read_bytes())
     assert status["state"] == "stopped"
     assert len(status["reason"]) < 200

@@ -21,7 +21,8 @@ from pgat_fast.training import trainer
 from pgat_fast.training.run_folder import read_status
 from pgat_fast.training.stop import Stop
 from pgat_fast.training.trainer import Trainer
-from tests.pgat_fast.distributed.rank_processes import Ranks, nothing
+from tests.forked_command import nothing
+from tests.pgat_fast.distributed.rank_processes import Ranks
 from tests.pgat_fast.training.exact_train import train_exactly
 from tests.pgat_fast.training.runs import newest
 
