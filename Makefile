@@ -9,17 +9,17 @@ DATA := data/prepared_financial_data.csv
 .PHONY: help train test test-all test-torch check docs bench bench-check gpu tune clean
 
 help:
-	@echo "make train   build the data, train the quickstart on the CPU, print and write the results"
-	@echo "make test    run the tests that show that an installation is right, in minutes"
-	@echo "make test-all  run all the others: the slow ones, those that compile, those of several processes"
-	@echo "make test-torch TORCH=2.14.1  run what make test runs, with that torch, in an environment of its own"
-	@echo "make check   run ruff and mypy"
-	@echo "make docs    build the documentation into .cache/site; a broken link is an error"
-	@echo "make bench   run the benchmarks"
-	@echo "make bench-check  what has become worse than the committed results: times, memory, kernels"
-	@echo "make gpu     check and measure the kernels on a CUDA GPU; begins nothing after 7.5 minutes"
-	@echo "make tune    how kernels are best compiled, and where they pay, on a CUDA GPU; begins nothing after 25 minutes"
-	@echo "make clean   remove the environments and the built data (never the runs)"
+	@echo "make train        build the data, train the quickstart on the CPU, write the results"
+	@echo "make test         run the tests that verify an installation; takes minutes"
+	@echo "make test-all     run all other tests: slow ones, those that compile, those with several processes"
+	@echo "make test-torch TORCH=2.14.1   run make test with another torch, in a separate environment"
+	@echo "make check        run ruff and mypy"
+	@echo "make docs         build the documentation into .cache/site; a broken link is an error"
+	@echo "make bench        run the benchmarks"
+	@echo "make bench-check  compare times, memory and kernels with the committed results"
+	@echo "make gpu          verify and measure the kernels on a CUDA GPU; starts nothing after 7.5 minutes"
+	@echo "make tune         find the fastest launch configurations on a CUDA GPU; starts nothing after 25 minutes"
+	@echo "make clean        remove the environments and the built data (never the runs)"
 
 # The stamp is newer than what it was installed from, so a second call installs nothing.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
@@ -34,10 +34,10 @@ $(DATA): | $(VENV)/installed
 train: $(VENV)/installed $(DATA)
 	$(BIN)/pgat-fast train --config configs/quickstart.yaml
 
-# `make test` and `make test-all` together run every test once. One thread a worker: the tests are small, and two workers
-# with all threads each would wait for each other. Not more workers than cores, though many tests wait: some have time
-# limits. Kernels are interpreted in processes of their own: an interpreted kernel cannot be compiled, and torch.compile
-# needs both. What one test has compiled, the others find in the cache.
+# `make test` and `make test-all` together run every test once. Each worker has one thread: the tests are small, and workers
+# with several threads would wait for each other. There are as many workers as cores, although many tests wait, because
+# some tests have time limits. Interpreted kernels run in separate processes, since they cannot be compiled. All tests share
+# one compile cache.
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 LONG := slow or compile or multiprocess
 test test-all: export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
@@ -47,13 +47,15 @@ test: $(VENV)/installed
 	$(PYTEST) -m 'not ($(LONG))'
 	TRITON_INTERPRET=1 $(PYTEST) -m 'not ($(LONG))' tests/interpreter
 
-# `make test-all MINUTES=60`: tests that have not begun by then are skipped, and counted as skipped. Of the minutes, this
-# many hundredths are for the command.
+# `make test-all MINUTES=60` skips the tests that have not begun by then, and counts them as skipped. Each command gets a
+# percentage of these minutes.
 share = $(if $(MINUTES),--begin-within $(shell expr $(MINUTES) \* $(1) / 100))
 
-# The same numbers in another environment: on processors with narrower vectors, with more than one thread.
+# The same numbers in another environment: on processors with narrower vectors, with more than one thread. Only files
+# with such tests are collected, since importing all the others would take longer than a part of the tests.
+PARITY_FILES = $(shell grep -rl --include='test_*.py' 'mark.parity' tests/pgat_fast tests/pgat_kernels)
 define parity
-	$(1) $(PYTEST) $(2) $(call share,7) -m 'parity and not compile'
+	$(1) $(PYTEST) $(2) $(call share,7) -m 'parity and not compile' $(PARITY_FILES)
 	$(1) TRITON_INTERPRET=1 $(PYTEST) $(2) $(call share,4) -m 'parity and not ($(LONG))' tests/interpreter
 endef
 
@@ -93,7 +95,7 @@ bench: $(VENV)/installed
 bench-check: $(VENV)/installed
 	$(BIN)/pgat-fast bench check
 
-# The python of this machine, with the torch and triton that it has: a CUDA build comes from no constraints file of ours.
+# Runs with the installed python, torch and triton: constraints.txt has no CUDA build.
 gpu:
 	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --out bench/results/gpu
 
