@@ -222,15 +222,15 @@ def _angle_pair(name: str, degrees: FloatArray) -> dict[str, FloatArray]:
 
 def _check_dates(dates: pd.DatetimeIndex) -> None:
     if dates.empty:
-        raise DataError("no dates to compute the sky for")
+        raise DataError("no dates to compute positions for")
     if dates.tz is not None:
-        raise DataError(f"the dates carry the time zone {dates.tz}: the sky needs plain calendar days")
+        raise DataError(f"the dates have the time zone {dates.tz}: pass calendar days without one")
     if dates.hasnans:
         raise DataError(f"date {int(np.argmax(dates.isna())) + 1} of {len(dates)} is missing")
     outside = (dates < pd.Timestamp(FIRST_DATE)) | (dates >= pd.Timestamp(LAST_DATE) + pd.Timedelta(days=1))
     if outside.any():
         raise DataError(
-            f"{dates[outside][0]:%Y-%m-%d} lies outside the ephemeris DE421, which serves {FIRST_DATE} to "
+            f"{dates[outside][0]:%Y-%m-%d} lies outside the ephemeris DE421, which covers {FIRST_DATE} to "
             f"{LAST_DATE} ({int(outside.sum())} of {len(dates)} dates are outside): leave those rows out"
         )
 
@@ -238,4 +238,4 @@ def _check_dates(dates: pd.DatetimeIndex) -> None:
 def _check_installed() -> None:
     missing = [name for name in ("skyfield", "skyfield_data") if find_spec(name) is None]
     if missing:
-        raise DataError(f'the sky needs {" and ".join(missing)}: pip install "pgat-fast[data]"')
+        raise DataError(f'the celestial columns need {" and ".join(missing)}: pip install "pgat-fast[data]"')

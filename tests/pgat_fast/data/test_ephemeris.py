@@ -166,7 +166,7 @@ def test_first_and_last_day_of_ephemeris_are_supported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dates", "said"),
+    ("dates", "message"),
     [
         (days("2000-01-03", "1899-07-28", "1890-01-01"), "1899-07-28.*1899-07-29 to 2053-10-08.*2 of 3"),
         (days("2053-10-08", "2053-10-09"), "2053-10-09.*1899-07-29 to 2053-10-08.*1 of 2"),
@@ -175,8 +175,8 @@ def test_first_and_last_day_of_ephemeris_are_supported() -> None:
         (pd.DatetimeIndex(["2000-01-03"], tz="America/New_York"), "time zone America/New_York"),
     ],
 )
-def test_invalid_dates_raise(dates: pd.DatetimeIndex, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_invalid_dates_raise(dates: pd.DatetimeIndex, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         sky_table(dates)
 
 

@@ -16,17 +16,10 @@ from skyfield.nutationlib import iau2000a, iau2000b
 from pgat_fast.data.astronomy import FloatArray, mean_obliquity, wrap180
 from pgat_fast.data.columns import PLANETS
 from pgat_fast.data.ephemeris import apparent_positions, greenwich_sidereal_time, nutation
+from tests.pgat_fast.data.angles import arcseconds, dms
 
 AU_KM = 149597870.7
 KERNEL_IDS = dict(zip(PLANETS, (10, 301, 499, 199, 5, 299, 6, 7, 8, 9), strict=True))
-
-
-def dms(degrees: float, minutes: float, seconds: float) -> float:
-    return degrees + minutes / 60 + seconds / 3600
-
-
-def arcseconds(difference: FloatArray | float) -> FloatArray:
-    return wrap180(np.asarray(difference, dtype=np.float64)) * 3600
 
 
 def tropical(body: str, jd_tt: FloatArray) -> FloatArray:
@@ -136,18 +129,10 @@ def compared() -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize(
     ("body", "longitude", "latitude"),
     [
-        ("Sun", 0.68, 0.12),
-        ("Moon", 0.31, 0.22),
-        ("Mars", 2.3, 1.2),
-        ("Mercury", 0.78, 0.32),
-        ("Jupiter", 0.83, 0.37),
-        ("Venus", 1.4, 0.9),
-        ("Saturn", 0.81, 0.06),
-        ("Uranus", 1.8, 0.42),
-        ("Neptune", 2.1, 0.14),
-        ("Pluto", 9.9, 2.5),
+        ("Sun", 0.68, 0.12), ("Moon", 0.31, 0.22), ("Mars", 2.3, 1.2), ("Mercury", 0.78, 0.32), ("Jupiter", 0.83, 0.37),
+        ("Venus", 1.4, 0.9), ("Saturn", 0.81, 0.06), ("Uranus", 1.8, 0.42), ("Neptune", 2.1, 0.14), ("Pluto", 9.9, 2.5),
     ],
-)
+)  # fmt: skip
 def test_positions_match_pyephem(
     compared: dict[str, dict[str, float]], body: str, longitude: float, latitude: float
 ) -> None:
@@ -159,7 +144,6 @@ def test_positions_match_pyephem(
 
 @pytest.mark.parametrize("body", PLANETS)
 def test_positions_match_skyfield_reduction(body: str) -> None:
-
     jd = np.arange(2414866.5, 2471180.5, 61.7)
     actual = apparent_positions(jd)
     with as_file(files("skyfield_data") / "data" / "de421.bsp") as path:
