@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pgat_fast.data.table import Table
 from pgat_fast.utils.io import read_regular_file, write_json
 
-
 _LARGEST = 65_536
 _log = logging.getLogger(__name__)
 
