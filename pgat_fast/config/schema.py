@@ -74,14 +74,6 @@ class Conflict(NamedTuple):
     message: str
 
 
-def _raise_conflicts(conflicts: Iterable[Conflict]) -> None:
-    """Raise `conflicts` as one validation error, whose context holds them."""
-    conflicts = list(conflicts)
-    if conflicts:
-        text = "; ".join(f"{conflict.keys[0]}: {conflict.message}" for conflict in conflicts)
-        raise PydanticCustomError("conflicts", "{text}", {"text": text, "conflicts": conflicts})
-
-
 BODY_CHANNELS = 32
 """C, the number of features of a body."""
 
@@ -109,6 +101,18 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, validate_default=True, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Raise all conflicts as one validation error, whose context holds them."""
+        conflicts = list(self._conflicts())
+        if conflicts:
+            text = "; ".join(f"{conflict.keys[0]}: {conflict.message}" for conflict in conflicts)
+            raise PydanticCustomError("conflicts", "{text}", {"text": text, "conflicts": conflicts})
+        return self
+
+    def _conflicts(self) -> Iterable[Conflict]:
+        return ()
 
 
 class DataConfig(Section):
@@ -208,11 +212,6 @@ class ModelConfig(Section):
         original = values.get("compatibility") == "original"
         return values | {key: pair[original] for key, pair in COMPATIBILITY.items() if values.get(key) is None}
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _raise_conflicts(self._conflicts())
-        return self
-
     def _conflicts(self) -> Iterator[Conflict]:
         F = self.enc_in
         if self.label_len > self.seq_len:
@@ -302,12 +301,10 @@ class TrainingConfig(Section):
     seed: Annotated[Int, Field(ge=0)] = 2024
     """seed of the weights, the dropout and the order of the samples"""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _conflicts(self) -> Iterator[Conflict]:
         if self.min_lr > self.learning_rate:
             message = f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}: lower min_lr"
-            _raise_conflicts([Conflict(("training.min_lr", "training.learning_rate"), message)])
-        return self
+            yield Conflict(("training.min_lr", "training.learning_rate"), message)
 
 
 class RunConfig(Section):
@@ -378,20 +375,14 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     run: RunConfig = RunConfig()
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _raise_conflicts(self._conflicts())
-        return self
-
     def _conflicts(self) -> Iterator[Conflict]:
-        sizes = {"c_out": self.model.c_out, "enc_in": self.model.enc_in}
-        for name, columns, size in (
-            ("targets", self.data.targets, "c_out"),
-            ("inputs", self.data.inputs, "enc_in"),
+        for name, columns, size_name, size in (
+            ("targets", self.data.targets, "c_out", self.model.c_out),
+            ("inputs", self.data.inputs, "enc_in", self.model.enc_in),
         ):
-            if columns is not None and len(columns) != sizes[size]:
-                message = f"data.{name} names {len(columns)} columns, but model.{size} is {sizes[size]}"
-                yield Conflict((f"data.{name}", f"model.{size}"), message)
+            if columns is not None and len(columns) != size:
+                message = f"data.{name} names {len(columns)} columns, but model.{size_name} is {size}"
+                yield Conflict((f"data.{name}", f"model.{size_name}"), message)
 
 
 SECTIONS: Final[Mapping[str, type[Section]]] = {

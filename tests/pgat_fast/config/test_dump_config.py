@@ -103,13 +103,6 @@ def test_sections_and_settings_are_in_schema_order() -> None:
     ]
 
 
-def test_floats_are_floats_for_every_yaml_reader() -> None:
-    text = dump_config(load_config({"min_lr": 1e-6, "learning_rate": 1, "weight_decay": 1e20}))
-    assert "  min_lr: 1.0e-06\n" in text
-    assert "  learning_rate: 1.0\n" in text
-    assert "  weight_decay: 1.0e+20\n" in text
-
-
 def test_long_list_has_one_item_per_line() -> None:
     columns = [f"column {i}" for i in range(118)]
     text = dump_config(load_config({"inputs": columns}))
