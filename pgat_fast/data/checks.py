@@ -107,7 +107,7 @@ def parse_dates(file: CsvFile) -> tuple[Dates, list[Problem]]:
     """Read the dates ([n]; NaT if a cell holds none) and find those that are wrong, repeated or unsorted."""
     days = np.array([_parse_date(text) for text in file.dates], dtype="datetime64[D]")
     invalid, valid = np.flatnonzero(np.isnat(days)), np.flatnonzero(~np.isnat(days))
-    problems = []
+    problems: list[Problem] = []
     if len(invalid):
         fault = f"{shorten(file.dates[invalid[0]])} is not a date"
         problems = fault_in_rows(file.lines[invalid], DATE, fault, "write it like 2024-03-28")
@@ -130,7 +130,7 @@ def _order_of_dates(days: Dates, lines: IntArray) -> list[Problem]:
     """Index of the first row with the same day."""
     is_repeated = original < np.arange(len(days))
     repeated, unsorted = np.flatnonzero(is_repeated), np.flatnonzero(~is_repeated[1:] & (days[1:] < days[:-1])) + 1
-    problems = []
+    problems: list[Problem] = []
     if len(repeated):
         row = repeated[0]
         location = f"{name_rows(lines[repeated])}; first in row {lines[original[row]]}"
@@ -143,7 +143,7 @@ def _order_of_dates(days: Dates, lines: IntArray) -> list[Problem]:
 
 def cell_problems(file: CsvFile, columns: Sequence[str]) -> list[Problem]:
     """Find cells of `columns` (all in the header) that are text, empty, NaN or infinite."""
-    problems = []
+    problems: list[Problem] = []
     repair = "write a finite number or leave the row out"
     for name in columns:
         column = file.index[name]
@@ -163,7 +163,7 @@ def cell_problems(file: CsvFile, columns: Sequence[str]) -> list[Problem]:
 
 def pair_problems(values: FloatArray, columns: Sequence[str], lines: IntArray) -> list[Problem]:
     """Find sine and cosine columns of `values` [n, len(columns)] whose squares do not add up to 1."""
-    problems = []
+    problems: list[Problem] = []
     index = {name: column for column, name in enumerate(columns)}
     for name in columns:
         partner = name.removesuffix("_sin") + "_cos"

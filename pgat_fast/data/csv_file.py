@@ -192,7 +192,7 @@ def _parse_numbers(fields: list[str], plain: bool, cells: dict[int, TextCells], 
 
 def _length_problems(lengths: dict[int, int], width: int, last: int) -> list[Problem]:
     """Return the faults of rows with another number of fields than `width`: `lengths` by line; `last` is the last."""
-    problems = []
+    problems: list[Problem] = []
     too_long = [line for line, length in lengths.items() if length > width]
     too_short = [line for line, length in lengths.items() if length < width]
     if too_short and too_short[-1] == last:
