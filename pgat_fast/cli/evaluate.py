@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
 
         from pgat_fast.evaluation.assess import write_assessment
-        from pgat_fast.forecasting.evaluation import evaluate
-        from pgat_fast.forecasting.run import load_run
+        from pgat_fast.forecasting.evaluate import evaluate
+        from pgat_fast.forecasting.load_run import load_run
         from pgat_fast.training.results import test_summary
         from pgat_fast.utils.io import write_json
 

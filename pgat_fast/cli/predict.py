@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     from pgat_fast.errors import ConfigError, DataError
     from pgat_fast.forecasting.ensemble import predict_ensemble
+    from pgat_fast.forecasting.load_run import load_run
     from pgat_fast.forecasting.predict import predict
-    from pgat_fast.forecasting.run import load_run
     from pgat_fast.sweep.jobs import is_sweep, read_jobs
     from pgat_fast.sweep.table import best_members, ensemble_skill
     from pgat_fast.utils.io import write_atomically

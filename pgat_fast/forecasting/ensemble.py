@@ -8,8 +8,8 @@ import pandas as pd
 
 from pgat_fast.errors import ConfigError
 from pgat_fast.forecasting.history import Source
+from pgat_fast.forecasting.load_run import Run
 from pgat_fast.forecasting.predict import predict
-from pgat_fast.forecasting.run import Run
 
 
 def predict_ensemble(runs: Sequence[Run], source: Source, **how: Any) -> pd.DataFrame:

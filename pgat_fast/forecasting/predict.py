@@ -20,7 +20,7 @@ from pgat_fast.errors import CheckpointError
 from pgat_fast.evaluation.evaluate import MixtureArrays, mixture_arrays
 from pgat_fast.evaluation.intervals import LEVELS, Bounds, Intervals, price_bounds, scaled_bounds
 from pgat_fast.forecasting.history import History, Source, read_history
-from pgat_fast.forecasting.run import Run
+from pgat_fast.forecasting.load_run import Run
 from pgat_fast.model.forecast import Forecast, Mixture, point_forecast
 from pgat_fast.model.precision import products_in
 

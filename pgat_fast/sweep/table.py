@@ -106,7 +106,7 @@ def ensemble_skill(members: Sequence[Path]) -> dict[str, Any]:
 
     The runs differ only in their seed, so that their test windows are the same.
     """
-    from pgat_fast.forecasting.run import load_run
+    from pgat_fast.forecasting.load_run import load_run
 
     tables = [pd.read_csv(folder / "forecasts.csv") for folder in members]
     scaler = load_run(members[0], device="cpu").target_scaler

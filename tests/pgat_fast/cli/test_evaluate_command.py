@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from pgat_fast.cli import main
-from pgat_fast.forecasting.evaluation import evaluate
-from pgat_fast.forecasting.run import load_run
+from pgat_fast.forecasting.evaluate import evaluate
+from pgat_fast.forecasting.load_run import load_run
 from tests.pgat_fast.training.runs import run
 
 

@@ -14,8 +14,8 @@ import pytest
 from pgat_fast.cli import main
 from pgat_fast.data.prices import PRICES
 from pgat_fast.evaluation.intervals import Intervals
+from pgat_fast.forecasting.load_run import load_run
 from pgat_fast.forecasting.predict import predict
-from pgat_fast.forecasting.run import load_run
 from pgat_fast.utils.io import write_json
 from tests.pgat_fast.forecasting.small_run import make_run
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pgat_fast.data.load import load_splits
 from pgat_fast.errors import CheckpointError
 from pgat_fast.evaluation.assess import Assessment, assess
-from pgat_fast.forecasting.run import Run
+from pgat_fast.forecasting.load_run import Run
 
 
 def evaluate(run: Run, *, on_batch: Callable[[], None] | None = None, progress: bool = False) -> Assessment:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pgat_fast.errors import BackendError, CheckpointError, ConfigError
-from pgat_fast.forecasting.run import load_run
+from pgat_fast.forecasting.load_run import load_run
 from pgat_fast.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from tests.pgat_fast.forecasting.small_run import make_run, save
 
