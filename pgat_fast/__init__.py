@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pgat_fast import compat
     from pgat_fast.config import Config, load_config
-    from pgat_fast.forecasting.evaluation import evaluate
+    from pgat_fast.forecasting.evaluate import evaluate
+    from pgat_fast.forecasting.load_run import load_run
     from pgat_fast.forecasting.predict import predict
-    from pgat_fast.forecasting.run import load_run
     from pgat_fast.model import build_model
     from pgat_fast.training.trainer import train
 
@@ -22,9 +22,9 @@ _HOME = {
     "load_config": "pgat_fast.config",
     "build_model": "pgat_fast.model",
     "train": "pgat_fast.training.trainer",
-    "load_run": "pgat_fast.forecasting.run",
+    "load_run": "pgat_fast.forecasting.load_run",
     "predict": "pgat_fast.forecasting.predict",
-    "evaluate": "pgat_fast.forecasting.evaluation",
+    "evaluate": "pgat_fast.forecasting.evaluate",
 }
 
 __all__ = [

@@ -10,20 +10,30 @@ from pgat_fast.distributed.environment import is_main
 from pgat_fast.errors import PgatError, StopRequested
 
 _EPILOG = """\
-exit codes: 0 success, 1 a check found faults, 2 wrong input, 3 a loss or gradient was not finite, 4 out of memory,
-5 memory limit reached, 6 another process that trains with it ended or hangs, 128 + N stopped by signal N (130 is
-Ctrl-C).
+`pgat-fast COMMAND --help` describes the options of a command.
+
+exit codes:
+  0        success
+  1        a check found problems
+  2        invalid input
+  3        a loss or gradient was not finite
+  4        out of memory
+  5        the run reached its memory limit
+  6        another process of distributed training failed or does not respond
+  128 + N  stopped by signal N, for example 130 after Ctrl-C
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, with a subparser for each command."""
     parser = argparse.ArgumentParser(
         prog="pgat-fast",
-        description="Spatio-temporal graph-attention forecaster: build the data, train, evaluate, predict, report.",
+        description="Train, test and apply a spatio-temporal graph-attention forecaster of daily prices.",
         epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"pgat-fast {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (data, config, plan, train, sweep, evaluate, predict, report, checkpoint, bench, info):
         command.add_parser(commands)
     return parser

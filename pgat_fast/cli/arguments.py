@@ -1,29 +1,73 @@
 """Arguments and logging shared by several commands. Imports neither torch nor the configuration."""
 
 import argparse
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from pgat_fast.config import Config
 
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""What `ArgumentParser.add_subparsers` returns; argparse has no public name for it."""
+
+
+def add_command(
+    commands: Subparsers, name: str, run: Callable[[argparse.Namespace], int], text: str | None = None
+) -> argparse.ArgumentParser:
+    """Add the command `name`, which calls `run`, and return its parser.
+
+    The help of the command is `text`, by default the docstring of `run`. Its first line is also the summary in the list
+    of commands.
+    """
+    text = text or inspect.getdoc(run) or ""
+    summary = text.partition("\n")[0].rstrip(".")
+    parser = commands.add_parser(
+        name,
+        help=summary[:1].lower() + summary[1:],
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_group(commands: Subparsers, name: str, summary: str, epilog: str | None = None) -> Subparsers:
+    """Add the command `name`, which has commands of its own, and return what they are added to."""
+    parser = commands.add_parser(
+        name,
+        help=summary[0].lower() + summary[1:],
+        description=f"{summary}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config FILE` and `--set KEY=VALUE ...`, which `config_from` reads."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings (default: the defaults alone)")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings (default: the default settings)")
     add_overrides_argument(parser)
 
 
 def add_overrides_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--set KEY=VALUE ...` alone, for commands that get the configuration from elsewhere."""
+    text = "override settings, for example training.epochs=5; can be repeated"
     parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="settings that replace those of the file, such as training.epochs=5; may be given again",
+        "--set", dest="overrides", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help=text
     )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `RUN` as `folder`, and `--checkpoint`."""
+    parser.add_argument("folder", metavar="RUN", help="folder of a run, for example runs/quickstart")
+    text = "checkpoint to load the weights from (default: %(default)s)"
+    parser.add_argument("--checkpoint", default="best", metavar="best|latest|NAME", help=text)
+
+
+def add_quiet_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--quiet`."""
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar and log warnings only")
 
 
 def config_from(args: argparse.Namespace) -> "Config":

@@ -3,71 +3,90 @@
 import argparse
 from importlib import import_module
 
-from pgat_fast.cli.arguments import add_overrides_argument
+from pgat_fast.cli.arguments import Subparsers, add_command, add_group, add_overrides_argument
 
 _EPILOG = """\
-Benchmarks are in the repository, not in the installed package: run them in a clone.
-`pytest bench --benchmark-only` times operators, parts, steps, forecasts and imports one by one.
+Benchmarks need a clone of the repository; they are not part of the installed package.
+`pytest bench --benchmark-only` times operators, parts of the model, training steps,
+forecasts and imports one by one.
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command `bench` to `subparsers`."""
-    parser = subparsers.add_parser("bench", help="measure backends, check for regressions, profile", epilog=_EPILOG)
-    kinds = parser.add_subparsers(metavar="WHAT", required=True)
-
-    compare = kinds.add_parser("compare", help="time and memory of training steps, backend by backend: one table")
+    commands = add_group(subparsers, "bench", "Run benchmarks, profile, check for regressions", _EPILOG)
+    compare = add_command(commands, "compare", run, "Compare time and memory of training steps between backends.")
     _add_model_arguments(compare)
-    compare.add_argument(
-        "--backends", metavar="NAME[:WORD...],...", help="such as reference,torch:compiled:bf16 (default: all that run)"
-    )
-    compare.add_argument("--compiled", action="store_true", help="without --backends: also compiled, minutes more")
-    compare.add_argument("--steps", type=int, default=25, help="of each process at most (default: %(default)s)")
-    compare.add_argument("--processes", type=int, default=8, help="of each backend (default: %(default)s)")
-    compare.add_argument("--json", metavar="FILE", help="write the figures here")
-    compare.add_argument("--save", action="store_true", help="write them to bench/results/MACHINE-DATE.json")
+    _add_backends_argument(compare, None, "all that are available")
+    text = "without --backends: also measure compiled backends, which takes minutes longer"
+    compare.add_argument("--compiled", action="store_true", help=text)
+    text = "maximum number of steps per process (default: %(default)s)"
+    compare.add_argument("--steps", type=int, default=25, metavar="N", help=text)
+    text = "number of processes per backend (default: %(default)s)"
+    compare.add_argument("--processes", type=int, default=8, metavar="N", help=text)
+    _add_json_argument(compare)
+    compare.add_argument("--save", action="store_true", help="write the results to bench/results/MACHINE-DATE.json")
 
-    check = kinds.add_parser("check", help="what has become worse than the committed results; exit code 1 if something")
-    check.add_argument("--exact", action="store_true", help="only what is the same on every machine: minutes, no noise")
-    check.add_argument("--json", metavar="FILE", help="write what was measured here")
+    text = "Check for regressions from the committed results.\n\nExit code 1 if there is a regression."
+    check = add_command(commands, "check", run, text)
+    text = "check only values that are the same on every machine; takes minutes"
+    check.add_argument("--exact", action="store_true", help=text)
+    _add_json_argument(check)
 
-    profile = kinds.add_parser("profile", help="a trace for a browser, and the most expensive operators")
+    profile = add_command(commands, "profile", run, "Write a trace of training steps and list the slowest operators.")
     _add_model_arguments(profile)
-    profile.add_argument("--backend", default="torch", metavar="NAME[:WORD...]", help="(default: %(default)s)")
-    profile.add_argument("--steps", type=int, default=3, help="to profile (default: %(default)s)")
-    profile.add_argument("--out", default="profile", metavar="DIR", help="where to write (default: %(default)s)")
+    text = "backend to profile (default: %(default)s)"
+    profile.add_argument("--backend", default="torch", metavar="NAME[:WORD...]", help=text)
+    text = "number of steps to profile (default: %(default)s)"
+    profile.add_argument("--steps", type=int, default=3, metavar="N", help=text)
+    profile.add_argument("--out", default="profile", metavar="DIR", help="output folder (default: %(default)s)")
 
-    scaling = kinds.add_parser("scaling", help="how time and memory grow with history, batch and bodies")
+    text = "Measure time and memory as functions of history, batch size and number of bodies."
+    scaling = add_command(commands, "scaling", run, text)
     add_overrides_argument(scaling)
-    scaling.add_argument("--backends", default="reference,torch:eager", metavar="NAME[:WORD...],...")
-    grows = ("history", "batch", "bodies")
-    scaling.add_argument("--what", nargs="+", choices=grows, default=grows, help="what grows (default: all)")
-    scaling.add_argument("--largest", type=int, metavar="N", help="leave larger sizes out")
-    scaling.add_argument("--json", metavar="FILE", help="write the figures here")
+    _add_backends_argument(scaling)
+    dimensions = ("history", "batch", "bodies")
+    text = "dimensions to vary (default: all)"
+    scaling.add_argument("--what", nargs="+", choices=dimensions, default=dimensions, help=text)
+    scaling.add_argument("--largest", type=int, metavar="N", help="skip sizes above N")
+    _add_json_argument(scaling)
 
-    roofline = kinds.add_parser("roofline", help="how near operators come to what this machine can do")
-    roofline.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    roofline.add_argument("--backends", default="reference,torch:eager", metavar="NAME[:WORD...],...")
-    roofline.add_argument("--json", metavar="FILE", help="write the figures here")
+    roofline = add_command(commands, "roofline", run, "Compare operators with the peak performance of this machine.")
+    text = "auto, cpu, cuda or cuda:N (default: %(default)s)"
+    roofline.add_argument("--device", default="auto", metavar="NAME", help=text)
+    _add_backends_argument(roofline)
+    _add_json_argument(roofline)
 
-    ranks = kinds.add_parser("ranks", help="what training on several devices costs: on paper, and checked over gloo")
-    ranks.add_argument("--json", metavar="FILE", help="write the figures here")
+    text = "Model the cost of data-parallel training.\n\nThe communication is checked with processes on this machine."
+    _add_json_argument(add_command(commands, "ranks", run, text))
 
-    report = kinds.add_parser("report", help="write docs/performance.md, its plots and the README's table of speed")
-    report.add_argument("--check", action="store_true", help="only compare them with the committed results")
+    text = "Write docs/performance.md, its plots and the table of speed in README.md."
+    report = add_command(commands, "report", run, text)
+    report.add_argument("--check", action="store_true", help="compare them with the committed results, write nothing")
 
-    for name, subparser in kinds.choices.items():
-        subparser.set_defaults(run=run, module=f"bench.{name}")
+    for name, parser in commands.choices.items():
+        parser.set_defaults(module=f"bench.{name}")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="the model (default: configs/quickstart.yaml)")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings (default: configs/quickstart.yaml)")
     add_overrides_argument(parser)
-    parser.add_argument("--batch", type=int, default=1, help="windows of a step (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size (default: %(default)s)")
+
+
+def _add_backends_argument(
+    parser: argparse.ArgumentParser, default: str | None = "reference,torch:eager", default_text: str = "%(default)s"
+) -> None:
+    text = f"backends to measure, for example reference,torch:compiled:bf16 (default: {default_text})"
+    parser.add_argument("--backends", default=default, metavar="NAME[:WORD...],...", help=text)
+
+
+def _add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="also write the results to FILE as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the benchmark and return its exit code. Raises ConfigError, or BackendError outside a clone."""
+    """Run the benchmark of `args.module`. Raises ConfigError, or BackendError outside a clone."""
     from pgat_fast.errors import BackendError, ConfigError
 
     for name in ("batch", "steps", "processes"):
@@ -78,5 +97,5 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("bench", args.module):
             raise
-        raise BackendError("benchmarks are in the repository, not in the installed package: run in a clone") from error
+        raise BackendError("benchmarks are not part of the installed package: run them in a clone") from error
     return int(module.run(args))

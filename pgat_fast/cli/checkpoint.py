@@ -4,41 +4,30 @@ import argparse
 from pathlib import Path
 
 from pgat_fast import exit_codes
-from pgat_fast.cli.arguments import add_config_arguments, config_from, start_logging
+from pgat_fast.cli.arguments import Subparsers, add_command, add_config_arguments, add_group, config_from, start_logging
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command `checkpoint` to `subparsers`."""
-    parser = subparsers.add_parser("checkpoint", help="verify, export or import checkpoints")
-    commands = parser.add_subparsers(dest="checkpoint_command", metavar="COMMAND", required=True)
-
-    verify = commands.add_parser("verify", help="read every byte of one or all checkpoints, say what is damaged")
-    verify.add_argument("path", metavar="PATH", help="a run, its folder `checkpoints`, or one checkpoint")
-    verify.set_defaults(run=run_verify)
-
-    export = commands.add_parser("export", help="write weights in the original layout, for the existing model")
-    export.add_argument("path", metavar="RUN_OR_CHECKPOINT", help="folder of a run, or of one checkpoint")
-    export.add_argument("--out", required=True, metavar="FILE", help="*.pth (torch.save) or *.safetensors")
-    export.add_argument(
-        "--checkpoint", default="best", metavar="best|latest|NAME", help="which one of a run (default: %(default)s)"
-    )
-    export.set_defaults(run=run_export)
-
-    importer = commands.add_parser(
-        "import",
-        help="make a run of weights in the original layout",
-        description="Make a run of weights in the original layout, to evaluate, predict with, or train on "
-        "(train --resume RUN). Existing weights need `compatibility: original` in the configuration. Columns are "
-        "scaled by the training rows of the configured data file.",
-    )
-    importer.add_argument("file", metavar="FILE", help="a state dict (torch.save), or *.safetensors")
+    commands = add_group(subparsers, "checkpoint", "Verify, export or import checkpoints")
+    verify = add_command(commands, "verify", run_verify)
+    verify.add_argument("path", metavar="PATH", help="a run, its folder `checkpoints`, or a checkpoint")
+    export = add_command(commands, "export", run_export)
+    export.add_argument("path", metavar="RUN|CHECKPOINT", help="folder of a run or of a checkpoint")
+    export.add_argument("--out", required=True, metavar="FILE", help="output file: *.pth (torch.save) or *.safetensors")
+    text = "checkpoint of the run to export (default: %(default)s)"
+    export.add_argument("--checkpoint", default="best", metavar="best|latest|NAME", help=text)
+    importer = add_command(commands, "import", run_import)
+    importer.add_argument("file", metavar="FILE", help="state dict: a file of torch.save, or *.safetensors")
     add_config_arguments(importer)
-    importer.add_argument("--out", required=True, metavar="RUN", help="folder to make, such as runs/imported")
-    importer.set_defaults(run=run_import)
+    importer.add_argument("--out", required=True, metavar="RUN", help="folder to create, for example runs/imported")
 
 
 def run_verify(args: argparse.Namespace) -> int:
-    """Print every checkpoint with OK or its faults; return 0 if all are good, else 1."""
+    """Verify the checksums of one or all checkpoints.
+
+    Exit code 1 if a checkpoint is damaged.
+    """
     from pgat_fast.training.checkpoint import verify_checkpoint
 
     code = exit_codes.SUCCESS
@@ -61,23 +50,29 @@ def _checkpoints_at(path: Path) -> list[Path]:
     root = path / CHECKPOINTS if is_run else path
     checkpoints = find_checkpoints(root)
     if not checkpoints:
-        reason = "no checkpoint there" if path.exists() else "there is no such folder"
-        raise CheckpointError(f"{path}: {reason}: name a run, its folder {CHECKPOINTS}, or a checkpoint")
+        reason = "no checkpoint found" if path.exists() else "there is no such folder"
+        raise CheckpointError(f"{path}: {reason}: give a run, its folder {CHECKPOINTS}, or a checkpoint")
     return checkpoints
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Write the file, print the name of its checkpoint, and return 0."""
+    """Write weights in the layout of the existing model."""
     start_logging(quiet=True)
     from pgat_fast.training.import_export import export_checkpoint
 
     checkpoint = export_checkpoint(Path(args.path), Path(args.out), args.checkpoint)
-    print(f"{args.out}: {checkpoint} in the original layout")
+    print(f"{args.out}: {checkpoint} in the layout of the existing model")
     return exit_codes.SUCCESS
 
 
 def run_import(args: argparse.Namespace) -> int:
-    """Create the run, print how to use it, and return 0."""
+    """Create a run from weights of the existing model.
+
+    The new run can be evaluated, used for forecasts, or trained further with
+    `pgat-fast train --resume RUN`. Weights of the existing model need the setting
+    model.compatibility=original. Scalers are computed from the training rows of the
+    configured data file.
+    """
     start_logging(quiet=False)
     from pgat_fast.training.import_export import import_checkpoint
 
@@ -86,12 +81,12 @@ def run_import(args: argparse.Namespace) -> int:
         import logging
 
         logging.getLogger(__name__).warning(
-            "model.compatibility is corrected: weights that were trained with the existing model need "
-            "--set model.compatibility=original to compute what they were trained for"
+            "model.compatibility is corrected, but weights of the existing model need "
+            "--set model.compatibility=original to give the same forecasts"
         )
     path = import_checkpoint(Path(args.file), config, Path(args.out))
     print(
         f"{path}: the weights of {args.file}\n"
-        f"evaluate, predict or go on with it: pgat-fast evaluate {args.out}, pgat-fast train --resume {args.out}"
+        f"use `pgat-fast evaluate {args.out}` to test the run, `pgat-fast train --resume {args.out}` to train it"
     )
     return exit_codes.SUCCESS

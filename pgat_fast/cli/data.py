@@ -2,46 +2,37 @@
 
 import argparse
 
-from pgat_fast.cli.arguments import add_config_arguments, config_from
+from pgat_fast.cli.arguments import Subparsers, add_command, add_config_arguments, add_group, config_from
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command `data` to `subparsers`."""
-    parser = subparsers.add_parser("data", help="build a data file, or check one")
-    commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
-
-    build = commands.add_parser("build", help="write the 118 columns from prices and an ephemeris, without network")
-    build.add_argument(
-        "--prices",
-        default="sp500",
-        metavar="sp500|FILE.csv",
-        help="daily prices: the S&P 500 from 1950 to 2015 (default), or a CSV with date, open, high, low and close",
-    )
-    build.add_argument(
-        "--targets",
-        choices=("returns", "levels"),
-        default="returns",
-        help="log(price / previous close) (default), or log(price)",
-    )
-    build.add_argument("--rows", type=int, metavar="N", help="keep the last N rows (default: all)")
-    build.add_argument("--out", default="data/prepared_financial_data.csv", metavar="FILE", help="default: %(default)s")
-    build.set_defaults(run=run_build)
-
-    check = commands.add_parser("check", help="say what is wrong with a data file, by column and row")
-    check.add_argument("file", metavar="FILE", help="the CSV file")
+    commands = add_group(subparsers, "data", "Build or check a data file")
+    build = add_command(commands, "build", run_build)
+    text = "sp500 (1950 to 2015), or a CSV file with the columns date, open, high, low and close (default: %(default)s)"
+    build.add_argument("--prices", default="sp500", metavar="sp500|FILE.csv", help=text)
+    text = "write log(price / previous close) or log(price) (default: %(default)s)"
+    build.add_argument("--targets", choices=("returns", "levels"), default="returns", help=text)
+    build.add_argument("--rows", type=int, metavar="N", help="write the last N rows only (default: all rows)")
+    out = "data/prepared_financial_data.csv"
+    build.add_argument("--out", default=out, metavar="FILE", help="output file (default: %(default)s)")
+    check = add_command(commands, "check", run_check)
+    check.add_argument("file", metavar="FILE", help="CSV file to check")
     add_config_arguments(check)
-    check.set_defaults(run=run_check)
 
 
 def run_build(args: argparse.Namespace) -> int:
-    """Write the file, print a summary of it, and return 0."""
+    """Write a data file of 118 columns from prices and an ephemeris.
+
+    Needs no network: the S&P 500 prices and the ephemeris are installed packages.
+    """
     from pathlib import Path
 
     from pgat_fast.data.build import build_file
     from pgat_fast.data.metadata import note_path
 
     report = build_file(Path(args.out), args.prices, args.targets, args.rows)
-    close = f"close before the first row: {report.base_price:.10g}, noted in {note_path(report.path)}\n"
+    close = f"close before the first row: {report.base_price:.10g}, stored in {note_path(report.path)}\n"
     print(
         f"{report.path}: {report.rows:,} rows from {report.first_date} to {report.last_date}, "
         f"{report.columns} columns, {report.seconds:.1f} s\n"
@@ -52,9 +43,10 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Print one line per problem; return 1 if there are any, else 0.
+    """List the problems of a data file by row and column.
 
-    With a configuration, a file without such problems is also prepared as for training.
+    With --config or --set, also check whether the file can be used for training with
+    these settings. Exit code 1 if there are problems.
     """
     from pathlib import Path
 
@@ -64,7 +56,7 @@ def run_check(args: argparse.Namespace) -> int:
     config = config_from(args)
     model, data = config.model, config.data.model_copy(update={"path": args.file})
     if not Path(args.file).is_file():
-        raise DataError(f"{args.file}: there is no such file: name the CSV file to check")
+        raise DataError(f"{args.file}: file not found: give the path of the CSV file to check")
     problems: list[object] = []
     if model.use_celestial_graph:  # without it any columns are allowed, and `load_splits` checks those in use
         problems += check_file(args.file, model.seq_len, model.pred_len, data.validation_length, data.test_length)
@@ -80,5 +72,5 @@ def run_check(args: argparse.Namespace) -> int:
     for problem in problems:
         print(f"{args.file}: {problem}")
     if not problems:
-        print(f"{args.file}: no problem found")
+        print(f"{args.file}: no problems found")
     return 1 if problems else 0

@@ -4,35 +4,37 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgat_fast.cli.arguments import add_overrides_argument, start_logging
+from pgat_fast.cli.arguments import (
+    Subparsers,
+    add_command,
+    add_overrides_argument,
+    add_quiet_argument,
+    add_run_arguments,
+    start_logging,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command `evaluate` to `subparsers`."""
-    parser = subparsers.add_parser(
-        "evaluate", help="test the weights of a run beside naive baselines, or backtest its configuration"
-    )
-    parser.add_argument("folder", metavar="RUN", help="folder of a run, finished or not")
-    parser.add_argument(
-        "--checkpoint", default="best", metavar="best|latest|NAME", help="which weights (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--origins",
-        type=int,
-        metavar="N",
-        help="rolling-origin backtest: train anew from N points in time, one test split apart, into RUN/backtest",
-    )
-    parser.add_argument("--out", metavar="DIR", help="where to write (default: RUN/evaluation-CHECKPOINT)")
+    parser = add_command(subparsers, "evaluate", run)
+    add_run_arguments(parser)
+    parser.add_argument("--origins", type=int, metavar="N", help="run a backtest with N test splits")
+    text = "output folder (default: RUN/evaluation-CHECKPOINT, or RUN/backtest)"
+    parser.add_argument("--out", metavar="DIR", help=text)
     add_overrides_argument(parser)
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no log lines but warnings")
-    parser.set_defaults(run=run)
+    add_quiet_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate the run, print the results, and return 0."""
+    """Test a run against naive baselines, or backtest it.
+
+    Writes evaluation.json, forecasts.csv, adjacency.csv and intervals.json. With --origins,
+    runs a rolling-origin backtest instead: N models are trained, each on the data before one
+    of N consecutive test splits. A second call continues an interrupted backtest.
+    """
     from pgat_fast.training.stop import StopSignals
 
     with StopSignals() as stop:
@@ -50,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
 
         from pgat_fast.evaluation.assess import write_assessment
-        from pgat_fast.forecasting.evaluation import evaluate
-        from pgat_fast.forecasting.run import load_run
+        from pgat_fast.forecasting.evaluate import evaluate
+        from pgat_fast.forecasting.load_run import load_run
         from pgat_fast.training.results import test_summary
         from pgat_fast.utils.io import write_json
 
@@ -68,22 +70,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _backtest_text(table: "pd.DataFrame", summary: dict[str, dict[str, float | None]]) -> str:
-    formatted = table.copy()
-    for column in formatted.columns:
-        if column.startswith("mse_"):
-            formatted[column] = formatted[column].map("{:.5f}".format, na_action="ignore")
-        elif column.startswith("skill_"):
-            formatted[column] = formatted[column].map("{:+.4f}".format, na_action="ignore")
-    lines = [formatted.to_string(), "", "skill over all origins (1 - MSE / MSE of the baseline, scaled units):"]
-    for name, values in summary.items():
-        pooled, mean, error = values["pooled"], values["mean"], values["standard_error"]
-        if pooled is None or mean is None:
-            lines.append(f"  {name:<12} no origin has finite errors")
-            continue
-        spread = "" if error is None else f" +- {error:.4f} (standard error)"
-        lines.append(
-            f"  {name:<12} pooled {pooled:+.4f}, mean {mean:+.4f}{spread}, "
-            f"above 0 in {values['positive']} of {values['origins']}"
-            + (f", {values['left_out']} left out" if values["left_out"] else "")
-        )
-    return "\n".join(lines)
+    """Return the rows of a backtest and the summary of the skills as text."""
+    import pandas as pd
+
+    skills = pd.DataFrame.from_dict(summary, orient="index").astype(float)
+    counts = ["positive", "origins", "left_out"]
+    skills = skills.astype(dict.fromkeys(counts, int)).rename(columns=lambda name: name.replace("_", " "))
+    return "\n".join(
+        [
+            table.to_string(float_format="{:.5f}".format),
+            "\nskill over all origins (1 - MSE / MSE of the baseline, scaled units):",
+            skills.to_string(float_format="{:+.4f}".format, na_rep="-"),
+        ]
+    )

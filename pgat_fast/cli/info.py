@@ -1,18 +1,22 @@
-"""`pgat-fast info`: versions, the machine, and which backends run here."""
+"""`pgat-fast info`: versions, devices and available backends."""
 
 import argparse
 
+from pgat_fast.cli.arguments import Subparsers, add_command
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command `info` to `subparsers`."""
-    parser = subparsers.add_parser("info", help="versions, devices, and which backends run here, or why not")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--kernels", action="store_true", help="print the implementation of each operator here")
-    parser.set_defaults(run=run)
+    parser = add_command(subparsers, "info", run)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--kernels", action="store_true", help="print the implementation of each operator")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the information and return 0."""
+    """Print versions, devices and available backends.
+
+    For each backend or kernel that is not available, the reason is printed.
+    """
     import json
 
     from pgat_fast.utils.system import collect, format_info, format_kernels

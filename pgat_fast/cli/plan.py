@@ -2,29 +2,24 @@
 
 import argparse
 
-from pgat_fast.cli.arguments import add_config_arguments, config_from
-
-_EPILOG = """\
-FLOPs and the bytes of tensors are counted on tensors without data. The memory of a process on the CPU is predicted from
-them, within about a tenth. What will not fit is told as a warning; the exit code is 0 all the same.
-"""
+from pgat_fast.cli.arguments import Subparsers, add_command, add_config_arguments, config_from
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command `plan` to `subparsers`."""
-    parser = subparsers.add_parser(
-        "plan", help="parameters, FLOPs and memory of a run, without running it", epilog=_EPILOG
-    )
+    parser = add_command(subparsers, "plan", run)
     add_config_arguments(parser)
-    parser.add_argument("--backend", metavar="B", help="auto, reference, torch or triton (default: run.backend)")
-    parser.add_argument(
-        "--json", action="store_true", help="print all of it as JSON; bytes and FLOPs are whole numbers"
-    )
-    parser.set_defaults(run=run)
+    parser.add_argument("--backend", metavar="NAME", help="auto, reference, torch or triton (default: run.backend)")
+    parser.add_argument("--json", action="store_true", help="print JSON; bytes and FLOPs are integers")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan and return 0. Raises ConfigError, DataError or BackendError."""
+    """Estimate parameters, FLOPs and memory of a run without running it.
+
+    FLOPs and tensor memory are counted by tracing a training step on tensors without
+    data. On a CPU, the memory of the process is predicted from them to about 10 %.
+    If the run would not fit into memory, a warning is logged; the exit code is still 0.
+    """
     import json
     import logging
     from dataclasses import asdict

@@ -3,24 +3,22 @@
 import argparse
 from pathlib import Path
 
-from pgat_fast.cli.arguments import start_logging
+from pgat_fast.cli.arguments import Subparsers, add_command, start_logging
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command `report` to `subparsers`."""
-    parser = subparsers.add_parser(
-        "report",
-        help="write an HTML page about a run, finished or not",
-        description="Write a self-contained HTML page about a run: forecasts compared with naive baselines, losses, "
-        "memory, configuration. The page of an unfinished run shows what the run has written so far.",
-    )
-    parser.add_argument("folder", metavar="RUN", help="folder of a run, such as runs/quickstart")
-    parser.add_argument("--out", metavar="FILE", help="file to write (default: RUN/report.html)")
-    parser.set_defaults(run=run)
+    parser = add_command(subparsers, "report", run)
+    parser.add_argument("folder", metavar="RUN", help="folder of a run, for example runs/quickstart")
+    parser.add_argument("--out", metavar="FILE", help="output file (default: RUN/report.html)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page, print its path, and return 0."""
+    """Write an HTML page about a run.
+
+    The page is one self-contained file: forecasts compared with naive baselines, losses,
+    memory and configuration. For an unfinished run it shows the progress so far.
+    """
     from pgat_fast.report.page import write_report
 
     start_logging(quiet=True)

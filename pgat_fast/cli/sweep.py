@@ -1,44 +1,49 @@
-"""`pgat-fast sweep`: train a grid of settings with several seeds, and tabulate the results."""
+"""`pgat-fast sweep`: train a grid of settings with several seeds and compare the results."""
 
 import argparse
 
-from pgat_fast.cli.arguments import add_config_arguments, config_from, start_logging
+from pgat_fast.cli.arguments import (
+    Subparsers,
+    add_command,
+    add_config_arguments,
+    add_quiet_argument,
+    config_from,
+    start_logging,
+)
 
-_EPILOG = """\
-Every job is a run of its own in DIR/runs. Called again, the sweep goes on where it was stopped; more seeds or values
-may be asked for. DIR/commands.txt has a job a line, for a queue:
-    sed -n "${SLURM_ARRAY_TASK_ID}p" DIR/commands.txt | sh
-then `--jobs 0` gathers the results. `pgat-fast predict DIR --from FILE.csv --out FORECAST.csv` is the mean forecast of
-the seeds of the best point.
-"""
 
-
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command `sweep` to `subparsers`."""
-    parser = subparsers.add_parser(
-        "sweep", help="train a grid of settings with several seeds, one table of them", epilog=_EPILOG
-    )
+    parser = add_command(subparsers, "sweep", run)
     add_config_arguments(parser)
-    parser.add_argument(
-        "--grid", metavar="KEY=V,V,...", nargs="+", action="extend", default=[], help="values to try of a setting"
+    text = "setting and the values to try"
+    parser.add_argument("--grid", metavar="KEY=V,V,...", nargs="+", action="extend", default=[], help=text)
+    text = "number of seeds, counted from training.seed (default: %(default)s)"
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help=text)
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: run.output/run.name-sweep)")
+    text = (
+        "number of jobs at a time, for each GPU or on the CPU; 0 runs no jobs, writes the list of jobs and collects "
+        "finished ones (default: 1 for each GPU, or 1 for every 2 CPU cores)"
     )
-    parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="of each, from training.seed on (default: %(default)s)"
-    )
-    parser.add_argument("--out", metavar="DIR", help="default: run.output/run.name-sweep")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="at a time, on each GPU or on the CPU (default: 1 on each GPU, on a CPU one for two cores); 0: none, only "
-        "write what is to be done, and gather what is finished",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no log lines but warnings")
-    parser.set_defaults(run=run)
+    parser.add_argument("--jobs", type=int, metavar="N", help=text)
+    add_quiet_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the unfinished jobs, print and write the table; return 1 if a job failed, else 0."""
+    """Train a grid of settings with several seeds and compare the results.
+
+    Every combination of settings is trained with every seed, as a run in DIR/runs. A second
+    call continues an interrupted sweep; values and seeds can be added. Exit code 1 if a job
+    failed.
+
+    DIR/commands.txt has one line for each job. To use a job queue, write it with --jobs 0,
+    run the lines:
+        sed -n "${SLURM_ARRAY_TASK_ID}p" DIR/commands.txt | sh
+    and collect the results with --jobs 0 again.
+
+    `pgat-fast predict DIR --from FILE.csv --out FORECAST.csv` writes the mean forecast of the
+    seeds of the best combination.
+    """
     from pgat_fast.training.stop import PATIENCE, StopSignals
 
     with StopSignals() as stop:
@@ -63,18 +68,18 @@ def run(args: argparse.Namespace) -> int:
                 stop.patience = STOP_SECONDS + PATIENCE  # wait until the jobs have saved a checkpoint
                 unfinished = [job for job in jobs if finished(job.folder(folder)) is None]
                 locked_jobs = [job for job in unfinished if is_locked(job.folder(folder))]
-                own_jobs = [job for job in unfinished if job not in locked_jobs]
-                failures = run_jobs(folder, own_jobs, job_places, stop=stop, progress=not args.quiet)
+                free_jobs = [job for job in unfinished if job not in locked_jobs]
+                failures = run_jobs(folder, free_jobs, job_places, stop=stop, progress=not args.quiet)
             records = write_results(folder, jobs)
     print(as_text(records))
     finished_count = sum(record["seeds"] for record in records)
     print(
-        "\nbest first, by the validation loss; mean +- standard deviation over seeds; errors in scaled units. Against a"
-        "\nnaive forecast: 1 - MSE / its MSE, above 0 is better. The ensemble is the mean forecast of the seeds."
+        "\nSorted by validation loss. Values are means +- standard deviations over the seeds, errors in scaled units."
+        "\nSkill is 1 - MSE / MSE of the baseline, positive if the model is better. The ensemble is the mean forecast."
     )
     print(f"\nwritten to {folder}: results.csv, summary.json; {finished_count} of {len(jobs)} jobs are finished")
     if locked_jobs:
-        print(f"left to the processes that are at work on them: {', '.join(job.name for job in locked_jobs)}")
+        print(f"skipped, because another process is running them: {', '.join(job.name for job in locked_jobs)}")
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}")
     return int(bool(failures))

@@ -4,54 +4,46 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgat_fast.cli.arguments import add_config_arguments, config_from, start_logging
+from pgat_fast.cli.arguments import (
+    Subparsers,
+    add_command,
+    add_config_arguments,
+    add_quiet_argument,
+    config_from,
+    start_logging,
+)
 
 if TYPE_CHECKING:
     from pgat_fast.config import Config
 
-_EPILOG = """\
-A run that is stopped by SIGINT (Ctrl-C), SIGTERM, SIGUSR1 or SIGHUP saves a checkpoint and ends with exit code 128 plus
-the number of the signal (130, 143, 138, 129); a second one, 1.5 s later or more, ends it at once. --resume goes on
-exactly where it stood.
-"""
 
-
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command `train` to `subparsers`."""
-    parser = subparsers.add_parser("train", help="train a model, test it beside naive baselines", epilog=_EPILOG)
+    parser = add_command(subparsers, "train", run)
     add_config_arguments(parser)
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="auto|DIR",
-        help="go on with the newest run of this name (auto, the default; a new run if there is none), with the run in "
-        "the folder DIR, or from the checkpoint DIR; DIR brings its own configuration",
+    text = (
+        "resume the newest run with the configured name, or start a new run if there is none (auto, the default "
+        "value); or resume from DIR, a run or a checkpoint, with the configuration stored in the run"
     )
-    parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N optimizer steps, then evaluate")
-    parser.add_argument(
-        "--max-minutes", type=float, metavar="M", help="stop training M minutes after the start, then evaluate"
-    )
-    parser.add_argument(
-        "--devices",
-        type=int,
-        metavar="N",
-        help="train on N GPUs of this machine, or in N processes on a CPU, each with its share of every batch; for "
-        "several machines: torchrun ... -m pgat_fast train ...",
-    )
-    parser.add_argument(
-        "--restarts",
-        type=int,
-        default=0,
-        metavar="N",
-        help="with --devices: how often to go on from the last checkpoint where a process dies (default: %(default)s)",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, no log lines but warnings")
-    parser.set_defaults(run=run)
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="auto|DIR", help=text)
+    parser.add_argument("--max-steps", type=int, metavar="N", help="end training after N optimizer steps, then test")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="end training after M minutes, then test")
+    text = "data-parallel training on N GPUs of this machine, or in N processes on a CPU"
+    parser.add_argument("--devices", type=int, metavar="N", help=text)
+    text = "with --devices: restart up to N times from the last checkpoint if a process fails (default: %(default)s)"
+    parser.add_argument("--restarts", type=int, default=0, metavar="N", help=text)
+    add_quiet_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, print the results, and return 0, or the exit code of the processes that `--devices` starts."""
+    """Train a model and test it against naive baselines.
+
+    SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGHUP save a checkpoint and stop the run with
+    exit code 128 plus the number of the signal (130, 143, 138, 129). A second signal after
+    1.5 s or more stops it immediately. --resume continues from the checkpoint exactly.
+
+    To train on several machines: torchrun ... -m pgat_fast train ...
+    """
     from pgat_fast.distributed.environment import is_main
     from pgat_fast.errors import ConfigError
     from pgat_fast.training.stop import StopSignals
@@ -64,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
 
         return launch(args)
     if args.restarts:
-        raise ConfigError("--restarts goes with --devices; torchrun has --max-restarts")
+        raise ConfigError("--restarts needs --devices; with torchrun use --max-restarts")
     # First, because the imports below load torch, which takes seconds, and a signal may come at any time.
     with StopSignals() as stop:
         start_logging(quiet=args.quiet or not is_main())
-        config, resume = _what_to_train(args)
+        config, resume = _config_and_resume(args)
 
         from pgat_fast.training.results import summary
         from pgat_fast.training.trainer import train
@@ -81,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
+def _config_and_resume(args: argparse.Namespace) -> "tuple[Config, Path | None]":
     """Return the configuration, and the run folder or checkpoint to resume, None for a new run."""
     from pgat_fast.distributed.environment import is_distributed, restart_count
     from pgat_fast.errors import ConfigError
@@ -105,7 +97,7 @@ def _what_to_train(args: argparse.Namespace) -> "tuple[Config, Path | None]":
             pass
     if args.config is None:
         if not (folder / "config.yaml").is_file():
-            raise ConfigError(f"{folder}/config.yaml: missing: name the configuration of the run with --config")
+            raise ConfigError(f"{folder}/config.yaml: file not found: give the configuration of the run with --config")
         args.config = str(folder / "config.yaml")
     return config_from(args), resume
 
@@ -126,10 +118,10 @@ def _newest_run(config: "Config") -> Path | None:
                 continue
         except ConfigError as error:
             if has_checkpoints(folder):
-                logger.warning("%s: its run is not resumed: %s", folder, error)
+                logger.warning("%s: this run cannot be resumed: %s", folder, error)
                 continue
         if has_checkpoints(folder):
             return folder
         break
-    logger.info("no run %s in %s to go on with: a new one", name, output)
+    logger.info("no run named %s in %s can be resumed: starting a new run", name, output)
     return None

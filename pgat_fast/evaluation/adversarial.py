@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast.data.windows import Windows
+from pgat_fast.errors import PgatError
 from pgat_fast.evaluation.evaluate import SplitForecast, evaluate_split
 from pgat_fast.evaluation.metrics import Metrics, metrics_by_target
 
@@ -81,35 +83,21 @@ def run_adversarial(
         (scaled, overall and by target), `change` (its MAE, MSE and RMSE minus the clean ones, and `ratio`, the RMSE
         divided by the clean one) and `shift`, the RMSE between its forecasts and the clean ones. A scenario that raises
         an error or gives non-finite forecasts is `failed`, with the reason in `error`; the others still run.
-        An exception that `on_batch` raises is not caught.
+        A PgatError, such as that of a memory limit in `on_batch`, is not caught.
     """
     reference = metrics_by_target(clean.forecast, clean.truth, targets)["overall"]
     scenarios: dict[str, Any] = {}
-    for number, (name, (description, change)) in enumerate(SCENARIOS.items()):
+    for number, (name, (description, perturb)) in enumerate(SCENARIOS.items()):
         entry: dict[str, Any] = {
             "status": "failed", "description": description, "metrics": None, "change": None, "shift": None,
             "finite": False, "error": None,
         }  # fmt: skip
-
-        def changed(x: Tensor, indices: Tensor, number: int = number, change: Any = change) -> Tensor:
-            result: Tensor = change(x, Draws(seed, number, indices))
-            return result
-
-        ended: list[Exception] = []
-
-        def next_batch(ended: list[Exception] = ended) -> None:
-            try:
-                if on_batch is not None:
-                    on_batch()
-            except Exception as error:
-                ended.append(error)
-                raise
-
+        change = partial(_perturb, perturb, seed, number)
         try:
-            perturbed = evaluate_split(model, windows, batch_size, mixture_mode, on_batch=next_batch, change=changed)
+            perturbed = evaluate_split(model, windows, batch_size, mixture_mode, on_batch=on_batch, change=change)
+        except PgatError:
+            raise
         except Exception as error:  # reported below: a failing diagnostic must not end the run
-            if ended:
-                raise
             entry["error"] = f"{type(error).__name__}: {error}"
         else:
             metrics = metrics_by_target(perturbed.forecast, perturbed.truth, targets)
@@ -123,6 +111,12 @@ def run_adversarial(
             logger.warning("adversarial scenario %s failed: %s", name, entry["error"])
         scenarios[name] = entry
     return {"seed": seed, "scenarios": scenarios}
+
+
+def _perturb(
+    perturb: Callable[[Tensor, Draws], Tensor], seed: int, scenario: int, x_enc: Tensor, windows: Tensor
+) -> Tensor:
+    return perturb(x_enc, Draws(seed, scenario, windows))
 
 
 def _change(changed: Metrics, clean: Metrics) -> dict[str, float | None]:

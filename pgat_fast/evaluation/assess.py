@@ -1,13 +1,14 @@
 """Evaluation of a model on the test windows: errors, baselines, intervals, diagnostics and tables."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
@@ -18,11 +19,12 @@ from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
 from pgat_fast.evaluation.adversarial import SCENARIOS, run_adversarial
 from pgat_fast.evaluation.evaluate import EVALUATION_BATCH, compare, evaluate_split, last_rows, price_base, true_values
-from pgat_fast.evaluation.forecast_table import adjacency_table, forecast_table
-from pgat_fast.evaluation.intervals import Intervals, calibrate, interval_report, price_bounds, scaled_bounds
+from pgat_fast.evaluation.intervals import Bounds, Intervals, calibrate, interval_report, price_bounds, scaled_bounds
 from pgat_fast.evaluation.metrics import finite
 from pgat_fast.evaluation.probabilistic import mixture_report
 from pgat_fast.utils.io import write_atomically, write_json
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Assessment:
     forecasts: pd.DataFrame
     """See `forecast_table`."""
     adjacency: pd.DataFrame
-    """See `adjacency_table`."""
+    """Mean adjacency [N, N], with rows (receiving nodes) and columns labelled by node name."""
 
     def metrics(self) -> pd.DataFrame:
         """Return the errors as a table with a row per unit (scaled, price), forecaster and target.
@@ -105,6 +107,7 @@ def assess(
     mixture = None
     if result.mixture is not None:
         mixture = mixture_report(result.mixture, result.truth, mode, targets, intervals.levels)
+    nodes = pd.Index(BODIES if config.model.use_celestial_graph else splits.input_scaler.columns)
     return Assessment(
         test={
             "loss": finite(result.loss),
@@ -117,10 +120,53 @@ def assess(
         adversarial=adversarial,
         intervals=intervals,
         forecasts=forecast_table(table.dates, last_rows(test), targets, forecast, truth, prices, intervals.levels),
-        adjacency=adjacency_table(
-            result.adjacency, BODIES if config.model.use_celestial_graph else splits.input_scaler.columns
-        ),
+        adjacency=pd.DataFrame(result.adjacency, index=nodes, columns=nodes),
     )
+
+
+def forecast_table(
+    dates: NDArray[np.datetime64],
+    rows: NDArray[np.int64],
+    targets: Sequence[str],
+    forecast: Array,
+    truth: Array,
+    prices: tuple[Array, Array, Bounds] | None,
+    levels: Sequence[float],
+) -> pd.DataFrame:
+    """Return a table of forecasts with a row for each window, forecast day and target.
+
+    Args:
+        dates: dates of all rows of the data, [n].
+        rows: index of the last known row of each window, [W].
+        targets: C names.
+        forecast, truth: in the units of the targets, [W, P, C].
+        prices: forecast and true prices [W, P, C] and the interval bounds [levels, W, P, C]; None if the targets are
+            not prices.
+        levels: nominal coverage of each interval, as a fraction.
+
+    Returns:
+        The columns `origin` (the last known day), `date` (the forecast day), `horizon` (from 1), `target`, `forecast`,
+        `truth`, `price_forecast`, `price_truth`, and for each level columns such as `price_lower_80` and
+        `price_upper_80`. The price columns are NaN if `prices` is None.
+    """
+    index = pd.MultiIndex.from_product([rows, range(1, forecast.shape[1] + 1), targets])
+    origin, horizon, target = (index.get_level_values(level) for level in range(3))
+    missing = np.full(forecast.shape, np.nan)
+    price_forecast, price_truth, bounds = prices or (missing, missing, ([missing] * len(levels),) * 2)
+    columns = {
+        "origin": dates[origin],
+        "date": dates[origin + horizon],
+        "horizon": horizon,
+        "target": target,
+        "forecast": forecast.ravel(),
+        "truth": truth.ravel(),
+        "price_forecast": price_forecast.ravel(),
+        "price_truth": price_truth.ravel(),
+    }
+    for level, lower, upper in zip(levels, *bounds, strict=True):
+        columns[f"price_lower_{100 * level:g}"] = lower.ravel()
+        columns[f"price_upper_{100 * level:g}"] = upper.ravel()
+    return pd.DataFrame(columns)
 
 
 def write_assessment(folder: Path, assessment: Assessment) -> None:

@@ -1,12 +1,18 @@
 """Forecast intervals in scaled units and in prices, calibrated once and applied to any forecast of the same weights.
 
-Point forecasts have conformal intervals (see `conformal`). Mixtures have intervals between their own quantiles; in
-prices these are the quantiles of simulated paths.
+Point forecasts have split conformal intervals, with widths from the errors on windows that were not used for training
+(Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005; Lei et al., Distribution-free predictive
+inference, 2018). Their coverage guarantee assumes exchangeable windows. The validation windows overlap, come from a
+single period, and were used to select the weights. Coverage is therefore measured on the test windows and not
+guaranteed.
+
+Mixtures have intervals between their own quantiles; in prices these are the quantiles of simulated paths.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +21,6 @@ from numpy.typing import NDArray
 from pgat_fast.data.price_units import log_prices
 from pgat_fast.data.scaling import Scaler
 from pgat_fast.errors import DataError
-from pgat_fast.evaluation.conformal import half_widths, windows_needed
 from pgat_fast.evaluation.evaluate import MixtureArrays, SplitForecast
 from pgat_fast.evaluation.metrics import finite
 from pgat_fast.evaluation.probabilistic import mixture_quantile
@@ -77,9 +82,9 @@ class Intervals:
                 seed=int(content["seed"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"these are no stored intervals: {type(error).__name__}: {error}") from error
+            raise DataError(f"not stored intervals: {type(error).__name__}: {error}") from error
         if fault := _fault(intervals):
-            raise DataError(f"these are no stored intervals: {fault}")
+            raise DataError(f"not stored intervals: {fault}")
         return intervals
 
     def select(self, levels: Sequence[float]) -> Self:
@@ -91,15 +96,9 @@ class Intervals:
         if absent:
             raise DataError(f"no interval of level {absent[0]:g}: choose among {', '.join(map(str, self.levels))}")
         indices = [self.levels.index(level) for level in levels] if self.scaled else []
-        return type(self)(
-            self.method,
-            tuple(levels),
-            self.windows,
-            tuple(self.scaled[index] for index in indices),
-            None if self.log_price is None else tuple(self.log_price[index] for index in indices),
-            self.mixture_mode,
-            self.seed,
-        )
+        scaled = tuple(self.scaled[index] for index in indices)
+        log_price = None if self.log_price is None else tuple(self.log_price[index] for index in indices)
+        return replace(self, levels=tuple(levels), scaled=scaled, log_price=log_price)
 
 
 def calibrate(
@@ -130,10 +129,33 @@ def calibrate(
     for level, width in zip(levels, scaled, strict=True):
         if width is None:
             logger.warning(
-                "no finite interval of level %g: it takes %d validation windows with finite forecasts, there are %d; "
-                "raise data.validation_length", level, windows_needed(level), windows,
+                "no finite interval of level %g: it needs %d validation windows with finite forecasts, not %d; raise "
+                "data.validation_length", level, windows_needed(level), windows,
             )  # fmt: skip
     return Intervals("conformal", tuple(levels), windows, scaled, log_price)
+
+
+def half_widths(errors: Array, levels: Sequence[float]) -> tuple[Array | None, ...]:
+    """Return, for each of `levels`, half the interval width of each day and target, [P, C]; None if it is infinite.
+
+    The half width is the absolute error of rank ceil((W + 1) * level) among the W windows of `errors` [W, P, C]. If the
+    rank exceeds W, no finite interval has the level (95 % needs 19 windows). Non-finite errors rank last and may
+    leave no finite interval either.
+    """
+    count = len(errors)
+    ordered = np.sort(np.abs(errors), axis=0)  # NaN sorts last
+    indices = [rank(count, level) - 1 for level in levels]
+    return tuple(ordered[index] if index < count and np.isfinite(ordered[index]).all() else None for index in indices)
+
+
+def rank(count: int, level: float) -> int:
+    """Return ceil((count + 1) * level), without rounding a product such as 20 * 0.95 up to 20."""
+    return math.ceil((count + 1) * level - 1e-9)
+
+
+def windows_needed(level: float) -> int:
+    """Return the smallest number of windows W with ceil((W + 1) * level) <= W."""
+    return math.ceil(level / (1 - level) - 1e-9)
 
 
 def scaled_bounds(intervals: Intervals, forecast: Array, mixture: MixtureArrays | None) -> Bounds:
@@ -182,7 +204,7 @@ def price_bounds(
     _check_method(intervals, mixture)
     if mixture is None:
         if intervals.log_price is None:
-            raise DataError("these intervals are for targets that are no prices")
+            raise DataError("these intervals are for targets that are not prices")
         with np.errstate(over="ignore"):
             widths = np.exp(_stack(intervals.log_price, prices.shape[1:])[:, None])
             return prices / widths, prices * widths
@@ -261,7 +283,7 @@ def _coverage(levels: Sequence[float], bounds: Bounds, truth: Array, targets: Se
 def _check_method(intervals: Intervals, mixture: MixtureArrays | None) -> None:
     if (intervals.method == "mixture") != (mixture is not None):
         forecast = "a point" if mixture is None else "a mixture"
-        raise DataError(f"these intervals are of the method {intervals.method}, but the model forecasts {forecast}")
+        raise DataError(f"the method of the intervals is {intervals.method}, but the model forecasts {forecast}")
 
 
 def _mean_width(lower: Array, upper: Array) -> float | None:
@@ -277,21 +299,21 @@ def _stack(widths: Sequence[Array | None], shape: tuple[int, ...]) -> Array:
     return np.stack([np.full(shape, np.nan) if width is None else width for width in widths])
 
 
-def _fault(found: Intervals) -> str | None:
+def _fault(intervals: Intervals) -> str | None:
     """Return a description of the first error in stored intervals, or None."""
-    levels = found.levels
-    if found.method not in ("conformal", "mixture"):
-        return f"the method is {found.method!r}, not conformal or mixture"
+    levels = intervals.levels
+    if intervals.method not in ("conformal", "mixture"):
+        return f"the method is {intervals.method!r}, not conformal or mixture"
     if not levels or not all(0 < level < 1 for level in levels) or len(set(levels)) < len(levels):
         return f"the levels are {list(levels)}, not different numbers between 0 and 1"
-    if found.method == "mixture":
-        valid = found.mixture_mode in ("independent", "joint") and found.seed >= 0
-        return None if valid else f"the mixture mode is {found.mixture_mode!r} and the seed {found.seed}"
-    for name, widths in (("scaled", found.scaled), ("log_price", found.log_price)):
-        if widths is not None and len(widths) != len(levels):
-            return f"{len(levels)} levels, but {len(widths)} tables of widths in {name}"
-    known_widths = [width for widths in (found.scaled, found.log_price) for width in widths or () if width is not None]
-    if len({width.shape for width in known_widths}) > 1:
+    if intervals.method == "mixture":
+        valid = intervals.mixture_mode in ("independent", "joint") and intervals.seed >= 0
+        return None if valid else f"the mixture mode is {intervals.mixture_mode!r} and the seed {intervals.seed}"
+    for name, tables in (("scaled", intervals.scaled), ("log_price", intervals.log_price)):
+        if tables is not None and len(tables) != len(levels):
+            return f"{len(levels)} levels, but {len(tables)} tables of widths in {name}"
+    widths = [*intervals.scaled, *(intervals.log_price or ())]
+    if len({width.shape for width in widths if width is not None}) > 1:
         return "the tables of widths have different shapes"
     return None
 
@@ -304,5 +326,5 @@ def _to_arrays(widths: Sequence[Any]) -> tuple[Array | None, ...]:
     arrays = tuple(None if width is None else np.array(width, dtype=np.float64) for width in widths)
     for array in arrays:
         if array is not None and (array.ndim != 2 or not (np.isfinite(array) & (array >= 0)).all()):
-            raise ValueError("a width is no table of finite numbers from 0 on")
+            raise ValueError("a width is not a table of finite, non-negative numbers")
     return arrays

@@ -87,7 +87,7 @@ def day_nll(mixture: MixtureArrays, truth: Array, mode: str) -> Array:
     if mode == "independent":
         nll: Array = marginal_nll(mixture, truth).sum(axis=-1)
     elif mode == "joint":
-        nll = -_log_sum_exp(_log(mixture.weights) + _log_densities(mixture, truth).sum(axis=2))
+        nll = -np.logaddexp.reduce(_log_weights(mixture) + _log_densities(mixture, truth).sum(axis=2), axis=-1)
     else:
         raise ValueError(f"mode is {mode!r}, not 'joint' or 'independent'")
     return nll
@@ -95,7 +95,8 @@ def day_nll(mixture: MixtureArrays, truth: Array, mode: str) -> Array:
 
 def marginal_nll(mixture: MixtureArrays, truth: Array) -> Array:
     """Compute the marginal negative log-likelihood of each target of each day, in nats, [W, P, C]."""
-    return -_log_sum_exp(_log(mixture.weights)[:, :, None] + _log_densities(mixture, truth))
+    nll: Array = -np.logaddexp.reduce(_log_weights(mixture)[:, :, None] + _log_densities(mixture, truth), axis=-1)
+    return nll
 
 
 def _log_densities(mixture: MixtureArrays, truth: Array) -> Array:
@@ -104,17 +105,10 @@ def _log_densities(mixture: MixtureArrays, truth: Array) -> Array:
     return -0.5 * z**2 - np.log(mixture.stds) - 0.5 * math.log(2 * math.pi)
 
 
-def _log_sum_exp(terms: Array) -> Array:
-    """Compute log sum exp over the last axis, where at least one term must be above minus infinity."""
-    highest = terms.max(axis=-1, keepdims=True)
-    total: Array = np.log(np.exp(terms - highest).sum(axis=-1)) + highest[..., 0]
-    return total
-
-
-def _log(weights: Array) -> Array:
-    """Return the logarithms, minus infinity for weights that underflowed to 0."""
+def _log_weights(mixture: MixtureArrays) -> Array:
+    """Return the logarithms of the weights, [W, P, K]: minus infinity for weights that underflowed to 0."""
     with np.errstate(divide="ignore"):
-        logs: Array = np.log(weights)
+        logs: Array = np.log(mixture.weights)
     return logs
 
 

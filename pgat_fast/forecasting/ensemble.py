@@ -8,8 +8,8 @@ import pandas as pd
 
 from pgat_fast.errors import ConfigError
 from pgat_fast.forecasting.history import Source
+from pgat_fast.forecasting.load_run import Run
 from pgat_fast.forecasting.predict import predict
-from pgat_fast.forecasting.run import Run
 
 
 def predict_ensemble(runs: Sequence[Run], source: Source, **how: Any) -> pd.DataFrame:
@@ -38,9 +38,7 @@ def predict_ensemble(runs: Sequence[Run], source: Source, **how: Any) -> pd.Data
     first = forecasts[0]
     for run, other in zip(runs, forecasts, strict=True):
         if list(other.columns) != list(first.columns) or not other["date"].equals(first["date"]):
-            raise ConfigError(
-                f"{run.folder}: forecasts other columns or days than {runs[0].folder}: no ensemble of them"
-            )
+            raise ConfigError(f"{run.folder}: its forecast has other columns or days than that of {runs[0].folder}")
     prices = first.attrs["last_close"] is not None
     names = [name for name in first.columns if name not in ("date", "horizon")]
     values = np.stack([forecast[names].to_numpy(dtype=np.float64) for forecast in forecasts])

@@ -73,15 +73,14 @@ def read_history(
         close, known_from = _last_close(table, targets, data, trained_on)
     if targets != TARGETS or data.target_kind == "levels":
         if last_close is not None:
-            _log.warning("the last close is not used: the forecast is of %s", "levels" if close else "no prices")
+            _log.warning("the last close is ignored: the targets are %s", "levels" if close else "not prices")
         return History(table, dates, close if targets == TARGETS else None, known_from)
     if last_close is not None:
         return History(table, dates, last_close, "as given")
     if close is not None:
         return History(table, dates, close, known_from)
     _log.warning(
-        "%s: nothing tells the price that its returns are chained from: forecasts are relative to the close before its "
-        "first row; give the last close to have prices",
+        "%s: the close before the first row is unknown, so forecasts are relative to it: give the last close",
         table.source,
     )
     close = float(np.exp(table.select(["log_Close"]).sum()))

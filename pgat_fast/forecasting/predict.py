@@ -20,7 +20,7 @@ from pgat_fast.errors import CheckpointError
 from pgat_fast.evaluation.evaluate import MixtureArrays, mixture_arrays
 from pgat_fast.evaluation.intervals import LEVELS, Bounds, Intervals, price_bounds, scaled_bounds
 from pgat_fast.forecasting.history import History, Source, read_history
-from pgat_fast.forecasting.run import Run
+from pgat_fast.forecasting.load_run import Run
 from pgat_fast.model.forecast import Forecast, Mixture, point_forecast
 from pgat_fast.model.precision import products_in
 
@@ -82,7 +82,7 @@ def predict(
         with np.errstate(over="ignore"):
             values = to_prices(values, data.target_kind, np.array([history.last_close]))
     if not np.isfinite(values).all():
-        raise CheckpointError(f"{run.checkpoint}: forecasts that are not finite: use another checkpoint")
+        raise CheckpointError(f"{run.checkpoint}: the forecasts are not finite: use another checkpoint")
     names = PRICES if in_prices else targets
     columns = {"date": days.astype("datetime64[s]"), "horizon": np.arange(1, len(days) + 1)}
     columns |= {name: values[0, :, index] for index, name in enumerate(names)}
@@ -153,7 +153,7 @@ def _intervals_of(run: Run, output: Forecast, levels: Sequence[float]) -> Interv
         intervals = Intervals("mixture", tuple(levels), 0, mixture_mode=mode, seed=run.config.training.seed)
     if intervals is None:
         _log.warning(
-            "no intervals: none were calibrated for checkpoint %s; `pgat-fast evaluate %s` does that",
+            "no intervals: none are calibrated for checkpoint %s; run `pgat-fast evaluate %s` to calibrate them",
             run.checkpoint.name, run.folder,
         )  # fmt: skip
         return None
@@ -204,8 +204,8 @@ def _impossible_bars(frame: pd.DataFrame) -> list[str]:
     days = [str(day.date()) for day in frame.loc[low_too_high | high_too_low, "date"]]
     if days:
         _log.warning(
-            "%d of %d forecast days are no possible bar (a high below, or a low above, the open or close): the four "
-            "targets are forecast on their own, and nothing is repaired: %s",
+            "%d of %d forecast days have a high below, or a low above, the open or close, because the four prices are "
+            "forecast separately: %s",
             len(days), len(frame), ", ".join(days),
         )  # fmt: skip
     return days

@@ -20,7 +20,7 @@ LEVELS = ("debug", "info", "warning", "error", "off")
 class JsonlLogger:
     """Logger that appends lines of JSON to a file.
 
-    No method raises. The first failure is logged on `pgat_fast.monitoring`, and every further line is tried, so that
+    No method raises. The first failure is logged on `pgat_fast.monitoring`, and every later line is tried, so that
     writing continues once the cause is gone. `lost` counts the lines that could not be written; `close` logs it.
 
     Args:
@@ -32,8 +32,7 @@ class JsonlLogger:
         self.path = path
         self.lost = 0
         self._min_level = LEVELS.index(min_level)
-        self._failed = False
-        self._null_names: set[str] = set()
+        self._warned: set[str] = set()
         self._lock = threading.RLock()
 
     def is_enabled_for(self, level: Level) -> bool:
@@ -49,9 +48,7 @@ class JsonlLogger:
             self._append(f"{{{', '.join(fields)}}}\n".encode())
         except Exception as error:  # monitoring must not end a run
             self.lost += 1
-            if not self._failed:
-                self._failed = True
-                logger.warning("%s cannot be written: %s; the run goes on and tries each line", self.path, error)
+            self._warn_once("", "%s cannot be written: %s; later lines will be tried", self.path, error)
 
     def close(self) -> None:
         """Log how many lines were lost, and write no more lines."""
@@ -76,10 +73,14 @@ class JsonlLogger:
         try:
             return json.dumps(to_plain(value), allow_nan=False)
         except Exception as error:
-            if name not in self._null_names:
-                self._null_names.add(name)
-                logger.warning("%s: %s has no JSON form and is null: %r", self.path, name, error)
+            message = "%s: %s is written as null because it has no JSON form: %r"
+            self._warn_once(name, message, self.path, name, error)
             return "null"
+
+    def _warn_once(self, cause: str, message: str, *values: object) -> None:
+        if cause not in self._warned:
+            self._warned.add(cause)
+            logger.warning(message, *values)
 
 
 def to_plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ NEAR = 0.9
 MEMORY_LIMIT, DEVICE_MEMORY_LIMIT = "run.memory_limit_gb", "run.device_memory_limit_gb"
 """The settings that hold the limits."""
 
-_LOWER = (
+_ADVICE = (
     "lower training.batch_size (and raise training.gradient_accumulation_steps, for the same optimizer step) "
     "or model.seq_len, or raise the limit"
 )
@@ -144,13 +144,14 @@ def _device_fields(device: torch.device, system: bool) -> dict[str, Any]:
         try:
             free, total = torch.cuda.mem_get_info(device)
         except RuntimeError as error:
-            logger.debug("the driver does not tell how full %s is: %s", device, error)
+            logger.debug("the used memory of %s cannot be read: %s", device, error)
         else:
             fields |= {"device_total_gib": total / GIB, "device_percent": 100 * (total - free) / total}
     return fields
 
 
 LimitLevel = Literal["ok", "near", "over"]
+_LIMIT_LEVELS: tuple[LimitLevel, ...] = ("ok", "near", "over")
 
 
 @dataclass(frozen=True)
@@ -158,46 +159,42 @@ class LimitState:
     """State of the memory limits of a run."""
 
     levels: Mapping[str, LimitLevel] = field(default_factory=dict)
-    """Setting -> level, for the limits that are set."""
+    """Level by setting, for the limits that are set and can be read."""
     message: str = ""
     """One sentence for every limit that is near or over."""
 
     @property
     def level(self) -> LimitLevel:
-        """The worst of `levels`; `ok` if no limit is set."""
-        return "over" if self.over else "near" if self.near else "ok"
-
-    @property
-    def near(self) -> bool:
-        """Whether at least 90 % of a limit is reached."""
-        return any(level != "ok" for level in self.levels.values())
+        """The worst of `levels`: `near` from 90 % of a limit on, `over` from 100 %; `ok` if no limit is set."""
+        return max(self.levels.values(), key=_LIMIT_LEVELS.index, default="ok")
 
     @property
     def over(self) -> bool:
         """Whether a limit is reached in full."""
-        return "over" in self.levels.values()
+        return self.level == "over"
 
 
-def check_limits(
-    reading: MemoryReading, memory_limit_gb: float | None, device_memory_limit_gb: float | None
-) -> LimitState:
-    """Compare the peaks of `reading` with the limits, in GiB; None is no limit.
+def check_limits(reading: MemoryReading, limits: Mapping[str, float]) -> LimitState:
+    """Compare the peaks of `reading` with `limits`, GiB by the settings `MEMORY_LIMIT` and `DEVICE_MEMORY_LIMIT`.
 
     Peaks are compared because a step frees most of its memory before it ends. A peak that could not be read is skipped.
     """
+    peaks = {
+        MEMORY_LIMIT: ("process", reading.process_peak_gib),
+        DEVICE_MEMORY_LIMIT: ("device", reading.device_peak_allocated_gib),
+    }
     levels: dict[str, LimitLevel] = {}
     sentences = []
-    process, device = reading.process_peak_gib, reading.device_peak_allocated_gib
-    for setting, limit, peak, holder in (
-        (MEMORY_LIMIT, memory_limit_gb, process, "the process has held"),
-        (DEVICE_MEMORY_LIMIT, device_memory_limit_gb, device, "tensors on the device have held"),
-    ):
-        if limit is None or peak is None:
+    for setting, limit in limits.items():
+        owner, peak = peaks[setting]
+        if peak is None:
             continue
         share = peak / limit
         levels[setting] = "over" if share >= 1 else "near" if share >= NEAR else "ok"
         if share >= NEAR:
-            sentences.append(f"{holder} {peak:.3f} GiB, {100 * share:.1f} % of {setting} ({limit:g} GiB): {_LOWER}")
+            sentences.append(
+                f"peak {owner} memory is {peak:.3f} GiB, {100 * share:.1f} % of {setting} ({limit:g} GiB): {_ADVICE}"
+            )
     return LimitState(levels, "; ".join(sentences))
 
 

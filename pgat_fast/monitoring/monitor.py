@@ -1,14 +1,14 @@
 """Record speed and losses of a run in metrics.jsonl, and its memory in memory.jsonl."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -21,12 +21,23 @@ from pgat_fast.monitoring.memory import (
     check_limits,
     read_memory,
 )
-from pgat_fast.monitoring.tensorboard import TensorBoard
+from pgat_fast.monitoring.tensorboard import writer_class
 
 logger = logging.getLogger("pgat_fast.monitoring")
 
-Progress = tuple[str, int | None, int | None, Sequence[int] | None]
-"""Stage, epoch, step and batch shape of a line."""
+
+class Progress(NamedTuple):
+    """What the run is doing when a line is written."""
+
+    stage: str
+    epoch: int | None
+    step: int | None
+    batch_shape: Sequence[int] | None
+
+    def line(self, level: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a line: the time, `level`, the progress and `values`."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return {"time": now, "level": level.upper(), **self._asdict(), **values}
 
 
 class Monitor:
@@ -69,20 +80,19 @@ class Monitor:
             ValueError: if another argument is out of range.
         """
         if seq_len < 1 or interval < 1:
-            raise ValueError(f"seq_len is {seq_len} and interval {interval}: both count from 1")
+            raise ValueError(f"seq_len is {seq_len} and interval {interval}: both must be at least 1")
         for level in (metrics_level, memory_level):
             if level not in LEVELS:
                 raise ValueError(f"level is {level!r}, not one of {', '.join(LEVELS)}")
-        for limit in (memory_limit_gb, device_memory_limit_gb):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"a limit is {limit} GiB: it must be above 0, or None")
+        limits = {MEMORY_LIMIT: memory_limit_gb, DEVICE_MEMORY_LIMIT: device_memory_limit_gb}
+        self.limits = {name: limit for name, limit in limits.items() if limit is not None}
+        for name, limit in self.limits.items():
+            if not limit > 0:
+                raise ValueError(f"{name} is {limit} GiB: it must be above 0, or None")
         self.device, self.seq_len, self.interval = device, seq_len, interval
-        self.limits = {
-            name: limit
-            for name, limit in ((MEMORY_LIMIT, memory_limit_gb), (DEVICE_MEMORY_LIMIT, device_memory_limit_gb))
-            if limit is not None
-        }
-        self._scalars = TensorBoard(folder / "tensorboard") if tensorboard else None
+        self._writer_class = writer_class() if tensorboard else None
+        self._writer: Any = None
+        self._folder = folder
         self._metrics = JsonlLogger(folder / "metrics.jsonl", metrics_level)
         self._memory = JsonlLogger(folder / "memory.jsonl", memory_level)
         self._failures: set[str] = set()
@@ -101,18 +111,17 @@ class Monitor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close all files; later lines are not written."""
-        with self._log_errors("closing the files"):
-            self._metrics.close()
-            self._memory.close()
-            if self._scalars is not None:
-                self._scalars.close()
+        self._metrics.close()
+        self._memory.close()
+        with self._log_errors("closing the files of TensorBoard"):
+            if self._writer is not None:
+                self._writer.close()
+        self._writer = self._writer_class = None
 
     def record(
         self,
@@ -137,10 +146,10 @@ class Monitor:
             values: other fields of the line. Values without a JSON form become null.
         """
         with self._log_errors(f"writing a line of stage {stage}"):
-            progress = (stage, epoch, step, batch_shape)
-            self._metrics.log(level, _line(level, progress, values))
-            if self._scalars is not None and stage == "validation" and step is not None:
-                self._scalars.add(stage, step, values)
+            progress = Progress(stage, epoch, step, batch_shape)
+            self._metrics.log(level, progress.line(level, values))
+            if stage == "validation" and step is not None:
+                self._add_scalars(stage, step, values)
             if memory or stage == "resume":
                 self._write_memory(level, progress, self._read())
 
@@ -168,27 +177,31 @@ class Monitor:
         """
         state = LimitState()
         with self._log_errors("recording a step"):
-            progress = ("train", epoch, step, batch_shape)
+            progress = Progress("train", epoch, step, batch_shape)
             due = step % self.interval == 0
             level: Level = "info" if due else "debug"
-            is_written = self._metrics.is_enabled_for(level) or (due and self._scalars is not None)
+            is_written = self._metrics.is_enabled_for(level) or (due and self._writer_class is not None)
             numbers: Mapping[str, Any] = {}
             if is_written:
                 with self._log_errors("computing the values of a step"):
                     numbers = values()
             # Read the clock after `values` has waited for the device: only then is the step complete.
-            self._count(windows)
+            now = time.perf_counter()
+            self._seconds += now - self._clock
+            self._clock = now
+            self._steps += 1
+            self._windows += windows
             if is_written:
                 numbers = {**numbers, **self._speed()}
-                self._metrics.log(level, _line(level, progress, numbers))
-                if due and self._scalars is not None:
-                    self._scalars.add("train", step, numbers)
+                self._metrics.log(level, progress.line(level, numbers))
+                if due:
+                    self._add_scalars("train", step, numbers)
             memory_is_written = due or self._memory.is_enabled_for(level)
             if memory_is_written or self.limits:
                 reading = self._read(system=memory_is_written)
                 if memory_is_written:
                     self._write_memory(level, progress, reading)
-                state = self._check_limits(reading)
+                state = check_limits(reading, self.limits)
                 self._warn(state, progress)
         return state
 
@@ -197,7 +210,7 @@ class Monitor:
         state = LimitState()
         if self.limits:
             with self._log_errors("checking the limits"):
-                state = self._check_limits(self._read(system=False))
+                state = check_limits(self._read(system=False), self.limits)
         return state
 
     def resume_clock(self) -> None:
@@ -221,16 +234,6 @@ class Monitor:
             "limit_gib": self.limits.get(MEMORY_LIMIT),
             "device_limit_gib": self.limits.get(DEVICE_MEMORY_LIMIT),
         }
-
-    def _check_limits(self, reading: MemoryReading) -> LimitState:
-        return check_limits(reading, self.limits.get(MEMORY_LIMIT), self.limits.get(DEVICE_MEMORY_LIMIT))
-
-    def _count(self, windows: int) -> None:
-        now = time.perf_counter()
-        self._seconds += now - self._clock
-        self._clock = now
-        self._steps += 1
-        self._windows += windows
 
     def _speed(self) -> dict[str, float | None]:
         """Return the speed since the last call."""
@@ -259,22 +262,31 @@ class Monitor:
 
     def _write_memory(self, level: Level, progress: Progress, reading: MemoryReading, **values: Any) -> None:
         numbers = reading.to_dict()
-        self._memory.log(level, _line(level, progress, {**numbers, **values}))
-        stage, _, step, _ = progress
-        if self._scalars is not None and step is not None and stage in ("train", "validation") and level != "debug":
-            self._scalars.add("memory", step, numbers)
+        self._memory.log(level, progress.line(level, {**numbers, **values}))
+        if progress.step is not None and progress.stage in ("train", "validation") and level != "debug":
+            self._add_scalars("memory", progress.step, numbers)
+
+    def _add_scalars(self, group: str, step: int, values: Mapping[str, Any]) -> None:
+        """Write the finite numbers of `values` for TensorBoard, as `group/name`."""
+        if self._writer_class is None:
+            return
+        with self._log_errors("writing for TensorBoard"):
+            if self._writer is None:  # `purge_step` hides what an earlier process of the run wrote for repeated steps
+                self._writer = self._writer_class(str(self._folder / "tensorboard"), purge_step=step)
+            for name, value in values.items():
+                if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def _warn(self, state: LimitState, progress: Progress) -> None:
         """Log limits that have become near or over, and those that cannot be checked on this device."""
         reached = {(setting, level) for setting, level in state.levels.items() if level != "ok"}
         if reached - self._warned:
-            self._warned |= reached
             logger.warning("memory: %s", state.message)
             self._write_memory("warning", progress, self._read(), limit=state.level, warning=state.message)
         unknown = {(setting, "unknown") for setting in self.limits if setting not in state.levels}
         for setting, _ in unknown - self._warned:
-            logger.warning("%s cannot be checked: there is no such reading on %s", setting, self.device)
-        self._warned |= unknown
+            logger.warning("%s cannot be checked on %s", setting, self.device)
+        self._warned |= reached | unknown
 
     @contextmanager
     def _log_errors(self, what: str) -> Iterator[None]:
@@ -285,16 +297,3 @@ class Monitor:
             if what not in self._failures:
                 self._failures.add(what)
                 logger.warning("monitoring: %s failed: %s: %s", what, type(error).__name__, error, exc_info=True)
-
-
-def _line(level: str, progress: Progress, values: Mapping[str, Any]) -> dict[str, Any]:
-    stage, epoch, step, batch_shape = progress
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "level": level.upper(),
-        "stage": stage,
-        "epoch": epoch,
-        "step": step,
-        "batch_shape": batch_shape if batch_shape is None else list(batch_shape),
-        **values,
-    }

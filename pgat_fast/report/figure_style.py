@@ -50,7 +50,7 @@ Array = NDArray[np.float64]
 def new_figure(height: float) -> "Figure":
     """Return an empty figure of `WIDTH` x `height` inches that is not registered with pyplot.
 
-    Raises ConfigError where matplotlib is not installed.
+    Raises ConfigError if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from pgat_fast.report.coverage import Coverage
 from pgat_fast.report.figure_style import (
     BLUE,
     FORECASTERS,
@@ -18,7 +18,6 @@ from pgat_fast.report.figure_style import (
     plain_label,
     style_axes,
 )
-from pgat_fast.report.tables import Adjacency, Forecasts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,14 +33,15 @@ MOST_NAMES = 40
 """Maximum number of node names beside the heat map; of more nodes every second, third, ... is named."""
 
 
-def draw_forecasts(forecasts: Forecasts) -> "Figure":
+def draw_forecasts(forecasts: pd.DataFrame) -> "Figure":
     """Draw a panel per target: truth, and the forecasts of the first and the last day with 80 % intervals."""
-    names = forecasts.names[:MOST_PANELS]
+    names = forecasts["target"].unique()[:MOST_PANELS]
+    last = int(forecasts["horizon"].max())
     figure = new_figure(0.35 + 2.35 * len(names))
     panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
-        _draw_forecast_panel(axes, forecasts, name)
-    add_legend(panels[0], 3, [*_label_horizon(1), *_label_horizon(forecasts.last_horizon), "truth"])
+        _draw_forecast_panel(axes, forecasts[forecasts["target"] == name].sort_values("date", kind="stable"), last)
+    add_legend(panels[0], 3, [*_label_horizon(1), *_label_horizon(last), "truth"])
     return figure
 
 
@@ -51,24 +51,24 @@ def _label_horizon(days: int) -> tuple[str, str]:
     return label, f"{label}, 80 % interval"
 
 
-def _draw_forecast_panel(axes: "Axes", forecasts: Forecasts, name: str) -> None:
-    prices = forecasts.has_prices(name)
-    forecast, truth = ("price_forecast", "price_truth") if prices else ("forecast", "truth")
-    last = forecasts.last_horizon
-    styles = [(last, VERMILLION, "--")] * (last > 1) + [(1, BLUE, "-")]
-    truths: dict[np.datetime64, float] = {}
-    for horizon, color, dashes in styles:
+def _draw_forecast_panel(axes: "Axes", forecasts: pd.DataFrame, last: int) -> None:
+    """Draw the forecasts of one target, in order of their dates."""
+    prices = "price_forecast" in forecasts and bool(np.isfinite(forecasts["price_forecast"]).any())
+    prefix = "price_" if prices else ""
+    for horizon, color, dashes in [(last, VERMILLION, "--")] * (last > 1) + [(1, BLUE, "-")]:
+        rows = forecasts[forecasts["horizon"] == horizon]
+        dates = rows["date"].to_numpy()
         label, band_label = _label_horizon(horizon)
-        dates, columns = forecasts.series(name, horizon)
-        truths |= dict(zip(dates, columns[truth], strict=True))
-        band = [columns[key] for key in ("price_lower_80", "price_upper_80") if prices and key in columns]
+        band = [rows[key] for key in ("price_lower_80", "price_upper_80") if prices and key in rows]
         if len(band) == 2 and np.isfinite(band).any():
             axes.fill_between(dates, band[0], band[1], color=color, alpha=0.16, linewidth=0, label=band_label)
-        draw_line(axes, dates, columns[forecast], color=color, linestyle=dashes, linewidth=1.5, label=label,
-                  marker="o" if len(dates) < _FEW else None, markersize=5)  # fmt: skip
-    days = np.array(sorted(truths))
-    draw_line(axes, days, np.array([truths[day] for day in days]), color=INK, linewidth=1.5, label="truth",
+        draw_line(axes, dates, rows[f"{prefix}forecast"].to_numpy(), color=color, linestyle=dashes, linewidth=1.5,
+                  label=label, marker="o" if len(dates) < _FEW else None, markersize=5)  # fmt: skip
+    truth = forecasts[forecasts["horizon"].isin([1, last])].drop_duplicates("date")
+    days = truth["date"].to_numpy()
+    draw_line(axes, days, truth[f"{prefix}truth"].to_numpy(), color=INK, linewidth=1.5, label="truth",
               marker="D" if len(days) < _FEW else None, markersize=5)  # fmt: skip
+    name = str(forecasts["target"].iloc[0])
     title = name.removeprefix("log_") if prices else name
     style_axes(axes, x="", y="price" if prices else "target units", title=plain_label(title))
     _format_date_axis(axes, days)
@@ -78,7 +78,7 @@ def _format_date_axis(axes: "Axes", days: Any) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     if days[-1] - days[0] <= np.timedelta64(8, "D"):  # a locator would label hours
-        axes.set_xticks(days, [str(day) for day in days])
+        axes.set_xticks(days, np.datetime_as_string(days, unit="D").tolist())
         return
     locator = AutoDateLocator(minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
@@ -146,39 +146,41 @@ def draw_adversarial_errors(clean: float | None, scenarios: Mapping[str, Any]) -
     return figure
 
 
-def draw_coverage(units: Mapping[str, Sequence[Coverage]]) -> "Figure | None":
-    """Draw the empirical against the nominal coverage; calibrated intervals lie on the diagonal."""
-    by_unit = {name: coverages for name, coverages in units.items() if coverages}
-    if not by_unit:
+def draw_coverage(levels: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure | None":
+    """Draw the empirical against the nominal coverage; calibrated intervals lie on the diagonal.
+
+    `levels` is `RunFiles.interval_levels`.
+    """
+    if not levels:
         return None
     figure = new_figure(3.3)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle="--", label="calibrated")
     styles = {"scaled": (BLUE, "o", "-", "scaled units"), "price": (VERMILLION, "s", ":", "prices")}
-    for name, coverages in by_unit.items():
-        color, marker, dashes, label = styles[name]
-        points = [(c.nominal, c.covered) for c in coverages if c.covered is not None]
-        x, y = [nominal for nominal, _ in points], [covered for _, covered in points]
+    for units, by_unit in levels.items():
+        color, marker, dashes, label = styles[units]
+        shown = [level for level in by_unit if level["overall"] is not None]
+        x, y = [level["nominal"] for level in shown], [level["overall"] for level in shown]
         axes.plot(x, y, color=color, marker=marker, markersize=7, linestyle=dashes, linewidth=1.2, label=label)
     style_axes(axes, x="nominal coverage", y="empirical coverage", title="Coverage of the forecast intervals")
-    levels = sorted({c.nominal for coverages in by_unit.values() for c in coverages})
-    axes.set_xticks(levels, [f"{level:.0%}" for level in levels])
+    nominal = sorted({level["nominal"] for by_unit in levels.values() for level in by_unit})
+    axes.set_xticks(nominal, [f"{level:.0%}" for level in nominal])
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
-    axes.set_xlim(min(0.4, levels[0] - 0.1), 1.0)
+    axes.set_xlim(min(0.4, nominal[0] - 0.1), 1.0)
     axes.set_ylim(0, 1.03)
     add_legend(axes, 3)
     return figure
 
 
-def draw_adjacency(adjacency: Adjacency) -> "Figure":
+def draw_adjacency(adjacency: pd.DataFrame) -> "Figure":
     """Draw the mean adjacency as a heat map; row nodes receive from column nodes."""
-    count = len(adjacency.nodes)
+    count = len(adjacency)
     figure = new_figure(6.4)
     axes = figure.subplots()
-    image = axes.imshow(np.ma.masked_invalid(adjacency.weights), cmap="cividis", interpolation="nearest")
+    image = axes.imshow(np.ma.masked_invalid(adjacency.to_numpy()), cmap="cividis", interpolation="nearest")
     step = -(-count // MOST_NAMES)
     indices = range(0, count, step)
-    names = [plain_label(adjacency.nodes[index].replace("_", " ")) for index in indices]
+    names = [plain_label(adjacency.columns[index].replace("_", " ")) for index in indices]
     size = 8.5 if len(names) <= 16 else 6.5
     axes.set_xticks(indices, names, rotation=90 if count > 16 else 45, ha="center" if count > 16 else "right",
                     rotation_mode="default" if count > 16 else "anchor", fontsize=size)  # fmt: skip

@@ -3,22 +3,13 @@
 import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 DASH = "\N{EN DASH}"
 """Stands for an unknown value."""
 
-
-@dataclass(frozen=True)
-class NumberTable:
-    """A table of numbers; its first column names the rows."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    """Cells are numbers or formatted text."""
-    note: str = ""
+_SMALL_SKILL = 0.01
+"""Positive skills below this are reported as `only`."""
 
 
 def format_number(value: object, digits: int = 4) -> str:
@@ -104,3 +95,23 @@ def replace_control_characters(text: str) -> str:
         else character
         for character in text
     )
+
+
+def describe_skills(skills: Mapping[str, float | None]) -> str:
+    """Describe in words how the squared error of the model compares with that of each baseline."""
+    better: list[str] = []
+    worse: list[str] = []
+    for baseline, value in skills.items():
+        is_better = value is not None and value > 0
+        margin = "error not finite"
+        if value is not None:
+            only = "only " if 0 < value < _SMALL_SKILL else ""
+            direction = "lower" if is_better else "higher"
+            margin = f"{only}{100 * abs(value):.3g}\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}{direction}"
+        (better if is_better else worse).append(f"{format_name(baseline)} ({margin})")
+    clauses = [
+        f"{verdict} {f' {conjunction} '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}"
+        for verdict, names, conjunction in (("better than", better, "and"), ("no better than", worse, "or"))
+        if names
+    ]
+    return ", ".join(clauses) or "not compared with any baseline"

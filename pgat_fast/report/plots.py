@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgat_fast.report.coverage import read_coverage
 from pgat_fast.report.figure_style import new_figure, to_png
 from pgat_fast.report.forecast_figures import (
     draw_adjacency,
@@ -28,8 +27,8 @@ def write_plots(run: Path) -> list[Path]:
 
     The names are the keys of `PLOTS`. Plots without data are left out. Each file is written atomically.
 
-    Raises ConfigError without matplotlib, DataError where `run` is no run or a file of it is damaged, OSError where a
-    plot cannot be written.
+    Raises ConfigError without matplotlib, DataError if `run` is not a run or a file of it is damaged, OSError if a plot
+    cannot be written.
     """
     new_figure(1.0)  # without matplotlib, fail before reading files
     paths = []
@@ -56,17 +55,15 @@ def _draw_adversarial(run: RunFiles) -> "Figure | None":
 
 
 PLOTS: "dict[str, Callable[[RunFiles], Figure | None]]" = {
-    "forecasts": lambda run: draw_forecasts(run.forecasts) if run.forecasts else None,
+    "forecasts": lambda run: None if run.forecasts is None else draw_forecasts(run.forecasts),
     "error_by_horizon": lambda run: draw_error_by_horizon(run.results["test"]["by_horizon"]) if run.results else None,
-    "interval_coverage": lambda run: (
-        draw_coverage(read_coverage(run.results["test"]["intervals"])) if run.results else None
-    ),
+    "interval_coverage": lambda run: draw_coverage(run.interval_levels),
     "adversarial": _draw_adversarial,
     "losses": lambda run: draw_losses(
         run.epochs, run.metrics, run.results.get("initial_validation_loss"), run.best_epoch
     ),
     "learning_rate": lambda run: draw_learning_rate(run.epochs),
     "memory": lambda run: draw_memory(run.memory, run.memory_limits),
-    "adjacency": lambda run: draw_adjacency(run.adjacency) if run.adjacency else None,
+    "adjacency": lambda run: None if run.adjacency is None else draw_adjacency(run.adjacency),
 }
 """Function that draws each plot, by its file name without `.png`; it returns None without data."""

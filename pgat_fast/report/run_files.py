@@ -2,11 +2,14 @@
 
 import json
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from pgat_fast.errors import CheckpointError, DataError
-from pgat_fast.report.tables import Adjacency, Forecasts, read_adjacency, read_forecasts
+from pgat_fast.report.tables import read_adjacency, read_forecasts, read_text
 from pgat_fast.training.manifest import MANIFEST, NAME, decode_manifest
 from pgat_fast.training.run_folder import CHECKPOINTS
 
@@ -30,7 +33,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class RunFiles:
-    """Hold the contents of the files of a run; missing files are empty or None and listed in `missing`."""
+    """Contents of the files of a run; missing files are empty or None and listed in `missing`."""
 
     folder: Path
     status: Record = field(default_factory=dict)
@@ -38,8 +41,8 @@ class RunFiles:
     """`results.json`; empty for an unfinished run."""
     metrics: list[Record] = field(default_factory=list)
     memory: list[Record] = field(default_factory=list)
-    forecasts: Forecasts | None = None
-    adjacency: Adjacency | None = None
+    forecasts: pd.DataFrame | None = None
+    adjacency: pd.DataFrame | None = None
     config: str | None = None
     """The text of `config.yaml`."""
     checkpoints: list[str] = field(default_factory=list)
@@ -48,8 +51,6 @@ class RunFiles:
     """Name of the best checkpoint so far."""
     settings: Record = field(default_factory=dict)
     """The configuration as sections of keys and values; empty if neither results nor a checkpoint contain it."""
-    missing: dict[str, str] = field(default_factory=dict)
-    """Reason for each missing file."""
 
     @property
     def name(self) -> str:
@@ -58,7 +59,21 @@ class RunFiles:
     @property
     def state(self) -> str:
         """`running`, `stopped`, `failed`, `finished`, or `unknown` without `status.json` and results."""
-        return _state(self.status, self.results)
+        return str(self.status.get("state") or ("finished" if self.results else "unknown"))
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The reason for each missing file."""
+        reasons = {}
+        for name, purpose in _PURPOSE.items():
+            if (self.folder / name).exists():
+                continue
+            if self.state == "finished":
+                purpose += ": it was moved or deleted"
+            elif purpose == _LATE and self.state != "unknown":
+                purpose += f"; this run is {self.state}"
+            reasons[name] = purpose
+        return reasons
 
     @property
     def memory_limits(self) -> Record:
@@ -70,6 +85,42 @@ class RunFiles:
             "limit_gib": settings.get("memory_limit_gb"),
             "device_limit_gib": settings.get("device_memory_limit_gb"),
         }
+
+    @property
+    def memory_summary(self) -> dict[str, float | None]:
+        """Peak memory and limits in GiB by name, from the results or else the largest values of `memory.jsonl`."""
+        if self.results:
+            memory = self.results["memory"]
+            has_device = memory.get("peak_device_gib") is not None
+            return {key: value for key, value in memory.items() if has_device or "device" not in key}
+        peaks = {}
+        for key in ("process_peak_gib", "device_peak_allocated_gib"):
+            if readings := [line[key] for line in self.memory if isinstance(line.get(key), float)]:
+                peaks[key] = max(readings)
+        return peaks
+
+    @property
+    def events(self) -> list[Record]:
+        """The lines of `metrics.jsonl` about starts, ends and problems."""
+        stages = ("start", "resume", "stop", "error", "end")
+        return [line for line in self.metrics if line.get("stage") in stages or is_problem(line)]
+
+    @property
+    def interval_levels(self) -> dict[str, list[Record]]:
+        """Levels of `test.intervals` of the results in ascending order, by unit (`scaled`, `price`).
+
+        Each has `nominal` and `mean_width`, and the coverage `overall`, `by_target` and `by_horizon`; None where there
+        were too few windows. Empty without intervals, and for intervals in an unknown format.
+        """
+        intervals = self.results["test"]["intervals"] if self.results else None
+        levels = {}
+        try:
+            for units in ("scaled", "price"):
+                if by_unit := (intervals or {}).get(units):
+                    levels[units] = sorted(map(_flatten_level, by_unit), key=itemgetter("nominal"))
+        except (KeyError, TypeError):
+            return {}
+        return levels
 
     @property
     def epochs(self) -> list[Record]:
@@ -102,8 +153,9 @@ class RunFiles:
 def read_run(folder: Path) -> RunFiles:
     """Read the files of the run in `folder`.
 
-    Raises DataError where `folder` is no run, and for a damaged file, which the message names. Checkpoints are not
-    verified.
+    Checkpoints are not verified.
+
+    Raises DataError if `folder` is not a run, and for a damaged file, which the message names.
     """
     if not any((folder / name).is_file() for name in _MARKS):
         reason = f"it has none of {', '.join(_MARKS)}" if folder.is_dir() else "there is no such folder"
@@ -111,7 +163,6 @@ def read_run(folder: Path) -> RunFiles:
     status = _read_object(folder / "status.json") or {}
     results = _read_results(folder / "results.json")
     names, metadata = _read_checkpoints(folder / CHECKPOINTS)
-    state = _state(status, results)
     return RunFiles(
         folder=folder,
         status=status,
@@ -120,40 +171,26 @@ def read_run(folder: Path) -> RunFiles:
         memory=_read_lines(folder / "memory.jsonl"),
         forecasts=read_forecasts(folder / "forecasts.csv"),
         adjacency=read_adjacency(folder / "adjacency.csv"),
-        config=_read_text(folder / "config.yaml"),
+        config=read_text(folder / "config.yaml"),
         checkpoints=names,
         best=results["checkpoints"]["best"] if results else metadata.get("best"),
         settings=results["config"] if results else metadata.get("config", {}),
-        missing={
-            name: _explain_missing(state, purpose) for name, purpose in _PURPOSE.items() if not (folder / name).exists()
-        },
     )
 
 
-def _state(status: Record, results: Record) -> str:
-    return str(status.get("state") or ("finished" if results else "unknown"))
+def is_problem(line: Record) -> bool:
+    """Return whether a line of `metrics.jsonl` is a warning or an error."""
+    return str(line.get("level")).upper() in ("WARNING", "ERROR")
 
 
-def _explain_missing(state: str, purpose: str) -> str:
-    if purpose == _LATE and state != "finished":
-        return f"{purpose}; this run is {state}" if state != "unknown" else purpose
-    return f"{purpose}: it was moved or deleted" if state == "finished" else purpose
-
-
-def _read_text(path: Path) -> str | None:
-    """Return the text of `path`; None for a missing file. Raises DataError."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: damaged: byte {error.start} is not UTF-8 text; restore the file") from error
+def _flatten_level(level: Record) -> Record:
+    """Return nominal level, mean width and coverage of an interval level. Raises KeyError or TypeError."""
+    coverage = {key: level["coverage"][key] for key in ("overall", "by_target", "by_horizon")}
+    return {"nominal": level["nominal"], "mean_width": level["mean_width"], **coverage}
 
 
 def _read_object(path: Path) -> Record | None:
-    text = _read_text(path)
+    text = read_text(path)
     if text is None:
         return None
     try:
@@ -190,8 +227,6 @@ def _read_results(path: Path) -> Record:
 
 
 def _read_lines(path: Path) -> list[Record]:
-    if not path.is_file():
-        return []
     from pgat_fast.monitoring.jsonl_logger import read_jsonl
 
     try:

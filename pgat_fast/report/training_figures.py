@@ -1,11 +1,10 @@
 """Figures of the training: losses, learning rate, memory."""
 
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from pgat_fast.report.figure_style import (
     BLUE,
@@ -120,22 +119,11 @@ def measure_running_hours(lines: Sequence[Record]) -> tuple[Array, list[int]]:
     The time between the last line of one process and the first line of the next is left out. A line without a readable
     time gets the time of the line before it.
     """
-    hours: list[float] = []
-    starts: list[int] = []
-    total = 0.0
-    previous: float | None = None
-    for index, line in enumerate(lines):
-        now = previous
-        with suppress(ValueError):
-            now = datetime.fromisoformat(str(line.get("time"))).timestamp()
-        begins = line.get("stage") == "start" or index == 0
-        if begins:
-            starts.append(index)
-        elif now is not None and previous is not None:
-            total += max(0.0, now - previous) / 3600
-        hours.append(total)
-        previous = now
-    return np.array(hours), starts
+    times = pd.to_datetime(pd.Series([line.get("time") for line in lines]), errors="coerce", utc=True, format="ISO8601")
+    starts = np.array([line.get("stage") == "start" for line in lines])
+    starts[0] = True
+    seconds = times.ffill().diff().dt.total_seconds().fillna(0.0).clip(lower=0.0).to_numpy()
+    return np.cumsum(np.where(starts, 0.0, seconds)) / 3600, np.flatnonzero(starts).tolist()
 
 
 def extract_column(lines: Sequence[Record], key: str) -> Array:

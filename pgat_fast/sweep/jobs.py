@@ -1,8 +1,6 @@
 """Jobs of a sweep: one run for every combination of a grid of settings, with every seed."""
 
-import csv
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -12,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import pandas as pd
 
 from pgat_fast.config import Config, dump_config, load_config
 from pgat_fast.errors import ConfigError
@@ -23,7 +23,11 @@ RUNS: Final = "runs"
 JOBS: Final = "jobs.csv"
 COMMANDS: Final = "commands.txt"
 CONFIG: Final = "config.yaml"
-_OWN: Final = {"run.name": "jobs have names of their own", "run.output": "choose --out", "training.seed": "use --seeds"}
+_RESERVED: Final = {
+    "run.name": "jobs are named automatically",
+    "run.output": "use --out",
+    "training.seed": "use --seeds",
+}
 """Settings that a grid cannot contain -> advice for the error message."""
 _LONGEST: Final = 100
 """Maximum number of characters of a job's name, without the hash that makes it unique."""
@@ -56,7 +60,10 @@ class Job:
         return ["train", "--config", str(folder / CONFIG), "--set", *self.overrides(folder), "--resume", "--quiet"]
 
     def folder(self, sweep: Path) -> Path:
-        """Return the folder of the newest run with a checkpoint, because a run stopped before its first starts anew."""
+        """Return the folder of the newest run with a checkpoint.
+
+        A run that was stopped before its first checkpoint cannot be resumed, and a new one is started.
+        """
         runs = [folder for folder in run_folders(sweep / RUNS, self.name) if has_checkpoints(folder)]
         return runs[0] if runs else sweep / RUNS / self.name
 
@@ -78,8 +85,8 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
             raise ConfigError(f"--grid {text}: name the setting in full, with its section, as in training.{key}")
         if key in grid:
             raise ConfigError(f"--grid {text}: {key} is given twice: give all of its values together")
-        if key in _OWN:
-            raise ConfigError(f"--grid {text}: {key} cannot be part of a grid: {_OWN[key]}")
+        if key in _RESERVED:
+            raise ConfigError(f"--grid {text}: {key} cannot be part of a grid: {_RESERVED[key]}")
         if len(set(split)) < len(split):
             raise ConfigError(f"--grid {text}: a value is given twice")
         grid[key] = split
@@ -92,7 +99,7 @@ def jobs_of(config: Config, grid: dict[str, list[str]], seeds: int) -> list[Job]
     Raises ConfigError if a combination is not a valid configuration, before anything runs.
     """
     if seeds < 1:
-        raise ConfigError(f"--seeds is {seeds}: at least 1 is needed")
+        raise ConfigError(f"--seeds is {seeds}: must be at least 1")
     first, jobs = config.training.seed, []
     for values in itertools.product(*grid.values()):
         settings = tuple(zip(grid, values, strict=True))
@@ -103,7 +110,7 @@ def jobs_of(config: Config, grid: dict[str, list[str]], seeds: int) -> list[Job]
             raise ConfigError(f"--grid {' '.join(point)}: {error}") from error
         jobs += [Job(settings, first + number) for number in range(seeds)]
     if len({job.name for job in jobs}) < len(jobs):
-        raise ConfigError("--grid: two combinations would get one name: write their values differently")
+        raise ConfigError("--grid: two combinations have the same job name: write their values differently")
     return jobs
 
 
@@ -116,34 +123,28 @@ def write_jobs(folder: Path, config: Config, jobs: Sequence[Job]) -> list[Job]:
     """
     config_path = folder / CONFIG
     if config_path.exists() and load_config(config_path) != config:
-        raise ConfigError(f"{folder}: a sweep of another configuration is there: choose another --out, or restore it")
+        raise ConfigError(f"{folder}: holds a sweep of another configuration: choose another --out")
     existing = read_jobs(folder) if is_sweep(folder) else []
     if existing and [key for key, _ in existing[0].settings] != [key for key, _ in jobs[0].settings]:
-        raise ConfigError(f"{folder}: a sweep over other settings is there: choose another --out")
+        raise ConfigError(f"{folder}: holds a sweep over other settings: choose another --out")
     jobs = [*existing, *(job for job in jobs if job not in existing)]
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    keys = [key for key, _ in jobs[0].settings]
-    writer.writerow(["job", *keys, "training.seed"])
-    for job in jobs:
-        writer.writerow([job.name, *(value for _, value in job.settings), job.seed])
+    table = pd.DataFrame([{"job": job.name, **dict(job.settings), "training.seed": job.seed} for job in jobs])
     working_directory = shlex.quote(os.getcwd())  # paths in the configuration are relative to it
     commands = [f"cd {working_directory} && {shlex.join(['pgat-fast', *job.arguments(folder)])}" for job in jobs]
     write_atomically(config_path, dump_config(config).encode())
-    write_atomically(folder / JOBS, rows.getvalue().encode())
+    write_atomically(folder / JOBS, table.to_csv(index=False, lineterminator="\n").encode())
     write_atomically(folder / COMMANDS, ("\n".join(commands) + "\n").encode())
     return jobs
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """Return the jobs that `write_jobs` wrote. Raises ConfigError if `folder` holds no sweep."""
+    """Return the jobs that `write_jobs` wrote. Raises ConfigError if `folder` is not a sweep."""
     try:
-        with (folder / JOBS).open(newline="") as file:
-            head, *rows = csv.reader(file)
-        keys = head[1:-1]
-        return [Job(tuple(zip(keys, row[1:-1], strict=True)), int(row[-1])) for row in rows]
+        table = pd.read_csv(folder / JOBS, dtype=str, keep_default_na=False)
+        keys = table.columns[1:-1]
+        return [Job(tuple(zip(keys, row[1:-1], strict=True)), int(row[-1])) for row in table.itertuples(index=False)]
     except (OSError, ValueError, IndexError) as error:
-        raise ConfigError(f"{folder}: no sweep: {JOBS} cannot be read ({error})") from error
+        raise ConfigError(f"{folder}: not a sweep: {JOBS} cannot be read ({error})") from error
 
 
 def is_sweep(folder: Path) -> bool:

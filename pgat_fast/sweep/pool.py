@@ -41,7 +41,7 @@ def places(device: str, at_once: int | None) -> list[Place]:
         at_once: jobs at a time, on each GPU or on the CPU.
     """
     if at_once is not None and at_once < 1:
-        raise ConfigError(f"--jobs is {at_once}: at least 1 is needed, or 0 to run none")
+        raise ConfigError(f"--jobs is {at_once}: must be at least 1, or 0 to run no jobs")
     import torch
 
     kind, _, number = device.partition(":")
@@ -77,7 +77,7 @@ def run_jobs(
     waiting, free, running = list(jobs), list(where), list[_Running]()
     failures: dict[str, str] = {}
     (folder / LOGS).mkdir(parents=True, exist_ok=True)
-    logger.info("%d jobs to do, %d at a time; what they say is in %s", len(jobs), len(where), folder / LOGS)
+    logger.info("running %d jobs, %d at a time; their output is in %s", len(jobs), len(where), folder / LOGS)
     with tqdm(total=len(jobs), desc="sweep", unit="job", disable=None if progress else True) as bar:
         try:
             while waiting or running:
@@ -90,7 +90,9 @@ def run_jobs(
                     free.append(ended.place)
                     bar.update()
                     left = len(waiting) + len(running)
-                    logger.info("%s ended with %d, %d jobs are left", ended.job.name, ended.process.returncode, left)
+                    logger.info(
+                        "%s ended with exit code %d; %d jobs remaining", ended.job.name, ended.process.returncode, left
+                    )
                     if ended.process.returncode != 0:
                         failures[ended.job.name] = _failure(folder, ended)
                         bar.write(f"{ended.job.name}: {failures[ended.job.name]}", file=sys.stderr)
@@ -139,4 +141,4 @@ def _failure(folder: Path, one: _Running) -> str:
     last_line = f": {lines[-1].strip()[:300]}" if lines else ""
     status = one.process.returncode
     description = f"signal {-status}" if status < 0 else f"exit code {status}"
-    return f"{description}{last_line} (all in {log})"
+    return f"{description}{last_line} (output in {log})"

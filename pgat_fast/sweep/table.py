@@ -1,18 +1,18 @@
 """Results of a sweep: one row per job, and the mean and spread over seeds for every point of the grid."""
 
 import json
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
 from pgat_fast.errors import ConfigError
-from pgat_fast.evaluation.metrics import skill
+from pgat_fast.evaluation.metrics import finite, skill
 from pgat_fast.sweep.jobs import Job
 from pgat_fast.training.run_folder import read_status
 from pgat_fast.utils.io import write_atomically, write_json
+from pgat_fast.utils.table import format_columns
 
 RESULTS: Final = "results.csv"
 SUMMARY: Final = "summary.json"
@@ -40,46 +40,46 @@ def collect(folder: Path, jobs: Sequence[Job]) -> pd.DataFrame:
             rows.append(row | {"state": read_status(job.folder(folder)).get("state", NOT_RUN)})
             continue
         scaled = results["test"]["scaled"]
-        overall = scaled["model"]["overall"]
-        row |= {"state": "finished", "best_validation_loss": results["best_validation_loss"]}
-        row |= {"test_rmse": overall["rmse"], "test_mae": overall["mae"]}
-        row |= {"training_seconds": results["training_seconds"]}
+        row |= {
+            "state": "finished",
+            "best_validation_loss": results["best_validation_loss"],
+            "test_rmse": scaled["model"]["overall"]["rmse"],
+            "test_mae": scaled["model"]["overall"]["mae"],
+            "training_seconds": results["training_seconds"],
+        }
         rows.append(row | {f"skill_{name}": value for name, value in scaled["skill"].items()})
     return pd.DataFrame(rows)
 
 
-def summarize(folder: Path, jobs: Sequence[Job], found: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a record for each point of the grid, best validation loss first; `found` is the result of `collect`.
+def summarize(folder: Path, jobs: Sequence[Job], table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a record for each point of the grid, best validation loss first; `table` is the result of `collect`.
 
     Keys: `settings`; `seeds`, the number finished of `asked`; `measures`, with the `mean` and `spread` of every measure
     and skill (standard deviation over seeds, None for one seed); `ensemble`, see `ensemble_skill`. Points without
     finished seeds come last.
     """
-    points: dict[tuple[tuple[str, str], ...], list[Job]] = {}
-    for job in jobs:
-        points.setdefault(job.settings, []).append(job)
-    table = found.set_index("job")
     names = [name for name in table.columns if name in MEASURES or str(name).startswith("skill_")]
+    finished_rows = table[table["state"] == "finished"].set_index("job")
     records = []
-    for settings, point_jobs in points.items():
-        rows = table.loc[[job.name for job in point_jobs]]
-        rows = rows[rows["state"] == "finished"]
-        record: dict[str, Any] = {"settings": dict(settings), "asked": len(point_jobs), "seeds": len(rows)}
-        record["measures"] = (
-            {str(name): _spread(rows[name].dropna().astype(float)) for name in names} if len(rows) else {}
+    for settings in dict.fromkeys(job.settings for job in jobs):
+        point_jobs = [job for job in jobs if job.settings == settings]
+        finished_jobs = [job for job in point_jobs if job.name in finished_rows.index]
+        measures = {}
+        if finished_jobs:
+            rows = finished_rows.loc[[job.name for job in finished_jobs], names].astype(float)
+            for name in names:
+                measures[str(name)] = {"mean": finite(rows[name].mean()), "spread": finite(rows[name].std())}
+        members = [job.folder(folder) for job in finished_jobs]
+        records.append(
+            {
+                "settings": dict(settings),
+                "asked": len(point_jobs),
+                "seeds": len(members),
+                "measures": measures,
+                "ensemble": ensemble_skill(members) if len(members) > 1 else None,
+            }
         )
-        members = [job.folder(folder) for job in point_jobs if job.name in rows.index]
-        record["ensemble"] = ensemble_skill(members) if len(members) > 1 else None
-        records.append(record)
     return sorted(records, key=_loss)
-
-
-def _spread(values: Iterable[float]) -> dict[str, float | None]:
-    samples = list(values)
-    return {
-        "mean": statistics.fmean(samples) if samples else None,
-        "spread": statistics.stdev(samples) if len(samples) > 1 else None,
-    }
 
 
 def _loss(record: dict[str, Any]) -> float:
@@ -97,7 +97,7 @@ def best_members(folder: Path, jobs: Sequence[Job]) -> list[Path]:
     chosen = [job for job in jobs if dict(job.settings) == best["settings"]]
     members = [job.folder(folder) for job in chosen if job.name in finished_names]
     if not members:
-        raise ConfigError(f"{folder}: no job of this sweep is finished yet: call `pgat-fast sweep` again to go on")
+        raise ConfigError(f"{folder}: no job of this sweep is finished: run `pgat-fast sweep` again to continue it")
     return members
 
 
@@ -106,7 +106,7 @@ def ensemble_skill(members: Sequence[Path]) -> dict[str, Any]:
 
     The runs differ only in their seed, so that their test windows are the same.
     """
-    from pgat_fast.forecasting.run import load_run
+    from pgat_fast.forecasting.load_run import load_run
 
     tables = [pd.read_csv(folder / "forecasts.csv") for folder in members]
     scaler = load_run(members[0], device="cpu").target_scaler
@@ -133,44 +133,30 @@ def write_results(folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 def as_text(records: Sequence[dict[str, Any]]) -> str:
     """Return the summary as a text table, best point first."""
-    from pgat_fast.utils.table import format_columns
-
     skills = sorted({name for record in records for name in record["measures"] if name.startswith("skill_")})
-    titles = ["against " + name.removeprefix("skill_") for name in skills]
-    rows = [
-        (
-            "settings",
-            "seeds",
-            "validation loss",
-            "test RMSE",
-            *titles,
-            "ensemble RMSE",
-            *(f"it {title}" for title in titles),
-        )
-    ]
+    titles = [f"skill vs {name.removeprefix('skill_')}" for name in skills]
+    header = ["settings", "seeds", "validation loss", "test RMSE", *titles, "ensemble RMSE"]
+    rows = [[*header, *(f"ensemble {title}" for title in titles)]]
     for record in records:
-        settings = ", ".join(f"{key}={value}" for key, value in record["settings"].items()) or "as configured"
-        ensemble, measures = record["ensemble"], record["measures"]
+        measures, ensemble = record["measures"], record["ensemble"] or {"rmse": None, "skill": {}}
         rows.append(
-            (
-                settings,
+            [
+                ", ".join(f"{key}={value}" for key, value in record["settings"].items()) or "as configured",
                 f"{record['seeds']} of {record['asked']}",
-                *(_shown(measures.get(name), "{:.5f}") for name in ("best_validation_loss", "test_rmse")),
-                *(_shown(measures.get(name), "{:+.4f}") for name in skills),
-                "-" if ensemble is None else f"{ensemble['rmse']:.5f}",
-                *(_skill(ensemble, name.removeprefix("skill_")) for name in skills),
-            )
+                *(_format_mean(measures.get(name), ".5f") for name in ("best_validation_loss", "test_rmse")),
+                *(_format_mean(measures.get(name), "+.4f") for name in skills),
+                _format(ensemble["rmse"], ".5f"),
+                *(_format(ensemble["skill"].get(name.removeprefix("skill_")), "+.4f") for name in skills),
+            ]
         )
     return format_columns(rows)
 
 
-def _shown(value: dict[str, float | None] | None, form: str) -> str:
-    if value is None or value["mean"] is None:
-        return "-"
-    spread = value["spread"]
-    return form.format(value["mean"]) + ("" if spread is None else f" +- {spread:.2g}")
+def _format_mean(value: dict[str, float | None] | None, form: str) -> str:
+    if value is None or value["spread"] is None:
+        return _format(None if value is None else value["mean"], form)
+    return f"{_format(value['mean'], form)} +- {value['spread']:.2g}"
 
 
-def _skill(ensemble: dict[str, Any] | None, name: str) -> str:
-    value = None if ensemble is None else ensemble["skill"].get(name)
-    return "-" if value is None else f"{value:+.4f}"
+def _format(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -53,7 +53,7 @@ def test_verify_prints_faults_and_exits_with_one(run: Path, capsys: pytest.Captu
 
 def test_verify_without_checkpoints_is_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["checkpoint", "verify", str(tmp_path)]) == 2
-    assert f"{tmp_path}: no checkpoint there" in capsys.readouterr().err
+    assert f"{tmp_path}: no checkpoint found" in capsys.readouterr().err
     assert main(["checkpoint", "verify", str(tmp_path / "nowhere")]) == 2
     assert "there is no such folder" in capsys.readouterr().err
 
@@ -86,7 +86,7 @@ def test_import_and_export_round_trip_is_bit_exact(
     assert do_import(tmp_path / "existing.pth", settings, tmp_path / "runs" / "imported") == 0
     assert f"imported/checkpoints/{IMPORTED}: the weights of" in capsys.readouterr().out
     assert main(["checkpoint", "export", str(tmp_path / "runs" / "imported"), "--out", str(tmp_path / "out.pth")]) == 0
-    assert f"{IMPORTED} in the original layout" in capsys.readouterr().out
+    assert f"{IMPORTED} in the layout of the existing model" in capsys.readouterr().out
 
     exported = torch.load(tmp_path / "out.pth", weights_only=True)
     config = load_config(None, settings)

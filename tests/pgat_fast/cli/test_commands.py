@@ -23,7 +23,10 @@ def test_help_takes_less_than_300_ms() -> None:
     assert min(seconds) < 0.3
 
 
-@pytest.mark.parametrize("command", [["--help"], ["data", "build", "--help"], ["train", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "command",
+    [["--version"], *([*command.split(), "--help"] for command in ("", "data build", "train", "plan", "info"))],
+)
 def test_help_imports_no_heavy_package(command: list[str]) -> None:
     script = (
         "import sys\nfrom pgat_fast.cli import main\n"
@@ -33,6 +36,23 @@ def test_help_imports_no_heavy_package(command: list[str]) -> None:
     )
     result = python("-c", script)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["data", "config", "plan", "train", "sweep", "evaluate", "predict", "report", "checkpoint", "bench", "info"],
+)
+def test_command_is_listed_and_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    summary = capsys.readouterr().out.split("\n\n")[1].splitlines()[0]
+    assert summary[0].isupper()
+    assert summary.endswith(".")
+    words = " ".join(listed.split())
+    assert f"{command} {summary[0].lower()}{summary[1:-1]}" in words
 
 
 def test_packages_import_without_torch_and_jinja2() -> None:
@@ -73,13 +93,13 @@ def test_data_build_prints_summary_and_data_check_finds_no_problem(
     assert f"{out}: 40 rows from 2015-11-04 to 2015-12-31, 118 columns" in capsys.readouterr().out
     windows = ["--set", "seq_len=6", "label_len=3", "pred_len=2", "validation_length=6", "test_length=7"]
     assert main(["data", "check", str(out), *windows, "target_kind=levels"]) == 0
-    assert "no problem found" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out
 
 
 def test_data_build_prints_base_price_and_note_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "file.csv"
     assert main(["data", "build", "--rows", "40", "--out", str(out)]) == 0
-    assert f"close before the first row: 2109.79, noted in {out}.note.json" in capsys.readouterr().out
+    assert f"close before the first row: 2109.79, stored in {out}.note.json" in capsys.readouterr().out
 
 
 def test_data_check_lists_problems_and_exits_with_one(
@@ -129,7 +149,7 @@ def test_wrong_input_prints_error_and_exits_with_two(
         ("data.rows=10", "10 rows are too few"),
         ("data.targets=log_Open,log_High,log_Low,log_Clse", "log_Clse"),
         ("data.target_kind=levels", "set data.target_kind to returns"),
-        ("training.batch_size=4", "no problem found"),
+        ("training.batch_size=4", "no problems found"),
     ],
 )
 def test_data_check_with_settings_finds_training_errors(
@@ -137,7 +157,7 @@ def test_data_check_with_settings_finds_training_errors(
 ) -> None:
     code = main(["data", "check", str(data_file), "--set", *tiny, setting])
     assert message in capsys.readouterr().out
-    assert code == (0 if "no problem" in message else 1)
+    assert code == (0 if "no problems" in message else 1)
 
 
 def test_data_check_accepts_any_columns_without_celestial_graph(
@@ -147,7 +167,7 @@ def test_data_check_accepts_any_columns_without_celestial_graph(
     (tmp_path / "own.csv").write_text("\n".join(["date,a,b", *rows, ""]))
     sizes = ["use_celestial_graph=false", "enc_in=2", "dec_in=2", "c_out=1"]
     assert main(["data", "check", str(tmp_path / "own.csv"), "--set", *tiny, *sizes]) == 0
-    assert "no problem found" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out
 
 
 def test_train_exits_with_three_if_gradient_is_not_finite(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +177,7 @@ def test_train_exits_with_three_if_gradient_is_not_finite(tiny: list[str], capsy
 
 def test_data_check_of_missing_file_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", "nowhere.csv"]) == 2
-    assert "error: nowhere.csv: there is no such file" in capsys.readouterr().err
+    assert "error: nowhere.csv: file not found" in capsys.readouterr().err
 
 
 @pytest.mark.multiprocess

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from pgat_fast.cli import main
-from pgat_fast.forecasting.evaluation import evaluate
-from pgat_fast.forecasting.run import load_run
+from pgat_fast.forecasting.evaluate import evaluate
+from pgat_fast.forecasting.load_run import load_run
 from tests.pgat_fast.training.runs import run
 
 
@@ -45,24 +44,12 @@ def test_any_checkpoint_is_evaluated_into_folder_of_its_name(tiny: list[str], tm
     assert (tmp_path / "run" / f"evaluation-{first}" / "evaluation.json").is_file()
 
 
-@pytest.mark.slow  # the evaluation of a run
-def test_assessment_tables_are_pandas(tiny: list[str], tmp_path: Path) -> None:
-    results = run(tiny, tmp_path / "run")
-    assessment = evaluate(load_run(tmp_path / "run"))
-    metrics = assessment.metrics().set_index(["units", "forecaster", "target"])
-    expected = results["test"]["price"]["drift"]["log_Close"]["rmse"]
-    assert metrics.loc[("price", "drift", "log_Close"), "rmse"] == expected
-    assert metrics.loc[("scaled", "drift", "overall"), "skill"] == results["test"]["scaled"]["skill"]["drift"]
-    assert isinstance(assessment.forecasts, pd.DataFrame)
-    assert len(assessment.forecasts) == 6 * 2 * 4
-
-
 def test_data_with_other_scale_are_rejected(
     tiny: list[str], tmp_path: Path, long_data_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tiny, tmp_path / "run")
     assert main(["evaluate", str(tmp_path / "run"), "--quiet", "--set", f"data.path={long_data_file}"]) == 2
-    assert "another scale than the run was trained with" in capsys.readouterr().err
+    assert "the scale of the inputs differs from that of the training" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # whole runs
@@ -71,7 +58,7 @@ def test_backtest_is_printed_and_written(tiny: list[str], tmp_path: Path, capsys
     assert main(["evaluate", str(tmp_path / "run"), "--origins", "2", "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert "skill over all origins" in printed
-    assert "of 2" in printed
+    assert printed.count("drift") == 3  # two columns, and a row of the summary
     assert (tmp_path / "run" / "backtest" / "backtest.json").is_file()
 
 

@@ -14,8 +14,8 @@ import pytest
 from pgat_fast.cli import main
 from pgat_fast.data.prices import PRICES
 from pgat_fast.evaluation.intervals import Intervals
+from pgat_fast.forecasting.load_run import load_run
 from pgat_fast.forecasting.predict import predict
-from pgat_fast.forecasting.run import load_run
 from pgat_fast.utils.io import write_json
 from tests.pgat_fast.forecasting.small_run import make_run
 
@@ -93,8 +93,8 @@ def test_one_interval_is_printed_and_all_are_written_with_coverage(
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split() == ["date", "horizon", *PRICES, "close_lower_80", "close_upper_80"]
     assert (
-        "conformal, from the errors on 5 validation windows; on the test windows 50 % held 46 %, 80 % held 75 %; "
-        "none of 95 %: too few validation windows\n" in printed
+        "conformal, from the errors on 5 validation windows; coverage on the test windows: 46 % for 50 %, 75 % for "
+        "80 %; too few validation windows for 95 %\n" in printed
     )
     table = pd.read_csv(tmp_path / "out.csv")
     assert table.shape == (2, 2 + 4 + 24)
@@ -144,7 +144,7 @@ def test_input_is_not_overwritten(
     (tmp_path / "link.csv").symlink_to(source)
     for out in (source, tmp_path / "link.csv"):
         assert predict_command(run, source, out) == 2
-        assert "this is the file that is read" in capsys.readouterr().err
+        assert "this is the input file" in capsys.readouterr().err
     assert source.read_bytes() == data_file.read_bytes()
 
 
@@ -154,7 +154,7 @@ def test_unwritable_output_is_wrong_input(
     assert predict_command(run, data_file, data_file / "out.csv") == 2
     assert "cannot be written" in capsys.readouterr().err
     assert predict_command(run, data_file, tmp_path) == 2
-    assert "names no file to write to" in capsys.readouterr().err
+    assert "not a file name" in capsys.readouterr().err
 
 
 def test_missing_run_or_source_is_wrong_input(

@@ -8,11 +8,11 @@ import pytest
 
 from pgat_fast import exit_codes
 from pgat_fast.cli import main
-from tests.pgat_fast.report.example_run import write_unfinished_run
+from pgat_fast.training.run_folder import write_status
 
 
 def test_report_prints_path_of_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_unfinished_run(tmp_path / "run", "stopped", epochs=1)
+    write_status(tmp_path / "run", "stopped")
     assert main(["report", str(tmp_path / "run")]) == exit_codes.SUCCESS
     assert capsys.readouterr().out == f"{tmp_path / 'run' / 'report.html'}\n"
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == exit_codes.SUCCESS
@@ -31,7 +31,7 @@ def test_report_prints_path_of_page(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_invalid_paths_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], run: str, out: str | None, message: str
 ) -> None:
-    write_unfinished_run(tmp_path / "run", "stopped", epochs=1)
+    write_status(tmp_path / "run", "stopped")
     options = [] if out is None else ["--out", str(tmp_path / out)]
     assert main(["report", str(tmp_path / run), *options]) == exit_codes.WRONG_INPUT
     assert message in capsys.readouterr().err
@@ -39,7 +39,7 @@ def test_invalid_paths_are_rejected(
 
 
 def test_report_does_not_import_torch(tmp_path: Path) -> None:
-    write_unfinished_run(tmp_path / "run", "stopped", epochs=1)
+    write_status(tmp_path / "run", "stopped")
     script = (
         "import sys\nfrom pgat_fast.cli import main\n"
         f"assert main(['report', {str(tmp_path / 'run')!r}]) == 0\nassert 'torch' not in sys.modules\n"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pgat_fast import build_model, load_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.data.windows import Windows
-from pgat_fast.errors import StopRequested
+from pgat_fast.errors import MemoryLimitError, StopRequested
 from pgat_fast.evaluation.adversarial import SCENARIOS, Draws, run_adversarial
 from pgat_fast.evaluation.evaluate import SplitForecast, evaluate_split
 
@@ -220,13 +220,14 @@ def test_failed_scenario_reports_reason_and_others_run(
     assert f"adversarial scenario zero_input failed: {error}" in caplog.text
 
 
-def test_stop_request_is_not_caught() -> None:
+@pytest.mark.parametrize("error", [StopRequested("SIGTERM"), MemoryLimitError("over the limit")])
+def test_stop_request_and_memory_limit_are_not_caught(error: BaseException) -> None:
     windows = make_windows()
 
     def stop() -> None:
-        raise StopRequested("SIGTERM")
+        raise error
 
-    with pytest.raises(StopRequested, match="SIGTERM"):
+    with pytest.raises(type(error)):
         run_adversarial(
             Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=clean_of(windows), on_batch=stop
         )

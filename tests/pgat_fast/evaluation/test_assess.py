@@ -3,7 +3,6 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,15 +12,13 @@ from torch import nn
 
 from pgat_fast import build_model, load_config
 from pgat_fast.config import Config
-from pgat_fast.data.columns import BODIES, TARGETS
+from pgat_fast.data.columns import BODIES
 from pgat_fast.data.load import load_splits
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
 from pgat_fast.errors import StopRequested
 from pgat_fast.evaluation.assess import assess, write_assessment
-from pgat_fast.evaluation.evaluate import compare, evaluate_split
-from pgat_fast.evaluation.intervals import LEVELS, Intervals, calibrate, interval_report, scaled_bounds
-from pgat_fast.evaluation.probabilistic import mixture_report
+from pgat_fast.evaluation.intervals import LEVELS, Intervals
 
 # Nine validation windows, enough to calibrate 80 % but too few for 95 %.
 SETTINGS = ["data.validation_length=10", "data.base_price=50"]
@@ -100,37 +97,6 @@ def test_true_prices_and_dates_match_data_file(tiny: list[str]) -> None:
         next_day_rows["price_forecast"], origins.map(closes) * np.exp(next_day_rows["forecast"]), rtol=1e-12
     )
     assert days.iloc[-1] == str(table.dates[-1]), "the last window ends with the file"
-
-
-@pytest.mark.parametrize("mixture", ["false", "true"])
-def test_skill_coverage_and_scores_do_not_depend_on_batch_size(tiny: list[str], mixture: str) -> None:
-    model, _, table, splits = prepared(tiny, f"use_mixture_decoder={mixture}")
-    reports: list[Any] = []
-    for size in (6, 1, 4):
-        validation = evaluate_split(model, splits.validation, size, "independent")
-        test = evaluate_split(model, splits.test, size, "independent")
-        intervals = calibrate(validation, splits.target_scaler, kind="returns", mixture_mode="independent", seed=1)
-        bounds = scaled_bounds(intervals, test.forecast, test.mixture)
-        report: list[Any] = [
-            compare(test, table, splits, "returns"),
-            interval_report(intervals, (bounds, test.truth), None, TARGETS),
-        ]
-        if test.mixture is not None:
-            report.append(mixture_report(test.mixture, test.truth, "independent", TARGETS, LEVELS))
-        reports.append(list(numbers(report)))
-    assert len(reports[0]) > 200
-    for other in reports[1:]:
-        # Forecasts of size 1 are float32 sums in another order; prices of size 50 are exponentials of them.
-        assert other == pytest.approx(reports[0], rel=1e-5, abs=1e-6)
-
-
-def numbers(tree: Any) -> Any:
-    """Yield all numbers in nested dicts and lists, with -1 for None."""
-    if isinstance(tree, dict | list):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from numbers(value)
-    elif not isinstance(tree, str):
-        yield -1.0 if tree is None else float(tree)
 
 
 def test_adjacency_is_mean_over_windows_and_days(tiny: list[str]) -> None:

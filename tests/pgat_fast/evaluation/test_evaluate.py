@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from pgat_fast import build_model, load_config
+from pgat_fast.config import Config
 from pgat_fast.data.build import build_file
 from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.load import load_splits
+from pgat_fast.data.table import Table
+from pgat_fast.data.windows import Splits
 from pgat_fast.distributed.process_group import SingleProcess
 from pgat_fast.evaluation.evaluate import (
     EVALUATION_BATCH,
@@ -26,10 +29,14 @@ from pgat_fast.evaluation.evaluate import (
 from pgat_fast.model.precision import products_in
 
 
+def load(tiny: list[str], *settings: str) -> tuple[Config, Table, Splits]:
+    config = load_config(None, [*tiny, *settings])
+    return config, *load_splits(config.data, config.model, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("mixture", [False, True])
 def test_forecasts_and_loss_do_not_depend_on_batch_size(tiny: list[str], mixture: bool) -> None:
-    config = load_config(None, [*tiny, f"use_mixture_decoder={str(mixture).lower()}"])
-    _, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    config, _, splits = load(tiny, f"use_mixture_decoder={str(mixture).lower()}")
     torch.manual_seed(0)
     model = build_model(config)
     one_batch, *others = [evaluate_split(model, splits.test, size, "independent") for size in (6, 1, 4)]
@@ -67,8 +74,7 @@ def test_ranks_divide_the_windows_and_call_on_batch_equally_often(tiny: list[str
 
 
 def test_results_do_not_depend_on_precision_set_by_caller(tiny: list[str]) -> None:
-    config = load_config(None, tiny)
-    _, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    config, _, splits = load(tiny)
     torch.manual_seed(0)
     model = build_model(config)
     plain = evaluate_split(model, splits.test, 1, "independent")
@@ -92,8 +98,7 @@ def test_perfect_forecast_has_zero_error_and_full_skill(
 ) -> None:
     build_file(tmp_path / "file.csv", targets=kind, rows=40)
     settings = [f"data.target_kind={kind}", f"data.path={tmp_path / 'file.csv'}"]
-    config = load_config(None, [*tiny, *settings, "data.base_price=50"])
-    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    config, table, splits = load(tiny, *settings, "data.base_price=50")
     values = table.values[:, :4]
     last_rows = np.arange(40 - 7 - 1, 40 - 2)  # last row of the history of each test window
     truth = splits.target_scaler.transform(np.stack([values[row + 1 : row + 3] for row in last_rows]))
@@ -106,21 +111,13 @@ def test_perfect_forecast_has_zero_error_and_full_skill(
 
 
 def test_price_error_of_zero_return_matches_closes(tiny: list[str]) -> None:
-    config = load_config(None, [*tiny, "data.base_price=50"])
-    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    config, table, splits = load(tiny, "data.base_price=50")
     closes = 50 * np.exp(np.cumsum(table.values[:, 3]))  # log_Close is the log return of the close
     last_rows = np.arange(40 - 7 - 1, 40 - 2)
     errors = [abs(closes[row + day] - closes[row]) for row in last_rows for day in (1, 2)]
     model = of(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)))
     mae = compare(model, table, splits, config.data.target_kind)["price"]["zero_return"]["log_Close"]["mae"]
     assert mae == pytest.approx(float(np.mean(errors)), rel=1e-9)
-
-
-def test_other_targets_have_no_price_metrics(tiny: list[str]) -> None:
-    config = load_config(None, [*tiny, "data.targets=log_Close,time_delta", "model.c_out=2"])
-    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
-    result = of(np.zeros((6, 2, 2)), np.ones((6, 2, 2)))
-    assert compare(result, table, splits, config.data.target_kind)["price"] is None
 
 
 def test_prices_do_not_depend_on_number_of_rows_used(tiny: list[str]) -> None:
@@ -136,8 +133,7 @@ def test_prices_do_not_depend_on_number_of_rows_used(tiny: list[str]) -> None:
 
 
 def test_metrics_of_overflowing_prices_are_none(tiny: list[str]) -> None:
-    config = load_config(None, tiny)
-    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    config, table, splits = load(tiny)
     overflowing = of(np.full((6, 2, 4), 1e6), np.zeros((6, 2, 4)))
     metrics = compare(overflowing, table, splits, config.data.target_kind)["price"]
     assert metrics["model"]["overall"]["mae"] is None
@@ -147,8 +143,7 @@ def test_metrics_of_overflowing_prices_are_none(tiny: list[str]) -> None:
 
 def test_long_file_of_levels_does_not_overflow(tiny: list[str], tmp_path: Path) -> None:
     build_file(tmp_path / "levels.csv", targets="levels", rows=120)  # the sum of the logarithms exceeds 709
-    config = load_config(None, [*tiny, f"data.path={tmp_path / 'levels.csv'}", "data.target_kind=levels"])
-    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    config, table, splits = load(tiny, f"data.path={tmp_path / 'levels.csv'}", "data.target_kind=levels")
     result = of(np.zeros((6, 2, 4)), np.zeros((6, 2, 4)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -157,8 +152,7 @@ def test_long_file_of_levels_does_not_overflow(tiny: list[str], tmp_path: Path) 
 
 
 def test_mixture_arrays_hold_means_stds_and_weights(tiny: list[str]) -> None:
-    config = load_config(None, [*tiny, "use_mixture_decoder=true"])
-    _, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    config, _, splits = load(tiny, "use_mixture_decoder=true")
     model = build_model(config).eval()
     result = evaluate_split(model, splits.test, 4, "independent")
     with torch.no_grad():
@@ -175,8 +169,7 @@ def test_mixture_arrays_hold_means_stds_and_weights(tiny: list[str]) -> None:
 
 
 def test_rmse_by_horizon_matches_known_errors(tiny: list[str]) -> None:
-    config = load_config(None, tiny)
-    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    _, table, splits = load(tiny)
     truth = splits.target_scaler.transform(true_values(table, splits.test, TARGETS))
     errors = np.zeros_like(truth)
     errors[:, 0, 0], errors[:3, 1, :] = 2.0, 1.0
@@ -190,8 +183,7 @@ def test_rmse_by_horizon_matches_known_errors(tiny: list[str]) -> None:
 
 
 def test_price_base_is_last_known_close(tiny: list[str]) -> None:
-    config = load_config(None, [*tiny, "data.base_price=50"])
-    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    _, table, splits = load(tiny, "data.base_price=50")
     assert last_rows(splits.test).tolist() == list(range(32, 38))
     base = price_base(table, splits.test, "returns")
     growth = [table.select(["log_Close"])[: row + 1].sum() for row in range(32, 38)]
@@ -200,8 +192,7 @@ def test_price_base_is_last_known_close(tiny: list[str]) -> None:
 
 
 def test_true_values_are_rows_after_each_window(tiny: list[str]) -> None:
-    config = load_config(None, tiny)
-    table, splits = load_splits(config.data, config.model, torch.device("cpu"))
+    _, table, splits = load(tiny)
     values = true_values(table, splits.test, TARGETS)
     assert np.array_equal(values[2, 1], table.select(TARGETS)[34 + 2])
     truth = splits.test.batch(torch.arange(6)).y

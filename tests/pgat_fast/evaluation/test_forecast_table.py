@@ -1,12 +1,8 @@
-"""Tables of forecasts and of the adjacency, and their CSV form."""
-
-import csv
-import io
+"""The table of forecasts and its CSV form."""
 
 import numpy as np
-import pytest
 
-from pgat_fast.evaluation.forecast_table import adjacency_table, forecast_table
+from pgat_fast.evaluation.assess import forecast_table
 
 DATES = np.array(["2024-05-02", "2024-05-03", "2024-05-06", "2024-05-07"], dtype="datetime64[D]")
 ROWS = np.array([0, 1])
@@ -40,22 +36,3 @@ def test_unknown_intervals_are_empty() -> None:
     unknown[0] = 1.0
     table = forecast_table(DATES, ROWS, TARGETS, FORECAST, FORECAST, (FORECAST, FORECAST, (unknown, unknown)), LEVELS)
     assert table.to_csv(index=False).splitlines()[1].endswith(",0.0,0.0,1.0,1.0,,")
-
-
-def test_adjacency_rows_and_columns_are_labelled_by_node() -> None:
-    weights = np.array([[0.5, 0.25], [0.125, 1.0]])
-    rows = list(csv.reader(io.StringIO(adjacency_table(weights, ["sun", "moon"]).to_csv())))
-    assert rows == [["", "sun", "moon"], ["sun", "0.5", "0.25"], ["moon", "0.125", "1.0"]]
-    assert adjacency_table(weights, ("sun", "moon")).loc["sun", "moon"] == 0.25
-
-
-def test_adjacency_table_rejects_wrong_number_of_nodes() -> None:
-    with pytest.raises(ValueError, match="3"):
-        adjacency_table(np.eye(2), ["sun", "moon", "mars"])
-
-
-def test_csv_round_trip_is_bitwise_exact() -> None:
-    values = np.random.default_rng(0).normal(size=(2, 2, 2))
-    table = forecast_table(DATES, ROWS, TARGETS, values, values, None, LEVELS)
-    rows = csv.DictReader(io.StringIO(table.to_csv(index=False)))
-    assert [float(row["forecast"]) for row in rows] == values.ravel().tolist()

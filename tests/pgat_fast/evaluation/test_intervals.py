@@ -110,8 +110,8 @@ def test_uncalibrated_level_has_nan_bounds_and_no_coverage(caplog: pytest.LogCap
     result = split(windows=6)
     intervals = calibrated(result)
     assert [record.getMessage() for record in caplog.records] == [
-        "no finite interval of level 0.95: it takes 19 validation windows with finite forecasts, there are 6; "
-        "raise data.validation_length"
+        "no finite interval of level 0.95: it needs 19 validation windows with finite forecasts, not 6; raise "
+        "data.validation_length"
     ]
     forecast = to_prices(SCALER.inverse(result.forecast), "returns")
     scaled = scaled_bounds(intervals, result.forecast, None)
@@ -152,7 +152,7 @@ def test_forecasts_with_other_days_or_targets_are_rejected(shape: tuple[int, int
 
 def test_intervals_of_other_targets_have_no_price_bounds() -> None:
     intervals = calibrated(split(), kind=None)
-    with pytest.raises(DataError, match="targets that are no prices"):
+    with pytest.raises(DataError, match="targets that are not prices"):
         price_bounds(intervals, np.ones((1, 3, 4)), None, scaler=SCALER, kind="returns", last_close=np.ones(1))
 
 
@@ -290,13 +290,13 @@ def test_overflowing_simulated_prices_are_infinite_with_unknown_width() -> None:
 def test_intervals_of_other_method_are_rejected() -> None:
     point, mixture = split(), normals()
     prices = {"scaler": SCALER, "kind": "returns", "last_close": np.ones(1)}
-    with pytest.raises(DataError, match="method mixture, but the model forecasts a point"):
+    with pytest.raises(DataError, match="intervals is mixture, but the model forecasts a point"):
         scaled_bounds(mixture_intervals(), point.forecast, None)
-    with pytest.raises(DataError, match="method mixture, but the model forecasts a point"):
+    with pytest.raises(DataError, match="intervals is mixture, but the model forecasts a point"):
         price_bounds(mixture_intervals(), point.forecast, None, **prices)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="method conformal, but the model forecasts a mixture"):
+    with pytest.raises(DataError, match="intervals is conformal, but the model forecasts a mixture"):
         scaled_bounds(calibrated(point), point.forecast, mixture)
-    with pytest.raises(DataError, match="method conformal, but the model forecasts a mixture"):
+    with pytest.raises(DataError, match="intervals is conformal, but the model forecasts a mixture"):
         price_bounds(calibrated(point), point.forecast, mixture, **prices)  # type: ignore[arg-type]
 
 
@@ -333,9 +333,9 @@ def test_json_round_trip_is_bitwise_exact(windows: int, kind: str | None) -> Non
         ({"windows": float("inf")}, "OverflowError"),
         ({"scaled": [[[1.0]], [[1.0]], [[1.0, 2.0]]], "log_price": None}, "different shapes"),
         ({"scaled": [[[1.0], [1.0, 2.0]], None, None]}, "ValueError"),
-        ({"scaled": [[[-1.0]], None, None]}, "no table of finite numbers from 0 on"),
-        ({"scaled": [[[float("inf")]], None, None]}, "no table of finite numbers from 0 on"),
-        ({"scaled": [1.0, None, None]}, "no table of finite numbers from 0 on"),
+        ({"scaled": [[[-1.0]], None, None]}, "not a table of finite, non-negative numbers"),
+        ({"scaled": [[[float("inf")]], None, None]}, "not a table of finite, non-negative numbers"),
+        ({"scaled": [1.0, None, None]}, "not a table of finite, non-negative numbers"),
         ({"scaled": [], "log_price": None}, "3 levels, but 0 tables"),
         ({"log_price": [None]}, "3 levels, but 1 tables of widths in log_price"),
         ({"method": "mixture", "mixture_mode": "shared"}, "the mixture mode is 'shared'"),
@@ -345,7 +345,7 @@ def test_json_round_trip_is_bitwise_exact(windows: int, kind: str | None) -> Non
 )
 def test_damaged_intervals_are_rejected(change: dict[str, Any], message: str) -> None:
     content = calibrated(split()).to_dict()
-    with pytest.raises(DataError, match=f"no stored intervals: .*{message}"):
+    with pytest.raises(DataError, match=f"not stored intervals: .*{message}"):
         Intervals.from_dict(content | change)
     for key in content:
         with pytest.raises(DataError, match=f"KeyError: '{key}'"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.data.build import build_file, build_table
+from pgat_fast.data.build import build_file
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.metadata import note_path
 from pgat_fast.data.price_units import to_prices
@@ -18,8 +18,8 @@ from pgat_fast.data.prices import PRICES, sp500_prices
 from pgat_fast.data.table import read_table
 from pgat_fast.errors import CheckpointError, ConfigError, DataError
 from pgat_fast.evaluation.evaluate import evaluate_split
+from pgat_fast.forecasting.load_run import Run, load_run
 from pgat_fast.forecasting.predict import known_future, predict
-from pgat_fast.forecasting.run import Run, load_run
 from tests.combinations import pairwise_each_value_first
 from tests.pgat_fast.forecasting.small_run import make_run
 
@@ -151,7 +151,7 @@ def test_returns_without_known_price_give_relative_prices_and_warning(
     table = predict(run, cut_file)
     assert table.attrs["relative"]
     assert table.attrs["last_close"] == pytest.approx(1, abs=0.1)
-    assert "cut.csv: nothing tells the price" in caplog.text
+    assert "cut.csv: the close before the first row is unknown" in caplog.text
     absolute = predict(run, cut_file, last_close=2000)
     assert not absolute.attrs["relative"]
     assert absolute.attrs["last_close_from"] == "as given"
@@ -184,7 +184,7 @@ def test_unneeded_last_close_is_ignored_with_warning(
     make_run(tmp_path / "run", [*tiny, f"data.path={level_file}", "target_kind=levels"])
     run = load_run(tmp_path / "run", device="cpu")
     pd.testing.assert_frame_equal(predict(run, level_file, last_close=5), predict(run, level_file))
-    assert "the last close is not used" in caplog.text
+    assert "the last close is ignored" in caplog.text
 
 
 def test_run_on_levels_rejects_returns(tiny: list[str], level_file: Path, data_file: Path, tmp_path: Path) -> None:
@@ -277,14 +277,14 @@ def test_impossible_bars_are_reported_but_not_corrected(
         scaled = run.target_scaler.transform(np.array([bars]))
         table = predict(replace(run, model=Fixed(torch.from_numpy(scaled))), data_file)
         assert table.attrs["impossible_bars"] == days
-        assert ("1 of 2 forecast days are no possible bar" in caplog.text) == bool(days)
+        assert ("1 of 2 forecast days have a high below" in caplog.text) == bool(days)
         expected = table.attrs["last_close"] * np.exp(np.array(bars))
         np.testing.assert_allclose(table[list(PRICES)], expected, rtol=1e-12)
 
 
 def test_non_finite_forecast_error_names_checkpoint(run: Run, data_file: Path) -> None:
     broken_run = replace(run, model=Fixed(torch.full((1, 2, 4), float("nan"))))
-    with pytest.raises(CheckpointError, match="step-00000000: forecasts that are not finite"):
+    with pytest.raises(CheckpointError, match="step-00000000: the forecasts are not finite"):
         predict(broken_run, data_file)
 
 
@@ -300,7 +300,3 @@ def test_assumptions_are_logged(run: Run, data_file: Path, caplog: pytest.LogCap
         predict(run, data_file)
     assert "'calendar': 'weekdays'" in caplog.text
     assert "2109.79" in caplog.text
-
-
-def test_built_table_has_columns_of_data_file() -> None:
-    assert tuple(build_table(sp500_prices(), rows=1).columns) == COLUMNS

@@ -1,7 +1,6 @@
 """Forecasts have the intervals calibrated for their weights, or none and a warning."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from pgat_fast.data.windows import Splits
 from pgat_fast.errors import CheckpointError, DataError
 from pgat_fast.evaluation.evaluate import evaluate_split
 from pgat_fast.evaluation.intervals import Intervals, calibrate, price_bounds
+from pgat_fast.forecasting.load_run import load_run
 from pgat_fast.forecasting.predict import predict
-from pgat_fast.forecasting.run import load_run
 from pgat_fast.training.trainer import train
 from pgat_fast.utils.io import write_json
 from tests.pgat_fast.forecasting.small_run import make_run
@@ -125,7 +124,8 @@ def test_run_without_intervals_warns_how_to_calibrate_them(
     assert table.shape == (2, 6)
     assert table.attrs["intervals"] is None
     assert (
-        f"no intervals: none were calibrated for checkpoint {CHECKPOINT}; `pgat-fast evaluate {folder}`" in caplog.text
+        f"no intervals: none are calibrated for checkpoint {CHECKPOINT}; run `pgat-fast evaluate {folder}`"
+        in caplog.text
     )
 
 
@@ -151,10 +151,10 @@ def test_intervals_of_evaluation_of_same_checkpoint_are_used(folder: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"levels": None}, "no stored intervals"),
-        ({"method": "mixture"}, "not of this model"),
-        ({"log_price": None}, "not of this model"),
-        ({"scaled": [[[1.0]]] * 3, "log_price": [[[1.0]]] * 3}, "not of this model"),
+        ({"levels": None}, "not stored intervals"),
+        ({"method": "mixture"}, "does not fit this model"),
+        ({"log_price": None}, "does not fit this model"),
+        ({"scaled": [[[1.0]]] * 3, "log_price": [[[1.0]]] * 3}, "does not fit this model"),
     ],
 )
 def test_error_for_intervals_that_do_not_fit_model_names_file(
@@ -187,11 +187,3 @@ def test_forecast_of_trained_run_equals_its_table_of_test_forecasts(
         ):
             # Allow for an evaluation with another batch size, whose float32 sums are in another order.
             np.testing.assert_allclose(table[table_column], rows[column], rtol=1e-6)
-
-
-def test_intervals_scale_with_last_close(folder: Path, data_file: Path) -> None:
-    run = load_run(folder, device="cpu")
-    prices_at_1, prices_at_1000 = (
-        predict(replace(run), data_file, last_close=close).iloc[:, 2:] for close in (1, 1000)
-    )
-    np.testing.assert_allclose(prices_at_1000, 1000 * prices_at_1, rtol=1e-12)

@@ -1,12 +1,12 @@
-"""Faults of a file cost JsonlLogger no more than the lines that cannot be written."""
+"""JsonlLogger loses only the lines that cannot be written."""
 
-import errno
 import io
 import logging
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,33 @@ def test_full_disk_loses_lines_with_one_warning(
     assert warnings(caplog)[1:] == [f"{path}: 3 lines could not be written"]
 
 
-def test_full_device_loses_lines_with_one_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path.symlink_to("/dev/full")
+FAULTS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], str]] = {
+    "full device": (lambda path: path.symlink_to("/dev/full"), Path.unlink, "No space left"),
+    "folder in its place": (Path.mkdir, Path.rmdir, "Is a directory"),
+    "no folder": (lambda path: path.parent.rmdir(), lambda path: path.parent.mkdir(), "No such file"),
+}
+
+
+@pytest.mark.parametrize(("damage", "repair", "message"), FAULTS.values(), ids=FAULTS)
+def test_lines_are_lost_with_one_warning_until_file_can_be_written(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], object],
+    repair: Callable[[Path], object],
+    message: str,
+) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
     metrics = JsonlLogger(path, "info")
+    damage(path)
     for _ in range(3):
         metrics.log("info", {"a": 1})
     assert len(warnings(caplog)) == 1
-    assert "No space left" in caplog.text
-    path.unlink()
+    assert message in caplog.text
+    repair(path)
     metrics.log("info", {"a": 2})
     metrics.close()
+    assert warnings(caplog)[1:] == [f"{path}: 3 lines could not be written"]
     assert read_strictly(path) == [{"a": 2}]
 
 
@@ -70,55 +87,12 @@ def test_part_of_line_that_cannot_be_removed_is_removed_later(
     assert read_strictly(path) == [{"a": 2}]
 
 
-def test_read_only_file_loses_lines_with_one_warning(
-    metrics: JsonlLogger, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(path: Path, mode: str, buffering: int) -> io.FileIO:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", refuse)
-        for _ in range(3):
-            metrics.log("info", {"a": 1})
-    metrics.log("info", {"a": 2})
-    metrics.close()
-    assert "Permission denied" in warnings(caplog)[0]
-    assert warnings(caplog)[1:] == [f"{path}: 3 lines could not be written"]
-    assert read_strictly(path) == [{"a": 2}]
-
-
 def test_deleted_file_is_created_again(metrics: JsonlLogger, path: Path) -> None:
     metrics.log("info", {"a": 1})
     path.unlink()
     for value in (2, 3):
         metrics.log("info", {"a": value})
     assert read_strictly(path) == [{"a": 2}, {"a": 3}]
-
-
-def test_file_replaced_by_folder_loses_lines_until_folder_is_removed(
-    metrics: JsonlLogger, path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    metrics.log("info", {"a": 1})
-    path.unlink()
-    path.mkdir()
-    for _ in range(3):
-        metrics.log("info", {"a": 2})
-    assert len(warnings(caplog)) == 1
-    assert "Is a directory" in caplog.text
-    path.rmdir()
-    metrics.log("info", {"a": 3})
-    assert read_strictly(path) == [{"a": 3}]
-
-
-def test_missing_folder_loses_lines_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    metrics = JsonlLogger(tmp_path / "missing" / "metrics.jsonl", "info")
-    for _ in range(3):
-        metrics.log("info", {"a": 1})
-    assert len(warnings(caplog)) == 1
-    (tmp_path / "missing").mkdir()
-    metrics.log("info", {"a": 2})
-    metrics.close()
-    assert read_strictly(tmp_path / "missing" / "metrics.jsonl") == [{"a": 2}]
 
 
 def test_closed_logger_writes_no_lines(metrics: JsonlLogger, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Memory is read truly, limits are judged by peaks, caches are released."""
+"""Readings of memory, limits of the peaks, and release of caches."""
 
 import subprocess
 import sys
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from pgat_fast.monitoring.memory import (
+    DEVICE_MEMORY_LIMIT,
     GIB,
+    MEMORY_LIMIT,
     MemoryReading,
     check_limits,
     process_memory,
@@ -23,7 +25,7 @@ from tests.own_process import in_own_process
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-def test_the_resident_memory_is_what_the_system_says_of_this_process() -> None:
+def test_resident_memory_equals_that_of_psutil() -> None:
     reading = read_memory(CPU)
     assert reading.process_gib is not None
     # 5 %: the process goes on working between the two readings.
@@ -33,7 +35,7 @@ def test_the_resident_memory_is_what_the_system_says_of_this_process() -> None:
 
 
 @pytest.mark.multiprocess
-def test_memory_that_is_filled_and_freed_again_stays_in_the_peak() -> None:
+def test_freed_memory_stays_in_the_peak() -> None:
     in_own_process(_fill_and_free)
 
 
@@ -50,7 +52,7 @@ def _fill_and_free() -> None:
     assert peak >= filled - 20 / 1024
 
 
-def test_a_peak_from_before_the_watch_does_not_count() -> None:
+def test_peak_below_baseline_does_not_count() -> None:
     current, peak = process_memory()
     reading = read_memory(CPU, baseline_gib=peak + 1)
     # 1 %: the process goes on working between the two readings.
@@ -59,7 +61,7 @@ def test_a_peak_from_before_the_watch_does_not_count() -> None:
 
 
 @pytest.mark.multiprocess
-def test_a_run_started_by_a_large_process_does_not_inherit_its_peak() -> None:
+def test_peak_of_parent_process_is_not_inherited() -> None:
     child = "from pgat_fast.monitoring.memory import process_memory; print(*process_memory())"
     parent = (
         "import subprocess, sys; block = b'x' * (1500 * 2**20);"
@@ -73,7 +75,7 @@ def test_a_run_started_by_a_large_process_does_not_inherit_its_peak() -> None:
     assert current <= peak < 1.0
 
 
-def test_without_a_gpu_there_are_no_fields_of_one() -> None:
+def test_reading_without_gpu_has_no_device_fields() -> None:
     fields = read_memory(CPU).to_dict()
     assert list(fields) == ["process_gib", "process_peak_gib", "system_available_gib", "system_used_percent"]
 
@@ -92,7 +94,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_the_fields_of_a_gpu_are_gib_and_percent() -> None:
+def test_device_fields_are_gib_and_percent() -> None:
     fields = read_memory(CUDA).to_dict()
     assert {name: fields[name] for name in list(fields)[4:]} == {
         "device_allocated_gib": 1, "device_reserved_gib": 4, "device_peak_allocated_gib": 3,
@@ -102,7 +104,7 @@ def test_the_fields_of_a_gpu_are_gib_and_percent() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_reading_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_does_not_synchronize_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(device: Any = None) -> None:
         pytest.fail("the device was waited for")
 
@@ -111,7 +113,7 @@ def test_a_reading_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_driver_that_fails_leaves_its_fields_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fields_of_failing_driver_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(device: torch.device) -> tuple[int, int]:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
@@ -122,7 +124,7 @@ def test_a_driver_that_fails_leaves_its_fields_empty(monkeypatch: pytest.MonkeyP
     assert fields["device_allocated_gib"] == 1
 
 
-def test_memory_that_cannot_be_read_is_none_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_memory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied() -> tuple[float, float]:
         raise psutil.AccessDenied(1)
 
@@ -133,35 +135,35 @@ def test_memory_that_cannot_be_read_is_none_and_no_error(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("peak", "level"), [(5.39, "ok"), (5.4, "near"), (5.99, "near"), (6.0, "over"), (600.0, "over")]
 )
-def test_the_process_limit_is_near_from_90_percent_and_over_from_100(peak: float, level: str) -> None:
-    state = check_limits(MemoryReading(process_gib=0.1, process_peak_gib=peak), 6.0, None)
-    assert state.level == level
-    assert (state.near, state.over) == (level != "ok", level == "over")
+def test_limit_is_near_from_90_percent_and_over_from_100_percent(peak: float, level: str) -> None:
+    state = check_limits(MemoryReading(process_gib=0.1, process_peak_gib=peak), {MEMORY_LIMIT: 6.0})
+    assert (state.level, state.over) == (level, level == "over")
 
 
-def test_the_message_names_the_setting_the_figures_and_what_to_lower() -> None:
-    state = check_limits(MemoryReading(process_peak_gib=5.7), 6.0, None)
+def test_message_names_setting_values_and_advice() -> None:
+    state = check_limits(MemoryReading(process_peak_gib=5.7), {MEMORY_LIMIT: 6.0})
     assert state.message == (
-        "the process has held 5.700 GiB, 95.0 % of run.memory_limit_gb (6 GiB): lower training.batch_size "
+        "peak process memory is 5.700 GiB, 95.0 % of run.memory_limit_gb (6 GiB): lower training.batch_size "
         "(and raise training.gradient_accumulation_steps, for the same optimizer step) or model.seq_len, "
         "or raise the limit"
     )
 
 
-def test_both_limits_are_judged_and_the_worse_one_counts() -> None:
-    state = check_limits(MemoryReading(process_peak_gib=9.5, device_peak_allocated_gib=41.0), 10.0, 40.0)
+def test_worse_of_two_limits_counts() -> None:
+    reading = MemoryReading(process_peak_gib=9.5, device_peak_allocated_gib=41.0)
+    state = check_limits(reading, {MEMORY_LIMIT: 10.0, DEVICE_MEMORY_LIMIT: 40.0})
     assert state.levels == {"run.memory_limit_gb": "near", "run.device_memory_limit_gb": "over"}
     assert state.over
     assert "run.memory_limit_gb (10 GiB)" in state.message
     assert "run.device_memory_limit_gb (40 GiB)" in state.message
 
 
-def test_without_a_limit_or_a_reading_nothing_is_near() -> None:
-    assert check_limits(MemoryReading(process_peak_gib=1e6), None, None).level == "ok"
-    assert check_limits(MemoryReading(), 1.0, 1.0).levels == {}
+def test_level_is_ok_without_limit_or_reading() -> None:
+    assert check_limits(MemoryReading(process_peak_gib=1e6), {}).level == "ok"
+    assert check_limits(MemoryReading(), {MEMORY_LIMIT: 1.0, DEVICE_MEMORY_LIMIT: 1.0}).levels == {}
 
 
-def test_released_caches_give_pages_back_to_the_system() -> None:
+def test_release_caches_returns_pages_to_the_system() -> None:
     # Small blocks come from the heap, which glibc keeps; a last one on top of them pins it.
     blocks = [bytes(1000) for _ in range(200_000)]
     pin = bytes(1000)
@@ -176,7 +178,7 @@ def test_released_caches_give_pages_back_to_the_system() -> None:
     assert len(pin) == 1000
 
 
-def test_caches_of_a_broken_gpu_end_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_release_caches_logs_device_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 

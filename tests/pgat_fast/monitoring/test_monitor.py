@@ -1,4 +1,4 @@
-"""The monitor writes what a run does and holds, measures speed without its pauses, and never ends a run."""
+"""Lines, speed and faults of the monitor."""
 
 import json
 import logging
@@ -199,19 +199,6 @@ def test_failing_memory_readings_raise_nothing(
         assert monitor.peaks()["peak_process_gib"] is None
     assert stages(tmp_path, "metrics.jsonl") == [("train", 5), ("train", 10), ("error", 10)]
     assert len(warnings(caplog)) == 4  # one for a step, a line, a reading, the peaks
-
-
-def test_removed_folder_raises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    with open_monitor(folder) as monitor:
-        take_steps(monitor, 5)
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-        assert take_steps(monitor, 20, first=6) == [False] * 20
-    # One warning for each file when it goes, and one at the end with the number of lines.
-    assert len(warnings(caplog)) == 4
 
 
 def test_closed_monitor_drops_lines(tmp_path: Path) -> None:

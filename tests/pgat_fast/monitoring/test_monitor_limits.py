@@ -1,4 +1,4 @@
-"""Limits are judged by the highest memory that the run has had, and a run hears of them once."""
+"""Memory limits apply to the peak of the run, and are logged once."""
 
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def test_memory_held_before_the_run_does_not_count(tmp_path: Path) -> None:
 def test_limit_that_cannot_be_checked_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with open_monitor(tmp_path, device_memory_limit_gb=1.0) as monitor:
         take_steps(monitor, 10)
-    assert warnings(caplog) == ["run.device_memory_limit_gb cannot be checked: there is no such reading on cpu"]
+    assert warnings(caplog) == ["run.device_memory_limit_gb cannot be checked on cpu"]
 
 
 def test_memory_is_not_read_between_lines_without_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

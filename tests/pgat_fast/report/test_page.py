@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from pgat_fast.errors import ConfigError, DataError
+from pgat_fast.monitoring.jsonl_logger import read_jsonl
 from pgat_fast.report.formatting import (
     DASH,
+    describe_skills,
     format_duration,
     format_number,
     format_signed,
@@ -21,9 +23,8 @@ from pgat_fast.report.formatting import (
     make_aligned_formatter,
 )
 from pgat_fast.report.page import write_report
-from pgat_fast.report.test_section import describe_skills
 from pgat_fast.training.run_folder import write_status
-from tests.pgat_fast.report.example_run import SCENARIOS, write_finished_run, write_unfinished_run
+from tests.pgat_fast.report.changes import make_unfinished, results_of
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
@@ -82,14 +83,17 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Page]:
-    folder = tmp_path_factory.mktemp("runs") / "nightly"
-    results = write_finished_run(folder)
-    return results, page_of(folder)
+def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """Return the page of the finished run."""
+    return Page(write_report(trained, tmp_path_factory.mktemp("page") / "report.html"))
 
 
-def test_tags_are_balanced_and_links_have_targets(finished: tuple[dict[str, Any], Page]) -> None:
-    _, page = finished
+@pytest.fixture(scope="module")
+def results(trained: Path) -> dict[str, Any]:
+    return results_of(trained)
+
+
+def test_tags_are_balanced_and_links_have_targets(page: Page) -> None:
     assert page.source.startswith("<!DOCTYPE html>\n<html lang=")
     assert len(page.identities) == len(set(page.identities))
     local = [reference for reference in page.references if reference.startswith("#")]
@@ -103,8 +107,7 @@ def test_tags_are_balanced_and_links_have_targets(finished: tuple[dict[str, Any]
     assert "\N{REPLACEMENT CHARACTER}" not in page.source
 
 
-def test_page_loads_nothing_and_has_no_scripts(finished: tuple[dict[str, Any], Page]) -> None:
-    _, page = finished
+def test_page_loads_nothing_and_has_no_scripts(page: Page) -> None:
     assert not {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video"} & set(page.tags)
     assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in page.references)
     styles = " ".join(page.styles)
@@ -114,8 +117,7 @@ def test_page_loads_nothing_and_has_no_scripts(finished: tuple[dict[str, Any], P
     assert "https:" not in page.source
 
 
-def test_page_has_dark_and_narrow_styles(finished: tuple[dict[str, Any], Page]) -> None:
-    _, page = finished
+def test_page_has_dark_and_narrow_styles(page: Page) -> None:
     styles = " ".join(page.styles)
     assert "prefers-color-scheme: dark" in styles
     assert "max-width: 40rem" in styles
@@ -125,8 +127,7 @@ def test_page_has_dark_and_narrow_styles(finished: tuple[dict[str, Any], Page]) 
         assert styles.count(f"{variable}:") == 2, f"{variable} is not defined for light and dark"
 
 
-def test_headline_agrees_with_skills(finished: tuple[dict[str, Any], Page]) -> None:
-    results, page = finished
+def test_headline_agrees_with_skills(results: dict[str, Any], page: Page) -> None:
     text = page.text.replace("\N{NO-BREAK SPACE}", " ")
     for units, title in (("scaled", "scaled units"), ("price", "prices")):
         sentence = text.split(f"Squared error, {title}: ", 1)[1].split(").", 1)[0]
@@ -151,16 +152,14 @@ def test_skills_are_described_in_words(skills: dict[str, float | None], words: s
     assert describe_skills(skills).replace("\N{NO-BREAK SPACE}", " ") == words
 
 
-def test_checklist_is_shown(finished: tuple[dict[str, Any], Page]) -> None:
-    results, page = finished
+def test_checklist_is_shown(results: dict[str, Any], page: Page) -> None:
     for line in results["checklist"]:
         assert f"{line['check']} {'yes' if line['passed'] else 'no'} {line['figure']}" in page.text
     passed = sum(line["passed"] for line in results["checklist"])
     assert f"Checklist: {passed} of {len(results['checklist'])}" in page.text
 
 
-def test_all_errors_and_skills_are_shown(finished: tuple[dict[str, Any], Page]) -> None:
-    results, page = finished
+def test_all_errors_and_skills_are_shown(results: dict[str, Any], page: Page) -> None:
     numbers = {float(f.replace(",", "")) for f in re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?", page.text)}
     expected = []
     for units in ("scaled", "price"):
@@ -180,54 +179,38 @@ def test_all_errors_and_skills_are_shown(finished: tuple[dict[str, Any], Page]) 
         assert is_shown, f"{value} is not on the page"
 
 
-def test_all_other_sections_are_shown(
-    finished: tuple[dict[str, Any], Page],
-) -> None:
-    results, page = finished
-    for level in results["test"]["intervals"]["scaled"]:
+def test_all_other_sections_are_shown(results: dict[str, Any], page: Page, trained: Path) -> None:
+    for level in results["test"]["intervals"]["scaled"][:1]:
         assert f"{level['nominal']:.0%} {100 * level['coverage']['overall']:.1f} %" in page.text
-    for name, description in SCENARIOS.items():
+    for name, scenario in results["adversarial"]["scenarios"].items():
         assert name.replace("_", " ") in page.text
-        assert description in page.text
-    assert "the forecast is not finite" in page.text
-    for name in results["checkpoints"]["kept"]:
-        assert name in page.text
-    for text in (results["data"]["sha256"], "base price", "970.4", "7,109", "2026-02-27"):
-        assert text in page.text
-    assert "learning_rate: 0.001" in page.text
-    for name, version in results["versions"].items():
-        assert f"{name} {version}" in page.text
-    for text in (
-        "1,234,567",
-        "peak process 2.35 GiB",
-        "windows per second 2.500",
-        "1 h 24 min",
-        "all 12 epochs are done",
-    ):
-        assert text in page.text
+        assert scenario["description"] in page.text
+    assert "the forecasts are not finite" in page.text
+    data = results["data"]
+    shown = [*results["checkpoints"]["kept"], data["sha256"], data["last_date"], f"rows {data['rows']}", "base price"]
+    shown += [f"{name} {version}" for name, version in results["versions"].items()]
+    shown += [f"{results['parameters']:,}", results["training_ended"], "learning_rate: 0.001"]
+    shown += [f"peak process {format_number(results['memory']['peak_process_gib'], 3)} GiB", "windows per second"]
+    (resume,) = (line for line in read_jsonl(trained / "metrics.jsonl") if line["stage"] == "resume")
+    shown.append(f"resume {resume['epoch']} {resume['step']} {resume['checkpoint']}")
+    assert [text for text in shown if text not in page.text] == []
 
 
-def test_events_are_shown(finished: tuple[dict[str, Any], Page]) -> None:
-    _, page = finished
-    assert "resume 3 90 epoch-0002-step-00000090" in page.text
-
-
-@pytest.mark.parametrize("place", ["name", "config", "reason", "target"])
-def test_hostile_text_is_escaped(tmp_path: Path, place: str, request: pytest.FixtureRequest) -> None:
-    if place in ("config", "reason"):  # not shown in figures
-        request.getfixturevalue("without_figures")
-    folder = tmp_path / "run"
-    targets = (HOSTILE, "log_Close") if place == "target" else ("log_Open", "log_Close")
-    name = HOSTILE if place == "name" else "run"
-    write_finished_run(folder, name=name, targets=targets, epochs=1, windows=2, days=2)
-    if place == "config":
-        (folder / "config.yaml").write_text(f"# </pre></style>{HOSTILE}\n", encoding="utf-8")
-    if place == "reason":
-        write_status(folder, HOSTILE, reason=HOSTILE, stage=HOSTILE, epoch=HOSTILE, step=HOSTILE)
-    page = page_of(folder)
+def test_hostile_names_are_escaped_in_text_and_figures(finished: Path) -> None:
+    names = {"log_Open": HOSTILE, "log_High": "x\x08y", "nightly": "a\ud800b\x00c\x1b\u202e"}
+    results = (finished / "results.json").read_text()
+    forecasts = (finished / "forecasts.csv").read_text()
+    for name, hostile in names.items():
+        results = results.replace(json.dumps(name), json.dumps(hostile))
+        forecasts = forecasts.replace(name, '"' + hostile.replace('"', '""') + '"')
+    (finished / "results.json").write_text(results)
+    (finished / "forecasts.csv").write_text(forecasts)
+    page = page_of(finished)
     assert HOSTILE in " ".join(page.shown)
     assert not {"script", "img"} & set(page.tags)
     assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in page.references)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e]", page.source)
+    assert "a\N{REPLACEMENT CHARACTER}b" in page.text
 
 
 def set_scripts_as_text(tree: Any, path: str, count: Iterator[int]) -> Iterator[tuple[str, str]]:
@@ -248,9 +231,9 @@ NOT_SHOWN = re.compile(
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_script_in_any_free_text_field_is_escaped(tmp_path: Path) -> None:
-    folder = tmp_path / "<script>folder"
-    results = write_finished_run(folder, epochs=1, windows=2, days=1)
+def test_script_in_any_free_text_field_is_escaped(finished: Path, tmp_path: Path) -> None:
+    folder = finished.rename(tmp_path / "<script>folder")
+    results = results_of(folder)
     results["checkpoints"]["faults"] = ["damaged"]
     results["status"] = "ended early"
     count = itertools.count()
@@ -267,7 +250,7 @@ def test_script_in_any_free_text_field_is_escaped(tmp_path: Path) -> None:
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "status.json").write_text(json.dumps(status))
     (folder / "metrics.jsonl").write_text(json.dumps(event) + "\n")
-    (folder / "config.yaml").write_text("<script>config</script>")
+    (folder / "config.yaml").write_text("# </pre></style><script>config</script>")
 
     page = page_of(folder)
 
@@ -277,15 +260,6 @@ def test_script_in_any_free_text_field_is_escaped(tmp_path: Path) -> None:
     assert missing == []
     for word in ("baseline</script>", "scenario</script>", "package</script>", "config</script>", "folder"):
         assert f"<script>{word}" in text
-
-
-def test_surrogates_and_control_characters_are_replaced(tmp_path: Path) -> None:
-    write_finished_run(
-        tmp_path / "run", name="a\ud800b\x00c\x1b\u202e", targets=("x\x08", "y"), epochs=1, windows=2, days=1
-    )
-    page = page_of(tmp_path / "run")
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e]", page.source)
-    assert "a" in page.text
 
 
 UNFINISHED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
@@ -299,21 +273,20 @@ UNFINISHED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("state", "status", "words"), UNFINISHED)
 def test_unfinished_run_shows_progress_and_missing_files(
-    tmp_path: Path, state: str, status: dict[str, Any], words: tuple[str, ...]
+    finished: Path, state: str, status: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    write_unfinished_run(tmp_path / "night", state, **status)
-    page = page_of(tmp_path / "night")
-    assert page.text.startswith(f"night: {state}")
-    for part in (*words, "Missing files", f"this run is {state}", "best validation loss", "in epoch 3"):
+    page = page_of(make_unfinished(finished, state, **status))
+    assert page.text.startswith(f"nightly: {state}")
+    for part in (*words, "Missing files", f"this run is {state}", "best validation loss", "in epoch"):
         assert part in page.text
     assert page.tags.count("svg") == 3
     assert "Checklist" not in page.text
 
 
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_run_with_few_epochs_has_page(tmp_path: Path, epochs: int) -> None:
-    write_unfinished_run(tmp_path / "run", "running", epochs=epochs)
-    assert ("No epoch has been validated" in page_of(tmp_path / "run").text) == (epochs == 0)
+def test_run_before_first_validation_has_page(finished: Path) -> None:
+    page = page_of(make_unfinished(finished, "running", epochs=0))
+    assert "No epoch has been validated" in page.text
+    assert page.tags.count("svg") == 1
 
 
 def test_run_with_status_only_has_page(tmp_path: Path) -> None:
@@ -325,26 +298,23 @@ def test_run_with_status_only_has_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_unfinished_run_with_checkpoint_shows_resume_command(tmp_path: Path) -> None:
-    folder = tmp_path / "my run"
-    write_unfinished_run(folder, "stopped", reason="SIGTERM")
+def test_unfinished_run_with_checkpoint_shows_resume_command(finished: Path, tmp_path: Path) -> None:
+    folder = make_unfinished(finished, "stopped", reason="SIGTERM").rename(tmp_path / "my run")
     (folder / "checkpoints" / "epoch-0003-step-00000122").mkdir(parents=True)
     (folder / "checkpoints" / "epoch-0003-step-00000122" / "manifest.json").write_text("{}")
     assert f"To resume from epoch-0003-step-00000122: pgat-fast train --resume '{folder}'" in page_of(folder).text
 
 
-@pytest.mark.usefixtures("without_figures")
-def test_run_without_prices_intervals_and_scenarios_has_page(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    results = write_finished_run(folder, targets=("spread",), epochs=1, windows=1, days=1)
-    results["test"]["intervals"] = None
-    results["test"]["mixture"] = {
+def test_run_without_prices_intervals_and_scenarios_has_page(finished: Path) -> None:
+    results = results_of(finished)
+    results["test"] |= {"price": None, "intervals": None, "mixture": {
         "nll": {"overall": 1.25, "by_target": {"spread": 1.5}, "by_horizon": [1.0, None]},
         "crps": {"overall": 0.5, "by_target": {"spread": None}, "by_horizon": [0.75, 0.125]},
-    }
+    }}  # fmt: skip
+    results["test"]["by_horizon"]["price"] = None
     results["adversarial"] = {"scenarios": {}}
-    (folder / "results.json").write_text(json.dumps(results))
-    page = page_of(folder)
+    (finished / "results.json").write_text(json.dumps(results))
+    page = page_of(finished)
     for text in (
         "This run has no forecast intervals.",
         "all 1.2500 0.50000",
@@ -354,21 +324,21 @@ def test_run_without_prices_intervals_and_scenarios_has_page(tmp_path: Path) -> 
     ):
         assert text in page.text
     assert "Squared error, prices" not in page.text
+    assert page.tags.count("svg") == 6
 
 
-def test_intervals_in_unknown_format_are_listed(tmp_path: Path) -> None:
-    results = write_finished_run(tmp_path / "run", epochs=1, windows=2, days=1)
+def test_intervals_in_unknown_format_are_listed(finished: Path) -> None:
+    results = results_of(finished)
     results["test"]["intervals"] = {"scaled": {"0.8": {"inside": 0.75}}, "widths": [1.5, 2.5]}
-    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
-    page = page_of(tmp_path / "run")
+    (finished / "results.json").write_text(json.dumps(results))
+    page = page_of(finished)
     assert "scaled 0.8 inside 0.7500 widths 1.500, 2.500" in page.text
     assert page.tags.count("svg") == 7
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_page_without_matplotlib_explains_missing_figures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_finished_run(tmp_path / "run", epochs=1, windows=2, days=1)
-    page = page_of(tmp_path / "run")
+def test_page_without_matplotlib_explains_missing_figures(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    page = page_of(finished)
     assert 'This page has no figures: plots need matplotlib: pip install "pgat-fast[plots]"' in page.text
     assert "the report has no figures" in caplog.text
     assert "svg" not in page.tags
@@ -376,31 +346,23 @@ def test_page_without_matplotlib_explains_missing_figures(tmp_path: Path, caplog
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_page_is_written_to_given_path(tmp_path: Path) -> None:
-    write_unfinished_run(tmp_path / "run", "running")
+def test_page_is_written_to_given_path(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "elsewhere" / "page.html"
-    assert write_report(tmp_path / "run", out) == out
+    assert write_report(trained, out) == out
     assert out.is_file()
-    assert not (tmp_path / "run" / "report.html").exists()
+    assert not (trained / "report.html").exists()
     with pytest.raises(ConfigError, match="is a folder: name the file to write"):
-        write_report(tmp_path / "run", tmp_path)
+        write_report(trained, tmp_path)
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_page_is_reproducible(tmp_path: Path) -> None:
-    write_finished_run(tmp_path / "run", epochs=2, windows=3, days=2)
-    first = write_report(tmp_path / "run").read_bytes()
-    assert write_report(tmp_path / "run").read_bytes() == first
-
-
-@pytest.mark.usefixtures("without_figures")
-def test_damaged_run_keeps_old_page(tmp_path: Path) -> None:
-    write_unfinished_run(tmp_path / "run", "running")
-    page = write_report(tmp_path / "run").read_bytes()
-    (tmp_path / "run" / "results.json").write_text("{")
+def test_page_is_reproducible_and_kept_if_run_is_damaged(finished: Path) -> None:
+    page = write_report(finished).read_bytes()
+    assert write_report(finished).read_bytes() == page
+    (finished / "results.json").write_text("{")
     with pytest.raises(DataError, match=r"results\.json: damaged"):
-        write_report(tmp_path / "run")
-    assert (tmp_path / "run" / "report.html").read_bytes() == page
+        write_report(finished)
+    assert (finished / "report.html").read_bytes() == page
 
 
 def test_values_are_formatted_with_suitable_precision() -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from pgat_fast.data.columns import BODIES, TARGETS
 from pgat_fast.errors import ConfigError, DataError
 from pgat_fast.report.figure_style import INK, MUTED, VARIABLES, draw_line, new_figure, plain_label, to_png, to_svg
 from pgat_fast.report.forecast_figures import (
@@ -26,11 +28,10 @@ from pgat_fast.report.forecast_figures import (
     draw_forecasts,
 )
 from pgat_fast.report.plots import PLOTS, draw_plots, write_plots
-from pgat_fast.report.run_files import read_run
-from pgat_fast.report.tables import Adjacency, Forecasts
+from pgat_fast.report.run_files import RunFiles, read_run
 from pgat_fast.report.training_figures import draw_learning_rate, draw_losses, draw_memory, measure_running_hours
 from pgat_fast.training.run_folder import write_status
-from tests.pgat_fast.report.example_run import MANY_NODES, write_finished_run, write_unfinished_run
+from tests.pgat_fast.report.changes import make_unfinished
 
 
 def lines_of(axes: Axes) -> dict[str, np.ndarray]:
@@ -38,28 +39,71 @@ def lines_of(axes: Axes) -> dict[str, np.ndarray]:
     return {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.get_lines()}
 
 
-def forecasts_of(targets: list[str], days: int = 3, horizons: tuple[int, ...] = (1, 2)) -> Forecasts:
+def forecasts_of(targets: list[str], days: int = 3, horizons: tuple[int, ...] = (1, 2)) -> pd.DataFrame:
     """Return forecasts of 1 for a truth of 2, without prices."""
-    rows = [(day, horizon, target) for day in range(days) for horizon in horizons for target in targets]
-    return Forecasts(
-        dates=np.array([np.datetime64("2026-01-05") + day + horizon for day, horizon, _ in rows]),
-        horizons=np.array([horizon for _, horizon, _ in rows]),
-        targets=np.array([target for _, _, target in rows]),
-        values={"forecast": np.ones(len(rows)), "truth": np.full(len(rows), 2.0)},
+    rows = [
+        (np.datetime64("2026-01-05") + day + horizon, horizon, target, 1.0, 2.0)
+        for day in range(days)
+        for horizon in horizons
+        for target in targets
+    ]
+    return pd.DataFrame(rows, columns=["date", "horizon", "target", "forecast", "truth"])
+
+
+def run_of(
+    epochs: int = 3,
+    windows: int = 10,
+    days: int = 4,
+    targets: tuple[str, ...] = TARGETS,
+    nodes: tuple[str, ...] = BODIES,
+    gpu: bool = False,
+) -> RunFiles:
+    """Return a finished run of these sizes with random numbers, resumed once."""
+    random = np.random.default_rng(0)
+    dates = np.busday_offset("2025-12-16", np.arange(windows + days), roll="forward")
+    rows = [(dates[w + d - 1], d, target) for w in range(windows) for d in range(1, days + 1) for target in targets]
+    forecasts = pd.DataFrame(rows, columns=["date", "horizon", "target"])
+    for name in ("forecast", "truth", "price_forecast", "price_truth"):
+        forecasts[name] = 5000 + random.normal(scale=80, size=len(rows))
+    forecasts = forecasts.assign(price_lower_80=forecasts["price_forecast"] - 90, price_upper_80=5100.0)
+    curves = {name: random.uniform(1, 2, days).tolist() for name in ("model", "last_value", "zero_return", "drift")}
+    shares = [{"overall": level - 0.05, "by_target": {}, "by_horizon": []} for level in (0.5, 0.8, 0.95)]
+    levels = [{"nominal": c["overall"] + 0.05, "coverage": c, "mean_width": 1.0} for c in shares]
+    error = {"overall": {"rmse": 1.2345}}
+    test = {"scaled": {"model": error}, "by_horizon": {"scaled": curves, "price": curves}}
+    scenarios = {name: {"status": "ok", "metrics": error} for name in ("gaussian_noise", "feature_dropout")}
+    steps = [{"stage": "train", "epoch": 1, "step": step, "loss": random.normal(2.0)} for step in range(1, 5 * epochs)]
+    memory = {"process_gib": 1.5, "process_peak_gib": 2.0}
+    memory |= (
+        {"device_allocated_gib": 6.0, "device_reserved_gib": 12.5, "device_peak_allocated_gib": 11.0} if gpu else {}
     )
+    return RunFiles(
+        Path("run"),
+        results={
+            "test": test | {"intervals": {"scaled": levels, "price": levels}},
+            "adversarial": {"scenarios": scenarios},
+            "initial_validation_loss": 2.5,
+            "best_epoch": epochs,
+            "epochs": [
+                {"epoch": n, "train_loss": 2.0, "validation_loss": 2.0 - n / epochs, "learning_rate": 1e-3 / n,
+                 "optimizer_steps": 5, "complete": True} for n in range(1, epochs + 1)
+            ],
+            "memory": {"limit_gib": 6.0, "device_limit_gib": 40.0 if gpu else None},
+        },
+        metrics=steps,
+        memory=[
+            memory | {"time": f"2026-03-02T{hour:02d}:04:05", "stage": "start" if hour == 9 else "train"}
+            for hour in range(20)
+        ],
+        forecasts=forecasts,
+        adjacency=pd.DataFrame(random.random((len(nodes), len(nodes))), index=nodes, columns=nodes),
+    )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "nightly"
-    write_finished_run(folder)
-    return folder
-
-
-def test_finished_run_gets_every_plot_as_png(run: Path) -> None:
-    paths = write_plots(run)
+def test_finished_run_gets_every_plot_as_png(finished: Path) -> None:
+    paths = write_plots(finished)
     assert [path.stem for path in paths] == list(PLOTS)
-    assert sorted(path.name for path in (run / "plots").iterdir()) == sorted(path.name for path in paths)
+    assert sorted(path.name for path in (finished / "plots").iterdir()) == sorted(path.name for path in paths)
     for path in paths:
         image = imread(path)
         assert image.shape[1] == 1110  # 7.4 inches of 150 dots
@@ -67,28 +111,9 @@ def test_finished_run_gets_every_plot_as_png(run: Path) -> None:
         assert image[..., :3].std() > 0.02, f"{path.name} shows nothing"
 
 
-def test_unfinished_run_gets_training_plots(tmp_path: Path) -> None:
-    write_unfinished_run(tmp_path / "run", "stopped")
-    assert [path.stem for path in write_plots(tmp_path / "run")] == ["losses", "learning_rate", "memory"]
-
-
-def test_run_without_epochs_gets_memory_plot_only(tmp_path: Path) -> None:
-    write_unfinished_run(tmp_path / "run", "running", epochs=0)
-    assert [path.stem for path in write_plots(tmp_path / "run")] == ["memory"]
-
-
-ODD: list[dict[str, Any]] = [
-    {"epochs": 1, "windows": 1, "days": 1, "targets": ("spread",)},
-    {"epochs": 50, "windows": 200, "days": 30, "device": True},
-    {"epochs": 1, "windows": 2, "days": 2, "nodes": MANY_NODES, "targets": tuple(f"target {n}" for n in range(20))},
-    {"epochs": 2, "windows": 3, "days": 2, "targets": ("$\\frac{", "<b>&amp;", "\u00c5ngstr\u00f6m\n", "log_Close")},
-]
-
-
-@pytest.mark.parametrize("settings", [ODD[0], *(pytest.param(odd, marks=pytest.mark.slow) for odd in ODD[1:])])
-def test_unusual_runs_get_every_plot(tmp_path: Path, settings: dict[str, Any]) -> None:
-    write_finished_run(tmp_path / "run", **settings)
-    assert [path.stem for path in write_plots(tmp_path / "run")] == list(PLOTS)
+@pytest.mark.parametrize(("epochs", "plots"), [(3, ["losses", "learning_rate", "memory"]), (0, ["memory"])])
+def test_unfinished_run_gets_training_plots(finished: Path, epochs: int, plots: list[str]) -> None:
+    assert [path.stem for path in write_plots(make_unfinished(finished, "stopped", epochs=epochs))] == plots
 
 
 def spans_of_labels(axes: Axes, side: int) -> list[tuple[float, float]]:
@@ -105,10 +130,22 @@ def spans_of_labels(axes: Axes, side: int) -> list[tuple[float, float]]:
     return sorted(spans)
 
 
-@pytest.mark.parametrize("settings", [{}, *(pytest.param(odd, marks=pytest.mark.slow) for odd in ODD[:3])])
-def test_texts_do_not_overlap(tmp_path: Path, settings: dict[str, Any]) -> None:
-    write_finished_run(tmp_path / "run", **settings)
-    for name, figure in draw_plots(read_run(tmp_path / "run")):
+SIZES: list[dict[str, Any]] = [
+    {},
+    {"epochs": 1, "windows": 1, "days": 1, "targets": ("spread",)},
+    {"epochs": 50, "windows": 100, "days": 30, "targets": TARGETS[:2], "gpu": True},
+    {
+        "nodes": tuple(f"node_of_column_{n}" for n in range(118)),
+        "targets": ("$\\frac{", "<b>&amp;", "\u00c5ngstr\u00f6m\n"),
+    },
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_every_plot_is_drawn_without_overlapping_texts(sizes: dict[str, Any]) -> None:
+    figures = dict(draw_plots(run_of(**sizes)))
+    assert list(figures) == list(PLOTS)
+    for name, figure in figures.items():
         figure.draw_without_rendering()
         for axes in figure.axes:
             for side in (0, 1):
@@ -186,10 +223,8 @@ def test_line_without_readable_time_gets_previous_time() -> None:
     np.testing.assert_allclose(hours, [0, 0, 2])
 
 
-def test_device_memory_has_separate_panel(tmp_path: Path) -> None:
-    write_finished_run(tmp_path / "run", epochs=2, windows=2, days=1, device=True)
-    run = read_run(tmp_path / "run")
-    figure = draw_memory(run.memory, {"limit_gib": None, "device_limit_gib": 40.0})
+def test_device_memory_has_separate_panel() -> None:
+    figure = draw_memory(run_of(gpu=True).memory, {"limit_gib": None, "device_limit_gib": 40.0})
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Process memory", "Device memory"]
     assert "limit 40 GiB" in lines_of(figure.axes[1])
@@ -216,11 +251,19 @@ def test_date_ticks_are_days(days: int, labels: list[str]) -> None:
     assert tick_labels == labels if days < 8 else set(labels) <= set(tick_labels)
 
 
-def test_price_forecasts_have_intervals(run: Path) -> None:
-    figure = draw_forecasts(read_run(run).forecasts or pytest.fail("no forecasts"))
+def test_price_forecasts_have_intervals(trained: Path) -> None:
+    forecasts = read_run(trained).forecasts
+    assert forecasts is not None
+    figure = draw_forecasts(forecasts.assign(price_lower_80=1.0, price_upper_80=2.0))  # too few windows for 80 %
     assert [axes.get_ylabel() for axes in figure.axes] == ["price"] * 4
     bands = [str(band.get_label()) for band in figure.axes[3].collections]
-    assert bands == ["10 days ahead, 80 % interval", "1 day ahead, 80 % interval"]
+    assert bands == ["2 days ahead, 80 % interval", "1 day ahead, 80 % interval"]
+
+
+def test_forecasts_are_drawn_in_order_of_dates() -> None:
+    figure = draw_forecasts(forecasts_of(["x"])[::-1])
+    for line in figure.axes[0].get_lines():
+        assert (np.diff(np.asarray(line.get_xdata())) > np.timedelta64(0)).all()
 
 
 def test_number_of_forecast_panels_is_limited() -> None:
@@ -255,7 +298,8 @@ def test_failed_scenario_is_marked() -> None:
 def test_number_of_heat_map_labels_is_limited(nodes: int, named: int) -> None:
     weights = np.full((nodes, nodes), np.nan)
     weights[0, 0] = 1.0
-    figure = draw_adjacency(Adjacency([f"node_{n}" for n in range(nodes)], weights))
+    names = [f"node_{n}" for n in range(nodes)]
+    figure = draw_adjacency(pd.DataFrame(weights, index=names, columns=names))
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(labels) <= named
     assert len(labels) > named / 2
@@ -267,9 +311,9 @@ def test_labels_are_short_and_without_mathtext() -> None:
     assert len(plain_label("x" * 1000)) <= 41
 
 
-def test_drawing_keeps_matplotlib_settings(run: Path) -> None:
+def test_drawing_keeps_matplotlib_settings() -> None:
     before = dict(mpl.rcParams)
-    figures = draw_plots(read_run(run))
+    figures = draw_plots(run_of())
     to_svg(next(figures)[1], "x")
     assert dict(mpl.rcParams) == before
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
@@ -317,10 +361,10 @@ def test_folder_without_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_plots_do_not_import_torch(run: Path) -> None:
+def test_plots_do_not_import_torch(trained: Path) -> None:
     script = (
-        "import sys\nfrom pathlib import Path\nfrom pgat_fast.report.plots import write_plots\n"
-        f"assert write_plots(Path({json.dumps(str(run))}))\nassert 'torch' not in sys.modules\n"
+        "import sys\nfrom pathlib import Path\nfrom pgat_fast.report.plots import draw_plots, read_run\n"
+        f"assert list(draw_plots(read_run(Path({json.dumps(str(trained))}))))\nassert 'torch' not in sys.modules\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

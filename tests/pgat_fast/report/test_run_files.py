@@ -6,56 +6,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pgat_fast.data.columns import BODIES
 from pgat_fast.errors import DataError
 from pgat_fast.report.run_files import RunFiles, read_run
 from pgat_fast.training.run_folder import write_status
-from tests.pgat_fast.report.example_run import STEPS, write_finished_run, write_unfinished_run
+from tests.pgat_fast.report.changes import make_unfinished, results_of
 
 
-def test_finished_run_is_complete(tmp_path: Path) -> None:
-    results = write_finished_run(tmp_path / "run", epochs=3, windows=4, days=2)
-    run = read_run(tmp_path / "run")
+def test_finished_run_is_complete(trained: Path) -> None:
+    results, run = results_of(trained), read_run(trained)
     assert run.results == results
     assert (run.state, run.name, run.best_epoch, run.missing) == ("finished", "nightly", results["best_epoch"], {})
     assert run.best == results["checkpoints"]["best"]
     assert run.checkpoints == results["checkpoints"]["kept"]
     assert run.memory_limits == {"limit_gib": 6.0, "device_limit_gib": None}
     assert run.forecasts is not None
-    assert len(run.forecasts.dates) == 4 * 2 * 4
+    assert len(run.forecasts) == 6 * 2 * 4
+    assert run.forecasts["horizon"].unique().tolist() == [1, 2]
+    assert np.isfinite(run.forecasts["price_forecast"]).all()
     assert run.adjacency is not None
-    assert run.adjacency.weights.shape == (13, 13)
-    np.testing.assert_allclose(run.adjacency.weights.sum(axis=1), 1)  # rows: what a node receives
+    assert run.adjacency.shape == (13, 13)
+    assert list(run.adjacency.index) == list(run.adjacency.columns) == list(BODIES)
 
 
-def test_series_is_sorted_by_date(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    write_finished_run(path, epochs=1, windows=5, days=2)
-    lines = (path / "forecasts.csv").read_text().splitlines()
-    (path / "forecasts.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
-    forecasts = read_run(path).forecasts
-    assert forecasts is not None
-    dates, columns = forecasts.series("log_Low", 2)
-    assert len(dates) == 5
-    assert (np.diff(dates) > np.timedelta64(0, "D")).all()
-    assert columns["price_truth"].shape == (5,)
-    assert forecasts.has_prices("log_Low")
-
-
-def test_epochs_of_unfinished_run_come_from_metrics(tmp_path: Path) -> None:
-    write_unfinished_run(tmp_path / "run", "stopped", epochs=3, reason="SIGTERM", exit_code=143)
-    run = read_run(tmp_path / "run")
+def test_epochs_of_unfinished_run_come_from_metrics(finished: Path) -> None:
+    losses = results_of(finished)["validation_losses"]
+    run = read_run(make_unfinished(finished, "stopped", reason="SIGTERM", exit_code=143))
     assert [epoch["epoch"] for epoch in run.epochs] == [1, 2, 3]
-    assert run.best_epoch == 3
+    assert run.best_epoch == 1 + losses.index(min(losses))
     assert run.results == {}
     assert run.forecasts is None
     assert set(run.missing) == {"results.json", "forecasts.csv", "adjacency.csv", "checkpoints"}
     assert run.missing["results.json"].endswith("this run is stopped")
 
 
-def test_missing_file_of_finished_run_is_reported_as_deleted(tmp_path: Path) -> None:
-    write_finished_run(tmp_path / "run", epochs=1, windows=2, days=1)
-    (tmp_path / "run" / "adjacency.csv").unlink()
-    assert "moved or deleted" in read_run(tmp_path / "run").missing["adjacency.csv"]
+def test_missing_file_of_finished_run_is_reported_as_deleted(finished: Path) -> None:
+    (finished / "adjacency.csv").unlink()
+    assert "moved or deleted" in read_run(finished).missing["adjacency.csv"]
 
 
 def test_folder_with_status_only_is_a_run(tmp_path: Path) -> None:
@@ -63,12 +50,6 @@ def test_folder_with_status_only_is_a_run(tmp_path: Path) -> None:
     run = read_run(tmp_path)
     assert (run.state, run.epochs, run.best_epoch, run.config) == ("running", [], None, None)
     assert len(run.missing) == 7
-
-
-def test_repeated_steps_of_resumed_run_count_once(tmp_path: Path) -> None:
-    write_unfinished_run(tmp_path / "run", "running", epochs=3)
-    steps = [line["step"] for line in read_run(tmp_path / "run").metrics if line["stage"] == "train"]
-    assert steps == list(range(10, 3 * STEPS + 1, 10))
 
 
 def test_memory_limits_are_unknown_without_results_and_checkpoints() -> None:
@@ -85,6 +66,7 @@ def test_folder_without_run_is_refused(tmp_path: Path, exists: bool) -> None:
         read_run(folder)
 
 
+KEYS = b"origin,date,horizon,target,forecast,truth\n"
 DAMAGE = [
     ("results.json", b'{"name": "ni', r"results\.json: damaged or not JSON"),
     ("results.json", b'{"name": NaN}', r"results\.json: .*NaN is not JSON"),
@@ -93,43 +75,29 @@ DAMAGE = [
     ("results.json", b"[" * 200_000, r"results\.json: nested too deeply"),
     ("status.json", b"", r"status\.json: damaged or not JSON"),
     ("config.yaml", b"\xff\xfe", r"config\.yaml: damaged: byte 0 is not UTF-8 text"),
-    ("forecasts.csv", b"", r"forecasts\.csv: empty"),
-    ("forecasts.csv", b"a,a\n", r"forecasts\.csv: line 1: duplicate column name"),
-    ("forecasts.csv", b"a,b\n1,2\n", r"forecasts\.csv: column origin is missing"),
-    ("forecasts.csv", b"\x00\xff\n", r"forecasts\.csv: damaged or not CSV"),
     ("adjacency.csv", b",sun,moon\nsun,1,2\n", r"adjacency\.csv: the names of rows and columns differ"),
     ("adjacency.csv", b",sun\nsun,x\n", r"adjacency\.csv: column sun: could not convert"),
     ("adjacency.csv", b",sun\nsun\n", r"adjacency\.csv: line 2: 1 cells, expected 2"),
+    ("forecasts.csv", b"", r"forecasts\.csv: empty"),
+    ("forecasts.csv", b"a,a\n", r"forecasts\.csv: line 1: duplicate column name"),
+    ("forecasts.csv", b"a,b\n1,2\n", r"forecasts\.csv: column origin is missing"),
+    ("forecasts.csv", b"\x00\xff\n", r"forecasts\.csv: damaged: byte 1 is not UTF-8 text"),
+    ("forecasts.csv", b'"a\n', r"forecasts\.csv: not CSV"),
+    ("forecasts.csv", KEYS, r"no rows"),
+    ("forecasts.csv", KEYS + b"2026-01-01,2026-01-02,1,log_Close,0.1\n", r"line 2: 5 cells, expected 6"),
+    ("forecasts.csv", KEYS + b"2026-01-01,2026-01-02,1,log_Close,0.1,0.2,0.3\n", r"line 2: 7 cells, expected 6"),
+    ("forecasts.csv", KEYS + b"2026-01-01,2026-13-02,1,log_Close,0.1,0.2\n", r"column date"),
+    ("forecasts.csv", KEYS + b"2026-01-01,,1,log_Close,0.1,0.2\n", r"column date: a cell is empty"),
+    ("forecasts.csv", KEYS + b"2026-01-01,2026-01-02,1.5,log_Close,0.1,0.2\n", r"column horizon: expected integers"),
+    ("forecasts.csv", KEYS + b"2026-01-01,2026-01-02,,log_Close,0.1,0.2\n", r"column horizon: expected integers"),
+    ("forecasts.csv", KEYS + b"2026-01-01,2026-01-02,1,log_Close,much,0.2\n", r"column forecast: could not convert"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), DAMAGE)
 def test_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    write_finished_run(tmp_path / "run", epochs=1, windows=2, days=1)
-    (tmp_path / "run" / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_run(tmp_path / "run")
-
-
-KEYS = "origin,date,horizon,target,forecast,truth"
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("", r"no rows"),
-        ("2026-01-01,2026-01-02,1,log_Close,0.1", r"line 2: 5 cells, expected 6"),
-        ("2026-01-01,2026-01-02,1,log_Close,0.1,0.2,0.3", r"line 2: 7 cells, expected 6"),
-        ("2026-01-01,2026-13-02,1,log_Close,0.1,0.2", r"column date"),
-        ("2026-01-01,,1,log_Close,0.1,0.2", r"column date: a cell is empty"),
-        ("2026-01-01,2026-01-02,1.5,log_Close,0.1,0.2", r"column horizon: expected integers from 1"),
-        ("2026-01-01,2026-01-02,,log_Close,0.1,0.2", r"column horizon: expected integers from 1"),
-        ("2026-01-01,2026-01-02,1,log_Close,much,0.2", r"column forecast: could not convert"),
-    ],
-)
-def test_damaged_forecast_row_is_refused(tmp_path: Path, row: str, message: str) -> None:
     write_status(tmp_path, "running")
-    (tmp_path / "forecasts.csv").write_text(f"{KEYS}\n{row}\n" if row else f"{KEYS}\n")
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_run(tmp_path)
 

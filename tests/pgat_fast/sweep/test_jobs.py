@@ -54,7 +54,7 @@ def test_unsafe_values_give_unique_valid_names() -> None:
         (["training.epochs=1,1"], "a value is given twice"),
         (["epochs=1,2"], "name the setting in full, with its section, as in training.epochs"),
         (["training.seed=1,2"], "training.seed cannot be part of a grid: use --seeds"),
-        (["run.name=a,b"], "jobs have names of their own"),
+        (["run.name=a,b"], "jobs are named automatically"),
     ],
 )
 def test_invalid_grid_raises(texts: list[str], told: str) -> None:
@@ -93,10 +93,10 @@ def test_write_jobs_allows_more_jobs_but_no_other_settings(config: Config, tmp_p
     assert all_jobs[:2] == jobs, "lines stay where a queue has found them"
     assert set(all_jobs) == set(more_jobs)
     assert write_jobs(tmp_path, config, jobs) == all_jobs, "nothing is taken away"
-    with pytest.raises(ConfigError, match="a sweep over other settings is there"):
+    with pytest.raises(ConfigError, match="holds a sweep over other settings"):
         write_jobs(tmp_path, config, jobs_of(config, {}, 1))
     other_config = load_config(config, ["training.epochs=77"])
-    with pytest.raises(ConfigError, match="a sweep of another configuration is there"):
+    with pytest.raises(ConfigError, match="holds a sweep of another configuration"):
         write_jobs(tmp_path, other_config, jobs_of(other_config, {}, 1))
-    with pytest.raises(ConfigError, match="no sweep"):
+    with pytest.raises(ConfigError, match="not a sweep"):
         read_jobs(tmp_path / "none")

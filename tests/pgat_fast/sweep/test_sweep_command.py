@@ -1,4 +1,4 @@
-"""`pgat-fast sweep` with real runs in separate processes: results, failures, stopping and resuming."""
+"""`pgat-fast sweep`: jobs in processes of their own, their results, and the forecast of an ensemble."""
 
 import json
 import os
@@ -15,30 +15,33 @@ import pytest
 from pgat_fast import load_config, load_run, predict
 from pgat_fast.cli import main
 from pgat_fast.forecasting.ensemble import predict_ensemble
-from pgat_fast.sweep.jobs import read_jobs
+from pgat_fast.sweep.jobs import jobs_of, read_jobs, write_jobs
 from pgat_fast.sweep.pool import places
 from pgat_fast.sweep.table import best_members, collect, ensemble_skill, finished
 from pgat_fast.training.run_folder import locked
+from pgat_fast.training.trainer import train
 
 SETTINGS = ["training.epochs=1", "training.warmup_epochs=0", "run.compile=off"]
 
 
-@pytest.fixture(scope="module")
-def swept(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished sweep of two points and two seeds."""
-    folder = tmp_path_factory.mktemp("sweep") / "sweep"
+@pytest.mark.slow  # four runs
+def test_finished_sweep_has_results_and_ensemble_forecast(
+    tiny_settings: list[str], data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    config = load_config(None, [*tiny_settings, *SETTINGS])
+    jobs = write_jobs(folder, config, jobs_of(config, {"training.learning_rate": ["1e-3", "1e-5"]}, 2))
+    for job in jobs:  # as the processes of the sweep do
+        train(load_config(config, job.overrides(folder)), progress=False)
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/results.json")}
     arguments = ["--grid", "training.learning_rate=1e-3,1e-5", "--seeds", "2", "--out", str(folder), "--quiet"]
     assert main(["sweep", *arguments, "--set", *tiny_settings, *SETTINGS]) == 0
-    return folder
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/results.json")} == times, "no job is repeated"
 
-
-@pytest.mark.multiprocess
-def test_results_list_all_jobs_with_mean_and_spread(swept: Path) -> None:
-    table = pd.read_csv(swept / "results.csv")
+    table = pd.read_csv(folder / "results.csv")
     assert list(table["state"]) == ["finished"] * 4
-    first = load_config(swept / "config.yaml").training.seed
-    assert list(table["seed"]) == [first, first + 1] * 2
-    points = json.loads((swept / "summary.json").read_text())["points"]
+    assert list(table["seed"]) == [config.training.seed, config.training.seed + 1] * 2
+    points = json.loads((folder / "summary.json").read_text())["points"]
     losses = [point["measures"]["best_validation_loss"]["mean"] for point in points]
     assert losses == sorted(losses), "the best first"
     for point in points:
@@ -50,57 +53,46 @@ def test_results_list_all_jobs_with_mean_and_spread(swept: Path) -> None:
         assert point["ensemble"]["rmse"] <= rows["test_rmse"].max()
         assert set(point["ensemble"]["skill"]) == {"last_value", "zero_return", "drift"}
 
+    members = best_members(folder, jobs)
+    assert len(members) == 2
+    of_one = ensemble_skill(members[:1])
+    scaled = json.loads((members[0] / "results.json").read_text())["test"]["scaled"]
+    assert of_one["rmse"] == pytest.approx(scaled["model"]["overall"]["rmse"], rel=1e-6)
+    assert of_one["skill"] == pytest.approx(scaled["skill"], abs=1e-6)
 
-@pytest.mark.multiprocess
-def test_second_call_repeats_no_job(swept: Path, tiny_settings: list[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in swept.glob("runs/*/results.json")}
-    arguments = ["--grid", "training.learning_rate=1e-3,1e-5", "--seeds", "2", "--out", str(swept), "--quiet"]
-    assert main(["sweep", *arguments, "--set", *tiny_settings, *SETTINGS]) == 0
-    assert {path: path.stat().st_mtime_ns for path in swept.glob("runs/*/results.json")} == before
-
-
-@pytest.mark.multiprocess
-def test_ensemble_of_one_equals_run(swept: Path) -> None:
-    folder = best_members(swept, read_jobs(swept))[0]
-    ensemble = ensemble_skill([folder])
-    results = json.loads((folder / "results.json").read_text())
-    assert ensemble["rmse"] == pytest.approx(results["test"]["scaled"]["model"]["overall"]["rmse"], rel=1e-6)
-    for name, value in results["test"]["scaled"]["skill"].items():
-        assert ensemble["skill"][name] == pytest.approx(value, abs=1e-6)
-
-
-@pytest.mark.multiprocess
-def test_sweep_forecast_is_mean_of_best_seeds(
-    swept: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "forecast.csv"
-    assert main(["predict", str(swept), "--from", str(data_file), "--out", str(out)]) == 0
-    forecast = pd.read_csv(out)
-    runs = [load_run(folder) for folder in best_members(swept, read_jobs(swept))]
-    assert len(runs) == 2
-    closes = np.stack([predict(run, data_file)["close"] for run in runs])
-    assert forecast["close"].to_numpy() == pytest.approx(np.exp(np.log(closes).mean(axis=0)), rel=1e-8)
-    spread = 100 * np.log(closes).std(axis=0, ddof=1)
-    assert forecast["close_spread"].to_numpy() == pytest.approx(spread, rel=1e-6)
+    assert main(["predict", str(folder), "--from", str(data_file), "--out", str(tmp_path / "forecast.csv")]) == 0
     assert "mean of 2 runs" in capsys.readouterr().out
+    forecast = pd.read_csv(tmp_path / "forecast.csv")
+    runs = [load_run(member) for member in members]
+    closes = np.log(np.stack([predict(run, data_file)["close"] for run in runs]))
+    assert forecast["close"].to_numpy() == pytest.approx(np.exp(closes.mean(axis=0)), rel=1e-8)
+    assert forecast["close_spread"].to_numpy() == pytest.approx(100 * closes.std(axis=0, ddof=1), rel=1e-6)
     frame = predict_ensemble(runs[:1], data_file)
-    assert frame["close"].to_numpy() == pytest.approx(closes[0], rel=1e-12)
+    assert frame["close"].to_numpy() == pytest.approx(np.exp(closes[0]), rel=1e-12)
     assert frame["close_spread"].isna().all()
 
 
 @pytest.mark.multiprocess
-def test_failed_job_is_reported_and_others_continue(
+def test_sweep_runs_unfinished_jobs_and_reports_failed_and_skipped_ones(
     tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
-    grid = ["model.seq_len=6,30"]  # the longer one leaves no windows
-    arguments = ["--grid", *grid, "--out", str(folder), "--quiet"]
-    assert main(["sweep", *arguments, "--set", *tiny_settings, *SETTINGS]) == 1
-    assert list(collect(folder, read_jobs(folder))["state"]) == ["finished", "not run"]
+    arguments = ["sweep", "--grid", "model.seq_len=6,30", "--seeds", "2", "--out", str(folder), "--quiet"]
+    arguments += ["--set", *tiny_settings, *SETTINGS]
+    assert main([*arguments, "--jobs", "0"]) == 0
+    interrupted, running, *failing = read_jobs(folder)  # 30 days of history leave no windows
+    for job in (interrupted, running):  # as a run leaves it that was stopped before its first checkpoint
+        (folder / "runs" / job.name).mkdir(parents=True)
+    with locked(folder / "runs" / running.name):  # as if a queue had started it
+        assert main(arguments) == 1
+    assert list(collect(folder, read_jobs(folder))["state"]) == ["finished", "not run", "not run", "not run"]
+    assert interrupted.folder(folder).name == f"{interrupted.name}-2", "it starts anew"
+    assert finished(running.folder(folder)) is None
     printed = capsys.readouterr().out
-    assert "1 of 2 jobs are finished" in printed
-    assert "failed: model.seq_len-30-seed-" in printed
-    assert "exit code 2: error: " in printed
+    assert "1 of 4 jobs are finished" in printed
+    assert f"skipped, because another process is running them: {running.name}" in printed
+    for job in failing:
+        assert f"failed: {job.name}: exit code 2: error: " in printed
 
 
 @pytest.mark.multiprocess
@@ -120,34 +112,6 @@ def test_stopped_sweep_stops_its_job(tiny_settings: list[str], tmp_path: Path) -
     assert json.loads((run_folder / "status.json").read_text())["state"] == "stopped"
     assert main([*arguments, "--jobs", "0"]) == 0, "the table of what there is"
     assert set(collect(folder, read_jobs(folder))["state"]) == {"stopped", "not run"}
-
-
-@pytest.mark.multiprocess
-def test_job_stopped_before_first_checkpoint_starts_anew(tiny_settings: list[str], tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    arguments = ["sweep", "--out", str(folder), "--quiet", "--set", *tiny_settings, *SETTINGS]
-    assert main([*arguments, "--jobs", "0"]) == 0
-    (job,) = read_jobs(folder)
-    (folder / "runs" / job.name).mkdir(parents=True)  # as left by a run that was stopped before its first checkpoint
-    assert main(arguments) == 0
-    assert list(collect(folder, [job])["state"]) == ["finished"]
-    assert job.folder(folder).name == f"{job.name}-2"
-
-
-@pytest.mark.multiprocess
-def test_job_locked_by_another_process_is_skipped(
-    tiny_settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "sweep"
-    arguments = ["sweep", "--seeds", "2", "--out", str(folder), "--quiet", "--set", *tiny_settings, *SETTINGS]
-    assert main([*arguments, "--jobs", "0"]) == 0
-    first, second = read_jobs(folder)
-    (folder / "runs" / first.name).mkdir(parents=True)
-    with locked(folder / "runs" / first.name):  # as if a queue had started it
-        assert main(arguments) == 0
-    assert finished(second.folder(folder)) is not None
-    assert finished(first.folder(folder)) is None
-    assert f"left to the processes that are at work on them: {first.name}" in capsys.readouterr().out
 
 
 def test_places_on_cpu_match_requested_number() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pgat_fast.evaluation.conformal import half_widths, rank, windows_needed
+from pgat_fast.evaluation.intervals import half_widths, rank, windows_needed
 
 LEVELS = (0.5, 0.8, 0.95)
 

@@ -117,7 +117,7 @@ def _find_checkpoint(folder: Path, which: str) -> tuple[Path, Checkpoint]:
         return path, read_checkpoint(path, training=False)
     chosen = choose_checkpoint(root, which)
     if chosen is None:
-        raise CheckpointError(f"{root}: no checkpoint there can be read: train first, or go on with `train --resume`")
+        raise CheckpointError(f"{root}: no readable checkpoint: train first, or resume with `train --resume`")
     return chosen
 
 
@@ -137,7 +137,7 @@ def _read_scaler(path: Path, about: dict[str, Any], name: str, columns: int) -> 
     try:
         scaler = Scaler.from_dict(about[name])
     except KeyError as error:
-        raise CheckpointError(f"{path}: holds no {name}: use another checkpoint") from error
+        raise CheckpointError(f"{path}: has no {name}: use another checkpoint") from error
     except DataError as error:
         raise CheckpointError(f"{path}: {name}: {error}: use another checkpoint") from error
     if len(scaler.columns) != columns:
@@ -169,7 +169,7 @@ def _read_intervals(
     widths = [width for width in (*intervals.scaled, *(intervals.log_price or ())) if width is not None]
     fits = intervals.method == method and all(width.shape == (model.pred_len, model.c_out) for width in widths)
     if not fits or (method == "conformal" and (intervals.log_price is not None) != (targets == TARGETS)):
-        raise CheckpointError(f"{path}: not of this model: delete it, then `pgat-fast evaluate {folder}`")
+        raise CheckpointError(f"{path}: does not fit this model: delete it, then `pgat-fast evaluate {folder}`")
     return intervals
 
 
@@ -186,5 +186,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}: delete it, then `pgat-fast evaluate` again") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no JSON object: delete it, then `pgat-fast evaluate` again")
+        raise CheckpointError(f"{path}: not a JSON object: delete it, then `pgat-fast evaluate` again")
     return content

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pgat_fast.data.load import load_splits
 from pgat_fast.errors import CheckpointError
 from pgat_fast.evaluation.assess import Assessment, assess
-from pgat_fast.forecasting.run import Run
+from pgat_fast.forecasting.load_run import Run
 
 
 def evaluate(run: Run, *, on_batch: Callable[[], None] | None = None, progress: bool = False) -> Assessment:
@@ -30,7 +30,7 @@ def evaluate(run: Run, *, on_batch: Callable[[], None] | None = None, progress: 
     ):
         if run_scaler.to_dict() != data_scaler.to_dict():
             raise CheckpointError(
-                f"{run.config.data.path}: its training rows give the {name} another scale than the run was trained "
-                "with: use the data file of the training, or train anew"
+                f"{run.config.data.path}: the scale of the {name} differs from that of the training: use the data file "
+                "of the training, or train a new run"
             )
     return assess(run.model, run.config, table, splits, on_batch=on_batch, progress=progress)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pgat_fast.errors import BackendError, CheckpointError, ConfigError
-from pgat_fast.forecasting.run import load_run
+from pgat_fast.forecasting.load_run import load_run
 from pgat_fast.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from tests.pgat_fast.forecasting.small_run import make_run, save
 
@@ -84,29 +84,9 @@ def test_best_checkpoint_is_found_if_newest_is_damaged(folder: Path, caplog: pyt
     assert THIRD in caplog.text
 
 
-def no_folder(folder: Path) -> None:
-    folder.rename(folder.with_name("elsewhere"))
-
-
-def no_config(folder: Path) -> None:
-    (folder / "config.yaml").unlink()
-
-
-def no_checkpoints(folder: Path) -> None:
-    (folder / "checkpoints").rename(folder / "aside")
-
-
-def other_model(folder: Path) -> None:
+def use_another_model(folder: Path) -> None:
     path = folder / "config.yaml"
     path.write_text(path.read_text().replace("fusion_layers: 1\n", "fusion_layers: 2\n", 1))
-
-
-def no_json(folder: Path) -> None:
-    (folder / "intervals.json").write_text("{")
-
-
-def no_object(folder: Path) -> None:
-    (folder / "results.json").write_text("[]")
 
 
 def change_scaler(folder: Path, value: object) -> None:
@@ -115,29 +95,24 @@ def change_scaler(folder: Path, value: object) -> None:
     save_checkpoint(path.parent, SECOND, Checkpoint(stored.weights, {}, stored.about | {"input_scaler": value}))
 
 
-def empty_scaler(folder: Path) -> None:
-    change_scaler(folder, {})
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (lambda run: run.rename(run.with_name("elsewhere")), "run: there is no such folder"),
+    (lambda run: (run / "config.yaml").unlink(), r"run: it has no config\.yaml"),
+    (lambda run: (run / "checkpoints").rename(run / "aside"), "checkpoints: no readable checkpoint"),
+    (use_another_model, rf"{SECOND}.*does not fit"),
+    (lambda run: (run / "intervals.json").write_text("{"), r"intervals\.json: cannot be read"),
+    (lambda run: (run / "results.json").write_text("[]"), r"results\.json: not a JSON object"),
+    (lambda run: change_scaler(run, {}), rf"{SECOND}: input_scaler: "),
+    (
+        lambda run: change_scaler(run, {"columns": ["a"], "mean": [0.0], "std": [1.0]}),
+        rf"{SECOND}: input_scaler is for 1 columns, but the model has 118",
+    ),
+]
 
 
-def narrow_scaler(folder: Path) -> None:
-    change_scaler(folder, {"columns": ["a"], "mean": [0.0], "std": [1.0]})
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (no_folder, "run: there is no such folder"),
-        (no_config, r"run: it has no config\.yaml"),
-        (no_checkpoints, "checkpoints: no checkpoint there can be read"),
-        (other_model, rf"{SECOND}.*does not fit"),
-        (no_json, r"intervals\.json: cannot be read"),
-        (no_object, r"results\.json: holds no JSON object"),
-        (empty_scaler, rf"{SECOND}: input_scaler: this is no stored scaler"),
-        (narrow_scaler, rf"{SECOND}: input_scaler is for 1 columns, but the model has 118"),
-    ],
-)
-def test_error_names_missing_or_damaged_part(folder: Path, harm: Callable[[Path], None], message: str) -> None:
-    harm(folder)
+@pytest.mark.parametrize(("damage", "message"), DAMAGE)
+def test_error_names_missing_or_damaged_part(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(folder)
     with pytest.raises(CheckpointError, match=message):
         load_run(folder, device="cpu")
 
