@@ -68,7 +68,7 @@ def test_strengths_and_gradients_equal_those_computed_per_pair(timesteps: int, n
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     values = parameters(7, 5, 6)
     expected = results(of_every_pair, values)
-    monkeypatch.setattr(module, "_CHUNK_BYTES", {"cpu": rows * 10 * 6 * 8})  # ten pairs, six channels, float64
+    monkeypatch.setattr(module, "_CACHE", rows * 10 * 6 * 8)  # ten pairs, six channels, float64
     for actual, reference in zip(results(rewritten, values), expected, strict=True):
         assert torch.allclose(actual, reference, rtol=0, atol=EXACT)
 
