@@ -86,7 +86,7 @@ class BlockOperator:
                 else:
                     g_rows, g_weights = plain(rows, weights, masks, site)[1](g)
             triples = zip([*rows, *weights], empty_gradients(rows, weights), [*g_rows, *g_weights], strict=True)
-            return [_own(g_x.to(like.dtype).reshape(x.shape)) for x, like, g_x in triples]
+            return [_unshared(g_x.to(empty.dtype).reshape(x.shape)) for x, empty, g_x in triples]
 
         self.name, self.plain, self.takes, self.product = name, plain, takes, product
         self.operator, self.backward_operator = register(
@@ -136,8 +136,8 @@ def _contiguous(rows: list[Tensor], weights: list[Tensor]) -> tuple[list[Tensor]
     return [x.contiguous() for x in rows], [w.contiguous() for w in weights]
 
 
-def _own(x: Tensor) -> Tensor:
-    """Return `x` contiguous and in its own storage: results of an operator must not share memory."""
+def _unshared(x: Tensor) -> Tensor:
+    """Return `x` contiguous and without a share in a larger storage: results of an operator must not share memory."""
     x = x.contiguous()
     return x if x.untyped_storage().nbytes() == x.numel() * x.element_size() else x.clone()
 

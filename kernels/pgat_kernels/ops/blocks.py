@@ -18,7 +18,7 @@ products, in one forward pass:
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -190,17 +190,27 @@ def attention_block(
     return y, backward
 
 
+BlockWeights = TypeVar("BlockWeights", FeedForwardWeights, OutputWeights)
+
+
+def _of_one_tensor(
+    operator: BlockOperator, t: Tensor, w: BlockWeights, masks: Masks, site: int, kernels: int
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, BlockWeights]]]:
+    """Compute an operator whose only rows are `t`."""
+    y, back = operator.either(kernels, [t], w, masks, site)
+
+    def backward(g: Tensor) -> tuple[Tensor, BlockWeights]:
+        (g_t,), grads = back(g)
+        return g_t, type(w)(*grads)
+
+    return y, backward
+
+
 def feed_forward_block(
     t: Tensor, w: FeedForwardWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, FeedForwardWeights]]]:
     """Compute `plain_blocks.feed_forward_block`."""
-    y, back = feed_forward_operator.either(kernels, [t], w, masks, site)
-
-    def backward(g: Tensor) -> tuple[Tensor, FeedForwardWeights]:
-        (g_t,), grads = back(g)
-        return g_t, FeedForwardWeights(*grads)
-
-    return y, backward
+    return _of_one_tensor(feed_forward_operator, t, w, masks, site, kernels)
 
 
 def low_rank_attention_block(
@@ -236,10 +246,4 @@ def output_head(
     t: Tensor, w: OutputWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, OutputWeights]]]:
     """Compute `plain_blocks.output_head`."""
-    y, back = edge_head_operator.either(kernels, [t], w, masks, site)
-
-    def backward(g: Tensor) -> tuple[Tensor, OutputWeights]:
-        (g_t,), grads = back(g)
-        return g_t, OutputWeights(*grads)
-
-    return y, backward
+    return _of_one_tensor(edge_head_operator, t, w, masks, site, kernels)

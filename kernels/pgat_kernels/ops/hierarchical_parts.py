@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.ops.masks import Masks
-from pgat_kernels.ops.uniform_attention import dropped_weight_sums
+from pgat_kernels.ops.uniform_attention import uniform_attention
 from pgat_kernels.ops.vjp import dropout_add_norm, gelu, linear, mlp, sigmoid
 
 
@@ -75,39 +75,14 @@ def context_block(
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, ContextWeights]]]:
     """Compute LayerNorm(t + dropout(attention to the context)): [M, T, D], [M, D] -> [M, T, D].
 
-    The attention is computed as its value path. If `dropped_heads` is above 0, the weights of that many heads over
-    `keys` identical keys have dropout, with the site `site` + 1; see `uniform_attention`.
+    For `keys`, `dropped_heads` and `site` + 1, the site of the attention's dropout, see `uniform_attention`.
     """
-    rows, tokens, width = t.shape
-    v, value_back = linear(context, w.value, w.value_bias)
-    if dropped_heads and masks.rate > 0:
-        shape = (rows, tokens, dropped_heads)
-        sums = dropped_weight_sums(keys, shape, masks.rate, masks.seed, site + 1, masks.first_row).to(v.dtype)
-        by_head = v.view(rows, dropped_heads, -1).transpose(0, 1)  # [H, M, d]
-        outer = w.outer.view(width, dropped_heads, -1).transpose(0, 1)  # [H, D, d]
-        of_heads = torch.bmm(by_head, outer.transpose(1, 2)).transpose(0, 1)  # [M, H, D]
-        o = torch.bmm(sums, of_heads) + w.outer_bias
-
-        def attention_back(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            cast_g = g.to(v.dtype)
-            g_heads = torch.bmm(sums.transpose(1, 2), cast_g).transpose(0, 1)  # [H, M, D]
-            g_outer = torch.bmm(g_heads.transpose(1, 2), by_head).transpose(0, 1).reshape(width, width)
-            g_v = torch.bmm(g_heads, outer).transpose(0, 1).reshape(rows, width)
-            return g_v, g_outer.to(t.dtype), g.sum(dim=(0, 1), dtype=t.dtype)
-
-    else:
-        once, outer_back = linear(v, w.outer, w.outer_bias)
-        o = once[:, None]
-
-        def attention_back(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return outer_back(g.sum(dim=1))
-
+    o, attention_back = uniform_attention(context, *w[:4], t.shape[1], keys, dropped_heads, masks, site + 1)
     result, norm_back = dropout_add_norm(t, o, w.norm, w.norm_bias, masks, site)
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor, ContextWeights]:
         g_sum, g_o, g_norm, g_norm_bias = norm_back(g)
-        g_v, g_outer, g_outer_bias = attention_back(g_o)
-        g_context, g_value, g_value_bias = value_back(g_v)
+        g_context, g_value, g_value_bias, g_outer, g_outer_bias = attention_back(g_o)
         grads = ContextWeights(g_value, g_value_bias, g_outer, g_outer_bias, g_norm, g_norm_bias)
         return g_sum, g_context.to(context.dtype), grads
 

@@ -39,10 +39,10 @@ def bytes_held(back: Backward, inputs: Sequence[Tensor]) -> int:
 
 
 class KeptChunks:
-    """Kept backward passes of the first chunks, which hold at most `most` bytes."""
+    """Kept backward passes of the first chunks, which hold at most `limit` bytes."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.held, self.full = most, 0, False
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size, self.full = limit, 0, False
         self.backs: dict[int, Backward] = {}
 
     def add(self, start: int, back: Backward, inputs: Sequence[Tensor]) -> None:
@@ -51,9 +51,9 @@ class KeptChunks:
         The memory of `inputs` is not counted. The 16-bit copy of the weights is small compared with what is kept.
         """
         size = bytes_held(back, inputs)
-        self.full = self.held + size > self.most
+        self.full = self.size + size > self.limit
         if not self.full:
-            self.held += size
+            self.size += size
             self.backs[start] = back
 
     def take(self, start: int) -> Backward | None:
@@ -76,6 +76,6 @@ def bytes_kept(result: Tensor) -> int:
             continue
         visited.add(node)
         if isinstance(kept := getattr(node, "kept", None), KeptChunks):
-            total += kept.held
+            total += kept.size
         stack += [function for function, _ in node.next_functions]
     return total

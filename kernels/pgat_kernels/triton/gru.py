@@ -33,8 +33,12 @@ def _weights(weight_ptr, group, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, TU
     i = tl.arange(0, BLOCK_SIZE)
     inside = (i < SIZE)[:, None] & (i < SIZE)[None, :]
     at = i[None, :] * SIZE + i[:, None] if TURNED else i[:, None] * SIZE + i[None, :]
-    weight_ptr += group * (3 * SIZE * SIZE)
-    return _load_three(weight_ptr, at, inside, SIZE * SIZE)
+    start = group * (3 * SIZE * SIZE)
+    return (
+        tl.load(weight_ptr + start + at, mask=inside, other=0.0),
+        tl.load(weight_ptr + (start + SIZE * SIZE) + at, mask=inside, other=0.0),
+        tl.load(weight_ptr + (start + 2 * SIZE * SIZE) + at, mask=inside, other=0.0),
+    )
 
 
 @triton.jit
