@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pgat_kernels.ops import attention as module
 from pgat_kernels.ops import chunks
 from pgat_kernels.ops.attention import attention
+from tests.combinations import pairwise
 from tests.rounding import assert_right_up_to_rounding
 
 SHAPES = [(1, 1, 1, 1, 3), (1, 2, 33, 33, 10), (3, 2, 7, 9, 8), (5, 1, 13, 13, 8), (2, 8, 5, 21, 16)]
@@ -44,9 +45,9 @@ def plain(x: Tensor, y: Tensor, w: Tensor, b: Tensor, bias: Tensor | None = None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2).flatten(2)
 
 
-@pytest.mark.parametrize("cache", [chunks.CACHE, 3000, 300, 1])
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "biased", "cache"), pairwise(SHAPES, [False, True], [chunks.CACHE, 3000, 300, 1]), ids=str
+)
 def test_outputs_and_gradients_equal_those_of_torch(
     shape: tuple[int, ...], biased: bool, cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
