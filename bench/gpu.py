@@ -139,7 +139,7 @@ def repeatable(case: Case, dtype: torch.dtype, device: torch.device, timesteps: 
 def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) -> Record:
     """Return milliseconds of forward and backward pass, with torch's products, and the model's for the launches."""
     from pgat_kernels.dispatch import gpu_of
-    from pgat_kernels.triton.launch import record_launches
+    from pgat_kernels.instrumentation import record_launches
 
     leaves = case.leaves(dtype, device, timesteps)
     g = gradient(results(case, leaves, True)[0])

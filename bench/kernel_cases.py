@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pgat_kernels.ops.aspects import aspects
 from pgat_kernels.ops.block_operators import BlockOperator
 from pgat_kernels.ops.blocks import edge_head_operator, feed_forward_operator, projection_operator
-from pgat_kernels.ops.chunked_ops import Masks
 from pgat_kernels.ops.dropout import Dropout
 from pgat_kernels.ops.edge_tokens import edge_tokens_operator
-from pgat_kernels.ops.graph_attention import MOST_WHOLE, graph_attention
+from pgat_kernels.ops.graph_attention import MOST_WHOLE, graph_attention, plain_forward
+from pgat_kernels.ops.graph_inputs import GraphInputs
 from pgat_kernels.ops.gru import gru_bank
+from pgat_kernels.ops.masks import Masks
 
 DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TIMESTEPS: Final = 4000
@@ -173,12 +174,10 @@ def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool)
         device = q.device
         adjacency = _adjacency(len(q), nodes, device) if masked else None
         dropout = Dropout(RATE, scalar(11, device), 0, scalar(0, device))
-        options = {"bias": bias[0] if bias else None, "threshold": 0.3, "dropout": dropout}
+        inputs = GraphInputs(q, k, v, adjacency, bias[0] if bias else None, dropout, 0.3, q.shape[-1] ** -0.5)
         if kernels:
-            return graph_attention(q, k, v, adjacency, **options)
-        from pgat_kernels.ops.graph_attention import plain_forward
-
-        return plain_forward(q, k, v, adjacency, options["bias"], dropout, 0.3, q.shape[-1] ** -0.5)[0]
+            return graph_attention(q, k, v, adjacency, inputs.bias, threshold=inputs.threshold, dropout=dropout)
+        return plain_forward(inputs)[0]
 
     threshold = "graph_attention" if depth >= 16 else "low_rank_attention"
     return Case("graph_attention", shape, ("fp32",) if depth < 16 else tuple(DTYPES), leaves, run, nodes, threshold)

@@ -38,8 +38,9 @@ from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
 from pgat_fast.plan.trace import MISSING_FORMULAS
 from pgat_kernels.dispatch import Kernels
-from pgat_kernels.launch_configs import asked_for, configuration
-from pgat_kernels.ops.chunked_ops import auto_chunk
+from pgat_kernels.instrumentation import record_configurations
+from pgat_kernels.launch_configs import configuration
+from pgat_kernels.ops.chunks import auto_chunk
 from pgat_kernels.tuning_table import Case
 
 _FORMULAS: Final = {**flop_registry, **{operator: shape_wrapper(f) for operator, f in MISSING_FORMULAS.items()}}
@@ -100,7 +101,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 def work_of_a_step(config: Config, precision: Precision, batch: int, architecture: str) -> list[Work]:
     """Return the work of forward and backward pass of the backend `triton`, configured for `architecture`."""
-    from pgat_kernels.triton.launch import record_launches
+    from pgat_kernels.instrumentation import record_launches
 
     device = torch.device("cpu")  # for tensors without data; chunks are those of a GPU
     model = build(config, Variant("torch", precision))
@@ -194,7 +195,7 @@ def model_of_config(path: str, batch: int, precision: Precision, gpus: Sequence[
         # Only the rows of a tile (`block`) affect what is read, written and launched.
         blocks = tuple(configuration(*case, gpu.architecture).block for case in sorted(cases))
         if not cases or blocks not in work:
-            with asked_for() as requested:
+            with record_configurations() as requested:
                 step_work = work_of_a_step(config, precision, batch, gpu.architecture)
             cases = set(requested)
             blocks = tuple(configuration(*case, gpu.architecture).block for case in sorted(cases))

@@ -55,7 +55,7 @@ def combinations(targets: list[str]) -> list[tuple[str, str, str]]:
 
 def compile_all(chosen: Collection[tuple[str, str, str]]) -> list[Record]:
     """Return a record for every kernel at each of the `combinations` that are `chosen`."""
-    from pgat_kernels.triton.launch import record_launches
+    from pgat_kernels.instrumentation import record_launches
 
     tasks = []
     meta = torch.device("meta")

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from pgat_fast.plan.trace import MISSING_FORMULAS
 from pgat_kernels.matmul_precision import fast_exact_float32
-from pgat_kernels.ops.chunked_ops import bytes_kept
+from pgat_kernels.ops.kept import bytes_kept
 
 Quartiles = dict[str, float]
 """Keys `quartile_1`, `median`, `quartile_3`."""

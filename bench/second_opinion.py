@@ -30,7 +30,7 @@ from bench.kernel_cases import CASES, DTYPES
 from bench.kernels_static import options_of, source_of, target_of
 from bench.machine import describe
 from bench.processes import Record
-from pgat_kernels.triton.launch import Launch, intercept_launches
+from pgat_kernels.instrumentation import Launch, intercept_launches
 from pgat_kernels.tuning_table import Configuration
 
 DISTANCE = 2**24

@@ -31,7 +31,8 @@ from bench.gpu import is_lost, milliseconds
 from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, gradient, results
 from bench.kernel_cases import Case as Operator
 from pgat_kernels.dispatch import gpu_of
-from pgat_kernels.launch_configs import asked_for, configuration, trial
+from pgat_kernels.instrumentation import record_compiled, record_configurations, try_configuration
+from pgat_kernels.launch_configs import configuration
 from pgat_kernels.torch_features import compile_apart
 from pgat_kernels.tuning_table import FILE, Case, Configuration, Measured, as_json, read
 
@@ -65,7 +66,7 @@ def uses(device: torch.device) -> dict[Case, list[Use]]:
     """Return the cases of the table that operators ask for at production sizes -> those operators and their dtypes."""
     users_by_case: dict[Case, list[Use]] = {}
     for operator, dtype in measured_operators():
-        with asked_for() as cases:
+        with record_configurations() as cases:
             results(operator, operator.leaves(dtype, device, 1), True)
         for case in dict.fromkeys(cases):
             users_by_case.setdefault(case, []).append((operator, dtype))
@@ -86,10 +87,8 @@ class UnfitError(Exception):
 
 def seconds_of(users: list[Use], device: torch.device, timesteps: int) -> tuple[float, int, list[list[Tensor]]]:
     """Return the seconds of forward and backward pass of `users`, registers that kernels spill, and results."""
-    from pgat_kernels.triton.launch import running
-
     total, all_results = 0.0, []
-    with running() as launches:
+    with record_compiled() as launches:
         for operator, dtype in users:
             all_results.append(results(operator, operator.leaves(dtype, device, timesteps), True))
     spilled = sum(compiled.n_spills for _, compiled in launches if compiled is not None)
@@ -156,7 +155,7 @@ def tuned(
     baseline: list[tuple[int, list[list[Tensor]]]] = []
 
     def seconds(chosen: Configuration) -> float:
-        with trial(case, chosen):
+        with try_configuration(case, chosen):
             elapsed, spilled, actual = seconds_of(users, device, timesteps)
         if not baseline:  # the first that runs; the others are compared with it
             baseline.append((spilled, actual))
@@ -251,7 +250,7 @@ def tune(
             best = tuned(case, start, users_by_case[case], device, timesteps, say)
             if best is not None:
                 entry.configurations[case] = best
-                trials.enter_context(trial(case, best))  # used by all later measurements
+                trials.enter_context(try_configuration(case, best))  # used by all later measurements
                 write()
         for operator, dtype in measured_operators():
             assert operator.threshold is not None

@@ -1,8 +1,7 @@
 """Choice between Triton kernels and plain torch for each operator."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from enum import IntEnum
 from functools import cache
 from os import environ
@@ -11,6 +10,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from pgat_kernels.instrumentation import executor
 from pgat_kernels.torch_features import constant_when_compiled
 from pgat_kernels.tuning_table import fitting, measured
 
@@ -68,32 +68,15 @@ def interpreted() -> bool:
     return environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
-_recording = False
-
-
-@contextmanager
-def kernels_without_data() -> Iterator[None]:
-    """Pass tensors of any device to kernels within the context, for a caller that records the launches."""
-    global _recording
-    before, _recording = _recording, True
-    try:
-        yield
-    finally:
-        _recording = before
-
-
 def why_no_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
     """Return the reason why kernels cannot take tensors of `dtype` on `device`, as readable text; None if they can."""
     if not _triton_is_installed():
         return "triton is not installed (it is made for Linux only)"
-    if not (_recording or device.type == "cuda" or (device.type == "cpu" and interpreted())):
+    if not (executor() or device.type == "cuda" or (device.type == "cpu" and interpreted())):
         return f"Triton kernels run on GPUs, not on {device.type}"
     if dtype not in _KERNEL_DTYPES:
-        return f"kernels take float32, bfloat16 and float16, not {dtype}"
+        return f"kernels support float32, bfloat16 and float16, not {dtype}"
     return None
-
-
-_said: set[tuple[str, str]] = set()
 
 
 @cache
@@ -133,10 +116,10 @@ def _pays(operator: str, device_type: str, index: int, itemsize: int, size: int,
         min_rows = measurements.from_rows[case]
         if min_rows is not None and rows >= min_rows:
             return True
-        reason = f"on {measurements.device} " + (
-            f"its kernels are faster from {min_rows} rows on, and these are fewer" if min_rows else "that is faster"
+        reason = f"on {measurements.device} its kernels are " + (
+            f"faster only from {min_rows} rows on" if min_rows else "not faster"
         )
-    _say_once(operator, reason)
+    _log_once(operator, reason)
     return False
 
 
@@ -169,16 +152,15 @@ def use_kernel(operator: str, device: torch.device, dtypes: Iterable[torch.dtype
     reasons = [reason for dtype in dtypes if (reason := why_no_kernels(device, dtype)) is not None]
     if not reasons and not fits:
         (entry,) = (line for line in COVERAGE if line.operator == operator)
-        reasons = [f"its kernels take {entry.takes}"]
+        reasons = [f"its kernels support {entry.takes}"]
     if reasons:
-        _say_once(operator, reasons[0])
+        _log_once(operator, reasons[0])
     return not reasons
 
 
-def _say_once(operator: str, reason: str) -> None:
-    if (operator, reason) not in _said:
-        _said.add((operator, reason))
-        logger.info("%s is computed in plain torch: %s", operator, reason)
+@cache
+def _log_once(operator: str, reason: str) -> None:
+    logger.info("%s is computed in plain torch: %s", operator, reason)
 
 
 def kernels_run_on(device: torch.device, dtype: torch.dtype) -> bool:

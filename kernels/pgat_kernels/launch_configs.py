@@ -1,9 +1,8 @@
 """Launch configurations: tile, warps and stages by kernel, size, dtype and GPU. Nothing is tuned at run time."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Final
 
+from pgat_kernels.instrumentation import trial_of
 from pgat_kernels.tuning_table import Case, Configuration, fitting, measured
 
 DEFAULT: Final = "default"
@@ -69,34 +68,6 @@ TABLE: Final[dict[Case, dict[str, Configuration]]] = {
 }
 
 
-_trials: dict[Case, Configuration] = {}
-_asked: list[Case] | None = None
-
-
-@contextlib.contextmanager
-def trial(case: Case, chosen: Configuration) -> Iterator[None]:
-    """Use the configuration `chosen` for kernels of this case within the context, to measure it.
-
-    Contexts for one case must not be nested.
-    """
-    _trials[case] = chosen
-    try:
-        yield
-    finally:
-        del _trials[case]
-
-
-@contextlib.contextmanager
-def asked_for() -> Iterator[list[Case]]:
-    """Yield a list to which every case is added whose configuration is looked up within the context."""
-    global _asked
-    before, _asked = _asked, []
-    try:
-        yield _asked
-    finally:
-        _asked = before
-
-
 def configuration(kernel: str, itemsize: int, size: int, gpu: str = DEFAULT) -> Configuration:
     """Return the configuration of `kernel` for inputs of this size, `itemsize` bytes per element, on `gpu`.
 
@@ -107,10 +78,9 @@ def configuration(kernel: str, itemsize: int, size: int, gpu: str = DEFAULT) -> 
     case = fitting(TABLE, kernel, itemsize, size)
     if case is None:
         raise KeyError(Case(kernel, itemsize, size))
-    if _asked is not None:
-        _asked.append(case)
-    if case in _trials:
-        return _trials[case]
+    trial = trial_of(case)
+    if trial is not None:
+        return trial
     measurements = measured(gpu)
     if measurements is not None and case in measurements.configurations:
         return measurements.configurations[case]

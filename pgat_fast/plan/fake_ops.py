@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgat_kernels.ops import aspects, chunked_ops
+from pgat_kernels.instrumentation import chunk_sizes_of
 
 GRU_KEPT = 8
 """Number of tensors [B, C] a step that a GRU keeps for its backward pass besides its result, counted on torch 2.13 (7
@@ -91,17 +91,12 @@ def cuda_operators() -> Iterator[None]:
         "softmax": lambda x, *args, **named: softmax(in_float32(x), *args, **named),
         "layer_norm": lambda x, *args, **named: layer_norm(in_float32(x), *args, **named),
     }
-    # Chunks of a GPU: `chunked_ops` has one size for CPUs and one for other devices, `aspects` a table of exceptions.
-    replacements: list[tuple[Any, str, Any]] = [
-        *((F, name, stand_in) for name, stand_in in stand_ins.items()),
-        (chunked_ops, "CACHE", chunked_ops.OCCUPANCY),
-        (aspects, "_CHUNK_BYTES", {}),
-    ]
-    originals = [(module, name, getattr(module, name)) for module, name, _ in replacements]
+    originals = {name: getattr(F, name) for name in stand_ins}
     try:
-        for module, name, value in replacements:
-            setattr(module, name, value)
-        yield
+        for name, stand_in in stand_ins.items():
+            setattr(F, name, stand_in)
+        with chunk_sizes_of("cuda"):
+            yield
     finally:
-        for module, name, value in originals:
-            setattr(module, name, value)
+        for name, original in originals.items():
+            setattr(F, name, original)

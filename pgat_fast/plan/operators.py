@@ -1,7 +1,7 @@
 """Memory and FLOPs of our custom operators (`torch.library.custom_op`).
 
 A dispatch mode intercepts such an operator as a single call, without its internal allocations. `trace` therefore runs
-its Python code on fake tensors, with only two of many equal chunks (`pgat_kernels.ops.chunked_ops.few_chunks`).
+its Python code on fake tensors, with only two of many equal chunks (`pgat_kernels.instrumentation.few_chunks`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -27,7 +27,7 @@ from pgat_fast.plan.fake_cache import UncacheableError, describe, without_data
 from pgat_fast.plan.fake_ops import cuda_operators, replace_recurrences
 from pgat_fast.plan.operators import change_of_kept, formulas_of_kept, implementation, keep_at_most, prepare
 from pgat_fast.training.loss import training_loss
-from pgat_kernels.ops.chunked_ops import few_chunks
+from pgat_kernels.instrumentation import few_chunks
 
 aten = torch.ops.aten
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bench import tune
-from pgat_kernels.launch_configs import DEFAULT, TABLE, configuration, trial
+from pgat_kernels.instrumentation import try_configuration
+from pgat_kernels.launch_configs import DEFAULT, TABLE, configuration
 from pgat_kernels.tuning_table import Case, Configuration
 
 EDGES = Case("edge_attention forward", 2, 512)
@@ -79,7 +80,7 @@ def test_tiles_hold_whole_graphs_and_all_pairs() -> None:
 
 def test_trial_sets_configuration_within_context() -> None:
     chosen = Configuration(128, 2, 3)
-    with trial(EDGES, chosen):
+    with try_configuration(EDGES, chosen):
         assert configuration("edge_attention forward", 2, 169, "sm_90") == chosen
     assert configuration("edge_attention forward", 2, 169) == TABLE[EDGES][DEFAULT]
 

@@ -129,3 +129,18 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(launch, "configuration", large)
     monkeypatch.setattr(launch, "CHUNK", 256)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ...]]:
+    """Make `bench.parity` compare models that are small enough for the interpreter; return their settings."""
+    from bench import parity
+
+    settings = (
+        "model.seq_len=2", "model.label_len=1", "model.pred_len=1", "model.d_model=13", "model.n_heads=1",
+        "model.fusion_layers=1", "run.device=cpu",
+    )  # fmt: skip
+    monkeypatch.setattr(parity, "SETTINGS", settings)
+    parity.require_parity.cache_clear()
+    yield settings
+    parity.require_parity.cache_clear()

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from pgat_kernels.instrumentation import record_launches
 from pgat_kernels.ops.aspects import aspects
 from pgat_kernels.ops.block_operators import BlockOperator
 from pgat_kernels.ops.blocks import edge_head_operator, feed_forward_operator, projection_operator
-from pgat_kernels.ops.chunked_ops import Masks
 from pgat_kernels.ops.edge_tokens import edge_tokens_operator
-from pgat_kernels.triton.launch import record_launches
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.triton import launch
+from pgat_kernels.tuning_table import Configuration
 from tests.combinations import pairwise_each_value_first
 from tests.rounding import assert_right_up_to_rounding
 
@@ -64,23 +66,23 @@ def edge_tokens(steps: int, nodes: int, first: int, second: int, width: int) -> 
 
 
 # Operator, indices of weights that stay float32, inputs. Tiles have 16 rows in float32 and 32 in 16 bits: the cases
-# have one or several tiles, full and partial ones. Hidden layers of production size would take minutes: `test_gpu`
-# covers them with large tiles.
+# have one or several tiles, full and partial ones, and few columns: the interpreter's time grows with the number of
+# products. PRODUCTION has those of production.
 CASES: list[tuple[BlockOperator, tuple[int, ...], Inputs]] = [
-    (feed_forward_operator, (4, 5), feed_forward(3, 7, 208, 72)),
+    (feed_forward_operator, (4, 5), feed_forward(3, 7, 100, 40)),
     (feed_forward_operator, (4, 5), feed_forward(1, 1, 16, 33)),
-    (feed_forward_operator, (4, 5), feed_forward(3, 13, 100, 64)),
+    (feed_forward_operator, (4, 5), feed_forward(2, 13, 52, 40)),
     (feed_forward_operator, (4, 5), feed_forward(1, 5, 256, 16)),
     (feed_forward_operator, (4, 5), feed_forward(70, 1, 5, 7)),
     (projection_operator, (0, 3, 4), projection(3, 7, 208, 208, 0)),
-    (projection_operator, (0, 3, 4), projection(1, 169, 32, 48, 0)),
+    (projection_operator, (0, 3, 4), projection(1, 53, 32, 48, 0)),
     (projection_operator, (0, 3, 4), projection(3, 13, 208, 32, 4)),
     (projection_operator, (0, 3, 4), projection(1, 1, 7, 256, 2)),
     (edge_head_operator, (), edge_head(3, 7, 208, 104)),
     (edge_head_operator, (), edge_head(1, 1, 5, 1)),
     (edge_head_operator, (), edge_head(70, 1, 32, 16)),
-    (edge_tokens_operator, (0, 1, 6, 7), edge_tokens(2, 3, 52, 40, 208)),
-    (edge_tokens_operator, (0, 1, 6, 7), edge_tokens(1, 7, 4, 8, 16)),
+    (edge_tokens_operator, (0, 1, 6, 7), edge_tokens(2, 3, 20, 24, 100)),
+    (edge_tokens_operator, (0, 1, 6, 7), edge_tokens(1, 5, 4, 8, 16)),
     (edge_tokens_operator, (0, 1, 6, 7), edge_tokens(3, 1, 7, 35, 33)),
 ]
 IDS = [
@@ -88,8 +90,14 @@ IDS = [
 ]
 
 
-LARGE = (0, 12)
-"""Cases with the width of production, the slowest in the interpreter."""
+PRODUCTION: list[tuple[BlockOperator, tuple[int, ...], Inputs]] = [
+    (feed_forward_operator, (4, 5), feed_forward(1, 39, 208, 832)),
+    (projection_operator, (0, 3, 4), projection(1, 39, 208, 208, 0)),
+    (projection_operator, (0, 3, 4), projection(1, 39, 208, 32, 4)),
+    (edge_head_operator, (), edge_head(1, 39, 208, 104)),
+    (edge_tokens_operator, (0, 1, 6, 7), edge_tokens(1, 5, 52, 104, 208)),
+]
+"""Cases with the columns and hidden layers of production."""
 
 
 def name_of(value: object) -> str:
@@ -129,11 +137,28 @@ def computed(
 
 @pytest.mark.parametrize(
     ("case", "rate", "dtype"),
-    pairwise_each_value_first(range(len(CASES)), [0.0, 0.25], DTYPES, slow=lambda row: row[0] in LARGE),
+    pairwise_each_value_first(range(len(CASES)), [0.0, 0.25], DTYPES),
     ids=name_of,
 )
 def test_results_and_gradients_are_within_the_rounding_bound(case: int, rate: float, dtype: torch.dtype) -> None:
-    operator, fp32_indices, inputs = CASES[case]
+    check(*CASES[case], rate, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", PRODUCTION, ids=lambda case: case[0].name)
+def test_sizes_of_production_are_within_the_rounding_bound(
+    case: tuple[BlockOperator, tuple[int, ...], Inputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles have more columns than those of the table, whose products the interpreter would compute in minutes."""
+    monkeypatch.setattr(launch, "configuration", lambda *request: Configuration(32, 4, 1, columns=256))
+    monkeypatch.setattr(launch, "CHUNK", 256)
+    check(*case, 0.25, torch.float32)
+
+
+def check(
+    operator: BlockOperator, fp32_indices: tuple[int, ...], inputs: Inputs, rate: float, dtype: torch.dtype
+) -> None:
+    """Check that results and gradients of one launch each are within the rounding bound."""
     with record_launches() as launches:
         computed(operator, fp32_indices, inputs, dtype, rate, plain=False)
     assert len(launches) == 2
@@ -148,7 +173,7 @@ def test_results_and_gradients_are_within_the_rounding_bound(case: int, rate: fl
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    pairwise_each_value_first([2, 6, 11, 13], DTYPES, slow=lambda row: row == (2, torch.float32)),
+    pairwise_each_value_first([2, 6, 11, 13], DTYPES),
     ids=name_of,
 )
 def test_results_do_not_depend_on_program_order(
@@ -187,7 +212,7 @@ def of_aspects(tensors: list[Tensor], kernels: bool) -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y, leaves, gradient_of(y))]
 
 
-@pytest.mark.parametrize("shape", [(3, 13, 208), (1, 2, 1), (70, 5, 33), (33, 16, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 13, 208), (1, 2, 1), (35, 5, 33), (33, 16, 64)], ids=str)
 def test_aspects_are_within_the_rounding_bound(shape: tuple[int, int, int]) -> None:
     tensors = tensors_of_aspects(shape)
     exact = of_aspects([x.double() for x in tensors], kernels=False)
@@ -197,7 +222,7 @@ def test_aspects_are_within_the_rounding_bound(shape: tuple[int, int, int]) -> N
 
 
 def test_aspects_do_not_depend_on_program_order(reversed_grid: Callable[[], None]) -> None:
-    tensors = tensors_of_aspects((70, 5, 33))
+    tensors = tensors_of_aspects((35, 5, 33))
     forwards = of_aspects(tensors, kernels=True)
     reversed_grid()
     assert all(torch.equal(a, b) for a, b in zip(of_aspects(tensors, kernels=True), forwards, strict=True))

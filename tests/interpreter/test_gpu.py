@@ -7,27 +7,16 @@ import pytest
 
 from bench import gpu
 from bench.kernel_cases import CASES
-
-SHAPES = (
-    "13 nodes, mask, bias",
-    "169 edges",
-    "169 x 208, hidden 416",
-    "169 x 208",
-    "3 x 169",
-    "78 pairs",
-    "13 recurrences",
-)
-"""One case of every kernel. The tests of each kernel cover other sizes, with smaller inputs."""
+from tests.interpreter.small_cases import SMALL_CASES
 
 
-@pytest.mark.slow  # every kernel at the widths of production
+@pytest.mark.slow  # runs every kernel many times
 @pytest.mark.usefixtures("large_tiles")
 def test_sections_report_every_operator(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = [case for case in CASES if case.shape in SHAPES]
     # Only the first case has all dtypes: the tests of each kernel cover them.
-    cases = [case if case is chosen[0] else case._replace(dtypes=case.dtypes[:1]) for case in chosen]
+    cases = [SMALL_CASES[0], *(case._replace(dtypes=case.dtypes[:1]) for case in SMALL_CASES[1:])]
     monkeypatch.setattr(gpu, "CASES", cases)
     monkeypatch.setattr(gpu, "milliseconds", lambda run, device: float(run() is not None))
     sections = "parity,repeatable,kernels,others"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pgat_kernels.instrumentation import record_launches
 from pgat_kernels.ops.gru import gru_bank
-from pgat_kernels.triton.launch import record_launches
 from tests.rounding import assert_right_up_to_rounding
 
 pytestmark = pytest.mark.parity

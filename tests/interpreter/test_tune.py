@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from bench import tune
-from bench.kernel_cases import CASES
 from pgat_kernels import dispatch
-from pgat_kernels.launch_configs import asked_for, configuration
+from pgat_kernels.instrumentation import record_configurations
+from pgat_kernels.launch_configs import configuration
 from pgat_kernels.tuning_table import Case, Configuration, Measured, read
+from tests.interpreter.small_cases import SMALL_CASES
 
 CPU = torch.device("cpu")
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce the tool to two operators and few configurations, with a clock by which kernels are faster."""
-    chosen = [case._replace(dtypes=("fp32",)) for case in CASES if case.operator in ("edge_head", "gru_bank")]
+    chosen = [case._replace(dtypes=("fp32",)) for case in SMALL_CASES if case.operator in ("edge_head", "gru_bank")]
     monkeypatch.setattr(tune, "CASES", tuple(chosen))
     monkeypatch.setattr(tune, "VALUES", {"block": (16, 32), "warps": (4,), "columns": (), "stages": (1,)})
     monkeypatch.setattr(tune, "LADDER", (2, 1))
@@ -39,7 +40,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "milliseconds", milliseconds)
 
 
-@pytest.mark.slow  # runs kernels many times
 def test_dispatch_follows_the_written_file(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tuning_table.json"
     other = Measured("another", {Case("gru forward", 4, 128): Configuration(32, 2, 1)}, {})
@@ -58,9 +58,9 @@ def test_dispatch_follows_the_written_file(small: None, tmp_path: Path, monkeypa
     case, chosen = next(iter(entry.configurations.items()))
     assert configuration(*case, "default") == chosen
     monkeypatch.setattr(dispatch, "measured", read(file).get)
-    assert entry.from_rows[Case("edge_head", 4, 256)] == 169, "they are faster by that clock, at all sizes"
-    for rows in (168, 169):
-        assert dispatch.wanted(dispatch.Kernels.MEASURED, "edge_head", torch.ones(rows, 208), 208) is (rows == 169)
+    assert entry.from_rows[Case("edge_head", 4, 256)] == 10, "they are faster by that clock, at all sizes"
+    for rows in (9, 10):
+        assert dispatch.wanted(dispatch.Kernels.MEASURED, "edge_head", torch.ones(rows, 208), 208) is (rows == 10)
 
 
 def test_without_time_nothing_is_measured_and_every_case_is_reported(small: None, tmp_path: Path) -> None:
@@ -71,13 +71,12 @@ def test_without_time_nothing_is_measured_and_every_case_is_reported(small: None
     assert all("no time is left" in line for line in messages)
 
 
-@pytest.mark.slow  # runs kernels many times
 def test_later_measurements_use_the_chosen_configurations(small: None, tmp_path: Path) -> None:
     """By the clock of this test tiles of 32 rows are faster, so the comparison with plain torch has to use them."""
     blocks = []
 
     def milliseconds(run: Callable[[], object], device: torch.device) -> float:
-        with asked_for() as cases:
+        with record_configurations() as cases:
             run()
         chosen = [configuration(*case) for case in cases if case.kernel == "edge_head forward"]
         blocks.extend(choice.block for choice in chosen)
@@ -90,7 +89,6 @@ def test_later_measurements_use_the_chosen_configurations(small: None, tmp_path:
     assert blocks[-1] == 32
 
 
-@pytest.mark.slow  # runs kernels many times
 def test_configuration_with_different_results_is_rejected(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     original = tune.seconds_of
     rejected = Configuration(32, 8, 1, columns=16)

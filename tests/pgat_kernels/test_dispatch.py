@@ -13,20 +13,20 @@ from pgat_kernels import dispatch
 from pgat_kernels.dispatch import (
     COVERAGE,
     Kernels,
-    kernels_without_data,
     measured_rows,
     use_kernel,
     wanted,
     why_no_kernels,
 )
+from pgat_kernels.instrumentation import record_launches
 from pgat_kernels.tuning_table import FILE, Case, Configuration, Measured, as_json, read
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_said", set())
+def nothing_logged() -> None:
+    dispatch._log_once.cache_clear()
 
 
 def test_coverage_lists_every_operator_with_kernels() -> None:
@@ -42,9 +42,9 @@ def test_every_covered_operator_is_measured_once_per_size() -> None:
 
 def test_kernels_run_on_gpus_in_supported_dtypes() -> None:
     assert use_kernel("aspects", CUDA, [torch.float32, torch.bfloat16], fits=True)
-    assert why_no_kernels(CUDA, torch.float64) == "kernels take float32, bfloat16 and float16, not torch.float64"
+    assert why_no_kernels(CUDA, torch.float64) == "kernels support float32, bfloat16 and float16, not torch.float64"
     assert why_no_kernels(CPU) == "Triton kernels run on GPUs, not on cpu"
-    with kernels_without_data():
+    with record_launches():
         assert use_kernel("aspects", CPU, [torch.float32], fits=True)
 
 
@@ -53,9 +53,10 @@ def test_fallback_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
     for _ in range(3):
         assert not use_kernel("feed_forward_block", CUDA, [torch.float32], fits=False)
         assert not use_kernel("feed_forward_block", CPU, [torch.float32], fits=True)
+    prefix = "feed_forward_block is computed in plain torch: "
     assert [record.getMessage() for record in caplog.records] == [
-        "feed_forward_block is computed in plain torch: its kernels take rows of up to 256 columns, any hidden layer",
-        "feed_forward_block is computed in plain torch: Triton kernels run on GPUs, not on cpu",
+        prefix + "its kernels support rows of up to 256 columns, any hidden layer",
+        prefix + "Triton kernels run on GPUs, not on cpu",
     ]
 
 
@@ -93,8 +94,8 @@ def test_measured_kernels_are_used_from_the_measured_rows_on(caplog: pytest.LogC
         assert not taken(10_000, size=512)
         assert not taken(10_000, operator="aspects")
     assert [record.getMessage() for record in caplog.records] == [
-        "edge_head is computed in plain torch: on a GPU its kernels are faster from 100 rows on, and these are fewer",
-        "edge_head is computed in plain torch: on a GPU that is faster",
+        "edge_head is computed in plain torch: on a GPU its kernels are faster only from 100 rows on",
+        "edge_head is computed in plain torch: on a GPU its kernels are not faster",
         "edge_head is computed in plain torch: its kernels have not been measured on sm_90 at 32 bits and this size",
         "aspects is computed in plain torch: its kernels have not been measured on sm_90 at 32 bits and this size",
     ]

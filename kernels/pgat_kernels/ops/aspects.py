@@ -25,17 +25,19 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from pgat_kernels.dispatch import use_kernel
+from pgat_kernels.instrumentation import chunk_device_type
 from pgat_kernels.matmul_precision import no_autocast
-from pgat_kernels.ops.chunked_ops import starts
+from pgat_kernels.ops.chunks import starts
 
 aten = torch.ops.aten
 
 MOST_PAIRS = 128
 """Largest number of pairs that a kernel supports."""
 
-_CHUNK_BYTES = {"cpu": 2**21}
-"""Size of the [timesteps, pairs, D] values of a chunk: on a CPU, about the size of the private cache of a core."""
-_CHUNK_BYTES_ELSEWHERE = 2**26
+_CACHE = 2**21
+"""Bytes of the [timesteps, pairs, D] values of a chunk on a CPU: about the size of the private cache of a core."""
+_OCCUPANCY = 2**26
+"""Bytes of these values on a GPU."""
 
 
 def pair_terms(market: Tensor, bodies: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +163,7 @@ def _wide(x: Tensor, weight: Tensor) -> torch.dtype:
 def _chunk_rows(device: torch.device, constants: Tensor) -> int:
     """Return the number of timesteps of a chunk."""
     bytes_of_a_row = constants.numel() * max(constants.element_size(), 4)
-    return max(1, _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE) // max(1, bytes_of_a_row))
+    return max(1, (_CACHE if chunk_device_type(device) == "cpu" else _OCCUPANCY) // max(1, bytes_of_a_row))
 
 
 def _pair_of_entry(nodes: int, device: torch.device) -> Tensor:

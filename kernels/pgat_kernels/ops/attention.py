@@ -17,54 +17,28 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from pgat_kernels.matmul_precision import fast_exact_float32, no_autocast
-from pgat_kernels.ops.chunked_ops import Masks, auto_chunk, how_compiled, starts
-from pgat_kernels.ops.vjp import linear, softmax_dropout
+from pgat_kernels.ops.chunks import auto_chunk, starts
+from pgat_kernels.ops.compiled import how_compiled
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.vjp import attend, linear, merge_heads, split_heads
 
 WORTH_COMPILING = 2**22
 """Number of scores of all heads below which a compiled block saves less time than its compilation takes."""
 
-Blocks = tuple[Tensor, Tensor, Tensor, Tensor | None]
-
-
-def _block(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks
-) -> tuple[Callable[[], Tensor], Callable[[Tensor], Blocks]]:
-    """Attend from queries [G, H, C, d] to keys and values [G, H, T, d], with a bias of the scores [G, C, T].
-
-    The rows of `masks` are the G H C queries. Returns the forward and the backward pass.
-    """
-    groups, heads, queries, depth = q.shape
-    keys = k.shape[2]
-    acc_dtype = torch.promote_types(q.dtype, torch.float32)
-    q3, k3, v3 = (x.reshape(groups * heads, -1, depth) for x in (q, k, v))
-    scores = torch.bmm(q3, k3.transpose(1, 2)).view(groups, heads, queries, keys)
-    if bias is not None:
-        scores = scores.to(acc_dtype) + bias[:, None]
-    rows, softmax_back = softmax_dropout(scores.view(-1, keys), q.dtype, masks, 0)
-    p = rows.view(groups * heads, queries, keys)
-
-    def forward() -> Tensor:
-        return (torch.bmm(p, v3) * masks.scale).view_as(q)
-
-    def backward(g: Tensor) -> Blocks:
-        g3 = g.reshape(groups * heads, queries, depth) * masks.scale
-        g_v = torch.bmm(p.transpose(1, 2), g3)
-        g_p = torch.bmm(g3, v3.transpose(1, 2)).view(-1, keys)
-        g_scores = softmax_back(g_p)
-        g_bias = None if bias is None else g_scores.to(acc_dtype).view(groups, heads, queries, keys).sum(dim=1)
-        flat = g_scores.view(groups * heads, queries, keys)
-        g_q, g_k = torch.bmm(flat, k3), torch.bmm(flat.transpose(1, 2), q3)
-        return g_q.view_as(q), g_k.view_as(k).to(acc_dtype), g_v.view_as(v).to(acc_dtype), g_bias
-
-    return forward, backward
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Of queries, keys, values and, if there is one, the bias."""
 
 
 def _forward_block(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks) -> Tensor:
-    return _block(q, k, v, bias, masks)[0]()
+    """Attend from queries [G, H, C, d] to keys and values [G, H, T, d], with a bias of the scores [G, C, T]."""
+    return attend(q, k, v, bias, masks, 0)[0]()
 
 
-def _backward_block(g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks) -> Blocks:
-    return _block(q, k, v, bias, masks)[1](g)
+def _backward_block(g: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks) -> Gradients:
+    """Compute gradients of the arguments of `_forward_block`, those of k and v in at least float32."""
+    acc_dtype = torch.promote_types(q.dtype, torch.float32)
+    g_q, g_k, g_v, g_bias = attend(q, k, v, bias, masks, 0)[1](g)
+    return g_q, g_k.to(acc_dtype), g_v.to(acc_dtype), g_bias
 
 
 class _Block(NamedTuple):
@@ -152,7 +126,7 @@ def _attend_backward(
     seed: Tensor,
     rate: float,
     compile_blocks: bool,
-) -> Blocks:
+) -> Gradients:
     """Compute gradients of q, k, v and bias; those of k, v and bias, sums over blocks, are at least float32."""
     run, fragments = how_compiled(_backward_block, compile_blocks, q.device)
     acc_dtype = torch.promote_types(q.dtype, torch.float32)
@@ -176,17 +150,6 @@ def _attend_backward(
     return g_q, g_k, g_v, g_bias
 
 
-def _to_heads(x: Tensor, groups: int, parts: int, n_heads: int) -> Tensor:
-    """Split heads: [G T, parts D] -> [parts, G, H, T, d], contiguous."""
-    return x.view(groups, -1, parts, n_heads, x.shape[-1] // (parts * n_heads)).permute(2, 0, 3, 1, 4).contiguous()
-
-
-def _from_heads(*parts: Tensor) -> Tensor:
-    """Merge heads of tensors [G, H, T, d] -> [G T, parts D]."""
-    x = torch.stack(parts)  # [parts, G, H, T, d]
-    return x.permute(1, 3, 0, 2, 4).reshape(x.shape[1] * x.shape[3], -1)
-
-
 def _project(
     queries: Tensor, keys: Tensor, weight: Tensor, bias: Tensor, n_heads: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Callable[..., Any], Callable[..., Any]]:
@@ -196,8 +159,8 @@ def _project(
     q, q_back = linear(queries.reshape(-1, width), cast_weight[:width], cast_bias[:width])
     kv, kv_back = linear(keys.reshape(-1, width), cast_weight[width:], cast_bias[width:])
     groups = len(queries)
-    k, v = _to_heads(kv, groups, 2, n_heads).unbind(0)
-    return _to_heads(q, groups, 1, n_heads)[0], k, v, q_back, kv_back
+    k, v = split_heads(kv, groups, 2, n_heads).unbind(0)
+    return split_heads(q, groups, 1, n_heads)[0], k, v, q_back, kv_back
 
 
 @torch.library.custom_op("pgat::attention", mutates_args=())
@@ -216,7 +179,7 @@ def _attention(
     with fast_exact_float32(), no_autocast(queries.device):
         q, k, v, *_ = _project(queries, keys, weight, weight_bias, n_heads, dtype)
         o = _attend(q, k, v, bias, seed, rate, compile_blocks)
-    return _from_heads(o).view(queries.shape)
+    return merge_heads(o).view(queries.shape)
 
 
 @_attention.register_fake
@@ -242,10 +205,10 @@ def _attention_backward(
     groups, _, width = queries.shape
     with fast_exact_float32(), no_autocast(queries.device):
         q, k, v, q_back, kv_back = _project(queries, keys, weight, weight_bias, n_heads, dtype)
-        g_heads = _to_heads(g.reshape(-1, width), groups, 1, n_heads)[0]
+        g_heads = split_heads(g.reshape(-1, width), groups, 1, n_heads)[0]
         g_q, g_k, g_v, g_bias = _attend_backward(g_heads, q, k, v, bias, seed, rate, compile_blocks)
-        g_queries, *g_first = q_back(_from_heads(g_q))
-        g_keys, *g_second = kv_back(_from_heads(g_k, g_v))
+        g_queries, *g_first = q_back(merge_heads(g_q))
+        g_keys, *g_second = kv_back(merge_heads(g_k, g_v))
     results = [
         g_queries.to(queries.dtype).view(queries.shape),
         g_keys.to(keys.dtype).view(keys.shape),

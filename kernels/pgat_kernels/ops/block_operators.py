@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from pgat_kernels.dispatch import Kernels, use_kernel, wanted
 from pgat_kernels.matmul_precision import no_autocast
-from pgat_kernels.ops.chunked_ops import Backward, Masks, count_flops
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.registration import Backward, count_flops, register
 
 Plain = Callable[[list[Tensor], list[Tensor], Masks, int], tuple[Tensor, Backward]]
 """Plain torch version: rows, weights, masks and site -> result and its backward pass."""
@@ -86,28 +86,12 @@ class BlockOperator:
                 else:
                     g_rows, g_weights = plain(rows, weights, masks, site)[1](g)
             triples = zip([*rows, *weights], empty_gradients(rows, weights), [*g_rows, *g_weights], strict=True)
-            return [_own(g_x.to(like.dtype).reshape(x.shape)) for x, like, g_x in triples]
-
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            rows, weights, seed, first_row, *ctx.plain = inputs
-            ctx.count = len(rows)
-            ctx.save_for_backward(seed, first_row, *rows, *weights)
-
-        def autograd(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-            seed, first_row, *tensors = ctx.saved_tensors
-            rows, weights = tensors[: ctx.count], tensors[ctx.count :]
-            grads = self.backward_operator(g, rows, weights, seed, first_row, *ctx.plain)
-            cast = [grad.to(x.dtype) for grad, x in zip(grads, tensors, strict=True)]
-            return cast[: ctx.count], cast[ctx.count :], *(None,) * 4
+            return [_unshared(g_x.to(empty.dtype).reshape(x.shape)) for x, empty, g_x in triples]
 
         self.name, self.plain, self.takes, self.product = name, plain, takes, product
-        self.operator = torch.library.custom_op(f"pgat::{name}", forward, mutates_args=())
-        self.operator.register_fake(lambda rows, weights, *args: like(rows, weights))
-        self.operator.register_autograd(autograd, setup_context=setup_context)
-        self.backward_operator = torch.library.custom_op(f"pgat::{name}_backward", backward, mutates_args=())
-        self.backward_operator.register_fake(lambda g, rows, weights, *args: empty_gradients(rows, weights))
-        register_flop_formula(self.operator._opoverload._overloadpacket, get_raw=True)(self._forward_flops)
-        register_flop_formula(self.backward_operator._opoverload._overloadpacket, get_raw=True)(self._backward_flops)
+        self.operator, self.backward_operator = register(
+            name, forward, backward, like, empty_gradients, self._forward_flops, self._backward_flops
+        )
 
     def _forward_flops(self, rows: list[Tensor], weights: list[Tensor], *args: Any, **kwargs: Any) -> int:
         return count_flops(self.plain, rows, weights, 0, backward=False)
@@ -152,8 +136,8 @@ def _contiguous(rows: list[Tensor], weights: list[Tensor]) -> tuple[list[Tensor]
     return [x.contiguous() for x in rows], [w.contiguous() for w in weights]
 
 
-def _own(x: Tensor) -> Tensor:
-    """Return `x` contiguous and in its own storage: results of an operator must not share memory."""
+def _unshared(x: Tensor) -> Tensor:
+    """Return `x` contiguous and without a share in a larger storage: results of an operator must not share memory."""
     x = x.contiguous()
     return x if x.untyped_storage().nbytes() == x.numel() * x.element_size() else x.clone()
 

@@ -18,25 +18,27 @@ products, in one forward pass:
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from pgat_kernels.dispatch import Kernels, wanted
-from pgat_kernels.ops import vjp
+from pgat_kernels.ops import plain_blocks
 from pgat_kernels.ops.block_operators import MOST_WIDTH, BlockOperator, KernelBackward, KernelForward, Plain
-from pgat_kernels.ops.chunked_ops import Backward, Masks
 from pgat_kernels.ops.graph_attention import MOST_WHOLE, takes
 from pgat_kernels.ops.low_rank_attention import LowRankWeights
 from pgat_kernels.ops.low_rank_attention import low_rank_attention_block as plain_low_rank_block
-from pgat_kernels.ops.vjp import AttentionWeights, FeedForwardWeights, OutputWeights, dropout_add_norm, linear
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights
+from pgat_kernels.ops.registration import Backward
+from pgat_kernels.ops.vjp import dropout_add_norm, linear
 
 # --- operators --------------------------------------------------------------------------------------------------------
 
 
 def _of_one_input(block: Callable[..., Any], weights_of: type[Any]) -> Plain:
-    """Adapt a block of `vjp` with one tensor of rows to the interface of `BlockOperator`."""
+    """Adapt a block of `plain_blocks` with one tensor of rows to the interface of `BlockOperator`."""
 
     def plain(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Backward]:
         y, back = block(rows[0], weights_of(*weights), masks, site)
@@ -58,12 +60,12 @@ def _feed_forward_kernels() -> tuple[KernelForward, KernelBackward]:
 
 feed_forward_operator = BlockOperator(
     "feed_forward_block",
-    _of_one_input(vjp.feed_forward_block, FeedForwardWeights),
+    _of_one_input(plain_blocks.feed_forward_block, FeedForwardWeights),
     lambda rows, weights: torch.empty(rows[0].shape, dtype=rows[0].dtype, device=rows[0].device),
     _feed_forward_kernels,
     lambda rows, weights: rows[0].shape[-1] <= MOST_WIDTH,
 )
-"""Operator: rows [t [G, T, D]], weights `FeedForwardWeights` -> [G, T, D]; see `vjp.feed_forward_block`."""
+"""Operator: rows [t [G, T, D]], weights `FeedForwardWeights` -> [G, T, D]; see `plain_blocks.feed_forward_block`."""
 
 
 def _plain_projection(rows: list[Tensor], weights: list[Tensor], masks: Masks, site: int) -> tuple[Tensor, Backward]:
@@ -113,12 +115,12 @@ def _edge_head_kernels() -> tuple[KernelForward, KernelBackward]:
 
 edge_head_operator = BlockOperator(
     "edge_head",
-    _of_one_input(vjp.output_head, OutputWeights),
+    _of_one_input(plain_blocks.output_head, OutputWeights),
     lambda rows, weights: rows[0].new_empty(rows[0].shape[:-1]),
     _edge_head_kernels,
     lambda rows, weights: max(weights[0].shape) <= MOST_WIDTH,
 )
-"""Operator: rows [t [G, T, D]], weights `OutputWeights` -> [G, T] in (-1, 1); see `vjp.output_head`."""
+"""Operator: rows [t [G, T, D]], weights `OutputWeights` -> [G, T] in (-1, 1); see `plain_blocks.output_head`."""
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
@@ -145,7 +147,7 @@ def _attend(
 def _attend_projected(
     qkv: Tensor, shape: tuple[int, int, int, int], bias: Tensor | None, masks: Masks, site: int
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
-    """Compute `vjp.self_attention` by the graph attention operator: projections [G T, 3 D] -> [G T, D]."""
+    """Compute `plain_blocks.self_attention` by the graph attention operator: projections [G T, 3 D] -> [G T, D]."""
     groups, n_heads, tokens, head = shape
     q, k, v = qkv.view(groups, tokens, 3, n_heads, head).permute(2, 0, 3, 1, 4).unbind(0)
     o, attend_back = _attend(q, k, v, bias, masks, site)
@@ -168,14 +170,14 @@ def attention_block(
     *,
     kernels: int = Kernels.OFF,
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
-    """Compute `vjp.attention_block`. The choice of kernels is separate for attention and output projection."""
+    """Compute `plain_blocks.attention_block`. The choice of kernels is separate for attention and output projection."""
     groups, tokens, width = t.shape
     outer = [w.norm.new_empty(width, 0), *w[2:]]
     attends = takes(tokens, width // n_heads) and wanted(kernels, "graph_attention", t, tokens, w.inner.dtype)
     if not attends and not projection_operator.wanted(kernels, [t], outer):
-        return vjp.attention_block(t, w, n_heads, masks, site, bias)
+        return plain_blocks.attention_block(t, w, n_heads, masks, site, bias)
     qkv, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
-    attend = _attend_projected if attends else vjp.self_attention
+    attend = _attend_projected if attends else plain_blocks.self_attention
     o, attend_back = attend(qkv, (groups, n_heads, tokens, width // n_heads), bias, masks, site)
     y, back = projection_operator.either(kernels, [t, o.view(groups, tokens, width)], outer, masks, site + 1)
 
@@ -188,17 +190,27 @@ def attention_block(
     return y, backward
 
 
+BlockWeights = TypeVar("BlockWeights", FeedForwardWeights, OutputWeights)
+
+
+def _of_one_tensor(
+    operator: BlockOperator, t: Tensor, w: BlockWeights, masks: Masks, site: int, kernels: int
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, BlockWeights]]]:
+    """Compute an operator whose only rows are `t`."""
+    y, back = operator.either(kernels, [t], w, masks, site)
+
+    def backward(g: Tensor) -> tuple[Tensor, BlockWeights]:
+        (g_t,), grads = back(g)
+        return g_t, type(w)(*grads)
+
+    return y, backward
+
+
 def feed_forward_block(
     t: Tensor, w: FeedForwardWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, FeedForwardWeights]]]:
-    """Compute `vjp.feed_forward_block`."""
-    y, back = feed_forward_operator.either(kernels, [t], w, masks, site)
-
-    def backward(g: Tensor) -> tuple[Tensor, FeedForwardWeights]:
-        (g_t,), grads = back(g)
-        return g_t, FeedForwardWeights(*grads)
-
-    return y, backward
+    """Compute `plain_blocks.feed_forward_block`."""
+    return _of_one_tensor(feed_forward_operator, t, w, masks, site, kernels)
 
 
 def low_rank_attention_block(
@@ -233,11 +245,5 @@ def low_rank_attention_block(
 def output_head(
     t: Tensor, w: OutputWeights, masks: Masks, site: int, *, kernels: int = Kernels.OFF
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, OutputWeights]]]:
-    """Compute `vjp.output_head`."""
-    y, back = edge_head_operator.either(kernels, [t], w, masks, site)
-
-    def backward(g: Tensor) -> tuple[Tensor, OutputWeights]:
-        (g_t,), grads = back(g)
-        return g_t, OutputWeights(*grads)
-
-    return y, backward
+    """Compute `plain_blocks.output_head`."""
+    return _of_one_tensor(edge_head_operator, t, w, masks, site, kernels)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pgat_kernels.dispatch import Kernels
 from pgat_kernels.ops.blocks import attention_block, feed_forward_block, low_rank_attention_block, output_head
-from pgat_kernels.ops.chunked_ops import Backward, Masks, RowsOperator
+from pgat_kernels.ops.chunked_ops import RowsOperator
 from pgat_kernels.ops.low_rank_attention import LowRankWeights
-from pgat_kernels.ops.vjp import AttentionWeights, FeedForwardWeights, OutputWeights
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights, narrow_products
+from pgat_kernels.ops.registration import Backward
 
 SITES = 4
 """Number of dropout sites of a block."""
@@ -93,8 +95,8 @@ def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -
     w = from_flat(weights)
     return CombinerWeights(
         w.first,
-        tuple(group.narrow(dtype) for group in w.attentions),
-        tuple(group.narrow(dtype) for group in w.feed_forwards),
+        tuple(AttentionWeights(*narrow_products(group, dtype)) for group in w.attentions),
+        tuple(FeedForwardWeights(*narrow_products(group, dtype)) for group in w.feed_forwards),
         OutputWeights(*(tensor.to(dtype) for tensor in w.output)),
     ).flat()
 

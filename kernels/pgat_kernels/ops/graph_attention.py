@@ -25,6 +25,7 @@ from torch.utils.flop_counter import register_flop_formula
 from pgat_kernels.dispatch import kernels_run_on
 from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.dropout import Dropout, keep_mask, keep_scale
+from pgat_kernels.ops.graph_inputs import GraphInputs, empty_like_rows, product_flops
 
 MOST_WHOLE = 64
 """Largest number of nodes of a graph that one program holds."""
@@ -116,17 +117,16 @@ def _check(q: Tensor, k: Tensor, v: Tensor, adjacency: Tensor | None, bias: Tens
 # --- in plain torch ---------------------------------------------------------------------------------------------------
 
 
-def plain_weights(
-    q: Tensor, k: Tensor, adjacency: Tensor | None, bias: Tensor | None, threshold: float, scale: float
-) -> tuple[Tensor, Tensor]:
+def plain_weights(inputs: GraphInputs) -> tuple[Tensor, Tensor]:
     """Return attention weights before dropout [G, H, T, T] and log-sum-exp of the scores, in at least float32."""
+    q, k, _, adjacency, bias, *_ = inputs
     acc_dtype = torch.promote_types(q.dtype, torch.float32)
-    scores = (q @ k.transpose(-1, -2)).to(acc_dtype) * scale
+    scores = (q @ k.transpose(-1, -2)).to(acc_dtype) * inputs.scale
     if bias is not None:
         scores = scores + bias[:, None]
     if adjacency is not None:
         diagonal = torch.eye(adjacency.shape[-1], dtype=torch.bool, device=adjacency.device)
-        scores = scores.masked_fill(((adjacency.abs() <= threshold) & ~diagonal)[:, None], float("-inf"))
+        scores = scores.masked_fill(((adjacency.abs() <= inputs.threshold) & ~diagonal)[:, None], float("-inf"))
     return torch.softmax(scores, dim=-1), torch.logsumexp(scores, dim=-1)
 
 
@@ -140,52 +140,29 @@ def plain_mask(weights: Tensor, dropout: Dropout) -> Tensor | None:
     return keep.view(weights.shape).to(weights.dtype) * keep_scale(dropout.rate)
 
 
-def plain_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    adjacency: Tensor | None,
-    bias: Tensor | None,
-    dropout: Dropout,
-    threshold: float,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def plain_forward(inputs: GraphInputs) -> tuple[Tensor, Tensor]:
     """Compute the results of the forward kernels in plain torch."""
-    weights, log_sum_exp = plain_weights(q, k, adjacency, bias, threshold, scale)
-    mask = plain_mask(weights, dropout)
+    q, v = inputs.q, inputs.v
+    weights, log_sum_exp = plain_weights(inputs)
+    mask = plain_mask(weights, inputs.dropout)
     o = empty_like_rows(q).copy_((weights if mask is None else weights * mask).to(v.dtype) @ v)
     return o, log_sum_exp if q.shape[2] > MOST_WHOLE else log_sum_exp.new_empty(0)
 
 
-def plain_backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    adjacency: Tensor | None,
-    bias: Tensor | None,
-    dropout: Dropout,
-    threshold: float,
-    scale: float,
-) -> list[Tensor]:
+def plain_backward(do: Tensor, inputs: GraphInputs) -> list[Tensor]:
     """Compute gradients of q, k, v and the bias, if there is one, in plain torch, as the backward kernels do."""
-    weights, _ = plain_weights(q, k, adjacency, bias, threshold, scale)
-    mask = plain_mask(weights, dropout)
+    q, k, v, _, bias, *_ = inputs
+    weights, _ = plain_weights(inputs)
+    mask = plain_mask(weights, inputs.dropout)
     d_weights = (do @ v.transpose(-1, -2)).to(weights.dtype)
     kept = weights
     if mask is not None:
         kept, d_weights = weights * mask, d_weights * mask
     d_scores = weights * (d_weights - (weights * d_weights).sum(dim=-1, keepdim=True))
-    cast_d_scores = (d_scores * scale).to(k.dtype)
+    cast_d_scores = (d_scores * inputs.scale).to(k.dtype)
     grads = cast_d_scores @ k, cast_d_scores.transpose(-1, -2) @ q, kept.to(do.dtype).transpose(-1, -2) @ do
     qkv_grads = [empty_like_rows(q).copy_(grad) for grad in grads]
     return qkv_grads if bias is None else [*qkv_grads, d_scores.sum(dim=1).to(bias.dtype)]
-
-
-def empty_like_rows(q: Tensor) -> Tensor:
-    """Return an empty tensor [G, H, T, d] laid out as [G, T, H, d], which an output projection reads without a copy."""
-    graphs, heads, nodes, depth = q.shape
-    return torch.empty((graphs, nodes, heads, depth), dtype=q.dtype, device=q.device).transpose(1, 2)
 
 
 # --- the operator -----------------------------------------------------------------------------------------------------
@@ -206,17 +183,17 @@ def _graph_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the result, and the log-sum-exp of the scores [G, H, T] above 64 nodes, else an empty tensor."""
-    inputs = (q, k, v, adjacency, bias, Dropout(rate, seed, site, first_row), threshold, scale)
+    inputs = GraphInputs(q, k, v, adjacency, bias, Dropout(rate, seed, site, first_row), threshold, scale)
     if not kernels_run_on(q.device, q.dtype):
         with no_autocast(q.device):
-            return plain_forward(*inputs)
+            return plain_forward(inputs)
     if q.shape[2] > MOST_WHOLE:
         from pgat_kernels.triton.edge_attention import edge_attention_forward
 
-        return edge_attention_forward(*inputs)
+        return edge_attention_forward(inputs)
     from pgat_kernels.triton.graph_attention import graph_attention_forward
 
-    return graph_attention_forward(*inputs), seed.new_empty(0, dtype=torch.float32)
+    return graph_attention_forward(inputs), seed.new_empty(0, dtype=torch.float32)
 
 
 @torch.library.custom_op("pgat::graph_attention_backward", mutates_args=())
@@ -237,17 +214,17 @@ def _graph_attention_backward(
     scale: float,
 ) -> list[Tensor]:
     """Return gradients of q, k, v and the bias, if there is one. Above 64 nodes it takes the results of the forward."""
-    inputs = (do, q, k, v, adjacency, bias, Dropout(rate, seed, site, first_row), threshold, scale)
+    inputs = GraphInputs(q, k, v, adjacency, bias, Dropout(rate, seed, site, first_row), threshold, scale)
     if not kernels_run_on(q.device, q.dtype):
         with no_autocast(q.device):
-            return plain_backward(*inputs)
+            return plain_backward(do, inputs)
     if o is not None and log_sum_exp is not None:
         from pgat_kernels.triton.edge_attention import edge_attention_backward
 
-        return edge_attention_backward(*inputs, o, log_sum_exp)
+        return edge_attention_backward(do, inputs, o, log_sum_exp)
     from pgat_kernels.triton.graph_attention import graph_attention_backward
 
-    return graph_attention_backward(*inputs)
+    return graph_attention_backward(do, inputs)
 
 
 @_graph_attention.register_fake
@@ -284,22 +261,11 @@ def _backward(ctx: Any, do: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
 _graph_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-def product_flops(q: Tensor) -> int:
-    """Return the FLOPs of one matrix product of the size of the scores."""
-    return _product(q.shape)
-
-
-def _product(shape: Any) -> int:
-    """Return `product_flops` for the shape of q."""
-    graphs, heads, nodes, depth = shape
-    return int(2 * graphs * heads * nodes * nodes * depth)
-
-
 @register_flop_formula(torch.ops.pgat.graph_attention)
 def _(q: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * _product(q)
+    return 2 * product_flops(q)
 
 
 @register_flop_formula(torch.ops.pgat.graph_attention_backward)
 def _(do: Any, q: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 5 * _product(q)  # recomputed scores; gradients of weights, v, q, k
+    return 5 * product_flops(q)  # recomputed scores; gradients of weights, v, q, k

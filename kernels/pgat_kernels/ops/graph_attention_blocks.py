@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.ops.blocks import attention_block, feed_forward_block
-from pgat_kernels.ops.chunked_ops import Backward, Masks, RowsOperator
-from pgat_kernels.ops.vjp import AttentionWeights, FeedForwardWeights
+from pgat_kernels.ops.chunked_ops import RowsOperator
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, narrow_products
+from pgat_kernels.ops.registration import Backward
 
 HIDDEN = -1e30
 """Number added to the score of a hidden key. It is finite, so that a row without any key is not NaN."""
@@ -60,8 +62,8 @@ def _narrow(weights: list[Tensor], dtype: torch.dtype, options: Sequence[int]) -
         tensor
         for w in _blocks(weights, options)
         for tensor in (
-            *AttentionWeights(*w[:6]).narrow(dtype),
-            *FeedForwardWeights(*w[6:_BLOCK]).narrow(dtype),
+            *narrow_products(w[:6], dtype),
+            *narrow_products(w[6:_BLOCK], dtype),
             *w[_BLOCK:],
         )
     ]

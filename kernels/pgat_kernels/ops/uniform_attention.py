@@ -13,72 +13,78 @@ up to
     r = n / (K (1 - p)),   n ~ Binomial(K, 1 - p)
 
 independently for every query and head, and the result depends only on their sum: head h adds r_h u_h to it, with
-u_h = W_o,h (W_v,h c + b_v,h). `identical_keys_value` omits this dropout: its result is the expectation of the result
-with dropout, and r varies little if K is large (K = 39, p = 0.1: standard deviation 0.053).
-`identical_keys_dropout` has the distribution of the original: n is drawn by inversion of its distribution function from
-one 32-bit number, so that every probability is exact to 2**-32.
+u_h = W_o,h (W_v,h c + b_v,h). Without this dropout the result is the expectation of the result with dropout, and r
+varies little if K is large (K = 39, p = 0.1: standard deviation 0.053). With it the result has the distribution of the
+original: n is drawn by inversion of its distribution function from one 32-bit number, so that every probability is
+exact to 2**-32.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pgat_kernels.ops.dropout import random_codes
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.vjp import linear
 
 
-def identical_keys_value(
-    context: Tensor, value_weight: Tensor, value_bias: Tensor, output_weight: Tensor, output_bias: Tensor
-) -> Tensor:
-    """Compute attention to keys that are all `context`, without dropout, for any query: [G, D] -> [G, D].
-
-    Args:
-        context: c, [G, D].
-        value_weight, value_bias: W_v [D, D] and b_v [D].
-        output_weight, output_bias: W_o [D, D] and b_o [D].
-    """
-    return F.linear(F.linear(context, value_weight, value_bias), output_weight, output_bias)
-
-
-def identical_keys_dropout(
+def uniform_attention(
     context: Tensor,
+    value: Tensor,
+    value_bias: Tensor,
+    outer: Tensor,
+    outer_bias: Tensor,
     queries: int,
     keys: int,
-    value_weight: Tensor,
-    value_bias: Tensor,
-    output_weight: Tensor,
-    output_bias: Tensor,
-    n_heads: int,
-    rate: float,
-    seed: Tensor,
+    dropped_heads: int,
+    masks: Masks,
     site: int,
-    first_row: int | Tensor = 0,
-) -> Tensor:
-    """Compute attention to `keys` keys that are all `context`, with dropout on the weights: [G, D] -> [G, queries, D].
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]]:
+    """Compute attention to `keys` keys that are all `context`: [M, D] -> [M, queries, D], and its backward pass.
 
     Args:
-        context: c, [G, D].
+        context: c, [M, D].
+        value, value_bias: W_v [D, D] and b_v [D].
+        outer, outer_bias: W_o [D, D] and b_o [D].
         queries: number of queries per context.
-        keys: K, the number of repetitions of `context`.
-        value_weight, value_bias: W_v [D, D] and b_v [D].
-        output_weight, output_bias: W_o [D, D] and b_o [D].
-        n_heads: H, divides D.
-        rate: p, within [0, 1).
-        seed: see `pgat_kernels.ops.dropout.draw_seed`.
-        site: of the dropout.
-        first_row: number of the first context if these are a chunk of a longer sequence.
+        keys: K, the number of repetitions of the context.
+        dropped_heads: H, divides D, for dropout of the weights of that many heads; 0 omits the dropout.
+        masks, site: of the dropout; rows are contexts.
 
-    Raises:
-        ValueError: if the rate is outside of [0, 1), there is no key, or `n_heads` does not divide D.
+    Without dropout the result is [M, 1, D], the same for all queries. The backward pass takes the gradient of the
+    result, [M, queries, D], and returns those of the first five arguments; see `pgat_kernels.ops.vjp`.
     """
-    groups, width = context.shape
-    if width % n_heads:
-        raise ValueError(f"{n_heads} heads do not divide the width {width}")
-    scales = dropped_weight_sums(keys, (groups, queries, n_heads), rate, seed, site, first_row)
-    value = F.linear(context, value_weight, value_bias).view(groups, n_heads, -1).transpose(0, 1)  # [H, G, d]
-    of_heads = value @ output_weight.view(width, n_heads, -1).permute(1, 2, 0)  # [H, G, D]
-    return scales.to(of_heads.dtype) @ of_heads.transpose(0, 1) + output_bias
+    rows, width = context.shape
+    v, value_back = linear(context, value, value_bias)
+    if dropped_heads and masks.rate > 0:
+        shape = (rows, queries, dropped_heads)
+        sums = dropped_weight_sums(keys, shape, masks.rate, masks.seed, site, masks.first_row).to(v.dtype)
+        by_head = v.view(rows, dropped_heads, -1).transpose(0, 1)  # [H, M, d]
+        outer_by_head = outer.view(width, dropped_heads, -1).transpose(0, 1)  # [H, D, d]
+        of_heads = torch.bmm(by_head, outer_by_head.transpose(1, 2)).transpose(0, 1)  # [M, H, D]
+        o = torch.bmm(sums, of_heads) + outer_bias
+
+        def outer_back(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            cast_g = g.to(v.dtype)
+            g_heads = torch.bmm(sums.transpose(1, 2), cast_g).transpose(0, 1)  # [H, M, D]
+            g_outer = torch.bmm(g_heads.transpose(1, 2), by_head).transpose(0, 1).reshape(width, width)
+            g_v = torch.bmm(g_heads, outer_by_head).transpose(0, 1).reshape(rows, width)
+            return g_v, g_outer.to(context.dtype), g.sum(dim=(0, 1), dtype=context.dtype)
+
+    else:
+        once, once_back = linear(v, outer, outer_bias)
+        o = once[:, None]
+
+        def outer_back(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return once_back(g.sum(dim=1))
+
+    def backward(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        g_v, g_outer, g_outer_bias = outer_back(g)
+        return *value_back(g_v), g_outer, g_outer_bias
+
+    return o, backward
 
 
 def dropped_weight_sums(
@@ -86,8 +92,16 @@ def dropped_weight_sums(
 ) -> Tensor:
     """Draw sums of `keys` equal attention weights 1 / `keys` with dropout at `rate`: float32 `shape`, expectation 1.
 
-    They are independent draws of Binomial(keys, 1 - rate) / (keys (1 - rate)). For the arguments see
-    `identical_keys_dropout`; rows are the first dimension of `shape`.
+    They are independent draws of Binomial(keys, 1 - rate) / (keys (1 - rate)).
+
+    Args:
+        keys: at least 1.
+        shape: its first dimension are rows.
+        rate: within [0, 1).
+        seed, site, first_row: see `pgat_kernels.ops.dropout.keep_mask`.
+
+    Raises:
+        ValueError: if the rate is outside of [0, 1), or there is no key.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"the dropout rate is {rate}: it must be at least 0 and below 1")

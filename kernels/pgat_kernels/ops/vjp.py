@@ -10,12 +10,12 @@ activations (float32 or float64).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pgat_kernels.ops.chunked_ops import Masks
+from pgat_kernels.ops.masks import Masks
 
 aten = torch.ops.aten
 
@@ -150,147 +150,52 @@ def dropout_add_norm(
     return result, backward
 
 
-# --- blocks -----------------------------------------------------------------------------------------------------------
+def split_heads(x: Tensor, groups: int, parts: int, n_heads: int) -> Tensor:
+    """Split heads: [G T, parts D] -> [parts, G, H, T, d], contiguous."""
+    return x.view(groups, -1, parts, n_heads, x.shape[-1] // (parts * n_heads)).permute(2, 0, 3, 1, 4).contiguous()
 
 
-class AttentionWeights(NamedTuple):
-    """Weights of self-attention with residual and LayerNorm; the query rows of `inner` include 1 / sqrt(d)."""
-
-    inner: Tensor
-    """[3 D, D], for queries, keys and values."""
-    inner_bias: Tensor
-    outer: Tensor
-    """[D, D]"""
-    outer_bias: Tensor
-    norm: Tensor
-    norm_bias: Tensor
-
-    def narrow(self, dtype: torch.dtype) -> "AttentionWeights":
-        """Return the weights with those of products in `dtype`."""
-        return type(self)._make([tensor.to(dtype) for tensor in self[:4]] + list(self[4:]))
+def merge_heads(*parts: Tensor) -> Tensor:
+    """Merge heads of tensors [G, H, T, d] -> [G T, parts D]."""
+    x = torch.stack(parts) if len(parts) > 1 else parts[0][None]  # [parts, G, H, T, d]
+    return x.permute(1, 3, 0, 2, 4).reshape(x.shape[1] * x.shape[3], -1)
 
 
-class FeedForwardWeights(NamedTuple):
-    """Weights of a feed-forward block with residual and LayerNorm."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, masks: Masks, site: int
+) -> tuple[Callable[[], Tensor], Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]]:
+    """Compute attention with dropout of its weights, from scaled queries: [G, H, Q, d], [G, H, T, d] -> [G, H, Q, d].
 
-    inner: Tensor
-    """[F, D]"""
-    inner_bias: Tensor
-    outer: Tensor
-    """[D, F]"""
-    outer_bias: Tensor
-    norm: Tensor
-    norm_bias: Tensor
-
-    def narrow(self, dtype: torch.dtype) -> "FeedForwardWeights":
-        """Return the weights with those of products in `dtype`."""
-        return type(self)._make([tensor.to(dtype) for tensor in self[:4]] + list(self[4:]))
-
-
-class OutputWeights(NamedTuple):
-    """Weights of the map from a token to its edge weight: D -> E -> 1."""
-
-    inner: Tensor
-    inner_bias: Tensor
-    outer: Tensor
-    outer_bias: Tensor
-
-
-def self_attention(
-    qkv: Tensor, shape: tuple[int, int, int, int], bias: Tensor | None, masks: Masks, site: int
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
-    """Compute attention of all heads with dropout of its weights: projections [G T, 3 D] -> [G T, D].
+    Returns a function that computes the result, which a recomputed backward pass does not need, and the backward pass.
 
     Args:
-        qkv: queries, keys and values side by side.
-        shape: G, H, T, d.
-        bias: [G, T, T], added to the scores of all heads; its gradient is returned last.
-        masks, site: of the dropout; the rows of its mask are the queries of all heads.
+        q, k, v: contiguous, in the dtype of the products.
+        bias: [G, Q, T], added to the scores of all heads; its gradient is the last one.
+        masks, site: of the dropout; the rows of the mask are the queries of all heads.
     """
-    groups, n_heads, tokens, head = shape
-    acc_dtype = torch.promote_types(qkv.dtype, torch.float32)
-    masks = masks._replace(first_row=masks.first_row * (n_heads * tokens))
-
-    def to_heads(x: Tensor, parts: int) -> Tensor:  # [G T, parts D] -> [parts, G H, T, d]
-        x = x.view(groups, tokens, parts, n_heads, head).permute(2, 0, 3, 1, 4)
-        return x.reshape(parts, groups * n_heads, tokens, head)
-
-    q, k, v = to_heads(qkv, 3).unbind(0)
-    scores = torch.bmm(q, k.transpose(1, 2))
+    groups, heads, queries, depth = q.shape
+    keys = k.shape[2]
+    acc_dtype = torch.promote_types(q.dtype, torch.float32)
+    q3, k3, v3 = (x.reshape(groups * heads, -1, depth) for x in (q, k, v))
+    scores = torch.bmm(q3, k3.transpose(1, 2)).view(groups, heads, queries, keys)
     if bias is not None:
-        scores = scores.view(groups, n_heads, tokens, tokens).to(acc_dtype) + bias[:, None]
-    rows, softmax_back = softmax_dropout(scores.view(-1, tokens), q.dtype, masks, site)
-    p = rows.view(groups * n_heads, tokens, tokens)
-    o = (torch.bmm(p, v) * masks.scale).view(groups, n_heads, tokens, head)
+        scores = scores.to(acc_dtype) + bias[:, None]
+    rows, softmax_back = softmax_dropout(scores.view(-1, keys), q.dtype, masks, site)
+    p = rows.view(groups * heads, queries, keys)
 
-    def backward(g: Tensor) -> tuple[Tensor, Tensor | None]:
-        g_heads = to_heads(g.to(v.dtype) * masks.scale, 1)[0]
-        g_v = torch.bmm(p.transpose(1, 2), g_heads)
-        g_scores = softmax_back(torch.bmm(g_heads, v.transpose(1, 2)).view(-1, tokens))
-        g_bias = None if bias is None else g_scores.to(acc_dtype).view(groups, n_heads, tokens, tokens).sum(dim=1)
-        g_scores = g_scores.view(groups * n_heads, tokens, tokens)
-        g_q = torch.bmm(g_scores, k)
-        g_k = torch.bmm(g_scores.transpose(1, 2), q)
-        g_qkv = torch.stack((g_q, g_k, g_v)).view(3, groups, n_heads, tokens, head).permute(1, 3, 0, 2, 4)
-        return g_qkv.reshape(groups * tokens, -1), g_bias
+    def forward() -> Tensor:
+        return (torch.bmm(p, v3) * masks.scale).view_as(q)
 
-    return o.transpose(1, 2).reshape(groups * tokens, -1), backward
+    def backward(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        g3 = g.reshape(groups * heads, queries, depth) * masks.scale
+        g_v = torch.bmm(p.transpose(1, 2), g3)
+        g_scores = softmax_back(torch.bmm(g3, v3.transpose(1, 2)).view(-1, keys))
+        g_bias = None if bias is None else g_scores.to(acc_dtype).view(groups, heads, queries, keys).sum(dim=1)
+        flat = g_scores.view(groups * heads, queries, keys)
+        g_q, g_k = torch.bmm(flat, k3), torch.bmm(flat.transpose(1, 2), q3)
+        return g_q.view_as(q), g_k.view_as(k), g_v.view_as(v), g_bias
 
-
-def attention_block(
-    t: Tensor,
-    w: AttentionWeights,
-    n_heads: int,
-    masks: Masks,
-    site: int,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, AttentionWeights, Tensor | None]]]:
-    """Compute LayerNorm(t + dropout(MHA(t))) within groups of T tokens: [G, T, D] -> [G, T, D].
-
-    `bias` [G, T, T] is added to the scores of all heads; its gradient is returned last. Uses the dropout sites `site`
-    and `site` + 1.
-    """
-    groups, tokens, width = t.shape
-    head = width // n_heads
-    flat = t.reshape(groups * tokens, width)
-    qkv, inner_back = linear(flat, w.inner, w.inner_bias)
-    o, attend_back = self_attention(qkv, (groups, n_heads, tokens, head), bias, masks, site)
-    y, outer_back = linear(o, w.outer, w.outer_bias)
-    result, norm_back = dropout_add_norm(t, y.view(groups, tokens, width), w.norm, w.norm_bias, masks, site + 1)
-
-    def backward(g: Tensor) -> tuple[Tensor, AttentionWeights, Tensor | None]:
-        g_sum, g_y, g_norm, g_norm_bias = norm_back(g)
-        g_o, g_outer, g_outer_bias = outer_back(g_y.view(groups * tokens, width))
-        g_qkv, g_bias = attend_back(g_o)
-        g_flat, g_inner, g_inner_bias = inner_back(g_qkv)
-        grads = AttentionWeights(g_inner, g_inner_bias, g_outer, g_outer_bias, g_norm, g_norm_bias)
-        return g_sum + g_flat.view_as(t), grads, g_bias
-
-    return result, backward
-
-
-def feed_forward_block(
-    t: Tensor, w: FeedForwardWeights, masks: Masks, site: int
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, FeedForwardWeights]]]:
-    """Compute LayerNorm(t + dropout(W2 dropout(gelu(W1 t)))): [G, T, D] -> [G, T, D].
-
-    Uses the dropout sites `site` and `site` + 1.
-    """
-    groups, tokens, width = t.shape
-    h, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
-    a, gelu_back = gelu_dropout(h.view(groups, tokens, -1), masks, site)
-    y, outer_back = linear(a.view(groups * tokens, -1), w.outer, w.outer_bias)
-    result, norm_back = dropout_add_norm(t, y.view(groups, tokens, width), w.norm, w.norm_bias, masks, site + 1)
-
-    def backward(g: Tensor) -> tuple[Tensor, FeedForwardWeights]:
-        g_sum, g_y, g_norm, g_norm_bias = norm_back(g)
-        g_a, g_outer, g_outer_bias = outer_back(g_y.view(groups * tokens, width))
-        g_h = gelu_back(g_a.view(groups, tokens, -1))
-        g_flat, g_inner, g_inner_bias = inner_back(g_h.view(groups * tokens, -1))
-        grads = FeedForwardWeights(g_inner, g_inner_bias, g_outer, g_outer_bias, g_norm, g_norm_bias)
-        return g_sum + g_flat.view_as(t), grads
-
-    return result, backward
+    return forward, backward
 
 
 def mlp(
@@ -322,22 +227,3 @@ def sigmoid(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], T
     """Compute the sigmoid in `dtype` (at least float32)."""
     y = torch.sigmoid(x.to(dtype))
     return y, lambda g: g * y * (1 - y)
-
-
-def output_head(
-    t: Tensor, w: OutputWeights, masks: Masks, site: int
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, OutputWeights]]]:
-    """Compute tanh(W2 dropout(gelu(W1 t))): [G, T, D] -> [G, T] in (-1, 1)."""
-    groups, tokens, width = t.shape
-    h, inner_back = linear(t.reshape(groups * tokens, width), w.inner, w.inner_bias)
-    h, gelu_back = gelu_dropout(h.view(groups, tokens, -1), masks, site)
-    logits, outer_back = linear(h.view(groups * tokens, -1), w.outer, w.outer_bias)
-    y = torch.tanh(logits.to(t.dtype)).view(groups, tokens)
-
-    def backward(g: Tensor) -> tuple[Tensor, OutputWeights]:
-        g_h, g_outer, g_outer_bias = outer_back((g * (1 - y * y)).view(groups * tokens, 1))
-        g_h = gelu_back(g_h.view(groups, tokens, -1))
-        g_t, g_inner, g_inner_bias = inner_back(g_h.view(groups * tokens, -1))
-        return g_t.to(t.dtype).view_as(t), OutputWeights(g_inner, g_inner_bias, g_outer, g_outer_bias)
-
-    return y, backward

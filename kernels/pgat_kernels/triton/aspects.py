@@ -35,6 +35,7 @@ def _aspects_fwd_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Write the whole matrix of a timestep: both halves and the diagonal."""
     timestep = tl.program_id(0).to(tl.int64)
     pair = tl.arange(0, BLOCK)
     exists = pair < PAIRS
@@ -57,9 +58,9 @@ def _aspects_fwd_kernel(
 @triton.jit
 def _aspects_bwd_kernel(
     g_ptr,  # [M, PAIRS] float32, gradient of the logits
-    x_ptr,
-    constants_ptr,
-    weight_ptr,
+    x_ptr,  # [M, WIDTH]
+    constants_ptr,  # [PAIRS, WIDTH]
+    weight_ptr,  # [WIDTH]
     g_x_ptr,  # [M, WIDTH]
     g_constants_ptr,  # [slabs, PAIRS, WIDTH] float32
     g_weight_ptr,  # [slabs, WIDTH] float32
@@ -70,6 +71,7 @@ def _aspects_bwd_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Write COLUMNS columns of the gradient of x at STEPS timesteps, and the sums over these timesteps."""
     parts: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     slab = (tl.program_id(0) // parts).to(tl.int64)
     start = (tl.program_id(0) % parts) * COLUMNS

@@ -43,3 +43,16 @@ def keep_tile(seed, site_offset, rows, columns, dropped, COLUMNS: tl.constexpr):
     x = _hash((rows * LANES).to(tl.int32) + (columns >> 2), _key(seed + site_offset))
     codes = (x >> ((columns & 3) << 3)) & 0xFF
     return codes >= dropped
+
+
+@triton.jit
+def keep_weights(
+    seed_ptr, site_offset, graph, head, queries, keys, dropped, HEADS: tl.constexpr, NODES: tl.constexpr
+):  # fmt: skip
+    """Return the dropout mask of attention weights: int1 [len(queries), len(keys)].
+
+    The rows of the mask are the queries of all heads of all graphs. `graph` (int64, a scalar or one for each query)
+    is counted from the first graph of the whole tensor.
+    """
+    rows = (graph * HEADS + head) * NODES + queries
+    return keep_tile(tl.load(seed_ptr), site_offset, rows[:, None], keys[None, :], dropped, NODES)

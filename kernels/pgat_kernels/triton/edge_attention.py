@@ -15,20 +15,17 @@ are no atomics, and results do not depend on the order of the programs. A tile i
 tiles, where one of 256 would take 2.3 times the scores.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.ops.dropout import Dropout
-from pgat_kernels.ops.graph_attention import empty_like_rows, product_flops
-from pgat_kernels.triton.dropout import keep_tile
-from pgat_kernels.triton.launch import choose, common_arguments, launch, pointer_or, strides_of
-from pgat_kernels.tuning_table import Configuration
-
-_LOG2_E = tl.constexpr(1.4426950408889634)
-_HIDDEN = tl.constexpr(-1.0e30)
-"""Score of a hidden key; finite, so that a padding row is not NaN."""
+from pgat_kernels.ops.graph_inputs import GraphInputs, empty_like_rows, product_flops
+from pgat_kernels.triton.dropout import keep_weights
+from pgat_kernels.triton.launch import choose, graph_arguments, graph_tensors, launch, strides_of, tiles_of
+from pgat_kernels.triton.tiles import HIDDEN, LOG2_E
 
 
 @triton.jit
@@ -76,12 +73,12 @@ def _scores(
     NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute scores times log2 e and the mask of visible keys: float32 and int1, [BLOCK queries, BLOCK keys]."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E)
     seen = (queries < NODES)[:, None] & (keys < NODES)[None, :]
     start = graph * (NODES * NODES)
     at = queries[:, None] * NODES + keys[None, :]
     if BIASED:
-        scores += tl.load(bias_ptr + start + at, mask=seen, other=0.0).to(tl.float32) * _LOG2_E
+        scores += tl.load(bias_ptr + start + at, mask=seen, other=0.0).to(tl.float32) * LOG2_E
     if MASKED:
         adjacency = tl.load(adjacency_ptr + start + at, mask=seen, other=0.0).to(tl.float32)
         seen = seen & ((tl.abs(adjacency) > threshold) | (queries[:, None] == keys[None, :]))
@@ -89,13 +86,38 @@ def _scores(
 
 
 @triton.jit
-def _keep(
-    seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys,
-    HEADS: tl.constexpr, NODES: tl.constexpr,
+def _load_statistics(
+    log_sum_exp_ptr, delta_ptr, graph, head, queries, HEADS: tl.constexpr, NODES: tl.constexpr
 ):  # fmt: skip
-    """Return the dropout mask of the weights: int1 [BLOCK queries, BLOCK keys]."""
-    rows = ((tl.load(first_row_ptr) + graph) * HEADS + head) * NODES + queries
-    return keep_tile(tl.load(seed_ptr), site_offset, rows[:, None], keys[None, :], dropped, NODES)
+    """Load the log-sum-exp of the scores of each query, times log2 e, and delta; zeros outside."""
+    at = (graph * HEADS + head) * NODES + queries
+    log_sum_exp = tl.load(log_sum_exp_ptr + at, mask=queries < NODES, other=0.0) * LOG2_E
+    return log_sum_exp, tl.load(delta_ptr + at, mask=queries < NODES, other=0.0)
+
+
+@triton.jit
+def _score_gradients(
+    q, k, v, do, log_sum_exp, delta, adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
+    threshold, scale, site_offset, dropped, kept_scale, graph, head, queries, keys,
+    HEADS: tl.constexpr, NODES: tl.constexpr,
+    MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Recompute the weights of a tile after dropout, and compute the gradient of its scores.
+
+    Both are float32 [BLOCK queries, BLOCK keys].
+    """
+    scores, seen = _scores(
+        q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
+    )
+    weights = tl.where(seen, tl.exp2(tl.where(seen, scores, HIDDEN) - log_sum_exp[:, None]), 0.0)
+    dweights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+    kept = weights
+    if DROPOUT:
+        graph = tl.load(first_row_ptr) + graph
+        keep = keep_weights(seed_ptr, site_offset, graph, head, queries, keys, dropped, HEADS, NODES)
+        kept = tl.where(keep, weights * kept_scale, 0.0)
+        dweights = tl.where(keep, dweights * kept_scale, 0.0)
+    return kept, weights * (dweights - delta[:, None])
 
 
 @triton.jit
@@ -109,37 +131,18 @@ def _edge_attention_fwd_kernel(
     first_row_ptr,
     o_ptr,
     log_sum_exp_ptr,  # [G, H, T] float32 contiguous
-    graphs,
-    scale,
-    threshold,
-    site_offset,
-    dropped,
-    kept_scale,
-    Q_GRAPH: tl.constexpr,
-    Q_HEAD: tl.constexpr,
-    Q_NODE: tl.constexpr,
-    K_GRAPH: tl.constexpr,
-    K_HEAD: tl.constexpr,
-    K_NODE: tl.constexpr,
-    V_GRAPH: tl.constexpr,
-    V_HEAD: tl.constexpr,
-    V_NODE: tl.constexpr,
-    O_GRAPH: tl.constexpr,
-    O_HEAD: tl.constexpr,
-    O_NODE: tl.constexpr,
-    HEADS: tl.constexpr,
-    NODES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    MASKED: tl.constexpr,
-    BIASED: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    graphs, scale, threshold, site_offset, dropped, kept_scale,
+    Q_GRAPH: tl.constexpr, Q_HEAD: tl.constexpr, Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr, K_HEAD: tl.constexpr, K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr, V_HEAD: tl.constexpr, V_NODE: tl.constexpr,
+    O_GRAPH: tl.constexpr, O_HEAD: tl.constexpr, O_NODE: tl.constexpr,
+    HEADS: tl.constexpr, NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write a tile of o, and the log-sum-exp of its scores; keeps running maxima and sums over the tiles of keys."""
     graph, head, queries = _place(HEADS, NODES, BLOCK)
     q = _load(q_ptr, graph, head, queries, Q_GRAPH, Q_HEAD, Q_NODE, NODES, DEPTH, BLOCK_DEPTH)
-    largest = tl.full((BLOCK,), _HIDDEN, tl.float32)
+    largest = tl.full((BLOCK,), HIDDEN, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     o = tl.zeros((BLOCK, BLOCK_DEPTH), tl.float32)
     for start in range(0, NODES, BLOCK):
@@ -149,13 +152,14 @@ def _edge_attention_fwd_kernel(
         scores, seen = _scores(
             q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
         )
-        scores = tl.where(seen, scores, _HIDDEN)
+        scores = tl.where(seen, scores, HIDDEN)
         larger = tl.maximum(largest, tl.max(scores, 1))
         shrink = tl.exp2(largest - larger)
         weights = tl.where(seen, tl.exp2(scores - larger[:, None]), 0.0)
         total = total * shrink + tl.sum(weights, 1)
         if DROPOUT:
-            keep = _keep(seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys, HEADS, NODES)
+            first = tl.load(first_row_ptr)
+            keep = keep_weights(seed_ptr, site_offset, first + graph, head, queries, keys, dropped, HEADS, NODES)
             weights = tl.where(keep, weights * kept_scale, 0.0)
         o = o * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         largest = larger
@@ -163,60 +167,39 @@ def _edge_attention_fwd_kernel(
     o = o / total[:, None]
     _store(o_ptr, o, graph, head, queries, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
     at = (graph * HEADS + head) * NODES + queries
-    tl.store(log_sum_exp_ptr + at, (largest + tl.log2(total)) / _LOG2_E, mask=queries < NODES)
+    tl.store(log_sum_exp_ptr + at, (largest + tl.log2(total)) / LOG2_E, mask=queries < NODES)
 
 
 @triton.jit
 def _edge_attention_bwd_queries_kernel(
-    do_ptr,  # [G, H, T, d], as q_ptr, k_ptr, v_ptr, o_ptr, dq_ptr; d contiguous
+    do_ptr,  # [G, H, T, d], gradient of o, as q_ptr, k_ptr, v_ptr; d contiguous
     q_ptr,
     k_ptr,
     v_ptr,
-    adjacency_ptr,
+    adjacency_ptr,  # [G, T, T] contiguous, as bias_ptr
     bias_ptr,
-    seed_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
     first_row_ptr,
-    o_ptr,
-    log_sum_exp_ptr,
-    dq_ptr,  # with the strides of o
-    delta_ptr,  # [G, H, T] float32 contiguous
-    graphs,
-    scale,
-    threshold,
-    site_offset,
-    dropped,
-    kept_scale,
-    DO_GRAPH: tl.constexpr,
-    DO_HEAD: tl.constexpr,
-    DO_NODE: tl.constexpr,
-    Q_GRAPH: tl.constexpr,
-    Q_HEAD: tl.constexpr,
-    Q_NODE: tl.constexpr,
-    K_GRAPH: tl.constexpr,
-    K_HEAD: tl.constexpr,
-    K_NODE: tl.constexpr,
-    V_GRAPH: tl.constexpr,
-    V_HEAD: tl.constexpr,
-    V_NODE: tl.constexpr,
-    O_GRAPH: tl.constexpr,
-    O_HEAD: tl.constexpr,
-    O_NODE: tl.constexpr,
-    HEADS: tl.constexpr,
-    NODES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    MASKED: tl.constexpr,
-    BIASED: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    o_ptr,  # [G, H, T, d], as dq_ptr, which has its strides
+    log_sum_exp_ptr,  # [G, H, T] float32 contiguous, as delta_ptr
+    dq_ptr,
+    delta_ptr,
+    graphs, scale, threshold, site_offset, dropped, kept_scale,
+    DO_GRAPH: tl.constexpr, DO_HEAD: tl.constexpr, DO_NODE: tl.constexpr,
+    Q_GRAPH: tl.constexpr, Q_HEAD: tl.constexpr, Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr, K_HEAD: tl.constexpr, K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr, V_HEAD: tl.constexpr, V_NODE: tl.constexpr,
+    O_GRAPH: tl.constexpr, O_HEAD: tl.constexpr, O_NODE: tl.constexpr,
+    HEADS: tl.constexpr, NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write a tile of dq, and delta = rowsum(do o), which the other two backward kernels read."""
     graph, head, queries = _place(HEADS, NODES, BLOCK)
     q = _load(q_ptr, graph, head, queries, Q_GRAPH, Q_HEAD, Q_NODE, NODES, DEPTH, BLOCK_DEPTH)
     do = _load(do_ptr, graph, head, queries, DO_GRAPH, DO_HEAD, DO_NODE, NODES, DEPTH, BLOCK_DEPTH)
     o = _load(o_ptr, graph, head, queries, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
     at = (graph * HEADS + head) * NODES + queries
-    log_sum_exp = tl.load(log_sum_exp_ptr + at, mask=queries < NODES, other=0.0) * _LOG2_E
+    log_sum_exp = tl.load(log_sum_exp_ptr + at, mask=queries < NODES, other=0.0) * LOG2_E
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     tl.store(delta_ptr + at, delta, mask=queries < NODES)
     dq = tl.zeros((BLOCK, BLOCK_DEPTH), tl.float32)
@@ -224,64 +207,39 @@ def _edge_attention_bwd_queries_kernel(
         keys = start + tl.arange(0, BLOCK)
         k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
         v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
-        scores, seen = _scores(
-            q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
-        )
-        weights = tl.where(seen, tl.exp2(tl.where(seen, scores, _HIDDEN) - log_sum_exp[:, None]), 0.0)
-        dweights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-        if DROPOUT:
-            keep = _keep(seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys, HEADS, NODES)
-            dweights = tl.where(keep, dweights * kept_scale, 0.0)
-        dscores = weights * (dweights - delta[:, None])
+        _, dscores = _score_gradients(
+            q, k, v, do, log_sum_exp, delta, adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
+            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries, keys,
+            HEADS, NODES, MASKED, BIASED, DROPOUT, PRECISION,
+        )  # fmt: skip
         dq += tl.dot(dscores.to(k.dtype), k, input_precision=PRECISION)
     _store(dq_ptr, dq * scale, graph, head, queries, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
 
 
 @triton.jit
 def _edge_attention_bwd_keys_kernel(
-    do_ptr,
+    do_ptr,  # [G, H, T, d], gradient of o, as q_ptr, k_ptr, v_ptr; d contiguous
     q_ptr,
     k_ptr,
     v_ptr,
-    adjacency_ptr,
+    adjacency_ptr,  # [G, T, T] contiguous, as bias_ptr
     bias_ptr,
-    seed_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
     first_row_ptr,
-    log_sum_exp_ptr,
+    log_sum_exp_ptr,  # [G, H, T] float32 contiguous, as delta_ptr
     delta_ptr,
     dk_ptr,  # [G, H, T, d] with the strides of o, as dv_ptr
     dv_ptr,
-    graphs,
-    scale,
-    threshold,
-    site_offset,
-    dropped,
-    kept_scale,
-    DO_GRAPH: tl.constexpr,
-    DO_HEAD: tl.constexpr,
-    DO_NODE: tl.constexpr,
-    Q_GRAPH: tl.constexpr,
-    Q_HEAD: tl.constexpr,
-    Q_NODE: tl.constexpr,
-    K_GRAPH: tl.constexpr,
-    K_HEAD: tl.constexpr,
-    K_NODE: tl.constexpr,
-    V_GRAPH: tl.constexpr,
-    V_HEAD: tl.constexpr,
-    V_NODE: tl.constexpr,
-    O_GRAPH: tl.constexpr,
-    O_HEAD: tl.constexpr,
-    O_NODE: tl.constexpr,
-    HEADS: tl.constexpr,
-    NODES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    MASKED: tl.constexpr,
-    BIASED: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    graphs, scale, threshold, site_offset, dropped, kept_scale,
+    DO_GRAPH: tl.constexpr, DO_HEAD: tl.constexpr, DO_NODE: tl.constexpr,
+    Q_GRAPH: tl.constexpr, Q_HEAD: tl.constexpr, Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr, K_HEAD: tl.constexpr, K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr, V_HEAD: tl.constexpr, V_NODE: tl.constexpr,
+    O_GRAPH: tl.constexpr, O_HEAD: tl.constexpr, O_NODE: tl.constexpr,
+    HEADS: tl.constexpr, NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write a tile of dk and dv."""
     graph, head, keys = _place(HEADS, NODES, BLOCK)
     k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
     v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
@@ -291,20 +249,12 @@ def _edge_attention_bwd_keys_kernel(
         queries = start + tl.arange(0, BLOCK)
         q = _load(q_ptr, graph, head, queries, Q_GRAPH, Q_HEAD, Q_NODE, NODES, DEPTH, BLOCK_DEPTH)
         do = _load(do_ptr, graph, head, queries, DO_GRAPH, DO_HEAD, DO_NODE, NODES, DEPTH, BLOCK_DEPTH)
-        at = (graph * HEADS + head) * NODES + queries
-        log_sum_exp = tl.load(log_sum_exp_ptr + at, mask=queries < NODES, other=0.0) * _LOG2_E
-        delta = tl.load(delta_ptr + at, mask=queries < NODES, other=0.0)
-        scores, seen = _scores(
-            q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
-        )
-        weights = tl.where(seen, tl.exp2(tl.where(seen, scores, _HIDDEN) - log_sum_exp[:, None]), 0.0)
-        dweights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-        kept = weights
-        if DROPOUT:
-            keep = _keep(seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys, HEADS, NODES)
-            kept = tl.where(keep, weights * kept_scale, 0.0)
-            dweights = tl.where(keep, dweights * kept_scale, 0.0)
-        dscores = weights * (dweights - delta[:, None])
+        log_sum_exp, delta = _load_statistics(log_sum_exp_ptr, delta_ptr, graph, head, queries, HEADS, NODES)
+        kept, dscores = _score_gradients(
+            q, k, v, do, log_sum_exp, delta, adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
+            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries, keys,
+            HEADS, NODES, MASKED, BIASED, DROPOUT, PRECISION,
+        )  # fmt: skip
         dv += tl.dot(tl.trans(kept.to(do.dtype)), do, input_precision=PRECISION)
         dk += tl.dot(tl.trans(dscores.to(q.dtype)), q, input_precision=PRECISION)
     _store(dk_ptr, dk * scale, graph, head, keys, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
@@ -313,45 +263,26 @@ def _edge_attention_bwd_keys_kernel(
 
 @triton.jit
 def _edge_attention_bwd_bias_kernel(
-    do_ptr,
+    do_ptr,  # [G, H, T, d], gradient of o, as q_ptr, k_ptr, v_ptr; d contiguous
     q_ptr,
     k_ptr,
     v_ptr,
-    adjacency_ptr,
+    adjacency_ptr,  # [G, T, T] contiguous, as bias_ptr
     bias_ptr,
-    seed_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
     first_row_ptr,
-    log_sum_exp_ptr,
+    log_sum_exp_ptr,  # [G, H, T] float32 contiguous, as delta_ptr
     delta_ptr,
     dbias_ptr,  # [G, T, T] float32 contiguous
-    graphs,
-    scale,
-    threshold,
-    site_offset,
-    dropped,
-    kept_scale,
-    DO_GRAPH: tl.constexpr,
-    DO_HEAD: tl.constexpr,
-    DO_NODE: tl.constexpr,
-    Q_GRAPH: tl.constexpr,
-    Q_HEAD: tl.constexpr,
-    Q_NODE: tl.constexpr,
-    K_GRAPH: tl.constexpr,
-    K_HEAD: tl.constexpr,
-    K_NODE: tl.constexpr,
-    V_GRAPH: tl.constexpr,
-    V_HEAD: tl.constexpr,
-    V_NODE: tl.constexpr,
-    HEADS: tl.constexpr,
-    NODES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    MASKED: tl.constexpr,
-    BIASED: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    graphs, scale, threshold, site_offset, dropped, kept_scale,
+    DO_GRAPH: tl.constexpr, DO_HEAD: tl.constexpr, DO_NODE: tl.constexpr,
+    Q_GRAPH: tl.constexpr, Q_HEAD: tl.constexpr, Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr, K_HEAD: tl.constexpr, K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr, V_HEAD: tl.constexpr, V_NODE: tl.constexpr,
+    HEADS: tl.constexpr, NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write a tile of dbias, a sum over heads."""
     TILES: tl.constexpr = (NODES + BLOCK - 1) // BLOCK
     graph, tile, keys = _place(TILES, NODES, BLOCK)
     queries = tile.to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
@@ -361,89 +292,59 @@ def _edge_attention_bwd_bias_kernel(
         k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
         v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
         do = _load(do_ptr, graph, head, queries, DO_GRAPH, DO_HEAD, DO_NODE, NODES, DEPTH, BLOCK_DEPTH)
-        at = (graph * HEADS + head) * NODES + queries
-        log_sum_exp = tl.load(log_sum_exp_ptr + at, mask=queries < NODES, other=0.0) * _LOG2_E
-        delta = tl.load(delta_ptr + at, mask=queries < NODES, other=0.0)
-        scores, seen = _scores(
-            q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
-        )
-        weights = tl.where(seen, tl.exp2(tl.where(seen, scores, _HIDDEN) - log_sum_exp[:, None]), 0.0)
-        dweights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-        if DROPOUT:
-            keep = _keep(seed_ptr, first_row_ptr, site_offset, dropped, graph, head, queries, keys, HEADS, NODES)
-            dweights = tl.where(keep, dweights * kept_scale, 0.0)
-        dbias += weights * (dweights - delta[:, None])
+        log_sum_exp, delta = _load_statistics(log_sum_exp_ptr, delta_ptr, graph, head, queries, HEADS, NODES)
+        _, dscores = _score_gradients(
+            q, k, v, do, log_sum_exp, delta, adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
+            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries, keys,
+            HEADS, NODES, MASKED, BIASED, DROPOUT, PRECISION,
+        )  # fmt: skip
+        dbias += dscores
     inside = (queries < NODES)[:, None] & (keys < NODES)[None, :]
     at_bias = graph * (NODES * NODES) + queries[:, None] * NODES + keys[None, :]
     tl.store(dbias_ptr + at_bias, dbias, mask=inside)
 
 
-def edge_attention_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    adjacency: Tensor | None,
-    bias: Tensor | None,
-    dropout: Dropout,
-    threshold: float,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Launch the forward kernel with the checked arguments of `pgat_kernels.ops.graph_attention`.
-
-    Returns the result and the log-sum-exp of the scores.
-    """
+def edge_attention_forward(inputs: GraphInputs) -> tuple[Tensor, Tensor]:
+    """Launch the forward kernel; return the result and the log-sum-exp of the scores."""
+    q = inputs.q
     graphs, heads, tokens, _ = q.shape
     o = empty_like_rows(q)
     log_sum_exp = torch.empty((graphs, heads, tokens), dtype=torch.float32, device=q.device)
-    seed = dropout.seed
-    tensors = (q, k, v, pointer_or(adjacency, seed), pointer_or(bias, seed), seed, dropout.first_row, o, log_sum_exp)
-    configuration = choose("edge_attention forward", q, q.shape[2])
-    common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
-    tiles = -(-tokens // configuration.block)
+    chosen = choose("edge_attention forward", q, tokens)
     launch(
-        _edge_attention_fwd_kernel, graphs * heads * tiles, tensors, configuration, 2 * product_flops(q),
-        **common, **strides_of(q=q, k=k, v=v, o=o),
+        _edge_attention_fwd_kernel, graphs * heads * tiles_of(tokens, chosen), (*graph_tensors(inputs), o, log_sum_exp),
+        chosen, 2 * product_flops(q.shape),
+        **graph_arguments(inputs), **strides_of(q=q, k=inputs.k, v=inputs.v, o=o),
     )  # fmt: skip
     return o, log_sum_exp
 
 
-def edge_attention_backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    adjacency: Tensor | None,
-    bias: Tensor | None,
-    dropout: Dropout,
-    threshold: float,
-    scale: float,
-    o: Tensor,
-    log_sum_exp: Tensor,
-) -> list[Tensor]:
-    """Launch the backward kernels; return gradients of q, k, v and the bias, if there is one."""
+def edge_attention_backward(do: Tensor, inputs: GraphInputs, o: Tensor, log_sum_exp: Tensor) -> list[Tensor]:
+    """Launch the backward kernels; return gradients of q, k, v and the bias, if there is one.
+
+    `o` and `log_sum_exp` are the results of `edge_attention_forward`, `do` is the gradient of `o`.
+    """
+    q, bias = inputs.q, inputs.bias
     graphs, heads, tokens, _ = q.shape
     dq, dk, dv = (empty_like_rows(q) for _ in range(3))
     delta = torch.empty_like(log_sum_exp)
-    seed = dropout.seed
-    tensors = (do, q, k, v, pointer_or(adjacency, seed), pointer_or(bias, seed), seed, dropout.first_row)
-    common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
-    flops = product_flops(q)
-    inputs = strides_of(do=do, q=q, k=k, v=v)
-    named = {**common, **inputs, **strides_of(o=o)}
+    common = graph_arguments(inputs) | strides_of(do=do, q=q, k=inputs.k, v=inputs.v)
+    flops = product_flops(q.shape)
 
-    def tiles(configuration: Configuration) -> int:
-        return -(-tokens // configuration.block)
+    def run(kernel: Any, name: str, products: int, tensors: tuple[Tensor, ...], **strides: int) -> None:
+        """Launch a kernel of which a program owns a tile of tokens of one head."""
+        chosen = choose(f"edge_attention backward {name}", q, tokens)
+        programs = graphs * heads * tiles_of(tokens, chosen)
+        launch(kernel, programs, (do, *graph_tensors(inputs), *tensors), chosen, products * flops, **common, **strides)
 
-    chosen = choose("edge_attention backward queries", q, tokens)
-    args: tuple[Tensor, ...] = (*tensors, o, log_sum_exp, dq, delta)
-    launch(_edge_attention_bwd_queries_kernel, graphs * heads * tiles(chosen), args, chosen, 3 * flops, **named)
-    chosen = choose("edge_attention backward keys", q, tokens)
-    args = (*tensors, log_sum_exp, delta, dk, dv)
-    launch(_edge_attention_bwd_keys_kernel, graphs * heads * tiles(chosen), args, chosen, 4 * flops, **named)
+    of_result = strides_of(o=o)
+    run(_edge_attention_bwd_queries_kernel, "queries", 3, (o, log_sum_exp, dq, delta), **of_result)
+    run(_edge_attention_bwd_keys_kernel, "keys", 4, (log_sum_exp, delta, dk, dv), **of_result)
     if bias is None:
         return [dq, dk, dv]
     dbias = torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
     chosen = choose("edge_attention backward bias", q, tokens)
-    args = (*tensors, log_sum_exp, delta, dbias)
-    launch(_edge_attention_bwd_bias_kernel, graphs * tiles(chosen) ** 2, args, chosen, 2 * flops, **common, **inputs)
+    tensors = (do, *graph_tensors(inputs), log_sum_exp, delta, dbias)
+    programs = graphs * tiles_of(tokens, chosen) ** 2
+    launch(_edge_attention_bwd_bias_kernel, programs, tensors, chosen, 2 * flops, **common)
     return [dq, dk, dv, dbias]

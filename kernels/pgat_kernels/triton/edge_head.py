@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.ops.chunked_ops import Masks
-from pgat_kernels.triton.launch import choose, launch_over_rows, rounded, width_arguments
-from pgat_kernels.triton.tiles import gelu_and_slope, keep_rows, load_row, product, store_tile, tanh
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.triton.launch import choose, launch_over_rows, rounded, tiles_of, width_arguments
+from pgat_kernels.triton.tiles import gelu_and_slope, keep_rows, load_row, owned_rows, product, store_tile, tanh
 from pgat_kernels.tuning_table import Configuration
 
 
@@ -39,10 +39,10 @@ def _hidden(
 def _edge_head_fwd_kernel(
     t_ptr,  # [M, WIDTH]
     inner_ptr,  # [HIDDEN, WIDTH]
-    inner_bias_ptr,
+    inner_bias_ptr,  # [HIDDEN]
     outer_ptr,  # [HIDDEN]
     outer_bias_ptr,  # [1]
-    seed_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
     first_row_ptr,
     y_ptr,  # [M]
     rows,
@@ -59,9 +59,9 @@ def _edge_head_fwd_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    first = tl.program_id(0).to(tl.int64) * BLOCK
+    """Write the results of BLOCK tokens."""
+    first, exists = owned_rows(rows, BLOCK)
     row = tl.arange(0, BLOCK)
-    exists = first + row < rows
     n = tl.arange(0, BLOCK_HIDDEN)
     a, _ = _hidden(
         t_ptr + first * WIDTH, exists, first, n, inner_ptr, inner_bias_ptr, seed_ptr, first_row_ptr, site_offset,
@@ -75,12 +75,12 @@ def _edge_head_fwd_kernel(
 @triton.jit
 def _edge_head_bwd_kernel(
     g_ptr,  # [M]
-    t_ptr,
-    inner_ptr,
-    inner_bias_ptr,
-    outer_ptr,
-    outer_bias_ptr,
-    seed_ptr,
+    t_ptr,  # [M, WIDTH]
+    inner_ptr,  # [HIDDEN, WIDTH]
+    inner_bias_ptr,  # [HIDDEN]
+    outer_ptr,  # [HIDDEN]
+    outer_bias_ptr,  # [1]
+    seed_ptr,  # int64 scalar, as first_row_ptr
     first_row_ptr,
     g_t_ptr,  # [M, WIDTH]
     g_h_ptr,  # [M, HIDDEN], gradient of the first product's result, in the dtype of the weights
@@ -99,10 +99,9 @@ def _edge_head_bwd_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tile = tl.program_id(0).to(tl.int64)
-    first = tile * BLOCK
+    """Write gradients of BLOCK tokens and of their hidden units, and sums over them; recomputes the hidden units."""
+    first, exists = owned_rows(rows, BLOCK)
     row = tl.arange(0, BLOCK)
-    exists = first + row < rows
     n = tl.arange(0, BLOCK_HIDDEN)
     a, slope = _hidden(
         t_ptr + first * WIDTH, exists, first, n, inner_ptr, inner_bias_ptr, seed_ptr, first_row_ptr, site_offset,
@@ -113,7 +112,7 @@ def _edge_head_bwd_kernel(
     y = tanh(tl.sum(a * w[None, :], 1) + tl.load(outer_bias_ptr).to(tl.float32))
     g_logits = tl.load(g_ptr + first + row, mask=exists, other=0.0).to(tl.float32) * (1 - y * y)
     g_h = g_logits[:, None] * w[None, :] * slope
-    sums_ptr += tile * (2 * HIDDEN + 1)
+    sums_ptr += tl.program_id(0).to(tl.int64) * (2 * HIDDEN + 1)
     tl.store(sums_ptr + n, tl.sum(g_h, 0), mask=n < HIDDEN)
     tl.store(sums_ptr + HIDDEN + n, tl.sum(g_logits[:, None] * a, 0), mask=n < HIDDEN)
     # Sum over columns as above: triton's compiler fails on sm_100 for the sum of a vector that is itself a sum.
@@ -151,7 +150,7 @@ def edge_head_backward(
     chosen = choose("edge_head backward", inner, hidden)
     g_t = torch.empty_like(t)
     g_h = torch.empty((count, hidden), dtype=inner.dtype, device=t.device)
-    sums = torch.empty((-(-count // chosen.block), 2 * hidden + 1), dtype=torch.float32, device=t.device)
+    sums = torch.empty((tiles_of(count, chosen), 2 * hidden + 1), dtype=torch.float32, device=t.device)
     tensors = (g, t, *weights, masks.seed, masks.first_row, g_t, g_h, sums)
     constants = _sizes(inner, chosen)
     launch_over_rows(_edge_head_bwd_kernel, tensors, chosen, t, inner, masks, site, sites=1, products=2, **constants)

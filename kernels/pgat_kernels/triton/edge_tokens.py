@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.ops.chunked_ops import Masks
-from pgat_kernels.triton.launch import choose, chunk_of, launch, rounded, width_arguments
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.triton.launch import choose, chunk_of, launch, rounded, tiles_of, width_arguments
 from pgat_kernels.triton.tiles import (
     gelu,
     gelu_and_slope,
@@ -24,6 +24,7 @@ from pgat_kernels.triton.tiles import (
     norm_backward,
     normal_and_scale,
     product,
+    scaled_normal,
     store_tile,
 )
 from pgat_kernels.tuning_table import Configuration
@@ -77,11 +78,11 @@ def _token_offsets(first, kind, NODES: tl.constexpr, KINDS: tl.constexpr, WIDTH:
 def _edge_tokens_fwd_kernel(
     values_ptr,  # [M, KINDS]
     first_ptr,  # [KINDS, FIRST]
-    first_bias_ptr,
+    first_bias_ptr,  # [KINDS, FIRST]
     second_ptr,  # [KINDS, SECOND, FIRST]
-    second_bias_ptr,
+    second_bias_ptr,  # [KINDS, SECOND]
     third_ptr,  # [KINDS, WIDTH, SECOND]
-    third_bias_ptr,
+    third_bias_ptr,  # [KINDS, WIDTH], as norm_ptr, norm_bias_ptr
     norm_ptr,
     norm_bias_ptr,
     y_ptr,  # [M / NODES, KINDS, NODES, WIDTH]
@@ -98,6 +99,7 @@ def _edge_tokens_fwd_kernel(
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Write the tokens of BLOCK edges of one kind."""
     kind = tl.program_id(0) // tiles
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
     exists = first + tl.arange(0, BLOCK) < rows
@@ -108,9 +110,7 @@ def _edge_tokens_fwd_kernel(
         second_bias_ptr + kind * SECOND, third_ptr + kind * (WIDTH * SECOND), third_bias_ptr + kind * WIDTH,
         FIRST, SECOND, WIDTH, BLOCK_WIDTH, COLUMNS, STEP, BLOCK, PRECISION,
     )  # fmt: skip
-    weight = load_row(norm_ptr + kind * WIDTH, columns, WIDTH)
-    bias = load_row(norm_bias_ptr + kind * WIDTH, columns, WIDTH)
-    y = normal * weight[None, :] + bias[None, :]
+    y = scaled_normal(normal, norm_ptr + kind * WIDTH, norm_bias_ptr + kind * WIDTH, columns, WIDTH)
     base, row_at = _token_offsets(first, kind, NODES, KINDS, WIDTH, BLOCK)
     at = row_at[:, None] + columns[None, :]
     tl.store(y_ptr + base + at, y.to(y_ptr.dtype.element_ty), mask=exists[:, None] & (columns < WIDTH)[None, :])
@@ -119,13 +119,13 @@ def _edge_tokens_fwd_kernel(
 @triton.jit
 def _edge_tokens_bwd_kernel(
     g_ptr,  # shaped as y of the forward kernel
-    values_ptr,
-    first_ptr,
+    values_ptr,  # [M, KINDS]
+    first_ptr,  # [KINDS, FIRST], as first_bias_ptr
     first_bias_ptr,
-    second_ptr,
-    second_bias_ptr,
-    third_ptr,
-    third_bias_ptr,
+    second_ptr,  # [KINDS, SECOND, FIRST]
+    second_bias_ptr,  # [KINDS, SECOND]
+    third_ptr,  # [KINDS, WIDTH, SECOND]
+    third_bias_ptr,  # [KINDS, WIDTH], as norm_ptr
     norm_ptr,
     g_values_ptr,  # [M, KINDS]
     g_sum_ptr,  # [KINDS, M, WIDTH] float32: gradient of the third product's result
@@ -149,6 +149,10 @@ def _edge_tokens_bwd_kernel(
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Write, for BLOCK edges of one kind, the gradient of their values and the factors of the weights' gradients.
+
+    Recomputes the forward pass.
+    """
     kind = tl.program_id(0) // tiles
     first = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK
     row = tl.arange(0, BLOCK)
@@ -227,9 +231,8 @@ def edge_tokens_backward(
     g_y, a_second, g_second, a_first = (
         torch.empty((kinds, count, size), dtype=dtype, device=device) for size in (width, second, second, first)
     )
-    sums = torch.empty(
-        (kinds, -(-count // chosen.block), 2 * first + second + 3 * width), dtype=torch.float32, device=device
-    )
+    sums_shape = kinds, tiles_of(count, chosen), 2 * first + second + 3 * width
+    sums = torch.empty(sums_shape, dtype=torch.float32, device=device)
     g_sum = torch.empty((kinds, count, width), dtype=torch.float32, device=device)
     tensors = (g, values, *weights[:-1], g_values, g_sum, g_y, a_second, g_second, a_first, sums)
     constants = {"BLOCK_FIRST": rounded(first), "CHUNK": chunk_of(dtype)}
@@ -253,7 +256,7 @@ def _launch(
     kinds, second, first = weights[2].shape
     width, dtype = weights[6].shape[1], weights[2].dtype
     count = values.numel() // kinds
-    tiles = -(-count // chosen.block)
+    tiles = tiles_of(count, chosen)
     step = chosen.columns if dtype.itemsize == 4 else rounded(first)
     flops = 2 * kinds * count * second * (products[0] * first + products[1] * width)
     launch(

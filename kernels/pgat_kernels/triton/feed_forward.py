@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.ops.chunked_ops import Masks
-from pgat_kernels.triton.launch import choose, chunk_of, launch_over_rows, width_arguments
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.triton.launch import choose, chunk_of, launch_over_rows, tiles_of, width_arguments
 from pgat_kernels.triton.tiles import (
     gelu,
     gelu_and_slope,
@@ -25,7 +25,9 @@ from pgat_kernels.triton.tiles import (
     load_weight,
     norm_backward,
     normal_and_scale,
+    owned_rows,
     product,
+    scaled_normal,
     store_tile,
 )
 from pgat_kernels.tuning_table import Configuration
@@ -64,9 +66,9 @@ def _normal(
 def _feed_forward_fwd_kernel(
     t_ptr,  # [M, WIDTH], as y_ptr
     inner_ptr,  # [HIDDEN, WIDTH]
-    inner_bias_ptr,
+    inner_bias_ptr,  # [HIDDEN]
     outer_ptr,  # [WIDTH, HIDDEN]
-    outer_bias_ptr,
+    outer_bias_ptr,  # [WIDTH], as norm_ptr, norm_bias_ptr
     norm_ptr,
     norm_bias_ptr,
     seed_ptr,  # int64 scalar, as first_row_ptr
@@ -87,8 +89,8 @@ def _feed_forward_fwd_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    exists = first + tl.arange(0, BLOCK) < rows
+    """Write BLOCK rows of the result."""
+    first, exists = owned_rows(rows, BLOCK)
     columns = tl.arange(0, BLOCK_WIDTH)
     t_ptr += first * WIDTH
     t = load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(inner_ptr.dtype.element_ty) if CHUNK == 0 else None
@@ -97,7 +99,7 @@ def _feed_forward_fwd_kernel(
         first_row_ptr, site_offset, second_site_offset, dropped, kept_scale, TOKENS, WIDTH, HIDDEN, BLOCK_WIDTH,
         COLUMNS, CHUNK, BLOCK, DROPOUT, PRECISION,
     )  # fmt: skip
-    y = normal * load_row(norm_ptr, columns, WIDTH)[None, :] + load_row(norm_bias_ptr, columns, WIDTH)[None, :]
+    y = scaled_normal(normal, norm_ptr, norm_bias_ptr, columns, WIDTH)
     store_tile(y_ptr + first * WIDTH, y, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
 
 
@@ -105,12 +107,12 @@ def _feed_forward_fwd_kernel(
 def _feed_forward_bwd_kernel(
     g_ptr,  # [M, WIDTH], as t_ptr, g_t_ptr (float32), g_y_ptr
     t_ptr,
-    inner_ptr,
-    inner_bias_ptr,
-    outer_ptr,
-    outer_bias_ptr,
+    inner_ptr,  # [HIDDEN, WIDTH]
+    inner_bias_ptr,  # [HIDDEN]
+    outer_ptr,  # [WIDTH, HIDDEN]
+    outer_bias_ptr,  # [WIDTH], as norm_ptr
     norm_ptr,
-    seed_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
     first_row_ptr,
     g_t_ptr,
     g_y_ptr,  # gradient of the second product's result, in the dtype of the weights, as a_ptr, g_h_ptr
@@ -132,15 +134,14 @@ def _feed_forward_bwd_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tile = tl.program_id(0).to(tl.int64)
-    first = tile * BLOCK
-    exists = first + tl.arange(0, BLOCK) < rows
+    """Write BLOCK rows of the gradient and of the factors of the weights' gradients; recomputes the forward pass."""
+    first, exists = owned_rows(rows, BLOCK)
     columns = tl.arange(0, BLOCK_WIDTH)
     t_ptr += first * WIDTH
     g_y_ptr += first * WIDTH
     a_ptr += first * HIDDEN
     g_h_ptr += first * HIDDEN
-    sums_ptr += tile * (HIDDEN + 3 * WIDTH)
+    sums_ptr += tl.program_id(0).to(tl.int64) * (HIDDEN + 3 * WIDTH)
     t = load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(inner_ptr.dtype.element_ty) if CHUNK == 0 else None
     normal, scale = _normal(
         t, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
@@ -203,7 +204,7 @@ def feed_forward_backward(
     g_t = torch.empty(t.shape, dtype=torch.float32, device=t.device)
     g_y = torch.empty((count, width), dtype=dtype, device=t.device)
     a, g_h = (torch.empty((count, hidden), dtype=dtype, device=t.device) for _ in range(2))
-    sums = torch.empty((-(-count // chosen.block), hidden + 3 * width), dtype=torch.float32, device=t.device)
+    sums = torch.empty((tiles_of(count, chosen), hidden + 3 * width), dtype=torch.float32, device=t.device)
     tensors = (g, t, *weights[:-1], masks.seed, masks.first_row, g_t, g_y, a, g_h, sums)
     constants = _sizes(inner, chosen)
     launch_over_rows(_feed_forward_bwd_kernel, tensors, chosen, t, inner, masks, site, sites=2, products=5, **constants)

@@ -18,14 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.ops.dropout import Dropout
-from pgat_kernels.ops.graph_attention import empty_like_rows, product_flops
-from pgat_kernels.triton.dropout import keep_tile
-from pgat_kernels.triton.launch import choose, common_arguments, launch, pointer_or, strides_of
-
-_LOG2_E = tl.constexpr(1.4426950408889634)
-_HIDDEN = tl.constexpr(-1.0e30)
-"""Score of a hidden key; finite, so that a padding row is not NaN."""
+from pgat_kernels.ops.graph_inputs import GraphInputs, empty_like_rows, product_flops
+from pgat_kernels.triton.dropout import keep_weights
+from pgat_kernels.triton.launch import choose, graph_arguments, graph_tensors, launch, pointer_or, strides_of
+from pgat_kernels.triton.tiles import HIDDEN, LOG2_E
 
 
 @triton.jit
@@ -44,19 +40,19 @@ def _bias(
     adjacency_ptr, bias_ptr, threshold, first, place, node, exists,
     NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """Return the bias of the scores, times log2 e: [BLOCK, BLOCK]. Hidden keys have the bias `_HIDDEN`.
+    """Return the bias of the scores, times log2 e: [BLOCK, BLOCK]. Hidden keys have the bias `HIDDEN`.
 
     No existing row is hidden from itself, so hidden keys get the weight 0. Padding rows get arbitrary finite weights;
     they are only multiplied by zeros, and are not written.
     """
     inside = (place[:, None] == place[None, :]) & exists[:, None] & exists[None, :]
     at = first * (NODES * NODES) + _matrix_offsets(place, node, NODES)
-    bias = tl.where(inside, 0.0, _HIDDEN)
+    bias = tl.where(inside, 0.0, HIDDEN)
     if BIASED:
-        bias += tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32) * _LOG2_E
+        bias += tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32) * LOG2_E
     if MASKED:
         adjacency = tl.load(adjacency_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        bias = tl.where((tl.abs(adjacency) > threshold) | (node[:, None] == node[None, :]), bias, _HIDDEN)
+        bias = tl.where((tl.abs(adjacency) > threshold) | (node[:, None] == node[None, :]), bias, HIDDEN)
     return bias
 
 
@@ -78,7 +74,7 @@ def _offsets(place, node, GRAPH: tl.constexpr, NODE: tl.constexpr, BLOCK_DEPTH: 
 @triton.jit
 def _softmax(q, k, bias, scale, PRECISION: tl.constexpr):
     """Compute the attention weights of one head, float32 [BLOCK, BLOCK]."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E) + bias
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E) + bias
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     return weights / tl.sum(weights, 1)[:, None]
 
@@ -93,34 +89,15 @@ def _graph_attention_fwd_kernel(
     seed_ptr,  # int64 scalar, as first_row_ptr
     first_row_ptr,
     o_ptr,
-    graphs,
-    scale,
-    threshold,
-    site_offset,
-    dropped,
-    kept_scale,
-    Q_GRAPH: tl.constexpr,
-    Q_HEAD: tl.constexpr,
-    Q_NODE: tl.constexpr,
-    K_GRAPH: tl.constexpr,
-    K_HEAD: tl.constexpr,
-    K_NODE: tl.constexpr,
-    V_GRAPH: tl.constexpr,
-    V_HEAD: tl.constexpr,
-    V_NODE: tl.constexpr,
-    O_GRAPH: tl.constexpr,
-    O_HEAD: tl.constexpr,
-    O_NODE: tl.constexpr,
-    HEADS: tl.constexpr,
-    NODES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    MASKED: tl.constexpr,
-    BIASED: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    graphs, scale, threshold, site_offset, dropped, kept_scale,
+    Q_GRAPH: tl.constexpr, Q_HEAD: tl.constexpr, Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr, K_HEAD: tl.constexpr, K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr, V_HEAD: tl.constexpr, V_NODE: tl.constexpr,
+    O_GRAPH: tl.constexpr, O_HEAD: tl.constexpr, O_NODE: tl.constexpr,
+    HEADS: tl.constexpr, NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write the rows of o of the program's graphs, one head after the other."""
     first, place, node, exists = _rows(graphs, NODES, BLOCK)
     bias = _bias(adjacency_ptr, bias_ptr, threshold, first, place, node, exists, NODES, MASKED, BIASED)
     inside = exists[:, None] & (tl.arange(0, BLOCK_DEPTH) < DEPTH)[None, :]
@@ -134,8 +111,8 @@ def _graph_attention_fwd_kernel(
         v = tl.load(v_ptr + (first * V_GRAPH + head * V_HEAD) + v_at, mask=inside, other=0.0)
         weights = _softmax(q, k, bias, scale, PRECISION)
         if DROPOUT:
-            row = ((tl.load(first_row_ptr) + first + place) * HEADS + head) * NODES + node
-            keep = keep_tile(tl.load(seed_ptr), site_offset, row[:, None], node[None, :], dropped, NODES)
+            graph = tl.load(first_row_ptr) + first + place
+            keep = keep_weights(seed_ptr, site_offset, graph, head, node, node, dropped, HEADS, NODES)
             weights = tl.where(keep, weights * kept_scale, 0.0)
         o = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         tl.store(o_ptr + (first * O_GRAPH + head * O_HEAD) + o_at, o.to(o_ptr.dtype.element_ty), mask=inside)
@@ -143,50 +120,29 @@ def _graph_attention_fwd_kernel(
 
 @triton.jit
 def _graph_attention_bwd_kernel(
-    do_ptr,  # gradient of the result
+    do_ptr,  # [G, H, T, d], gradient of o, as q_ptr, k_ptr, v_ptr; d contiguous
     q_ptr,
     k_ptr,
     v_ptr,
-    adjacency_ptr,
+    adjacency_ptr,  # [G, T, T] contiguous, as bias_ptr
     bias_ptr,
-    seed_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
     first_row_ptr,
     dq_ptr,  # [G, H, T, d], as dk_ptr, dv_ptr; with the strides of o
     dk_ptr,
     dv_ptr,
     dbias_ptr,  # [G, T, T] float32
-    graphs,
-    scale,
-    threshold,
-    site_offset,
-    dropped,
-    kept_scale,
-    DO_GRAPH: tl.constexpr,
-    DO_HEAD: tl.constexpr,
-    DO_NODE: tl.constexpr,
-    Q_GRAPH: tl.constexpr,
-    Q_HEAD: tl.constexpr,
-    Q_NODE: tl.constexpr,
-    K_GRAPH: tl.constexpr,
-    K_HEAD: tl.constexpr,
-    K_NODE: tl.constexpr,
-    V_GRAPH: tl.constexpr,
-    V_HEAD: tl.constexpr,
-    V_NODE: tl.constexpr,
-    O_GRAPH: tl.constexpr,
-    O_HEAD: tl.constexpr,
-    O_NODE: tl.constexpr,
-    HEADS: tl.constexpr,
-    NODES: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    MASKED: tl.constexpr,
-    BIASED: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    graphs, scale, threshold, site_offset, dropped, kept_scale,
+    DO_GRAPH: tl.constexpr, DO_HEAD: tl.constexpr, DO_NODE: tl.constexpr,
+    Q_GRAPH: tl.constexpr, Q_HEAD: tl.constexpr, Q_NODE: tl.constexpr,
+    K_GRAPH: tl.constexpr, K_HEAD: tl.constexpr, K_NODE: tl.constexpr,
+    V_GRAPH: tl.constexpr, V_HEAD: tl.constexpr, V_NODE: tl.constexpr,
+    O_GRAPH: tl.constexpr, O_HEAD: tl.constexpr, O_NODE: tl.constexpr,
+    HEADS: tl.constexpr, NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, BLOCK: tl.constexpr,
+    MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
     OF_BIAS: tl.constexpr,  # write only dbias, else only the other three: all four take too many registers
-):
+):  # fmt: skip
+    """Write the rows of dq, dk and dv, or of dbias, of the program's graphs; recomputes weights and dropout mask."""
     first, place, node, exists = _rows(graphs, NODES, BLOCK)
     inside = exists[:, None] & (tl.arange(0, BLOCK_DEPTH) < DEPTH)[None, :]
     bias = _bias(adjacency_ptr, bias_ptr, threshold, first, place, node, exists, NODES, MASKED, BIASED)
@@ -205,8 +161,8 @@ def _graph_attention_bwd_kernel(
         dweights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         kept = weights
         if DROPOUT:
-            row = ((tl.load(first_row_ptr) + first + place) * HEADS + head) * NODES + node
-            keep = keep_tile(tl.load(seed_ptr), site_offset, row[:, None], node[None, :], dropped, NODES)
+            graph = tl.load(first_row_ptr) + first + place
+            keep = keep_weights(seed_ptr, site_offset, graph, head, node, node, dropped, HEADS, NODES)
             kept = tl.where(keep, weights * kept_scale, 0.0)
             dweights = tl.where(keep, dweights * kept_scale, 0.0)
         dscores = weights * (dweights - tl.sum(weights * dweights, 1)[:, None])
@@ -226,52 +182,30 @@ def _graph_attention_bwd_kernel(
         tl.store(dbias_ptr + first * (NODES * NODES) + _matrix_offsets(place, node, NODES), dbias, mask=same_graph)
 
 
-def graph_attention_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    adjacency: Tensor | None,
-    bias: Tensor | None,
-    dropout: Dropout,
-    threshold: float,
-    scale: float,
-) -> Tensor:
-    """Launch the forward kernel with the checked arguments of `pgat_kernels.ops.graph_attention`."""
+def graph_attention_forward(inputs: GraphInputs) -> Tensor:
+    """Launch the forward kernel; return the result."""
+    q = inputs.q
+    graphs, _, nodes, _ = q.shape
     o = empty_like_rows(q)
-    configuration = choose("graph_attention forward", q, q.shape[2])
-    common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
-    seed = dropout.seed
-    tensors = (q, k, v, pointer_or(adjacency, seed), pointer_or(bias, seed), seed, dropout.first_row, o)
-    pack = configuration.block // q.shape[2]
+    chosen = choose("graph_attention forward", q, nodes)
     launch(
-        _graph_attention_fwd_kernel, -(-len(q) // pack), tensors, configuration, 2 * product_flops(q),
-        **common, **strides_of(q=q, k=k, v=v, o=o),
+        _graph_attention_fwd_kernel, triton.cdiv(graphs, chosen.block // nodes), (*graph_tensors(inputs), o), chosen,
+        2 * product_flops(q.shape), **graph_arguments(inputs), **strides_of(q=q, k=inputs.k, v=inputs.v, o=o),
     )  # fmt: skip
     return o
 
 
-def graph_attention_backward(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    adjacency: Tensor | None,
-    bias: Tensor | None,
-    dropout: Dropout,
-    threshold: float,
-    scale: float,
-) -> list[Tensor]:
+def graph_attention_backward(do: Tensor, inputs: GraphInputs) -> list[Tensor]:
     """Launch the backward kernel; return gradients of q, k, v and the bias, if there is one."""
+    q, bias = inputs.q, inputs.bias
+    graphs, _, nodes, _ = q.shape
     dq, dk, dv = (empty_like_rows(q) for _ in range(3))
     dbias = None if bias is None else torch.empty(bias.shape, dtype=torch.float32, device=bias.device)
-    configuration = choose("graph_attention backward", q, q.shape[2])
-    common = common_arguments(q, adjacency, bias, dropout, threshold, scale)
-    seed = dropout.seed
-    masks = pointer_or(adjacency, seed), pointer_or(bias, seed), seed, dropout.first_row
-    tensors = (do, q, k, v, *masks, dq, dk, dv, pointer_or(dbias, seed))
-    pack = configuration.block // q.shape[2]
-    named = {**common, **strides_of(do=do, q=q, k=k, v=v, o=dq)}
-    for of_bias in (False, True) if dbias is not None else (False,):
-        flops = (2 if of_bias else 5) * product_flops(q)
-        launch(_graph_attention_bwd_kernel, -(-len(q) // pack), tensors, configuration, flops, **named, OF_BIAS=of_bias)
+    chosen = choose("graph_attention backward", q, nodes)
+    tensors = (do, *graph_tensors(inputs), dq, dk, dv, pointer_or(dbias, inputs.dropout.seed))
+    named = graph_arguments(inputs) | strides_of(do=do, q=q, k=inputs.k, v=inputs.v, o=dq)
+    programs = triton.cdiv(graphs, chosen.block // nodes)
+    for of_bias in (False,) if dbias is None else (False, True):
+        flops = (2 if of_bias else 5) * product_flops(q.shape)
+        launch(_graph_attention_bwd_kernel, programs, tensors, chosen, flops, **named, OF_BIAS=of_bias)
     return [dq, dk, dv] if dbias is None else [dq, dk, dv, dbias]

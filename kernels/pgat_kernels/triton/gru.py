@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.triton.launch import choose, launch, rounded
+from pgat_kernels.triton.launch import choose, launch, rounded, tiles_of
 from pgat_kernels.triton.tiles import sigmoid, tanh
 
 _RESIDENT = tl.constexpr(64)
@@ -28,13 +28,35 @@ def _place(groups, batch, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _weights(weight_ptr, group, part, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, TURNED: tl.constexpr):
-    """Load the weight of one gate, [out, in], or transposed [in, out] if TURNED; zeros outside."""
+def _weights(weight_ptr, group, SIZE: tl.constexpr, BLOCK_SIZE: tl.constexpr, TURNED: tl.constexpr):
+    """Load the weights of r, z and n, each [out, in], or transposed [in, out] if TURNED; zeros outside."""
     i = tl.arange(0, BLOCK_SIZE)
-    start = (group * 3 + part) * (SIZE * SIZE)
     inside = (i < SIZE)[:, None] & (i < SIZE)[None, :]
     at = i[None, :] * SIZE + i[:, None] if TURNED else i[:, None] * SIZE + i[None, :]
-    return tl.load(weight_ptr + start + at, mask=inside, other=0.0)
+    start = group * (3 * SIZE * SIZE)
+    return (
+        tl.load(weight_ptr + start + at, mask=inside, other=0.0),
+        tl.load(weight_ptr + (start + SIZE * SIZE) + at, mask=inside, other=0.0),
+        tl.load(weight_ptr + (start + 2 * SIZE * SIZE) + at, mask=inside, other=0.0),
+    )
+
+
+@triton.jit
+def _load_three(ptr, at, inside, DISTANCE: tl.constexpr):
+    """Load the parts of r, z and n, which are DISTANCE elements apart; zeros outside."""
+    return (
+        tl.load(ptr + at, mask=inside, other=0.0),
+        tl.load(ptr + at + DISTANCE, mask=inside, other=0.0),
+        tl.load(ptr + at + 2 * DISTANCE, mask=inside, other=0.0),
+    )
+
+
+@triton.jit
+def _store_three(ptr, at, inside, r, z, n, DISTANCE: tl.constexpr):
+    """Store the parts of r, z and n, which are DISTANCE elements apart."""
+    tl.store(ptr + at, r, mask=inside)
+    tl.store(ptr + at + DISTANCE, z, mask=inside)
+    tl.store(ptr + at + 2 * DISTANCE, n, mask=inside)
 
 
 @triton.jit
@@ -51,6 +73,7 @@ def _gru_scan_fwd_kernel(
     KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Write the states of BLOCK rows of a group at every step, and, if KEEP, the gates over the inputs."""
     group, rows = _place(groups, batch, BLOCK)
     i = tl.arange(0, BLOCK_SIZE)
     inside = (rows < batch)[:, None] & (i < SIZE)[None, :]
@@ -58,18 +81,12 @@ def _gru_scan_fwd_kernel(
     at = row[:, None] * SIZE + i[None, :]
     at_gates = row[:, None] * (3 * SIZE) + i[None, :]
     a_step = groups * batch * SIZE
-    w_r = _weights(weight_ptr, group, 0, SIZE, BLOCK_SIZE, True)
-    w_z = _weights(weight_ptr, group, 1, SIZE, BLOCK_SIZE, True)
-    w_n = _weights(weight_ptr, group, 2, SIZE, BLOCK_SIZE, True)
+    w_r, w_z, w_n = _weights(weight_ptr, group, SIZE, BLOCK_SIZE, True)
     h = tl.zeros((BLOCK, BLOCK_SIZE), tl.float32)
     for _ in range(steps):
         if BLOCK_SIZE > _RESIDENT:
-            w_r = _weights(weight_ptr, group, 0, SIZE, BLOCK_SIZE, True)
-            w_z = _weights(weight_ptr, group, 1, SIZE, BLOCK_SIZE, True)
-            w_n = _weights(weight_ptr, group, 2, SIZE, BLOCK_SIZE, True)
-        r = tl.load(gates_ptr + at_gates, mask=inside, other=0.0)
-        z = tl.load(gates_ptr + at_gates + SIZE, mask=inside, other=0.0)
-        u_n = tl.load(gates_ptr + at_gates + 2 * SIZE, mask=inside, other=0.0)
+            w_r, w_z, w_n = _weights(weight_ptr, group, SIZE, BLOCK_SIZE, True)
+        r, z, u_n = _load_three(gates_ptr, at_gates, inside, SIZE)
         a_n = tl.load(candidates_ptr + at, mask=inside, other=0.0)
         r = sigmoid(r + tl.dot(h, w_r, input_precision="ieee"))
         z = sigmoid(z + tl.dot(h, w_z, input_precision="ieee"))
@@ -78,9 +95,7 @@ def _gru_scan_fwd_kernel(
         h = tl.where(inside, n + z * (h - n), 0.0)
         tl.store(states_ptr + at, h, mask=inside)
         if KEEP:  # overwrites the inputs
-            tl.store(gates_ptr + at_gates, r, mask=inside)
-            tl.store(gates_ptr + at_gates + SIZE, z, mask=inside)
-            tl.store(gates_ptr + at_gates + 2 * SIZE, u_n, mask=inside)
+            _store_three(gates_ptr, at_gates, inside, r, z, u_n, SIZE)
             tl.store(candidates_ptr + at, n, mask=inside)
         gates_ptr += 3 * a_step
         candidates_ptr += a_step
@@ -102,6 +117,7 @@ def _gru_scan_bwd_kernel(
     BLOCK_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Write e_t and e_t k_t of BLOCK rows of a group at every step, from the last to the first."""
     group, rows = _place(groups, batch, BLOCK)
     i = tl.arange(0, BLOCK_SIZE)
     inside = (rows < batch)[:, None] & (i < SIZE)[None, :]
@@ -110,23 +126,16 @@ def _gru_scan_bwd_kernel(
     last = (steps - 1) * tl.cast(a_step, tl.int64)
     at = last + row[:, None] * SIZE + i[None, :]
     at_gates = 3 * last + row[:, None] * (3 * SIZE) + i[None, :]
-    w_r = _weights(weight_ptr, group, 0, SIZE, BLOCK_SIZE, False)
-    w_z = _weights(weight_ptr, group, 1, SIZE, BLOCK_SIZE, False)
-    w_n = _weights(weight_ptr, group, 2, SIZE, BLOCK_SIZE, False)
+    w_r, w_z, w_n = _weights(weight_ptr, group, SIZE, BLOCK_SIZE, False)
     later = tl.zeros((BLOCK, BLOCK_SIZE), tl.float32)
     for _ in range(steps):
         if BLOCK_SIZE > _RESIDENT:
-            w_r = _weights(weight_ptr, group, 0, SIZE, BLOCK_SIZE, False)
-            w_z = _weights(weight_ptr, group, 1, SIZE, BLOCK_SIZE, False)
-            w_n = _weights(weight_ptr, group, 2, SIZE, BLOCK_SIZE, False)
+            w_r, w_z, w_n = _weights(weight_ptr, group, SIZE, BLOCK_SIZE, False)
         e = later + tl.load(gradient_ptr + at, mask=inside, other=0.0)
         tl.store(errors_ptr + at, e, mask=inside)
-        of_r = e * tl.load(factors_ptr + at_gates, mask=inside, other=0.0)
-        of_z = e * tl.load(factors_ptr + at_gates + SIZE, mask=inside, other=0.0)
-        of_n = e * tl.load(factors_ptr + at_gates + 2 * SIZE, mask=inside, other=0.0)
-        tl.store(scaled_ptr + at_gates, of_r, mask=inside)
-        tl.store(scaled_ptr + at_gates + SIZE, of_z, mask=inside)
-        tl.store(scaled_ptr + at_gates + 2 * SIZE, of_n, mask=inside)
+        k_r, k_z, k_n = _load_three(factors_ptr, at_gates, inside, SIZE)
+        of_r, of_z, of_n = e * k_r, e * k_z, e * k_n
+        _store_three(scaled_ptr, at_gates, inside, of_r, of_z, of_n, SIZE)
         later = e * tl.load(update_ptr + at, mask=inside, other=0.0)
         later += tl.dot(of_r, w_r, input_precision="ieee")
         later += tl.dot(of_z, w_z, input_precision="ieee")
@@ -167,6 +176,6 @@ def _launch(kernel: triton.JITFunction, name: str, tensors: tuple[Tensor, ...], 
     steps, groups, batch, size = states.shape
     chosen = choose(name, states, size)
     launch(
-        kernel, groups * -(-batch // chosen.block), tensors, chosen, 6 * steps * groups * batch * size * size,
+        kernel, groups * tiles_of(batch, chosen), tensors, chosen, 6 * steps * groups * batch * size * size,
         steps=steps, groups=groups, batch=batch, SIZE=size, BLOCK_SIZE=rounded(size), **named,
     )  # fmt: skip

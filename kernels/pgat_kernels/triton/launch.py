@@ -1,17 +1,18 @@
 """Launching of kernels with a configuration from the table, on a GPU or in triton's interpreter."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from pgat_kernels.dispatch import gpu_of, kernels_without_data
-from pgat_kernels.launch_configs import DEFAULT, configuration
-from pgat_kernels.ops.chunked_ops import Masks
-from pgat_kernels.ops.dropout import Dropout, first_kept_code, keep_scale, site_offset
+from pgat_kernels.dispatch import gpu_of
+from pgat_kernels.instrumentation import Launch, architecture_of_launches, executor, note_compiled
+from pgat_kernels.launch_configs import configuration
+from pgat_kernels.ops.dropout import first_kept_code, keep_scale, site_offset
+from pgat_kernels.ops.graph_inputs import GraphInputs
+from pgat_kernels.ops.masks import Masks
 from pgat_kernels.tuning_table import Configuration
 
 
@@ -29,69 +30,14 @@ def pointer_or(x: Tensor | None, other: Tensor) -> Tensor:
     return other if x is None else x
 
 
-class Launch(NamedTuple):
-    """Arguments of a kernel launch, sufficient to compile the kernel or to count its operations."""
-
-    kernel: Any
-    programs: int
-    tensors: tuple[Tensor, ...]
-    """Leading positional arguments."""
-    named: dict[str, Any]
-    """Other arguments."""
-    configuration: Configuration
-    flops: int
-    """FLOPs of the matrix products, including recomputation but not padding."""
-
-
-_instead: Callable[[Launch], None] | None = None
-_gpu: str | None = None
-
-
-@contextlib.contextmanager
-def intercept_launches(execute: Callable[[Launch], None]) -> Iterator[None]:
-    """Pass every launch within the context to `execute` instead of running it, for tensors on any device."""
-    global _instead
-    before, _instead = _instead, execute
-    try:
-        with kernels_without_data():
-            yield
-    finally:
-        _instead = before
-
-
-@contextlib.contextmanager
-def record_launches(gpu: str = DEFAULT) -> Iterator[list[Launch]]:
-    """Yield a list of the launches for `gpu` within the context, which are recorded instead of run.
-
-    Tensors may be on the meta device.
-    """
-    global _gpu
-    before, _gpu = _gpu, gpu
-    launches: list[Launch] = []
-    try:
-        with intercept_launches(launches.append):
-            yield launches
-    finally:
-        _gpu = before
-
-
-_ran: list[tuple[Any, Any]] | None = None
-
-
-@contextlib.contextmanager
-def running() -> Iterator[list[tuple[Any, Any]]]:
-    """Yield a list of the kernels that run within the context, each with its compiled form (None if interpreted)."""
-    global _ran
-    before, _ran = _ran, []
-    try:
-        yield _ran
-    finally:
-        _ran = before
-
-
 def choose(kernel: str, x: Tensor, size: int) -> Configuration:
     """Return the configuration of `kernel` for the dtype and device of `x` and this size."""
-    return configuration(kernel, x.dtype.itemsize, size, _gpu or gpu_of(x.device))
+    return configuration(kernel, x.dtype.itemsize, size, architecture_of_launches() or gpu_of(x.device))
+
+
+def tiles_of(count: int, configuration: Configuration) -> int:
+    """Return the number of tiles that hold `count` rows."""
+    return int(triton.cdiv(count, configuration.block))
 
 
 def launch(
@@ -101,8 +47,9 @@ def launch(
 
     `flops` are those of its products, for recorded launches.
     """
-    if _instead is not None:
-        _instead(Launch(kernel, programs, tensors, named, configuration, flops))
+    execute = executor()
+    if execute is not None:
+        execute(Launch(kernel, programs, tensors, named, configuration, flops))
         return
     if programs == 0:
         return
@@ -110,31 +57,32 @@ def launch(
     device = tensors[0].device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         compiled = kernel[(programs,)](*tensors, **named, BLOCK=block, num_warps=warps, num_stages=stages)
-    if _ran is not None:
-        _ran.append((kernel, compiled))
+    note_compiled(kernel, compiled)
 
 
-def common_arguments(
-    q: Tensor, adjacency: Tensor | None, bias: Tensor | None, dropout: Dropout, threshold: float, scale: float
-) -> dict[str, object]:
-    """Return the arguments that the forward and the backward kernels share, by name."""
-    graphs, heads, nodes, depth = q.shape
+def graph_arguments(inputs: GraphInputs) -> dict[str, object]:
+    """Return the arguments that the kernels of graph attention share, by name."""
+    graphs, heads, nodes, depth = inputs.q.shape
     return {
         "graphs": graphs,
-        "scale": scale,
-        "threshold": threshold,
-        "site_offset": site_offset(dropout.site),
-        "dropped": first_kept_code(dropout.rate),
-        "kept_scale": keep_scale(dropout.rate),
+        "scale": inputs.scale,
+        "threshold": inputs.threshold,
         "HEADS": heads,
         "NODES": nodes,
         "DEPTH": depth,
         "BLOCK_DEPTH": rounded(depth),
-        "MASKED": adjacency is not None,
-        "BIASED": bias is not None,
-        "DROPOUT": dropout.rate > 0,
-        "PRECISION": product_precision(q.dtype),
+        "MASKED": inputs.adjacency is not None,
+        "BIASED": inputs.bias is not None,
+        "PRECISION": product_precision(inputs.q.dtype),
+        **dropout_arguments(inputs.dropout.rate, inputs.dropout.site),
     }
+
+
+def graph_tensors(inputs: GraphInputs) -> tuple[Tensor, ...]:
+    """Return the tensors that the kernels of graph attention read, in the order of their arguments."""
+    seed = inputs.dropout.seed
+    optional = (pointer_or(x, seed) for x in (inputs.adjacency, inputs.bias))
+    return inputs.q, inputs.k, inputs.v, *optional, seed, inputs.dropout.first_row
 
 
 def launch_over_rows(
@@ -156,18 +104,18 @@ def launch_over_rows(
     """
     count = x.numel() // x.shape[-1]
     launch(
-        kernel, -(-count // configuration.block), tensors, configuration, products * 2 * count * weight.numel(),
-        rows=count, TOKENS=x.shape[-2], **named, **dropout_arguments(masks, site, sites),
+        kernel, tiles_of(count, configuration), tensors, configuration, products * 2 * count * weight.numel(),
+        rows=count, TOKENS=x.shape[-2], **named, **dropout_arguments(masks.rate, site, sites),
     )  # fmt: skip
 
 
-def dropout_arguments(masks: Masks, site: int, sites: int) -> dict[str, object]:
+def dropout_arguments(rate: float, site: int, sites: int = 1) -> dict[str, object]:
     """Return the arguments of kernels with dropout at `site` and, if `sites` is 2, the next site."""
     arguments: dict[str, object] = {
         "site_offset": site_offset(site),
-        "dropped": first_kept_code(masks.rate),
-        "kept_scale": masks.scale,
-        "DROPOUT": masks.rate > 0,
+        "dropped": first_kept_code(rate),
+        "kept_scale": keep_scale(rate),
+        "DROPOUT": rate > 0,
     }
     return arguments | ({"second_site_offset": site_offset(site + 1)} if sites == 2 else {})
 

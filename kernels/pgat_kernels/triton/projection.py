@@ -13,15 +13,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.ops.chunked_ops import Masks
-from pgat_kernels.triton.launch import choose, launch_over_rows, rounded, width_arguments
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.triton.launch import choose, launch_over_rows, rounded, tiles_of, width_arguments
 from pgat_kernels.triton.tiles import (
     keep_rows,
     load_row,
     load_tile,
     norm_backward,
     normal_and_scale,
+    owned_rows,
     product,
+    scaled_normal,
     store_tile,
 )
 from pgat_kernels.tuning_table import Configuration
@@ -58,10 +60,10 @@ def _projection_fwd_kernel(
     o_ptr,  # [M, INNER]
     residual_ptr,  # R [WIDTH, RANK]; not read if RANK is 0
     weight_ptr,  # [WIDTH, INNER]
-    bias_ptr,
+    bias_ptr,  # [WIDTH], as norm_ptr, norm_bias_ptr
     norm_ptr,
     norm_bias_ptr,
-    seed_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
     first_row_ptr,
     y_ptr,  # [M, WIDTH]
     rows,
@@ -78,28 +80,28 @@ def _projection_fwd_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    exists = first + tl.arange(0, BLOCK) < rows
+    """Write BLOCK rows of the result."""
+    first, exists = owned_rows(rows, BLOCK)
     columns = tl.arange(0, BLOCK_WIDTH)
     normal, _ = _normal(
         t_ptr + first * (RANK if RANK else WIDTH), residual_ptr, o_ptr + first * INNER, exists, first, columns,
         weight_ptr, bias_ptr, seed_ptr, first_row_ptr, site_offset, dropped, kept_scale,
         TOKENS, WIDTH, INNER, RANK, BLOCK_WIDTH, STEP, BLOCK, DROPOUT, PRECISION,
     )  # fmt: skip
-    y = normal * load_row(norm_ptr, columns, WIDTH)[None, :] + load_row(norm_bias_ptr, columns, WIDTH)[None, :]
+    y = scaled_normal(normal, norm_ptr, norm_bias_ptr, columns, WIDTH)
     store_tile(y_ptr + first * WIDTH, y, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
 
 
 @triton.jit
 def _projection_bwd_kernel(
     g_ptr,  # [M, WIDTH]
-    t_ptr,
-    o_ptr,
-    residual_ptr,
-    weight_ptr,
-    bias_ptr,
+    t_ptr,  # [M, WIDTH], or s [M, RANK]
+    o_ptr,  # [M, INNER]
+    residual_ptr,  # R [WIDTH, RANK]; not read if RANK is 0
+    weight_ptr,  # [WIDTH, INNER]
+    bias_ptr,  # [WIDTH], as norm_ptr
     norm_ptr,
-    seed_ptr,
+    seed_ptr,  # int64 scalar, as first_row_ptr
     first_row_ptr,
     g_sum_ptr,  # [M, WIDTH] float32: gradient of the residual
     g_s_ptr,  # [M, RANK] float32; not written if RANK is 0
@@ -121,9 +123,8 @@ def _projection_bwd_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tile = tl.program_id(0).to(tl.int64)
-    first = tile * BLOCK
-    exists = first + tl.arange(0, BLOCK) < rows
+    """Write BLOCK rows of the gradients of t, o and the product's result, and sums over them; recomputes the sum."""
+    first, exists = owned_rows(rows, BLOCK)
     columns = tl.arange(0, BLOCK_WIDTH)
     t_ptr += first * (RANK if RANK else WIDTH)
     g_s_ptr += first * RANK
@@ -134,7 +135,7 @@ def _projection_bwd_kernel(
         weight_ptr, bias_ptr, seed_ptr, first_row_ptr, site_offset, dropped, kept_scale,
         TOKENS, WIDTH, INNER, RANK, BLOCK_WIDTH, STEP, BLOCK, DROPOUT, PRECISION,
     )  # fmt: skip
-    sums_ptr += tile * ((3 + RANK) * WIDTH)
+    sums_ptr += tl.program_id(0).to(tl.int64) * ((3 + RANK) * WIDTH)
     norm_backward(
         normal, scale, g_ptr + first * WIDTH, tl.arange(0, BLOCK) * WIDTH, norm_ptr, g_sum_ptr, g_y_ptr, sums_ptr,
         exists, seed_ptr, first_row_ptr, site_offset, first, dropped, kept_scale,
@@ -179,7 +180,7 @@ def projection_backward(
     g_sum, g_s = (torch.empty((*t.shape[:-1], size), dtype=torch.float32, device=t.device) for size in (width, rank))
     g_o = torch.empty_like(o)
     g_y = torch.empty((count, width), dtype=weight.dtype, device=t.device)
-    sums = torch.empty((-(-count // chosen.block), (3 + rank) * width), dtype=torch.float32, device=t.device)
+    sums = torch.empty((tiles_of(count, chosen), (3 + rank) * width), dtype=torch.float32, device=t.device)
     tensors = (g, t, o, *weights[:-1], masks.seed, masks.first_row, g_sum, g_s, g_o, g_y, sums)
     constants = {**_sizes(weights, chosen), "BLOCK_INNER": rounded(inner)}
     launch_over_rows(_projection_bwd_kernel, tensors, chosen, o, weight, masks, site, sites=1, products=2, **constants)

@@ -18,6 +18,16 @@ _EPSILON = tl.constexpr(1e-5)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
 _DENSITY = tl.constexpr(0.3989422804014327)
 """Density of the normal distribution at 0."""
+LOG2_E = tl.constexpr(1.4426950408889634)
+HIDDEN = tl.constexpr(-1.0e30)
+"""Score of a hidden key; finite, so that a padding row is not NaN."""
+
+
+@triton.jit
+def owned_rows(rows, BLOCK: tl.constexpr):
+    """Return the first of the BLOCK rows that the program owns (int64), and which of them exist."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    return first, first + tl.arange(0, BLOCK) < rows
 
 
 @triton.jit
@@ -132,6 +142,12 @@ def normal_and_scale(x, columns, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def scaled_normal(normal, norm_ptr, norm_bias_ptr, columns, WIDTH: tl.constexpr):
+    """Apply LayerNorm's weight and bias to normalised rows."""
+    return normal * load_row(norm_ptr, columns, WIDTH)[None, :] + load_row(norm_bias_ptr, columns, WIDTH)[None, :]
+
+
+@triton.jit
 def keep_rows(
     seed_ptr, first_row_ptr, site_offset, first, columns, dropped,
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
@@ -149,7 +165,7 @@ def keep_rows(
 
 @triton.jit
 def norm_backward(
-    normal, scale, g_ptr, row_at, norm_ptr, sum_ptr, low_ptr, sums_ptr, exists,
+    normal, scale, g_ptr, row_at, norm_ptr, sum_ptr, g_y_ptr, sums_ptr, exists,
     seed_ptr, first_row_ptr, site_offset, first, dropped, kept_scale,
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK: tl.constexpr, DROPOUT: tl.constexpr,
     NARROW: tl.constexpr = 32,
@@ -164,7 +180,7 @@ def norm_backward(
         g_ptr, row_at: gradient of the result, and offset of every row in it.
         norm_ptr: LayerNorm's weight.
         sum_ptr: float32 rows for the gradient of the argument; holds `normal` temporarily.
-        low_ptr: rows for the gradient of y.
+        g_y_ptr: rows for the gradient of y.
         sums_ptr: [3, WIDTH] for what these rows add to the gradients of the bias, LayerNorm's weight and LayerNorm's
             bias.
     """
@@ -196,5 +212,5 @@ def norm_backward(
             g = tl.where(keep, g * kept_scale, 0.0)
         g = tl.where(inside, g, 0.0)
         tl.store(sums_ptr + columns, tl.sum(g, 0), mask=columns < WIDTH)
-        store_tile(low_ptr, g, exists, start, WIDTH, NARROW, BLOCK)
+        store_tile(g_y_ptr, g, exists, start, WIDTH, NARROW, BLOCK)
     tl.debug_barrier()

@@ -10,15 +10,12 @@ from pgat_fast.model.reference.combiner_hierarchical import INTERACTIONS, KINDS,
 from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.combiner_hierarchical import (
     BlockWeights,
-    CalibrationWeights,
-    ContextWeights,
     HierarchicalWeights,
-    PairWeights,
-    QueryWeights,
     hierarchical_combiner,
     numbers_a_timestep,
 )
 from pgat_kernels.ops.edge_tokens import EdgeTransform
+from pgat_kernels.ops.hierarchical_parts import CalibrationWeights, ContextWeights, PairWeights, QueryWeights
 
 
 class FastHierarchicalCombiner(Part, HierarchicalCombiner):

@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from pgat_fast.model.execution import Execution
 from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.attention import attention as multi_head_attention
-from pgat_kernels.ops.chunked_ops import auto_chunk
+from pgat_kernels.ops.chunks import auto_chunk
 from pgat_kernels.ops.dropout import draw_seed, dropout
-from pgat_kernels.ops.vjp import AttentionWeights, FeedForwardWeights, OutputWeights
+from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights
 from pgat_kernels.torch_features import has_autocast
 
 

@@ -14,9 +14,11 @@ from pgat_fast.plan.operators import implementation
 from pgat_fast.plan.trace import LiveBytes, tensors_in
 from pgat_kernels.ops.aspects import aspects, aspects_backward
 from pgat_kernels.ops.attention import attention
-from pgat_kernels.ops.chunked_ops import Backward, Masks, RowsOperator
+from pgat_kernels.ops.chunked_ops import RowsOperator
 from pgat_kernels.ops.combiner_batched import batched_combiner
 from pgat_kernels.ops.gru import gru_bank
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.registration import Backward
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from pgat_fast.plan.trace import (
     trace_flops,
     trace_memory,
 )
-from pgat_kernels.ops import aspects, chunked_ops
+from pgat_kernels.instrumentation import chunk_device_type
 from tests.combinations import pairwise, pairwise_each_value_first
 from tests.pgat_fast.model import variants
 from tests.pgat_fast.model.variants import FEW
@@ -233,7 +233,7 @@ def test_softmax_and_layer_norm_return_float32_under_autocast_on_a_gpu() -> None
 
 def test_cpu_operators_are_restored_after_an_error() -> None:
     def now() -> tuple[object, ...]:
-        return F.dropout, F.softmax, F.layer_norm, chunked_ops.CACHE, aspects._CHUNK_BYTES
+        return F.dropout, F.softmax, F.layer_norm, chunk_device_type(torch.device("cpu"))
 
     before = now()
     with pytest.raises(KeyError), fake_ops.cuda_operators():

@@ -1,7 +1,5 @@
 """Tests of strengths between pairs of bodies, compared with the formula with one product per pair."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -10,14 +8,8 @@ from torch.nn import functional as F
 
 import pgat_kernels.ops.aspects as module
 from pgat_kernels.ops.aspects import aspects, node_count, pair_terms
+from tests.pgat_kernels.gradients import assert_close, normal, results
 from tests.rounding import assert_right_up_to_rounding
-
-EXACT = 1e-10
-Call = Callable[..., Tensor]
-
-
-def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def parameters(timesteps: int, nodes: int, width: int) -> list[Tensor]:
@@ -47,30 +39,21 @@ def rewritten(m: Tensor, bodies: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2:
     return aspects(x, constants, w2.flatten(), b2)
 
 
-def results(call: Call, values: list[Tensor], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Return the output and the gradients of all inputs."""
-    inputs = [value.to(dtype).requires_grad_() for value in values]
-    output = call(*inputs)
-    return [output, *torch.autograd.grad(output, inputs, normal(*output.shape, seed=9, dtype=output.dtype))]
-
-
 SIZES = [(1, 2, 1), (1, 13, 8), (3, 13, 13), (7, 3, 5), (50, 13, 26)]
 
 
 @pytest.mark.parametrize(("timesteps", "nodes", "width"), SIZES)
 def test_strengths_and_gradients_equal_those_computed_per_pair(timesteps: int, nodes: int, width: int) -> None:
     values = parameters(timesteps, nodes, width)
-    for actual, expected in zip(results(rewritten, values), results(of_every_pair, values), strict=True):
-        assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
+    assert_close(results(rewritten, values), results(of_every_pair, values))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8])
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     values = parameters(7, 5, 6)
     expected = results(of_every_pair, values)
-    monkeypatch.setattr(module, "_CHUNK_BYTES", {"cpu": rows * 10 * 6 * 8})  # ten pairs, six channels, float64
-    for actual, reference in zip(results(rewritten, values), expected, strict=True):
-        assert torch.allclose(actual, reference, rtol=0, atol=EXACT)
+    monkeypatch.setattr(module, "_CACHE", rows * 10 * 6 * 8)  # ten pairs, six channels, float64
+    assert_close(results(rewritten, values), expected)
 
 
 @pytest.mark.parity
@@ -189,5 +172,4 @@ def test_operators_pass_opcheck(dtype: torch.dtype) -> None:
 def test_compiled_results_equal_eager_results() -> None:
     values = parameters(7, 5, 6)
     compiled = torch.compile(rewritten, fullgraph=True, dynamic=False)
-    for actual, expected in zip(results(compiled, values), results(rewritten, values), strict=True):
-        assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
+    assert_close(results(compiled, values), results(rewritten, values))

@@ -7,18 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgat_kernels.ops import chunked_ops
-from pgat_kernels.ops.chunked_ops import (
-    Backward,
-    Chunking,
-    Masks,
-    RowsOperator,
-    auto_chunk,
-    bytes_kept,
-    few_chunks,
-    starts,
-    take,
-)
+from pgat_kernels.instrumentation import few_chunks
+from pgat_kernels.ops import chunks
+from pgat_kernels.ops.chunked_ops import Chunking, RowsOperator
+from pgat_kernels.ops.chunks import auto_chunk, starts, take
+from pgat_kernels.ops.kept import bytes_kept
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.registration import Backward
 from pgat_kernels.ops.vjp import gelu_dropout, linear
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -187,7 +182,7 @@ def test_bfloat16_products_give_float32_results_and_gradients() -> None:
     ("rows", "size", "expected"), [(250, 10, 10), (4000, 10, 10), (7, 10, 7), (11, 10, 6), (1, 0, 1)]
 )
 def test_auto_chunk_spreads_rows_evenly(rows: int, size: int, expected: int) -> None:
-    bytes_a_row = chunked_ops.CACHE // size if size else 10 * chunked_ops.CACHE
+    bytes_a_row = chunks.CACHE // size if size else 10 * chunks.CACHE
     assert auto_chunk(rows, bytes_a_row, CPU) == expected
     assert auto_chunk(rows, bytes_a_row, GPU) >= expected
 

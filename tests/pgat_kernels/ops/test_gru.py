@@ -1,7 +1,5 @@
 """Tests of many GRUs in one scan, compared with separate `torch.nn.GRU` modules."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,15 +7,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from pgat_kernels.ops.gru import gru_bank, gru_bank_operator
+from tests.combinations import pairwise
+from tests.pgat_kernels.gradients import EXACT, Call, assert_close, normal, results
 from tests.rounding import assert_right_up_to_rounding
 
-EXACT = 1e-10
 NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-Call = Callable[..., Tensor]
-
-
-def normal(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def values_of(batch: int, steps: int, groups: int, width: int, size: int) -> list[Tensor]:
@@ -58,29 +52,20 @@ def step_by_step(x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tens
     return torch.stack(states, dim=1)
 
 
-def results(call: Call, values: list[Tensor], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Return the output and the gradients of all inputs."""
-    inputs = [value.to(dtype).requires_grad_() for value in values]
-    output = call(*inputs)
-    upstream = normal(*output.shape, seed=9).to(output.dtype)
-    return [output, *torch.autograd.grad(output, inputs, upstream)]
-
-
 SIZES = [(1, 1, 1, 1, 1), (1, 7, 13, 32, 32), (3, 1, 2, 4, 3), (3, 7, 2, 3, 5), (2, 40, 3, 6, 4)]
 """Samples, steps, groups, inputs and states."""
 
 
-@pytest.mark.parametrize("recompute", [True, False])
-@pytest.mark.parametrize("formula", [one_by_one, step_by_step])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "formula", "recompute"),
+    pairwise(SIZES, [one_by_one, step_by_step], [True, False]),
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_states_and_gradients_equal_those_of_separate_grus(
     size: tuple[int, ...], formula: Call, recompute: bool
 ) -> None:
     values = values_of(*size)
-    actual_results = results(in_one_scan(recompute=recompute), values)
-    for actual, expected in zip(actual_results, results(formula, values), strict=True):
-        assert actual.shape == expected.shape
-        assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
+    assert_close(results(in_one_scan(recompute=recompute), values), results(formula, values))
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2, 3), (2, 0, 1, 3), (3, 2, 1, 0)])
@@ -195,9 +180,10 @@ def test_only_arguments_result_and_requested_gates_are_saved(recompute: bool) ->
     assert sum(saved.values()) == sum(tensor.nbytes for tensor in (*values, states)) + gates
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1, 1, 1), (3, 4, 2, 3, 5)])
-@pytest.mark.parametrize("product", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize(
+    ("size", "product", "recompute"),
+    pairwise([(1, 1, 1, 1, 1), (3, 4, 2, 3, 5)], [torch.float32, torch.bfloat16], [True, False]),
+)
 def test_operator_passes_opcheck(size: tuple[int, ...], product: torch.dtype, recompute: bool) -> None:
     values = [value.float().requires_grad_() for value in values_of(*size)]
     bf16_x = values[0].bfloat16().detach().requires_grad_()
@@ -223,8 +209,7 @@ def test_compiled_results_equal_eager_results(recompute: bool) -> None:
         return gru_bank(2 * inputs[0], *inputs[1:], torch.float64, recompute=recompute).tanh()
 
     compiled = torch.compile(doubled, fullgraph=True, dynamic=False)
-    for actual, expected in zip(results(compiled, values), results(doubled, values), strict=True):
-        assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
+    assert_close(results(compiled, values), results(doubled, values))
 
 
 WRONG = {

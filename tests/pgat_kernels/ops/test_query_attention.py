@@ -1,7 +1,5 @@
 """Tests of attention with projections on the query side, compared with attention that projects every token."""
 
-from collections.abc import Callable, Sequence
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,11 +8,10 @@ from torch.nn import functional as F
 from pgat_kernels.conditioning import ROUNDINGS
 from pgat_kernels.ops.dropout import keep_mask, keep_scale
 from pgat_kernels.ops.query_attention import QueryAttentionWeights, query_side_attention
+from tests.pgat_kernels.gradients import EXACT, Call, assert_close, normal, results
 from tests.rounding import assert_right_up_to_rounding
 
-EXACT = 1e-10
 SEED = torch.tensor(77)
-Call = Callable[..., Tensor]
 Size = tuple[int, int, int, int, int, int, int, int]
 SIZES: list[Size] = [
     # queries, groups, keys, columns of a token, of a query, of all heads, of the result, heads
@@ -24,10 +21,6 @@ SIZES: list[Size] = [
     (3, 5, 3, 8, 6, 8, 7, 8),
     (7, 4, 3, 5, 5, 6, 5, 3),
 ]
-
-
-def normal(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def values_of(size: Size) -> list[Tensor]:
@@ -64,18 +57,6 @@ def of_every_token(n_heads: int, rate: float = 0.0) -> Call:
         return F.linear(attended, w.output, w.output_bias)
 
     return call
-
-
-def results(call: Call, values: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Return the output and the gradients of all inputs."""
-    inputs = [value.detach().to(dtype).requires_grad_() for value in values]
-    output = call(*inputs)
-    return [output.detach(), *torch.autograd.grad(output, inputs, normal(*output.shape, seed=30).to(output.dtype))]
-
-
-def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float = EXACT) -> None:
-    for a, b in zip(found, expected, strict=True):
-        assert torch.allclose(a, b, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])

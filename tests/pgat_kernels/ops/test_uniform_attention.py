@@ -1,7 +1,6 @@
 """Tests of attention over identical keys, with and without dropout on its weights."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,12 +9,14 @@ from torch.func import functional_call
 
 from pgat_fast.model.reference.attention import IdenticalKeysAttention
 from pgat_kernels.conditioning import ROUNDINGS
-from pgat_kernels.ops.uniform_attention import dropped_weight_sums, identical_keys_dropout, identical_keys_value
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.uniform_attention import dropped_weight_sums, uniform_attention
 from tests.pgat_fast.model.by_hand import normal, randomize
 from tests.rounding import assert_right_up_to_rounding
 
 EXACT = 1e-10
 SEED = torch.tensor(5)
+ROW = torch.tensor(0)
 
 
 def reference(width: int, n_heads: int, dropout: float) -> tuple[IdenticalKeysAttention, list[Tensor]]:
@@ -26,37 +27,38 @@ def reference(width: int, n_heads: int, dropout: float) -> tuple[IdenticalKeysAt
     return attention, [value.weight, value.bias, output.weight, output.bias]
 
 
+def masks(rate: float) -> Masks:
+    return Masks(rate, SEED, ROW)
+
+
 @pytest.mark.parametrize(("groups", "width", "n_heads"), [(1, 4, 1), (3, 8, 2), (7, 16, 8)])
-@pytest.mark.parametrize("dropping", [False, True])
-def test_result_without_dropout_is_the_value_path(groups: int, width: int, n_heads: int, dropping: bool) -> None:
+def test_result_without_dropout_is_the_value_path(groups: int, width: int, n_heads: int) -> None:
     attention, weights = reference(width, n_heads, 0.0)
     context = normal(groups, width).requires_grad_()
-    inputs = [context, *weights]
     expected = attention(context, queries=5, keys=7)
-    if dropping:
-        actual = identical_keys_dropout(context, 5, 7, *weights, n_heads, 0.0, SEED, 0)
-    else:
-        actual = identical_keys_value(context, *weights)[:, None].expand_as(expected)
-    assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
     upstream = normal(*expected.shape, seed=6)
-    gradients = [torch.autograd.grad(result, inputs, upstream) for result in (actual, expected)]
-    for actual_grad, expected_grad in zip(*gradients, strict=True):
-        assert torch.allclose(actual_grad, expected_grad, rtol=0, atol=EXACT)
+    gradients = torch.autograd.grad(expected, [context, *weights], upstream)
+    for heads, rate in ((n_heads, 0.0), (0, 0.3)):
+        actual, back = uniform_attention(context, *weights, 5, 7, heads, masks(rate), 0)
+        assert actual.shape == (groups, 1, width)
+        assert torch.allclose(actual.expand_as(expected), expected, rtol=0, atol=EXACT)
+        for actual_grad, expected_grad in zip(back(upstream), gradients, strict=True):
+            assert torch.allclose(actual_grad, expected_grad, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize(("queries", "keys", "n_heads"), [(1, 1, 1), (5, 7, 2), (39, 39, 8)])
 def test_dropout_scales_heads_by_the_sums_of_their_weights(queries: int, keys: int, n_heads: int) -> None:
     _, weights = reference(16, n_heads, 0.0)
     inputs = [normal(3, 16).requires_grad_(), *weights]
-    actual = identical_keys_dropout(inputs[0], queries, keys, *weights, n_heads, 0.3, SEED, 2)
+    actual, back = uniform_attention(*inputs, queries, keys, n_heads, masks(0.3), 2)
     sums = dropped_weight_sums(keys, (3, queries, n_heads), 0.3, SEED, 2).double()
     value = torch.nn.functional.linear(inputs[0], weights[0], weights[1])
     scaled = (sums[..., None] * value.view(3, 1, n_heads, -1)).flatten(2)
     expected = torch.nn.functional.linear(scaled, weights[2], weights[3])
     assert torch.allclose(actual, expected, rtol=0, atol=EXACT)
     upstream = normal(*expected.shape, seed=6)
-    gradients = [torch.autograd.grad(result, inputs, upstream) for result in (actual, expected)]
-    for actual_grad, expected_grad in zip(*gradients, strict=True):
+    gradients = torch.autograd.grad(expected, inputs, upstream)
+    for actual_grad, expected_grad in zip(back(upstream), gradients, strict=True):
         assert torch.allclose(actual_grad, expected_grad, rtol=0, atol=EXACT)
 
 
@@ -100,7 +102,7 @@ def test_dropout_has_the_distribution_of_the_reference_model() -> None:
     torch.manual_seed(3)
     with torch.no_grad():
         expected = attention.train()(context, queries, keys).flatten(1)
-        actual = identical_keys_dropout(context, queries, keys, *weights, n_heads, 0.4, SEED, 0).flatten(1)
+        actual = uniform_attention(context, *weights, queries, keys, n_heads, masks(0.4), 0)[0].flatten(1)
         exact = attention.eval()(context[:1], queries, keys).flatten(1)
     # Tolerances are five standard errors of a mean, and of two covariances.
     assert ((actual.mean(dim=0) - exact).abs() < 5 * actual.std(dim=0) / draws**0.5).all()
@@ -127,39 +129,31 @@ def test_sums_do_not_depend_on_chunks_of_contexts(chunk: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "rate", "n_heads", "message"),
-    [(3, 1.0, 2, "rate"), (3, -0.1, 2, "rate"), (3, math.nan, 2, "rate"), (0, 0.1, 2, "keys"), (3, 0.1, 3, "heads")],
+    ("keys", "rate", "message"), [(3, 1.0, "rate"), (3, -0.1, "rate"), (3, math.nan, "rate"), (0, 0.1, "keys")]
 )
-def test_invalid_arguments_raise(keys: int, rate: float, n_heads: int, message: str) -> None:
-    _, weights = reference(8, 2, 0.0)
+def test_invalid_arguments_raise(keys: int, rate: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        identical_keys_dropout(normal(2, 8), 4, keys, *weights, n_heads, rate, SEED, 0)
+        dropped_weight_sums(keys, (2, 4, 2), rate, SEED, 0)
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("autocast", [False, True])
-def test_errors_are_within_the_rounding_bound_of_the_reference(autocast: bool) -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+def test_errors_are_within_the_rounding_bound_of_the_reference(bf16: bool) -> None:
     attention, weights = reference(32, 4, 0.0)
     context = normal(50, 32)
     exact = attention(context, 6, 39).detach()
     single = attention.float()
     names = ["value.weight", "value.bias", "output.weight", "output.bias"]
 
-    def rounded(call: Callable[..., Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
-        def compute(tensors: list[Tensor]) -> list[Tensor]:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
-                return [call(*tensors).expand_as(exact)]
-
-        return compute
-
     inputs = [tensor.detach().float() for tensor in (context, *weights)]
-    plain = rounded(lambda c, *w: functional_call(single, dict(zip(names, w, strict=True)), (c, 6, 39)))
-    for call in (
-        lambda *values: identical_keys_value(*values)[:, None],
-        lambda c, *w: identical_keys_dropout(c, 6, 39, *w, 4, 0.0, SEED, 0),
-    ):
-        dtype, roundings = (torch.bfloat16, 1e-4) if autocast else (torch.float32, ROUNDINGS)
-        assert_right_up_to_rounding(rounded(call)(inputs), [exact], plain, inputs, dtype, roundings)
+    dtype, roundings = (torch.bfloat16, 1e-4) if bf16 else (torch.float32, ROUNDINGS)
+
+    def plain(tensors: list[Tensor]) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.no_grad():
+            return [functional_call(single, dict(zip(names, tensors[1:], strict=True)), (tensors[0], 6, 39))]
+
+    actual, _ = uniform_attention(inputs[0], *(w.to(dtype) for w in inputs[1:]), 6, 39, 4, masks(0.0), 0)
+    assert_right_up_to_rounding([actual.expand_as(exact)], [exact], plain, inputs, dtype, roundings)
 
 
 @pytest.mark.compile
@@ -168,7 +162,7 @@ def test_compiled_results_equal_eager_results() -> None:
 
     def call(context: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         sums = dropped_weight_sums(39, (3, 39, 2), 0.1, seed, 0)
-        return sums, identical_keys_dropout(context, 39, 39, *weights, 2, 0.1, seed, 0)
+        return sums, uniform_attention(context, *weights, 39, 39, 2, Masks(0.1, seed, ROW), 0)[0]
 
     actual, expected = (f(normal(3, 8), SEED) for f in (torch.compile(call, fullgraph=True, dynamic=False), call))
     assert torch.equal(actual[0], expected[0])

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pgat_kernels.ops import blocks, vjp
-from pgat_kernels.ops.chunked_ops import Masks
-from pgat_kernels.ops.vjp import AttentionWeights, FeedForwardWeights, OutputWeights
+from pgat_kernels.ops import blocks, plain_blocks, vjp
+from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights
 
 ROW = torch.tensor(2)
 G, T, D, H, F = 3, 5, 8, 2, 12
@@ -51,11 +51,11 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]]]] = {
         lambda: [randn(G, 2), randn(4, 2), randn(4), randn(F, 4), randn(F), randn(D, F), randn(D)],
     ),
     "attention_block": (
-        lambda rate, x, w: vjp.attention_block(x, w, H, masks(rate), 0),
+        lambda rate, x, w: plain_blocks.attention_block(x, w, H, masks(rate), 0),
         lambda: [randn(G, T, D), attention_weights()],
     ),
     "attention_block, bias": (
-        lambda rate, x, w, bias: vjp.attention_block(x, w, H, masks(rate), 0, bias),
+        lambda rate, x, w, bias: plain_blocks.attention_block(x, w, H, masks(rate), 0, bias),
         lambda: [randn(G, T, D), attention_weights(), randn(G, T, T)],
     ),
     "attention_block, kernel": (
@@ -63,11 +63,11 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Any]]]] = {
         lambda: [randn(G, T, D), attention_weights(), randn(G, T, T)],
     ),
     "feed_forward_block": (
-        lambda rate, x, w: vjp.feed_forward_block(x, w, masks(rate), 4),
+        lambda rate, x, w: plain_blocks.feed_forward_block(x, w, masks(rate), 4),
         lambda: [randn(G, T, D), feed_forward_weights()],
     ),
     "output_head": (
-        lambda rate, x, w: vjp.output_head(x, w, masks(rate), 2),
+        lambda rate, x, w: plain_blocks.output_head(x, w, masks(rate), 2),
         lambda: [randn(G, T, D), OutputWeights(randn(F, D), randn(F), randn(1, F), randn(1))],
     ),
 }
