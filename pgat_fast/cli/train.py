@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         config, resume = _what_to_train(args)
 
         from pgat_fast.training.results import summary
-        from pgat_fast.training.trainer import train
+        from pgat_fast.training.run import train
 
         folder, results = train(config, resume=resume, stop=stop, progress=not args.quiet)
     if not is_main():

@@ -13,7 +13,7 @@ from pgat_fast import build_model, load_config
 from pgat_fast.compat import from_original_layout
 from pgat_fast.errors import BackendError
 from pgat_fast.model.optimized.pgat import FastPGAT
-from pgat_fast.training.trainer import train
+from pgat_fast.training.run import train
 from pgat_kernels import dispatch
 from pgat_kernels.triton.launch import running
 from pgat_kernels.tuning_table import Case, Measured

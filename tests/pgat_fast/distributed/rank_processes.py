@@ -15,10 +15,10 @@ from typing import Self
 import torch
 
 from pgat_fast.cli import main
-from pgat_fast.distributed.environment import leave
+from pgat_fast.distributed.environment import exit_process
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.pgat_fast.distributed.rank_processes", "pgat_fast.training.trainer"])
+CONTEXT.set_forkserver_preload(["tests.pgat_fast.distributed.rank_processes", "pgat_fast.training.run"])
 
 
 def free_port() -> int:
@@ -38,7 +38,7 @@ def run_command(
     prepare()
     code = main(arguments)
     print(f"compiled graphs: {torch._dynamo.utils.counters['stats']['unique_graphs']}", file=sys.stderr)
-    leave(code)
+    exit_process(code)
 
 
 def nothing() -> None:

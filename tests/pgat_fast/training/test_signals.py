@@ -115,7 +115,7 @@ def test_signal_in_long_step_saves_state_before_it(tiny: list[str], tmp_path: Pa
         "model.seq_len=20", "model.d_model=208", "model.n_heads=8", "model.combiner=hierarchical",
         "training.batch_size=6", "training.gradient_accumulation_steps=1", "training.epochs=4",
     ]  # fmt: skip
-    code = "import pgat_fast.training.trainer as t; t.PATIENCE = 0.5; "
+    code = "import pgat_fast.training.control as c; c.PATIENCE = 0.5; "
     processes.append(process := Process("--set", *tiny, *slow, f"run.output={tmp_path}", "run.name=run", code=code))
     process.wait_for("before training: validation loss")
     time.sleep(0.3)
