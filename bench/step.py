@@ -181,11 +181,8 @@ def optimizer_step(
 ) -> OptimizerStep:
     """Return the optimizer step of training for `model`, with a learning rate that is stable on random numbers."""
     settings = config.training.model_copy(update={"learning_rate": 1e-5})
-    trained = None if group is None else group.wrap(model)
     optimizer = make_optimizer(model, settings)
-    return OptimizerStep(
-        model, optimizer, config.model, settings, precision, device, graphs=graphs, group=group, trained=trained
-    )
+    return OptimizerStep(model, optimizer, config.model, settings, precision, device, graphs=graphs, group=group)
 
 
 @dataclass(frozen=True)

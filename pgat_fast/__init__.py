@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from pgat_fast.forecasting.load_run import load_run
     from pgat_fast.forecasting.predict import predict
     from pgat_fast.model import build_model
-    from pgat_fast.training.trainer import train
+    from pgat_fast.training.run import train
 
 _HOME = {
     "Config": "pgat_fast.config",
     "load_config": "pgat_fast.config",
     "build_model": "pgat_fast.model",
-    "train": "pgat_fast.training.trainer",
+    "train": "pgat_fast.training.run",
     "load_run": "pgat_fast.forecasting.load_run",
     "predict": "pgat_fast.forecasting.predict",
     "evaluate": "pgat_fast.forecasting.evaluate",

@@ -1,6 +1,6 @@
 """`python -m pgat_fast`, what torchrun starts: the command line."""
 
 from pgat_fast.cli import main
-from pgat_fast.distributed.environment import leave
+from pgat_fast.distributed.environment import exit_process
 
-leave(main())
+exit_process(main())

@@ -14,10 +14,10 @@ from typing import Self
 import torch
 
 from pgat_fast.cli import main
-from pgat_fast.distributed.environment import leave
+from pgat_fast.distributed.environment import exit_process
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.forked_command", "pgat_fast.training.trainer"])
+CONTEXT.set_forkserver_preload(["tests.forked_command", "pgat_fast.training.run"])
 
 
 def nothing() -> None:
@@ -34,7 +34,7 @@ def run_command(
     prepare()
     code = main(arguments)
     print(f"compiled graphs: {torch._dynamo.utils.counters['stats']['unique_graphs']}", file=sys.stderr)
-    leave(code)
+    exit_process(code)
 
 
 class ForkedCommand:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         config, resume = _config_and_resume(args)
 
         from pgat_fast.training.results import summary
-        from pgat_fast.training.trainer import train
+        from pgat_fast.training.run import train
 
         folder, results = train(config, resume=resume, stop=stop, progress=not args.quiet)
     if not is_main():

@@ -12,7 +12,7 @@ EXIT_CODE_FILE = "PGAT_FAST_EXIT_CODE_FILE"
 """Environment variable: the file to which the first rank writes its exit code if torchrun gets 0, see `end_process`."""
 
 _RESTARTABLE = (exit_codes.FAILED, exit_codes.RANK_LOST)
-"""Exit codes after which a restart can help. Negative ones, of processes killed by a signal, never reach `leave`."""
+"""Exit codes after which a restart can help. A process killed by a signal never reaches `exit_process`."""
 
 
 def _integer(name: str, default: int) -> int:
@@ -85,8 +85,8 @@ def end_process(code: int) -> NoReturn:
     os._exit(exit_codes.SUCCESS if restarts_left() > 0 and code not in _RESTARTABLE else code)
 
 
-def leave(code: int) -> NoReturn:
-    """End this process with exit code `code`; a rank uses `end_process`, since torch may still have threads."""
+def exit_process(code: int) -> NoReturn:
+    """Exit with code `code`, from the main thread; a rank uses `end_process`, since torch may still have threads."""
     if job_id() or is_distributed():
         end_process(code)
     sys.exit(code)

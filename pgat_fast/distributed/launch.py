@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,9 +29,11 @@ def launch(args: argparse.Namespace) -> int:
     from pgat_fast.training.run_folder import checkpoint_of
 
     if is_distributed():
-        raise ConfigError("--devices: torchrun has started this process already: leave --devices out")
+        raise ConfigError("--devices: this process was started by torchrun: omit --devices")
     if args.devices < 1 or args.restarts < 0:
-        raise ConfigError(f"--devices {args.devices} --restarts {args.restarts}: at least 1 and 0 are needed")
+        raise ConfigError(
+            f"--devices {args.devices} --restarts {args.restarts}: --devices must be at least 1, --restarts at least 0"
+        )
     if args.resume not in (None, "auto"):
         folder, _ = checkpoint_of(Path(args.resume))
         args.config = args.config or str(folder / "config.yaml")
@@ -43,9 +47,9 @@ def _check_devices(count: int, device: str) -> None:
     from pgat_fast.utils.device import resolve_device
 
     if ":" in device:
-        raise ConfigError(f"--devices {count}: run.device is {device}, one GPU: set it to cuda or auto")
+        raise ConfigError(f"--devices {count}: run.device is {device}, a single GPU: set it to cuda or auto")
     if resolve_device(device).type == "cuda" and torch.cuda.device_count() < count:
-        raise ConfigError(f"--devices {count}: torch sees {torch.cuda.device_count()} GPUs here")
+        raise ConfigError(f"--devices {count}: this machine has {torch.cuda.device_count()} GPUs: lower --devices")
 
 
 def rank_arguments(args: argparse.Namespace) -> list[str]:
@@ -65,9 +69,6 @@ def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
         count: number of ranks.
         restarts: number of times that torchrun restarts all ranks after one has failed.
     """
-    # Gives every start of the ranks an empty key-value store.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -80,15 +81,34 @@ def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
     start: Any = elastic_launch(config, sys.executable)
     with TemporaryDirectory() as folder:
         code_file = Path(folder, "code")
-        os.environ[EXIT_CODE_FILE] = str(code_file)
+        variables = {
+            EXIT_CODE_FILE: str(code_file),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // count))),
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # every start of the ranks gets an empty key-value store
+        }
         try:
-            start("-m", "pgat_fast", *arguments)
+            with environment_variables(variables):
+                start("-m", "pgat_fast", *arguments)
         except ChildFailedError as error:
             code = error.get_first_failure()[1].exitcode
             return code if code > 0 else 128 - code
         except SignalException as stopped:
             return 128 + int(stopped.sigval)
         return int(code_file.read_text()) if code_file.exists() else 0
+
+
+@contextmanager
+def environment_variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables of this process, and of those that it starts, within the context."""
+    previous = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+            if name in previous:
+                os.environ[name] = previous[name]
 
 
 def forwarded_signals() -> list[str]:

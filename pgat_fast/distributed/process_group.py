@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -21,7 +22,6 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from pgat_fast import exit_codes
 from pgat_fast.distributed import environment
 from pgat_fast.errors import BackendError, ConfigError, RankError, first_line
-from pgat_fast.training.rng import seed_step
 from pgat_kernels.torch_features import skip_buffer_broadcast
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ class SingleProcess:
     Attributes:
         rank: number of this process, from 0.
         size: number of ranks.
-        lockstep: whether the host waits for the device in each step, so that all ranks react at the same step.
+        lockstep: whether there are other ranks, which must take every decision alike and at the same step. Then the
+            host waits for the device in each step.
     """
 
     rank, size, lockstep = 0, 1, False
@@ -70,7 +71,10 @@ class SingleProcess:
         return len(range(self.rank, batch_size, self.size)) * self.size / batch_size
 
     def seed_step(self, seed: int, step: int) -> None:
-        """Seed the random numbers of the next optimizer step, number `step`, if ranks need different ones."""
+        """Seed torch for optimizer step number `step`, if there are several ranks.
+
+        Then dropout depends on the seed, the rank and the step alone.
+        """
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the module to call in training, whose gradients are means over ranks. Collective."""
@@ -155,7 +159,8 @@ class DistributedGroup(SingleProcess):
         return f"-rank-{self.rank}"
 
     def seed_step(self, seed: int, step: int) -> None:
-        seed_step(seed, self.rank, step)
+        (state,) = np.random.SeedSequence([seed, self.rank, step]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state >> np.uint64(1)))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         device_ids = [self._device.index or 0] if self._device.type == "cuda" else None
@@ -174,7 +179,7 @@ class DistributedGroup(SingleProcess):
             event.record()
             while not event.query():
                 if time.monotonic() > deadline:
-                    raise self._rank_error("the GPU waits for NCCL")
+                    raise self._rank_error("the GPU is waiting for NCCL")
                 time.sleep(_POLL_SECONDS)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
@@ -209,7 +214,7 @@ class DistributedGroup(SingleProcess):
             raise failure
         value, exit_code = outcome
         if exit_code is not None:
-            raise RankError("rank 0 has failed: see its message", exit_code)
+            raise RankError("rank 0 has failed: see its error message", exit_code)
         return cast(Result, value)
 
     def poll(self, check: Callable[[], None]) -> None:
@@ -238,17 +243,17 @@ class DistributedGroup(SingleProcess):
     def _rank_error(self, reason: str) -> RankError:
         """Return the error for a collective that failed for `reason`. On the first rank, it names hanging ranks."""
         seconds = min(_DIAGNOSIS_SECONDS, self._timeout)
-        missing = "no rank is missing now"
+        missing = "all ranks answer now"
         try:
             distributed.monitored_barrier(self._diagnosis, timedelta(seconds=seconds), wait_all_ranks=True)
         except RuntimeError as error:
             hanging = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
-            missing = "another rank has ended or hangs: see the logs of rank 0 and torchrun"
+            missing = "another rank has ended or hangs: see the logs of rank 0 and of torchrun"
             if hanging is not None:
                 missing = f"rank {hanging[1]} does not answer"
         return RankError(
             f"rank {self.rank} of {self.size} cannot reach all others (limit {self._timeout:g} s, "
-            f"run.rank_timeout_seconds): {missing} ({reason}). Go on with --resume"
+            f"run.rank_timeout_seconds): {missing} ({reason}). Continue with --resume"
         )
 
 
@@ -258,7 +263,7 @@ def _joined_store(limit: timedelta) -> Store:
     if shared and environment.restarts_left() > 0 and environment.local_world_size() < size:
         raise ConfigError(
             "torchrun --max-restarts on several machines: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment "
-            "of torchrun, or ranks would connect to those of an earlier start"
+            "of torchrun; otherwise ranks connect to those of an earlier start"
         )
     # On one machine, the restart count separates the keys of this start from those of earlier ones.
     prefix = f"start-{environment.restart_count()}" if shared else "start"
@@ -272,7 +277,7 @@ def _joined_store(limit: timedelta) -> Store:
         missing = [str(other) for other in range(size) if not store.check([f"joined/{other}"])]
         raise RankError(
             f"rank {', '.join(missing)} of {size} did not join within {limit.total_seconds():g} s "
-            "(run.rank_timeout_seconds): look at its log"
+            "(run.rank_timeout_seconds): see its log"
         ) from error
     return store
 

@@ -15,19 +15,19 @@ from pgat_fast.model.compile_cache import CompileCache
 from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, products_in
 
-STEP_BY_FORWARD: Final = {"kept": 2.4, "recomputed": 3.0}
+STEP_PER_FORWARD: Final = {"kept": 2.4, "recomputed": 3.0}
 """Seconds of a training step / seconds of its forward pass, on a CPU, if operators keep what the backward pass needs
 and if they recompute it. Medians on two cores with AVX2: 2.24 and 2.98 (quickstart), 2.53 and 3.03 (production,
 batched)."""
 
-WARM: Final = 0.15
+WARM_CACHE: Final = 0.15
 """Seconds of compilation with a warm cache / with an empty one: 2.6 / 21 with the quickstart, 5.2 / 24 with the batched
 production model (`bench/results/fast_step_*_zen3.json`)."""
 
-MANY: Final = 50
+MEASURED_STEPS: Final = 50
 """Smallest number of steps of a run for which a forward pass is timed first: about a hundredth of the run."""
 
-SHORT: Final = 1.0
+SHORT_FORWARD: Final = 1.0
 """Seconds of a forward pass below which up to three are timed, since the first ones set up libraries and memory."""
 
 
@@ -51,13 +51,13 @@ def measure_batch_seconds(
     """
     seconds: list[float] = []
     with torch.random.fork_rng(devices=[]):
-        while not seconds or (seconds[-1] < SHORT and len(seconds) < 3):
+        while not seconds or (seconds[-1] < SHORT_FORWARD and len(seconds) < 3):
             check_stop()
             started = time.perf_counter()
             with torch.no_grad(), products_in(precision, device):
                 model(*inputs)
             seconds.append(time.perf_counter() - started)
-    return min(seconds) * STEP_BY_FORWARD["kept" if model.execution.keep > 0 else "recomputed"]
+    return min(seconds) * STEP_PER_FORWARD["kept" if model.execution.keep > 0 else "recomputed"]
 
 
 def expected_compile_seconds(cache: CompileCache | None, program: str, device: torch.device) -> float:
@@ -69,7 +69,7 @@ def expected_compile_seconds(cache: CompileCache | None, program: str, device: t
     recorded_seconds = {} if cache is None else cache.seconds()
     if program in recorded_seconds:
         first, last = recorded_seconds[program]
-        return last if last < first else WARM * first
+        return last if last < first else WARM_CACHE * first
     firsts = [first for name, (first, _) in recorded_seconds.items() if _kind(name) == _kind(program)]
     return max(firsts, default=COMPILE_SECONDS[device.type])
 

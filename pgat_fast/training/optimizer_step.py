@@ -1,5 +1,6 @@
 """One optimizer step: gradients of a few batches, clipped, and applied only if finite."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from pgat_fast.config.schema import ModelConfig, TrainingConfig
 from pgat_fast.data.windows import Batch
 from pgat_fast.distributed.process_group import SingleProcess
+from pgat_fast.model.compilation import Regions
 from pgat_fast.model.precision import Precision, float32_products_in, products_in
 from pgat_fast.training.loss import training_loss
 
@@ -56,6 +58,15 @@ class Totals:
         # A new tensor each time, so that snapshots of the old one do not change.
         self.values = self.values + increments
 
+    def mean_loss(self) -> float:
+        """Return the mean loss of the counted batches; NaN if there are none. Waits for the device."""
+        total, batches, _ = self.values.tolist()
+        return total / batches if batches else math.nan
+
+    def skipped_steps(self) -> int:
+        """Return the number of optimizer steps left out. Waits for the device."""
+        return int(self.values[2].item())
+
 
 class Flags:
     """Flags that a device computes and the host reads after they have arrived, without waiting for a GPU."""
@@ -95,9 +106,12 @@ class OptimizerStep:
     optimizer reads the flag on the device. The host reads it from `flags`: on a CPU at once, on a GPU as soon as it has
     arrived, without waiting. With `sticky`, every later step is left out too, until the host has reacted.
 
-    `graphs`: the model replays CUDA graphs, whose outputs the next replay overwrites, so gradients are summed in
-    separate tensors. `group`: the ranks over which gradients are averaged; each computes its shard of every batch.
-    `trained`: the model as wrapped by `group.wrap`.
+    Attributes:
+        regions: compiled regions of the model.
+        graphs: the model replays CUDA graphs, whose outputs the next replay overwrites, so gradients are summed in
+            separate tensors.
+        group: the ranks over which gradients are averaged; each computes its shard of every batch.
+        trained: the model as wrapped by `group.wrap`.
     """
 
     def __init__(
@@ -109,15 +123,15 @@ class OptimizerStep:
         precision: Precision,
         device: torch.device,
         *,
+        regions: Regions = "none",
         graphs: bool = False,
         group: SingleProcess | None = None,
-        trained: nn.Module | None = None,
     ) -> None:
         self.group = group or SingleProcess()
         self.model, self.optimizer, self.settings = model, optimizer, settings
-        self.trained = trained or model
+        self.trained = self.group.wrap(model)
         self.mixture_mode = config.mdn_multivariate_mode
-        self.precision, self.device, self.graphs = precision, device, graphs
+        self.precision, self.device, self.regions, self.graphs = precision, device, regions, graphs
         self.scaler = make_scaler(precision, device)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.sticky = settings.nonfinite_steps == 0 and not self.scaler.is_enabled()
@@ -132,7 +146,7 @@ class OptimizerStep:
     def accumulate(self, batches: Sequence[Callable[[], Batch]], weight: float = 1.0) -> Tensor:
         """Set the gradients to those of the mean loss of `batches`; return the sum of their losses, a float64 scalar.
 
-        The mean is over `batches`, since the last cycle of an epoch may be shorter. With several ranks, each computes
+        The mean is over `batches`, since the last step of an epoch may have fewer. With several ranks, each computes
         its shard of every batch, whose mean loss is multiplied by `weight`; gradients and losses are means over ranks.
         """
         self.optimizer.zero_grad(set_to_none=not self.graphs)

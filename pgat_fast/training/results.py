@@ -10,16 +10,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
 
 from pgat_fast.config import Config, config_to_dict
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
 from pgat_fast.evaluation.assess import assess, write_assessment
 from pgat_fast.model import kernel_summary, resolve_backend
-from pgat_fast.model.precision import Precision
 from pgat_fast.training.checklist import checklist, checklist_text
 from pgat_fast.training.checkpoint import list_checkpoints, verify_checkpoint
+from pgat_fast.training.optimizer_step import OptimizerStep
 from pgat_fast.training.results_schema import checked
 from pgat_fast.training.run_folder import CHECKPOINTS
 from pgat_fast.training.run_metadata import versions
@@ -33,32 +32,41 @@ Results: TypeAlias = dict[str, Any]
 
 def finish_run(
     config: Config,
-    folder: Path,
     table: Table,
     splits: Splits,
-    model: nn.Module,
+    folder: Path,
+    step: OptimizerStep,
     progress: Progress,
     ending: Ending,
     *,
-    precision: Precision,
-    compiled: bool,
     compile_check: dict[str, Any] | None,
-    ranks: int,
     peaks: Callable[[], dict[str, float | None]],
     on_batch: Callable[[], None],
     show_progress: bool,
 ) -> Results:
-    """Evaluate `model`, which holds the best weights, on the test windows; write the results to `folder`, return them.
+    """Evaluate the model of `step`, which has the best weights, on the test windows; write and return the results.
 
     Writes `forecasts.csv`, `adjacency.csv`, `intervals.json`, `results.json` and, if enabled and possible, `plots/`.
+
+    Args:
+        config: the whole configuration, which the results contain.
+        table, splits: the data.
+        folder: folder of the run.
+        step: the model and how it was trained.
+        progress: progress of the run.
+        ending: outcome of training.
+        compile_check: comparison of the first compiled step with an eager one; None if nothing was compiled.
+        peaks: returns the highest memory use in GiB; called after the evaluation.
+        on_batch: called before every batch; may raise.
+        show_progress: show a progress bar if standard error is a terminal.
     """
+    model = step.model
     started = time.perf_counter()
     assessment = assess(model, config, table, splits, on_batch=on_batch, progress=show_progress)
     write_assessment(folder, assessment)
-    device = splits.test.values.device
     root = folder / CHECKPOINTS
-    kept = list_checkpoints(root)
-    faults = [f"{path.name}: {fault}" for path in kept for fault in verify_checkpoint(path)]
+    checkpoints = list_checkpoints(root)
+    faults = [f"{path.name}: {fault}" for path in checkpoints for fault in verify_checkpoint(path)]
     epochs = ending.epochs
     results: Results = {
         "name": config.run.name,
@@ -74,12 +82,12 @@ def finish_run(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "training_seconds": progress.seconds,
         "resumes": progress.resumes,
-        "device": describe_device(device),
-        "ranks": ranks,
+        "device": describe_device(step.device),
+        "ranks": step.group.size,
         "backend": resolve_backend(config.run.backend),
         "kernels": kernel_summary(model),
-        "precision": precision,
-        "compiled": compiled,
+        "precision": step.precision,
+        "compiled": step.regions != "none",
         "compile_check": compile_check,
         "versions": versions(),
         "data": {
@@ -91,7 +99,7 @@ def finish_run(
             "base_price": _close_before(table, splits.train.first_row, config.data.target_kind),
             "windows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         },
-        "training_ended": ending.why,
+        "training_ended": ending.reason,
         "initial_validation_loss": progress.initial_validation_loss,
         "epochs": [epoch.to_dict() for epoch in epochs],
         "train_losses": [epoch.train_loss for epoch in epochs],
@@ -102,8 +110,8 @@ def finish_run(
         "adversarial": assessment.adversarial,
         "checkpoints": {
             "best": ending.best,
-            "latest": kept[-1].name,
-            "kept": [path.name for path in kept],
+            "latest": checkpoints[-1].name,
+            "kept": [path.name for path in checkpoints],
             "verified": not faults,
             "faults": faults,
         },
@@ -136,14 +144,14 @@ def describe_device(device: torch.device) -> str:
 def draw(folder: Path) -> None:
     """Draw the plots of the run. Errors are only logged: a failed plot must not lose the results of a long run."""
     if find_spec("matplotlib") is None:
-        logger.info('no plots: matplotlib is not installed (pip install "pgat-fast[plots]")')
+        logger.info('no plots are drawn: matplotlib is not installed (pip install "pgat-fast[plots]")')
         return
     from pgat_fast.report.plots import write_plots
 
     try:
         write_plots(folder)
     except Exception:
-        logger.exception("the plots could not be drawn; everything else is written")
+        logger.exception("the plots could not be drawn; all other files were written")
 
 
 def summary(results: Results) -> str:
@@ -179,7 +187,7 @@ def test_summary(test: dict[str, Any]) -> str:
     lines += [
         "",
         "skill: 1 - MSE / MSE of the baseline; above 0 the model is better. last_value repeats the last known targets,",
-        "zero_return keeps the last close, drift goes on with the mean of the training rows.",
+        "zero_return repeats the last close, drift extends it by the mean return of the training rows.",
     ]
     return "\n".join(lines)
 

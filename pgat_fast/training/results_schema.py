@@ -16,7 +16,7 @@ class _Part(BaseModel):
 
 
 class EpochRecord(_Part):
-    """One epoch; the last one may be a part of one, where a limit ended training."""
+    """An epoch. The last one is partial if a limit ended training within it."""
 
     epoch: int = Field(ge=1)
     learning_rate: float
@@ -29,7 +29,7 @@ class EpochRecord(_Part):
 
 
 class Check(_Part):
-    """A line of the checklist of success."""
+    """A line of the checklist, see `training.checklist`."""
 
     check: str
     passed: bool
@@ -37,7 +37,7 @@ class Check(_Part):
 
 
 class DataRecord(_Part):
-    """The data that the run saw."""
+    """Data of the run."""
 
     path: str
     sha256: str
@@ -50,7 +50,7 @@ class DataRecord(_Part):
 
 
 class TestRecord(_Part):
-    """Errors on the test windows: of the model, of the naive baselines, and the skill of the one against the others.
+    """Errors of the model and of the naive baselines on the test windows, and the skill of the model against them.
 
     `scaled` and `price` hold, under `model` and each baseline, metrics overall and by target, and `skill`: 1 - MSE /
     MSE of the baseline. `by_horizon` holds the RMSE of each forecast day.
@@ -69,7 +69,7 @@ class TestRecord(_Part):
 
 
 class CheckpointsRecord(_Part):
-    """Names in the folder `checkpoints` of the run."""
+    """Checkpoints in the folder `checkpoints` of the run, and the faults found in them."""
 
     best: str
     latest: str
@@ -79,7 +79,7 @@ class CheckpointsRecord(_Part):
 
 
 class ResultsRecord(_Part):
-    """The whole file."""
+    """Content of `results.json`."""
 
     schema_version: int = 1
     name: str

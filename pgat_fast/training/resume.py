@@ -1,131 +1,140 @@
 """Resumption of a run: choice of the checkpoint, and comparison of its configuration and data with the current ones."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from pgat_fast.config import Config, config_to_dict
 from pgat_fast.config.legacy import migrate
+from pgat_fast.data.table import Table
 from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.training.checkpoint import Checkpoint, find_checkpoints, newest_good, read_checkpoint
-from pgat_fast.training.run_folder import CHECKPOINTS
+from pgat_fast.training.run_folder import CHECKPOINTS, unused_path
 from pgat_fast.training.state import Progress
 
 logger = logging.getLogger(__name__)
 
-LIMITS = frozenset({"epochs", "max_steps", "max_minutes", "patience", "nonfinite_steps"})
-"""Settings of `training` that may change when a run is resumed, since they only set how far it goes."""
+LIMITS = frozenset(
+    {f"training.{name}" for name in ("epochs", "max_steps", "max_minutes", "patience", "nonfinite_steps")}
+)
+"""Settings that may change when a run is resumed, since they only set how far it goes."""
 
-CYCLE = frozenset({"batch_size", "gradient_accumulation_steps", "seed"})
-"""Settings of `training` that determine the windows of an optimizer step."""
+BATCHES = frozenset({"training.batch_size", "training.gradient_accumulation_steps", "training.seed"})
+"""Settings that determine the windows of an optimizer step."""
 
-_OTHERWISE = "the run goes on, but not as it would have"
-_ROUNDING = "results agree up to rounding only"
+MOVABLE = frozenset({"data.path", "data.trading_days"})
+"""Settings of `data` that do not change the training data; the content of the file is compared."""
+
+_DIFFERENT = "results will differ from an uninterrupted run"
+_ROUNDING = "results will differ by rounding"
 EFFECTS = {
-    "precision": _OTHERWISE,
-    "exact_dropout": _OTHERWISE,
-    **dict.fromkeys(("device", "backend", "compile", "combiner_chunk"), _ROUNDING),
+    "run.precision": _DIFFERENT,
+    "run.exact_dropout": _DIFFERENT,
+    **dict.fromkeys(("run.device", "run.backend", "run.compile", "run.combiner_chunk"), _ROUNDING),
 }
 """Settings of `run` that change the computation -> effect of another value on a resumed run."""
 
-MOVABLE = frozenset({"path", "trading_days"})
-"""Settings of `data` that do not change the training data; the content of the file is compared."""
+
+@dataclass(frozen=True, eq=False)
+class ResumePoint:
+    """A checkpoint from which a run resumes."""
+
+    path: Path
+    checkpoint: Checkpoint
+    progress: Progress | None
+    """None for an imported checkpoint, which contains weights only."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the checkpoint at `path`.
+
+        Raises CheckpointError if it is damaged or its training state is not one that a run stores.
+        """
+        checkpoint = read_checkpoint(path)
+        try:
+            stored = checkpoint.training
+            return cls(path, checkpoint, Progress.from_dict(stored["progress"]) if stored else None)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise unfit_training_state(path, error) from error
+
+    def check_config(self, config: Config) -> None:
+        """Compare the configuration stored in the checkpoint with `config`, and log what may have changed.
+
+        Changed limits are information. Other changed settings of training cause a warning: the run continues with
+        them, but neither configuration describes it any longer. Raises ConfigError if the model, the data or (within
+        an epoch) the batches differ.
+        """
+        stored = migrate(self.checkpoint.about.get("config", {}))
+        changed = {
+            f"{section}.{key}": (stored[section][key], value)
+            for section, settings in config_to_dict(config).items()
+            for key, value in settings.items()
+            if key in stored.get(section, {}) and stored[section][key] != value
+        }
+        mid_epoch = self.progress is not None and self.progress.epoch_steps > 0
+        refused = [
+            f"{name} was {previous!r}, now {value!r}"
+            for name, (previous, value) in changed.items()
+            if name.startswith("model.")
+            or (name.startswith("data.") and name not in MOVABLE)
+            or (mid_epoch and name in BATCHES)
+        ]
+        if refused:
+            raise ConfigError(
+                f"{self.path}: cannot resume with other settings: {'; '.join(refused)}. Restore them, or start a new "
+                "run"
+            )
+        cosine = config.training.lr_schedule in ("warmup_cosine", "cosine")
+        for name, (previous, value) in changed.items():
+            effect = _DIFFERENT if name.startswith("training.") else EFFECTS.get(name)
+            if name in LIMITS and not (cosine and name == "training.epochs"):
+                logger.info("%s: %s, was %s", name, value, previous)
+            elif effect is not None:
+                logger.warning("%s is %s, was %s: %s", name, value, previous, effect)
+
+    def check_data(self, table: Table) -> None:
+        """Raise ConfigError if `table` was not read from the data that the run was trained on."""
+        trained_sha256 = self.checkpoint.about.get("data", {}).get("sha256")
+        if trained_sha256 not in (None, table.sha256):
+            raise ConfigError(
+                f"{self.path}: the run was trained on another content of the data file than {table.source} has now "
+                f"(sha256 {trained_sha256}, now {table.sha256}): restore the file, name it in data.path, or start a "
+                "new run"
+            )
 
 
-def open_checkpoint(folder: Path, name: str | None) -> tuple[Path, Checkpoint]:
-    """Return the path and content of the checkpoint to resume: `name`, or the newest good one in `folder`.
+def choose_resume_path(folder: Path, name: str | None) -> Path:
+    """Return the path of the checkpoint to resume: `name`, or the newest good one in `folder`.
 
-    Changes no file. Raises CheckpointError if there is none or `name` is damaged.
+    Changes no file. Raises CheckpointError if there is none.
     """
     root = folder / CHECKPOINTS
     if name is not None:
-        return root / name, read_checkpoint(root / name)
+        return root / name
     newest = newest_good(root)
     if newest is None:
-        raise CheckpointError(f"{root}: no checkpoint there can be read: start a new run, without --resume")
-    return newest
-
-
-def stored_progress(path: Path, checkpoint: Checkpoint) -> Progress | None:
-    """Return the progress stored in `checkpoint`, read from `path`; None if it was imported and holds weights only.
-
-    Raises CheckpointError if its training state is not one that a run stores.
-    """
-    if not checkpoint.training:
-        return None
-    try:
-        return Progress.from_dict(checkpoint.training["progress"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise unfit_training_state(path, error) from error
+        raise CheckpointError(f"{root}: no readable checkpoint: start a new run, without --resume")
+    return newest[0]
 
 
 def unfit_training_state(path: Path, error: Exception) -> CheckpointError:
     """Return the error for a training state of the checkpoint at `path` that is intact but cannot be used."""
     return CheckpointError(
-        f"{path}/training.pt: not what a run of these settings stores ({type(error).__name__}: {error}): go on from "
+        f"{path}: its training state does not fit a run with these settings ({type(error).__name__}: {error}): resume "
         "another checkpoint"
     )
 
 
-def set_newer_aside(chosen: Path) -> None:
+def move_superseded(chosen: Path) -> None:
     """Move checkpoints newer than `chosen` into `superseded/` beside it, since the run resumes before them.
 
-    Either an older checkpoint was asked for, or they are damaged; nothing is deleted.
+    Either an older checkpoint was requested, or they are damaged; nothing is deleted.
     """
     paths = find_checkpoints(chosen.parent)
     for newer in paths[paths.index(chosen) + 1 :] if chosen in paths else ():
-        aside = chosen.parent / "superseded"
-        aside.mkdir(exist_ok=True)
-        target, number = aside / newer.name, 2
-        while target.exists():
-            target, number = aside / f"{newer.name}-{number}", number + 1
+        superseded = chosen.parent / "superseded"
+        superseded.mkdir(exist_ok=True)
+        target = unused_path(superseded / newer.name)
         newer.rename(target)
-        logger.warning("%s: set aside as %s: the run goes on from %s", newer, target, chosen.name)
-
-
-def check_same_run(path: Path, saved: dict[str, Any], config: Config, mid_epoch: bool) -> None:
-    """Compare the configuration stored in the checkpoint at `path` with `config`.
-
-    Changed limits are logged. Other changed settings of training cause a warning: the run continues with them, but
-    neither configuration describes it any longer. Raises ConfigError if the model, the data or (within an epoch) the
-    batches differ.
-    """
-    current, saved = config_to_dict(config), migrate(saved)
-    changed = {
-        section: {
-            key: (saved.get(section, {}).get(key), value)
-            for key, value in current[section].items()
-            if key in saved.get(section, {}) and saved[section][key] != value
-        }
-        for section in current
-    }
-    refused = [f"model.{key}" for key in changed["model"]]
-    refused += [f"data.{key}" for key in changed["data"] if key not in MOVABLE]
-    refused += [f"training.{key}" for key in changed["training"] if mid_epoch and key in CYCLE]
-    if refused:
-        values = "; ".join(
-            f"{name} was {changed[section][key][0]!r}, now {changed[section][key][1]!r}"
-            for name in refused
-            for section, key in [name.split(".")]
-        )
-        raise ConfigError(f"{path}: cannot go on with other settings: {values}. Restore them, or start a new run")
-    for key, (before, now) in changed["training"].items():
-        cosine = key == "epochs" and config.training.lr_schedule in ("warmup_cosine", "cosine")
-        if key in LIMITS and not cosine:
-            logger.info("training.%s: %s, was %s", key, now, before)
-        else:
-            logger.warning("training.%s is %s, was %s: %s", key, now, before, _OTHERWISE)
-    for key, effect in EFFECTS.items():
-        if key in changed["run"]:
-            before, now = changed["run"][key]
-            logger.warning("run.%s is %s, was %s: %s", key, now, before, effect)
-
-
-def check_same_data(path: Path, saved: dict[str, Any], sha256: str, source: str) -> None:
-    """Raise ConfigError if the data file is not the one that the checkpoint at `path` was trained on."""
-    saved_sha256 = saved.get("sha256")
-    if saved_sha256 is not None and saved_sha256 != sha256:
-        raise ConfigError(
-            f"{path}: the run was trained on another content of the data file than {source} has now (sha256 "
-            f"{saved_sha256}, now {sha256}): restore the file, name it in data.path, or start a new run"
-        )
+        logger.warning("%s: moved to %s, because the run resumes from %s", newer, target, chosen.name)

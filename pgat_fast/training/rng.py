@@ -22,12 +22,6 @@ def seed_everything(seed: int, *, deterministic: bool = True) -> None:
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
-def seed_step(seed: int, rank: int, step: int) -> None:
-    """Seed torch for one step of one rank, so that dropout depends on these numbers alone."""
-    (state,) = np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state >> np.uint64(1)))
-
-
 def generator_states() -> dict[str, Any]:
     """Return the state of every generator as plain Python values and integer tensors. Waits for no device."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from pgat_fast.utils.io import write_json
 
 if TYPE_CHECKING:
     from pgat_fast.config import Config
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 RESULT_FILES = (
@@ -30,16 +32,19 @@ def new_folder(output: Path, name: str) -> Path:
     """Make and return a new folder `name`, or `name-2`, `name-3`, ..., in `output`; no run overwrites another."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for number in count(1):
-            folder = output / (name if number == 1 else f"{name}-{number}")
-            try:
+        while True:
+            folder = unused_path(output / name)
+            with suppress(FileExistsError):  # another process has just made it
                 folder.mkdir()
-            except FileExistsError:
-                continue
-            return folder
+                return folder
     except OSError as error:
         raise ConfigError(f"run.output {output}: cannot make a folder there: {error.strerror}") from error
-    raise AssertionError("unreachable")
+
+
+def unused_path(path: Path) -> Path:
+    """Return `path`, or the first of `path-2`, `path-3`, ... that does not exist."""
+    names = chain([path.name], (f"{path.name}-{number}" for number in count(2)))
+    return next(candidate for candidate in map(path.with_name, names) if not candidate.exists())
 
 
 def run_folders(output: Path, name: str) -> list[Path]:
@@ -93,7 +98,7 @@ def locked(folder: Path) -> Iterator[None]:
         owner = read_status(folder)
         description = f" (process {owner['pid']} on {owner['host']})" if "pid" in owner else ""
         raise ConfigError(
-            f"{folder}: another process{description} is at work in this folder; wait for it, or choose another run.name"
+            f"{folder}: another process{description} is using this folder; wait for it, or choose another run.name"
         ) from error
     try:
         yield
@@ -142,22 +147,19 @@ def log_file(folder: Path) -> Iterator[None]:
         handler.close()
 
 
-def set_results_aside(folder: Path) -> Path | None:
-    """Move the results of an earlier end of the run into a separate folder; return it, or None if there are none.
+def move_earlier_results(folder: Path) -> None:
+    """Move the results of an earlier end of the run, if there are any, into a separate folder.
 
     A resumed run has no results until it ends again, and earlier ones must not be taken for them.
     """
     paths = [folder / name for name in RESULT_FILES if (folder / name).exists()]
     if not paths:
-        return None
-    aside = folder / "earlier-results"
-    number = 2
-    while aside.exists():
-        aside, number = folder / f"earlier-results-{number}", number + 1
-    aside.mkdir()
+        return
+    target = unused_path(folder / "earlier-results")
+    target.mkdir()
     for path in paths:
-        path.rename(aside / path.name)
-    return aside
+        path.rename(target / path.name)
+    logger.info("the results of the earlier end of this run are now in %s", target)
 
 
 def write_status(folder: Path, state: str, **more: Any) -> None:

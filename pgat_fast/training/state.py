@@ -1,6 +1,7 @@
 """Progress of a run: counters, losses and times that must survive a kill, and the end of training."""
 
 import math
+import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -35,8 +36,8 @@ class Progress:
 
     epoch: int = 0
     """Number of completed epochs, which is also the number of the current one, from 0."""
-    cycle: int = 0
-    """Completed optimizer steps of this epoch; the sample order is a function of seed and epoch."""
+    epoch_steps: int = 0
+    """Completed optimizer steps of this epoch; the sample order is a function of seed and epoch. Stored as `cycle`."""
     step: int = 0
     """Completed optimizer steps of the run."""
     seconds: float = 0.0
@@ -61,28 +62,58 @@ class Progress:
         """Name of a checkpoint at this point."""
         return f"epoch-{self.epoch:04d}-step-{self.step:08d}"
 
+    def after_step(self) -> Self:
+        """Return the progress after one more optimizer step."""
+        return replace(self, epoch_steps=self.epoch_steps + 1, step=self.step + 1)
+
     def after_epoch(self, epoch: Epoch) -> Self:
         """Return the progress after `epoch`, which has just been validated."""
-        progress = replace(self, epoch=self.epoch + 1, cycle=0, epoch_seconds=0.0, epochs=(*self.epochs, epoch))
+        progress = replace(self, epoch=self.epoch + 1, epoch_steps=0, epoch_seconds=0.0, epochs=(*self.epochs, epoch))
         if self.best_loss is None or epoch.validation_loss < self.best_loss:
             progress = replace(progress, best=progress.name, best_epoch=epoch.epoch, best_loss=epoch.validation_loss)
         return progress
 
     def to_dict(self) -> dict[str, Any]:
         """Return the progress as plain dicts, lists and values."""
-        return asdict(self) | {"epochs": [epoch.to_dict() for epoch in self.epochs]}
+        content = asdict(self) | {"epochs": [epoch.to_dict() for epoch in self.epochs]}
+        content["cycle"] = content.pop("epoch_steps")
+        return content
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
         """Return the progress that `to_dict` converted. Raise TypeError or KeyError for any other `content`."""
-        return cls(**content | {"epochs": tuple(Epoch(**epoch) for epoch in content["epochs"])})
+        values = content | {"epochs": tuple(Epoch(**epoch) for epoch in content["epochs"])}
+        return cls(epoch_steps=values.pop("cycle"), **values)
+
+
+@dataclass(eq=False)
+class RunState:
+    """Where a run is: the trainer changes it, and what records and saves the run reads it."""
+
+    progress: Progress
+    stage: str = "start"
+    """start, train, validation or evaluation."""
+    begun: bool = False
+    """Whether the checkpoint to resume, if any, has been restored."""
+    clock: float = field(default_factory=time.monotonic)
+    """Time up to which `progress` counts the duration of the run and of the epoch."""
+
+    def count_seconds(self) -> None:
+        """Add the time since the last call to the durations of the run and the epoch."""
+        now = time.monotonic()
+        passed, self.clock = now - self.clock, now
+        self.progress = replace(
+            self.progress,
+            seconds=self.progress.seconds + passed,
+            epoch_seconds=self.progress.epoch_seconds + passed,
+        )
 
 
 @dataclass(frozen=True)
 class Ending:
     """Outcome of training."""
 
-    why: str
+    reason: str
     """Reason for the end, as text."""
     epochs: tuple[Epoch, ...]
     """All epochs; the last one may be partial."""
@@ -90,6 +121,18 @@ class Ending:
     """Name of the checkpoint with the best validation loss, which may be that of the partial epoch."""
     best_epoch: int
     best_loss: float | None
+
+    @classmethod
+    def of(cls, progress: Progress, reason: str) -> Self:
+        """Return the outcome of training that ends with a whole epoch."""
+        return cls(reason, progress.epochs, progress.best, progress.best_epoch, progress.best_loss)
+
+    def with_partial_epoch(self, epoch: Epoch, checkpoint: str) -> Self:
+        """Return the outcome with the epoch in which a limit ended training, whose weights are in `checkpoint`."""
+        ending = replace(self, epochs=(*self.epochs, epoch))
+        if ending.best_loss is not None and ending.best_loss <= epoch.validation_loss:
+            return ending
+        return replace(ending, best=checkpoint, best_epoch=epoch.epoch, best_loss=epoch.validation_loss)
 
 
 def end_of_training(progress: Progress, settings: TrainingConfig) -> str | None:

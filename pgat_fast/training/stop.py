@@ -70,8 +70,8 @@ class StopSignals(Stop):
         hangup = getattr(signal, "SIGHUP", None)
         if hangup is not None and signal.getsignal(hangup) == signal.SIG_IGN:
             self._numbers.remove(hangup)
-        self._before = {number: signal.signal(number, _leave_it_to_the_thread) for number in self._numbers}
-        self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._previous_handlers = {number: signal.signal(number, _do_nothing) for number in self._numbers}
+        self._previous_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="pgat-fast signals", daemon=True)
         self._thread.start()
         return self
@@ -80,8 +80,8 @@ class StopSignals(Stop):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.ended.set()
-        signal.set_wakeup_fd(self._wakeup_before)
-        for number, handler in self._before.items():
+        signal.set_wakeup_fd(self._previous_wakeup)
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         self._writer.close()  # ends the thread
         self._thread.join(timeout=1.0)
@@ -97,9 +97,9 @@ class StopSignals(Stop):
                 if first_signal_time is not None:
                     if time.monotonic() - first_signal_time < ECHO:
                         continue
-                    _say(f"{name} again: leaving at once")
+                    _print(f"{name} again: ending at once")
                     end_process(128 + number)
-                _say(f"{name}: saving a checkpoint and stopping (again: leave at once)")
+                _print(f"{name}: saving a checkpoint and stopping; send it again to end at once")
                 first_signal_time = time.monotonic()
                 self.request(name)
                 threading.Thread(target=self._resort, args=(name, number), daemon=True).start()
@@ -115,17 +115,17 @@ class StopSignals(Stop):
             if self.last_resort is not None:
                 self.last_resort(name)
         except BaseException as error:
-            _say(f"{name}: {type(error).__name__}: {error}")
+            _print(f"{name}: {type(error).__name__}: {error}")
         finally:
             if not self.ended.is_set():
                 end_process(128 + number)
 
 
-def _leave_it_to_the_thread(number: int, frame: object) -> None:
+def _do_nothing(number: int, frame: object) -> None:
     """Replace the default handler, which would end the process; `_watch` handles the signal."""
 
 
-def _say(message: str) -> None:
+def _print(message: str) -> None:
     """Write to standard error without the locks of `logging` or of the stream, which the main thread may hold."""
     with contextlib.suppress(OSError):  # standard error is closed
         os.write(2, f"{message}\n".encode())

@@ -14,7 +14,7 @@ from pgat_fast import build_model, load_config
 from pgat_fast.data.windows import example
 from pgat_fast.errors import BackendError
 from pgat_fast.model.optimized.pgat import FastPGAT
-from pgat_fast.training.trainer import train
+from pgat_fast.training.run import train
 from pgat_kernels import dispatch
 from pgat_kernels.conditioning import error_bounds, relative_errors, rounding_spread
 from pgat_kernels.instrumentation import record_compiled

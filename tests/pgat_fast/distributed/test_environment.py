@@ -32,20 +32,20 @@ def restartable(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_run_that_ends_for_good_returns_zero_while_restarts_are_left(restartable: None, code: int) -> None:
     with pytest.raises(EndedError, match=r"^0$"):
-        environment.leave(code)
+        environment.exit_process(code)
 
 
 @pytest.mark.parametrize("code", [exit_codes.FAILED, exit_codes.RANK_LOST])
 def test_a_lost_rank_and_a_crash_are_reported_so_that_torchrun_restarts(restartable: None, code: int) -> None:
     with pytest.raises(EndedError, match=rf"^{code}$"):
-        environment.leave(code)
+        environment.exit_process(code)
 
 
 def test_without_restarts_left_the_exit_code_is_kept(restartable: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     assert environment.restarts_left() == 0
     with pytest.raises(EndedError, match=r"^138$"):
-        environment.leave(138)
+        environment.exit_process(138)
 
 
 def test_only_the_first_rank_writes_the_exit_code_file(
@@ -54,12 +54,12 @@ def test_only_the_first_rank_writes_the_exit_code_file(
     file = tmp_path / "code"
     monkeypatch.setenv(environment.EXIT_CODE_FILE, str(file))
     with pytest.raises(EndedError):
-        environment.leave(138)
+        environment.exit_process(138)
     assert not file.exists()
     monkeypatch.setenv("RANK", "0")
     for code in (138, 0):  # the last start counts
         with pytest.raises(EndedError):
-            environment.leave(code)
+            environment.exit_process(code)
         assert file.read_text() == str(code)
 
 
@@ -79,4 +79,4 @@ def test_a_process_without_torchrun_exits_in_the_usual_way(monkeypatch: pytest.M
         monkeypatch.delenv(name, raising=False)
     assert (environment.job_id(), environment.restarts_left()) == (None, 0)
     with pytest.raises(SystemExit, match="3"):
-        environment.leave(3)
+        environment.exit_process(3)

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pgat_fast.distributed.launch import environment_variables
 from pgat_fast.training.run_folder import read_status
 from tests.pgat_fast.training.runs import newest
 from tests.pgat_fast.training.watched import ROOT, Watched
@@ -65,3 +66,11 @@ def test_a_rank_that_dies_restarts_the_job_and_a_signal_to_the_command_does_not(
     status = read_status(folder)
     assert (status["state"], status["reason"]) == ("stopped", "SIGUSR1")
     assert newest(folder).about["step"] == status["step"]
+
+
+def test_environment_variables_of_ranks_are_restored_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    previous = dict(os.environ)
+    with environment_variables({"OMP_NUM_THREADS": "1", "PGAT_FAST_NEW": "x"}):
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["PGAT_FAST_NEW"]) == ("1", "x")
+    assert dict(os.environ) == previous

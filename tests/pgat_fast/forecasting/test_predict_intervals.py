@@ -19,7 +19,7 @@ from pgat_fast.evaluation.evaluate import evaluate_split
 from pgat_fast.evaluation.intervals import Intervals, calibrate, price_bounds
 from pgat_fast.forecasting.load_run import load_run
 from pgat_fast.forecasting.predict import predict
-from pgat_fast.training.trainer import train
+from pgat_fast.training.run import train
 from pgat_fast.utils.io import write_json
 from tests.pgat_fast.forecasting.small_run import make_run
 

@@ -8,12 +8,12 @@ from torch import nn
 
 from pgat_fast.config import Config
 from pgat_fast.data.windows import Batch, Windows
-from pgat_fast.training import trainer
+from pgat_fast.training import setup
 
 
 def train_exactly() -> None:
     """Make all training in this process run in float64 and without dropout."""
-    init, batch, build = nn.Dropout.__init__, Windows.batch, trainer.build_model
+    init, batch, build = nn.Dropout.__init__, Windows.batch, setup.build_model
 
     def without_dropout(self: nn.Dropout, p: float = 0.5, inplace: bool = False) -> None:
         init(self, 0.0, inplace)
@@ -23,4 +23,4 @@ def train_exactly() -> None:
 
     nn.Dropout.__init__ = without_dropout  # type: ignore[method-assign]
     Windows.batch = lambda self, indices: Batch(*(x.double() for x in batch(self, indices)))  # type: ignore[method-assign]
-    trainer.build_model = in_float64  # type: ignore[attr-defined]
+    setup.build_model = in_float64  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast.errors import BackendError
-from pgat_fast.training import trainer
+from pgat_fast.training import setup
 from tests.pgat_fast.training.forecaster import Forecaster
 from tests.pgat_fast.training.runs import run
 
@@ -43,11 +43,11 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         model._compiled_call_impl = call
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # the times do not come from a compiler
-    monkeypatch.setattr(trainer, "build_model", Forecaster)
-    monkeypatch.setattr(trainer, "resolve_backend", lambda backend: "torch")
-    monkeypatch.setattr(trainer, "compile_in_place", compile_in_place)
+    monkeypatch.setattr(setup, "build_model", Forecaster)
+    monkeypatch.setattr(setup, "resolve_backend", lambda backend: "torch")
+    monkeypatch.setattr(setup, "compile_in_place", compile_in_place)
     monkeypatch.setattr("pgat_fast.model.compilation.why_not", lambda backend, device: None)
-    monkeypatch.setattr(trainer, "expected_compile_seconds", lambda *args: 0.0)
+    monkeypatch.setattr(setup, "expected_compile_seconds", lambda *args: 0.0)
     return fault
 
 
@@ -79,7 +79,7 @@ def test_auto_continues_eagerly_after_wrong_gradients(
     assert results["compiled"] is False
     assert results["compile_check"]["worst_error"] == pytest.approx(1.3, rel=1e-4)
     assert sorted(results["compile_check"]["wrong"]) == ["inner.bias", "inner.weight", "outer.bias", "outer.weight"]
-    (line,) = [text for text in caplog.messages if "goes on without compilation" in text]
+    (line,) = [text for text in caplog.messages if "continues without compilation" in text]
     assert "outer.weight by 1.3" in line
     metrics = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["stage"] for entry in metrics].count("compilation") == 1
@@ -112,7 +112,7 @@ def test_auto_continues_eagerly_after_compiler_failure(
     compiler["error"] = RuntimeError("file too short\n" + "a line of C++\n" * 150)
     results = run([*tiny, "run.compile=auto"], tmp_path / "run")
     assert losses(results) == losses(eager)
-    (line,) = [text for text in caplog.messages if "goes on without compilation" in text]
+    (line,) = [text for text in caplog.messages if "continues without compilation" in text]
     assert "RuntimeError: file too short" in line
     assert "delete that folder" in line
     assert "a line of C++" not in line

@@ -11,15 +11,15 @@ from torch import nn
 
 from pgat_fast.config import Config
 from pgat_fast.errors import TrainingError
-from pgat_fast.training import trainer
+from pgat_fast.training import setup, trainer
 from tests.pgat_fast.training.forecaster import Forecaster
 from tests.pgat_fast.training.runs import assert_same, interrupted, outcome, run
 
 
 @pytest.fixture(autouse=True)
 def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "build_model", Forecaster)
-    monkeypatch.setattr(trainer, "resolve_backend", lambda backend: "torch")
+    monkeypatch.setattr(setup, "build_model", Forecaster)
+    monkeypatch.setattr(setup, "resolve_backend", lambda backend: "torch")
 
 
 COMPILED = ["run.compile=whole", "training.gradient_accumulation_steps=2"]
@@ -59,8 +59,8 @@ def test_nonfinite_value_of_compiled_run_is_diagnosed_eagerly(
         nn.init.constant_(model.outer.weight, 1e38)
         return model
 
-    monkeypatch.setattr(trainer, "build_model", spoiled)
-    monkeypatch.setattr(trainer.Trainer, "validate", lambda self: 1.0)
+    monkeypatch.setattr(setup, "build_model", spoiled)
+    monkeypatch.setattr(trainer, "validation_loss", lambda *_: 1.0)
     with pytest.raises(TrainingError, match="the gradient is not finite"):
         run([*tiny, *COMPILED], tmp_path / "run")
     report = json.loads((tmp_path / "run" / "nonfinite-step-00000001.json").read_bytes())

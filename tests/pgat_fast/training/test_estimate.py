@@ -17,8 +17,8 @@ from pgat_fast.model.execution import Execution
 from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.training import estimate
 from pgat_fast.training.estimate import (
-    STEP_BY_FORWARD,
-    WARM,
+    STEP_PER_FORWARD,
+    WARM_CACHE,
     expected_compile_seconds,
     measure_batch_seconds,
     program_key,
@@ -51,7 +51,7 @@ def test_only_short_forward_pass_is_repeated(
     model = Slow(seconds)
     monkeypatch.setattr("time.perf_counter", lambda: model.now)
     measured = measure_batch_seconds(cast(FastPGAT, model), [torch.ones(3)], "highest", CPU)
-    assert measured == pytest.approx(taken * STEP_BY_FORWARD["kept"])
+    assert measured == pytest.approx(taken * STEP_PER_FORWARD["kept"])
     assert not list(model.seconds)
 
 
@@ -72,7 +72,7 @@ def test_step_with_recomputation_is_estimated_to_take_longer(monkeypatch: pytest
     for keep in (0, 10**9):
         model.set_execution(replace(model.execution, keep=keep))
         seconds.append(measure_batch_seconds(model, window, "highest", CPU))
-    assert seconds == [STEP_BY_FORWARD["recomputed"], STEP_BY_FORWARD["kept"]]
+    assert seconds == [STEP_PER_FORWARD["recomputed"], STEP_PER_FORWARD["kept"]]
 
 
 @pytest.fixture
@@ -89,7 +89,9 @@ def test_compile_time_is_expected_from_earlier_compilations(cache: CompileCache)
     cache.note_seconds("cpu-whole-1", 400.0)
     cache.note_seconds("cuda-whole-1", 90.0)
     assert expected_compile_seconds(cache, unknown_program, CPU) == 40, "like the longest of its kind"
-    assert expected_compile_seconds(cache, second_program, CPU) == WARM * 20, "its code is there, but was never loaded"
+    assert expected_compile_seconds(cache, second_program, CPU) == WARM_CACHE * 20, (
+        "its code is there, but was never loaded"
+    )
     cache.note_seconds(second_program, 3.0)
     assert expected_compile_seconds(cache, second_program, CPU) == 3
     assert expected_compile_seconds(cache, unknown_program, CPU) == 40

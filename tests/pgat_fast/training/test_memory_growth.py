@@ -13,13 +13,14 @@ import sys
 import torch
 from pgat_fast import load_config
 from pgat_fast.monitoring.memory import process_memory
-from pgat_fast.training.trainer import Trainer, train
+from pgat_fast.training.run import train
+from pgat_fast.training.trainer import Trainer
 
 step = Trainer.train_step
-def watched(self, cycle):
-    step(self, cycle)
-    if self.progress.step % 100 == 0:
-        print("step", self.progress.step, process_memory()[0] * 1024)
+def watched(self, accumulation_group):
+    step(self, accumulation_group)
+    if self.state.progress.step % 100 == 0:
+        print("step", self.state.progress.step, process_memory()[0] * 1024)
 Trainer.train_step = watched
 train(load_config(None, sys.argv[1:]), progress=False)
 """

@@ -51,7 +51,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_cycle_has_gradient_of_mean_loss_of_its_batches() -> None:
+def test_step_has_gradient_of_mean_loss_of_its_batches() -> None:
     step = a_step()
     losses = step.accumulate([batch(1.0), batch(2.0), batch(3.0)])
     assert losses == 1 + 4 + 9
@@ -111,7 +111,7 @@ def test_clipping_scales_all_gradients_if_norm_is_above_limit(limit: float, norm
     step.apply(torch.zeros((), dtype=torch.float64), 1)
     gradients = torch.cat([step.model.weight.grad, step.model.bias.grad])
     assert gradients.tolist() == pytest.approx([0.6 * norm, 0.8 * norm], rel=1e-5)  # torch divides by norm + 1e-6
-    assert step.norm == 10.0, "the norm that is told is the one before clipping"
+    assert step.norm == 10.0, "the recorded norm is the one before clipping"
 
 
 def test_float16_overflow_lowers_loss_scale_and_leaves_step_out() -> None:

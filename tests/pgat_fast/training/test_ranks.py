@@ -13,13 +13,11 @@ import psutil
 import pytest
 import torch
 
-from pgat_fast import exit_codes, load_config
+from pgat_fast import exit_codes
 from pgat_fast.distributed.environment import EXIT_CODE_FILE
-from pgat_fast.distributed.process_group import SingleProcess
-from pgat_fast.errors import ConfigError, MemoryLimitError, StopRequested
-from pgat_fast.training import trainer
+from pgat_fast.training import control
+from pgat_fast.training.checkpoint_saver import CheckpointSaver
 from pgat_fast.training.run_folder import read_status
-from pgat_fast.training.stop import Stop
 from pgat_fast.training.trainer import Trainer
 from tests.forked_command import nothing
 from tests.pgat_fast.distributed.rank_processes import Ranks
@@ -116,7 +114,7 @@ def test_other_number_of_ranks_resumes_to_same_weights(settings: list[str], alon
 def test_time_limit_ends_all_ranks_at_same_step(settings: list[str], folder: Path) -> None:
     limits = [*ENDLESS, "training.max_minutes=0.05", "run.checkpoint_minutes=0.01", "run.checkpoint_epochs=null"]
     train(2, folder, [*settings, *limits])
-    assert results(folder)["training_ended"] == "training.max_minutes 0.05 are over"
+    assert results(folder)["training_ended"] == "training.max_minutes 0.05 reached"
     checkpoint_lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"checkpoint"' in line]
     assert len(checkpoint_lines) > 2, "by the minutes, too"
 
@@ -140,13 +138,13 @@ def assert_stopped(folder: Path, reason: str = "SIGUSR1") -> None:
 
 def save_slowly() -> None:
     """Make the first rank take two seconds longer to save when the run ends."""
-    save = Trainer.emergency_save
+    save = CheckpointSaver.emergency_save
 
-    def slow(self: Trainer, snapshot: trainer.Snapshot) -> None:
+    def slow(self: CheckpointSaver) -> None:
         time.sleep(2 * self.group.is_main)
-        save(self, snapshot)
+        save(self)
 
-    Trainer.emergency_save = slow  # type: ignore[method-assign]
+    CheckpointSaver.emergency_save = slow  # type: ignore[method-assign]
 
 
 @pytest.mark.multiprocess
@@ -163,11 +161,11 @@ def test_signal_to_one_rank_stops_all_after_first_has_saved(settings: list[str],
 def train_a_long_step() -> None:
     """Make the step after the fifth take six seconds, and the last resort of the first rank save after one."""
     train_step = Trainer.train_step
-    trainer.PATIENCE = 1.0
+    control.PATIENCE = 1.0
 
-    def long(self: Trainer, cycle: list[torch.Tensor]) -> None:
-        time.sleep(6 * (self.progress.step == 5))
-        train_step(self, cycle)
+    def long(self: Trainer, accumulation_group: list[torch.Tensor]) -> None:
+        time.sleep(6 * (self.state.progress.step == 5))
+        train_step(self, accumulation_group)
 
     Trainer.train_step = long  # type: ignore[method-assign]
 
@@ -192,7 +190,7 @@ def test_error_of_first_rank_ends_all_with_its_exit_code(settings: list[str], tm
     with started(2, tmp_path / "taken" / "run", settings) as running:
         assert running.exit_codes() == [exit_codes.WRONG_INPUT] * 2
         assert "cannot make a folder there" in running.text(0)
-        assert "rank 0 has failed: see its message" in running.text(1)
+        assert "rank 0 has failed: see its error message" in running.text(1)
 
 
 @pytest.mark.multiprocess
@@ -223,53 +221,3 @@ def test_hanging_rank_is_named_and_run_is_saved(settings: list[str], folder: Pat
         ), running.text(0)
     status = read_status(folder)
     assert (status["state"], newest(folder).about["step"]) == ("failed", status["step"])
-
-
-# --- in one process ---------------------------------------------------------------------------------------------------
-
-
-class FakeGroup(SingleProcess):
-    """The first of `size` ranks; another rank makes the listed `requests`, one per collective."""
-
-    def __init__(self, size: int, requests: list[Any] | None = None) -> None:
-        self.size, self.requests = size, iter(requests or [])
-
-    def all_gather_requests(self, request: Any) -> list[Any]:
-        return [entry for entry in (request, next(self.requests, None)) if entry is not None]
-
-    def poll(self, check: Callable[[], None]) -> None:
-        pass
-
-
-def trainer_of(tiny: list[str], group: SingleProcess) -> Trainer:
-    return Trainer(load_config(None, tiny), None, Stop(), progress=False, group=group)
-
-
-def test_more_ranks_than_windows_of_batch_are_rejected(tiny: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"training\.batch_size 4 is the batch of all 5 ranks together"):
-        trainer_of(tiny, FakeGroup(5))
-
-
-def test_stop_request_of_another_rank_ends_validation(tiny: list[str], tmp_path: Path) -> None:
-    group = FakeGroup(2, [None, ("stop", "SIGUSR1")])
-    trainer = trainer_of(tiny, group)
-    with pytest.raises(StopRequested, match="SIGUSR1"):
-        trainer.run(tmp_path)
-    assert trainer.stage == "validation"
-    assert next(group.requests, "none left") == "none left"
-
-
-def test_memory_limit_of_another_rank_stops_this_one(tiny: list[str], tmp_path: Path) -> None:
-    trainer = trainer_of(tiny, FakeGroup(2, [("memory", "rank 1 is over its limit")]))
-    with pytest.raises(MemoryLimitError, match="rank 1 is over its limit"):
-        trainer.agree("save")
-
-
-def test_first_rank_decides_what_is_due(tiny: list[str]) -> None:
-    group = FakeGroup(2)
-    trainer = trainer_of(tiny, group)
-    assert trainer.agree("save") == "save"
-    group.rank = 1
-    assert trainer.agree("save") is None
-    group.requests = iter([("due", "end")])
-    assert trainer.agree("save") == "end"

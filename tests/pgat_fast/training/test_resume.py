@@ -10,10 +10,10 @@ import pytest
 
 from pgat_fast import load_config
 from pgat_fast.errors import CheckpointError, ConfigError, StopRequested
-from pgat_fast.training import trainer
+from pgat_fast.training import setup
 from pgat_fast.training.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
+from pgat_fast.training.run import train
 from pgat_fast.training.run_folder import read_status
-from pgat_fast.training.trainer import train
 from tests.pgat_fast.training.forecaster import Forecaster
 from tests.pgat_fast.training.runs import StopAt, assert_same, interrupted, newest, outcome, run
 
@@ -41,7 +41,7 @@ def test_run_stopped_at_any_check_resumes_exactly(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small forecaster replaces the model, since saving and resuming do not depend on it."""
-    monkeypatch.setattr(trainer, "build_model", Forecaster)
+    monkeypatch.setattr(setup, "build_model", Forecaster)
     stop = StopAt()
     run([*tiny, *ACCUMULATE], tmp_path / "whole", stop=stop)
     expected, check_count = outcome(tmp_path / "whole"), stop.asked
@@ -94,6 +94,8 @@ def test_equal_seeds_give_bitwise_equal_runs(tiny: list[str], tmp_path: Path, wh
     assert_same(outcome(tmp_path / "again"), whole)
     other_results = run([*tiny, *ACCUMULATE, "training.seed=7"], tmp_path / "other")
     assert other_results["train_losses"] != whole["results"]["train_losses"]
+    other = outcome(tmp_path / "other")
+    assert other["weights"] != whole["weights"]
 
 
 @pytest.mark.slow  # whole runs
@@ -112,7 +114,7 @@ def test_run_ended_by_limit_within_epoch_resumes_exactly(
 @pytest.mark.slow  # whole runs
 def test_max_minutes_ends_training_and_run_is_evaluated(tiny: list[str], tmp_path: Path) -> None:
     results = run([*tiny, "training.epochs=1000", "training.max_minutes=0.02"], tmp_path / "run")
-    assert results["training_ended"] == "training.max_minutes 0.02 are over"
+    assert results["training_ended"] == "training.max_minutes 0.02 reached"
     assert 0 < len(results["epochs"]) < 1000
     assert results["test"]["scaled"]["model"]["overall"]["rmse"] > 0
 
@@ -175,7 +177,7 @@ def test_run_without_good_checkpoint_cannot_be_resumed(tiny: list[str], tmp_path
         run(tiny, tmp_path / "run", stop=StopAt(11))
     for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
         (path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint there can be read: start a new run"):
+    with pytest.raises(CheckpointError, match="no readable checkpoint: start a new run"):
         run(tiny, tmp_path / "run", resume=tmp_path / "run")
 
 
@@ -218,25 +220,20 @@ def test_resuming_with_other_data_is_rejected_and_with_moved_data_allowed(
 
 
 @pytest.mark.slow  # whole runs
-def test_resuming_with_other_training_settings_is_logged(
+def test_resuming_with_other_settings_of_training_or_computation_is_logged(
     tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run([*tiny, "training.epochs=1"], tmp_path / "run")
-    run([*tiny, "training.learning_rate=0.01"], tmp_path / "run", resume=tmp_path / "run")
-    assert "training.learning_rate is 0.01, was 0.001: the run goes on, but not as it would have" in caplog.text
-
-
-@pytest.mark.slow  # whole runs
-def test_resuming_with_other_computation_settings_is_logged(
-    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run([*tiny, "training.epochs=1"], tmp_path / "run")
-    changed_settings = ["run.precision=bf16", "run.exact_dropout=true", "run.combiner_chunk=2", "run.compile=off"]
+    changed_settings = [
+        "training.learning_rate=0.01", "run.precision=bf16", "run.exact_dropout=true", "run.combiner_chunk=2",
+        "run.compile=off",
+    ]  # fmt: skip
     results = run([*tiny, *changed_settings], tmp_path / "run", resume=tmp_path / "run")
-    assert "run.precision is bf16, was highest: the run goes on, but not as it would have" in caplog.messages
-    assert "run.exact_dropout is True, was False: the run goes on, but not as it would have" in caplog.messages
-    assert "run.combiner_chunk is 2, was auto: results agree up to rounding only" in caplog.messages
-    assert "run.compile is off, was auto: results agree up to rounding only" in caplog.messages
+    assert "training.learning_rate is 0.01, was 0.001: results will differ from an uninterrupted run" in caplog.messages
+    assert "run.precision is bf16, was highest: results will differ from an uninterrupted run" in caplog.messages
+    assert "run.exact_dropout is True, was False: results will differ from an uninterrupted run" in caplog.messages
+    assert "run.combiner_chunk is 2, was auto: results will differ by rounding" in caplog.messages
+    assert "run.compile is off, was auto: results will differ by rounding" in caplog.messages
     assert (results["precision"], results["compiled"]) == ("bf16", False)
 
 
@@ -267,7 +264,7 @@ def test_run_with_old_precision_setting_resumes(
 
     config = load_config(folder / "config.yaml", [] if kept else ["run.precision=highest"])
     train(config, resume=folder, progress=False)
-    message = "run.precision is highest, was bf16: the run goes on, but not as it would have"
+    message = "run.precision is highest, was bf16: results will differ from an uninterrupted run"
     assert (message in caplog.messages) is not kept
     if kept:
         assert_same(outcome(folder), outcome(tmp_path / "whole"))
@@ -287,24 +284,16 @@ def test_leftovers_of_killed_process_are_removed(tiny: list[str], tmp_path: Path
 
 
 @pytest.mark.slow  # whole runs
-def test_status_is_written_when_run_stops_and_finishes(tiny: list[str], tmp_path: Path) -> None:
+def test_stopped_run_resumes_from_its_folder_and_status_shows_both(tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(StopRequested):
         run(tiny, tmp_path / "run", stop=StopAt(11))
     stopped = read_status(tmp_path / "run")
     assert (stopped["state"], stopped["stage"], stopped["epoch"]) == ("stopped", "train", 1)
     assert stopped["reason"] == "stopped at question 11"
-    run(tiny, tmp_path / "run", resume=tmp_path / "run")
-    finished = read_status(tmp_path / "run")
-    assert (finished["state"], finished["exit_code"], finished["reason"]) == ("finished", 0, "all 2 epochs are done")
-    assert newest(tmp_path / "run").about["epoch"] == 2
-    assert json.loads((tmp_path / "run" / "results.json").read_bytes())["resumes"] == 1
-
-
-@pytest.mark.slow  # whole runs
-def test_run_folder_is_sufficient_to_resume(tiny: list[str], tmp_path: Path) -> None:
-    with pytest.raises(StopRequested):
-        run(tiny, tmp_path / "run", stop=StopAt(11))
     config = load_config(tmp_path / "run" / "config.yaml")
     folder, results = train(config, resume=tmp_path / "run", progress=False)
     assert folder == tmp_path / "run"
-    assert len(results["epochs"]) == 2
+    finished = read_status(folder)
+    assert (finished["state"], finished["exit_code"], finished["reason"]) == ("finished", 0, "all 2 epochs are done")
+    assert newest(folder).about["epoch"] == 2
+    assert (len(results["epochs"]), results["resumes"]) == (2, 1)

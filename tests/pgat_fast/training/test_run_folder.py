@@ -24,8 +24,6 @@ from pgat_fast.training.run_folder import (
     run_of_job,
     write_status,
 )
-from pgat_fast.training.stop import Stop
-from pgat_fast.training.trainer import Trainer
 
 HOLD = """
 import sys, time
@@ -132,19 +130,3 @@ def test_run_of_job_is_found_once_it_has_saved_checkpoint(tmp_path: Path) -> Non
     assert run_of_job("ours", config, None) == tmp_path / "mine"
     assert run_of_job("ours too", config, None) is None
     assert run_of_job("ours too", config, tmp_path / "elsewhere") == tmp_path / "elsewhere"
-
-
-def test_start_that_fails_early_does_not_take_over_run_of_other_job(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "theirs")
-    trainer = Trainer(load_config(None, tiny), None, Stop(), progress=False)
-    trainer.folder = tmp_path
-    trainer.write_status("failed")
-    assert read_status(tmp_path)["job"] is None, "not ours before we stand where we were to go on"
-    write_status(tmp_path, "running", job="ours")
-    trainer.write_status("failed")
-    assert read_status(tmp_path)["job"] == "ours"
-    trainer.begun = True
-    trainer.write_status("running")
-    assert read_status(tmp_path)["job"] == "theirs"

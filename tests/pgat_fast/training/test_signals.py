@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pgat_fast import load_config
-from pgat_fast.training import trainer
+from pgat_fast.training import control
 from pgat_fast.training.checkpoint import newest_good
 from pgat_fast.training.run_folder import read_status
 from tests.forked_command import ForkedCommand, nothing
@@ -101,7 +101,7 @@ def test_signal_at_start_ends_process_with_its_code(settings: list[str], tmp_pat
 
 def limit_patience() -> None:
     """Give the main thread half a second to stop."""
-    trainer.PATIENCE = 0.5
+    control.PATIENCE = 0.5
 
 
 @pytest.mark.multiprocess

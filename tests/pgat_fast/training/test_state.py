@@ -20,17 +20,25 @@ def epoch(number: int, loss: float) -> Epoch:
 def after(*losses: float) -> Progress:
     progress = Progress()
     for number, loss in enumerate(losses):
-        progress = replace(progress, cycle=5, step=progress.step + 5).after_epoch(epoch(number + 1, loss))
+        progress = replace(progress, epoch_steps=5, step=progress.step + 5).after_epoch(epoch(number + 1, loss))
     return progress
 
 
 def test_progress_survives_round_trip_through_json() -> None:
-    progress = replace(after(3.0, 2.0, 2.5), cycle=3, peaks={"peak_process_gib": 1.5})
-    assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
+    progress = replace(after(3.0, 2.0, 2.5), epoch_steps=3, peaks={"peak_process_gib": 1.5})
+    content = json.loads(json.dumps(progress.to_dict()))
+    assert Progress.from_dict(content) == progress
+    assert content["cycle"] == 3, "the name in earlier checkpoints"
 
 
 def test_checkpoint_names_sort_in_order_of_progress() -> None:
-    snapshots = [Progress(), replace(Progress(), cycle=5, step=5), after(1.0), after(1.0, 1.0), after(*[1.0] * 11)]
+    snapshots = [
+        Progress(),
+        Progress(epoch_steps=5, step=5),
+        after(1.0),
+        after(1.0, 1.0),
+        after(*[1.0] * 11),
+    ]
     names = [progress.name for progress in snapshots]
     assert names == sorted(names)
     assert len(set(names)) == len(names), "before and after the validation of an epoch are two places"
@@ -40,7 +48,7 @@ def test_best_epoch_is_first_with_lowest_loss() -> None:
     progress = after(3.0, 2.0, 2.5, 2.0)
     assert (progress.best_epoch, progress.best_loss) == (2, 2.0)
     assert progress.best == "epoch-0002-step-00000010"
-    assert progress.cycle == 0
+    assert progress.epoch_steps == 0
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,21 @@
 """Training runs: their results, files and errors."""
 
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pgat_fast import build_model, load_config
 from pgat_fast.data.load import load_splits
-from pgat_fast.errors import BackendError, ConfigError, DataError
 from pgat_fast.evaluation.evaluate import evaluate_split
-from pgat_fast.training import trainer
+from pgat_fast.training import setup
 from pgat_fast.training.checkpoint import load_weights, newest_good
 from pgat_fast.training.results import summary
-from pgat_fast.training.results_schema import SCHEMA_FILE, checked, schema
-from pgat_fast.training.stop import Stop
-from pgat_fast.training.trainer import Trainer
 from tests.pgat_fast.training.runs import run
 
 
@@ -54,49 +48,6 @@ def test_run_writes_results_settings_and_best_weights(tiny: list[str], tmp_path:
     assert results["best_validation_loss"] == min(results["validation_losses"])
     for line in ("zero_return", "drift", "last_value", "model skill", "checklist", "yes  every epoch finished: 2 of 2"):
         assert line in summary(results)
-
-
-def test_results_match_committed_schema(tiny: list[str], tmp_path: Path) -> None:
-    assert SCHEMA_FILE.read_text() == schema(), "write it anew: python -m pgat_fast.training.results_schema"
-    results = run([*tiny, "training.max_steps=2"], tmp_path / "run")
-    assert checked(results) == results
-    with pytest.raises(ValidationError, match="best_epoch"):
-        checked({key: value for key, value in results.items() if key != "best_epoch"})
-    with pytest.raises(ValidationError, match="finite"):
-        checked(results | {"best_validation_loss": float("nan")})
-
-
-def test_checklist_fails_checks_that_run_does_not_meet(tiny: list[str], tmp_path: Path) -> None:
-    results = run([*tiny, "training.epochs=3", "training.max_steps=2"], tmp_path / "run")
-    lines = {line["check"]: line for line in results["checklist"]}
-    assert len(lines) == 10
-    assert lines["every epoch finished"] == {
-        "check": "every epoch finished", "passed": False, "figure": "0 of 3: training.max_steps 2 reached",
-    }  # fmt: skip
-    assert lines["every target predicted"]["passed"]
-    assert lines["all adversarial scenarios ran and stayed finite"]["figure"] == "5 of 5"
-    assert lines["checkpoints verified"]["passed"]
-    rmse = results["test"]["scaled"]["model"]["overall"]["rmse"]
-    assert lines["scaled test RMSE under 1.0"]["passed"] is (rmse < 1.0)
-    for name, skill in results["test"]["scaled"]["skill"].items():
-        assert lines[f"skill against {name} above 0"]["passed"] is (skill > 0)
-
-
-@pytest.mark.slow  # whole runs
-def test_equal_seeds_give_equal_runs_and_different_seeds_different_ones(tiny: list[str], tmp_path: Path) -> None:
-    def weights_and_losses(name: str, *more: str) -> tuple[bytes, list[float]]:
-        results = run([*tiny, *more], tmp_path / name)
-        loaded = newest_good(tmp_path / name / "checkpoints")
-        assert loaded is not None
-        tensors = loaded[1].weights
-        content = b"".join(tensors[key].numpy().tobytes() for key in sorted(tensors))
-        return content, [epoch["train_loss"] for epoch in results["epochs"]]
-
-    first = weights_and_losses("first")
-    assert weights_and_losses("second") == first
-    other = weights_and_losses("third", "training.seed=7")
-    assert other[0] != first[0]
-    assert other[1] != first[1]
 
 
 @pytest.mark.slow  # whole runs
@@ -133,8 +84,8 @@ def test_accumulated_batches_have_gradient_of_one_large_batch(tiny: list[str], t
 
 
 @pytest.mark.slow  # whole runs
-def test_last_cycle_of_epoch_may_be_shorter(tiny: list[str], tmp_path: Path, learning_rates: list[float]) -> None:
-    # 20 windows, 5 batches: cycles of 2, 2 and 1.
+def test_last_step_of_epoch_may_be_shorter(tiny: list[str], tmp_path: Path, learning_rates: list[float]) -> None:
+    # 20 windows, 5 batches: steps of 2, 2 and 1.
     results = run([*tiny, "training.gradient_accumulation_steps=2"], tmp_path / "run")
     assert [epoch["optimizer_steps"] for epoch in results["epochs"]] == [3, 3]
     assert len(learning_rates) == 6
@@ -168,43 +119,6 @@ def test_five_columns_train_without_celestial_graph(tiny: list[str], tmp_path: P
     assert results["test"]["price"] is not None
 
 
-@pytest.mark.parametrize(
-    ("overrides", "error", "message"),
-    [
-        (["data.path=nowhere.csv"], DataError, r"nowhere.csv.*does not exist"),
-        (["model.seq_len=250"], DataError, r"too few.*at least"),
-        (["training.batch_size=21"], DataError, r"20 windows do not fill one batch of 21"),
-        (["data.rows=41"], ConfigError, r"data.rows is 41, but .* has 40 rows"),
-        (["data.targets=log_Open,log_High,log_Low,volume"], DataError, r"volume"),
-        (["run.device=cuda:9"], BackendError, r"cuda:9"),
-        (["run.backend=triton"], BackendError, r"triton"),
-    ],
-)
-def test_invalid_run_is_rejected_before_anything_is_written(
-    tiny: list[str], tmp_path: Path, overrides: list[str], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        run([*tiny, *overrides], tmp_path / "run")
-    assert not list(tmp_path.iterdir())
-
-
-def test_levels_declared_as_returns_are_rejected(tmp_path: Path, tiny: list[str]) -> None:
-    from pgat_fast.data.build import build_file
-
-    build_file(tmp_path / "levels.csv", targets="levels", rows=40)
-    levels = [*tiny, f"data.path={tmp_path / 'levels.csv'}"]
-    with pytest.raises(ConfigError, match=r"set data.target_kind to levels"):
-        run(levels, tmp_path / "wrong")
-    results = run([*levels, "data.target_kind=levels", "training.max_steps=1"], tmp_path / "right")
-    assert results["test"]["price"]["zero_return"]["overall"]["mape"] < 0.05
-
-
-def test_unavailable_compilation_is_rejected_before_anything_is_written(tiny: list[str], tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=r"run\.compile is on, but the backend reference is not compiled"):
-        run([*tiny, "run.backend=reference", "run.compile=on"], tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.fixture
 def compiled_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Replace compilation; return a list with the training mode of the model in each compiled call."""
@@ -218,7 +132,7 @@ def compiled_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool
         model._compiled_call_impl = call
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # the times do not come from a compiler
-    monkeypatch.setattr("pgat_fast.training.trainer.compile_in_place", stand_in)
+    monkeypatch.setattr("pgat_fast.training.setup.compile_in_place", stand_in)
     monkeypatch.setattr("pgat_fast.model.compilation.why_not", lambda backend, device: None)
     return calls
 
@@ -243,10 +157,10 @@ def newest_compiled(folder: Path) -> Any:
 def test_resumed_run_is_compiled_as_it_was_before(
     tiny: list[str], tmp_path: Path, compiled_calls: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "expected_compile_seconds", lambda *args: 0.0)
+    monkeypatch.setattr(setup, "expected_compile_seconds", lambda *args: 0.0)
     results = run([*tiny, "training.max_steps=4"], tmp_path / "run")
     assert (results["compiled"], len(compiled_calls)) == (True, 4)
-    monkeypatch.setattr(trainer, "expected_compile_seconds", lambda *args: 1e9)
+    monkeypatch.setattr(setup, "expected_compile_seconds", lambda *args: 1e9)
     results = run(tiny, tmp_path / "run", resume=tmp_path / "run")
     assert (results["compiled"], len(compiled_calls)) == (True, 10)
     assert not run(tiny, tmp_path / "other")["compiled"]
@@ -259,36 +173,6 @@ def test_resuming_with_other_kernels_is_logged(
     assert run([*tiny, "training.max_steps=2"], tmp_path / "run")["kernels"] == "none"
     run([*tiny, "training.max_steps=3"], tmp_path / "run", resume=tmp_path / "run")
     assert "kernels" not in caplog.text
-    monkeypatch.setattr("pgat_fast.training.trainer.kernel_summary", lambda model: "measured abc")
+    monkeypatch.setattr("pgat_fast.training.setup.kernel_summary", lambda model: "measured abc")
     run([*tiny, "training.max_steps=4"], tmp_path / "run", resume=tmp_path / "run")
-    assert "kernels: the run began with none and goes on with measured abc" in caplog.text
-
-
-@pytest.mark.parametrize(("steps", "timed"), [(49, False), (50, True)])
-def test_run_of_many_steps_is_estimated_by_forward_pass_of_batch(
-    steps: int, timed: bool, tiny: list[str], compiled_calls: list[bool], monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    def measure(model: nn.Module, inputs: Sequence[Tensor], *how: object) -> float:
-        assert model.training
-        assert len(inputs[0]) == 4, "windows of a batch"
-        return 7.0
-
-    monkeypatch.setattr(trainer, "measure_batch_seconds", measure)
-    caplog.set_level(logging.INFO)
-    settings = ["training.gradient_accumulation_steps=2", "training.epochs=100", f"training.max_steps={steps}"]
-    Trainer(load_config(None, [*tiny, *settings]), None, Stop(), progress=False)
-    assert (f"compile auto: {steps} steps take about {7 * 2 * steps} s" in caplog.text) is timed
-
-
-def test_limit_of_steps_or_minutes_lowers_expected_steps_for_compilation(
-    tiny: list[str], tmp_path: Path, compiled_calls: list[bool], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    longer = ["training.gradient_accumulation_steps=2", "training.epochs=1000"]
-    for limit, steps in (("max_steps=3", 3), ("max_minutes=1e-9", 1)):
-        config = load_config(None, [*tiny, *longer, f"training.{limit}"])
-        Trainer(config, None, Stop(), progress=False)
-        assert f"compile auto: {steps} steps take" in caplog.text
-    Trainer(load_config(None, [*tiny, *longer]), None, Stop(), progress=False)
-    assert "compile auto: 3000 steps take" in caplog.text
+    assert "kernels: the run began with none and continues with measured abc" in caplog.text
