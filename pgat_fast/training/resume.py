@@ -62,8 +62,8 @@ def stored_progress(path: Path, checkpoint: Checkpoint) -> Progress | None:
 def unfit_training_state(path: Path, error: Exception) -> CheckpointError:
     """Return the error for a training state of the checkpoint at `path` that is intact but cannot be used."""
     return CheckpointError(
-        f"{path}/training.pt: not what a run of these settings stores ({type(error).__name__}: {error}): go on from "
-        "another checkpoint"
+        f"{path}: the training state does not fit a run with these settings ({type(error).__name__}: {error}): resume "
+        "from another checkpoint"
     )
 
 
