@@ -32,9 +32,9 @@ _NEAR = 0.9
 """Share of a limit above which a plan warns, as a run does."""
 _SECOND = 4
 """Batch size that is counted besides the configured one, for linear extrapolation."""
-_WEIGHTS_EXTRA, _TRAINING_EXTRA, _CHECKPOINT_EXTRA = 107, 820, 30_000
-"""Bytes of a checkpoint besides its numbers: for each parameter in model.safetensors, for each in training.pt, and for
-everything else (configuration, scalers, generators). Measured."""
+_WEIGHTS_EXTRA, _TRAINING_EXTRA, _CHECKPOINT_EXTRA = 107, 480, 30_000
+"""Bytes of a checkpoint besides its numbers: for each parameter in model.safetensors, for each in training.safetensors,
+and for everything else (configuration, scalers, generators). Measured."""
 
 
 def make_plan(config: Config, backend: str | None = None) -> Plan:

@@ -1,15 +1,19 @@
 """Checkpoints: folders that are written atomically and verified before they are read.
 
-`checkpoints/epoch-0001-step-00000180/` contains `model.safetensors` (weights), `training.pt` (all other state needed to
-resume) and `manifest.json` (metadata, and the sha256 of all files). A new checkpoint is written under a temporary name,
-synced to disk and renamed. Other names in the same folder are `.NAME.PID.tmp` (being written, or left by a killed
-process), `NAME.previous` (a good checkpoint while another one replaces it) and `NAME.damaged-1` (set aside).
+`checkpoints/epoch-0001-step-00000180/` contains `model.safetensors` (weights), `training.safetensors` (all other state
+needed to resume) and `manifest.json` (metadata, and the sha256 of all files). Earlier versions wrote `training.pt`
+instead of `training.safetensors`; it is still read.
+
+A new checkpoint is written under a temporary name, synced to disk and renamed. Other names in the same folder are
+`.NAME.PID.tmp` (being written, or left by a killed process), `NAME.previous` (a good checkpoint while another one
+replaces it) and `NAME.damaged-1` (a damaged checkpoint after another one has replaced it).
 """
 
 import logging
 import os
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -20,19 +24,15 @@ from torch import Tensor, nn
 from pgat_fast.errors import CheckpointError
 from pgat_fast.training.checkpoint_files import (
     check_space,
-    dump_weights,
-    exists,
-    make_root,
     read_manifest,
     read_training,
     read_weights,
     remove_or_warn,
-    write_file,
 )
 from pgat_fast.training.manifest import MANIFEST, NAME, TRAINING, WEIGHTS, decode_manifest, encode_manifest
 from pgat_fast.training.run_folder import CHECKPOINTS
-from pgat_fast.training.safe_load import dump_plain, plain_tree
-from pgat_fast.utils.io import is_orphan, sync_directory, temporary_name
+from pgat_fast.training.serialization import dump_state, dump_tensors
+from pgat_fast.utils.io import is_orphan, sync_directory, temporary_name, write_synced
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +70,9 @@ def save_checkpoint(root: Path, name: str, checkpoint: Checkpoint) -> Path:
     """
     target = root / name
     if not NAME.fullmatch(name):
-        raise CheckpointError(f"{target}: no name for a checkpoint: it must end with step-NUMBER")
+        raise CheckpointError(f"{target}: not a valid name of a checkpoint: it must end with step-NUMBER")
     try:
-        contents = {
-            WEIGHTS: dump_weights(checkpoint.weights),
-            TRAINING: dump_plain(plain_tree(checkpoint.training, "training")),
-        }
+        contents = {WEIGHTS: dump_tensors(checkpoint.weights), TRAINING: dump_state(checkpoint.training)}
         contents[MANIFEST] = encode_manifest(checkpoint.about, contents)
     except MemoryError:
         raise
@@ -83,21 +80,23 @@ def save_checkpoint(root: Path, name: str, checkpoint: Checkpoint) -> Path:
         raise CheckpointError(f"{target}: cannot be stored: {error}") from error
     temporary = temporary_name(target)
     try:
-        make_root(root)
-        good = exists(target) and not _faults(target)
-        if not (good and read_manifest(target).same_content(decode_manifest(contents[MANIFEST]))):
+        if not root.is_dir():
+            root.mkdir(parents=True, exist_ok=True)
+            sync_directory(root.parent)
+        good = not _faults(target)
+        if not good or read_manifest(target) != decode_manifest(contents[MANIFEST]):
             check_space(root, sum(map(len, contents.values())))
             remove_or_warn(temporary)
             os.mkdir(temporary)
             for file, content in contents.items():
-                write_file(temporary / file, content)
+                write_synced(temporary / file, content)
             sync_directory(temporary)
             _put_in_place(temporary, target, good)
     except OSError as error:
         failed_path = error.filename or target
         raise CheckpointError(
             f"{failed_path}: cannot be written: {error.strerror or error}; {target} was not saved, other checkpoints "
-            "are as they were: make room or mend the folder's permissions, or choose another run.output"
+            "are unchanged: free disk space, correct the permissions of the folder, or choose another run.output"
         ) from error
     finally:
         remove_or_warn(temporary)
@@ -106,37 +105,29 @@ def save_checkpoint(root: Path, name: str, checkpoint: Checkpoint) -> Path:
 
 
 def _put_in_place(temporary: Path, target: Path, good: bool) -> None:
-    """Rename `temporary` to `target`. With `good`, an intact checkpoint is there and stays readable until then."""
+    """Rename `temporary` to `target`. With `good`, `target` is intact, and stays readable until then."""
     previous = target.with_name(target.name + _PREVIOUS)
-    renamed: list[tuple[Path, Path]] = []
-
-    def rename(source: Path, destination: Path) -> None:
-        os.rename(source, destination)
-        renamed.append((source, destination))
-
     if good:
         remove_or_warn(previous)
-    elif exists(target):
+    else:
         _set_aside(target)
-    try:
+    with ExitStack() as undo:
         if good:
-            rename(target, previous)
-        rename(temporary, target)
+            os.rename(target, previous)
+            undo.callback(os.rename, previous, target)
+        os.rename(temporary, target)
+        undo.callback(os.rename, target, temporary)
         sync_directory(target.parent)
-    except BaseException:
-        for source, destination in reversed(renamed):
-            os.rename(destination, source)
-        raise
+        undo.pop_all()
 
 
-def _set_aside(damaged: Path) -> Path:
-    for number in count(1):
-        aside = damaged.with_name(f"{damaged.name}.damaged-{number}")
-        if not exists(aside):
-            break
-    os.rename(damaged, aside)
-    logger.warning("%s: damaged: set aside as %s", damaged, aside)
-    return aside
+def _set_aside(damaged: Path) -> None:
+    """Rename the checkpoint `damaged`, if it exists."""
+    names = (damaged.with_name(f"{damaged.name}.damaged-{number}") for number in count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    with suppress(FileNotFoundError):
+        os.rename(damaged, aside)
+        logger.warning("%s: damaged: renamed to %s", damaged, aside.name)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -145,7 +136,7 @@ def _set_aside(damaged: Path) -> Path:
 def read_checkpoint(path: Path, *, training: bool = True) -> Checkpoint:
     """Read the checkpoint in the folder `path`. Every file is verified before it is parsed.
 
-    Without `training`, `training.pt` is neither read nor verified, and the checkpoint's `training` is empty.
+    Without `training`, the file of the training state is neither read nor verified, and `Checkpoint.training` is empty.
 
     Raises CheckpointError, which names the file, if a file is missing, damaged, of a newer version or hostile.
     """
@@ -156,7 +147,7 @@ def read_checkpoint(path: Path, *, training: bool = True) -> Checkpoint:
         return Checkpoint(weights, read_training(path, manifest) if training else {}, manifest.about)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}. Use another checkpoint: `pgat-fast checkpoint verify {path.parent}` says which are good"
+            f"{error}. Use another checkpoint: `pgat-fast checkpoint verify {path.parent}` checks them all"
         ) from error
 
 
@@ -209,12 +200,8 @@ def _present(path: Path) -> Path:
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Return the folders in `root` that have all files of a checkpoint, oldest first. Does not read the files."""
-    return [
-        path
-        for path in find_checkpoints(root)
-        if all((path / name).is_file() for name in (MANIFEST, WEIGHTS, TRAINING))
-    ]
+    """Return the folders in `root` with a valid manifest and files of the right sizes, oldest first."""
+    return [path for path in find_checkpoints(root) if _metadata(path) is not None]
 
 
 def find_checkpoints(root: Path) -> list[Path]:
@@ -239,7 +226,7 @@ def newest_good(root: Path, *, training: bool = True) -> tuple[Path, Checkpoint]
         try:
             return path, read_checkpoint(path, training=training)
         except CheckpointError as error:
-            logger.warning("%s; trying the one before it", error)
+            logger.warning("%s; trying the previous checkpoint", error)
     return None
 
 
@@ -258,21 +245,21 @@ def choose_checkpoint(root: Path, which: str) -> tuple[Path, Checkpoint] | None:
         return newest
     best = newest[1].about.get("best")
     if best is None:
-        logger.warning("%s: no epoch has been validated yet: the newest checkpoint stands in for the best", root)
+        logger.warning("%s: no epoch has been validated yet: using the newest checkpoint as the best", root)
     if best in (None, newest[0].name):
         return newest
     return root / best, read_checkpoint(root / best, training=False)
 
 
 def prune(root: Path, keep: int, also: Iterable[str | None] = ()) -> list[Path]:
-    """Remove all checkpoints but the newest `keep`, those that these name as the best, and those named in `also`.
+    """Remove all checkpoints but the newest `keep`, the best ones according to these, and those named in `also`.
 
     Checkpoints with an unreadable manifest or files of wrong size are kept and not counted. A warning names
     checkpoints that cannot be removed. Returns the removed paths.
     """
     if keep < 1:
-        raise ValueError(f"keep is {keep}: at least 1 checkpoint must stay")
-    abouts = {path: about for path in list_checkpoints(root) if (about := _quick_look(path)) is not None}
+        raise ValueError(f"keep is {keep}: keep at least 1 checkpoint")
+    abouts = {path: about for path in find_checkpoints(root) if (about := _metadata(path)) is not None}
     newest = list(abouts)[-keep:]
     best = {abouts[path].get("best") for path in newest} | set(also)
     removed = []
@@ -291,7 +278,7 @@ def prune(root: Path, keep: int, also: Iterable[str | None] = ()) -> list[Path]:
     return removed
 
 
-def _quick_look(path: Path) -> dict[str, Any] | None:
+def _metadata(path: Path) -> dict[str, Any] | None:
     """Return the metadata of the checkpoint; None if its manifest or the size of a file is wrong."""
     try:
         manifest = read_manifest(path)
@@ -323,11 +310,10 @@ def remove_orphans(root: Path) -> list[Path]:
         if _faults(path):
             continue
         try:
-            if exists(target):
-                _set_aside(target)
+            _set_aside(target)
             os.rename(path, target)
         except OSError as error:
             logger.warning("%s: cannot be renamed to %s: %s", path, target.name, error.strerror or error)
         else:
-            logger.warning("%s: back in its place: a process was killed while it was being replaced", target)
+            logger.warning("%s: restored: a process was killed while it was replacing this checkpoint", target)
     return removed

@@ -4,22 +4,24 @@ import io
 import logging
 import shutil
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from pgat_fast.checkpoint_layout import original_shapes
 from pgat_fast.compat import from_original_layout, to_original_layout
 from pgat_fast.config import Config, config_to_dict, dump_config, load_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, read_checkpoint, save_checkpoint
-from pgat_fast.training.checkpoint_files import dump_weights, parse_weights, read_file
-from pgat_fast.training.manifest import LARGEST_FILE, MANIFEST
+from pgat_fast.training.checkpoint_files import read_file
+from pgat_fast.training.manifest import MANIFEST
 from pgat_fast.training.run_folder import CHECKPOINTS
 from pgat_fast.training.run_metadata import describe_run
-from pgat_fast.training.safe_load import load_plain
+from pgat_fast.training.serialization import check_dense, dump_tensors, load_torch, parse_tensors
 from pgat_fast.training.state import Progress
 from pgat_fast.utils.io import write_atomically
 
@@ -29,6 +31,11 @@ _NESTED: Final = ("model_state_dict", "state_dict", "model")
 _PREFIXES: Final = ("module.", "_orig_mod.")
 _SAFETENSORS: Final = ".safetensors"
 _TORCH: Final = (".pth", ".pt")
+
+_BYTES_PER_PARAMETER: Final = 64
+_SPARE: Final = 64 * 2**20
+"""Largest file that is read: eight float64 copies of the parameters, such as weights, averages of them and the state of
+an optimizer, and `_SPARE` bytes for everything else."""
 
 
 def export_checkpoint(path: Path, out: Path, which: str = "best") -> Path:
@@ -45,9 +52,7 @@ def export_checkpoint(path: Path, out: Path, which: str = "best") -> Path:
     Raises CheckpointError if the checkpoint cannot be read or exported, or `out` cannot be written.
     """
     if out.suffix not in (*_TORCH, _SAFETENSORS):
-        raise CheckpointError(
-            f"{out}: name the file *.pth (torch.save) or *{_SAFETENSORS}, so that the format is clear"
-        )
+        raise CheckpointError(f"{out}: unknown format: name the file *.pth (for torch.save) or *{_SAFETENSORS}")
     checkpoint_path, checkpoint = _choose(path, which)
     try:
         config = load_config(checkpoint.about.get("config") or {})
@@ -55,7 +60,7 @@ def export_checkpoint(path: Path, out: Path, which: str = "best") -> Path:
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{checkpoint_path}: cannot be exported: {error}") from error
     if out.suffix == _SAFETENSORS:
-        content = dump_weights(state)
+        content = dump_tensors(state)
     else:
         buffer = io.BytesIO()
         torch.save({name: tensor.detach().clone() for name, tensor in state.items()}, buffer)
@@ -73,12 +78,12 @@ def _choose(path: Path, which: str) -> tuple[Path, Checkpoint]:
     root = path if path.name == CHECKPOINTS else path / CHECKPOINTS
     chosen = choose_checkpoint(root, which)
     if chosen is None:
-        raise CheckpointError(f"{path}: no checkpoint there can be read: name the folder of a run or a checkpoint")
+        raise CheckpointError(f"{path}: no checkpoint there can be read: give the folder of a run or of a checkpoint")
     return chosen
 
 
 def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
-    """Make the run folder `out` with the weights in `file`; return the path of its only checkpoint.
+    """Create the run folder `out` with the weights in `file`; return the path of its only checkpoint.
 
     The checkpoint can be evaluated, used to predict, and trained further (`train --resume`) with a fresh optimizer,
     since its `training` is empty. Columns are scaled by the training rows of the configured data file.
@@ -89,11 +94,11 @@ def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
         config: configuration of the model that the weights are for. Its run gets the name and the place of `out`.
         out: a folder that does not exist or is empty.
 
-    Raises CheckpointError if the file or folder is at fault, ConfigError or DataError if the settings or the data file
-    are. Then nothing was written.
+    Raises CheckpointError if the file is invalid or the folder exists, ConfigError or DataError if the settings or the
+    data file are invalid. Then nothing was written.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists already and is not empty: choose another --out, no run is overwritten")
+        raise CheckpointError(f"{out}: exists already and is not empty: choose another --out; no run is overwritten")
     weights = _read_original(file, config)
     run_folder = out.absolute()
     run = config_to_dict(config)["run"] | {"name": run_folder.name, "output": str(out.parent)}
@@ -120,9 +125,10 @@ def import_checkpoint(file: Path, config: Config, out: Path) -> Path:
 
 def _read_original(file: Path, config: Config) -> dict[str, Tensor]:
     """Return the weights in `file` in the layout of this package, as float32."""
-    raw = read_file(file, LARGEST_FILE, follow_links=True)
+    parameters = sum(prod(shape) for shape in original_shapes(config.model).values())
+    raw = read_file(file, _BYTES_PER_PARAMETER * parameters + _SPARE, follow_links=True)
     try:
-        state = parse_weights(raw) if file.suffix == _SAFETENSORS else load_plain(raw)
+        state = parse_tensors(raw)[0] if file.suffix == _SAFETENSORS else load_torch(raw)
         weights = from_original_layout(_without_prefixes(_unwrapped(state, file), file), config)
         # Messages of `compat` describe the state dict; the name of the file is added below.
         return {name: _as_float32(tensor, name) for name, tensor in weights.items()}
@@ -136,7 +142,7 @@ def _unwrapped(state: Any, file: Path) -> Any:
         key = next((key for key in _NESTED if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)), None)
         if key is None:
             break
-        logger.info("%s: the weights are those under %r; the rest is left alone", file, key)
+        logger.info("%s: reading the weights under the key %r; other keys are ignored", file, key)
         state = state[key]
     return state
 
@@ -145,24 +151,21 @@ def _without_prefixes(state: Any, file: Path) -> Any:
     """Return `state` without the prefixes that model wrappers add to all names."""
     invalid_names = [name for name in state if not isinstance(name, str)] if isinstance(state, Mapping) else []
     if invalid_names:
-        raise CheckpointError(f"the state has the key {str(invalid_names[0])[:80]}, which is no name of a parameter")
+        raise CheckpointError(f"the state has the key {str(invalid_names[0])[:80]}, which is not a parameter's name")
     while isinstance(state, Mapping) and state:
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
         if prefix is None:
             break
-        logger.info("%s: the prefix %r of all names is removed", file, prefix)
+        logger.info("%s: removing the prefix %r from all names", file, prefix)
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
 def _as_float32(tensor: Tensor, name: str) -> Tensor:
-    if not tensor.is_floating_point() or tensor.layout != torch.strided:
-        raise CheckpointError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}, not a dense one of real numbers")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise CheckpointError(f"{name} has fewer numbers stored than its shape {list(tensor.shape)} shows")
+    check_dense(tensor, name)
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{name} is a tensor of {tensor.dtype}, not of real numbers")
     result = tensor.detach().to(torch.float32, copy=True)
     if not result.isfinite().all():
-        raise CheckpointError(
-            f"{name} holds NaN, infinite values or some that float32 cannot hold: nothing to go on from"
-        )
+        raise CheckpointError(f"{name} contains NaN, infinity or values that float32 cannot represent")
     return result

@@ -121,8 +121,8 @@ def choose_resume_path(folder: Path, name: str | None) -> Path:
 def unfit_training_state(path: Path, error: Exception) -> CheckpointError:
     """Return the error for a training state of the checkpoint at `path` that is intact but cannot be used."""
     return CheckpointError(
-        f"{path}: its training state does not fit a run with these settings ({type(error).__name__}: {error}): resume "
-        "another checkpoint"
+        f"{path}: the training state does not fit a run with these settings ({type(error).__name__}: {error}): resume "
+        "from another checkpoint"
     )
 
 

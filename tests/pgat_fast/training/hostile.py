@@ -1,18 +1,14 @@
-"""Malicious checkpoints with correct hashes."""
+"""Malicious files."""
 
-import hashlib
 import io
 import json
 import pickle
 import struct
 import zipfile
-from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-
-from pgat_fast.training.checkpoint import save_checkpoint
-from tests.pgat_fast.training.checkpoints import checkpoint_of, name_of
 
 
 class Touch:
@@ -42,6 +38,41 @@ def archive(pickled: bytes, compression: int = zipfile.ZIP_STORED, **others: byt
         for name, content in others.items():
             file.writestr(f"archive/{name.replace('__', '/')}", content)
     return buffer.getvalue()
+
+
+def zip_bomb() -> bytes:
+    """Return a megabyte that unpacks to a gigabyte of zeros."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+        with file.open("archive/data/0", "w") as entry:
+            for _ in range(256):
+                entry.write(bytes(2**22))
+    return buffer.getvalue()
+
+
+def two_pickles() -> bytes:
+    """Return an archive with two pickles; which of them is read depends on the reader."""
+    buffer = io.BytesIO(archived({}))
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(buffer, "a") as file:
+        file.writestr("archive/data.pkl", pickle.dumps(Touch(), protocol=2))
+    return buffer.getvalue()
+
+
+def nested(levels: int) -> list[Any]:
+    """Return lists with `levels` levels."""
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def doubled(levels: int) -> list[Any]:
+    """Return lists with `levels` levels, each of which contains the next one twice."""
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value, value]
+    return value
 
 
 def archived(value: Any) -> bytes:
@@ -74,40 +105,17 @@ def nested_pickle(depth: int) -> bytes:
     return archive(b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b".")
 
 
-def safetensors(header: str | bytes | dict[str, Any], data: bytes = b"", length: int | None = None) -> bytes:
-    raw = (
-        json.dumps(header).encode()
-        if isinstance(header, dict)
-        else header.encode()
-        if isinstance(header, str)
-        else header
-    )
+def safetensors(header: str | dict[str, Any], data: bytes = b"", length: int | None = None) -> bytes:
+    raw = (header if isinstance(header, str) else json.dumps(header)).encode()
     return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+
+
+def training_state(tree: Any, tensors: int = 0) -> bytes:
+    """Return a file of a training state, with the JSON of `tree` (or this text), and tensors `0`, `1`, ..."""
+    entries = {str(i): {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i in range(tensors)}
+    text = tree if isinstance(tree, str) else json.dumps(tree)
+    return safetensors({"__metadata__": {"state": text}} | entries, bytes(4 * tensors))
 
 
 def tensor_entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
     return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
-
-
-def canonical(content: Any) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def forge(root: Path, **contents: bytes) -> Path:
-    """Write a checkpoint with the given content of `weights` or `training` and a matching manifest."""
-    path = save_checkpoint(root, name_of(2), checkpoint_of(2))
-    manifest = json.loads((path / "manifest.json").read_bytes())
-    for kind, raw in contents.items():
-        name = {"weights": "model.safetensors", "training": "training.pt"}[kind]
-        (path / name).write_bytes(raw)
-        manifest["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    seal(path, manifest)
-    return path
-
-
-def seal(path: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest` with its correct hash."""
-    manifest.pop("sha256", None)
-    (path / "manifest.json").write_bytes(
-        canonical(manifest | {"sha256": hashlib.sha256(canonical(manifest)).hexdigest()})
-    )

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -29,7 +29,15 @@ from pgat_fast.training.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from tests.pgat_fast.training.checkpoints import FILES, checkpoint_of, flip_bit, name_of, names_in, same
+from tests.pgat_fast.training.checkpoints import (
+    FILES,
+    checkpoint_of,
+    convert_to_schema_1,
+    flip_bit,
+    name_of,
+    names_in,
+    same,
+)
 
 
 @pytest.fixture
@@ -56,19 +64,36 @@ def test_saved_checkpoint_is_read_bit_for_bit(root: Path) -> None:
 
 def test_reading_without_training_state_skips_its_file(root: Path) -> None:
     (path,) = save(root, 7)
-    (path / "training.pt").write_bytes(b"")
+    (path / "training.safetensors").write_bytes(b"")
     checkpoint = read_checkpoint(path, training=False)
     assert same(checkpoint, Checkpoint(checkpoint_of(7).weights, {}, checkpoint_of(7).about))
-    with pytest.raises(CheckpointError, match=r"training\.pt"):
+    with pytest.raises(CheckpointError, match=r"training\.safetensors"):
         read_checkpoint(path)
 
 
-def test_files_are_readable_by_safetensors_torch_and_json(root: Path) -> None:
+def test_files_are_readable_by_safetensors_and_json(root: Path) -> None:
     (path,) = save(root, 7)
     saved = checkpoint_of(7)
     assert same(Checkpoint(load_file(path / "model.safetensors")), Checkpoint(saved.weights))
-    assert same(torch.load(path / "training.pt", weights_only=True), saved.training)
     assert json.loads((path / "manifest.json").read_text())["about"] == saved.about
+    moment = saved.training["optimizer"]["state"][0]["exp_avg"]
+    with safe_open(path / "training.safetensors", "pt") as file:
+        assert same(file.get_tensor("optimizer.state.0.exp_avg"), moment)
+        assert json.loads(file.metadata()["state"])["progress"] == saved.training["progress"]
+
+
+def test_checkpoint_of_earlier_version_is_read_bit_for_bit_and_replaced(root: Path) -> None:
+    saved = checkpoint_of(7)
+    (path,) = save(root, 7)
+    convert_to_schema_1(path)
+    assert names_in(path) == ["manifest.json", "model.safetensors", "training.pt"]
+    assert same(torch.load(path / "training.pt", weights_only=True), saved.training)
+    assert verify_checkpoint(path) == []
+    assert same(read_checkpoint(path), saved)
+    assert list_checkpoints(root) == [path]
+    save(root, 7)
+    assert names_in(path) == sorted(FILES)
+    assert names_in(root) == [path.name]
 
 
 def test_view_is_stored_without_its_base_and_tied_weights_separately(root: Path) -> None:
@@ -80,90 +105,76 @@ def test_view_is_stored_without_its_base_and_tied_weights_separately(root: Path)
     assert same(read_checkpoint(path).weights["c"], large.view(2, -1).T[:3].contiguous())
 
 
-def test_shared_parts_of_state_are_stored_once(root: Path) -> None:
-    shared: Any = [torch.ones(1)]
-    for _ in range(40):  # copies would have 2^40 parts
-        shared = [shared, shared]
-    path = save_checkpoint(root, name_of(1), Checkpoint({}, {"shared": shared}))
-    assert (path / "training.pt").stat().st_size < 10_000
-    assert verify_checkpoint(path) == []
-
-
 Pair = namedtuple("Pair", "first second")
 
 
 @pytest.mark.parametrize(
     ("training", "key"),
     [
-        ({"a": {"b": [1, np.ones(2)]}}, r"training\.a\.b\[1\] is a numpy\.ndarray"),
+        ({"a": {"b": [1, np.ones(2)]}}, r"training\.a\.b\.1 is a numpy\.ndarray"),
         ({"loss": np.float64(1.0)}, r"training\.loss is a numpy\.float64"),
         ({"file": Path("x")}, r"training\.file is a pathlib\.\w+Path"),
-        ({"now": datetime(2024, 1, 1)}, r"training\.now is a datetime\.datetime"),
         ({"pair": Pair(1, 2)}, r"training\.pair is a .*Pair"),
-        ({"raw": b"x"}, r"training\.raw is a builtins\.bytes"),
         ({"set": {1}}, r"training\.set is a builtins\.set"),
-        ({"weight": nn.Parameter(torch.ones(1))}, r"training\.weight is a torch.*Parameter"),
         ({"sparse": torch.eye(2).to_sparse()}, r"training\.sparse is a torch\.sparse_coo tensor"),
-        ({"meta": torch.ones(1, device="meta")}, r"training\.meta is a .* tensor on meta"),
-        ({"wide": torch.ones(1).expand(10)}, r"training\.wide shows 40 bytes out of 4"),
-        ({"call": print}, r"training\.call is a builtins\.builtin_function"),
-        ({"huge": 1 << 3000}, r"training\.huge is an integer of 3001 bits"),
+        ({"meta": torch.ones(1, device="meta")}, r"training\.meta is a .* on meta"),
+        ({"wide": torch.ones(1).expand(10)}, r"training\.wide has 4 bytes in memory for a shape of 40"),
         ({"key": {(1, 2): 3}}, r"training\.key: the key '\(1, 2\)'"),
+        ({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, r"training\.a\.b: two tensors"),
+        ({"huge": 1 << 100_000}, "integer string conversion"),
+        ({"many": "x" * 20_000_000}, r"training: more than the 16,777,216 bytes"),
     ],
 )
-def test_state_that_cannot_be_loaded_safely_is_rejected_with_its_key(root: Path, training: Any, key: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: {key}"):
+def test_state_that_cannot_be_stored_is_rejected_with_its_key(root: Path, training: Any, key: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: .*{key}"):
         save_checkpoint(root, name_of(1), Checkpoint({}, training))
     assert not root.exists()
 
 
-@pytest.mark.parametrize("weight", [torch.eye(2).to_sparse(), torch.ones(2, device="meta"), np.ones(2), None])
-def test_weights_other_than_dense_tensors_are_rejected_with_their_name(root: Path, weight: Any) -> None:
-    with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: weights\.layer"):
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.eye(2).to_sparse(), r"weights\.layer is a torch\.sparse_coo tensor"),
+        (np.ones(2), r"weights\.layer is a numpy\.ndarray, not a tensor"),
+        (torch.empty(2, dtype=torch.bits8), r".*torch\.bits8"),  # unknown to safetensors
+    ],
+)
+def test_weights_that_cannot_be_stored_are_rejected(root: Path, weight: Any, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: {message}"):
         save_checkpoint(root, name_of(1), Checkpoint({"layer": weight}))
     assert not root.exists()
 
 
-def test_dtypes_unknown_to_safetensors_are_rejected(root: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: .*torch\.bits8"):
-        save_checkpoint(root, name_of(1), Checkpoint({"layer": torch.empty(2, dtype=torch.bits8)}))
-
-
 @pytest.mark.parametrize(
-    ("about", "key"),
+    ("about", "message"),
     [
-        ({"validation_loss": float("nan")}, r"about\.validation_loss is nan"),
-        ({"data": {"rows": [1, float("inf")]}}, r"about\.data\.rows\[1\] is inf"),
-        ({"data": {"rows": np.int64(3)}}, r"about\.data\.rows is a numpy\.int64"),
-        ({"data": {"span": (1, 2)}}, r"about\.data\.span is a builtins\.tuple"),
-        ({"data": {1: 2}}, r"about\.data: the key 1 is no text"),
-        ({"epoch": "three"}, r"about\.epoch is 'three', expected int"),
-        ({"step": True}, r"about\.step is True, expected int"),
+        ({"validation_loss": float("nan")}, "Out of range float values are not JSON compliant"),
+        ({"data": {"rows": np.int64(3)}}, "Object of type int64 is not JSON serializable"),
+        ({"data": {"span": (1, 2)}}, "about: changes in JSON"),
+        ({"data": {1: 2}}, "about: changes in JSON"),
+        ({"epoch": "three"}, r"about\.epoch is 'three': Input should be a valid integer"),
         ({"step": -1}, r"about\.step is -1"),
         ({"best": "../../etc"}, r"about\.best is '\.\./\.\./etc'"),
-        ({"config": None}, r"about\.config is None, expected dict"),
         ({"notes": "x" * 5_000_000}, r"about: 5,\d+,\d+ bytes"),
     ],
 )
-def test_metadata_that_json_cannot_represent_is_rejected_with_its_key(root: Path, about: Any, key: str) -> None:
-    with pytest.raises(CheckpointError, match=key):
+def test_metadata_that_json_cannot_represent_is_rejected(root: Path, about: Any, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name_of(1)}: cannot be stored: {message}"):
         save_checkpoint(root, name_of(1), Checkpoint({}, {}, about))
     assert not root.exists()
 
 
-def test_self_referential_states_are_rejected(root: Path) -> None:
-    for key in ("training", "about"):
-        loop: dict[str, Any] = {}
-        loop["again"] = loop
-        with pytest.raises(CheckpointError, match="nested too deeply"):
-            save_checkpoint(root, name_of(1), Checkpoint({}, **{key: loop}))
+@pytest.mark.parametrize("key", ["training", "about"])
+def test_self_referential_states_are_rejected(root: Path, key: str) -> None:
+    loop: dict[str, Any] = {}
+    loop["again"] = loop
+    with pytest.raises(CheckpointError, match=r"cannot be stored: .*(nested too deeply|Circular reference)"):
+        save_checkpoint(root, name_of(1), Checkpoint({}, **{key: loop}))
 
 
-@pytest.mark.parametrize(
-    "name", ["", "best", "../step-1", "a/step-1", ".step-1", "step-", "step-1\n", "step-1.damaged-1"]
-)
+@pytest.mark.parametrize("name", ["best", "../step-1", "step-1\n", "step-1.damaged-1"])
 def test_invalid_checkpoint_names_are_rejected(root: Path, name: str) -> None:
-    with pytest.raises(CheckpointError, match="no name for a checkpoint"):
+    with pytest.raises(CheckpointError, match="not a valid name of a checkpoint"):
         save_checkpoint(root, name, checkpoint_of(1))
 
 
@@ -186,8 +197,8 @@ def test_files_are_synced_before_rename_and_folder_after_it(root: Path, monkeypa
         fsync(descriptor)
 
     def watch_rename(source: Path, target: Path) -> None:
-        steps.append("rename")
         rename(source, target)
+        steps.append("rename")
 
     monkeypatch.setattr(os, "fsync", watch_fsync)
     monkeypatch.setattr(os, "rename", watch_rename)
@@ -231,10 +242,10 @@ def test_good_checkpoint_is_readable_while_it_is_replaced(root: Path, monkeypatc
 def test_damaged_checkpoint_of_same_name_is_set_aside(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in (1, 2):
         (path,) = save(root, 1)
-        flip_bit(path / "training.pt", 8000)
+        flip_bit(path / "training.safetensors", 8000)
         with caplog.at_level(logging.WARNING):
             save(root, 1)
-        assert f"set aside as {path}.damaged-{number}" in caplog.text
+        assert f"{path}: damaged: renamed to {path.name}.damaged-{number}" in caplog.text
         assert verify_checkpoint(path) == []
         assert verify_checkpoint(root / f"{path.name}.damaged-{number}") != []
     assert list_checkpoints(root) == [path]
@@ -274,13 +285,9 @@ def test_newest_good_skips_damaged_checkpoints_with_warnings(root: Path, caplog:
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert f"{name_of(4)}/model.safetensors: damaged" in caplog.text
     assert f"{name_of(3)}/manifest.json: cannot be read" in caplog.text
-
-
-def test_newest_good_is_none_without_good_checkpoint(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (path,) = save(root, 1)
-    flip_bit(path / "manifest.json", 5)
+    for step in (1, 2):
+        flip_bit(root / name_of(step) / "manifest.json", 5)
     assert newest_good(root) is None
-    assert name_of(1) in caplog.text
 
 
 def test_pruning_keeps_newest_and_best_checkpoints(root: Path) -> None:
@@ -297,7 +304,7 @@ def test_pruning_keeps_newest_and_best_checkpoints(root: Path) -> None:
 def test_damaged_checkpoints_do_not_count_in_pruning(root: Path) -> None:
     save(root, 1, 2, 3, 4)
     (root / name_of(4) / "manifest.json").write_text("{}")
-    (root / name_of(3) / "training.pt").write_bytes(b"short")
+    (root / name_of(3) / "training.safetensors").write_bytes(b"short")
     assert prune(root, 1) == [root / name_of(1)]
     assert names_in(root) == [name_of(step) for step in (2, 3, 4)]
 
@@ -355,18 +362,13 @@ def test_only_orphans_of_ended_processes_are_removed(root: Path) -> None:
 
 def test_orphan_older_than_process_of_same_pid_is_removed(root: Path) -> None:
     root.mkdir(parents=True)
-    orphan = root / f".step-00000002.{os.getpid()}.tmp"
-    orphan.touch()
-    os.utime(orphan, (0, 0))
-    assert remove_orphans(root) == [orphan]
-
-
-def test_remove_orphans_ignores_parent_of_run_folder(root: Path) -> None:
-    root.mkdir(parents=True)
-    orphan = root.parent.parent / f".other.{ended_process()}.tmp"
-    orphan.touch()
+    orphan, other = (folder / f".step-00000002.{os.getpid()}.tmp" for folder in (root, root.parent.parent))
+    for path in (orphan, other):
+        path.touch()
+        os.utime(path, (0, 0))
     assert remove_orphans(root.parent) == []
-    assert orphan.exists()
+    assert remove_orphans(root) == [orphan]
+    assert other.exists()
 
 
 @pytest.mark.parametrize("new_one", ["missing", "damaged"])
@@ -374,7 +376,7 @@ def test_interrupted_replacement_is_undone(root: Path, new_one: str) -> None:
     (path,) = save(root, 1)
     path.rename(f"{path}.previous")
     if new_one == "damaged":
-        flip_bit(save(root, 2)[0].rename(path) / "training.pt", 800)
+        flip_bit(save(root, 2)[0].rename(path) / "training.safetensors", 800)
     else:
         assert list_checkpoints(root) == [Path(f"{path}.previous")]
         assert same(read_checkpoint(path), checkpoint_of(1))

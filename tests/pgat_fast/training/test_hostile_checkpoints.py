@@ -1,12 +1,10 @@
 """Bar R10: malicious checkpoints run no code, take little time, and are rejected with the name of the file."""
 
-import io
 import json
 import os
 import pickle
 import re
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,28 +16,35 @@ from pgat_fast.compat import to_original_layout
 from pgat_fast.config import load_config
 from pgat_fast.errors import CheckpointError
 from pgat_fast.model import build_model
-from pgat_fast.training.checkpoint import newest_good, read_checkpoint, save_checkpoint, verify_checkpoint
+from pgat_fast.training.checkpoint import save_checkpoint, verify_checkpoint
 from pgat_fast.training.import_export import import_checkpoint
 from tests.conftest import TINY
-from tests.pgat_fast.training.checkpoints import checkpoint_of, name_of
+from tests.pgat_fast.training.checkpoints import (
+    SLOWEST,
+    assert_detected,
+    canonical,
+    change_file,
+    checkpoint_of,
+    name_of,
+    seal,
+)
 from tests.pgat_fast.training.hostile import (
     Call,
     Touch,
     archive,
     archived,
-    canonical,
-    forge,
+    doubled,
+    nested,
     nested_pickle,
     old_format,
     safetensors,
     saved,
-    seal,
     storage_of,
     tensor_entry,
+    training_state,
+    two_pickles,
+    zip_bomb,
 )
-
-SLOWEST = 2.0
-"""Limit of processor seconds for one file, bar R10. Wall-clock time would include other work of the machine."""
 
 
 @pytest.fixture
@@ -52,73 +57,71 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert not Path("MARK").exists()
 
 
-def assert_refused(path: Path, file: str) -> str:
-    """Assert that the fault is found in time and names `file`, and that the previous checkpoint is used; return it."""
-    started = time.process_time()
-    faults = verify_checkpoint(path)
-    assert time.process_time() - started < SLOWEST
-    assert len(faults) == 1
-    assert faults[0].startswith(str(path / file))
-    assert len(faults[0]) < 1000
-    with pytest.raises(CheckpointError, match=file):
-        read_checkpoint(path)
-    loaded = newest_good(path.parent)
-    assert loaded is not None
-    assert loaded[0].name == name_of(1)
-    return faults[0]
+def forge(root: Path, name: str, content: bytes) -> Path:
+    """Write a second checkpoint with `content` as the file `name`, and a manifest that matches it; return its path."""
+    path = save_checkpoint(root, name_of(2), checkpoint_of(2))
+    change_file(path, name, content)
+    return path
 
 
-def zip_bomb() -> bytes:
-    """Return a megabyte that unpacks to a gigabyte of zeros."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-        file.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
-        with file.open("archive/data/0", "w") as entry:
-            for _ in range(256):
-                entry.write(bytes(2**22))
-    return buffer.getvalue()
-
-
-def two_pickles() -> bytes:
-    """Return an archive with two pickles; which of them is read depends on the reader."""
-    buffer = io.BytesIO(archived({}))
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(buffer, "a") as file:
-        file.writestr("archive/data.pkl", pickle.dumps(Touch(), protocol=2))
-    return buffer.getvalue()
-
-
-TRAINING: dict[str, tuple[Callable[[], bytes], str]] = {
-    "code in an archive": (lambda: archived({"a": Touch()}), r"asks for __builtin__\.exec"),
-    "code in a plain pickle": (lambda: pickle.dumps(Touch(), protocol=2), r"asks for __builtin__\.exec"),
-    "code in an old file": (lambda: old_format(Touch()), r"asks for __builtin__\.exec"),
-    "code by a later protocol": (lambda: archive(pickle.dumps(Touch(), protocol=4)), "STACK_GLOBAL"),
-    "a shell": (lambda: archived(Call(os.system, "touch MARK")), r"asks for posix\.system"),
-    "another load": (lambda: archived(Call(torch.load, "x")), r"asks for torch\.serialization\.load"),
-    "a hundred gigabytes": (lambda: archived(Call(bytearray, 10**11)), r"asks for __builtin__\.bytearray"),
+TORCH: dict[str, tuple[Callable[[], bytes], str]] = {
+    "code in an archive": (lambda: archived({"a": Touch()}), r"contains __builtin__\.exec"),
+    "code in a plain pickle": (lambda: pickle.dumps(Touch(), protocol=2), r"contains __builtin__\.exec"),
+    "code in an old file": (lambda: old_format(Touch()), r"contains __builtin__\.exec"),
+    "code by a later protocol": (lambda: archive(pickle.dumps(Touch(), protocol=4)), "damaged"),
+    "a hundred gigabytes": (lambda: archived(Call(bytearray, 10**11)), r"contains __builtin__\.bytearray"),
+    "a hundred gigabytes of tensor": (lambda: archived(Call(torch.Tensor, 10**11)), r"contains torch\.Tensor"),
     "a compressed archive": (zip_bomb, "compressed archive"),
-    "two pickles": (two_pickles, "that torch.save did not write"),
-    "no pickle": (lambda: archive(b""), "damaged"),
+    "two pickles": (two_pickles, r"contains __builtin__\.exec"),
     "a storage that is not there": (lambda: storage_of(10**12), "damaged"),
-    "a storage of negative size": (lambda: storage_of(-5), "damaged"),
-    "a tensor without memory": (
-        lambda: saved({"a": torch.zeros(1).expand(10**12)}),
-        r"training\.a shows 4,000,000,000,000 bytes out of 4",
-    ),
-    "a hundred thousand levels": (lambda: nested_pickle(100_000), "nested too deeply"),
-    "levels of lists": (lambda: nested_pickle(100), "nested too deeply"),
-    "no dict": (lambda: saved([1, 2]), "holds a list, not a dict"),
-    "compiled code": (lambda: archive(pickle.dumps({}, protocol=2), **{"constants.pkl": b"x"}), "TorchScript archive"),
-    "a set of tensors": (lambda: saved({"a": {1, 2}}), r"training\.a is a builtins\.set"),
+    "compiled code": (lambda: archive(pickle.dumps({}, protocol=2), **{"constants.pkl": b"x"}), "damaged"),
     "text": (lambda: b"weights\n" * 10_000, "damaged"),
     "nothing": (lambda: b"", "damaged"),
+}
+"""Content of files of `torch.save`, and the expected message."""
+
+TORCH_TRAINING: dict[str, tuple[Callable[[], bytes], str]] = TORCH | {
+    "a tensor without memory": (lambda: saved({"a": torch.zeros(1).expand(10**12)}), r"training\.a has 4 bytes"),
+    "a hundred thousand levels": (lambda: nested_pickle(100_000), "not a training state, but a builtins.list"),
+    "levels of lists": (lambda: saved({"a": nested(100)}), "nested too deeply"),
+    "lists that double": (lambda: saved({"a": doubled(40)}), "too many dicts, lists and tuples"),
+    "no dict": (lambda: saved([1, 2]), "not a training state, but a builtins.list"),
+    "a set": (lambda: saved({"a": {1, 2}}), r"training\.a is a builtins\.set"),
+}
+
+
+@pytest.mark.parametrize("kind", TORCH_TRAINING)
+def test_hostile_training_state_of_earlier_version_is_rejected(root: Path, kind: str) -> None:
+    make, message = TORCH_TRAINING[kind]
+    assert re.search(message, assert_detected(forge(root, "training.pt", make()), "training.pt"))
+
+
+TRAINING: dict[str, tuple[bytes, str]] = {
+    "no state": (safetensors({}), "not a training state: KeyError: 'state'"),
+    "no JSON": (training_state("weights"), "damaged, or not JSON"),
+    "a number too large": (training_state('{"a": ' + "9" * 10_000 + "}"), "damaged, or not JSON"),
+    "not a number": (training_state('{"a": NaN}'), "NaN is not JSON"),
+    "a key twice": (training_state('{"a": 1, "a": 2}'), "a duplicate key among"),
+    "a list": (training_state([1]), "not a training state, but a builtins.list"),
+    "a hundred thousand levels": (training_state('{"a":' * 100_000), "nested too deeply"),
+    "17 MB": (training_state(" " * 17_000_000), "its header claims 17,0"),
+    "levels of lists": (training_state({"a": nested(100)}), "nested too deeply"),
+    "a tensor that is not there": (training_state({"a": {"$tensor": "0"}}), "KeyError: '0'"),
+    "a tensor twice": (training_state([{"$tensor": "0"}, {"$tensor": "0"}], tensors=1), "KeyError: '0'"),
+    "a tensor without a place": (training_state({}, tensors=1), "the tensor 0 is not used"),
+    "a list as a name": (training_state({"a": {"$tensor": [1]}}), "KeyError"),
+    "an unknown type": (training_state({"a": {"$exec": "x"}}), "KeyError: '.exec'"),
+    "two types": (training_state({"a": {"$tuple": [], "$float": "1"}}), "damaged, or not JSON"),
+    "a float that is none": (training_state({"a": {"$float": "one"}}), "damaged, or not JSON"),
+    "a dict of numbers": (training_state({"a": {"$dict": [1]}}), "TypeError"),
+    "a dict with lists as keys": (training_state({"a": {"$dict": [[[1], 2]]}}), "TypeError"),
 }
 
 
 @pytest.mark.parametrize("kind", TRAINING)
 def test_hostile_training_state_is_rejected(root: Path, kind: str) -> None:
-    make, message = TRAINING[kind]
-    fault = assert_refused(forge(root, training=make()), "training.pt")
-    assert re.search(message, fault)
+    raw, message = TRAINING[kind]
+    assert re.search(message, assert_detected(forge(root, "training.safetensors", raw), "training.safetensors"))
 
 
 WEIGHTS: dict[str, bytes] = {
@@ -144,18 +147,15 @@ WEIGHTS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_hostile_weights_are_rejected(root: Path, kind: str) -> None:
-    assert_refused(forge(root, weights=WEIGHTS[kind]), "model.safetensors")
+    assert_detected(forge(root, "model.safetensors", WEIGHTS[kind]), "model.safetensors")
 
 
 def with_file(name: str) -> Callable[[dict[str, Any]], None]:
-    def change(manifest: dict[str, Any]) -> None:
-        manifest["files"][name] = manifest["files"].pop("training.pt")
-
-    return change
+    return lambda manifest: manifest["files"].update({name: manifest["files"].pop("training.safetensors")})
 
 
 def with_entry(**entry: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda manifest: manifest["files"]["training.pt"].update(entry)
+    return lambda manifest: manifest["files"]["training.safetensors"].update(entry)
 
 
 def with_about(**about: Any) -> Callable[[dict[str, Any]], None]:
@@ -164,23 +164,28 @@ def with_about(**about: Any) -> Callable[[dict[str, Any]], None]:
 
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a way out": (with_file("../../../etc/passwd"), "lists the files"),
-    "an absolute path": (with_file("/etc/passwd"), "lists the files"),
-    "one more file": (lambda m: m["files"].update(x=m["files"]["training.pt"]), "lists the files"),
+    "one more file": (lambda m: m["files"].update(x=m["files"]["training.safetensors"]), "lists the files"),
     "files in a list": (lambda m: m.update(files=["model.safetensors"]), "lists the files"),
-    "a size that is text": (with_entry(bytes="many"), r"files\.training\.pt\.bytes is 'many'"),
+    "a size that is text": (
+        with_entry(bytes="many"),
+        r"files\.training\.safetensors\.bytes is 'many'",
+    ),
     "a size below 0": (with_entry(bytes=-1), r"bytes is -1"),
-    "a size that is true": (with_entry(bytes=True), r"bytes is True"),
-    "a size beyond all disks": (with_entry(bytes=10**18), r"bytes is 1000000000000000000, not a size up to"),
+    "a size beyond all disks": (with_entry(bytes=10**18), r"bytes is 1000000000000000000: Input should be less"),
     "a hash that is a number": (with_entry(sha256=5), r"sha256 is 5"),
-    "a hash that is long": (with_entry(sha256="a" * 10_000), r"sha256 is 'aaa"),
-    "an entry too many": (with_entry(path="/etc/passwd"), "not its bytes and sha256"),
-    "about a list": (lambda m: m.update(about=[1]), "about is list"),
+    "an entry too many": (
+        with_entry(path="/etc/passwd"),
+        r"\.path is '/etc/passwd': Extra inputs",
+    ),
+    "about a list": (lambda m: m.update(about=[1]), r"about is list \[1\]"),
     "a best elsewhere": (with_about(best="../../../etc"), r"about\.best is '\.\./"),
-    "a step that is text": (with_about(step="3"), r"about\.step is '3'"),
+    "a number too large": (lambda m: m["about"].update(rows=float("inf")), "Infinity is not JSON"),
+    "levels in about": (lambda m: m["about"].update(data={"a": nested(400)}), "nested too deeply"),
     "a config that is a list": (with_about(config=[]), r"about\.config is list"),
-    "a newer schema": (lambda m: m.update(schema=2), "newer pgat-fast .upgrade"),
-    "a schema that is text": (lambda m: m.update(schema="1"), "schema is '1'"),
-    "another format": (lambda m: m.update(format="zip"), "format is not"),
+    "a newer schema": (lambda m: m.update(schema=3), "newer pgat-fast .upgrade"),
+    "the files of another schema": (lambda m: m.update(schema=1), "a checkpoint has model.safetensors and training.pt"),
+    "a schema of 0": (lambda m: m.update(schema=0), "schema is 0"),
+    "another format": (lambda m: m.update(format="zip"), "no format"),
     "a key too many": (lambda m: m.update(extra=1), "has the keys"),
 }
 
@@ -194,25 +199,24 @@ def test_manifest_with_invalid_entry_is_rejected(root: Path, kind: str) -> None:
     if kind == "a key too many":
         manifest["sha256"] = manifest.pop("sha256")
     seal(path, manifest)
-    fault = assert_refused(path, "manifest.json")
+    fault = assert_detected(path, "manifest.json")
     assert re.search(message, fault)
 
 
 JSON: dict[str, tuple[bytes, str]] = {
     "brackets without end": (b"[" * 4_000_000, "nested too deeply"),
     "objects without end": (b'{"a":' * 700_000, "nested too deeply"),
-    "levels that are closed": (b'{"a":' * 500 + b"1" + b"}" * 500, "nested too deeply"),
-    "a number of a million digits": (b'{"format": ' + b"9" * 1_000_000 + b"}", "damaged, or no JSON"),
-    "a key twice": (b'{"format": "a", "format": "pgat-fast checkpoint"}', "'format' is there twice"),
-    "not a number": (b'{"format": NaN}', "NaN is no JSON"),
-    "infinity": (b'{"format": -Infinity}', "-Infinity is no JSON"),
-    "a number too large": (b'{"format": 1e999}', "format is inf"),
-    "a list": (b"[]", "is list"),
-    "half a text": (b'{"format": "pgat', "damaged, or no JSON"),
-    "another encoding": (json.dumps({"format": "é"}, ensure_ascii=False).encode("utf-16"), "damaged, or no JSON"),
+    "levels that are closed": (b'{"a":' * 500 + b"1" + b"}" * 500, "no format"),
+    "a number of a million digits": (b'{"format": ' + b"9" * 1_000_000 + b"}", "damaged, or not JSON"),
+    "a key twice": (b'{"format": "a", "format": "pgat-fast checkpoint"}', "a duplicate key among"),
+    "not a number": (b'{"format": NaN}', "NaN is not JSON"),
+    "infinity": (b'{"format": -Infinity}', "-Infinity is not JSON"),
+    "a list": (b"[]", "no format"),
+    "half a text": (b'{"format": "pgat', "damaged, or not JSON"),
+    "another encoding": (json.dumps({"format": "é"}, ensure_ascii=False).encode("utf-16"), "damaged, or not JSON"),
     "5 MB": (b" " * 5_000_000, "more than the 4,194,304 that are read"),
-    "many small objects": (b'{"a": [' + b"{}," * 1_300_000 + b"{}]}", "format is not"),
-    "a pickle": (pickle.dumps(Touch(), protocol=2), "damaged, or no JSON"),
+    "many small objects": (b'{"a": [' + b"{}," * 1_300_000 + b"{}]}", "no format"),
+    "a pickle": (pickle.dumps(Touch(), protocol=2), "damaged, or not JSON"),
 }
 
 
@@ -221,7 +225,7 @@ def test_manifest_with_invalid_json_is_rejected(root: Path, kind: str) -> None:
     path = save_checkpoint(root, name_of(2), checkpoint_of(2))
     raw, message = JSON[kind]
     (path / "manifest.json").write_bytes(raw)
-    fault = assert_refused(path, "manifest.json")
+    fault = assert_detected(path, "manifest.json")
     assert re.search(message, fault)
 
 
@@ -229,26 +233,26 @@ def test_manifest_not_in_canonical_form_is_rejected(root: Path) -> None:
     path = save_checkpoint(root, name_of(2), checkpoint_of(2))
     content = json.loads((path / "manifest.json").read_bytes())
     (path / "manifest.json").write_bytes(json.dumps(content).encode())
-    assert "does not match its own sha256" in assert_refused(path, "manifest.json")
+    assert "does not match its own sha256" in assert_detected(path, "manifest.json")
     (path / "manifest.json").write_bytes(canonical(content))
     assert verify_checkpoint(path) == []
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "model.safetensors", "training.pt"])
-@pytest.mark.parametrize("to", ["/etc/passwd", "/dev/zero", "../epoch-0001-step-00000001/training.pt"])
+@pytest.mark.parametrize("file", ["manifest.json", "model.safetensors", "training.safetensors"])
+@pytest.mark.parametrize("to", ["/etc/passwd", "/dev/zero", "../epoch-0001-step-00000001/training.safetensors"])
 def test_links_are_not_followed(root: Path, file: str, to: str) -> None:
     path = save_checkpoint(root, name_of(2), checkpoint_of(2))
     (path / file).unlink()
     (path / file).symlink_to(to)
-    assert "a symbolic link, which is not followed" in assert_refused(path, file)
+    assert "a symbolic link, which is not followed" in assert_detected(path, file)
 
 
 def test_sparse_file_of_a_terabyte_is_rejected(root: Path) -> None:
     path = save_checkpoint(root, name_of(2), checkpoint_of(2))
-    for file in ("manifest.json", "training.pt"):
+    for file in ("manifest.json", "training.safetensors"):
         size = (path / file).stat().st_size
         os.truncate(path / file, 2**40)
-        assert_refused(path, file)
+        assert_detected(path, file)
         os.truncate(path / file, size)
 
 
@@ -262,12 +266,11 @@ def original() -> dict[str, torch.Tensor]:
 
 
 ORIGINALS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
-    "code beside the weights": (lambda state: archived({"state_dict": {}, "a": Touch()}), "asks for __builtin__.exec"),
-    "code in an old file": (lambda state: old_format(Touch()), "asks for __builtin__.exec"),
-    "code in a plain pickle": (lambda state: pickle.dumps(Touch(), protocol=2), "asks for __builtin__.exec"),
-    "a hundred gigabytes": (lambda state: archived(Call(bytearray, 10**11)), "asks for __builtin__.bytearray"),
-    "a zip bomb": (lambda state: zip_bomb(), "compressed archive"),
-    "a storage that is not there": (lambda state: storage_of(10**12), "damaged"),
+    "code beside the weights": (
+        lambda state: archived({"state_dict": {}, "a": Touch()}),
+        r"contains __builtin__\.exec",
+    ),
+    "a compressed archive": (lambda state: zip_bomb(), "compressed archive"),
     "names that are numbers": (lambda state: saved({1: torch.ones(1)}), "the key 1"),
     "no tensors": (lambda state: saved(dict.fromkeys(state, 1.0)), "not tensors"),
     "a list": (lambda state: saved([1]), "the state is a list"),
@@ -281,12 +284,10 @@ ORIGINALS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
     "another shape": (lambda state: saved(state | {next(iter(state)): torch.ones(3, 3, 3)}), r"wrong shape \(1\)"),
     "tensors without memory": (
         lambda state: saved({name: torch.zeros(1).expand(tensor.shape) for name, tensor in state.items()}),
-        "has fewer numbers stored",
+        "has 4 bytes in memory",
     ),
-    "not a number": (lambda state: saved({n: t * float("nan") for n, t in state.items()}), "holds NaN"),
-    "whole numbers": (lambda state: saved({n: t.int() for n, t in state.items()}), "not a dense one of real numbers"),
-    "text": (lambda state: b"weights", "damaged"),
-    "nothing": (lambda state: b"", "damaged"),
+    "not a number": (lambda state: saved({n: t * float("nan") for n, t in state.items()}), "contains NaN"),
+    "whole numbers": (lambda state: saved({n: t.int() for n, t in state.items()}), "not of real numbers"),
 }
 
 
@@ -303,3 +304,12 @@ def test_hostile_file_in_original_layout_is_rejected(
     assert time.process_time() - started < SLOWEST
     assert str(error.value).startswith(f"{file}: ")
     assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_import_of_file_far_larger_than_model_is_rejected(root: Path, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"weights{suffix}"
+    file.touch()
+    os.truncate(file, 2**30)
+    with pytest.raises(CheckpointError, match=r"1,073,741,824 bytes, more than the [\d,]+ that are read"):
+        import_checkpoint(file, load_config(None, TINY), tmp_path / "imported")

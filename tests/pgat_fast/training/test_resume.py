@@ -14,6 +14,7 @@ from pgat_fast.training import setup
 from pgat_fast.training.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
 from pgat_fast.training.run import train
 from pgat_fast.training.run_folder import read_status
+from tests.pgat_fast.training.checkpoints import convert_to_schema_1
 from tests.pgat_fast.training.forecaster import Forecaster
 from tests.pgat_fast.training.runs import StopAt, assert_same, interrupted, newest, outcome, run
 
@@ -160,7 +161,7 @@ def test_damaged_newest_checkpoint_is_skipped_with_warning(
     with pytest.raises(StopRequested):
         run([*tiny, *ACCUMULATE], tmp_path / "run", stop=StopAt(17))
     newest_path = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    file = newest_path / "training.pt"
+    file = newest_path / "training.safetensors"
     if damage == "a flipped bit":
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 4
@@ -170,6 +171,18 @@ def test_damaged_newest_checkpoint_is_skipped_with_warning(
     run([*tiny, *ACCUMULATE], tmp_path / "run", resume=tmp_path / "run")
     assert any(str(newest_path) in record.message for record in caplog.records if record.levelno >= logging.WARNING)
     assert_same(outcome(tmp_path / "run"), whole)
+
+
+def test_run_of_earlier_version_resumes_exactly(tiny: list[str], tmp_path: Path, whole: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(StopRequested):
+        run([*tiny, *ACCUMULATE], folder, stop=StopAt(17))
+    for path in list_checkpoints(folder / "checkpoints"):
+        convert_to_schema_1(path)
+        assert (path / "training.pt").exists()
+    run([*tiny, *ACCUMULATE], folder, resume=folder)
+    assert not (folder / "checkpoints" / "superseded").exists()
+    assert_same(outcome(folder), whole)
 
 
 def test_run_without_good_checkpoint_cannot_be_resumed(tiny: list[str], tmp_path: Path) -> None:
