@@ -18,8 +18,8 @@ from pgat_fast.forecasting.ensemble import predict_ensemble
 from pgat_fast.sweep.jobs import jobs_of, read_jobs, write_jobs
 from pgat_fast.sweep.pool import places
 from pgat_fast.sweep.table import best_members, collect, ensemble_skill, finished
-from pgat_fast.training.run_folder import locked
 from pgat_fast.training.run import train
+from pgat_fast.training.run_folder import locked
 
 SETTINGS = ["training.epochs=1", "training.warmup_epochs=0", "run.compile=off"]
 
