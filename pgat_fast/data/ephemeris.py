@@ -42,17 +42,17 @@ FIRST_DATE, LAST_DATE = date(1899, 7, 29), date(2053, 10, 8)
 CELESTIAL = COLUMNS[5:]
 """Names of the columns of `sky_table`, in order."""
 
-PAIR_DECIMALS, DEGREE_DECIMALS, SPEED_DECIMALS = 8, 7, 6
-"""Decimals of sines and cosines (0.002 arcseconds), of latitudes and shadbala (0.0004 arcseconds, 1e-7), and of the
-speeds of planets, in degrees a day.
+PAIR_DECIMALS, DISTANCE_DECIMALS, DEGREE_DECIMALS, SPEED_DECIMALS = 8, 8, 7, 6
+"""Decimals of sines and cosines (0.002 arcseconds), of distances (1.5 km), of latitudes (0.0004 arcseconds) and
+shadbala, and of the speeds of planets, in degrees a day.
 
-All are below the errors of the ephemeris (0.1 arcseconds) and of the central difference (6e-5 degrees a day).
-Where implementations of sin, cos and arctan2 differ by a unit in the last place, columns differ by 8e-17, 3e-15
-and 1e-13 on average. Two such values round differently if a rounding boundary lies between them, with the
-probability of their difference over the rounding step: 0.04 times in the 1.3 million values of 16,606 rows, if
-three in ten results of these functions differ; below 1e-4 times for the variants of glibc with and without FMA.
-Distances, signs, and the speeds of the nodes, whose drift is 2e-8 degrees a day, come from basic arithmetic,
-which is the same everywhere: they are not rounded.
+All are below the errors of the ephemeris (0.1 arcseconds) and of the central difference (6e-5 degrees a day). If
+implementations of sin, cos and arctan2 differ by a unit in the last place, sines, degrees and speeds differ by 8e-17,
+3e-15 and 1e-13 on average. Two such values round differently if a rounding boundary lies between them, with the
+probability of their difference over the rounding step: 0.04 times in the 1.4 million values of 16,606 rows, if three
+in ten results of these functions differ; below 1e-4 times for the variants of glibc with and without FMA. Signs, and
+the speeds of the nodes, whose drift is 2e-8 degrees a day, come from elementwise arithmetic, which is the same
+everywhere: they are not rounded.
 """
 
 _HOUR = 1 / 24
@@ -113,7 +113,7 @@ def sky_table(dates: pd.DatetimeIndex) -> pd.DataFrame:
         columns[f"dyn_{body}_speed"] = speeds[body]
         if body in positions:
             columns[f"dyn_{body}_speed"] = np.round(speeds[body], SPEED_DECIMALS)
-            columns[f"dyn_{body}_distance"] = positions[body].distance
+            columns[f"dyn_{body}_distance"] = np.round(positions[body].distance, DISTANCE_DECIMALS)
             columns[f"dyn_{body}_lat"] = np.round(positions[body].latitude, DEGREE_DECIMALS)
         if body in SHADBALA:
             columns[f"dyn_{body}_shadbala"] = np.round(uccha_bala(body, sidereal), DEGREE_DECIMALS)
@@ -237,8 +237,9 @@ def _to_ecliptic(equatorial: FloatArray, obliquity: FloatArray) -> tuple[FloatAr
 def _angle_pair(name: str, degrees: FloatArray) -> dict[str, FloatArray]:
     """Return the columns of the sine and the cosine of an angle, rounded."""
     radians = np.radians(degrees)
-    pair = {f"{name}_sin": np.sin(radians), f"{name}_cos": np.cos(radians)}
-    return {column: np.round(values, PAIR_DECIMALS) for column, values in pair.items()}
+    sine: FloatArray = np.round(np.sin(radians), PAIR_DECIMALS)
+    cosine: FloatArray = np.round(np.cos(radians), PAIR_DECIMALS)
+    return {f"{name}_sin": sine, f"{name}_cos": cosine}
 
 
 def _check_dates(dates: pd.DatetimeIndex) -> None:

@@ -166,8 +166,8 @@ def _read_rows(path: Path) -> _PriceFile:
     except OSError as error:
         raise DataError(f"{path}: {error}") from error
     except UnreadableFileError as error:
-        line = error.problem.row
-        raise DataError(f"{path}{'' if line is None else f', line {line}'}: {error}") from error
+        location = "" if error.problem.row is None else f", line {error.problem.row}"
+        raise DataError(f"{path}{location}: {error}") from error
     if not file.rows:
         raise DataError(f"{path}: no rows of prices after the header: {file.header}")
     return file

@@ -53,7 +53,8 @@ def _version(package: str) -> str | None:
 def _versions() -> dict[str, Any]:
     import torch
 
-    versions = {"pgat_fast": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    versions: dict[str, Any] = {"pgat_fast": __version__, "python": platform.python_version()}
+    versions["torch"] = str(torch.__version__)
     versions |= {package: _version(package) for package in ("triton", *_REQUIRED)}
     if versions["triton"] is None:
         linux = sys.platform == "linux"
