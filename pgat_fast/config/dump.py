@@ -1,16 +1,29 @@
 """Write a configuration as plain Python, and as YAML that loads back to an equal one."""
 
 import re
-from typing import Any, Final
+from typing import Any
+
+import yaml
 
 from pgat_fast.config.schema import Config
-from pgat_fast.config.yaml_reader import SCALARS
+from pgat_fast.config.yaml_reader import ConfigLoader
 
-_PLAIN: Final = re.compile(r"[A-Za-z_./][\w./ -]*(?<! )", re.ASCII)
-# The last words are booleans for YAML 1.1 readers.
-_NOT_TEXT: Final = re.compile("|".join([*SCALARS.values(), "(?i:y|n|yes|no|on|off|true|false)"]))
-_COMMENT_COLUMN: Final = 46
-_WIDTH: Final = 110
+
+class ConfigDumper(yaml.SafeDumper):
+    """A SafeDumper that quotes text which readers of YAML 1.1 or 1.2 would not read as text."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)  # indent the items of a list
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+ConfigDumper.add_representer(str, ConfigDumper.represent_text)
+for tag, pattern in ConfigLoader.yaml_implicit_resolvers[None]:
+    ConfigDumper.add_implicit_resolver(tag, pattern, None)
+# Booleans in YAML 1.1, although not for PyYAML.
+ConfigDumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"[yYnN]\Z"), None)
 
 
 def config_to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -23,56 +36,14 @@ def dump_config(config: Config, describe: bool = False) -> str:
 
     `load_config` reads it back to an equal configuration. If `describe` is true, a comment describes each setting.
     """
-    lines: list[str] = []
-    for section in type(config).model_fields:
-        if lines:
-            lines.append("")
-        lines.append(f"{section}:")
-        settings = getattr(config, section)
+    sections = []
+    for section, settings in config:
+        lines = [f"{section}:"]
         for name, field in type(settings).model_fields.items():
-            first, *remaining = _format_setting(name, getattr(settings, name))
+            text = yaml.dump({name: getattr(settings, name)}, Dumper=ConfigDumper, allow_unicode=True, width=2**16)
+            first, *items = text.splitlines()
             if describe:
-                first = f"{first:<{_COMMENT_COLUMN}}  # {field.description}"
-            lines += [f"  {line}" for line in (first, *remaining)]
-    return "\n".join(lines) + "\n"
-
-
-def _format_setting(name: str, value: Any) -> list[str]:
-    """Return the lines of one setting: a list that does not fit on one line has an item a line."""
-    if not isinstance(value, list):
-        return [f"{name}: {_format_scalar(value)}"]
-    items = [_format_scalar(item) for item in value]
-    line = f"{name}: [{', '.join(items)}]"
-    return [line] if len(line) < _WIDTH else [f"{name}:", *(f"  - {item}" for item in items)]
-
-
-def _format_scalar(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return _format_float(value)
-    return _format_text(value) if isinstance(value, str) else str(value)
-
-
-def _format_float(value: float) -> str:
-    """Return the shortest digits that read back as `value`, with the point that YAML 1.1 needs: `1.0e-06`."""
-    mantissa, e, exponent = repr(value).partition("e")
-    point = ".0" if e and "." not in mantissa else ""
-    return f"{mantissa}{point}{e}{exponent}"
-
-
-def _format_text(value: str) -> str:
-    if _PLAIN.fullmatch(value) and not _NOT_TEXT.fullmatch(value):
-        return value
-    return '"' + "".join(_escape(character) for character in value) + '"'
-
-
-def _escape(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
-    if character.isprintable():
-        return character
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+                first = f"{first:<46}  # {' '.join((field.description or '').split())}"
+            lines += [f"  {line}" for line in (first, *items)]
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections) + "\n"

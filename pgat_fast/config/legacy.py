@@ -15,12 +15,10 @@ class Renamed:
     Args:
         setting: the full key of the setting.
         values: the current value for each old one, if they differ; other values are errors.
-        unsupported: why other values are errors.
     """
 
     setting: str
     values: Mapping[Any, Any] | None = None
-    unsupported: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,19 +47,15 @@ class SameAs:
 OldName = Renamed | PathPart | Fixed | SameAs
 
 OLD_NAMES: Final[Mapping[str, OldName]] = {
-    "model": Fixed("Celestial_Enhanced_PGAT", "it is the only model here; a section `model:` holds its settings"),
-    "data": Fixed("custom", "a CSV of your own is the only kind of data; a section `data:` holds its settings"),
+    "model": Fixed("Celestial_Enhanced_PGAT", "it is the only model here; a section `model:` contains its settings"),
+    "data": Fixed("custom", "a CSV of your own is the only kind of data; a section `data:` contains its settings"),
     "model_id": Renamed("run.name"),
     "root_path": PathPart(),
     "data_path": PathPart(),
     "target": Renamed("data.targets"),
     "use_gpu": Renamed("run.device", {True: "auto", False: "cpu"}),
     "train_epochs": Renamed("training.epochs"),
-    "lradj": Renamed(
-        "training.lr_schedule",
-        {name: name for name in ("warmup_cosine", "cosine", "step", "plateau", "constant")},
-        "the numbered schedules of other trainers (type1, type2) are not supported",
-    ),
+    "lradj": Renamed("training.lr_schedule"),
     # With its section too: the stored configurations of earlier runs have sections.
     **dict.fromkeys(
         ("use_amp", "mixed_precision", "training.mixed_precision"),
@@ -83,35 +77,24 @@ OLD_NAMES: Final[Mapping[str, OldName]] = {
     "target_wave_indices": SameAs("model.c_out", lambda m: list(range(m.c_out))),
 }
 
-IGNORED: Final = frozenset(
-    (
-        # How a run is labelled or repeated: a run has one name and one seed.
-        *("task_name", "is_training", "des", "itr", "extra_tag", "train_only", "do_predict"),
-        # Which columns, marks and scales: the columns are named, marks are always encoded, scaling is fixed.
-        *(
-            "features",
-            "embed",
-            "timeenc",
-            "inverse",
-            "detail_freq",
-            "seasonal_patterns",
-            "percent",
-            "augmentation_ratio",
-        ),
-        # Whether checkpoints are written: they always are.
-        "save_checkpoints",
-        # Which machine, how many processes: decided when a run starts.
-        *("gpu", "gpu_type", "use_multi_gpu", "devices", "device_ids", "num_workers"),
-        # Losses: the model decides which one it needs.
-        *("loss", "reg_loss_weight", "use_dtw"),
-        # Parts of other models of the same code bases.
-        *("d_ff", "factor", "activation", "output_attention", "attn", "mix", "padding", "distil", "moving_avg"),
-        *("bucket_size", "n_hashes", "expand", "d_conv", "top_k", "num_kernels", "individual", "patch_len", "stride"),
-        *("channel_independence", "decomp_method", "use_norm", "seg_len", "p_hidden_dims", "p_hidden_layers"),
-        *("down_sampling_layers", "down_sampling_window", "down_sampling_method", "mask_rate", "anomaly_ratio"),
-    )
-)
-"""Names in existing files that nothing reads; the loader warns about them."""
+IGNORED: Final = frozenset((
+    # A run has one name and one seed.
+    "task_name", "is_training", "des", "itr", "extra_tag", "train_only", "do_predict",
+    # Columns are named, marks are always encoded, scaling is fixed.
+    "features", "embed", "timeenc", "inverse", "detail_freq", "seasonal_patterns", "percent", "augmentation_ratio",
+    # Checkpoints are always written.
+    "save_checkpoints",
+    # Devices and processes are decided when a run starts.
+    "gpu", "gpu_type", "use_multi_gpu", "devices", "device_ids", "num_workers",
+    # The model decides which loss it needs.
+    "loss", "reg_loss_weight", "use_dtw",
+    # Parts of other models.
+    "d_ff", "factor", "activation", "output_attention", "attn", "mix", "padding", "distil", "moving_avg",
+    "bucket_size", "n_hashes", "expand", "d_conv", "top_k", "num_kernels", "individual", "patch_len", "stride",
+    "channel_independence", "decomp_method", "use_norm", "seg_len", "p_hidden_dims", "p_hidden_layers",
+    "down_sampling_layers", "down_sampling_window", "down_sampling_method", "mask_rate", "anomaly_ratio",
+))  # fmt: skip
+"""Names in existing files that have no effect; the loader warns about them."""
 
 
 def migrate(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -30,8 +30,8 @@ class _Settings:
     """The settings that were given.
 
     Attributes:
-        chosen: the settings in effect, by their current full keys; others by their old names.
-        ignored: the names that nothing reads.
+        chosen: the settings in effect, by their current full keys; old names without a current key by these names.
+        ignored: the names without effect.
         problems: the errors.
     """
 
@@ -43,7 +43,7 @@ class _Settings:
 def load_config(source: str | Path | Mapping[str, Any] | Config | None = None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration in `source`, changed by `overrides`; other settings have their defaults.
 
-    Names that nothing reads are listed in one warning of the logger `pgat_fast.config`.
+    Names without effect are listed in one warning of the logger `pgat_fast.config`.
 
     Args:
         source: the path of a YAML file (UTF-8, at most 64 KiB), a mapping, a `Config`, or None. Settings stand in
@@ -65,7 +65,7 @@ def load_config(source: str | Path | Mapping[str, Any] | Config | None = None, o
     config = _build(settings)
     if settings.ignored:
         name = source if isinstance(source, str | Path) else "configuration"
-        logger.warning("%s: nothing here reads %s: ignored", name, ", ".join(settings.ignored))
+        logger.warning("%s: ignored, because these names have no effect: %s", name, ", ".join(settings.ignored))
     model = config.model
     if model.embed_dim != model.d_model:
         logger.info(
@@ -110,7 +110,7 @@ def _add_overrides(settings: _Settings, overrides: Sequence[str]) -> None:
 
 
 def _resolve_keys(settings: _Settings, given: Iterable[Setting]) -> list[tuple[str, Setting]]:
-    """Return the settings in `given` that mean something, each with its key in `chosen`; note the others."""
+    """Return the settings in `given` that have an effect, each with its key in `chosen`; record the others."""
     resolved = []
     for setting in given:
         key = setting.key
@@ -183,8 +183,7 @@ def _translate_value(settings: _Settings, key: str, setting: Setting) -> Any:
         return translate(old, setting.value)
     except KeyError:
         values = " or ".join(format_value(value) for value in old.values or ())
-        reason = f": {old.unsupported}" if old.unsupported else ""
-        message = f"found {format_value(setting.value)}, expected {values}{reason}"
+        message = f"found {format_value(setting.value)}, expected {values}"
         settings.problems.append(setting.problem(message, key))
         return INVALID
 
@@ -197,7 +196,7 @@ def _check_old_names(settings: _Settings, model: ModelConfig | None) -> None:
         if isinstance(old, Fixed) and setting.value != old.value:
             settings.problems.append(setting.problem(f"{prefix} {old.value}: {old.advice}"))
         elif isinstance(old, SameAs) and model is not None and setting.value != (value := old.value(model)):
-            rule = f"as {old.setting} says; another value is not supported"
+            rule = f"which follows from {old.setting}; other values are not supported"
             settings.problems.append(setting.problem(f"{prefix} {format_value(value)}, {rule}"))
 
 

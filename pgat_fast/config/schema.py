@@ -74,14 +74,6 @@ class Conflict(NamedTuple):
     message: str
 
 
-def _raise_conflicts(conflicts: Iterable[Conflict]) -> None:
-    """Raise `conflicts` as one validation error, whose context holds them."""
-    conflicts = list(conflicts)
-    if conflicts:
-        text = "; ".join(f"{conflict.keys[0]}: {conflict.message}" for conflict in conflicts)
-        raise PydanticCustomError("conflicts", "{text}", {"text": text, "conflicts": conflicts})
-
-
 BODY_CHANNELS = 32
 """C, the number of features of a body."""
 
@@ -106,98 +98,111 @@ PathText = Annotated[str, Field(min_length=1), AfterValidator(_file_name)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are not converted, instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Raise all conflicts as one validation error, whose context holds them."""
+        conflicts = list(self._conflicts())
+        if conflicts:
+            text = "; ".join(f"{conflict.keys[0]}: {conflict.message}" for conflict in conflicts)
+            raise PydanticCustomError("conflicts", "{text}", {"text": text, "conflicts": conflicts})
+        return self
+
+    def _conflicts(self) -> Iterable[Conflict]:
+        return ()
 
 
 class DataConfig(Section):
-    """Which file, which columns, which rows."""
+    """The data file, its columns and its rows."""
 
-    path: PathText = Field(
-        default="data/prepared_financial_data.csv", description="the CSV that `pgat-fast data build` writes"
-    )
-    inputs: Names | None = Field(
-        default=None,
-        description="input columns; the 118 by default, all numeric ones without the celestial graph",
-    )
-    targets: Names | None = Field(default=None, description="target columns; the first c_out inputs by default")
-    rows: Count | None = Field(default=None, description="use only the last so many rows of the file")
-    skip_last: Annotated[Int, Field(ge=0)] = Field(
-        default=0, description="leave out so many rows at the end of the file, as a backtest does"
-    )
-    target_kind: Literal["returns", "levels"] = Field(
-        default="returns", description="targets are log(price / previous close), or log(price)"
-    )
-    base_price: Positive | None = Field(
-        default=None,
-        description="close before the file's first row; null: as `data build` noted beside the file, else 1",
-    )
-    trading_days: Literal["auto", "nyse", "weekdays", "daily"] = Field(
-        default="auto", description="days that a forecast of the future is for; auto: as the dates of the file suggest"
-    )
-    validation_length: Count = Field(default=50, description="rows of the validation split")
-    test_length: Count = Field(default=50, description="rows of the test split")
-    decoder_future: Literal["zeros", "known"] = Field(
-        default="zeros",
-        description="decoder input over the forecast days: zeros, or the sky and calendar known ahead",
-    )
+    path: PathText = "data/prepared_financial_data.csv"
+    """data file, as `pgat-fast data build` writes it"""
+    inputs: Names | None = None
+    """input columns; default: the 118 columns of the data file, or all numeric ones without the celestial graph"""
+    targets: Names | None = None
+    """target columns; default: the first c_out inputs"""
+    rows: Count | None = None
+    """number of rows to use, counted from the end of the file; null: all"""
+    skip_last: Annotated[Int, Field(ge=0)] = 0
+    """number of rows to leave out at the end of the file, as a backtest does"""
+    target_kind: Literal["returns", "levels"] = "returns"
+    """returns: the targets are log(price / previous close); levels: log(price)"""
+    base_price: Positive | None = None
+    """close before the first row of the file; null: the one that `data build` stored beside the file, else 1"""
+    trading_days: Literal["auto", "nyse", "weekdays", "daily"] = "auto"
+    """calendar of the days to forecast; auto: the one that the dates of the file follow"""
+    validation_length: Count = 50
+    """rows of the validation split"""
+    test_length: Count = 50
+    """rows of the test split"""
+    decoder_future: Literal["zeros", "known"] = "zeros"
+    """decoder input for the days to forecast; known: the celestial columns and time_delta, which are known ahead"""
 
 
 class ModelConfig(Section):
     """The architecture: which function of the inputs is computed, with which parameters."""
 
-    seq_len: Annotated[Int, Field(ge=1, le=5000)] = Field(default=250, description="S, input days")
-    label_len: Annotated[Int, Field(ge=0)] = Field(default=125, description="L, days of history that the decoder sees")
-    pred_len: Count = Field(default=10, description="P, forecast days")
-    enc_in: Columns = Field(default=118, description="F, input features")
-    dec_in: Columns = Field(default=118, description="decoder input features")
-    c_out: Columns = Field(default=4, description="number of targets")
-    d_model: Annotated[Int, Field(ge=1, le=65_536)] = Field(
-        default=130, description="width; raised to a multiple of lcm(nodes, n_heads)"
-    )
-    n_heads: Count = Field(default=8, description="H, attention heads")
-    e_layers: Few = Field(default=4, description="blocks of graph_processing: attention")
-    d_layers: Few = Field(default=2, description="decoder blocks")
-    dropout: Annotated[Float, Field(ge=0, lt=1)] = Field(default=0.1, description="dropout rate")
-    freq: Literal["d", "h", "t"] = Field(default="d", description="calendar frequency; t adds the minute")
-    use_celestial_graph: bool = Field(default=True, description="13 body nodes; false: every input is a node")
-    combiner: Literal["hierarchical", "batched"] = Field(
-        default="hierarchical", description="how adjacencies are merged"
-    )
-    fusion_layers: Few = Field(default=2, description="blocks of the batched combiner")
-    celestial_fusion_layers: Few = Field(default=4, description="blocks of the hierarchical combiner")
-    graph_processing: Literal["partitioned", "attention"] = Field(
-        default="partitioned", description="how the graph is used"
-    )
-    adjacency_threshold: Annotated[Float, Field(ge=0)] = Field(
-        default=0.0, description="graph attention hides edges with |A| at or below this"
-    )
-    adjacency_bias: bool = Field(
-        default=False, description="graph attention adds a learned multiple of A to its scores"
-    )
-    use_mixture_decoder: bool = Field(default=False, description="forecast a mixture of normals instead of a point")
-    mdn_components: Few = Field(default=3, description="K, components of the mixture")
-    mdn_multivariate_mode: Literal["independent", "joint"] = Field(
-        default="independent", description="mixture components drawn per target, or shared by the targets"
-    )
-    use_stochastic_learner: bool = Field(default=False, description="sample the learned adjacency in training")
-    use_hierarchical_mapping: bool = Field(default=False, description="add a learned summary of the history")
-    compatibility: Literal["corrected", "original"] = Field(
-        default="corrected",
-        description="original: phase_edges zero, feature_map positional, calendar_marks integer",
-    )
-    phase_edges: Literal["computed", "zero"] = Field(
-        default="computed", description="angles, speeds and distances of bodies"
-    )
-    feature_map: Literal["named", "positional"] = Field(
-        default="named", description="which columns belong to which body"
-    )
-    calendar_marks: Literal["fraction", "integer"] = Field(
-        default="fraction",
-        description="integer casts marks before scaling them, as existing checkpoints were trained",
-    )
-    max_attention_tokens: Count | None = Field(
-        default=None, description="accepted for existing files; attention is exact whatever it says"
-    )
+    seq_len: Annotated[Int, Field(ge=1, le=5000)] = 250
+    """S, days of history that the encoder reads"""
+    label_len: Annotated[Int, Field(ge=0)] = 125
+    """L, days of history that the decoder reads"""
+    pred_len: Count = 10
+    """P, days to forecast"""
+    enc_in: Columns = 118
+    """F, number of inputs"""
+    dec_in: Columns = 118
+    """number of decoder inputs"""
+    c_out: Columns = 4
+    """number of targets"""
+    d_model: Annotated[Int, Field(ge=1, le=65_536)] = 130
+    """width of the model; raised to the next multiple of lcm(nodes, n_heads)"""
+    n_heads: Count = 8
+    """H, attention heads"""
+    e_layers: Few = 4
+    """blocks of graph attention (graph_processing: attention)"""
+    d_layers: Few = 2
+    """decoder blocks"""
+    dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.1
+    """dropout rate"""
+    freq: Literal["d", "h", "t"] = "d"
+    """calendar features: d and h use month, day, weekday and hour; t adds the minute"""
+    use_celestial_graph: bool = True
+    """true: a graph of 13 bodies; false: every input is a node"""
+    combiner: Literal["hierarchical", "batched"] = "hierarchical"
+    """method that merges the adjacencies of the graph"""
+    fusion_layers: Few = 2
+    """blocks of the batched combiner"""
+    celestial_fusion_layers: Few = 4
+    """blocks of the hierarchical combiner"""
+    graph_processing: Literal["partitioned", "attention"] = "partitioned"
+    """partitioned: the target nodes read the others along A; attention: graph attention over the nodes of each day"""
+    adjacency_threshold: Annotated[Float, Field(ge=0)] = 0.0
+    """graph attention ignores edges with |A| at or below this"""
+    adjacency_bias: bool = False
+    """add a learned multiple of A to the scores of graph attention"""
+    use_mixture_decoder: bool = False
+    """forecast a mixture of normal distributions instead of a point"""
+    mdn_components: Few = 3
+    """K, components of the mixture"""
+    mdn_multivariate_mode: Literal["independent", "joint"] = "independent"
+    """independent: every target has a mixture of its own; joint: the targets share their component"""
+    use_stochastic_learner: bool = False
+    """sample the learned adjacency during training"""
+    use_hierarchical_mapping: bool = False
+    """add a learned summary of the history to every day"""
+    compatibility: Literal["corrected", "original"] = "corrected"
+    """default of the next three; original: zero, positional and integer, as existing checkpoints were trained"""
+    phase_edges: Literal["computed", "zero"] = "computed"
+    """edge features from the angles, speeds and distances of the bodies"""
+    feature_map: Literal["named", "positional"] = "named"
+    """assignment of columns to bodies: by name, or by position as in existing checkpoints"""
+    calendar_marks: Literal["fraction", "integer"] = "fraction"
+    """integer: marks are cast to integers before they are scaled, as existing checkpoints were trained"""
+    max_attention_tokens: Count | None = None
+    """has no effect (attention is exact); accepted because existing files set it"""
 
     @model_validator(mode="before")
     @classmethod
@@ -206,11 +211,6 @@ class ModelConfig(Section):
             return values
         original = values.get("compatibility") == "original"
         return values | {key: pair[original] for key, pair in COMPATIBILITY.items() if values.get(key) is None}
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _raise_conflicts(self._conflicts())
-        return self
 
     def _conflicts(self) -> Iterator[Conflict]:
         F = self.enc_in
@@ -262,133 +262,127 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How the parameters are found."""
+    """The optimization: length, batches, learning rate, early stopping, seed."""
 
-    epochs: Count = Field(default=50, description="passes over the training windows")
-    max_steps: Count | None = Field(default=None, description="stop after this many optimizer steps")
-    max_minutes: Positive | None = Field(
-        default=None, description="stop training after this many minutes of one process, then evaluate"
-    )
-    batch_size: Count = Field(default=16, description="windows a batch")
-    gradient_accumulation_steps: Count = Field(default=1, description="batches an optimizer step")
-    learning_rate: Positive = Field(default=1e-3, description="peak learning rate of Adam")
-    weight_decay: Annotated[Float, Field(ge=0)] = Field(default=0.0, description="L2 penalty of Adam")
-    clip_grad_norm: Positive | None = Field(default=1.0, description="largest global gradient norm")
-    nonfinite_steps: Annotated[Int, Field(ge=0)] = Field(
-        default=0, description="steps with a NaN or infinite gradient to leave out before training stops"
-    )
-    lr_schedule: Literal["warmup_cosine", "cosine", "step", "plateau", "constant"] = Field(
-        default="warmup_cosine", description="learning rate by epoch"
-    )
-    warmup_epochs: Annotated[Int, Field(ge=0)] = Field(
-        default=5, description="epochs of linear warm-up (warmup_cosine)"
-    )
-    min_lr: Annotated[Float, Field(ge=0)] = Field(default=1e-6, description="lowest learning rate of any schedule")
-    lr_gamma: Annotated[Float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="factor by which step and plateau lower the learning rate"
-    )
-    lr_step_epochs: Count = Field(default=10, description="epochs between two steps of the schedule step")
-    lr_patience: Count = Field(
-        default=5, description="epochs without a better validation loss before plateau lowers the rate"
-    )
-    patience: Count = Field(default=999, description="epochs without improvement before stopping")
-    kl_weight: Annotated[Float, Field(ge=0)] = Field(
-        default=5e-5, description="weight of the stochastic learner's KL term"
-    )
-    seed: Annotated[Int, Field(ge=0)] = Field(default=2024, description="seed of weights, dropout and sample order")
+    epochs: Count = 50
+    """passes over the training windows"""
+    max_steps: Count | None = None
+    """optimizer steps after which training stops; null: no limit"""
+    max_minutes: Positive | None = None
+    """minutes after which a process stops training and evaluates; null: no limit"""
+    batch_size: Count = 16
+    """windows in a batch"""
+    gradient_accumulation_steps: Count = 1
+    """batches in an optimizer step"""
+    learning_rate: Positive = 1e-3
+    """peak learning rate of Adam"""
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    """L2 penalty of Adam"""
+    clip_grad_norm: Positive | None = 1.0
+    """largest global norm of the gradient; null: no limit"""
+    nonfinite_steps: Annotated[Int, Field(ge=0)] = 0
+    """number of steps with a NaN or infinite gradient to skip before training stops"""
+    lr_schedule: Literal["warmup_cosine", "cosine", "step", "plateau", "constant"] = "warmup_cosine"
+    """learning rate as a function of the epoch"""
+    warmup_epochs: Annotated[Int, Field(ge=0)] = 5
+    """epochs of linear warm-up (warmup_cosine)"""
+    min_lr: Annotated[Float, Field(ge=0)] = 1e-6
+    """lowest learning rate of any schedule"""
+    lr_gamma: Annotated[Float, Field(gt=0, lt=1)] = 0.5
+    """factor by which step and plateau lower the learning rate"""
+    lr_step_epochs: Count = 10
+    """epochs between two reductions (step)"""
+    lr_patience: Count = 5
+    """epochs without a better validation loss before a reduction (plateau)"""
+    patience: Count = 999
+    """epochs without a better validation loss before training stops"""
+    kl_weight: Annotated[Float, Field(ge=0)] = 5e-5
+    """weight of the KL term of the stochastic learner"""
+    seed: Annotated[Int, Field(ge=0)] = 2024
+    """seed of the weights, the dropout and the order of the samples"""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _conflicts(self) -> Iterator[Conflict]:
         if self.min_lr > self.learning_rate:
             message = f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}: lower min_lr"
-            _raise_conflicts([Conflict(("training.min_lr", "training.learning_rate"), message)])
-        return self
+            yield Conflict(("training.min_lr", "training.learning_rate"), message)
 
 
 class RunConfig(Section):
-    """Where and as what it runs."""
+    """The run: its name, its device and backend, its logs and checkpoints."""
 
-    name: str = Field(
-        default="pgat",
-        pattern=r"^\w[\w.-]*$",
-        description="name of the run and of its folder",
-        json_schema_extra={"expected": "a name of letters, digits, `_`, `.` and `-`, not starting with `.` or `-`"},
-    )
-    output: PathText = Field(default="runs", description="folder that holds the runs")
-    device: str = Field(
-        default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="where to compute; auto: the first GPU if there is one",
-        json_schema_extra={"expected": "auto, cpu, cuda or cuda:N"},
-    )
-    backend: Literal["auto", "reference", "torch", "triton"] = Field(
-        default="auto", description="implementation of the model"
-    )
-    precision: Literal["auto", "highest", "high", "bf16", "fp16"] = Field(
-        default="highest",
-        description="of products in training; high: TF32 where there is any; auto: 16 bits on a GPU, else highest",
-    )
-    compile: Annotated[Literal["auto", "on", "whole", "off"], BeforeValidator(_on_off)] = Field(
-        default="auto",
-        description="torch.compile for training; auto: where the run is long enough to pay for it; "
-        "on a CPU auto and on compile the operators alone, whole the whole model",
-    )
-    combiner_chunk: Annotated[Literal["auto", "off"] | Count, BeforeValidator(_off)] = Field(
-        default="auto", description="timesteps that the combiner computes at a time; off: all at once, slowly"
-    )
-    recompute: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = Field(
-        default="auto",
-        description="compute the combiner and the graph attention again in the backward pass: less memory, more time, "
-        "the same results; auto: on a CPU only what does not fit into a quarter of the free memory",
-    )
-    exact_dropout: bool = Field(
-        default=False, description="draw the dropout of attention over identical keys too, as the reference does"
-    )
-    deterministic: bool = Field(default=True, description="on a GPU choose repeatable algorithms, even slower ones")
-    log_interval: Count = Field(default=10, description="optimizer steps between log lines (without a progress bar)")
-    monitor_interval: Count = Field(default=25, description="optimizer steps between readings of memory and speed")
-    metrics_level: LogLevel = Field(default="info", description="lowest level written to metrics.jsonl")
-    memory_level: LogLevel = Field(default="info", description="lowest level written to memory.jsonl")
-    tensorboard: bool = Field(default=False, description="write metrics and memory for TensorBoard too")
-    memory_limit_gb: Positive | None = Field(
-        default=None, description="GiB of process memory: a warning at 90 %, a checkpoint and a stop at 100 %"
-    )
-    device_memory_limit_gb: Positive | None = Field(
-        default=None, description="GiB of GPU memory: a warning at 90 %, a checkpoint and a stop at 100 %"
-    )
-    checkpoint_epochs: Count | None = Field(
-        default=1, description="epochs between checkpoints; null: only by minutes, the best and the last"
-    )
-    checkpoint_minutes: Positive | None = Field(default=15.0, description="minutes between checkpoints; null: none")
-    keep_checkpoints: Count = Field(default=3, description="newest checkpoints to keep, beside the best one")
-    rank_timeout_seconds: Positive = Field(
-        default=600.0, description="that ranks wait for one that does not answer, before the run ends and names it"
-    )
-    plots: bool = Field(default=True, description="draw plots at the end, where matplotlib is installed")
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^\w[\w.-]*$",
+            json_schema_extra={"expected": "a name of letters, digits, `_`, `.` and `-`, not starting with `.` or `-`"},
+        ),
+    ] = "pgat"
+    """name of the run and of its folder"""
+    output: PathText = "runs"
+    """folder that contains the folders of the runs"""
+    device: Annotated[
+        str,
+        Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", json_schema_extra={"expected": "auto, cpu, cuda or cuda:N"}),
+    ] = "auto"
+    """device to compute on; auto: the first GPU if there is one"""
+    backend: Literal["auto", "reference", "torch", "triton"] = "auto"
+    """implementation of the model"""
+    precision: Literal["auto", "highest", "high", "bf16", "fp16"] = "highest"
+    """precision of matrix products in training; high: TF32 where available; auto: 16 bits on a GPU, else highest"""
+    compile: Annotated[Literal["auto", "on", "whole", "off"], BeforeValidator(_on_off)] = "auto"
+    """torch.compile for training; auto: if it saves time in this run; whole: on a CPU compile the whole model, not
+    only its operators"""
+    combiner_chunk: Annotated[Literal["auto", "off"] | Count, BeforeValidator(_off)] = "auto"
+    """timesteps that the combiner computes at a time; off: all at once, which is slow"""
+    recompute: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = "auto"
+    """compute the combiner and the graph attention again in the backward pass: less memory, more time, the same
+    results; auto: on a CPU only what does not fit into a quarter of the free memory"""
+    exact_dropout: bool = False
+    """draw the dropout of attention over identical keys too, as the reference does"""
+    deterministic: bool = True
+    """use repeatable algorithms on a GPU, even if they are slower"""
+    log_interval: Count = 10
+    """optimizer steps between log lines (without a progress bar)"""
+    monitor_interval: Count = 25
+    """optimizer steps between readings of memory and speed"""
+    metrics_level: LogLevel = "info"
+    """lowest level written to metrics.jsonl"""
+    memory_level: LogLevel = "info"
+    """lowest level written to memory.jsonl"""
+    tensorboard: bool = False
+    """also write metrics and memory for TensorBoard"""
+    memory_limit_gb: Positive | None = None
+    """GiB of process memory: a warning at 90 %, a checkpoint and a stop at 100 %"""
+    device_memory_limit_gb: Positive | None = None
+    """GiB of GPU memory: a warning at 90 %, a checkpoint and a stop at 100 %"""
+    checkpoint_epochs: Count | None = 1
+    """epochs between checkpoints; null: only by minutes, the best and the last"""
+    checkpoint_minutes: Positive | None = 15.0
+    """minutes between checkpoints; null: none by time"""
+    keep_checkpoints: Count = 3
+    """number of newest checkpoints to keep, besides the best one"""
+    rank_timeout_seconds: Positive = 600.0
+    """seconds to wait for a rank that does not answer, before the run ends and names it"""
+    plots: bool = True
+    """draw plots at the end, if matplotlib is installed"""
 
 
 class Config(Section):
-    """A whole run."""
+    """All settings of a run."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     run: RunConfig = RunConfig()
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _raise_conflicts(self._conflicts())
-        return self
-
     def _conflicts(self) -> Iterator[Conflict]:
-        sizes = {"c_out": self.model.c_out, "enc_in": self.model.enc_in}
-        for name, columns, size in (
-            ("targets", self.data.targets, "c_out"),
-            ("inputs", self.data.inputs, "enc_in"),
+        for name, columns, size_name, size in (
+            ("targets", self.data.targets, "c_out", self.model.c_out),
+            ("inputs", self.data.inputs, "enc_in", self.model.enc_in),
         ):
-            if columns is not None and len(columns) != sizes[size]:
-                message = f"data.{name} names {len(columns)} columns, but model.{size} is {sizes[size]}"
-                yield Conflict((f"data.{name}", f"model.{size}"), message)
+            if columns is not None and len(columns) != size:
+                message = f"data.{name} names {len(columns)} columns, but model.{size_name} is {size}"
+                yield Conflict((f"data.{name}", f"model.{size_name}"), message)
 
 
 SECTIONS: Final[Mapping[str, type[Section]]] = {

@@ -9,6 +9,7 @@ from pgat_fast.config.errors import Problem, format_value
 from pgat_fast.config.schema import SECTIONS
 from pgat_fast.config.yaml_reader import MAX_BYTES, YamlError, format_key, read
 from pgat_fast.errors import ConfigError
+from pgat_fast.utils.io import read_regular_file
 
 _AFTER_FILES: Final = 10**6
 """The position of the first override: behind every line of a file."""
@@ -40,17 +41,20 @@ class Setting:
 
 def read_file(path: str | Path) -> list[Setting]:
     """Return the settings of the YAML file at `path`. Raises ConfigError if it is not YAML that is accepted."""
-    text = _read_text(Path(path))
+    name = str(path) if str(path).isprintable() else ascii(str(path))
     try:
-        document, lines = read(text)
+        content = read_regular_file(Path(path), "name a YAML file with settings", MAX_BYTES)
+        document, lines = read(content.decode("utf-8", "surrogateescape"))  # `read` refuses surrogates, with their line
+    except OSError as error:
+        raise ConfigError(f"{name}: {error}") from None
     except YamlError as error:
-        raise ConfigError(f"{path}:{error.line}: {error}") from None
+        raise ConfigError(f"{name}:{error.line}: {error}") from None
     if document is None:
-        raise ConfigError(f"{path}: the file is empty: write at least one setting")
+        raise ConfigError(f"{name}: the file is empty: write at least one setting")
     if not isinstance(document, dict):
         kind = "a list" if isinstance(document, list) else f"only {format_value(document)}"
-        raise ConfigError(f"{path}:1: expected settings, one `name: value` a line, found {kind}")
-    return [Setting(".".join(keys), value, f"{path}:{lines[keys]}", lines[keys]) for keys, value in _flatten(document)]
+        raise ConfigError(f"{name}:1: expected settings, one `name: value` a line, found {kind}")
+    return [Setting(".".join(keys), value, f"{name}:{lines[keys]}", lines[keys]) for keys, value in _flatten(document)]
 
 
 def read_mapping(mapping: Mapping[Any, Any]) -> list[Setting]:
@@ -67,22 +71,17 @@ def read_overrides(overrides: Sequence[str]) -> tuple[list[Setting], list[Proble
         raise ConfigError(f"overrides are a list of texts `key=value`, not the one text {format_value(overrides)}")
     settings, problems = [], []
     for position, override in enumerate(overrides, start=_AFTER_FILES):
-        source = f"override {format_value(override)}"
         key, equals, text = str(override).partition("=")
-        if not equals:
-            problems.append(Problem(position, f"{source}: expected key=value, such as training.epochs=5"))
-            continue
-        setting = Setting(key.strip(), None, source, position)
+        setting = Setting(key.strip(), None, f"override {format_value(override)}", position)
         try:
+            if not equals:
+                raise YamlError("expected key=value, such as training.epochs=5")
             value, lines = read(text)
+            if lines:
+                raise YamlError("expected one value or a list [a, b], found a mapping: quote text with `: `")
+            settings.append(replace(setting, value=value))
         except YamlError as error:
             problems.append(setting.problem(str(error)))
-            continue
-        if lines:
-            message = "expected one value or a list [a, b], found a mapping: quote text with `: `"
-            problems.append(setting.problem(message))
-        else:
-            settings.append(replace(setting, value=value))
     return settings, problems
 
 
@@ -93,19 +92,3 @@ def _flatten(root: Mapping[Any, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
             yield from (((key, name), item) for name, item in value.items())
         elif key not in SECTIONS or value is not None:
             yield (key,), value
-
-
-def _read_text(path: Path) -> str:
-    """Return the text of the file at `path`. Opens regular files only: reading a pipe could block."""
-    name = str(path) if str(path).isprintable() else ascii(str(path))
-    try:
-        if not path.is_file():
-            problem = "this is not a regular file: name a YAML file" if path.exists() else "there is no such file"
-            raise ConfigError(f"{name}: {problem}")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{name}: larger than {MAX_BYTES // 1024} KiB: this is no configuration file")
-    return content.decode("utf-8", "surrogateescape")  # the reader refuses surrogates, with their line

@@ -13,9 +13,8 @@ import yaml
 MAX_BYTES: Final = 64 * 1024
 """The largest file that is read. PyYAML scans about 150 KiB/s in the worst case; real files have 2 KiB."""
 MAX_DEPTH: Final = 8
-MAX_KEYS: Final = 1000
 MAX_ITEMS: Final = 1000
-"""The longest list."""
+"""The largest number of items of a list, and of keys in a file."""
 
 # Longer numbers are text: no setting needs them, and Python refuses to print integers of more than 4300 digits.
 _NUMBER: Final = r"(?=.{1,40}\Z)"
@@ -41,7 +40,7 @@ _ADVICE: Final = {
 class YamlError(Exception):
     """Raised for text that is not accepted; `line` is the 1-based line of the error."""
 
-    def __init__(self, line: int, message: str) -> None:
+    def __init__(self, message: str, line: int = 1) -> None:
         super().__init__(message)
         self.line = line
 
@@ -60,15 +59,13 @@ class ConfigLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose the root, a key (`index` is None), a value (`index` is its key) or an item of a list."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        parent_path = self._path
-        is_key = parent is not None and index is None
-        if is_key:
-            self._path = (*parent_path, getattr(event, "value", ""))
-        elif parent is not None:
-            self._path = (*parent_path, index.value if isinstance(index, yaml.Node) else f"[{index}]")
+        parent_path, is_key = self._path, parent is not None and index is None
+        if parent is not None:
+            named = event if is_key else index
+            self._path = (*parent_path, f"[{index}]" if isinstance(index, int) else getattr(named, "value", ""))
         self._check(event, is_key, item=index if isinstance(index, int) else 0)
         if is_key:
-            self.lines[self._path] = _line(event)
+            self.lines[self._path] = event.start_mark.line + 1
             event.implicit = (False, True)  # text, whatever it looks like
         node = super().compose_node(parent, index)
         self._path = parent_path
@@ -81,7 +78,7 @@ class ConfigLoader(yaml.SafeLoader):
         for refused, problem in (
             (item >= MAX_ITEMS, f"a list of more than {MAX_ITEMS} items: this is no configuration file"),
             (len(self._path) > MAX_DEPTH, f"nested deeper than {MAX_DEPTH} levels: this is no configuration file"),
-            (len(self.lines) > MAX_KEYS, f"more than {MAX_KEYS} keys: this is no configuration file"),
+            (len(self.lines) > MAX_ITEMS, f"more than {MAX_ITEMS} keys: this is no configuration file"),
             (isinstance(event, yaml.AliasEvent), "aliases (*name) are not accepted: write the value, or quote it"),
             (event.anchor, "anchors (&name) are not accepted: remove the anchor, or quote the value"),
             (tag != "None", f"tags ({tag}) are not accepted: remove the tag, or quote the value"),
@@ -91,7 +88,7 @@ class ConfigLoader(yaml.SafeLoader):
         ):
             if refused:
                 key = ".".join(part for part in self._path if part and not part.startswith("["))
-                raise YamlError(_line(event), f"{format_key(key)}: {problem}" if key else problem)
+                raise YamlError(f"{format_key(key)}: {problem}" if key else problem, event.start_mark.line + 1)
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
         return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
@@ -109,32 +106,24 @@ def read(text: str) -> tuple[Any, dict[tuple[str, ...], int]]:
     Raises YamlError.
     """
     if len(text) > MAX_BYTES:
-        raise YamlError(1, f"longer than {MAX_BYTES} characters: write a shorter value")
-    loader = None
+        raise YamlError(f"longer than {MAX_BYTES} characters: write a shorter value")
     try:
         loader = ConfigLoader(text)
-        return loader.get_single_data(), loader.lines
-    except yaml.MarkedYAMLError as error:
-        raise _syntax_error(error) from None
     except yaml.reader.ReaderError as error:
         message = f"not UTF-8 text, or a control character: {text[error.position]!a}: save the file as UTF-8 without it"
-        raise YamlError(text.count("\n", 0, error.position) + 1, message) from None
+        raise YamlError(message, text.count("\n", 0, error.position) + 1) from None
+    try:
+        return loader.get_single_data(), loader.lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.context_mark if error.context == "while scanning a simple key" else error.problem_mark
+        problem = " ".join(part for part in (error.context, error.problem) if part)
+        advice = next((f": {advice}" for phrase, advice in _ADVICE.items() if phrase in problem), "")
+        raise YamlError(f"not valid YAML: {problem}{advice}", mark.line + 1 if mark else 1) from None
     except (ValueError, OverflowError):  # PyYAML passes an escape such as "\UFFFFFFFF" to chr() unchecked
         message = "not valid YAML: an escape or a directive holds a number out of range"
-        raise YamlError(loader.line + 1 if loader else 1, message) from None
+        raise YamlError(message, loader.line + 1) from None
 
 
 def format_key(key: str) -> str:
     """Return `key`, quoted and cut off if it would garble a message."""
     return key if key.isprintable() and 0 < len(key) <= 80 else ascii(key[:80])
-
-
-def _line(event: Any) -> int:
-    return int(event.start_mark.line) + 1
-
-
-def _syntax_error(error: yaml.MarkedYAMLError) -> YamlError:
-    mark = error.context_mark if error.context == "while scanning a simple key" else error.problem_mark
-    problem = " ".join(part for part in (error.context, error.problem) if part)
-    advice = next((f": {advice}" for phrase, advice in _ADVICE.items() if phrase in problem), "")
-    return YamlError(mark.line + 1 if mark else 1, f"not valid YAML: {problem}{advice}")

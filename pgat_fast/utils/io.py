@@ -1,4 +1,4 @@
-"""Atomic file writes: no reader finds a partial file, not even after a crash."""
+"""Reading of regular files, and atomic writes: no reader sees a partial file, not even after a crash."""
 
 import errno
 import json
@@ -10,6 +10,28 @@ from typing import Any, Final
 _TEMPORARY: Final = re.compile(r"\..+\.([0-9]{1,10})\.tmp", re.DOTALL)
 _CLOCKS: Final = 1.0
 """Tolerance in seconds when the start of a process is compared with the time of a file it wrote later."""
+
+
+def read_regular_file(path: Path, advice: str, limit: int | None = None) -> bytes:
+    """Return the content of the file at `path`. Opens regular files only: reading a pipe or a device could block.
+
+    Raises OSError if there is none, or if it cannot be read or is larger than `limit` bytes. The text of the error is
+    the reason and `advice`, which states what to do; it does not name the file.
+    """
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                content = file.read(-1 if limit is None else limit + 1)
+            if limit is None or len(content) <= limit:
+                return content
+            problem = f"the file is larger than {limit // 1024} KiB"
+        elif path.is_dir():
+            problem = "this is a directory"
+        else:
+            problem = "this is not a regular file" if path.exists() else "the file does not exist"
+    except OSError as error:
+        problem = f"the file cannot be read ({error.strerror})"
+    raise OSError(f"{problem}: {advice}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

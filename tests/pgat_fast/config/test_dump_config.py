@@ -14,29 +14,10 @@ from pgat_fast.config import Config, config_to_dict, dump_config, load_config
 counts = st.integers(1, 2**31)
 rates = st.floats(0, 1e6)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
-awkward = st.sampled_from(
-    [
-        *(
-            "yes",
-            "off",
-            "y",
-            "null",
-            "~",
-            "1e-6",
-            "010",
-            "0x1F",
-            ".inf",
-            ".",
-            "...",
-            "---",
-            "a: b",
-            "a #b",
-            "#",
-        ),
-        *("- a", " a ", "*a", "&a", "!t", "a,b", "[", "\u2028", "\x85", "\ufeff", "=", "<<", "%", "@", "`"),
-        *("a:", "'", '"', "\\"),
-    ]
-)
+awkward = st.sampled_from([
+    "yes", "off", "y", "null", "~", "1e-6", "010", "0x1F", ".inf", ".", "...", "---", "a: b", "a #b", "#", "- a", " a ",
+    "*a", "&a", "!t", "a,b", "[", "\u2028", "\x85", "\ufeff", "=", "<<", "%", "@", "`", "a:", "'", '"', "\\",
+])  # fmt: skip
 names = st.lists((texts | awkward).filter(lambda name: bool(name.strip())), min_size=5, max_size=5, unique=True)
 
 
@@ -120,13 +101,6 @@ def test_sections_and_settings_are_in_schema_order() -> None:
     assert written_names == [
         name for section, values in sections.items() for name in (section, *(f"  {key}" for key in values))
     ]
-
-
-def test_floats_are_floats_for_every_yaml_reader() -> None:
-    text = dump_config(load_config({"min_lr": 1e-6, "learning_rate": 1, "weight_decay": 1e20}))
-    assert "  min_lr: 1.0e-06\n" in text
-    assert "  learning_rate: 1.0\n" in text
-    assert "  weight_decay: 1.0e+20\n" in text
 
 
 def test_long_list_has_one_item_per_line() -> None:
