@@ -126,12 +126,14 @@ def build_file(
         seconds=time.perf_counter() - started,
     )
     note = Note(
+        format="pgat-fast data note",
+        version=1,
         sha256=report.sha256,
         source="sp500" if prices == "sp500" else Path(prices).name,
         targets=targets,
         base_price=report.base_price,
-        first_date=str(report.first_date),
-        last_date=str(report.last_date),
+        first_date=report.first_date,
+        last_date=report.last_date,
         rows=report.rows,
     )
     try:

@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgat_fast.data.columns import TARGETS
-from pgat_fast.data.csv_file import DATE, CsvFile, FloatArray, IntArray, Problem, name_rows, shorten
+from pgat_fast.data.csv_file import (
+    DATE,
+    CsvFile,
+    FloatArray,
+    IntArray,
+    Problem,
+    fault_in_rows,
+    name_rows,
+    shorten,
+)
 
 Dates = NDArray[np.datetime64]
 
@@ -28,7 +37,7 @@ _DAY = re.compile(r"(\d{4}-\d\d-\d\d)([ T]00:00:00)?", re.ASCII)
 
 
 def column_problems(header: Sequence[str], columns: Sequence[str], exact: bool = True) -> list[Problem]:
-    """Compare the header with `date` and the wanted `columns`.
+    """Compare the header with `date` and the required `columns`.
 
     With `exact`, the header must hold these and no others, in this order; otherwise it must contain them.
     """
@@ -43,24 +52,29 @@ def column_problems(header: Sequence[str], columns: Sequence[str], exact: bool =
     if len(missing) > _SHOWN and {"open", "high", "low", "close"} <= {name.strip().casefold() for name in present}:
         message = "these are plain prices: `pgat-fast data build --prices FILE --out DATA` makes a data file of them"
         return [Problem(1, None, message)]
-    problems = [Problem(1, name, f"is missing{_meant(name, extra)}") for name in missing[:_SHOWN]]
-    problems += _count_rest(missing, "are missing")
+    requests = Counter(columns)
+    problems = [] if columns else [Problem(1, None, "no numeric column")]
+    problems += [Problem(None, name, "is requested twice") for name in expected if requests[name] > 1]
+    problems += _list_columns(missing, extra, "is missing{}", "are missing")
     if exact:
-        problems += [Problem(1, name, f"is not expected{_meant(name, missing)}: remove it") for name in extra[:_SHOWN]]
-        problems += _count_rest(extra, "are not expected")
-    problems += duplicate_columns(header, header if exact else expected)
+        problems += _list_columns(extra, missing, "is not expected{}: remove it", "are not expected")
+    problems += _duplicate_columns(header, present if exact else expected)
     if exact:
-        problems += _order_problems([n for n in present if n in expected], [n for n in expected if n in present])
+        in_file = [name for name in present if name in expected]
+        in_order = [name for name in expected if name in present]
+        swapped = [(name, other) for name, other in zip(in_file, in_order, strict=True) if name != other]
+        problems += [
+            Problem(1, name, f"the columns are in the wrong order: {other!r} belongs where {name!r} is")
+            for name, other in swapped[:1]
+        ]
     return problems
 
 
-def duplicate_columns(header: Sequence[str], columns: Iterable[str]) -> list[Problem]:
+def _duplicate_columns(header: Sequence[str], columns: Iterable[str]) -> list[Problem]:
     """Find `columns` that occur more than once in the header, or have no name."""
     counts = Counter(header)
     problems = [
-        Problem(1, name, f"occurs {counts[name]} times in the header: keep one")
-        for name in dict.fromkeys(columns)
-        if counts[name] > 1
+        Problem(1, name, f"occurs {counts[name]} times in the header: keep one") for name in columns if counts[name] > 1
     ]
     if "" in columns:
         position = list(header).index("") + 1
@@ -69,48 +83,39 @@ def duplicate_columns(header: Sequence[str], columns: Iterable[str]) -> list[Pro
     return problems
 
 
-def _meant(name: str, candidates: Sequence[str]) -> str:
+def _list_columns(names: Sequence[str], candidates: Sequence[str], message: str, summary: str) -> list[Problem]:
+    """Return `message` for the first of `names`, with the closest of `candidates`, and a count of the others."""
+    problems = [Problem(1, name, message.format(_suggest(name, candidates))) for name in names[:_SHOWN]]
+    if len(names) > _SHOWN:
+        problems.append(Problem(1, None, f"{len(names) - _SHOWN} more columns {summary}"))
+    return problems
+
+
+def _suggest(name: str, candidates: Sequence[str]) -> str:
+    """Return a question for the closest of `candidates`, or nothing if none is close."""
     # Bounded, because comparing all pairs of names of a malicious header would take minutes.
     names = [candidate for candidate in candidates[:200] if len(candidate) <= 80]
-    close = get_close_matches(name, names, n=1, cutoff=0.7) if len(name) <= 80 else []
-    if not close:
-        folded = {candidate.strip().casefold(): candidate for candidate in reversed(names)}
-        close = [folded[name.strip().casefold()]] if name.strip().casefold() in folded else []
+    if len(name) > 80:
+        return ""
+    folded = {candidate.strip().casefold(): candidate for candidate in reversed(names)}
+    key = name.strip().casefold()
+    close = get_close_matches(name, names, n=1, cutoff=0.7) or ([folded[key]] if key in folded else [])
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _count_rest(names: Sequence[str], what: str) -> list[Problem]:
-    return [Problem(1, None, f"{len(names) - _SHOWN} more columns {what}")] if len(names) > _SHOWN else []
-
-
-def _order_problems(found: Sequence[str], wanted: Sequence[str]) -> list[Problem]:
-    for name, expected in zip(found, wanted, strict=True):
-        if name != expected:
-            return [Problem(1, name, f"the columns are in the wrong order: {expected!r} belongs where {name!r} is")]
-    return []
 
 
 def parse_dates(file: CsvFile) -> tuple[Dates, list[Problem]]:
     """Read the dates ([n]; NaT if a cell holds none) and find those that are wrong, repeated or unsorted."""
-    days = np.full(len(file.dates), np.datetime64("NaT"), dtype="datetime64[D]")
-    invalid_rows = []
-    for row, text in enumerate(file.dates):
-        day = _parse_date(text)
-        if day is None:
-            invalid_rows.append(row)
-        else:
-            days[row] = day
-    problems = []
-    if invalid_rows:
-        rows = name_rows(file.lines[invalid_rows])
-        message = f"{shorten(file.dates[invalid_rows[0]])} is not a date ({rows}): write it like 2024-03-28"
-        problems.append(Problem(int(file.lines[invalid_rows[0]]), DATE, message))
-    valid = ~np.isnat(days)
+    days = np.array([_parse_date(text) for text in file.dates], dtype="datetime64[D]")
+    invalid, valid = np.flatnonzero(np.isnat(days)), np.flatnonzero(~np.isnat(days))
+    problems: list[Problem] = []
+    if len(invalid):
+        fault = f"{shorten(file.dates[invalid[0]])} is not a date"
+        problems = fault_in_rows(file.lines[invalid], DATE, fault, "write it like 2024-03-28")
     return days, problems + _order_of_dates(days[valid], file.lines[valid])
 
 
 def _parse_date(text: str) -> date | None:
-    """Return the day that `text` gives as YYYY-MM-DD, alone or with the time 00:00:00; None for anything else."""
+    """Return the day in `text`, an ISO date that may have the time 00:00:00; None for anything else."""
     match = _DAY.fullmatch(text.strip())
     try:
         return date.fromisoformat(match[1]) if match else None
@@ -119,33 +124,27 @@ def _parse_date(text: str) -> date | None:
 
 
 def _order_of_dates(days: Dates, lines: IntArray) -> list[Problem]:
-    if not len(days):
-        return []
-    problems = []
-    number = days.astype(np.int64)
-    _, first = np.unique(number, return_index=True)
-    repeated = np.ones(len(number), dtype=bool)
-    repeated[first] = False
-    unsorted = np.zeros(len(number), dtype=bool)
-    unsorted[1:] = number[1:] < number[:-1]
-    unsorted &= ~repeated
-    if repeated.any():
-        row = int(np.flatnonzero(repeated)[0])
-        original = int(lines[np.flatnonzero(number == number[row])[0]])
-        rows = name_rows(lines[repeated])
-        message = f"{days[row]} occurs again ({rows}; first in row {original}): keep one row a day"
-        problems.append(Problem(int(lines[row]), DATE, message))
-    if unsorted.any():
-        row = int(np.flatnonzero(unsorted)[0])
-        rows = name_rows(lines[unsorted])
-        message = f"{days[row]} comes after {days[row - 1]} ({rows}): sort the file by date, oldest first"
-        problems.append(Problem(int(lines[row]), DATE, message))
+    """Find days that occur again or come after a later day."""
+    _, first, inverse = np.unique(days.astype(np.int64), return_index=True, return_inverse=True)
+    original = first[inverse]
+    """Index of the first row with the same day."""
+    is_repeated = original < np.arange(len(days))
+    repeated, unsorted = np.flatnonzero(is_repeated), np.flatnonzero(~is_repeated[1:] & (days[1:] < days[:-1])) + 1
+    problems: list[Problem] = []
+    if len(repeated):
+        row = repeated[0]
+        location = f"{name_rows(lines[repeated])}; first in row {lines[original[row]]}"
+        problems.append(Problem(int(lines[row]), DATE, f"{days[row]} occurs again ({location}): keep one row a day"))
+    if len(unsorted):
+        fault = f"{days[unsorted[0]]} comes after {days[unsorted[0] - 1]}"
+        problems += fault_in_rows(lines[unsorted], DATE, fault, "sort the file by date, oldest first")
     return problems
 
 
 def cell_problems(file: CsvFile, columns: Sequence[str]) -> list[Problem]:
     """Find cells of `columns` (all in the header) that are text, empty, NaN or infinite."""
-    problems = []
+    problems: list[Problem] = []
+    repair = "write a finite number or leave the row out"
     for name in columns:
         column = file.index[name]
         values = file.values[:, column]
@@ -156,19 +155,15 @@ def cell_problems(file: CsvFile, columns: Sequence[str]) -> list[Problem]:
             text = file.text[column]
             missing[text.rows] = False
             rows = file.lines[text.rows]
-            description = f"{shorten(text.example)} is not a number ({name_rows(rows)})"
-            problems.append(Problem(int(rows[0]), name, description))
-        for mask, description in ((missing, "an empty cell or NaN"), (np.isinf(values), "an infinite value")):
-            if mask.any():
-                rows = file.lines[mask]
-                repair = "write a finite number or leave the row out"
-                problems.append(Problem(int(rows[0]), name, f"{description} ({name_rows(rows)}): {repair}"))
+            problems.append(Problem(int(rows[0]), name, f"{shorten(text.example)} is not a number ({name_rows(rows)})"))
+        problems += fault_in_rows(file.lines[missing], name, "an empty cell or NaN", repair)
+        problems += fault_in_rows(file.lines[np.isinf(values)], name, "an infinite value", repair)
     return problems
 
 
 def pair_problems(values: FloatArray, columns: Sequence[str], lines: IntArray) -> list[Problem]:
     """Find sine and cosine columns of `values` [n, len(columns)] whose squares do not add up to 1."""
-    problems = []
+    problems: list[Problem] = []
     index = {name: column for column, name in enumerate(columns)}
     for name in columns:
         partner = name.removesuffix("_sin") + "_cos"
@@ -176,11 +171,8 @@ def pair_problems(values: FloatArray, columns: Sequence[str], lines: IntArray) -
             continue
         # Clipped, so that the square of a huge number does not overflow.
         pair = np.clip(values[:, [index[name], index[partner]]], -1e3, 1e3)
-        mask = np.abs((pair**2).sum(axis=1) - 1) > PAIR_TOLERANCE
-        if mask.any():
-            rows = lines[mask]
-            message = f"sin^2 + cos^2 with {partner} is not 1 ({name_rows(rows)}): write the angles unscaled"
-            problems.append(Problem(int(rows[0]), name, message))
+        rows = lines[np.abs((pair**2).sum(axis=1) - 1) > PAIR_TOLERANCE]
+        problems += fault_in_rows(rows, name, f"sin^2 + cos^2 with {partner} is not 1", "write the angles unscaled")
     return problems
 
 
@@ -191,15 +183,10 @@ def bar_problems(values: FloatArray, columns: Sequence[str], lines: IntArray) ->
     """
     if not set(TARGETS) <= set(columns):
         return []
-    opened, high, low, close = (values[:, columns.index(name)] for name in TARGETS)
-    too_low = high < np.maximum(np.maximum(opened, close), low) - BAR_TOLERANCE
-    too_high = low > np.minimum(opened, close) + BAR_TOLERANCE
-    problems = []
-    for mask, name, description in (
-        (too_low, "log_High", "is below log_Open, log_Low or log_Close"),
-        (too_high, "log_Low", "is above log_Open or log_Close"),
-    ):
-        if mask.any():
-            rows = lines[mask]
-            problems.append(Problem(int(rows[0]), name, f"{description} ({name_rows(rows)}): check the prices"))
-    return problems
+    bar_open, high, low, close = (values[:, columns.index(name)] for name in TARGETS)
+    too_low = lines[high < np.maximum(np.maximum(bar_open, close), low) - BAR_TOLERANCE]
+    too_high = lines[low > np.minimum(bar_open, close) + BAR_TOLERANCE]
+    return [
+        *fault_in_rows(too_low, "log_High", "is below log_Open, log_Low or log_Close", "check the prices"),
+        *fault_in_rows(too_high, "log_Low", "is above log_Open or log_Close", "check the prices"),
+    ]

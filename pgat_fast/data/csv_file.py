@@ -1,4 +1,4 @@
-"""Parser of a CSV file into numbers, with the line of every row and the faults of its rows.
+"""Parser of a CSV file into numbers: bytes -> text -> records -> rows, with the line of every row and its faults.
 
 Strict where a lenient parser silently errs: every row must have as many fields as the header, so that none is
 shifted or filled up, and numbers must be written in plain ASCII. Values are rounded correctly (Python's
@@ -6,14 +6,13 @@ shifted or filled up, and numbers must be written in plain ASCII. Values are rou
 """
 
 import csv
-import hashlib
 import io
 import math
 import re
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +45,19 @@ class Problem:
         return f"{location}: {self.message}" if location else self.message
 
 
-@dataclass
-class TextCells:
-    """The cells of one column that are not numbers: their rows (indices, not lines) and the first text."""
+class UnreadableFileError(Exception):
+    """Raised where reading a file must stop; `problem` is the reason."""
+
+    def __init__(self, row: int | None, message: str) -> None:
+        super().__init__(message)
+        self.problem = Problem(row, None, message)
+
+
+class TextCells(NamedTuple):
+    """The cells of one column that are not numbers: the first text, and the indices (not lines) of their rows."""
 
     example: str
-    rows: list[int] = field(default_factory=list)
+    rows: list[int]
 
 
 @dataclass(frozen=True)
@@ -72,77 +78,93 @@ class CsvFile:
     """Cells that are neither numbers nor empty, by the index of their column."""
     records: int
     """Number of data rows, including those of the wrong length."""
-    complete: bool
-    """Whether the last row ends with a line break; otherwise its last number may have been cut off."""
     problems: list[Problem]
     """Faults of whole rows, which are left out of `lines`, `dates` and `values`."""
-    sha256: str
-    """Of the bytes read, hexadecimal."""
 
 
-def shorten(text: str, length: int = 40) -> str:
-    """Quote `text` for a message, on one line and cut to `length` characters."""
-    return repr(text if len(text) <= length else text[:length] + "...")
+def decode(content: bytes) -> str:
+    """Return the text of a file. Raises UnreadableFileError if it is not UTF-8, or empty."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        message = f"byte {error.start} of the file is not UTF-8 text: save the file as plain CSV in UTF-8"
+        raise UnreadableFileError(line, message) from error
+    if not text.strip():
+        raise UnreadableFileError(None, "the file is empty: name a file with a header and rows")
+    return text
 
 
-def name_rows(lines: Sequence[int] | IntArray, shown: int = 3) -> str:
-    """Return the first line numbers and the count of the rest: `row 3`, or `rows 3, 7, 9 and 12 more`."""
-    first = ", ".join(str(line) for line in lines[:shown])
-    suffix = f" and {len(lines) - shown} more" if len(lines) > shown else ""
-    return f"row{'s' if len(lines) > 1 else ''} {first}{suffix}"
+def ends_with_line_break(text: str) -> bool:
+    """Return whether the last row is complete; otherwise its last number may have been cut off."""
+    return text.endswith(("\n", "\r"))
 
 
-def parse_csv(path: str | Path) -> CsvFile | Problem:
-    """Read the file at `path`; return a Problem if no row can be read at all."""
-    data = _read_bytes(Path(path))
-    if isinstance(data, Problem):
-        return data
-    text = _decode(data)
-    if isinstance(text, Problem):
-        return text
+def read_records(text: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield the first line, the last line (both 1-based) and the fields of each record, the header included.
+
+    Raises UnreadableFileError at a record that is not CSV.
+    """
     # newline="" keeps the line ends, so that the reader's line numbers are those of an editor.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    last_line = 0
     try:
-        header = next(reader)
+        for fields in reader:
+            yield last_line + 1, reader.line_num, fields
+            last_line = reader.line_num
     except csv.Error as error:
-        return Problem(1, None, f"the header cannot be read: {error}; check its quotation marks")
-    rows = _Rows(header, plain=_is_plain(text), complete=text.endswith(("\n", "\r")))
-    previous_line = reader.line_num
+        message = f"cannot be read as CSV ({error}): check the quotation marks"
+        raise UnreadableFileError(last_line + 1, message) from error
+
+
+def is_blank(fields: Sequence[str]) -> bool:
+    """Return whether a record is an empty line."""
+    return not fields or (len(fields) == 1 and not fields[0].strip())
+
+
+def parse_rows(text: str) -> CsvFile:
+    """Convert the records of `text` into numbers. Raises UnreadableFileError if the header is not CSV."""
+    records = read_records(text)
+    _, _, header = next(records)
+    plain = _is_plain(text)
+    date = header.index(DATE) if DATE in header else None
+    lines: list[int] = []
+    dates: list[str] = []
+    numbers = array("d")
+    cells: dict[int, TextCells] = {}
+    blank: list[int] = []
+    lengths: dict[int, int] = {}
+    problems: list[Problem] = []
+    count = last = 0
     try:
-        for record in reader:
-            rows.add(record, previous_line + 1, reader.line_num)
-            previous_line = reader.line_num
-    except csv.Error as error:
-        message = f"cannot be read ({error}): check its quotation marks; nothing after it was read"
-        rows.problems.append(Problem(previous_line + 1, None, message))
-    return rows.finish(hashlib.sha256(data).hexdigest())
-
-
-def _read_bytes(path: Path) -> bytes | Problem:
-    try:
-        if not path.exists():
-            advice = "build it with `pgat-fast data build` or check the path"
-            return Problem(None, None, f"the file does not exist: {advice}")
-        if path.is_dir():
-            return Problem(None, None, "this is a directory: name the CSV file in it")
-        if not path.is_file():
-            return Problem(None, None, "this is not a regular file: name a CSV file")
-        return path.read_bytes()
-    except OSError as error:
-        return Problem(None, None, f"the file cannot be read: {error.strerror or error}")
-
-
-def _decode(data: bytes) -> str | Problem:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        return Problem(
-            line, None, f"byte {error.start} of the file is not UTF-8 text: save the file as plain UTF-8 CSV"
-        )
-    if not text.strip():
-        return Problem(None, None, "the file is empty: build it again")
-    return text
+        for line, last_line, fields in records:
+            if is_blank(fields):
+                blank.append(line)
+                continue
+            count, last = count + 1, line
+            if last_line > line:
+                message = f"a quotation mark opens in this row and closes in row {last_line}: remove it"
+                problems.append(Problem(line, None, message))
+            elif len(fields) != len(header):
+                lengths[line] = len(fields)
+            else:
+                if date is not None:
+                    dates.append(fields[date])
+                    fields[date] = "nan"
+                numbers.extend(_parse_numbers(fields, plain, cells, row=len(lines)))
+                lines.append(line)
+    except UnreadableFileError as error:
+        problems.append(Problem(error.problem.row, None, f"{error}; nothing after it was read"))
+    return CsvFile(
+        header=header,
+        index={name: column for column, name in reversed(list(enumerate(header)))},
+        lines=np.array(lines, dtype=np.int64),
+        dates=dates,
+        values=np.array(numbers, dtype=np.float64).reshape(len(lines), len(header)),
+        text=cells,
+        records=count,
+        problems=[*problems, *_length_problems(lengths, len(header), last), *_blank_problems(blank, last)],
+    )
 
 
 def _is_plain(text: str) -> bool:
@@ -151,104 +173,59 @@ def _is_plain(text: str) -> bool:
     return end_of_header >= 0 and text.find("_", end_of_header) < 0 and text[end_of_header:].isascii()
 
 
-def _number(cell: str) -> float | None:
-    """Return the number in `cell`, NaN if the cell is empty, None if it is text."""
-    cell = cell.strip()
-    if not cell:
-        return math.nan
-    return float(cell) if _NUMBER.fullmatch(cell) else None
-
-
-class _Rows:
-    """Collector of the rows of one file."""
-
-    def __init__(self, header: list[str], plain: bool, complete: bool) -> None:
-        self.header = header
-        self.plain = plain
-        self.complete = complete
-        self.date = header.index(DATE) if DATE in header else None
-        self.lines: list[int] = []
-        self.dates: list[str] = []
-        self.numbers = array("d")
-        self.text: dict[int, TextCells] = {}
-        self.blank: list[int] = []
-        self.long: list[tuple[int, int]] = []
-        self.short: list[tuple[int, int]] = []
-        self.records = 0
-        self.last = 0
-        self.problems: list[Problem] = []
-
-    def add(self, record: list[str], line: int, last_line: int) -> None:
-        """Add the record that begins at `line` and ends at `last_line`."""
-        if not record or (len(record) == 1 and not record[0].strip()):
-            self.blank.append(line)
-            return
-        self.records += 1
-        self.last = line
-        if last_line > line:
-            message = f"a quotation mark opens in this row and closes in row {last_line}: remove it"
-            self.problems.append(Problem(line, None, message))
-        elif len(record) != len(self.header):
-            (self.long if len(record) > len(self.header) else self.short).append((line, len(record)))
-        else:
-            self._add_cells(record, line)
-
-    def _add_cells(self, record: list[str], line: int) -> None:
-        if self.date is not None:
-            self.dates.append(record[self.date])
-            record[self.date] = "nan"
+def _parse_numbers(fields: list[str], plain: bool, cells: dict[int, TextCells], row: int) -> list[float]:
+    """Return the numbers in `fields`, NaN for cells that are empty or text; add the text to `cells`."""
+    if plain:
         try:
-            if not self.plain:
-                raise ValueError
-            # Convert into a list first: a row that fails half way must add nothing.
-            self.numbers.extend(list(map(float, record)))
+            return list(map(float, fields))
         except ValueError:
-            self._add_cells_one_by_one(record)
-        self.lines.append(line)
+            pass  # some cell is empty or text
+    numbers = []
+    for column, field in enumerate(fields):
+        cell = field.strip()
+        is_number = _NUMBER.fullmatch(cell) is not None
+        if cell and not is_number:
+            cells.setdefault(column, TextCells(field, [])).rows.append(row)
+        numbers.append(float(cell) if is_number else math.nan)
+    return numbers
 
-    def _add_cells_one_by_one(self, record: list[str]) -> None:
-        for column, cell in enumerate(record):
-            number = _number(cell)
-            if number is None:
-                self.text.setdefault(column, TextCells(cell)).rows.append(len(self.lines))
-                number = math.nan
-            self.numbers.append(number)
 
-    def finish(self, sha256: str) -> CsvFile:
-        width = len(self.header)
-        return CsvFile(
-            header=self.header,
-            index={name: column for column, name in reversed(list(enumerate(self.header)))},
-            lines=np.array(self.lines, dtype=np.int64),
-            dates=self.dates,
-            values=np.array(self.numbers, dtype=np.float64).reshape(len(self.lines), width),
-            text=self.text,
-            records=self.records,
-            complete=self.complete,
-            problems=[*self.problems, *self._length_problems()],
-            sha256=sha256,
-        )
+def _length_problems(lengths: dict[int, int], width: int, last: int) -> list[Problem]:
+    """Return the faults of rows with another number of fields than `width`: `lengths` by line; `last` is the last."""
+    problems: list[Problem] = []
+    too_long = [line for line, length in lengths.items() if length > width]
+    too_short = [line for line, length in lengths.items() if length < width]
+    if too_short and too_short[-1] == last:
+        message = f"the last row has only {lengths[last]} of {width} fields: the file is cut off; build it again"
+        problems.append(Problem(too_short.pop(), None, message))
+    if too_long:
+        fault = f"{lengths[too_long[0]]} fields where the header has {width}"
+        problems += fault_in_rows(too_long, None, fault, "a field too many shifts all after it")
+    if too_short:
+        fault = f"only {lengths[too_short[0]]} of {width} fields"
+        problems += fault_in_rows(too_short, None, fault, "add what is missing")
+    return problems
 
-    def _length_problems(self) -> list[Problem]:
-        width = len(self.header)
-        problems = []
-        if self.long:
-            line, fields = self.long[0]
-            rows = name_rows([line for line, _ in self.long])
-            message = f"{fields} fields where the header has {width} ({rows}): a field too many shifts all after it"
-            problems.append(Problem(line, None, message))
-        if self.short and self.short[-1][0] == self.last:
-            line, fields = self.short.pop()
-            message = f"the last row has only {fields} of {width} fields: the file is cut off; build it again"
-            problems.append(Problem(line, None, message))
-        if self.short:
-            line, fields = self.short[0]
-            rows = name_rows([line for line, _ in self.short])
-            problems.append(Problem(line, None, f"only {fields} of {width} fields ({rows}): add what is missing"))
-        # Empty lines at the end of the file are harmless.
-        blank_lines = [line for line in self.blank if line < self.last]
-        if blank_lines:
-            problems.append(
-                Problem(blank_lines[0], None, f"an empty line between the rows ({name_rows(blank_lines)}): delete it")
-            )
-        return problems
+
+def _blank_problems(blank: list[int], last: int) -> list[Problem]:
+    """Return the fault of empty lines before the line `last`; at the end of the file they are harmless."""
+    return fault_in_rows([line for line in blank if line < last], None, "an empty line between the rows", "delete it")
+
+
+def fault_in_rows(lines: Sequence[int] | IntArray, column: str | None, fault: str, advice: str) -> list[Problem]:
+    """Return the `fault` of the rows at `lines` as one Problem that names the first ones; nothing without rows."""
+    if not len(lines):
+        return []
+    return [Problem(int(lines[0]), column, f"{fault} ({name_rows(lines)}): {advice}")]
+
+
+def name_rows(lines: Sequence[int] | IntArray, shown: int = 3) -> str:
+    """Return the first line numbers and the count of the others: `row 3`, or `rows 3, 7, 9 and 12 more`."""
+    first = ", ".join(str(line) for line in lines[:shown])
+    suffix = f" and {len(lines) - shown} more" if len(lines) > shown else ""
+    return f"row{'s' if len(lines) > 1 else ''} {first}{suffix}"
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """Quote `text` for a message, on one line and cut to `length` characters."""
+    return repr(text if len(text) <= length else text[:length] + "...")

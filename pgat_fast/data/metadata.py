@@ -1,38 +1,36 @@
 """Metadata that the data file cannot hold, written by `data build` to a small JSON file beside it."""
 
-import json
 import logging
-import math
-from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pgat_fast.data.table import Table
-from pgat_fast.utils.io import write_json
-
-FORMAT = "pgat-fast data note"
-VERSION = 1
+from pgat_fast.utils.io import read_regular_file, write_json
 
 _LARGEST = 65_536
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(BaseModel):
     """Metadata of a data file."""
 
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    format: Literal["pgat-fast data note"]
+    version: Literal[1]
     sha256: str
     """Of the data file's bytes, hexadecimal; the note applies to this content only."""
     source: str
     """Source of the prices: sp500, or the name of a file without its folder."""
-    targets: str
-    """returns or levels."""
-    base_price: float
+    targets: Literal["returns", "levels"]
+    base_price: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Close before the file's first row, in the unit of the prices."""
-    first_date: str
-    last_date: str
-    """ISO dates of the first and the last row."""
+    first_date: date
+    last_date: date
+    """Days of the first and the last row."""
     rows: int
 
 
@@ -43,7 +41,7 @@ def note_path(data_file: Path) -> Path:
 
 def write_note(data_file: Path, note: Note) -> None:
     """Write `note` beside `data_file`, atomically; its bytes depend only on `note`. Raises OSError."""
-    write_json(note_path(data_file), {"format": FORMAT, "version": VERSION} | asdict(note))
+    write_json(note_path(data_file), note.model_dump(mode="json"))
 
 
 def read_note(table: Table) -> Note | None:
@@ -51,46 +49,23 @@ def read_note(table: Table) -> Note | None:
 
     A note that cannot be read, or that has the hash of another content, is ignored with a warning.
     """
-    if not table.sha256:
-        return None
     path = note_path(Path(table.source))
+    if not table.sha256 or not path.exists():
+        return None
+    advice = "build the data file again, or delete the note and set data.base_price"
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST)
-        note = _parse(json.loads(text))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        _log.warning("%s: no note of `pgat-fast data build`, and ignored: %s", path, reason)
-        return None
-    if note.sha256 != table.sha256:
-        _log.warning(
-            "%s: ignored, because it is about another content of the data file: build the file again, or delete the "
-            "note and set data.base_price",
-            path,
-        )
-        return None
-    return note
-
-
-def _parse(content: Any) -> Note:
-    """Return the note in `content`. Raises ValueError for anything that `write_note` does not write."""
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
-        raise ValueError(f"it does not say format {FORMAT!r}, version {VERSION}")
-    fields = {"sha256": str, "source": str, "targets": str, "base_price": float}
-    fields |= {"first_date": str, "last_date": str, "rows": int}
-    for name, kind in fields.items():
-        if type(content.get(name)) is not kind:
-            raise ValueError(f"{name} is missing or no {kind.__name__}")
-    note = Note(**{name: content[name] for name in fields})
-    if note.targets not in ("returns", "levels"):
-        raise ValueError(f"targets is {note.targets!r}, not returns or levels")
-    if not (math.isfinite(note.base_price) and note.base_price > 0):
-        raise ValueError(f"base_price is {note.base_price}, not a positive number")
-    for day in (note.first_date, note.last_date):
-        date.fromisoformat(day)
-    return note
+        note = Note.model_validate_json(read_regular_file(path, advice, _LARGEST))
+    except OSError as error:
+        _log.warning("%s: ignored: %s", path, error)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        location = "".join(f"{name}: " for name in fault["loc"])
+        _log.warning("%s: ignored, because it is no note of `pgat-fast data build`: %s%s", path, location, fault["msg"])
+    else:
+        if note.sha256 == table.sha256:
+            return note
+        _log.warning("%s: ignored, because the data file has changed since: %s", path, advice)
+    return None
 
 
 def resolve_base_price(setting: float | None, note: Note | None, kind: str) -> float:
@@ -103,7 +78,5 @@ def resolve_base_price(setting: float | None, note: Note | None, kind: str) -> f
     if note is not None:
         return note.base_price
     if kind == "returns":
-        _log.warning(
-            "prices are relative to the close before the first row: nothing tells that close (data.base_price)"
-        )
+        _log.warning("prices are relative to the close before the first row, which is unknown: set data.base_price")
     return 1.0

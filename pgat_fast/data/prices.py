@@ -5,8 +5,6 @@ the float64 columns `open`, `high`, `low`, `close`. Nothing is repaired or guess
 with certainty is rejected with its line number. Prices are subject to the rights of their source.
 """
 
-import csv
-import io
 import logging
 import re
 from collections.abc import Sequence
@@ -19,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pgat_fast.data.csv_file import UnreadableFileError, decode, ends_with_line_break, is_blank, read_records
 from pgat_fast.errors import DataError
+from pgat_fast.utils.io import read_regular_file
 
 PRICES = ("open", "high", "low", "close")
 
@@ -44,7 +44,7 @@ _DATE_FORMS = [
 _DAY_OR_MONTH_FIRST = re.compile(r"\d{1,2}[-/. ]\d{1,2}[-/. ]\d{2,4}.*", re.ASCII)
 
 
-class _Table(NamedTuple):
+class _PriceFile(NamedTuple):
     """A CSV file as text: the column names, rows with one field per column, and their 1-based line numbers."""
 
     name: str
@@ -70,7 +70,7 @@ def sp500_prices() -> pd.DataFrame:
             'the S&P 500 history is a file of the package great-tables: pip install "pgat-fast[data]", '
             "or name a CSV file of prices of your own"
         )
-    return _to_prices(_read_table(files[0]), warn_backwards=False)
+    return _read_prices(files[0], warn_backwards=False)
 
 
 def read_prices(path: str | Path) -> pd.DataFrame:
@@ -88,7 +88,7 @@ def read_prices(path: str | Path) -> pd.DataFrame:
     that are not numbers, not finite or not positive; a high or low that is not the highest or lowest price of
     its day.
     """
-    return _to_prices(_read_table(Path(path)), warn_backwards=True)
+    return _read_prices(Path(path), warn_backwards=True)
 
 
 def check_prices(prices: pd.DataFrame, name: str, lines: Sequence[int] | None = None) -> None:
@@ -123,96 +123,79 @@ def check_prices(prices: pd.DataFrame, name: str, lines: Sequence[int] | None = 
     refuse(low > bars.min(axis=1), "low", "the low is above another price of the day")
 
 
-def _to_prices(table: _Table, warn_backwards: bool) -> pd.DataFrame:
-    position = _find_columns(table)
+def _read_prices(path: Path, warn_backwards: bool) -> pd.DataFrame:
+    """Read the file at `path`: text, rows, days and prices, order, checks."""
+    file = _read_rows(path)
+    position = _find_columns(file)
     days, bars = [], []
-    for row, line in zip(table.rows, table.lines, strict=True):
-        location = f"{table.name}, line {line}, column"
+    for row, line in zip(file.rows, file.lines, strict=True):
+        location = f"{path}, line {line}, column"
         days.append(_parse_date(row[position["date"]].strip(), f"{location} date"))
         bars.append([_parse_price(row[position[price]].strip(), f"{location} {price}") for price in PRICES])
-    backwards = _runs_backwards(days, table)
     index = pd.DatetimeIndex(np.array(days, dtype="datetime64[D]").astype("datetime64[s]"), name="date")
-    prices, lines = pd.DataFrame(bars, index=index, columns=list(PRICES), dtype=np.float64), table.lines
-    if backwards:
+    prices, lines = pd.DataFrame(bars, index=index, columns=list(PRICES), dtype=np.float64), file.lines
+    if _runs_backwards(days, file):
         prices, lines = prices[::-1], lines[::-1]
         if warn_backwards:
-            _log.warning("%s runs from the newest day to the oldest: its rows are taken in reverse", table.name)
-    check_prices(prices, table.name, lines)
+            _log.warning("%s runs from the newest day to the oldest: its rows are taken in reverse", path)
+    check_prices(prices, str(path), lines)
     return prices
 
 
-def _read_table(path: Path) -> _Table:
-    text = _read_text(path)
-    table = _Table(str(path), [], [], [])
-    # newline="" leaves line ends to the reader, so that its line numbers are those of an editor.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    last = 0
+def _read_rows(path: Path) -> _PriceFile:
+    file = _PriceFile(str(path), [], [], [])
     try:
-        for row in reader:
-            line, last = last + 1, reader.line_num
+        text = decode(read_regular_file(path, "name a CSV file of prices"))
+        if not ends_with_line_break(text):
+            _log.warning("%s does not end with a line break: if it was cut off, its last number is wrong", path)
+        for line, last_line, fields in read_records(text):
             location = f"{path}, line {line}"
-            if last > line:
-                raise DataError(f"{location}: a quotation mark opens here and closes on line {last}: remove it")
-            if len(row) <= 1 and not "".join(row).strip():
-                continue  # An empty line is harmless.
-            if not table.header:
-                table.header.extend(row)
-                _check_separator(table)
-            elif len(row) != len(table.header):
-                count = f"{len(row)} fields where the header has {len(table.header)}"
+            if last_line > line:
+                raise DataError(f"{location}: a quotation mark opens here and closes on line {last_line}: remove it")
+            if is_blank(fields):
+                continue
+            if not file.header:
+                file.header.extend(fields)
+                _check_separator(file)
+            elif len(fields) != len(file.header):
+                count = f"{len(fields)} fields where the header has {len(file.header)}"
                 raise DataError(f"{location}: {count}, so a value may stand in the wrong column: correct the line")
             else:
-                table.rows.append(row)
-                table.lines.append(line)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {last + 1}: cannot be read as CSV: {error}") from error
-    if not table.rows:
-        raise DataError(f"{path}: no rows of prices after the header: {table.header}")
-    return table
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if not path.is_file():
-            reason = "this is not a regular file" if path.exists() else "there is no such file"
-            raise DataError(f"{path}: {reason}: name a CSV file of prices")
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
+                file.rows.append(fields)
+                file.lines.append(line)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: not text in UTF-8: save the prices as plain CSV in UTF-8") from error
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty: name a CSV file of prices")
-    if not text.endswith(("\n", "\r")):
-        _log.warning("%s does not end with a line break: if it was cut off, its last number is wrong", path)
-    return text
+        raise DataError(f"{path}: {error}") from error
+    except UnreadableFileError as error:
+        location = "" if error.problem.row is None else f", line {error.problem.row}"
+        raise DataError(f"{path}{location}: {error}") from error
+    if not file.rows:
+        raise DataError(f"{path}: no rows of prices after the header: {file.header}")
+    return file
 
 
-def _check_separator(table: _Table) -> None:
+def _check_separator(file: _PriceFile) -> None:
     """Reject a header with separators other than commas, before its rows are rejected for their length."""
-    separator = next((mark for mark in (";", "\t", "|") if mark in table.header[0]), None)
-    if len(table.header) == 1 and separator:
+    separator = next((mark for mark in (";", "\t", "|") if mark in file.header[0]), None)
+    if len(file.header) == 1 and separator:
         raise DataError(
-            f"{table.name}, line 1: fields are separated by {separator!r}: save with commas between fields and points "
-            f"in numbers (the first line is {table.header[0]!r})"
+            f"{file.name}, line 1: fields are separated by {separator!r}: save with commas between fields and points "
+            f"in numbers (the first line is {file.header[0]!r})"
         )
 
 
-def _find_columns(table: _Table) -> dict[str, int]:
+def _find_columns(file: _PriceFile) -> dict[str, int]:
     """Return the position of `date` and of each of `PRICES` in the rows."""
-    names = [name.strip().casefold() for name in table.header]
+    names = [name.strip().casefold() for name in file.header]
     suffix = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    header = f"the first line has {', '.join(repr(name) for name in table.header[:10])}{suffix}"
+    header = f"the first line has {', '.join(repr(name) for name in file.header[:10])}{suffix}"
     required = ("date", *PRICES)
     for problem, count in (("no", 0), ("more than one", 2)):
         columns = [name for name in required if min(names.count(name), 2) == count]
         if columns and "log_close" in names:
-            raise DataError(f"{table.name}: this is a data file that was built already: name the file of prices")
+            raise DataError(f"{file.name}: this is a data file that was built already: name the file of prices")
         if columns:
             raise DataError(
-                f"{table.name}: {problem} column {', '.join(columns)}: {header}; name the columns {', '.join(required)}"
+                f"{file.name}: {problem} column {', '.join(columns)}: {header}; name the columns {', '.join(required)}"
             )
     return {name: names.index(name) for name in required}
 
@@ -221,7 +204,9 @@ def _parse_date(text: str, where: str) -> date:
     match = next((match for form in _DATE_FORMS if (match := form.fullmatch(text))), None)
     if match is None:
         if _DAY_OR_MONTH_FIRST.fullmatch(text):
-            raise DataError(f"{where}: {text!r} does not tell day from month: write dates as YYYY-MM-DD")
+            raise DataError(
+                f"{where}: {text!r} does not show whether day or month comes first: write dates as YYYY-MM-DD"
+            )
         raise DataError(f"{where}: {text!r} is not a date: write dates as YYYY-MM-DD")
     month = match["m"].lower()
     number = int(month) if month.isdigit() else _MONTHS.index(month[:3]) + 1
@@ -238,19 +223,19 @@ def _parse_price(text: str, where: str) -> float:
     return float(text)
 
 
-def _runs_backwards(days: list[date], table: _Table) -> bool:
+def _runs_backwards(days: list[date], file: _PriceFile) -> bool:
     """Return whether the newest day comes first. Raises DataError if a day is repeated or out of order."""
     first_line: dict[date, int] = {}
-    for day, line in zip(days, table.lines, strict=True):
+    for day, line in zip(days, file.lines, strict=True):
         if day in first_line:
-            location = f"{table.name}, line {line}, column date"
+            location = f"{file.name}, line {line}, column date"
             raise DataError(f"{location}: {day} is on line {first_line[day]} already: keep one of the two")
         first_line[day] = line
     backwards = len(days) > 1 and days[1] < days[0]
     for i in range(1, len(days)):
         if (days[i] < days[i - 1]) != backwards:
             direction = "newest to oldest" if backwards else "oldest to newest"
-            location = f"{table.name}, line {table.lines[i]}, column date"
+            location = f"{file.name}, line {file.lines[i]}, column date"
             raise DataError(
                 f"{location}: {days[i]} follows {days[i - 1]}, but the rows begin {direction}: sort them by date"
             )

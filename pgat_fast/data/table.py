@@ -1,23 +1,27 @@
 """The data file as a table of numbers, and the check of a data file."""
 
+import hashlib
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from pgat_fast.data.checks import (
-    Dates,
-    bar_problems,
-    cell_problems,
-    column_problems,
-    pair_problems,
-    parse_dates,
-)
+from pgat_fast.data.checks import Dates, bar_problems, cell_problems, column_problems, pair_problems, parse_dates
 from pgat_fast.data.columns import COLUMNS
-from pgat_fast.data.csv_file import DATE, CsvFile, FloatArray, Problem, parse_csv
+from pgat_fast.data.csv_file import (
+    DATE,
+    CsvFile,
+    FloatArray,
+    Problem,
+    UnreadableFileError,
+    decode,
+    ends_with_line_break,
+    parse_rows,
+)
 from pgat_fast.data.splits import split_rows
 from pgat_fast.errors import DataError
+from pgat_fast.utils.io import read_regular_file
 
 __all__ = ["Problem", "Table", "check_file", "read_table"]
 
@@ -56,6 +60,18 @@ class Table:
         return self.values[:, [self.columns.index(name) for name in columns]]
 
 
+class _Content(NamedTuple):
+    """What `_read_content` read from a file."""
+
+    table: Table
+    """Of use only without `errors`."""
+    records: int
+    """Number of data rows, including those that could not be read."""
+    errors: list[Problem]
+    warnings: list[Problem]
+    """Faults with which a model can be trained: prices out of order, a missing line break at the end."""
+
+
 def check_file(
     path: str | Path,
     seq_len: int = 250,
@@ -69,24 +85,13 @@ def check_file(
     The file must hold `date` and `columns`, in this order and no others, and enough rows for the windows.
     Faults of the same kind in the same column form one Problem, with the first rows and a count.
     """
-    file = parse_csv(path)
-    if isinstance(file, Problem):
-        return [file]
-    columns = tuple(columns)
-    present = [name for name in columns if name in file.index]
-    values = _select(file, present)
-    problems = [
-        *column_problems(file.header, columns),
-        *file.problems,
-        *parse_dates(file)[1],
-        *cell_problems(file, present),
-        *pair_problems(values, present, file.lines),
-        *bar_problems(values, present, file.lines),
-    ]
-    if not file.complete:
-        problems.append(Problem(None, None, _CUT_OFF))
     try:
-        split_rows(file.records, seq_len, pred_len, validation_length, test_length)
+        content = _read_content(Path(path), columns, exact=True)
+    except UnreadableFileError as error:
+        return [error.problem]
+    problems = content.errors + content.warnings
+    try:
+        split_rows(content.records, seq_len, pred_len, validation_length, test_length)
     except DataError as error:
         problems.append(Problem(None, None, str(error)))
     return problems
@@ -101,31 +106,48 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
 
     Raises DataError with the first problems.
     """
-    file = parse_csv(path)
-    if isinstance(file, Problem):
-        raise DataError(f"{path}: {file}")
+    try:
+        content = _read_content(Path(path), columns, exact=False)
+    except UnreadableFileError as error:
+        raise DataError(f"{path}: {error.problem}") from error
+    if content.errors:
+        raise DataError(_summarize(path, content.errors))
+    for warning in content.warnings:
+        _log.warning("%s: %s", path, warning)
+    return content.table
+
+
+def _read_content(path: Path, columns: Sequence[str] | None, exact: bool) -> _Content:
+    """Read the file at `path`, and check its header (see `column_problems`), its rows, and the values of `columns`.
+
+    Raises UnreadableFileError if no row can be read.
+    """
+    try:
+        content = read_regular_file(path, "name a CSV file, or build one with `pgat-fast data build`")
+    except OSError as error:
+        raise UnreadableFileError(None, str(error)) from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    text = decode(content)
+    file = parse_rows(text)
     names = _numeric_columns(file, path) if columns is None else tuple(columns)
-    problems = column_problems(file.header, names, exact=False)
-    problems += [Problem(None, name, "is asked for twice") for name, count in Counter(names).items() if count > 1]
-    if not names:
-        problems.append(Problem(1, None, "no numeric column"))
-    if not file.records:
-        problems.append(Problem(None, None, "the file has a header and no rows"))
     present = [name for name in names if name in file.index]
-    days, date_problems = parse_dates(file)
-    values = _select(file, present)
-    problems += [*file.problems, *date_problems, *cell_problems(file, present)]
-    problems += pair_problems(values, present, file.lines)
-    if problems:
-        raise DataError(_summarize(path, problems))
-    if not file.complete:
-        _log.warning("%s: %s", path, _CUT_OFF)
-    for problem in bar_problems(values, present, file.lines):
-        _log.warning("%s: %s", path, problem)
-    return Table(days, values, tuple(names), source=str(path), sha256=file.sha256)
+    values = file.values[:, [file.index[name] for name in present]]
+    dates, date_problems = parse_dates(file)
+    errors = [
+        *column_problems(file.header, names, exact),
+        *([] if file.records else [Problem(None, None, "the file has a header and no rows")]),
+        *file.problems,
+        *date_problems,
+        *cell_problems(file, present),
+        *pair_problems(values, present, file.lines),
+    ]
+    warnings = bar_problems(values, present, file.lines)
+    if not ends_with_line_break(text):
+        warnings.append(Problem(None, None, _CUT_OFF))
+    return _Content(Table(dates, values, names, str(path), sha256), file.records, errors, warnings)
 
 
-def _numeric_columns(file: CsvFile, path: str | Path) -> tuple[str, ...]:
+def _numeric_columns(file: CsvFile, path: Path) -> tuple[str, ...]:
     """Return all columns except `date` and those in which every cell is text."""
     text = {column for column, cells in file.text.items() if len(cells.rows) == len(file.lines)}
     if text:
@@ -133,10 +155,6 @@ def _numeric_columns(file: CsvFile, path: str | Path) -> tuple[str, ...]:
         _log.info("%s: %d columns of text are left out: %s", path, len(text), names)
     numeric = [name for column, name in enumerate(file.header) if column not in text and name != DATE]
     return tuple(dict.fromkeys(numeric))
-
-
-def _select(file: CsvFile, columns: Sequence[str]) -> FloatArray:
-    return file.values[:, [file.index[name] for name in columns]]
 
 
 def _summarize(path: str | Path, problems: Sequence[Problem]) -> str:

@@ -8,16 +8,9 @@ import pytest
 from skyfield.api import load
 from skyfield.nutationlib import fundamental_arguments
 
-from pgat_fast.data.astronomy import FloatArray, ascendant, lahiri_ayanamsa, mean_node, uccha_bala, wrap180
+from pgat_fast.data.astronomy import ascendant, lahiri_ayanamsa, mean_node, uccha_bala, wrap180
 from pgat_fast.data.ephemeris import nutation
-
-
-def dms(degrees: float, minutes: float, seconds: float) -> float:
-    return degrees + minutes / 60 + seconds / 3600
-
-
-def arcseconds(difference: FloatArray | float) -> FloatArray:
-    return wrap180(np.asarray(difference, dtype=np.float64)) * 3600
+from tests.pgat_fast.data.angles import arcseconds, dms
 
 
 def test_ascendant_matches_meeus_example_14a() -> None:
@@ -55,15 +48,7 @@ def test_lahiri_ayanamsa_matches_committee_definition() -> None:
 
 @pytest.mark.parametrize(
     ("body", "exaltation"),
-    [
-        ("Sun", 10),
-        ("Moon", 33),
-        ("Mars", 298),
-        ("Mercury", 165),
-        ("Jupiter", 95),
-        ("Venus", 357),
-        ("Saturn", 200),
-    ],
+    [("Sun", 10), ("Moon", 33), ("Mars", 298), ("Mercury", 165), ("Jupiter", 95), ("Venus", 357), ("Saturn", 200)],
 )
 def test_uccha_bala_falls_from_60_at_exaltation_to_0_opposite(body: str, exaltation: float) -> None:
     longitude = np.array([0, 90, 180, -45, 360.0]) + exaltation

@@ -48,21 +48,17 @@ def prices_csv(tmp_path: Path) -> Path:
     return path
 
 
-def test_header_is_date_and_columns_in_order(full: BuildReport) -> None:
-    with full.path.open(newline="") as file:
-        assert file.readline() == "date," + ",".join(COLUMNS) + "\n"
-
-
-def test_lines_have_119_fields_and_line_feed(full: BuildReport) -> None:
+def test_file_has_header_and_16606_lines_of_119_fields_with_line_feed(full: BuildReport) -> None:
     content = full.path.read_bytes()
     assert b"\r" not in content
-    lines = content.split(b"\n")
-    assert lines.pop() == b""
-    assert {line.count(b",") for line in lines} == {118}
+    header, *lines, end = content.decode("ascii").split("\n")
+    assert header == "date," + ",".join(COLUMNS)
+    assert len(lines) == 16606
+    assert {line.count(",") for line in lines} == {118}
+    assert end == ""
 
 
-def test_full_history_has_16606_rows_of_finite_numbers(full: BuildReport, table: pd.DataFrame) -> None:
-    assert table.shape == (16606, 118)
+def test_full_history_has_rows_of_finite_numbers_in_order(table: pd.DataFrame) -> None:
     assert (table.dtypes.drop("time_delta") == np.float64).all()
     assert np.isfinite(table.to_numpy()).all()
     assert table.index.is_monotonic_increasing
@@ -121,8 +117,10 @@ def test_written_digits_are_sufficient(table: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("rows", [1, 7109])
 def test_rows_selects_last_rows(full: BuildReport, tmp_path: Path, rows: int) -> None:
-    report = build_file(tmp_path / "last.csv", rows=rows)
+    report, prices = build_file(tmp_path / "last.csv", rows=rows), sp500_prices()
     assert report.rows == rows
+    assert report.base_price == prices["close"].iloc[-rows - 1]
+    assert report.first_date == prices.index[-rows].date()
     last = full.path.read_text().splitlines()[-rows:]
     assert report.path.read_text().splitlines()[1:] == last
 
@@ -146,8 +144,10 @@ def test_rebuild_is_identical_for_any_number_of_threads(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
 
 
-def test_user_prices_are_built(tmp_path: Path, prices_csv: Path) -> None:
-    report = build_file(tmp_path / "out.csv", prices_csv)
+def test_user_prices_are_built_and_logged(tmp_path: Path, prices_csv: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="pgat_fast"):
+        report = build_file(tmp_path / "out.csv", prices_csv)
+    assert "3 rows, 2020-01-03 to 2020-01-07" in caplog.text
     built = pd.read_csv(report.path, index_col="date")
     assert built.index.tolist() == ["2020-01-03", "2020-01-06", "2020-01-07"]
     assert built["time_delta"].tolist() == [1, 3, 1]
@@ -162,12 +162,6 @@ def test_build_does_not_use_network(tmp_path: Path, prices_csv: Path, monkeypatc
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     assert build_file(tmp_path / "out.csv", prices_csv).rows == 3
     assert build_file(tmp_path / "sp500.csv", rows=2).rows == 2
-
-
-def test_build_is_logged(tmp_path: Path, prices_csv: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="pgat_fast"):
-        build_file(tmp_path / "out.csv", prices_csv)
-    assert "3 rows, 2020-01-03 to 2020-01-07" in caplog.text
 
 
 def test_failed_write_keeps_previous_file(tmp_path: Path, prices_csv: Path) -> None:
@@ -198,8 +192,12 @@ def test_prices_are_not_overwritten(prices_csv: Path) -> None:
     with pytest.raises(DataError, match="this is the file of prices"):
         build_file(prices_csv, prices_csv)
     assert prices_csv.read_text() == PRICES_CSV
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="the file does not exist"):
         build_file(prices_csv, prices_csv.with_name("absent.csv"))
+    beside = prices_csv.rename(prices_csv.with_name("out.csv.note.json"))
+    with pytest.raises(DataError, match="this is the file of prices"):
+        build_file(prices_csv.with_name("out.csv"), beside)
+    assert os.listdir(prices_csv.parent) == [beside.name]
 
 
 def test_prices_before_ephemeris_raise_with_date() -> None:
@@ -215,33 +213,15 @@ def test_unwritable_note_suggests_base_price_setting(tmp_path: Path, prices_csv:
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
 
 
-def test_prices_at_note_path_are_not_overwritten(tmp_path: Path) -> None:
-    prices = tmp_path / "out.csv.note.json"
-    prices.write_text(PRICES_CSV)
-    with pytest.raises(DataError, match="this is the file of prices"):
-        build_file(tmp_path / "out.csv", prices)
-    assert os.listdir(tmp_path) == ["out.csv.note.json"]
-
-
 def test_as_written_equals_values_read_from_file(full: BuildReport, table: pd.DataFrame) -> None:
     built = build_table(sp500_prices(), rows=50)
     assert np.array_equal(as_written(built.to_numpy()), table.iloc[-50:].to_numpy(np.float64))
     assert not np.signbit(as_written(np.array([-0.0]))).any()
 
 
-def test_one_day_of_prices_raises() -> None:
+def test_one_day_of_prices_and_unknown_targets_raise() -> None:
     with pytest.raises(DataError, match="fewer than two days"):
         build_table(sp500_prices().iloc[:1])
-
-
-def test_unknown_targets_raise() -> None:
     unknown_kind: Literal["returns"] = "prices"  # type: ignore[assignment]
     with pytest.raises(DataError, match="'prices': choose 'returns' or 'levels'"):
         build_table(sp500_prices(), targets=unknown_kind)
-
-
-def test_report_holds_close_before_first_row(tmp_path: Path) -> None:
-    prices = sp500_prices()
-    report = build_file(tmp_path / "short.csv", rows=30)
-    assert report.base_price == prices["close"].iloc[-31]
-    assert prices.index[-30].date() == report.first_date

@@ -40,10 +40,6 @@ def _set(line: int, column: str, text: str) -> Callable[[Rows], None]:
     return change
 
 
-def _rename(old: str, new: str) -> Callable[[Rows], None]:
-    return _set(1, old, new)
-
-
 def _drop_column(rows: Rows) -> None:
     for row in rows:
         del row[5]
@@ -91,9 +87,8 @@ def _field_too_many_everywhere(rows: Rows) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Rows], object], int | None, str | None, str]] = {
     "missing column": (_drop_column, 1, "time_delta", "is missing"),
-    "misspelt column": (_rename("dyn_Sun_speed", "dyn_Sun_sped"), 1, "dyn_Sun_speed", "mean 'dyn_Sun_sped'"),
-    "column in another case": (_rename("date", "DATE"), 1, "date", "did you mean 'DATE'"),
-    "padded column name": (_rename("log_Open", " log_Open"), 1, "log_Open", "did you mean ' log_Open'"),
+    "misspelt column": (_set(1, "dyn_Sun_speed", "dyn_Sun_sped"), 1, "dyn_Sun_speed", "mean 'dyn_Sun_sped'"),
+    "column in another case": (_set(1, "date", "DATE"), 1, "date", "did you mean 'DATE'"),
     "extra column": (_add_column, 1, "volume", "is not expected"),
     "index written along": (_add_index, 1, None, "field 1 of the header has no name"),
     "column twice": (_repeat_column, 1, "dyn_Sun_cos", "occurs 2 times"),
@@ -106,8 +101,6 @@ FAULTS: dict[str, tuple[Callable[[Rows], object], int | None, str | None, str]] 
     "date in another order": (_set(6, "date", "28/03/2024"), 6, "date", "'28/03/2024' is not a date"),
     "date that does not exist": (_set(6, "date", "2023-02-29"), 6, "date", "'2023-02-29' is not a date"),
     "date with a time of day": (_set(6, "date", "2024-01-05 16:00:00"), 6, "date", "is not a date"),
-    "date as a week": (_set(6, "date", "2024-W01-5"), 6, "date", "is not a date"),
-    "relative date": (_set(6, "date", "today"), 6, "date", "'today' is not a date"),
     "empty cell": (_set(5, "dyn_Sun_lat", ""), 5, "dyn_Sun_lat", "an empty cell or NaN (row 5)"),
     "NaN": (_set(5, "dyn_Sun_lat", "nan"), 5, "dyn_Sun_lat", "an empty cell or NaN"),
     "infinity": (_set(5, "time_delta", "-inf"), 5, "time_delta", "an infinite value (row 5)"),
@@ -115,8 +108,6 @@ FAULTS: dict[str, tuple[Callable[[Rows], object], int | None, str | None, str]] 
     "text": (_set(5, "dyn_Sun_lat", "n/a"), 5, "dyn_Sun_lat", "'n/a' is not a number"),
     "underscore in a number": (_set(5, "dyn_Sun_lat", "1_000"), 5, "dyn_Sun_lat", "'1_000' is not a number"),
     "digits of another script": (_set(5, "dyn_Sun_lat", "\uff11"), 5, "dyn_Sun_lat", "is not a number"),
-    "hexadecimal": (_set(5, "dyn_Sun_lat", "0x1f"), 5, "dyn_Sun_lat", "'0x1f' is not a number"),
-    "formula": (_set(5, "dyn_Sun_lat", "=1+1"), 5, "dyn_Sun_lat", "'=1+1' is not a number"),
     "null byte": (_set(5, "dyn_Sun_lat", "1\x00"), 5, "dyn_Sun_lat", "is not a number"),
     "decimal comma": (_set(5, "dyn_Sun_lat", "0,5"), 5, None, "120 fields where the header has 119"),
     "field too many": (lambda rows: rows[11].append("1"), 12, None, "120 fields where the header has 119"),
@@ -144,25 +135,19 @@ UNREADABLE = [name for name in FAULTS if name not in WARNED_ONLY | ONLY_FOR_THE_
 
 @pytest.mark.usefixtures("in_time")
 @pytest.mark.parametrize("name", FAULTS)
-def test_fault_is_located_and_named(file: Path, name: str) -> None:
+def test_fault_is_located_and_named_and_file_is_not_read(file: Path, name: str) -> None:
     change, row, column, message = FAULTS[name]
     rows = good_rows()
     change(rows)
     problems = check(write(file, rows))
     matches = [problem for problem in problems if (problem.row, problem.column) == (row, column)]
     assert any(message in problem.message for problem in matches), problems
-
-
-@pytest.mark.usefixtures("in_time")
-@pytest.mark.parametrize("name", UNREADABLE)
-def test_file_with_fault_is_not_read(file: Path, name: str) -> None:
-    rows = good_rows()
-    FAULTS[name][0](rows)
-    with pytest.raises(DataError) as error:
-        read_table(write(file, rows), columns=COLUMNS)
-    assert str(error.value).startswith(str(file))
-    if name not in {"no rows", "no header"}:
-        assert "row " in str(error.value)
+    if name in UNREADABLE:
+        with pytest.raises(DataError) as error:
+            read_table(file, columns=COLUMNS)
+        assert str(error.value).startswith(str(file))
+        if name not in {"no rows", "no header"}:
+            assert "row " in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["last number cut off", "misspelt column", "empty line inside", "date twice"])
@@ -175,30 +160,12 @@ def test_single_fault_gives_no_further_problems(file: Path, name: str) -> None:
 
 def test_check_finds_all_kinds_of_faults_at_once(file: Path) -> None:
     rows = good_rows()
-    for name in (
-        "column twice",
-        "date twice",
-        "no date",
-        "empty cell",
-        "infinity",
-        "high below close",
-        "scaled angle",
-    ):
-        FAULTS[name][0](rows)
-    for name in ("field too many", "last row cut off"):
+    names = ["column twice", "date twice", "no date", "empty cell", "infinity", "high below close", "scaled angle"]
+    for name in (*names, "field too many", "last row cut off"):
         FAULTS[name][0](rows)
     messages = " ".join(str(problem) for problem in check_file(write(file, rows), seq_len=100))
-    for kind in (
-        "occurs 2 times",
-        "occurs again",
-        "not a date",
-        "empty cell",
-        "infinite",
-        "is below",
-        "sin^2",
-    ):
-        assert kind in messages
-    for kind in ("fields where the header", "cut off", "too few"):
+    kinds = ["occurs 2 times", "occurs again", "not a date", "empty cell", "infinite", "is below", "sin^2"]
+    for kind in (*kinds, "fields where the header", "cut off", "too few"):
         assert kind in messages
 
 
@@ -253,11 +220,7 @@ def test_plain_prices_suggest_data_build(file: Path) -> None:
 def test_missing_file_directory_and_pipe_raise(file: Path) -> None:
     pipe = file.parent / "pipe.csv"
     os.mkfifo(pipe)
-    for path, message in (
-        (file, "does not exist"),
-        (file.parent, "is a directory"),
-        (pipe, "not a regular file"),
-    ):
+    for path, message in ((file, "does not exist"), (file.parent, "is a directory"), (pipe, "not a regular file")):
         assert message in check(path)[0].message
         with pytest.raises(DataError, match=message):
             read_table(path)

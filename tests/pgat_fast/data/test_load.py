@@ -52,15 +52,6 @@ def test_reordered_inputs_raise_with_celestial_graph(tiny: list[str]) -> None:
         load_splits(config.data, config.model, CPU)
 
 
-def test_missing_final_line_break_is_read_with_warning(
-    tiny: list[str], data_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "cut.csv").write_text(data_file.read_text().removesuffix("\n"))
-    config = load_config(None, [*tiny, f"data.path={tmp_path / 'cut.csv'}"])
-    load_splits(config.data, config.model, CPU)
-    assert "does not end with a line break" in caplog.text
-
-
 def test_loader_without_full_batch_or_dataset_raises(tiny: list[str]) -> None:
     config = load_config(None, tiny)
     _, splits = load_splits(config.data, config.model, CPU)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_note_describes_data_file(built: Path) -> None:
     note = read_note(table)
     assert note is not None
     assert (note.sha256, note.source, note.targets, note.rows) == (table.sha256, "sp500", "returns", 40)
-    assert (note.first_date, note.last_date) == ("2015-11-04", "2015-12-31")
+    assert (note.first_date, note.last_date) == (date(2015, 11, 4), date(2015, 12, 31))
     assert note.base_price == sp500_prices()["close"].iloc[-41]
 
 
@@ -58,20 +59,15 @@ def test_base_price_setting_overrides_note(tiny: list[str], built: Path) -> None
     assert loaded(tiny, built, "data.base_price=7").base_price == 7
 
 
-def test_unknown_base_price_is_one_and_logged_once(
+def test_unknown_base_price_is_one_and_logged_once_for_returns(
     tiny: list[str], built: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     note_path(built).unlink()
     with caplog.at_level(logging.INFO, logger="pgat_fast.data.metadata"):
         assert loaded(tiny, built).base_price == 1
-    (message,) = caplog.messages
-    assert message.startswith("prices are relative to the close before the first row")
-
-
-def test_unknown_base_price_is_not_logged_for_levels(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="pgat_fast.data.metadata"):
         assert resolve_base_price(None, None, "levels") == 1
-    assert not caplog.messages
+    (message,) = caplog.messages
+    assert message.startswith("prices are relative to the close before the first row, which is unknown")
 
 
 def test_note_with_other_hash_is_ignored_with_warning(
@@ -80,46 +76,37 @@ def test_note_with_other_hash_is_ignored_with_warning(
     lines = built.read_text().splitlines()
     built.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
     assert loaded(tiny, built).base_price == 1
-    assert "built.csv.note.json: ignored, because it is about another content" in caplog.text
+    assert "built.csv.note.json: ignored, because the data file has changed" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "Expecting value"),
-        (b"\xff\xfe{", "ignored"),
-        (b"[]", "does not say format"),
-        (b"[" * 60_000, "ignored"),
-        (b'{"format": "pgat-fast data note", "version": 2}', "version 1"),
+        (b"", "Invalid JSON"),
+        (b"\xff\xfe{", "Invalid JSON"),
+        (b"[]", "should be an object"),
+        (b"[" * 60_000, "recursion limit"),
+        (b" " * 70_000, "larger than 64 KiB"),
+        ({"format": "pgat-fast note"}, "format: "),
+        ({"version": 2}, "version: "),
+        ({"base_price": -1.0}, "base_price: "),
+        ({"base_price": float("nan")}, "base_price: "),
+        ({"base_price": "16.66"}, "base_price: "),
+        ({"targets": "prices"}, "targets: "),
+        ({"rows": True}, "rows: "),
+        ({"first_date": "yesterday"}, "first_date: "),
+        ({"sha256": None}, "sha256: "),
     ],
 )
-def test_invalid_note_is_ignored_with_warning(
-    built: Path, caplog: pytest.LogCaptureFixture, content: bytes, message: str
+def test_invalid_note_is_ignored_with_warning_that_names_the_fault(
+    built: Path, caplog: pytest.LogCaptureFixture, content: bytes | dict[str, object], message: str
 ) -> None:
-    note_path(built).write_bytes(content)
+    path = note_path(built)
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(path.read_text()) | content).encode()
+    path.write_bytes(content)
     assert read_note(read_table(built)) is None
-    assert "built.csv.note.json: no note of `pgat-fast data build`, and ignored" in caplog.text
-    assert message in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("base_price", -1.0, "base_price is -1.0"),
-        ("base_price", float("nan"), "base_price is nan"),
-        ("base_price", "16.66", "base_price is missing or no float"),
-        ("targets", "prices", "targets is 'prices'"),
-        ("rows", True, "rows is missing or no int"),
-        ("first_date", "yesterday", "yesterday"),
-        ("sha256", None, "sha256 is missing or no str"),
-    ],
-)
-def test_note_with_invalid_value_is_ignored_and_value_named(
-    built: Path, caplog: pytest.LogCaptureFixture, key: str, value: object, message: str
-) -> None:
-    note = json.loads(note_path(built).read_text())
-    note_path(built).write_text(json.dumps(note | {key: value}))
-    assert read_note(read_table(built)) is None
+    assert "built.csv.note.json: ignored" in caplog.text
     assert message in caplog.text
 
 
@@ -127,7 +114,7 @@ def test_directory_at_note_path_is_ignored_with_warning(built: Path, caplog: pyt
     note_path(built).unlink()
     note_path(built).mkdir()
     assert read_note(read_table(built)) is None
-    assert "Is a directory" in caplog.text
+    assert "this is a directory" in caplog.text
 
 
 def test_table_without_file_has_no_note() -> None:

@@ -1,5 +1,7 @@
 """Conversion of forecast targets to prices."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -42,11 +44,13 @@ def test_any_leading_axes_are_accepted() -> None:
     assert to_prices(values[None], "returns").shape == (1, 2, 5, 4)
 
 
-def test_invalid_kinds_and_shapes_raise() -> None:
+@pytest.mark.parametrize("convert", [to_prices, log_prices])
+def test_invalid_kinds_and_shapes_raise(convert: Callable[[np.ndarray, str], np.ndarray]) -> None:
     with pytest.raises(ConfigError, match="'log': choose returns or levels"):
-        to_prices(bars(), "log")
-    with pytest.raises(ValueError, match=r"expected \[..., P, 4\]"):
-        to_prices(bars()[..., :3], "returns")
+        convert(bars(), "log")
+    for values in (bars()[..., :3], bars()[0, 0]):
+        with pytest.raises(ValueError, match=r"expected \[..., P, 4\]"):
+            convert(values, "returns")
 
 
 @pytest.mark.parametrize("kind", ["returns", "levels"])
@@ -67,10 +71,3 @@ def test_log_prices_are_finite_where_prices_overflow(kind: str) -> None:
     with np.errstate(over="ignore"):
         assert (to_prices(values, kind) == np.inf).all()
     assert log_prices(values, kind)[2, 0] == (3e5 if kind == "returns" else 1e5)
-
-
-def test_log_prices_raise_for_invalid_kinds_and_shapes() -> None:
-    with pytest.raises(ConfigError, match="'log': choose returns or levels"):
-        log_prices(bars(), "log")
-    with pytest.raises(ValueError, match=r"expected \[..., P, 4\]"):
-        log_prices(bars()[0, 0], "returns")

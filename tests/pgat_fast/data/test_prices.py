@@ -112,18 +112,12 @@ FAULTS: dict[str, tuple[str | bytes, list[str]]] = {
     "no header": (GOOD.removeprefix(HEADER), ["no column date, open, high, low, close", "'2020-01-02'"]),
     "a column twice": (GOOD.replace("Volume", "close"), ["more than one column close"]),
     "semicolons": (GOOD.replace(",", ";"), ["line 1", "separated by ';'"]),
-    "tabs": (GOOD.replace(",", "\t"), ["line 1", r"separated by '\t'"]),
     "no rows": (HEADER, ["no rows"]),
     "empty file": ("", ["empty"]),
-    "only spaces": (" \n \n", ["empty"]),
     "not text": (b"\x1f\x8b\x08\x00\xff\xfe\n", ["line 1", "UTF-8"]),
     "not text further down": (GOOD.encode() + b"2020-01-07,\xff", ["line 5", "UTF-8"]),
-    "UTF-16": (GOOD.encode("utf-16"), ["line 1", "UTF-8"]),
     "zero bytes": (b"\x00" * 100, ["prices.csv"]),
-    "a field too many in every row": (
-        HEADER + "".join(f"{line},1\n" for line in GOOD.splitlines()[1:]),
-        ["line 2", "8 fields", "7"],
-    ),
+    "a field too many in every row": (GOOD.replace("00\n", "00,1\n"), ["line 2", "8 fields", "7"]),
     "a field too few": (GOOD.replace("11,13,10,12,12,600", "11,13,10,12,12"), ["line 3", "6 fields"]),
     "cut off": (GOOD[:-10], ["line 4", "5 fields"]),
     "open quotation mark": (GOOD.replace("2020-01-03", '"2020-01-03'), ["line 3"]),
@@ -133,24 +127,10 @@ FAULTS: dict[str, tuple[str | bytes, list[str]]] = {
     ),
     "text after a quotation mark": (GOOD.replace("2020-01-03", '"2020-01-0"3'), ["line 3", "CSV"]),
     "empty date": (GOOD.replace("2020-01-03", ""), ["line 3", "column date", "''"]),
-    "no date": (
-        GOOD.replace("2020-01-03", "yesterday"),
-        ["line 3", "column date", "'yesterday'", "YYYY-MM-DD"],
-    ),
+    "no date": (GOOD.replace("2020-01-03", "yesterday"), ["line 3", "column date", "'yesterday'", "YYYY-MM-DD"]),
     "no such day": (GOOD.replace("2020-01-03", "2020-02-30"), ["line 3", "column date", "'2020-02-30'"]),
-    "no such month": (GOOD.replace("2020-01-03", "3 Foo 2020"), ["line 3", "column date", "'3 Foo 2020'"]),
-    "day or month first": (
-        GOOD.replace("2020-01-03", "03/01/2020"),
-        ["line 3", "does not tell day from month"],
-    ),
-    "day or month first, obvious or not": (
-        GOOD.replace("2020-01-03", "12/31/2020"),
-        ["line 3", "does not tell day from month"],
-    ),
-    "year of two digits": (
-        GOOD.replace("2020-01-03", "03-01-20"),
-        ["line 3", "does not tell day from month"],
-    ),
+    "day or month first": (GOOD.replace("2020-01-03", "03/01/2020"), ["line 3", "whether day or month comes first"]),
+    "year of two digits": (GOOD.replace("2020-01-03", "03-01-20"), ["line 3", "whether day or month comes first"]),
     "seconds since 1970": (GOOD.replace("2020-01-03", "1578009600"), ["line 3", "'1578009600'"]),
     "repeated day": (GOOD.replace("2020-01-03", "2020-01-02"), ["line 3", "2020-01-02", "line 2"]),
     "unsorted": (GOOD.replace("2020-01-06", "2020-01-01"), ["line 4", "2020-01-01 follows 2020-01-03"]),
@@ -168,11 +148,7 @@ FAULTS: dict[str, tuple[str | bytes, list[str]]] = {
     "infinite": (GOOD.replace("11,13,10,12,", "11,inf,10,12,"), ["line 3", "column high", "'inf'"]),
     "too large": (GOOD.replace("11,13,10,12,", "11,1e999,10,12,"), ["line 3", "column high", "not a finite"]),
     "zero": (GOOD.replace("11,13,10,12,", "0,13,10,12,"), ["line 3", "column open", "not positive"]),
-    "negative": (GOOD.replace("11,13,10,12,", "11,13,-10,12,"), ["line 3", "column low", "not positive"]),
-    "high below close": (
-        GOOD.replace("11,13,10,12,", "11,11.5,10,12,"),
-        ["line 3", "column high", "close 12"],
-    ),
+    "high below close": (GOOD.replace("11,13,10,12,", "11,11.5,10,12,"), ["line 3", "column high", "close 12"]),
     "low above open": (GOOD.replace("11,13,10,12,", "11,13,11.5,12,"), ["line 3", "column low", "open 11"]),
     "high and low swapped everywhere": (
         GOOD.replace("High,Low", "Low,High"),
@@ -198,14 +174,14 @@ def test_fault_in_newest_first_file_keeps_line_number(tmp_path: Path) -> None:
 
 
 def test_path_without_regular_file_raises(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.csv: there is no such file"):
+    with pytest.raises(DataError, match=r"absent\.csv: the file does not exist: name a CSV file of prices"):
         read_prices(tmp_path / "absent.csv")
-    with pytest.raises(DataError, match="not a regular file"):
+    with pytest.raises(DataError, match="this is a directory"):
         read_prices(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda prices: prices.drop(columns="low"), "no column low"),
         (lambda prices: prices.reset_index(drop=True), "does not hold calendar days"),
@@ -213,16 +189,13 @@ def test_path_without_regular_file_raises(tmp_path: Path) -> None:
         (lambda prices: prices.shift(freq="h"), "does not hold calendar days"),
         (lambda prices: prices[::-1], "not strictly increasing"),
         (lambda prices: prices.iloc[[0, 0, 1]], "not strictly increasing"),
-        (
-            lambda prices: prices.assign(open=[10, np.nan, 12]),
-            "2020-01-03, column open: .* not a finite number",
-        ),
+        (lambda prices: prices.assign(open=[10, np.nan, 12]), "2020-01-03, column open: .* not a finite number"),
     ],
 )
-def test_check_prices_rejects_invalid_frames(tmp_path: Path, spoil, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_check_prices_rejects_invalid_frames(tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
     prices = read_prices(write(tmp_path, GOOD))
     check_prices(prices, "mine")
-    with pytest.raises(DataError, match=f"mine.*{said}"):
+    with pytest.raises(DataError, match=f"mine.*{message}"):
         check_prices(spoil(prices), "mine")
 
 

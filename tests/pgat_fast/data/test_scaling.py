@@ -24,12 +24,6 @@ def test_scaled_training_rows_have_mean_zero_and_population_deviation_one() -> N
         assert abs(np.sqrt((scaled[:, column] ** 2).mean()) - 1) < 1e-12
 
 
-def test_fit_uses_population_deviation() -> None:
-    scaler = Scaler.fit(np.array([[1.0], [2.0], [6.0]]), ["a"])
-    assert scaler.mean.tolist() == [3.0]
-    assert scaler.std[0] == pytest.approx(np.sqrt(14 / 3), rel=1e-15)
-
-
 def test_sines_and_cosines_are_unchanged() -> None:
     scaler = Scaler.fit(training_rows(), COLUMNS)
     assert scaler.mean[1:4].tolist() == [0, 0, 0]

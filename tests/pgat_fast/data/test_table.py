@@ -21,10 +21,13 @@ def test_valid_file_has_no_problem(file: Path) -> None:
     assert check(write(file, good_rows())) == []
 
 
-def test_missing_final_line_break_is_reported(file: Path) -> None:
+def test_missing_final_line_break_is_reported_and_read_with_warning(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (problem,) = check(write(file, good_rows(), ""))
     assert "does not end with a line break" in str(problem)
     assert len(read_table(file).values) == ROWS
+    assert "does not end with a line break" in caplog.text
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n\n", "\n  \n"])
@@ -92,7 +95,7 @@ def test_missing_and_repeated_columns_raise(file: Path) -> None:
     write(file, [["date", "price", "volume"], ["2024-01-01", "1", "2"]])
     with pytest.raises(DataError, match=r"column prices: is missing \(did you mean 'price'\?\)"):
         read_table(file, columns=["prices"])
-    with pytest.raises(DataError, match="column price: is asked for twice"):
+    with pytest.raises(DataError, match="column price: is requested twice"):
         read_table(file, columns=["price", "price"])
 
 
