@@ -3,10 +3,8 @@
 Slower than `Windows.batch`: every window is cut separately, collated, and copied to the device.
 """
 
-import random
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
@@ -20,11 +18,7 @@ class WindowDataset(Dataset[Batch]):
     def __init__(self, windows: Windows) -> None:
         self.count = len(windows)
         self.seq_len, self.label_len, self.pred_len = windows.seq_len, windows.label_len, windows.pred_len
-        self.values, self.marks, self.targets = (
-            windows.values.cpu(),
-            windows.marks.cpu(),
-            windows.targets.cpu(),
-        )
+        self.values, self.marks, self.targets = windows.values.cpu(), windows.marks.cpu(), windows.targets.cpu()
         self.unknown_ahead = None if windows.unknown_ahead is None else windows.unknown_ahead.cpu()
 
     def __len__(self) -> int:
@@ -104,13 +98,5 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         prefetch_factor=prefetch_factor if num_workers > 0 else None,
-        worker_init_fn=seed_worker,
         generator=generator,
     )
-
-
-def seed_worker(worker: int) -> None:
-    """Seed Python's and numpy's generators with the seed of torch in this worker."""
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  (the global generator is what this must seed)

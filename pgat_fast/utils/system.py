@@ -53,22 +53,15 @@ def _version(package: str) -> str | None:
 def _versions() -> dict[str, Any]:
     import torch
 
-    versions: dict[str, Any] = {
-        "pgat_fast": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "triton": _version("triton"),
-    }
+    versions: dict[str, Any] = {"pgat_fast": __version__, "python": platform.python_version()}
+    versions["torch"] = str(torch.__version__)
+    versions |= {package: _version(package) for package in ("triton", *_REQUIRED)}
     if versions["triton"] is None:
-        versions["triton_absent"] = _triton_absent()
-    return versions | {package: _version(package) for package in _REQUIRED}
-
-
-def _triton_absent() -> str:
-    """Return the reason why triton is missing."""
-    if sys.platform != "linux":
-        return "triton is made for Linux only"
-    return "not installed; it is needed for kernels on a GPU, and this version has none"
+        linux = sys.platform == "linux"
+        versions["triton_absent"] = (
+            "not installed; it is needed for kernels on a GPU" if linux else "triton is available for Linux only"
+        )
+    return versions
 
 
 def _optional() -> dict[str, dict[str, str | None]]:
@@ -197,6 +190,7 @@ def format_info(info: dict[str, Any]) -> str:
     cpu, memory, cuda, backends = info["cpu"], info["memory"], info["cuda"], info["backends"]
     versions = dict(info["versions"])
     absent = versions.pop("triton_absent", None)
+    cores = "" if cpu["cores"] is None else f"{cpu['cores']} physical, "
     groups: dict[str, list[tuple[str, Any]]] = {
         "versions": [
             (name, version or (absent if name == "triton" else "not installed")) for name, version in versions.items()
@@ -210,21 +204,13 @@ def format_info(info: dict[str, Any]) -> str:
         "machine": [
             ("system", info["system"]),
             ("processor", cpu["model"]),
-            ("cores", _cores(cpu)),
+            ("cores", f"{cores}{cpu['logical_cores']} logical, {cpu['usable_logical_cores']} for this process"),
             ("torch uses", f"{cpu['torch_capability']}, {cpu['threads']} threads"),
             ("instruction sets", ", ".join(cpu["instruction_sets"]) or "none that torch detects"),
             ("oneDNN", "yes" if cpu["onednn"] else "no"),
             ("memory", f"{memory['total_gib']:.1f} GiB, {memory['available_gib']:.1f} GiB available"),
         ],
-        "GPUs": [
-            (
-                device["device"],
-                f"{device['name']}, {device['memory_gib']:.1f} GiB, compute capability {device['compute_capability']}, "
-                f"bf16: {'yes' if device['bf16'] else 'no'}",
-            )
-            for device in cuda["devices"]
-        ]
-        or [("none", cuda["reason"])],
+        "GPUs": [(device["device"], _gpu(device)) for device in cuda["devices"]] or [("none", cuda["reason"])],
         "backends": [
             *(
                 (name, "runs here" if backend["runs"] else f"does not run: {backend['reason']}")
@@ -240,6 +226,7 @@ def format_info(info: dict[str, Any]) -> str:
     )
 
 
-def _cores(cpu: dict[str, Any]) -> str:
-    physical = "" if cpu["cores"] is None else f"{cpu['cores']} physical, "
-    return f"{physical}{cpu['logical_cores']} logical, {cpu['usable_logical_cores']} for this process"
+def _gpu(device: dict[str, Any]) -> str:
+    bf16 = "yes" if device["bf16"] else "no"
+    memory, capability = f"{device['memory_gib']:.1f} GiB", f"compute capability {device['compute_capability']}"
+    return f"{device['name']}, {memory}, {capability}, bf16: {bf16}"

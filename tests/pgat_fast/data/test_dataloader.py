@@ -1,13 +1,11 @@
 """The DataLoader yields the same windows as `Windows.batch`, bit for bit."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
 
 from pgat_fast.data.columns import COLUMNS, TARGETS
-from pgat_fast.data.dataloader import WindowDataset, make_loader, seed_worker
+from pgat_fast.data.dataloader import WindowDataset, make_loader
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Batch, Windows, batch_indices, prepare
 
@@ -71,7 +69,6 @@ def test_loader_uses_production_settings() -> None:
     assert training.drop_last
     assert training.persistent_workers
     assert training.prefetch_factor == 4
-    assert training.worker_init_fn is seed_worker
     assert training.generator is not None
     assert training.generator.initial_seed() == 1
     assert training.pin_memory == torch.cuda.is_available()
@@ -79,14 +76,3 @@ def test_loader_uses_production_settings() -> None:
     assert not validation.drop_last
     assert validation.num_workers == 0
     assert not validation.persistent_workers
-
-
-def test_seed_worker_depends_on_torch_seed() -> None:
-    draws = []
-    for seed in (5, 5, 6):
-        torch.manual_seed(seed)
-        seed_worker(0)
-        draws.append((random.random(), float(np.random.rand())))  # noqa: NPY002
-    assert draws[0] == draws[1]
-    assert draws[0][0] != draws[2][0]
-    assert draws[0][1] != draws[2][1]
