@@ -43,7 +43,7 @@ def dump_config(config: Config, describe: bool = False) -> str:
             text = yaml.dump({name: getattr(settings, name)}, Dumper=ConfigDumper, allow_unicode=True, width=2**16)
             first, *items = text.splitlines()
             if describe:
-                first = f"{first:<46}  # {' '.join(str(field.description).split())}"
+                first = f"{first:<46}  # {' '.join((field.description or '').split())}"
             lines += [f"  {line}" for line in (first, *items)]
         sections.append("\n".join(lines))
     return "\n\n".join(sections) + "\n"

@@ -156,7 +156,7 @@ def test_resume_auto_resumes_newest_run_or_begins_one(tiny_settings: list[str], 
     first = start(*arguments)
     first.wait_for(r"epoch 2, step 1 of")
     first.stop(signal.SIGKILL)
-    assert "a new one" in first.text
+    assert "no run named run" in first.text
     second = start(*arguments)
     assert second.exit_code() == 0, second.text
     assert [path.name for path in runs.iterdir()] == ["run"]
