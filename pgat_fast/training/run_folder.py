@@ -44,7 +44,7 @@ def new_folder(output: Path, name: str) -> Path:
 def unused_path(path: Path) -> Path:
     """Return `path`, or the first of `path-2`, `path-3`, ... that does not exist."""
     names = chain([path.name], (f"{path.name}-{number}" for number in count(2)))
-    return next(candidate for candidate in map(path.with_name, names) if not candidate.exists())
+    return next(candidate for candidate in map(path.with_name, names) if not os.path.lexists(candidate))
 
 
 def run_folders(output: Path, name: str) -> list[Path]:
