@@ -12,7 +12,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("checkpoint", help="verify, export or import checkpoints")
     commands = parser.add_subparsers(dest="checkpoint_command", metavar="COMMAND", required=True)
 
-    verify = commands.add_parser("verify", help="read every byte of one or all checkpoints, say what is damaged")
+    verify = commands.add_parser("verify", help="read and verify one or all checkpoints, list the faults")
     verify.add_argument("path", metavar="PATH", help="a run, its folder `checkpoints`, or one checkpoint")
     verify.set_defaults(run=run_verify)
 
@@ -26,14 +26,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     importer = commands.add_parser(
         "import",
-        help="make a run of weights in the original layout",
-        description="Make a run of weights in the original layout, to evaluate, predict with, or train on "
+        help="create a run from weights in the original layout",
+        description="Create a run from weights in the original layout, to evaluate, predict with or train further "
         "(train --resume RUN). Existing weights need `compatibility: original` in the configuration. Columns are "
         "scaled by the training rows of the configured data file.",
     )
     importer.add_argument("file", metavar="FILE", help="a state dict (torch.save), or *.safetensors")
     add_config_arguments(importer)
-    importer.add_argument("--out", required=True, metavar="RUN", help="folder to make, such as runs/imported")
+    importer.add_argument("--out", required=True, metavar="RUN", help="folder to create, such as runs/imported")
     importer.set_defaults(run=run_import)
 
 
@@ -62,7 +62,7 @@ def _checkpoints_at(path: Path) -> list[Path]:
     checkpoints = find_checkpoints(root)
     if not checkpoints:
         reason = "no checkpoint there" if path.exists() else "there is no such folder"
-        raise CheckpointError(f"{path}: {reason}: name a run, its folder {CHECKPOINTS}, or a checkpoint")
+        raise CheckpointError(f"{path}: {reason}: give a run, its folder {CHECKPOINTS}, or a checkpoint")
     return checkpoints
 
 
@@ -92,6 +92,6 @@ def run_import(args: argparse.Namespace) -> int:
     path = import_checkpoint(Path(args.file), config, Path(args.out))
     print(
         f"{path}: the weights of {args.file}\n"
-        f"evaluate, predict or go on with it: pgat-fast evaluate {args.out}, pgat-fast train --resume {args.out}"
+        f"evaluate it with pgat-fast evaluate {args.out}, train it further with pgat-fast train --resume {args.out}"
     )
     return exit_codes.SUCCESS
