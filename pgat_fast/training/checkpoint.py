@@ -29,7 +29,7 @@ from pgat_fast.training.checkpoint_files import (
     read_weights,
     remove_or_warn,
 )
-from pgat_fast.training.manifest import MANIFEST, NAME, TRAINING, WEIGHTS, decode_manifest, encode_manifest
+from pgat_fast.training.manifest import FILES, MANIFEST, NAME, TRAINING, WEIGHTS, decode_manifest, encode_manifest
 from pgat_fast.training.run_folder import CHECKPOINTS
 from pgat_fast.training.serialization import dump_state, dump_tensors
 from pgat_fast.utils.io import is_orphan, sync_directory, temporary_name, write_synced
@@ -200,8 +200,12 @@ def _present(path: Path) -> Path:
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Return the folders in `root` with a valid manifest and files of the right sizes, oldest first."""
-    return [path for path in find_checkpoints(root) if _metadata(path) is not None]
+    """Return the folders in `root` that have all files of a checkpoint, oldest first. Does not read the files."""
+    return [
+        path
+        for path in find_checkpoints(root)
+        if any(all((path / name).is_file() for name in (MANIFEST, *names)) for names in FILES.values())
+    ]
 
 
 def find_checkpoints(root: Path) -> list[Path]:
@@ -259,7 +263,7 @@ def prune(root: Path, keep: int, also: Iterable[str | None] = ()) -> list[Path]:
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}: keep at least 1 checkpoint")
-    abouts = {path: about for path in find_checkpoints(root) if (about := _metadata(path)) is not None}
+    abouts = {path: about for path in list_checkpoints(root) if (about := _metadata(path)) is not None}
     newest = list(abouts)[-keep:]
     best = {abouts[path].get("best") for path in newest} | set(also)
     removed = []

@@ -36,7 +36,7 @@ _DEEPEST: Final = 64
 NAME: Final = re.compile(r"(?:[A-Za-z0-9]+-)*step-[0-9]{1,18}", re.ASCII)
 """Names of checkpoints, which are ordered by step number."""
 
-Model = TypeVar("Model", bound=BaseModel)
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class File(BaseModel):
@@ -158,9 +158,9 @@ def strict_json(raw: bytes, convert: Callable[[dict[str, Any]], Any] = dict) -> 
         raise CheckpointError(f"damaged, or not JSON: {error}") from error
 
 
-def _validate(model: type[Model], content: Any, key: str) -> Model:
+def _validate(schema: type[Schema], content: Any, key: str) -> Schema:
     try:
-        return model.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
         fault = error.errors()[0]
         name = ".".join((key, *map(str, fault["loc"])))
