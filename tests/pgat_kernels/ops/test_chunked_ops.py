@@ -1,6 +1,7 @@
 """Tests that operators over rows give the same results and gradients for all chunks, and keep only their inputs."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.instrumentation import few_chunks
-from pgat_kernels.ops import chunks
+from pgat_kernels.ops import chunked_ops, chunks
 from pgat_kernels.ops.chunked_ops import Chunking, RowsOperator
 from pgat_kernels.ops.chunks import auto_chunk, starts, take
+from pgat_kernels.ops.compiled import how_compiled
 from pgat_kernels.ops.kept import bytes_kept
 from pgat_kernels.ops.masks import Masks
 from pgat_kernels.ops.registration import Backward
@@ -72,6 +74,16 @@ def test_results_do_not_depend_on_the_chunk(count: int, rate: float) -> None:
 def test_compiled_chunks_equal_eager_chunks(rate: float) -> None:
     for actual, expected in zip(run(7, 3, rate, compiled=True), run(7, 3, rate), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.compile
+def test_chunks_compiled_as_a_whole_equal_eager_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the program of a chunk is compiled, and not its fragments."""
+    expected = run(7, 3, 0.3)
+    on_gpu = partial(how_compiled, device=GPU)
+    monkeypatch.setattr(chunked_ops, "how_compiled", lambda program, compiled, device: on_gpu(program, compiled))
+    for actual, eager in zip(run(7, 3, 0.3, compiled=True), expected, strict=True):
+        torch.testing.assert_close(actual, eager, rtol=1e-12, atol=1e-12)
 
 
 def test_operator_passes_opcheck() -> None:
