@@ -14,6 +14,9 @@ from pgat_fast.data.ephemeris import LATITUDE, LONGITUDE, apparent_positions, in
 from pgat_fast.errors import DataError
 
 AU_KM = 149597870.7
+ROUNDING = np.degrees(1e-8)
+"""Largest error, in degrees, of an angle whose sine and cosine are rounded to 8 decimals: sqrt(2) / 2 * 1e-8, and more
+for a pair that is not normalised."""
 
 
 def days(*dates: str) -> pd.DatetimeIndex:
@@ -49,7 +52,7 @@ def test_mean_node_is_always_retrograde_with_ketu_opposite() -> None:
     # Rounding of longitudes, 1e-13 degrees, over 1/12 day.
     np.testing.assert_allclose(table["dyn_Mean Ketu_speed"], table["dyn_Mean Rahu_speed"], rtol=0, atol=5e-12)
     opposite = angle(table, "dyn_Mean Ketu") - angle(table, "dyn_Mean Rahu")
-    np.testing.assert_allclose(opposite % 360, 180, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(opposite % 360, 180, rtol=0, atol=2 * ROUNDING)
 
 
 def test_tropical_and_sidereal_longitudes_differ_by_ayanamsa_and_nutation() -> None:
@@ -60,7 +63,7 @@ def test_tropical_and_sidereal_longitudes_differ_by_ayanamsa_and_nutation() -> N
     assert abs(expected[0] - 23.857092) * 3600 < 20
     for body in (*PLANETS, "Mean Rahu", "Mean Ketu"):
         difference = angle(table, body) - angle(table, f"dyn_{body}")
-        np.testing.assert_allclose(difference % 360, expected, rtol=0, atol=1e-12 * 360)
+        np.testing.assert_allclose(difference % 360, expected, rtol=0, atol=2 * ROUNDING)
 
 
 def test_ascendant_is_on_the_eastern_horizon() -> None:
@@ -91,18 +94,20 @@ def test_speed_of_planet_behind_sun_is_smooth() -> None:
     assert np.ptp(speed) < 0.002
 
 
-@pytest.mark.parametrize("body", PLANETS)
-def test_speed_is_derivative_of_sidereal_longitude(body: str) -> None:
+def test_speed_is_derivative_of_sidereal_longitude() -> None:
     dates = pd.date_range("1950-01-03", "2025-01-03", freq="211D")
-    jd, hours3 = instants(dates), 1 / 8
-    longitudes = [
-        apparent_positions(jd + k * hours3)[body].longitude - lahiri_ayanamsa(jd + k * hours3) for k in (-2, -1, 1, 2)
-    ]
-    far_before, before, after, far_after = longitudes
-    # Five-point formula, error of order h^4; the two-point one's at one hour is 6e-5 for the Moon, and near
-    # the Sun both are affected by the kink in the deflection at its limb.
-    derivative = (8 * wrap180(after - before) - wrap180(far_after - far_before)) / (12 * hours3)
-    np.testing.assert_allclose(sky_table(dates)[f"dyn_{body}_speed"], derivative, rtol=0, atol=1e-4)
+    jd, hours3, table = instants(dates), 1 / 8, sky_table(dates)
+    instants_around = [jd + k * hours3 for k in (-2, -1, 1, 2)]
+    positions = [apparent_positions(instant) for instant in instants_around]
+    for body in PLANETS:
+        far_before, before, after, far_after = (
+            position[body].longitude - lahiri_ayanamsa(instant)
+            for position, instant in zip(positions, instants_around, strict=True)
+        )
+        # Five-point formula, error of order h^4; the two-point one's at one hour is 6e-5 for the Moon, and near
+        # the Sun both are affected by the kink in the deflection at its limb.
+        derivative = (8 * wrap180(after - before) - wrap180(far_after - far_before)) / (12 * hours3)
+        np.testing.assert_allclose(table[f"dyn_{body}_speed"], derivative, rtol=0, atol=1e-4, err_msg=body)
 
 
 def test_instants_are_1430_utc_and_1430_ut1_before_1972() -> None:
@@ -127,7 +132,7 @@ def test_columns_are_celestial_in_order(table: pd.DataFrame) -> None:
 
 def test_values_are_within_ranges(table: pd.DataFrame) -> None:
     for name in (column.removesuffix("_sin") for column in table.columns if column.endswith("_sin")):
-        np.testing.assert_allclose(np.hypot(table[f"{name}_sin"], table[f"{name}_cos"]), 1, rtol=0, atol=1e-15)
+        np.testing.assert_allclose(np.hypot(table[f"{name}_sin"], table[f"{name}_cos"]), 1, rtol=0, atol=1e-8)
     shadbala = table.filter(like="shadbala")
     assert shadbala.min().min() >= 0
     assert shadbala.max().max() <= 60
@@ -151,14 +156,14 @@ def test_sign_is_start_of_sidereal_sign(table: pd.DataFrame) -> None:
 def test_shadbala_is_uccha_bala_of_sidereal_longitude(table: pd.DataFrame) -> None:
     for body in SHADBALA:
         expected = uccha_bala(body, angle(table, f"dyn_{body}"))
-        np.testing.assert_allclose(table[f"dyn_{body}_shadbala"], expected, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(table[f"dyn_{body}_shadbala"], expected, rtol=0, atol=ROUNDING)
 
 
 def test_rows_are_independent() -> None:
     dates = pd.date_range("2001-01-01", periods=50, freq="31D")
     all_rows, row = sky_table(dates), sky_table(dates[17:18])
-    # Vector and scalar loops may round differently; a speed divides that by 1/12 day.
-    np.testing.assert_allclose(row.to_numpy()[0], all_rows.to_numpy()[17], rtol=0, atol=1e-11)
+    # Vector and scalar loops may round differently; the table is rounded far above that.
+    assert np.array_equal(row.to_numpy()[0], all_rows.to_numpy()[17])
 
 
 def test_first_and_last_day_of_ephemeris_are_supported() -> None:
@@ -166,7 +171,7 @@ def test_first_and_last_day_of_ephemeris_are_supported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dates", "said"),
+    ("dates", "message"),
     [
         (days("2000-01-03", "1899-07-28", "1890-01-01"), "1899-07-28.*1899-07-29 to 2053-10-08.*2 of 3"),
         (days("2053-10-08", "2053-10-09"), "2053-10-09.*1899-07-29 to 2053-10-08.*1 of 2"),
@@ -175,8 +180,8 @@ def test_first_and_last_day_of_ephemeris_are_supported() -> None:
         (pd.DatetimeIndex(["2000-01-03"], tz="America/New_York"), "time zone America/New_York"),
     ],
 )
-def test_invalid_dates_raise(dates: pd.DatetimeIndex, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_invalid_dates_raise(dates: pd.DatetimeIndex, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         sky_table(dates)
 
 
