@@ -236,10 +236,8 @@ def _to_ecliptic(equatorial: FloatArray, obliquity: FloatArray) -> tuple[FloatAr
 
 def _angle_pair(name: str, degrees: FloatArray) -> dict[str, FloatArray]:
     """Return the columns of the sine and the cosine of an angle, rounded."""
-    radians = np.radians(degrees)
-    sine: FloatArray = np.round(np.sin(radians), PAIR_DECIMALS)
-    cosine: FloatArray = np.round(np.cos(radians), PAIR_DECIMALS)
-    return {f"{name}_sin": sine, f"{name}_cos": cosine}
+    pair: dict[str, Any] = {"sin": np.sin(np.radians(degrees)), "cos": np.cos(np.radians(degrees))}
+    return {f"{name}_{function}": values.round(PAIR_DECIMALS) for function, values in pair.items()}
 
 
 def _check_dates(dates: pd.DatetimeIndex) -> None:
