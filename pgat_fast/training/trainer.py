@@ -303,7 +303,7 @@ class Trainer:
             compile_seconds=expected_compile_seconds(
                 self.cache if self.group.size == 1 else None, self.program, self.device
             ),
-            before=resumed_regions,
+            previous=resumed_regions,
         )
 
     # --- the whole run --------------------------------------------------------------------------------------------
