@@ -350,7 +350,7 @@ def _source(ours: str) -> Source:
         name, matched = re.subn(rf"^{pattern}", replacement, ours)
         if matched:
             return Source(name, *part)
-    raise KeyError(f"parameter {ours} has no place in the original layout: add a rule to {__name__}")
+    raise KeyError(f"no rule maps parameter {ours} to the original layout: add one to {__name__}")
 
 
 def sources(ours: Iterable[str]) -> dict[str, Source]:

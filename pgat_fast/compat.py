@@ -57,7 +57,7 @@ def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, confi
         raise CheckpointError(f"the state is a {type(state).__name__}: pass a dict of name -> tensor")
     nested = [str(name) for name, value in state.items() if isinstance(value, Mapping)]
     if nested:
-        raise CheckpointError(f"{nested[0]!r} holds a dict of its own: pass that one (state[{nested[0]!r}])")
+        raise CheckpointError(f"{nested[0]!r} is a dict, not a tensor: pass state[{nested[0]!r}]")
     non_tensors = [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
     if non_tensors:
         raise CheckpointError(f"not tensors: {'; '.join(non_tensors)}")
@@ -80,10 +80,10 @@ def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, confi
     )
     marker = "celestial_combiner.edge_projection.weight" if other == "batched" else "celestial_combiner.edge_attention"
     if any(name.startswith(marker) for name in unknown):
-        lines.append(f"  it was trained with combiner: {other}, the configuration says combiner: {configured}")
+        lines.append(f"  it was trained with combiner: {other}, but the configuration has combiner: {configured}")
     if any("feature_attention" in fault for fault in misshapen) and config.model.feature_map == "named":
         lines.append(
-            "  existing checkpoints were trained with compatibility: original; the configuration says corrected"
+            "  existing checkpoints were trained with compatibility: original, but the configuration has corrected"
         )
     raise CheckpointError("\n".join(lines))
 
@@ -247,10 +247,10 @@ def _model_settings(args: Namespace | Mapping[str, Any]) -> dict[str, Any]:
     accepted |= {name for name, old in OLD_NAMES.items() if getattr(old, "setting", "").startswith("model.")}
     skipped = sorted(name for name in arguments if name not in accepted)
     if skipped:
-        logger.info("settings that do not concern the model, left alone: %s", ", ".join(skipped))
+        logger.info("settings ignored, since they do not define the model: %s", ", ".join(skipped))
     for name in set(skipped) - IGNORED - set(OLD_NAMES) - set(SECTION_OF):
         for suggestion in get_close_matches(name, accepted - set(arguments), n=1, cutoff=0.85):
-            logger.warning("setting %s is left alone: did you mean %s?", name, suggestion)
+            logger.warning("setting %s is ignored: did you mean %s?", name, suggestion)
     # In a namespace None stands for an option that was not given.
     settings = {name: arguments[name] for name in arguments if name in accepted and arguments[name] is not None}
     return {"compatibility": "original", "exact_dropout": True} | settings

@@ -24,16 +24,12 @@ AUTO = "torch"
 
 def backend_reasons() -> dict[str, str | None]:
     """Return backend -> the reason why it cannot run on this machine, or None if it can."""
-    return {"reference": None, "torch": None, "triton": _why_not_triton()}
-
-
-def _why_not_triton() -> str | None:
     import torch
 
     from pgat_kernels.dispatch import interpreted, why_no_kernels
 
     device = torch.device("cuda" if torch.cuda.is_available() and not interpreted() else "cpu")
-    return why_no_kernels(device)
+    return {"reference": None, "torch": None, "triton": why_no_kernels(device)}
 
 
 def resolve_backend(backend: str) -> str:
@@ -67,7 +63,7 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
         config = load_config(config)
     requested = backend or config.run.backend
     resolved = resolve_backend(requested)
-    logger.info("backend %s%s", resolved, f" (asked for: {requested})" if requested != resolved else "")
+    logger.info("backend %s%s", resolved, f" (run.backend: {requested})" if requested != resolved else "")
     if resolved == "reference":
         from pgat_fast.model.reference.pgat import PGAT
 
@@ -83,7 +79,7 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
     elif requested == "auto" and _has_measured_kernels(config.run.device):
         kernels = Kernels.MEASURED
     if kernels:
-        _warn_head_dim(config.model.d_model // config.model.n_heads)
+        _log_head_width(config.model.d_model // config.model.n_heads)
     return FastPGAT(config.model, Execution.of(config.run, kernels=kernels))
 
 
@@ -106,9 +102,9 @@ def _has_measured_kernels(device: str) -> bool:
     except ValueError as error:
         raise BackendError(str(error)) from error
     if reason is None and (measurements is None or not measurements.from_rows):
-        reason = f"none has been measured on {gpu} (make tune does)"
+        reason = f"none has been measured on {gpu}; run make tune"
     if reason is not None:
-        logger.info("backend auto takes no kernels: %s", reason)
+        logger.info("backend auto uses no kernels: %s", reason)
         return False
     assert measurements is not None
     logger.info("backend auto: kernels where they were measured to be faster on %s", measurements.device)
@@ -134,20 +130,21 @@ def recompute_summary(execution: "Execution", regions: "Regions") -> str:
     """Describe what the operators of a model keep for the backward pass if `regions` are compiled."""
     keep = execution.keep
     if execution.combiner_chunk is None:
-        return "combiner and graph attention keep all that they need, since run.combiner_chunk is off"
+        return "combiner and graph attention keep all intermediate results, because run.combiner_chunk is off"
     if keep == 0 or regions == "whole":
         reason = "" if keep == 0 else ", as in every step compiled whole"
         return f"combiner and graph attention are computed again in the backward pass{reason}"
-    amount = "all that it needs" if keep == sys.maxsize else f"up to {keep / 2**30:.1f} GiB each"
+    amount = "all intermediate results" if keep == sys.maxsize else f"up to {keep / 2**30:.1f} GiB each"
     return f"combiner and graph attention keep {amount} for the backward pass"
 
 
-def _warn_head_dim(head: int) -> None:
+def _log_head_width(width: int) -> None:
+    """Log that heads of `width` columns are too wide for the kernels of attention, if they are."""
     from pgat_kernels.ops.graph_attention import MOST_DEPTH
 
-    if head > MOST_DEPTH:
+    if width > MOST_DEPTH:
         logger.info(
-            "attention is computed in plain torch: its kernels take %d columns a head, not %d", MOST_DEPTH, head
+            "attention is computed in plain torch: heads have %d columns, kernels accept at most %d", width, MOST_DEPTH
         )
 
 

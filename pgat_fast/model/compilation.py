@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast.errors import BackendError
+from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_kernels.torch_features import compile_apart
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def decide_compile(
     expected_steps: int,
     seconds_per_step: float,
     compile_seconds: float | None = None,
-    before: Regions | None = None,
+    previous: Regions | None = None,
 ) -> Regions:
     """Return the regions to compile for training, and log the reason.
 
@@ -90,7 +91,7 @@ def decide_compile(
         expected_steps: optimizer steps of the run.
         seconds_per_step: approximate seconds of an eager step.
         compile_seconds: approximate seconds of compilation; `COMPILE_SECONDS` by default.
-        before: the decision at the start of the run; a resumed run with `auto` keeps it.
+        previous: the decision at the start of a resumed run, which `auto` keeps.
 
     Raises BackendError, with the remedy, if `asked` is `on` or `whole` and the model cannot be compiled here.
     """
@@ -98,16 +99,16 @@ def decide_compile(
         return "none"
     regions = regions_on(device, whole=asked == "whole")
     if asked == "auto":
-        if before is not None:
-            logger.info("compile auto: the run began with %s compiled, and goes on so", IN_WORDS[before])
-            regions = before
+        if previous is not None:
+            logger.info("compile auto: %s compiled, as at the start of this run", IN_WORDS[previous])
+            regions = previous
         elif not _pays(expected_steps, seconds_per_step, compile_seconds, device.type):
             regions = "none"
         if regions == "none":
             return "none"
     reason = why_not(backend, device)
     if reason is None:
-        logger.info("compile %s: %s is compiled during the first step", asked, IN_WORDS[regions])
+        logger.info("compile %s: %s compiled during the first step", asked, IN_WORDS[regions])
         return regions
     if asked != "auto":
         raise BackendError(f"run.compile is {asked}, but {reason}")
@@ -120,7 +121,7 @@ def regions_on(device: torch.device, *, whole: bool = False) -> Regions:
     return "whole" if whole or device.type == "cuda" else "operators"
 
 
-IN_WORDS: Final[dict[Regions, str]] = {"none": "nothing", "operators": "each operator", "whole": "the whole step"}
+IN_WORDS: Final[dict[Regions, str]] = {"none": "nothing is", "operators": "operators are", "whole": "the whole step is"}
 
 
 def _pays(steps: int, seconds_per_step: float, compile_seconds: float | None, device: str) -> bool:
@@ -141,12 +142,12 @@ def why_not(backend: str, device: torch.device) -> str | None:
     Checks the requirements of torch's compiler, then compiles one small function, which takes some seconds.
     """
     if backend == "reference":
-        return "the backend reference is not compiled, others are compared with it: use run.backend=torch or auto"
+        return "the backend reference cannot be compiled: use run.backend=torch or auto, or set run.compile=off"
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
         if not has_triton():
-            return "torch finds no triton that works here: install the one of this torch, or set run.compile=off"
+            return "no working triton is installed: install the one of this torch, or set run.compile=off"
     else:
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -155,8 +156,8 @@ def why_not(backend: str, device: torch.device) -> str | None:
             get_cpp_compiler()
         except InvalidCxxCompiler:
             return (
-                "torch finds no C++ compiler: install g++ (Debian: apt install g++) or clang++, name it in the "
-                "environment variable CXX, or set run.compile=off"
+                "no C++ compiler is installed: install g++ (Debian: apt install g++) or clang++, set the environment "
+                "variable CXX to its name, or set run.compile=off"
             )
     return _trial_failure(device)
 
@@ -206,16 +207,8 @@ def compile_in_place(
 
 def _compile_operators(model: nn.Module, compiled: bool) -> None:
     """Enable or disable compiled code in the operators of the fast model; the reference has none."""
-    from pgat_fast.model.optimized.pgat import FastPGAT
-
     if isinstance(model, FastPGAT):
         model.set_execution(replace(model.execution, compiled=compiled))
-
-
-def _has_compiled_operators(model: nn.Module) -> bool:
-    from pgat_fast.model.optimized.pgat import FastPGAT
-
-    return isinstance(model, FastPGAT) and model.execution.compiled
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -225,31 +218,28 @@ def is_compiled(model: nn.Module) -> bool:
 
 def compiled_regions_of(model: nn.Module) -> Regions:
     """Return which regions of `model` are compiled."""
-    if any(module._compiled_call_impl is not None for module in model.modules()):
+    if model._compiled_call_impl is not None:
         return "whole"
     return "operators" if _has_compiled_operators(model) else "none"
+
+
+def _has_compiled_operators(model: nn.Module) -> bool:
+    return isinstance(model, FastPGAT) and model.execution.compiled
 
 
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """Run `model` without its compiled code within the context: for other shapes, evaluation or hooks."""
-    compiled = {module: call for module in model.modules() if (call := module._compiled_call_impl) is not None}
-    operators = _has_compiled_operators(model)
-    for module in compiled:
-        module._compiled_call_impl = None
-    if operators:
-        _compile_operators(model, False)
+    call, operators = model._compiled_call_impl, _has_compiled_operators(model)
+    undo_compilation(model)
     try:
         yield
     finally:
-        for module, call in compiled.items():
-            module._compiled_call_impl = call
-        if operators:
-            _compile_operators(model, True)
+        model._compiled_call_impl = call
+        _compile_operators(model, operators)
 
 
 def undo_compilation(model: nn.Module) -> None:
     """Remove the compiled code of `model`, which runs eagerly from then on."""
-    for module in model.modules():
-        module._compiled_call_impl = None
+    model._compiled_call_impl = None
     _compile_operators(model, False)

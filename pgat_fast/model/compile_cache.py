@@ -54,13 +54,13 @@ def _user_cache() -> Path:
 class CompileCache:
     """The folder of compiled code while a run uses it; see `compile_cache`."""
 
-    def __init__(self, folder: Path, own: bool) -> None:
+    def __init__(self, folder: Path, exclusive: bool) -> None:
         """
         Args:
             folder: an existing folder.
-            own: whether only this package writes to it.
+            exclusive: whether only this package writes to it.
         """
-        self.folder, self._own = folder, own
+        self.folder, self._exclusive = folder, exclusive
         self._listed = self._read_list()
         self._before = set(self._files())
 
@@ -96,7 +96,7 @@ class CompileCache:
         fingerprint = self._listed.get(name)
         if fingerprint is not None:
             return fingerprint != _fingerprint(path)
-        return self._own or (path.suffix == ".so" and not _is_whole_library(path))
+        return self._exclusive or (path.suffix == ".so" and not _is_whole_library(path))
 
     def seconds(self) -> dict[str, tuple[float, float]]:
         """Return program -> seconds of its first and of its last compilation."""
@@ -163,7 +163,7 @@ def compile_cache() -> Iterator[CompileCache | None]:
         try:
             locks = folder / _LOCKS
             locks.mkdir(parents=True, exist_ok=True)
-            cache = CompileCache(folder, own=previous_folder is None)
+            cache = CompileCache(folder, exclusive=previous_folder is None)
             with FileLock(locks / "entering.lock", timeout=60):
                 only_process = _nobody_else(locks)
                 stack.enter_context(FileLock(locks / f"user-{os.getpid()}.lock", timeout=0))
@@ -173,7 +173,7 @@ def compile_cache() -> Iterator[CompileCache | None]:
                         folder, len(removed), removed[0].name,
                     )  # fmt: skip
         except (OSError, Timeout) as error:
-            logger.warning("compiled code cannot be kept in %s (%s): it is kept where torch keeps it", folder, error)
+            logger.warning("compiled code cannot be kept in %s (%s): torch uses its own folder", folder, error)
             yield None
             return
         os.environ[VARIABLE] = str(folder)

@@ -48,7 +48,7 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
         case "highest":
             return "highest"
         case "auto" if device.type != "cuda":
-            logger.info("precision auto: float32 on a CPU (bf16 can be asked for)")
+            logger.info("precision auto: float32 on a CPU (set run.precision=bf16 for bfloat16)")
             return "highest"
         case "auto":
             precision: Precision = "bf16" if _gpu_has_bf16(device) else "fp16"
@@ -67,8 +67,8 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
             f"run.precision is bf16, but {torch.cuda.get_device_name(device)} has no bfloat16: use fp16 or highest"
         )
     if device.type == "cpu" and not _cpu_has(precision):
-        logger.warning("precision %s: this processor has no instructions for it: expect it to be slow", precision)
-    logger.info("precision %s: products in it, parameters, reductions and loss in float32", precision)
+        logger.warning("precision %s: slow on this processor, which has no instructions for it", precision)
+    logger.info("precision %s: for products; parameters, reductions and loss are float32", precision)
     return precision
 
 
@@ -102,13 +102,13 @@ def _cpu_has_tf32() -> bool:
 @contextmanager
 def _float32_settings(*settings: tuple[Any, str]) -> Iterator[None]:
     """Set `fp32_precision` of each setting within the context, and restore it on exit."""
-    before = [(setting, setting.fp32_precision) for setting, _ in settings]
+    previous = [(setting, setting.fp32_precision) for setting, _ in settings]
     try:
         for setting, value in settings:
             setting.fp32_precision = value
         yield
     finally:
-        for setting, value in before:
+        for setting, value in previous:
             setting.fp32_precision = value
 
 

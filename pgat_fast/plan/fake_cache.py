@@ -14,36 +14,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode
 
-aten = torch.ops.aten
-
-_VIEWS = frozenset(
-    {
-        aten.alias.default,
-        aten.detach.default,
-        aten.expand.default,
-        aten.permute.default,
-        aten.select.int,
-        aten.slice.Tensor,
-        aten.squeeze.dim,
-        aten.t.default,
-        aten.transpose.int,
-        aten.unsqueeze.default,
-        aten.view.default,
-        aten.view.dtype,
-    }
-)
-"""Views that the C++ kernels of the meta device create faster than a cache look-up."""
-
-_FILLS = frozenset(
-    {
-        aten.fill_.Scalar,
-        aten.normal_.default,
-        aten.uniform_.default,
-        aten.zero_.default,
-    }
-)
-"""Operators that fill a tensor in place and return it; model initialisation uses only these."""
-
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 _UNKNOWN = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
@@ -121,12 +91,6 @@ class FakeResultCache(TorchDispatchMode):
             return func(*args, **kwargs)
         if any(tensor.fake_mode is not self._mode for tensor in tensors):
             return func(*args, **kwargs)
-        if func in _FILLS and tensors:
-            return args[0]
-        if func in _VIEWS:
-            with in_kernel_invocation_manager(self._mode):
-                view = func(*args, **kwargs)
-            return FakeTensor(self._mode, view, tensors[0].fake_device)
         recipe = _recipes.get(key)
         if recipe is not None:
             container, parts = recipe

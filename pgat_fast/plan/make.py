@@ -204,9 +204,9 @@ def _disk(config: Config, count: int, tensors: int) -> Disk:
 def _warnings(plan: Plan) -> list[str]:
     messages = []
     if not plan.device_present:
-        messages.append(f"{plan.device} is not on this machine: planned for, but its memory is not known")
+        messages.append(f"{plan.device} is not on this machine: its free memory is unknown")
     if plan.work is None:
-        messages.append(f"{plan.data} does not exist: windows and steps are not known; `pgat-fast data build` makes it")
+        messages.append(f"{plan.data} does not exist: windows and steps are unknown; run `pgat-fast data build`")
     for limit in plan.memory.limits:
         if limit.share >= _NEAR:
             verb = "will not fit into" if limit.share >= 1 else "come close to"

@@ -114,15 +114,15 @@ def largest_batch(need: Callable[[int], int], room: int, start: int, most: int) 
 
     if not fits(1):
         return Fit(0, evaluated[1], capped=False)
-    low, high = 1, most + 1  # low fits; high does not, or exceeds most
+    fitting, excessive = 1, most + 1
     guess = start
-    while high - low > 1:
-        guess = min(max(guess, low + 1), high - 1)
+    while excessive - fitting > 1:
+        guess = min(max(guess, fitting + 1), excessive - 1)
         if fits(guess):
-            low = guess
+            fitting = guess
         else:
-            high = guess
+            excessive = guess
         near, far = sorted(evaluated, key=lambda batch: abs(batch - guess))[:2]
         slope = (evaluated[far] - evaluated[near]) / (far - near)
         guess = most if slope <= 0 else int(near + (room - evaluated[near]) / slope)
-    return Fit(low, evaluated[low], capped=low == most)
+    return Fit(fitting, evaluated[fitting], capped=fitting == most)

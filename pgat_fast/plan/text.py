@@ -1,26 +1,26 @@
 """A plan formatted as a text table."""
 
-from pgat_fast.plan.figures import Plan
+from collections.abc import Sequence
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+from pgat_fast.plan.figures import Plan
 
 
 def in_bytes(count: float) -> str:
     """Format `count` bytes with a suitable unit and three digits: 1.33 GiB."""
-    for unit in _UNITS:
-        if abs(count) < 1000 or unit == _UNITS[-1]:
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+    return _with_unit(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def in_flops(count: float) -> str:
     """Format `count` FLOPs with a suitable unit and three digits: 355 GFLOP."""
-    for unit in ("", "k", "M", "G", "T", "P", "E"):
-        if abs(count) < 1000 or unit == "E":
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}FLOP"
+    return _with_unit(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _with_unit(count: float, factor: int, units: Sequence[str]) -> str:
+    """Format `count` with the first of `units`, each `factor` times the one before, that makes it less than 1,000."""
+    index = 0
+    while abs(count) >= 1000 and index < len(units) - 1:
+        count, index = count / factor, index + 1
+    return f"{count:.3g} {units[index]}" if abs(count) < 1000 else f"{count:,.0f} {units[index]}"
 
 
 def as_text(plan: Plan) -> str:
@@ -51,7 +51,7 @@ def _groups(plan: Plan) -> dict[str, list[tuple[str, str]]]:
         ],
     }
     if work is None:
-        groups["work"] = [(plan.data, "does not exist: not known")]
+        groups["work"] = [(plan.data, "does not exist: unknown")]
     else:
         windows = (work.train_windows, work.validation_windows, work.test_windows)
         groups["work"] = [
@@ -64,7 +64,7 @@ def _groups(plan: Plan) -> dict[str, list[tuple[str, str]]]:
         ("forward pass of a batch", in_flops(flops.forward)),
         ("training step of a batch", f"{in_flops(flops.micro_batch)} ({flops.micro_batch / flops.forward:.2f} x)"),
         ("optimizer step", in_flops(flops.optimizer_step)),
-        ("the run", "not known" if flops.run is None else in_flops(flops.run)),
+        ("the run", "unknown" if flops.run is None else in_flops(flops.run)),
     ]
     groups["memory (predicted)"] = [
         ("kept for the backward pass", in_bytes(memory.kept)),
@@ -75,19 +75,19 @@ def _groups(plan: Plan) -> dict[str, list[tuple[str, str]]]:
     ]
     groups["disk"] = [
         ("a checkpoint", in_bytes(disk.checkpoint)),
-        ("all that are kept at once", in_bytes(disk.kept)),
-        ("free where they are written", in_bytes(disk.free)),
+        ("most checkpoints at a time", in_bytes(disk.kept)),
+        ("free space", in_bytes(disk.free)),
     ]
     if plan.warnings:
         groups["warnings"] = [(warning, "") for warning in plan.warnings]
-    groups[f"planned in {plan.seconds:.1f} s, nothing was computed"] = []
+    groups[f"planned in {plan.seconds:.1f} s, without running a step"] = []
     return groups
 
 
 def _fit(plan: Plan) -> str:
     fit = plan.memory.largest_batch
     if fit is None:
-        return "not known"
+        return "unknown"
     if fit.batch == 0:
         return f"none: one window needs {in_bytes(fit.needed)}"
     all_windows = ", all windows" if fit.capped else ""

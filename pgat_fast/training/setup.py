@@ -146,7 +146,7 @@ class Setup:
             expected_steps=most_steps(settings, windows, seconds),
             seconds_per_step=seconds,
             compile_seconds=expected_compile_seconds(None if group.lockstep else self.cache, self.program, device),
-            before=resumed,
+            previous=resumed,
         )
 
     def is_finished(self, folder: Path) -> bool:

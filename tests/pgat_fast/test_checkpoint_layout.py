@@ -27,12 +27,12 @@ def original_state(config: Config, dtype: torch.dtype = torch.float32) -> dict[s
     }
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Check that names, their order, dtypes and all bits are equal."""
-    assert list(found) == list(expected)
+    assert list(actual) == list(expected)
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor), name
+        assert actual[name].dtype == tensor.dtype
+        assert torch.equal(actual[name], tensor), name
 
 
 # --- layout ---
@@ -182,16 +182,11 @@ def test_error_explains_wrapper_prefix(prefix: str) -> None:
         from_original_layout(state, BATCHED)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(BATCHED, HIERARCHICAL), (HIERARCHICAL, BATCHED)])
-def test_error_explains_checkpoint_of_the_other_combiner(ours: Config, theirs: Config) -> None:
-    expected = f"combiner: {theirs.model.combiner}, the configuration says combiner: {ours.model.combiner}"
+@pytest.mark.parametrize(("configured", "trained"), [(BATCHED, HIERARCHICAL), (HIERARCHICAL, BATCHED)])
+def test_error_explains_checkpoint_of_the_other_combiner(configured: Config, trained: Config) -> None:
+    expected = f"combiner: {trained.model.combiner}, but the configuration has combiner: {configured.model.combiner}"
     with pytest.raises(CheckpointError, match=expected):
-        from_original_layout(original_state(theirs), ours)
-
-
-def test_checkpoint_of_another_width_is_rejected() -> None:
-    with pytest.raises(CheckpointError, match="wrong shape"):
-        from_original_layout(original_state(config_of("batched", d_model=52)), BATCHED)
+        from_original_layout(original_state(trained), configured)
 
 
 FIRST_THING = """
@@ -237,7 +232,7 @@ def test_error_names_compatibility_setting_for_original_checkpoint() -> None:
 
 def test_invalid_state_dict_is_rejected_with_a_hint() -> None:
     state = to_original_layout(build_model(BATCHED).state_dict(), BATCHED)
-    with pytest.raises(CheckpointError, match=r"'model' holds a dict of its own"):
+    with pytest.raises(CheckpointError, match=r"'model' is a dict, not a tensor: pass state"):
         from_original_layout({"model": state, "epoch": 3}, BATCHED)  # type: ignore[dict-item]
     with pytest.raises(CheckpointError, match=r"not tensors: projection\.bias \(NoneType\)"):
         from_original_layout(state | {"projection.bias": None}, BATCHED)  # type: ignore[dict-item]

@@ -1,5 +1,6 @@
 """Our models equal the existing model: outputs, intermediate results and all gradients."""
 
+from collections.abc import Collection
 from functools import cache
 from itertools import product
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from pgat_fast import build_model
@@ -15,8 +16,6 @@ from pgat_fast.compat import Model, from_original_layout
 from pgat_fast.model.forecast import Mixture
 from pgat_kernels.conditioning import SPREADS, rounding_spread
 from tests import golden
-
-pytestmark = pytest.mark.parity
 
 BADLY_CONDITIONED = ("everything_small", "no_celestial_small")
 """Cases with row sums so near zero that any float32 program keeps only three or four digits of some gradients."""
@@ -32,6 +31,7 @@ STAGES = {
     "decoder_layers.0": "decoder.0",
     "decoder_layers.1": "decoder.1",
     "mixture_decoder": "head",
+    "hierarchical_mapper": "mapping.node_projection",
 }
 """Module of the existing model -> our module with the same result."""
 
@@ -40,9 +40,7 @@ def as_list(result: Any) -> list[Tensor]:
     return [part for part in result if part is not None] if isinstance(result, tuple) else [result]
 
 
-def run(
-    case: golden.Case, dtype: torch.dtype, backend: str = "reference"
-) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Any]]:
+def run(case: golden.Case, dtype: torch.dtype, backend: str) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Any]]:
     """Return the outputs, the weights used, and the results of modules and diagnostics by name."""
     model = build_model(case.config, backend=backend).to(dtype).eval()
     returned: dict[str, Any] = {}
@@ -80,28 +78,26 @@ def spread_in_float32(name: str) -> tuple[list[float], dict[str, float]]:
     return spread[:count], dict(zip(case.gradients, spread[count:], strict=True))
 
 
-LONG = [(name, torch.float32, "reference") for name in golden.CASES]
-LONG += [("everything_small", torch.float32, "torch"), ("hierarchical_small", torch.float64, "reference")]
-"""Comparisons that take ten seconds or more, or that are represented by another one in `make test`."""
+def comparisons(slow: Collection[tuple[str, str]]) -> list[Any]:
+    """Return case and backend of each comparison; those in `slow` are not in `make test`."""
+    rows = product(golden.CASES, ("reference", "torch"))
+    return [pytest.param(*row, marks=pytest.mark.slow if row in slow else ()) for row in rows]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
-    ("name", "dtype", "backend"),
-    [
-        pytest.param(*case, id="-".join(map(str, case)), marks=pytest.mark.slow if case in LONG else ())
-        for case in product(golden.CASES, (torch.float64, torch.float32), ("reference", "torch"))
-    ],
+    ("name", "backend"), comparisons([*product(golden.CASES, ["reference"]), ("everything_small", "torch")])
 )
-def test_outputs_and_gradients_equal_existing_model(name: str, dtype: torch.dtype, backend: str) -> None:
+def test_float32_outputs_and_gradients_equal_existing_model(name: str, backend: str) -> None:
     case = golden.load(name)
-    outputs, state, _ = run(case, dtype, backend)
-    moved = dtype == torch.float32 and name in BADLY_CONDITIONED
-    of_outputs, of_gradients = spread_in_float32(name) if moved else (None, None)
+    outputs, state, _ = run(case, torch.float32, backend)
+    of_outputs, of_gradients = spread_in_float32(name) if name in BADLY_CONDITIONED else (None, None)
     case.check_outputs(outputs, of_outputs)
     case.probed(outputs).backward()
     case.check_gradients({key: tensor.grad for key, tensor in state.items()}, of_gradients)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["batched_small", "no_celestial_small"])
 def test_wrong_gradients_are_rejected(name: str) -> None:
     """Check that gradients 1 % too large are rejected in float32, except where rounding explains that much."""
@@ -123,12 +119,12 @@ def test_wrong_gradients_are_rejected(name: str) -> None:
 @pytest.mark.parametrize("name", golden.CASES)
 def test_intermediate_results_equal_existing_model(name: str) -> None:
     case = golden.load(name)
-    _, _, returned = run(case, torch.float64)
+    _, _, returned = run(case, torch.float64, "reference")
     compared = set()
 
-    def compare(key: str, found: Tensor) -> None:
+    def compare(key: str, actual: Tensor) -> None:
         expected = case.intermediates[key]
-        assert np.abs(found.detach().numpy() - expected.reshape(found.shape)).max() < 1e-5, key
+        assert np.abs(actual.detach().numpy() - expected.reshape(actual.shape)).max() < 1e-5, key
         compared.add(key)
 
     for original_name, our_name in STAGES.items():
@@ -141,38 +137,20 @@ def test_intermediate_results_equal_existing_model(name: str) -> None:
         compare("celestial_nodes.0", astrological.expand(dynamic.shape))
         compare("celestial_nodes.1", dynamic)
         compare("celestial_nodes.2", features)
-    # The summary of hierarchical mapping is compared below; without a celestial graph the market context is not used.
-    not_compared = set(case.intermediates) - compared
-    assert not_compared == {
-        "everything_small": {"hierarchical_mapper.0"},
-        "no_celestial_small": {"market_context_encoder.0"},
-    }.get(name, set())
+    # Without a celestial graph the market context is not used.
+    not_used = {"market_context_encoder.0"} if name == "no_celestial_small" else set()
+    assert set(case.intermediates) - compared == not_used
 
 
-def test_hierarchical_mapping_equals_existing_model() -> None:
-    case = golden.load("everything_small")
-    model = build_model(case.config, backend="reference").double().eval()
-    mapped: list[Tensor] = []
-    mapping: nn.Module = model.get_submodule("mapping.node_projection")
-    mapping.register_forward_hook(lambda module, inputs, output: mapped.append(output))
-    functional_call(model, from_original_layout(case.state(torch.float64), case.config), case.inputs(torch.float64))
-    expected = case.intermediates["hierarchical_mapper.0"]
-    assert np.abs(mapped[0].detach().numpy() - expected).max() < 1e-6
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if name == "hierarchical_small" else ()) for name in golden.CASES],
-)
-def test_compat_model_gives_the_same_outputs_and_gradients(name: str) -> None:
+@pytest.mark.parametrize(("name", "backend"), comparisons([("hierarchical_small", "reference")]))
+def test_float64_outputs_and_gradients_of_compat_model_equal_existing_model(name: str, backend: str) -> None:
     case = golden.load(name)
-    model = Model(case.settings).double().eval()
+    model = Model(case.settings | {"backend": backend}).double().eval()
     model.load_state_dict({key: tensor.detach() for key, tensor in case.state(torch.float64).items()})
-    forecast, metadata = model(*case.inputs(torch.float64))
-    outputs = as_list(forecast)
+    forecast, diagnostics = model(*case.inputs(torch.float64))
     assert isinstance(forecast, Mixture) == (name == "everything_small")
-    for actual, expected in zip(outputs, case.outputs, strict=True):
-        assert np.abs(actual.detach().numpy() - expected).max() < 1e-5
-    assert metadata["adjacency"].shape[-1] == case.config.model.nodes
+    assert diagnostics["adjacency"].shape[-1] == case.config.model.nodes
+    outputs = as_list(forecast)
+    case.check_outputs(outputs)
     case.probed(outputs).backward()
     case.check_gradients({key: tensor.grad for key, tensor in model.named_parameters()})

@@ -10,12 +10,12 @@ and of the aspects, and the body features once.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pgat_fast.data.columns import BODIES
 from pgat_fast.model.numerics import at_least_float32, gate
-from pgat_fast.model.optimized.part import Part, recomputed
+from pgat_fast.model.optimized.part import Part, recomputed, stack_parameters
 from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes
 from pgat_kernels.dispatch import wanted
 from pgat_kernels.matmul_precision import no_autocast
@@ -35,8 +35,8 @@ class FastBodyNodes(Part, BodyNodes):
         x, constants = pair_terms(self.market(states), self.embeddings, inner, inner_bias)
         kernels = wanted(self.execution.kernels, "aspects", at_least_float32(x), len(constants))
         adjacency = aspects(x, constants, outer.flatten(), outer_bias, kernels).to(e.dtype)
-        networks = zip(*(self.transforms[body].parameters() for body in BODIES), strict=True)
-        features = recomputed(_body_features, states, self.embeddings, *(torch.stack(tensors) for tensors in networks))
+        networks = stack_parameters(self.transforms[body] for body in BODIES)
+        features = recomputed(_body_features, states, self.embeddings, *networks)
         return adjacency.unflatten(0, e.shape[:2]), features.unflatten(0, e.shape[:2])
 
 
@@ -79,12 +79,8 @@ class FastBodyFusion(Part, BodyFusion):
         with no_autocast(attention.in_proj_weight.device):
             query, key, value = map(Affine, attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3))
             return QueryAttentionWeights(
-                *compose(_affine(self.query), query),
-                *compose(_affine(self.key), key),
-                *compose(_affine(self.value), value),
-                *compose(_affine(attention.out_proj), _affine(self.output)),
+                *compose(Affine(*self.query.parameters()), query),
+                *compose(Affine(*self.key.parameters()), key),
+                *compose(Affine(*self.value.parameters()), value),
+                *compose(Affine(*attention.out_proj.parameters()), Affine(*self.output.parameters())),
             )
-
-
-def _affine(layer: nn.Linear) -> Affine:
-    return Affine(layer.weight, layer.bias)

@@ -7,7 +7,6 @@ interaction, D / H columns each, are one product with a block-diagonal matrix.
 """
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,19 +92,11 @@ class FastSpatioTemporalEncoder(Part, SpatioTemporalEncoder):
         seeds = self.seed(rate, e.device), self.seed(rate, e.device)
         x0 = self.node_projection(e).unflatten(-1, (self.nodes, -1))
         positions = self.spatial_positions + self.temporal_positions[: e.shape[1], None]  # [S, N, D]
-
-        temporal_norm, spatial_norm, output_norm = self.temporal_norm, self.spatial_norm, self.output_norm
-        along_time: list[Any] = list(self.temporal_convolutions)
-        along_graph: list[Any] = list(self.spatial_convolutions)
-        convolutions = [x for layer in along_time for x in (layer.weight, layer.bias)]
-        temporal = recomputed(_temporal, x0, positions, temporal_norm.weight, temporal_norm.bias, *convolutions)
-        hops = [x for layer in along_graph for x in (layer.weight, layer.bias)]
-        spatial = recomputed(_spatial, x0, positions, adjacency, spatial_norm.weight, spatial_norm.bias, *hops)
-
+        along_time = (*self.temporal_norm.parameters(), *self.temporal_convolutions.parameters())
+        along_graph = (*self.spatial_norm.parameters(), *self.spatial_convolutions.parameters())
+        temporal = recomputed(_temporal, x0, positions, *along_time)
+        spatial = recomputed(_spatial, x0, positions, adjacency, *along_graph)
         heads = self.attend_heads(self.attention, temporal.flatten(1, 2), spatial.flatten(1, 2), seeds[0])
-        gates = (self.interaction_gate, self.attention_gate, self.fusion_gate)
-        out = self.attention.out_proj
-
         return recomputed(
             partial(_fuse, rate=rate),
             x0,
@@ -113,10 +104,10 @@ class FastSpatioTemporalEncoder(Part, SpatioTemporalEncoder):
             spatial,
             heads.view_as(x0),
             seeds[1],
-            out.weight,
-            out.bias,
+            *self.attention.out_proj.parameters(),
             self.interaction,
-            output_norm.weight,
-            output_norm.bias,
-            *(x for layer in gates for x in (layer.weight, layer.bias)),
+            *self.output_norm.parameters(),
+            *self.interaction_gate.parameters(),
+            *self.attention_gate.parameters(),
+            *self.fusion_gate.parameters(),
         )

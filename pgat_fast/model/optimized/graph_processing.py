@@ -7,7 +7,6 @@ from torch import Tensor
 
 from pgat_fast.model.optimized.part import Part, attention_weights, feed_forward_weights
 from pgat_fast.model.reference.graph_processing import GraphAttention
-from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.graph_attention_blocks import HIDDEN, graph_attention_blocks, numbers_a_timestep
 
 
@@ -32,20 +31,5 @@ class FastGraphAttention(Part, GraphAttention):
                 *((layer.adjacency_scale,) if scaled else ()),
             )
         ]
-        dtype = self.product_dtype(x)
-        chunk = self.chunk(len(x), numbers_a_timestep(*x.shape[1:]), dtype, x.device)
-        seed = self.seed(rate, x.device)
-        options = [first.n_heads, int(scaled), int(self.execution.kernels)]
-        with no_autocast(x.device):
-            y = graph_attention_blocks(
-                [x, graphs, hidden],
-                weights,
-                seed,
-                rate,
-                options,
-                chunk,
-                dtype,
-                self.execution.compiled,
-                self.execution.keep,
-            )
-        return y.view_as(nodes)
+        rows, options, numbers = [x, graphs, hidden], [first.n_heads, int(scaled)], numbers_a_timestep(*x.shape[1:])
+        return self.over_timesteps(graph_attention_blocks, rows, weights, rate, options, numbers).view_as(nodes)

@@ -1,7 +1,6 @@
 """Base class and helpers of the parts of the fast model."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,10 @@ from torch.utils.checkpoint import checkpoint
 from pgat_fast.model.execution import Execution
 from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.attention import attention as multi_head_attention
+from pgat_kernels.ops.chunked_ops import RowsOperator
 from pgat_kernels.ops.chunks import auto_chunk
 from pgat_kernels.ops.dropout import draw_seed, dropout
-from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights
+from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights
 from pgat_kernels.torch_features import has_autocast
 
 
@@ -67,7 +67,28 @@ class Part(nn.Module):
     ) -> Tensor:
         """Compute `attention` including its output projection; see `attend_heads`."""
         heads = self.attend_heads(attention, queries, keys, seed, bias)
-        return F.linear(heads, attention.out_proj.weight, attention.out_proj.bias)
+        return F.linear(heads, *attention.out_proj.parameters())
+
+    def over_timesteps(
+        self,
+        operator: RowsOperator,
+        rows: list[Tensor],
+        weights: list[Tensor],
+        rate: float,
+        options: list[int],
+        numbers: int,
+    ) -> Tensor:
+        """Apply an operator over rows, one row a timestep, in chunks, with the execution options of this part.
+
+        `rate`: of dropout. `options`: of the operator, without the kernels. `numbers`: see `chunk`.
+        """
+        first, execution = rows[0], self.execution
+        dtype = self.product_dtype(first)
+        chunk = self.chunk(len(first), numbers, dtype, first.device)
+        seed = self.seed(rate, first.device)
+        options = [*options, int(execution.kernels)]
+        with no_autocast(first.device):
+            return operator(rows, weights, seed, rate, options, chunk, dtype, execution.compiled, execution.keep)
 
     def chunk(self, timesteps: int, numbers: int, dtype: torch.dtype, device: torch.device) -> int | None:
         """Return the timesteps of a chunk according to `combiner_chunk`; None: all at once, without recomputation.
@@ -96,6 +117,11 @@ def add_and_norm(t: Tensor, y: Tensor, norm: nn.LayerNorm, rate: float, seed: Te
     return F.layer_norm(t + dropout(y, rate, seed, site), norm.normalized_shape, norm.weight, norm.bias)
 
 
+def stack_parameters(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return the parameters of N modules of the same shapes as one tensor [N, ...] for each parameter of a module."""
+    return [torch.stack(tensors) for tensors in zip(*(module.parameters() for module in modules), strict=True)]
+
+
 def projections(attention: nn.MultiheadAttention) -> tuple[Tensor, Tensor]:
     """Return weight and bias of queries, keys and values, with the scale of the scores applied to the query rows."""
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
@@ -106,19 +132,9 @@ def projections(attention: nn.MultiheadAttention) -> tuple[Tensor, Tensor]:
 
 def attention_weights(attention: nn.MultiheadAttention, norm: nn.LayerNorm) -> AttentionWeights:
     """Return the weights of self-attention with residual and LayerNorm."""
-    out = attention.out_proj
-    return AttentionWeights(*projections(attention), out.weight, out.bias, norm.weight, norm.bias)
+    return AttentionWeights(*projections(attention), *attention.out_proj.parameters(), *norm.parameters())
 
 
 def feed_forward_weights(mlp: nn.Sequential, norm: nn.LayerNorm) -> FeedForwardWeights:
     """Return the weights of the reference's `feed_forward` with residual and LayerNorm."""
-    layers: list[Any] = list(mlp)
-    first, second = layers[0], layers[3]
-    return FeedForwardWeights(first.weight, first.bias, second.weight, second.bias, norm.weight, norm.bias)
-
-
-def output_weights(mlp: nn.Sequential) -> OutputWeights:
-    """Return the weights of the map from a token to the weight of its edge."""
-    layers: list[Any] = list(mlp)
-    first, second = layers[0], layers[3]
-    return OutputWeights(first.weight, first.bias, second.weight, second.bias)
+    return FeedForwardWeights(*mlp.parameters(), *norm.parameters())

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from pgat_fast.config.schema import BODY_CHANNELS as C
 from pgat_fast.data.columns import BODIES, feature_columns
 from pgat_fast.model.numerics import at_least_float32, gate
-from pgat_fast.model.optimized.part import Part, recomputed
+from pgat_fast.model.optimized.part import Part, recomputed, stack_parameters
 from pgat_fast.model.reference.phase import BodyProcessor, PhaseAwareProcessor, PhaseEdges
 from pgat_kernels.dispatch import wanted
 from pgat_kernels.matmul_precision import no_autocast
@@ -70,15 +70,14 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
         r = recomputed(
             partial(_body_networks, rate), x, self.padded_columns, self.seed(rate, x.device), *self._network_weights()
         )
-        gru = self._recurrent_weights()
-        kernels = wanted(self.execution.kernels, "gru_bank", r, gru[1].shape[-1])
-        recurrent = gru_bank(r, *gru, self.product_dtype(r), kernels)
+        w_ih, w_hh, b_ih, b_hh = stack_parameters(body.gru for body in self._networks())
+        kernels = wanted(self.execution.kernels, "gru_bank", r, w_hh.shape[-1])
+        recurrent = gru_bank(r, w_ih, w_hh, b_ih, b_hh, self.product_dtype(r), kernels)
         with no_autocast(x.device):
             adjacency = _phase_adjacency(self.edges, r[:, -1] + recurrent[:, -1], x[:, -1])
             scale = 1 + (torch.log(adjacency + 1e-8) * self.scaler).mean(dim=-1)  # [B, N]
-        inner, outer = self.attention, self.attention.out_proj
-        weights = (inner.in_proj_weight, inner.in_proj_bias, outer.weight, outer.bias)
-        features = recomputed(partial(_between_bodies, inner.num_heads), r, recurrent, scale, *weights)
+        between_bodies = partial(_between_bodies, self.attention.num_heads)
+        features = recomputed(between_bodies, r, recurrent, scale, *self.attention.parameters())
         return features, adjacency
 
     def _networks(self) -> list[BodyProcessor]:
@@ -98,14 +97,9 @@ class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
                 stacked((body.attention.output for body in bodies), widest),
             )
             expand = compose(attention, stacked((body.expand for body in bodies), 2 * C))
-        later_layers = ((body.project.weight, body.project.bias, body.norm.weight, body.norm.bias) for body in bodies)
-        return (*expand, *(torch.stack(tensors) for tensors in zip(*later_layers, strict=True)))
-
-    def _recurrent_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return w_ih, w_hh, b_ih, b_hh of the GRUs, stacked over the N bodies."""
-        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        w_ih, w_hh, b_ih, b_hh = (torch.stack([getattr(body.gru, name) for body in self._networks()]) for name in names)
-        return w_ih, w_hh, b_ih, b_hh
+        project = stack_parameters(body.project for body in bodies)
+        norm = stack_parameters(body.norm for body in bodies)
+        return *expand, *project, *norm
 
 
 def _body_networks(

@@ -35,18 +35,23 @@ class HierarchicalFusionBlock(nn.Module):
         return self.norm3(t + self.dropout(self.feed_forward(t)))
 
 
+def widening_layers(inputs: int, width: int) -> list[nn.Module]:
+    """Build three linear layers with gelu between them: [..., inputs] -> [..., width]."""
+    return [
+        nn.Linear(inputs, width // 4),
+        nn.GELU(),
+        nn.Linear(width // 4, width // 2),
+        nn.GELU(),
+        nn.Linear(width // 2, width),
+    ]
+
+
 class PairInteraction(nn.Module):
     """Features of a pair of values of an edge, modulated by the context."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.values = nn.Sequential(
-            nn.Linear(2, width // 4),
-            nn.GELU(),
-            nn.Linear(width // 4, width // 2),
-            nn.GELU(),
-            nn.Linear(width // 2, width),
-        )
+        self.values = nn.Sequential(*widening_layers(2, width))
         self.modulation = nn.Linear(width, width)
 
     def forward(self, pair: Tensor, context: Tensor) -> Tensor:
@@ -64,17 +69,7 @@ class HierarchicalCombiner(nn.Module):
     def __init__(self, width: int, n_heads: int, layers: int, dropout: float) -> None:
         super().__init__()
         self.edge_transforms = nn.ModuleDict(
-            {
-                kind: nn.Sequential(
-                    nn.Linear(1, width // 4),
-                    nn.GELU(),
-                    nn.Linear(width // 4, width // 2),
-                    nn.GELU(),
-                    nn.Linear(width // 2, width),
-                    nn.LayerNorm(width),
-                )
-                for kind in KINDS
-            }
+            {kind: nn.Sequential(*widening_layers(1, width), nn.LayerNorm(width)) for kind in KINDS}
         )
         self.layers = nn.ModuleList(HierarchicalFusionBlock(width, n_heads, dropout) for _ in range(layers))
         self.edge_attention = nn.MultiheadAttention(width, n_heads, dropout=dropout, batch_first=True)

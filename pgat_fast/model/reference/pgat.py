@@ -39,9 +39,7 @@ class CelestialGraph(nn.Module):
         super().__init__()
         width, heads, dropout = config.embed_dim, config.n_heads, config.dropout
         self.phase = self.phase_part(heads, config.feature_map, config.phase_edges)
-        self.embedding = Embedding(
-            config.nodes * BODY_CHANNELS, width, config.freq, config.calendar_marks == "integer", dropout
-        )
+        self.embedding = _embedding(config, config.nodes * BODY_CHANNELS)
         self.market_context = MarketContext(width)
         self.body_nodes = self.body_nodes_part(width)
         self.body_fusion = self.body_fusion_part(width, heads, dropout)
@@ -70,12 +68,9 @@ class InputGraph(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.embed_dim
-        self.embedding = Embedding(
-            config.enc_in, width, config.freq, config.calendar_marks == "integer", config.dropout
-        )
+        self.embedding = _embedding(config, config.enc_in)
         self.learner = _learner(config)
-        self.mixer = AdjacencyMixer(width)
+        self.mixer = AdjacencyMixer(config.embed_dim)
 
     def forward(self, x: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Diagnostics]:
         """Return states [B, S, D], adjacency [B, S, N, N], diagnostics for x [B, S, F] and marks [B, S, columns]."""
@@ -85,6 +80,10 @@ class InputGraph(nn.Module):
         adjacency = self.mixer(e, (learned, learned, identity))
         diagnostics = {"learned_adjacency": learned}
         return e, adjacency, diagnostics if kl is None else diagnostics | {"kl_divergence": kl}
+
+
+def _embedding(config: ModelConfig, features: int) -> Embedding:
+    return Embedding(features, config.embed_dim, config.freq, config.calendar_marks == "integer", config.dropout)
 
 
 def _learner(config: ModelConfig) -> nn.Module:
@@ -117,9 +116,7 @@ class PGAT(nn.Module):
                 width, heads, config.e_layers, dropout, config.adjacency_threshold, config.adjacency_bias
             )
         self.readout = nn.Linear(nodes * width, width)
-        self.decoder_embedding = Embedding(
-            config.dec_in, width, config.freq, config.calendar_marks == "integer", dropout
-        )
+        self.decoder_embedding = _embedding(config, config.dec_in)
         self.decoder = nn.ModuleList(self.decoder_part(width, heads, dropout) for _ in range(config.d_layers))
         self.head: nn.Module
         if config.use_mixture_decoder:

@@ -44,10 +44,10 @@ def uniform(*shape: int, seed: int = 2) -> Tensor:
     return 2 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
 
 
-def assert_equal(found: Tensor, expected: Array, tolerance: float = EXACT) -> None:
+def assert_equal(actual: Tensor, expected: Array, tolerance: float = EXACT) -> None:
     """Check that shapes are equal and the largest difference is at most `tolerance`."""
-    assert tuple(found.shape) == expected.shape
-    worst = float(np.abs(array(found) - expected).max())
+    assert tuple(actual.shape) == expected.shape
+    worst = float(np.abs(array(actual) - expected).max())
     assert worst <= tolerance, f"largest difference {worst}"
 
 

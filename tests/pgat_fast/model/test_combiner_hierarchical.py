@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from pgat_fast.model.reference.combiner_hierarchical import (
@@ -70,37 +69,3 @@ def test_combined_adjacency_equals_the_formulas(n_heads: int, layers: int) -> No
         expected = combined(model, [array(a[b, s]) for a in adjacencies], array(context[b, s]))
         by_hand.assert_equal(actual[b, s], expected)
     assert actual.abs().max() < 1
-
-
-@pytest.mark.parametrize("which", range(4))
-def test_timesteps_and_samples_are_independent(which: int) -> None:
-    model = combiner()
-    adjacencies, context = inputs()
-    before = model(adjacencies, context)
-    (*adjacencies, context)[which][1, 2] += 0.3
-    changed = (model(adjacencies, context) - before).abs().amax(dim=(2, 3)) > 1e-12  # rounding of float64
-    assert changed.nonzero().tolist() == [[1, 2]]
-
-
-@pytest.mark.parametrize("source", range(NODES))
-@pytest.mark.parametrize("kind", range(3))
-def test_edges_depend_exactly_on_edges_with_the_same_source(source: int, kind: int) -> None:
-    model = combiner()
-    adjacencies, context = inputs()
-    before = model(adjacencies, context)[0, 0]
-    adjacencies[kind][0, 0, source, 1] += 0.3
-    changed = (model(adjacencies, context)[0, 0] - before).abs() > 1e-12  # rounding of float64
-    expected = torch.zeros(NODES, NODES, dtype=torch.bool)
-    expected[source] = True
-    assert torch.equal(changed, expected)
-
-
-def test_groups_are_independent_in_a_block() -> None:
-    layer = HierarchicalFusionBlock(WIDTH, 2, dropout=0.0)
-    randomize(layer)
-    t, context = normal(5, 3 * NODES, WIDTH), normal(5, WIDTH, seed=3)
-    before = layer(t, context)
-    t[3, 4] += 1
-    changed = (layer(t, context) - before).abs().amax(dim=2) > 1e-12  # rounding of float64
-    assert changed[3].all()
-    assert not changed[[0, 1, 2, 4]].any()

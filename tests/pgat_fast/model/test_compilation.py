@@ -55,13 +55,13 @@ class Breaking(nn.Module):
 
 
 def decide(
-    asked: str, seconds: float, before: Regions | None = None, backend: str = "torch", device: torch.device = CPU
+    asked: str, seconds: float, previous: Regions | None = None, backend: str = "torch", device: torch.device = CPU
 ) -> Regions:
-    return decide_compile(asked, backend, device, expected_steps=100, seconds_per_step=seconds / 100, before=before)
+    return decide_compile(asked, backend, device, expected_steps=100, seconds_per_step=seconds / 100, previous=previous)
 
 
 @pytest.mark.parametrize(
-    ("asked", "seconds", "before", "decision"),
+    ("asked", "seconds", "previous", "decision"),
     [
         ("off", 1e9, None, "none"),
         ("off", 1e9, "whole", "none"),
@@ -76,10 +76,10 @@ def decide(
     ],
 )
 def test_decision_depends_on_setting_length_of_the_run_and_earlier_decision(
-    asked: str, seconds: float, before: Regions | None, decision: Regions, monkeypatch: pytest.MonkeyPatch
+    asked: str, seconds: float, previous: Regions | None, decision: Regions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "why_not", lambda backend, device: None)
-    assert decide(asked, seconds, before) == decision
+    assert decide(asked, seconds, previous) == decision
 
 
 def test_whole_step_is_compiled_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_short_run_does_not_check_for_a_compiler(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(compilation, "why_not", lambda backend, device: pytest.fail("it looked"))
+    monkeypatch.setattr(compilation, "why_not", lambda backend, device: pytest.fail("checked for a compiler"))
     assert decide("auto", 10.0) == "none"
     (line,) = caplog.messages
     assert line.startswith("compile auto: 100 steps take about 10 s, of which compiling would save 1 s and cost 30 s")
@@ -112,7 +112,7 @@ def test_short_run_does_not_check_for_a_compiler(
 
 
 def test_reference_is_not_compiled() -> None:
-    with pytest.raises(BackendError, match=r"reference is not compiled.*: use run\.backend=torch or auto"):
+    with pytest.raises(BackendError, match=r"reference cannot be compiled: use run\.backend=torch or auto"):
         decide("on", 1.0, backend="reference")
     assert decide("auto", 1e9, backend="reference") == "none"
 
@@ -125,14 +125,14 @@ def test_missing_compiler_is_reported_with_a_remedy() -> None:
     with torch._inductor.config.patch("cpp.cxx", ("no-such-compiler",)):
         reason = why_not("torch", CPU)
     assert reason is not None
-    assert "torch finds no C++ compiler: install g++ (Debian: apt install g++)" in reason
+    assert "no C++ compiler is installed: install g++ (Debian: apt install g++)" in reason
 
 
 def test_missing_triton_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
     reason = why_not("torch", torch.device("cuda"))
     assert reason is not None
-    assert "no triton" in reason
+    assert "no working triton is installed" in reason
 
 
 @pytest.mark.multiprocess
@@ -228,10 +228,11 @@ def test_graph_break_raises() -> None:
 @pytest.mark.compile
 def test_number_of_compiled_models_is_not_limited_by_torch() -> None:
     for width in range(1, torch._dynamo.config.recompile_limit + 3):
-        model = Small()
+        model = nn.Linear(width, 1)  # a library call, so no C++ is compiled
         compile_in_place(model, CPU)
         torch._dynamo.utils.counters.clear()
-        model(torch.ones(width, 4))
+        with torch.no_grad():
+            model(torch.ones(2, width))
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 

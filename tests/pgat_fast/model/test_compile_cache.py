@@ -102,12 +102,12 @@ def test_only_broken_libraries_are_removed_from_a_shared_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
-    (tmp_path / "theirs.so").write_bytes(library())
-    (tmp_path / "theirs.py").write_bytes(b"")
+    (tmp_path / "other.so").write_bytes(library())
+    (tmp_path / "other.py").write_bytes(b"")
     (tmp_path / "broken.so").write_bytes(b"")
     (tmp_path / "cut.so").write_bytes(library()[:200])
     with compile_cache():
-        assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["theirs.py", "theirs.so"]
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["other.py", "other.so"]
 
 
 def test_nothing_is_removed_while_another_process_compiles(cache: Path) -> None:
@@ -119,7 +119,7 @@ def test_nothing_is_removed_while_another_process_compiles(cache: Path) -> None:
         assert not paths[0].exists()
 
 
-@pytest.mark.parametrize("before", [None, "chosen"], ids=["own", "shared"])
+@pytest.mark.parametrize("before", [None, "chosen"], ids=["exclusive", "shared"])
 def test_library_locked_by_torch_is_kept(before: str | None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check torch's lock, held by a process that uses torch.compile in the folder without `compile_cache`."""
     if before is not None:

@@ -17,13 +17,13 @@ EPSILONS = 16.0
 """Epsilons of the products' dtype by which a gradient may differ beyond the spread: both programs sum some hundred
 terms, in different orders."""
 
-CASES: list[tuple[str, str, Precision]] = [
-    ("batched", "fraction", "highest"),
-    ("hierarchical", "integer", "highest"),
-    ("batched", "integer", "bf16"),
-    ("hierarchical", "fraction", "bf16"),
+CASES: list[tuple[str, Precision, bool]] = [
+    ("batched", "highest", True),
+    ("batched", "bf16", False),
+    ("hierarchical", "bf16", True),
 ]
-"""All pairs of values of combiner, calendar marks and precision."""
+"""Combiner, precision, and whether dropout is on. With the fourth row, which `test_golden_compiled` compares with the
+existing model (hierarchical, highest, without dropout), any two values occur together."""
 
 
 def gradients(model: FastPGAT, config: Config, inputs: tuple[Tensor, ...], precision: Precision) -> list[Tensor]:
@@ -56,18 +56,17 @@ def spread(
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize(("combiner", "marks", "precision"), CASES)
-def test_compiled_gradients_equal_eager_ones(combiner: str, marks: str, precision: Precision, training: bool) -> None:
-    config = config_of(combiner, dropout=0.1, calendar_marks=marks)
+@pytest.mark.parametrize(("combiner", "precision", "training"), CASES)
+def test_compiled_gradients_equal_eager_ones(combiner: str, precision: Precision, training: bool) -> None:
+    config = config_of(combiner, dropout=0.1)
     torch.manual_seed(0)
     model = build_model(config, backend="torch").train(training)
     assert isinstance(model, FastPGAT)
     epsilon = torch.finfo(torch.bfloat16 if precision == "bf16" else torch.float32).eps
     names = ["loss", *(name for name, _ in model.named_parameters())]
-    # Chunks of three timesteps for all batch sizes; the last chunk is incomplete in each.
+    # Chunks of three timesteps for all batch sizes; the last chunk of one window is incomplete.
     execution = replace(model.execution, combiner_chunk=3)
-    for batch in (1, 2, 3):
+    for batch in (1, 3):
         inputs = inputs_of(config, batch=batch)
         model.set_execution(execution)
         expected = gradients(model, config, inputs, precision)

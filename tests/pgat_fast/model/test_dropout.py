@@ -158,15 +158,3 @@ def test_each_dropout_changes_the_forecast_in_training(variant: str) -> None:
         setattr(module, rate, 0.0)
     assert close(outputs(model, variant), expected)
     assert dict(model.named_modules()).get(inter_body) is None or model.get_submodule(inter_body).dropout == 0
-
-
-@pytest.mark.parametrize("variant", FEW)
-def test_training_forecast_depends_on_the_seed(variant: str) -> None:
-    model = model_of(variant, 0.1).train()
-    first, again = outputs(model, variant), outputs(model, variant)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not close(first, outputs(model.eval(), variant))
-    with torch.no_grad():
-        torch.manual_seed(4)
-        other = model.train()(*inputs_of(config_of(variant), dtype=torch.float64))
-    assert not close(first, tensors_of(other))

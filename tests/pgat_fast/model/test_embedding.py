@@ -48,12 +48,6 @@ def test_calendar_embedding_sums_table_rows_of_present_columns(freq: str, column
     by_hand.assert_equal(layer(marks), expected)
 
 
-def test_tables_have_one_row_more_than_values() -> None:
-    layer = CalendarEmbedding(4, "t", False)
-    rows = {field: len(layer.get_parameter(f"tables.{field}.weight")) for field in FIELDS}
-    assert rows == {"month": 13, "day": 32, "weekday": 8, "hour": 25, "minute": 61}
-
-
 @pytest.mark.parametrize("field", range(5))
 def test_float32_marks_select_the_row_of_their_value(field: int) -> None:
     """Check the row of every calendar value, encoded as (value + 0.5) / count."""
@@ -95,11 +89,6 @@ def test_embedding_is_convolution_plus_calendar_plus_positions(steps: int) -> No
         expected = by_hand.convolution(layer.value, array(x[sample]))
         expected += calendar(layer.calendar, array(marks[sample]), FIELDS[:4], integer=False)
         by_hand.assert_equal(actual[sample], expected + array(sinusoidal_positions(steps, 8)))
-
-
-def test_value_convolution_has_no_bias() -> None:
-    layer = Embedding(5, 8, "d", integer_marks=False, dropout=0.0)
-    assert [name for name, _ in layer.named_parameters() if "calendar" not in name] == ["value.weight"]
 
 
 def test_market_context_is_computed_from_the_last_state() -> None:

@@ -31,12 +31,6 @@ def test_options_follow_the_settings(settings: list[str], execution: Execution) 
     assert Execution.of(run, compiled=True).compiled
 
 
-def test_default_options() -> None:
-    assert Execution() == Execution(
-        compiled=False, combiner_chunk="auto", keep=0, exact_dropout=False, kernels=Kernels.OFF
-    )
-
-
 @pytest.mark.parametrize(
     ("settings", "free", "keep"),
     [
@@ -71,19 +65,19 @@ def test_free_memory_is_divided_among_processes(
 
 
 @pytest.mark.parametrize(
-    ("asked", "known", "kernels", "said"),
+    ("asked", "measured", "kernels", "message"),
     [
         ("auto", True, Kernels.MEASURED, "kernels where they were measured to be faster on a GPU"),
-        ("auto", False, Kernels.OFF, "takes no kernels: none has been measured on sm_90"),
+        ("auto", False, Kernels.OFF, "uses no kernels: none has been measured on sm_90"),
         ("torch", True, Kernels.OFF, "backend torch"),
         ("triton", False, Kernels.ON, "backend triton"),
     ],
 )
 def test_auto_uses_measured_kernels_on_a_gpu(
     asked: str,
-    known: bool,
+    measured: bool,
     kernels: Kernels,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -94,9 +88,9 @@ def test_auto_uses_measured_kernels_on_a_gpu(
     monkeypatch.setattr("pgat_kernels.dispatch.gpu_of", lambda device: "sm_90")
     monkeypatch.setattr(
         "pgat_kernels.tuning_table.measured",
-        lambda gpu: Measured("a GPU", {}, {Case("aspects", 4, 128): 1}) if known else None,
+        lambda gpu: Measured("a GPU", {}, {Case("aspects", 4, 128): 1}) if measured else None,
     )
     model = build_model(load_config(None, ["model.d_model=13", "model.n_heads=1"]), asked)
     assert isinstance(model, FastPGAT)
     assert model.execution.kernels is kernels
-    assert said in caplog.text
+    assert message in caplog.text

@@ -130,26 +130,6 @@ def test_state_dict_contains_exactly_the_parameters(variant: str) -> None:
         assert torch.equal(first, third)
 
 
-@pytest.mark.parametrize("variant", FEW)
-def test_forecast_depends_on_all_inputs(variant: str) -> None:
-    """Check that the forecast depends on each input, except on marks that are cast to integers."""
-    config, model = config_of(variant), model_of(variant).double().eval()
-    inputs = inputs_of(config, dtype=torch.float64)
-    before = tensors_of(model(*inputs))
-    for index in range(4):
-        changed: list[Tensor] = list(inputs)
-        changed[index] = 1 - changed[index]
-        same = all(close(a, b) for a, b in zip(tensors_of(model(*changed)), before, strict=True))
-        assert same == (index in (1, 3) and config.model.calendar_marks == "integer")
-
-
-def test_combined_adjacency_of_bodies_is_between_minus_one_and_one() -> None:
-    for variant in ("batched", "hierarchical"):
-        adjacency = model_of(variant)(*inputs_of(config_of(variant)))[1]["adjacency"]
-        assert adjacency.abs().max() < 1
-        assert adjacency.std() > 1e-3
-
-
 @pytest.mark.parametrize(("d_model", "n_heads", "width"), [(130, 8, 208), (208, 8, 208), (1, 2, 26), (27, 2, 52)])
 def test_width_is_rounded_up_to_a_multiple_of_bodies_and_heads(
     d_model: int, n_heads: int, width: int, caplog: pytest.LogCaptureFixture

@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pgat_fast.data.columns import BODIES, COLUMNS
-from pgat_fast.model.reference.phase import BodyProcessor, PhaseAwareProcessor, PhaseEdges, PhaseQuantities
+from pgat_fast.model.reference.phase import BodyProcessor, PhaseAwareProcessor, PhaseEdges
 from tests.pgat_fast.model import by_hand
 from tests.pgat_fast.model.by_hand import Array, array, normal, randomize
 
@@ -110,101 +109,3 @@ def test_features_and_adjacency_equal_the_formulas(feature_map: str, phase_edges
         scale = 1 + (np.log(expected + 1e-8) * array(model.scaler)).mean(axis=1)
         o = np.stack([by_hand.attention(model.attention, step, step) for step in h])
         by_hand.assert_equal(features[sample], (o * scale[:, None]).reshape(5, -1), 1e-9)  # scales reach 20
-
-
-@pytest.mark.parametrize("phase_edges", ["computed", "zero"])
-def test_phase_adjacency_is_symmetric_with_zero_diagonal(phase_edges: str) -> None:
-    adjacency = PhaseAwareProcessor(2, "named", phase_edges)(torch.randn(3, 4, 118))[1]
-    assert torch.equal(adjacency, adjacency.transpose(1, 2))
-    assert (adjacency.diagonal(dim1=1, dim2=2) == 0).all()
-    off_diagonal = adjacency[:, ~torch.eye(13, dtype=torch.bool)]
-    assert ((off_diagonal > 0) & (off_diagonal < 1)).all()
-
-
-def edges_and_inputs() -> tuple[PhaseEdges, Tensor, Tensor]:
-    edges = PhaseEdges(computed=True)
-    randomize(edges)
-    return edges, normal(2, 13, 32), normal(2, 118, seed=3)
-
-
-def turned(x: Tensor, angle: float) -> Tensor:
-    """Return `x` with all sine and cosine pairs rotated by `angle`."""
-    x = x.clone()
-    for sin in (i for i, name in enumerate(COLUMNS) if name.endswith("sin")):
-        s, c = x[:, sin].clone(), x[:, sin + 1].clone()
-        x[:, sin] = s * math.cos(angle) + c * math.sin(angle)
-        x[:, sin + 1] = c * math.cos(angle) - s * math.sin(angle)
-    return x
-
-
-@pytest.mark.parametrize("angle", [1.0, 2.5, math.pi])
-def test_adjacency_is_invariant_to_rotation_of_all_angles(angle: float) -> None:
-    edges, h, x = edges_and_inputs()
-    before, after = edges(h, x), edges(h, turned(x, angle))
-    assert torch.allclose(before, after, rtol=0, atol=1e-12)  # rounding of float64
-    assert not torch.equal(x, turned(x, angle))
-
-
-def test_adjacency_is_invariant_to_scale_of_sine_and_cosine() -> None:
-    edges, h, x = edges_and_inputs()
-    longer = x.clone()
-    longer[:, [i for i, name in enumerate(COLUMNS) if name.endswith(("_sin", "_cos"))]] *= 3
-    assert torch.allclose(edges(h, x), edges(h, longer), rtol=0, atol=1e-12)  # rounding of float64
-
-
-def test_missing_quantities_have_defaults() -> None:
-    angles, speeds, distances = PhaseQuantities().double()(normal(4, 118))
-    chiron, nodes = BODIES.index("chiron"), [BODIES.index("north_node"), BODIES.index("south_node")]
-    assert (speeds[:, chiron] == 0).all()
-    assert (speeds[:, nodes] != 0).all()
-    assert (distances[:, [*nodes, chiron]] == 1).all()
-    assert (distances[:, :10] != 1).all()
-    assert torch.equal(angles[:, 1, chiron], angles[:, 0, chiron])
-    assert torch.equal(angles[:, 2, chiron], angles[:, 0, chiron])
-
-
-def test_adjacency_without_computed_phases_depends_only_on_body_features() -> None:
-    edges = PhaseEdges(computed=False)
-    randomize(edges)
-    h = normal(2, 13, 32)
-    assert torch.equal(edges(h, normal(2, 118)), edges(h, normal(2, 118, seed=9)))
-    assert not torch.equal(edges(h, normal(2, 118)), edges(h + 1, normal(2, 118)))
-
-
-def test_columns_without_a_body_are_ignored() -> None:
-    model = PhaseAwareProcessor(4, "named", "computed")
-    randomize(model)
-    x = normal(1, 4, 118)
-    changed = x.clone()
-    changed[:, :, :5] += 1  # the targets and time_delta
-    for before, after in zip(model(x), model(changed), strict=True):
-        assert torch.equal(before, after)
-
-
-def test_adjacency_depends_on_all_phase_quantities() -> None:
-    edges, h, x = edges_and_inputs()
-    x.requires_grad_()
-    edges(h, x)[0].sum().backward()
-    assert x.grad is not None
-    used = {COLUMNS[i] for i in x.grad[0].nonzero().flatten().tolist()}
-    angles = {name for name in COLUMNS if name.endswith(("_sin", "_cos"))}
-    numbers = {name for name in COLUMNS if name.endswith(("_speed", "_distance"))}
-    assert used == angles | numbers
-
-
-def test_body_features_do_not_depend_on_later_timesteps() -> None:
-    body = BodyProcessor(10)
-    randomize(body)
-    x = normal(1, 6, 10)
-    later = x.clone()
-    later[:, 4:] += 1
-    assert torch.equal(body(x)[:, :4], body(later)[:, :4])
-    assert not torch.equal(body(x)[:, 4:], body(later)[:, 4:])
-
-
-def test_number_of_columns_of_each_body() -> None:
-    model: nn.Module = PhaseAwareProcessor(4, "named", "zero")
-    widths = {body: model.get_submodule(f"bodies.{body}.attention.value").in_features for body in BODIES}
-    seven = ("sun", "moon", "mercury", "venus", "mars", "jupiter", "saturn")
-    expected = dict.fromkeys(seven, 10) | dict.fromkeys(("uranus", "neptune", "pluto"), 9)
-    assert widths == expected | dict.fromkeys(("north_node", "south_node"), 7) | {"chiron": 2}

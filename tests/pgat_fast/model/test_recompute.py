@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from pgat_fast.model.reference.combiner_batched import BatchedCombiner, BatchedFusionBlock
 from pgat_fast.model.reference.combiner_hierarchical import HierarchicalCombiner, HierarchicalFusionBlock
 from pgat_fast.model.reference.recompute import recompute_in_backward
 from tests.pgat_fast.model.by_hand import normal, randomize, uniform
+from tests.pgat_fast.model.results import bytes_kept
 
 BLOCKS = {"batched": BatchedFusionBlock, "hierarchical": HierarchicalFusionBlock}
 Call = Callable[..., Tensor]
@@ -92,20 +92,6 @@ def test_gradients_reach_parameters_replaced_by_functional_call(kind: str) -> No
     assert len(actual) == len(list(block_and_inputs(kind, 0.5)[0].parameters()))
     for name, gradient in expected.items():
         assert torch.equal(actual[name], gradient), name
-
-
-def bytes_kept(run: Callable[[], Tensor]) -> int:
-    """Return the bytes that the forward pass keeps for the backward pass, with each storage counted once."""
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with saved_tensors_hooks(note, lambda tensor: tensor):
-        output = run()
-    assert output.requires_grad
-    return sum(kept.values())
 
 
 @pytest.mark.parametrize("kind", BLOCKS)

@@ -32,7 +32,7 @@ Bytes = tuple[int, int, int]
 """Peak bytes: of all storages, of small ones, of large ones."""
 
 
-def held(call: Callable[[], Any], *, shortened: bool) -> tuple[Bytes, int]:
+def peaks_and_size(call: Callable[[], Any], *, shortened: bool) -> tuple[Bytes, int]:
     """Return the peaks of `call`, which calls one operator, and the bytes of its result."""
     live = LiveBytes()
     with pytest.MonkeyPatch.context() as patch:
@@ -54,7 +54,7 @@ def double(rows: list[Tensor], weights: list[Tensor], masks: Masks, options: Any
 def test_peak_of_a_rows_operator_is_one_chunk_plus_the_result() -> None:
     operator = RowsOperator("twice_for_a_test", double, lambda rows: torch.empty_like(rows[0]), lambda w, *_: w)
     x, seed = torch.empty(1000, 100), torch.zeros((), dtype=torch.int64)
-    peaks, result = held(lambda: operator([x], [], seed, 0.0, [], 10, torch.float32, False), shortened=True)
+    peaks, result = peaks_and_size(lambda: operator([x], [], seed, 0.0, [], 10, torch.float32, False), shortened=True)
     assert result == 1000 * 400
     # The result of the previous chunk and the number of the chunk's first row also exist.
     assert peaks[0] - result == 3 * 10 * 400 + 8
@@ -76,7 +76,7 @@ def test_combiner_peaks_from_few_chunks_are_exact(timesteps: int, dtype: torch.d
         lambda: batched_combiner.backward_operator(edges.new_empty(timesteps, 169), [edges], *common),
     ]
     for call in calls:
-        assert held(call, shortened=True) == held(call, shortened=False)
+        assert peaks_and_size(call, shortened=True) == peaks_and_size(call, shortened=False)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -96,14 +96,14 @@ def test_attention_peaks_from_few_chunks_are_exact(groups: int, queries: int, ma
     ]
     assert implementation(operator.default) is not None
     for call in calls:
-        assert held(call, shortened=True) == held(call, shortened=False)
+        assert peaks_and_size(call, shortened=True) == peaks_and_size(call, shortened=False)
 
 
 def test_operators_without_chunks_are_counted_completely() -> None:
     x, w = torch.empty(2, 9, 13, 32), torch.empty(13, 96, 32)
     b = torch.empty(13, 96)
-    peaks, result = held(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=True)
-    assert peaks == held(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=False)[0]
+    peaks, result = peaks_and_size(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=True)
+    assert peaks == peaks_and_size(lambda: gru_bank(x, w, w, b, b, torch.float32), shortened=False)[0]
     # The inputs by group, all gates of all steps, and the states.
     assert peaks[0] > 3 * x.nbytes + result
 
@@ -115,7 +115,7 @@ def test_aspects_peaks_from_few_chunks_are_exact() -> None:
         lambda: aspects_backward(torch.empty(700, 13, 13), x, constants, weight, torch.empty(700, 13, 13)),
     ]
     for call in calls:
-        assert held(call, shortened=True) == held(call, shortened=False)
+        assert peaks_and_size(call, shortened=True) == peaks_and_size(call, shortened=False)
 
 
 def test_implementation_of_torch_operators_is_none() -> None:

@@ -77,7 +77,7 @@ def test_step_with_recomputation_is_estimated_to_take_longer(monkeypatch: pytest
 
 @pytest.fixture
 def cache(tmp_path: Path) -> CompileCache:
-    return CompileCache(tmp_path, own=True)
+    return CompileCache(tmp_path, exclusive=True)
 
 
 def test_compile_time_is_expected_from_earlier_compilations(cache: CompileCache) -> None:
@@ -112,10 +112,10 @@ def test_removing_damaged_code_removes_all_times(cache: CompileCache) -> None:
     file.write_bytes(b"whole")
     cache.record()
     cache.note_seconds("a", 8.0)
-    assert CompileCache(cache.folder, own=True).remove_damaged() == []
+    assert CompileCache(cache.folder, exclusive=True).remove_damaged() == []
     assert cache.seconds() == {"a": (8.0, 8.0)}
     file.write_bytes(b"")
-    assert CompileCache(cache.folder, own=True).remove_damaged() == [file]
+    assert CompileCache(cache.folder, exclusive=True).remove_damaged() == [file]
     assert cache.seconds() == {}
 
 

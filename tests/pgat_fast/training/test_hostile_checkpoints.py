@@ -277,7 +277,7 @@ ORIGINALS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
     "no names": (lambda state: saved({}), "missing"),
     "dicts within dicts": (
         lambda state: saved({"model": {"model": {"model": {"model": {}}}}}),
-        "holds a dict of its own",
+        "is a dict, not a tensor",
     ),
     "a name too few": (lambda state: saved(dict(list(state.items())[1:])), r"missing \(1\)"),
     "a name too many": (lambda state: saved(state | {"x": torch.ones(1)}), r"unknown \(1\)"),
