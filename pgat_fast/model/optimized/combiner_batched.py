@@ -10,7 +10,7 @@ from pgat_fast.model.reference.combiner_batched import BatchedCombiner
 from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.combiner_batched import CombinerWeights, batched_combiner, numbers_a_timestep
 from pgat_kernels.ops.low_rank_attention import low_rank_weights
-from pgat_kernels.ops.vjp import OutputWeights
+from pgat_kernels.ops.plain_blocks import OutputWeights
 
 
 class FastBatchedCombiner(Part, BatchedCombiner):
@@ -20,9 +20,10 @@ class FastBatchedCombiner(Part, BatchedCombiner):
         """Return the parameters in the form that the operator takes."""
         layers: list[Any] = list(self.layers)
         first, *others = layers
-        maps: Any = (*self.edge_projection.parameters(), *first.attention.parameters(), *first.norm1.parameters())
+        maps: list[Any] = [self.edge_projection, first.attention, first.norm1]
+        parameters = [parameter for module in maps for parameter in module.parameters()]
         return CombinerWeights(
-            low_rank_weights(*maps, first.attention.num_heads),
+            low_rank_weights(*parameters, n_heads=first.attention.num_heads),
             tuple(attention_weights(layer.attention, layer.norm1) for layer in others),
             tuple(feed_forward_weights(layer.feed_forward, layer.norm2) for layer in layers),
             OutputWeights(*self.output.parameters()),
