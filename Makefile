@@ -95,10 +95,10 @@ bench-check: $(VENV)/installed
 
 # The python of this machine, with the torch and triton that it has: a CUDA build comes from no constraints file of ours.
 gpu:
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --out bench/results/gpu
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.measure --out bench/results/gpu
 
 tune:
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.tune
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.tune
 
 clean:
 	rm -rf $(VENV) .venv-torch-* $(DATA) $(DATA).note.json

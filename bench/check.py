@@ -6,7 +6,7 @@
 
 - Bytes that our backends save for the backward pass must equal those of every committed comparison (`bench.compare`)
   and count (`bench.step --steps 0`). CI checks them, too.
-- Kernels, compiled offline, must be no worse than in the committed table (`bench.kernels_static`). CI checks two of the
+- Kernels, compiled offline, must be no worse than in the committed table (`bench.gpu.static`). CI checks two of the
   five targets, and every two values of shape, dtype and target together.
 - Times: for every configuration, the newest comparison made on a machine of this kind is repeated with its settings. A
   backend of ours is a regression if the whole interval of its ratio to the first backend lies more than `SLOWER` below
@@ -30,13 +30,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bench.backend_spec import Variant, configure, parse_variant
 from bench.compare import KIND, RESULTS, ROOT, against, compare
-from bench.kernels_static import SHARED_LIMITS, against_committed, combinations
+from bench.gpu.static import SHARED_LIMITS, against_committed, combinations
 from bench.machine import describe
 from bench.processes import Record, write
 from bench.ratios import Ratio
 from bench.step import count_step
-from bench.variants import Variant, configure, parse_variant
 from pgat_fast.errors import BackendError
 
 SLOWER: Final = 0.10

@@ -30,13 +30,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from bench.backend_spec import Variant, configure, given, parse_variants
 from bench.machine import describe
 from bench.measure import quartiles
 from bench.parity import require_parity
 from bench.processes import Record, do_task, end, end_first, first_line, run_task, write
 from bench.ratios import Ratio, ratio
 from bench.step import MEMORY, TrainedModel, count_step
-from bench.variants import Variant, configure, given, parse_variants
 from pgat_fast.errors import ConfigError
 from pgat_fast.model import backend_reasons
 from pgat_fast.utils.table import format_columns

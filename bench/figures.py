@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Final
 
 from bench.compare import KIND, RESULTS, ROOT, faster_in_words, saved_bytes
-from bench.gpu import MOST_SECONDS
+from bench.gpu.measure import MOST_SECONDS
+from bench.gpu.time_model import EPOCH_STEPS
 from bench.processes import Record
-from bench.ranks import KINDS
-from bench.scaling import DAYS, TIMESTEPS, summarize
-from bench.time_model import EPOCH_STEPS
+from bench.studies.ranks import KINDS
+from bench.studies.scaling import DAYS, TIMESTEPS, summarize
 from pgat_fast.errors import DataError
 from pgat_kernels.tuning_table import FILE
 
@@ -194,7 +194,7 @@ def comparison() -> str:
 
 
 def grown() -> list[Record]:
-    """Return the newest results of `bench.scaling` for each quantity and backend, with exponents fitted anew."""
+    """Return the newest scaling results of each quantity and backend, with exponents fitted anew."""
     newest: dict[tuple[str, str], tuple[str, Record]] = {}
     for path in sorted(RESULTS.glob("scaling*.json")):
         record = load(path.stem)

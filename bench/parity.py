@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bench.variants import Variant, build
+from bench.backend_spec import Variant, build
 from pgat_fast import load_config
 from pgat_fast.config import Config
 from pgat_fast.data.windows import example
@@ -44,7 +44,7 @@ def require_parity(backend: str, combiner: str) -> None:
 
     The comparison is in float64. Kernels do not support it: they are compared in float32 on their device, and the error
     may be as large as rounding explains for these inputs (`pgat_kernels.conditioning`). Compiled and 16-bit variants
-    are compared by the tests and by `bench.gpu`.
+    are compared by the tests and by `bench.gpu.measure`.
 
     Raises ParityError, which names what differs and by how much.
     """

@@ -8,7 +8,7 @@ from typing import Any, Final
 from bench.compare import RESULTS, ROOT
 from bench.figures import ZEN4, combiner_of, grown, load
 from bench.processes import Record
-from bench.scaling import SIZES
+from bench.studies.scaling import SIZES
 
 FOLDER: Final = ROOT / "docs" / "plots"
 

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 from torch.profiler import ProfilerActivity, profile
 
+from bench.backend_spec import configure, given, parse_variant
 from bench.compare import CONFIG
 from bench.machine import describe
 from bench.matrix_peak import matrix_peak
 from bench.processes import Record
 from bench.step import TrainedModel
-from bench.variants import configure, given, parse_variant
 from pgat_fast.utils.io import write_json
 from pgat_fast.utils.table import format_columns
 

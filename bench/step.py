@@ -4,9 +4,9 @@
     python -m bench.step --config configs/production_batched.yaml --backends reference,torch --batch 16 --steps 0
     python -m bench.step --config configs/quickstart.yaml --backends reference,reference:compiled,torch:eager:bf16
 
-`bench.variants` lists the words that may follow a backend's name. Each backend runs in processes of its own, which take
-turns for `--rounds` rounds; figures are medians over all of them, ratios are relative to the first backend. Inputs are
-random numbers of the configured shapes. Per backend:
+`bench.backend_spec` lists the words that may follow a backend's name. Each backend runs in processes of its own, which
+take turns for `--rounds` rounds; figures are medians over all of them, ratios are relative to the first backend. Inputs
+are random numbers of the configured shapes. Per backend:
 
 - `step_seconds`: quartiles of the steps after the warm-up.
 - `peak_memory_gib`: the peak of the process (on CUDA: of the allocator) above what it held after the imports, from
@@ -37,6 +37,16 @@ from typing import Final, Self
 import torch
 from torch import nn
 
+from bench.backend_spec import (
+    Variant,
+    build,
+    compile_module,
+    configure,
+    in_precisions,
+    is_compiled,
+    parse_precisions,
+    parse_variants,
+)
 from bench.matrix_peak import best_peaks, matrix_peak
 from bench.measure import (
     PeakMemory,
@@ -50,16 +60,6 @@ from bench.measure import (
     without_data,
 )
 from bench.processes import Record, add_arguments, do_task, not_negative, positive, run_task, take_turns, write
-from bench.variants import (
-    Variant,
-    build,
-    compile_module,
-    configure,
-    in_precisions,
-    is_compiled,
-    parse_precisions,
-    parse_variants,
-)
 from pgat_fast.config.schema import Config
 from pgat_fast.data.windows import Batch, example
 from pgat_fast.distributed.process_group import SingleProcess

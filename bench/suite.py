@@ -8,9 +8,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench.combiner import PRODUCTION
 from bench.measure import PeakMemory, count_saved, give_back_freed, synchronize
 from bench.parity import CONFIG
+from bench.studies.combiner import PRODUCTION
 from pgat_fast import load_config
 from pgat_fast.config.schema import Config
 from pgat_fast.utils.system import GIB

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.backend_spec import build, parse_variant
 from bench.parity import require_parity
 from bench.suite import configuration, measure
-from bench.variants import build, parse_variant
 from pgat_fast.data.windows import example
 from pgat_fast.model.precision import products_in, resolve_precision
 

@@ -10,10 +10,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from bench.backend_spec import build, parse_variant
 from bench.measure import state_of
 from bench.parity import require_parity
 from bench.suite import configuration, measure
-from bench.variants import build, parse_variant
 from pgat_fast.data.windows import example
 from pgat_fast.model.precision import float32_products_in, products_in, resolve_precision
 

@@ -12,8 +12,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.gpu import parity
-from bench.kernel_cases import BODIES, CASES, DTYPES, HEADS, Case, gradient, numbers
+from bench.gpu.kernel_cases import BODIES, CASES, DTYPES, HEADS, Case, gradient, numbers
+from bench.gpu.measure import parity
 from bench.suite import TIMESTEPS, measure
 from pgat_kernels.dispatch import why_no_kernels
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.backend_spec import build, compile_module, parse_variant
+from bench.gpu.time_model import EPOCH_WINDOWS
 from bench.measure import state_of
 from bench.parity import require_parity
 from bench.step import optimizer_step
 from bench.suite import configuration, measure
-from bench.time_model import EPOCH_WINDOWS
-from bench.variants import build, compile_module, parse_variant
 from pgat_fast.data.windows import Batch, example
 from pgat_fast.model.precision import resolve_precision
 

@@ -9,6 +9,8 @@ _EPILOG = """\
 Benchmarks are in the repository, not in the installed package: run them in a clone.
 `pytest bench --benchmark-only` times operators, parts, steps, forecasts and imports one by one.
 """
+_STUDIES = ("scaling", "roofline", "ranks")
+"""Subcommands in `bench.studies`."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -57,7 +59,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     report.add_argument("--check", action="store_true", help="only compare them with the committed results")
 
     for name, subparser in kinds.choices.items():
-        subparser.set_defaults(run=run, module=f"bench.{name}")
+        folder = "bench.studies" if name in _STUDIES else "bench"
+        subparser.set_defaults(run=run, module=f"{folder}.{name}")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         module = import_module(args.module)
     except ModuleNotFoundError as error:
-        if error.name not in ("bench", args.module):
+        if not (error.name and args.module.startswith(error.name)):
             raise
         raise BackendError("benchmarks are in the repository, not in the installed package: run in a clone") from error
     return int(module.run(args))

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from bench import parity
-from bench.variants import Variant
+from bench.backend_spec import Variant
 from pgat_fast.config.schema import Config
 
 

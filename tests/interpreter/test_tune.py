@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import tune
-from bench.kernel_cases import CASES
+from bench.gpu import tune
+from bench.gpu.kernel_cases import CASES
 from pgat_kernels import dispatch
 from pgat_kernels.launch_configs import asked_for, configuration
 from pgat_kernels.tuning_table import Case, Configuration, Measured, read

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.kernel_cases import CASES
-from bench.tune import bucket
+from bench.gpu.kernel_cases import CASES
+from bench.gpu.tune import bucket
 from pgat_kernels import dispatch
 from pgat_kernels.dispatch import (
     COVERAGE,

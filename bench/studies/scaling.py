@@ -20,17 +20,17 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from bench.combiner import combiner_of, random_inputs, run_pass
+from bench.backend_spec import Variant, configure, given, parse_variants
 from bench.compare import CONFIG
 from bench.measure import PeakMemory, quartiles, seconds_of
 from bench.processes import Record, do_task, run_task, write
 from bench.step import TrainedModel
-from bench.variants import Variant, configure, given, parse_variants
+from bench.studies.combiner import combiner_of, random_inputs, run_pass
 from pgat_fast.model.precision import resolve_precision
 from pgat_fast.utils.device import resolve_device
 from pgat_fast.utils.system import GIB
 
-MODULE: Final = "bench.scaling"
+MODULE: Final = "bench.studies.scaling"
 SIZES: Final = {"history": (64, 128, 256, 512, 1024, 2000), "batch": (1, 4, 16, 64), "bodies": (8, 16, 32, 64)}
 """Quantity that grows -> its sizes."""
 DAYS: Final = 32

@@ -1,6 +1,6 @@
 """Backtests with and without the sky and the calendar of the days to forecast in the decoder, at the same origins.
 
-    python -m bench.decoder_future --config configs/quickstart.yaml --origins 4 --json OUT
+    python -m bench.studies.decoder_future --config configs/quickstart.yaml --origins 4 --json OUT
 
 Trains twice for every origin, with `data.decoder_future` set to zeros and to known; all other settings, including the
 seed, are equal.
@@ -37,7 +37,7 @@ def main() -> int:
     for zeros, known in zip(results["zeros"]["origins"], results["known"]["origins"], strict=True):
         print(f"origin {zeros['origin']}: MSE known / zeros {known['mse_model'] / zeros['mse_model']:.4f}")
     if args.json:
-        command = " ".join(["python", "-m", "bench.decoder_future", *sys.argv[1:]])
+        command = " ".join(["python", "-m", "bench.studies.decoder_future", *sys.argv[1:]])
         write_json(args.json, {"command": command, "machine": describe(), "results": results})
         shutil.rmtree(args.folder)
     return 0

@@ -1,9 +1,9 @@
-"""Tests of `bench.tune`: what it tries, keeps and writes, with made-up times."""
+"""Tests of `bench.gpu.tune`: what it tries, keeps and writes, with made-up times."""
 
 import pytest
 import torch
 
-from bench import tune
+from bench.gpu import tune
 from pgat_kernels.launch_configs import DEFAULT, TABLE, configuration, trial
 from pgat_kernels.tuning_table import Case, Configuration
 

@@ -3,7 +3,7 @@
     pgat-fast bench ranks --json bench/results/ranks.json
 
 On paper (a model, not a measurement): a step on N GPUs takes the time of a step of one GPU at its share of the batch
-(`bench.kernels_model`: kernels, products and all other operations of torch unfused, in 16 bits) and of the
+(`bench.gpu.cost_model`: kernels, products and all other operations of torch unfused, in 16 bits) and of the
 communication:
 
 - The gradients: one ring all-reduce, float32: 2 (N - 1) / N of their bytes through the slowest link, and 2 (N - 1)
@@ -41,7 +41,7 @@ from pgat_fast.utils.table import format_columns
 if TYPE_CHECKING:
     from pgat_fast.distributed.process_group import SingleProcess
 
-MODULE: Final = "bench.ranks"
+MODULE: Final = "bench.studies.ranks"
 CONFIGS: Final = ("configs/production_batched.yaml", "configs/celestial_enhanced_pgat_production.yaml")
 GPU: Final = "H100"
 BATCH: Final = 16
@@ -126,9 +126,9 @@ def loss_begins(rows: Sequence[Record], kind: str) -> int | None:
 
 def on_paper(task: Record) -> Record:
     """Return the model for one configuration; runs in a process of its own."""
-    from bench.kernels_model import table, totals, work_of_a_step
-    from bench.time_model import GPUS as KNOWN
-    from bench.variants import Variant, build
+    from bench.backend_spec import Variant, build
+    from bench.gpu.cost_model import table, totals, work_of_a_step
+    from bench.gpu.time_model import GPUS as KNOWN
     from pgat_fast import load_config
 
     config = load_config(str(ROOT / task["config"]))
@@ -174,8 +174,8 @@ def take_steps(group: "SingleProcess") -> list[float]:
     """Return the median seconds of a training step, and the bytes of all gradients; runs in every rank."""
     import torch
 
+    from bench.backend_spec import Variant, build
     from bench.step import optimizer_step
-    from bench.variants import Variant, build
     from pgat_fast import load_config
     from pgat_fast.data.windows import example
 

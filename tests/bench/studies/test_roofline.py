@@ -1,4 +1,4 @@
-"""Tests of `bench.roofline`: the roofs, and the FLOPs, bytes and seconds of the points."""
+"""Tests of `bench.studies.roofline`: the roofs, and the FLOPs, bytes and seconds of the points."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import roofline
-from bench.kernel_cases import CASES
+from bench.gpu.kernel_cases import CASES
+from bench.studies import roofline
 from pgat_fast.cli import main
 
 

@@ -1,4 +1,4 @@
-"""Tests of `bench.combiner`: every size is measured in processes of its own, and lines are fitted."""
+"""Tests of `bench.studies.combiner`: every size is measured in processes of its own, and lines are fitted."""
 
 import argparse
 import json
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.combiner import (
+from bench.backend_spec import Variant, configure
+from bench.studies.combiner import (
     combiner_of,
     count_passes,
     lines_of,
@@ -17,7 +18,6 @@ from bench.combiner import (
     random_inputs,
     run_pass,
 )
-from bench.variants import Variant, configure
 from pgat_fast.config.schema import Config
 from tests.bench.in_process import call_as_command, run_tasks_in_process
 
@@ -34,13 +34,13 @@ def test_every_size_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Run only the larger size in a process of its own; outside of tests all sizes are."""
-    run_tasks_in_process(monkeypatch, "bench.combiner", in_own_process=lambda task: task.get("steps") == 6)
+    run_tasks_in_process(monkeypatch, "bench.studies.combiner", in_own_process=lambda task: task.get("steps") == 6)
     out = tmp_path / "combiner.json"
     arguments = ["--combiner", "batched", "--backends", "reference", "--steps", "3,6", "--repeats", "2"]
     arguments += ["--rounds", "1", "--peak-seconds", "0.01", "--json", str(out), "--set", *TINY]
-    assert call_as_command(monkeypatch, main, "bench.combiner", arguments) == 0
+    assert call_as_command(monkeypatch, main, "bench.studies.combiner", arguments) == 0
     record = json.loads(out.read_text())
-    assert record["command"].startswith("python -m bench.combiner --combiner batched")
+    assert record["command"].startswith("python -m bench.studies.combiner --combiner batched")
     assert record["machine"]["cores"] >= 1
     assert record["order"] == ["reference, 3 steps", "reference, 6 steps"]
     (backend,) = record["results"]

@@ -1,11 +1,11 @@
-"""Tests of `bench.scaling`: exponents of made-up figures, and measurements of small sizes."""
+"""Tests of `bench.studies.scaling`: exponents of made-up figures, and measurements of small sizes."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from bench import scaling
+from bench.studies import scaling
 from pgat_fast.cli import build_parser, main
 from tests.bench.in_process import run_tasks_in_process
 
@@ -27,7 +27,7 @@ def test_command_offers_every_quantity() -> None:
 def test_small_sizes_are_measured_and_failures_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_tasks_in_process(monkeypatch, "bench.scaling", in_own_process=lambda task: task["what"] == "bodies")
+    run_tasks_in_process(monkeypatch, "bench.studies.scaling", in_own_process=lambda task: task["what"] == "bodies")
     monkeypatch.setattr(scaling, "SIZES", {"history": (8, 0), "batch": (1,), "bodies": (8,)})
     path = tmp_path / "scaling.json"
     small = ["model.label_len=3", "model.pred_len=2", "model.d_model=26", "run.device=cpu"]

@@ -1,4 +1,4 @@
-"""Tests of the sections of `bench.gpu` that need no kernels, on the CPU, and of its monitored processes."""
+"""Tests of the sections of `bench.gpu.measure` that need no kernels, on the CPU, and of its monitored processes."""
 
 import subprocess
 import sys
@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench import gpu, step
-from bench.gpu import compiled_against_eager, in_processes, in_this_process, training_steps
+from bench import step
+from bench.gpu import measure
+from bench.gpu.measure import compiled_against_eager, in_processes, in_this_process, training_steps
 from tests.bench.in_process import call_as_command, run_tasks_in_process
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def step_here(command: list[str], **_: object) -> subprocess.CompletedProcess[st
 
 @pytest.mark.slow  # a step of the quickstart, which is also counted
 def test_training_steps_returns_figures_of_step_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=step_here))
+    monkeypatch.setattr(measure, "subprocess", SimpleNamespace(run=step_here))
     record = training_steps("configs/quickstart.yaml", "torch:highest:eager", CPU, batch=1, steps=1)
     assert record["ok"]
     assert record["epoch_seconds"] == 421 * record["step_seconds"] > 0
@@ -98,7 +99,7 @@ def test_persistent_gpu_error_ends_process(monkeypatch: pytest.MonkeyPatch) -> N
 
     def fail(name: str) -> dict[str, bool]:
         if name == "broken":
-            monkeypatch.setattr("bench.gpu.wait", lambda device: fail("lost"))
+            monkeypatch.setattr("bench.gpu.measure.wait", lambda device: fail("lost"))
         raise RuntimeError(name)
 
     items = [("parity", name, lambda n=name: fail(n)) for name in ("harmless", "broken", "never begun")]

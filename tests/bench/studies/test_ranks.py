@@ -1,9 +1,9 @@
-"""Tests of `bench.ranks`: the formulas, the fit on synthetic times, and real processes."""
+"""Tests of `bench.studies.ranks`: the formulas, the fit on synthetic times, and real processes."""
 
 import pytest
 
-from bench import ranks
-from bench.ranks import all_reduce_seconds, communication, efficiencies, fit, loss_begins
+from bench.studies import ranks
+from bench.studies.ranks import all_reduce_seconds, communication, efficiencies, fit, loss_begins
 from pgat_fast.distributed.process_group import SingleProcess
 
 

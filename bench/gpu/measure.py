@@ -1,7 +1,7 @@
 """Benchmark of the kernels on a GPU, in one file and one table: correctness, repeatability and speed.
 
     make gpu
-    PYTHONPATH=.:kernels python3 -m bench.gpu --out bench/results/gpu     # where nothing can be installed
+    PYTHONPATH=.:kernels python3 -m bench.gpu.measure --out bench/results/gpu     # where nothing can be installed
 
 What does not begin within `--seconds` is listed as not run. On a GPU everything runs in a monitored process: after an
 error that CUDA does not recover from (an illegal address), a crash or a hang, a new process continues with the next
@@ -11,7 +11,7 @@ item.
   most 1 is expected; see `pgat_kernels.conditioning`): 16-bit dtypes first, the other dtypes near the end.
 - `repeatable`: whether `--runs` runs at production sizes agree bitwise.
 - `kernels`: milliseconds of forward and backward pass at production sizes, with the products of torch that belong to
-  them, and in plain torch; and the time that the model (`bench.time_model`) predicts for the kernel launches alone.
+  them, and in plain torch; and the time that the model (`bench.gpu.time_model`) predicts for the kernel launches alone.
 - `steps`: training steps of the production configurations with `bench.step`, each backend in a process of its own, the
   time of an epoch of 421 such steps, and peak memory, next to the targets. Compiled backends are compiled anew each
   time.
@@ -44,8 +44,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, gradient, numbers, results
-from bench.time_model import EPOCH_STEPS, GPUS, work_of_launches
+from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, gradient, numbers, results
+from bench.gpu.time_model import EPOCH_STEPS, GPUS, work_of_launches
 
 Record = dict[str, Any]
 Item = tuple[str, str, Callable[[], Record]]
@@ -188,7 +188,7 @@ def machine() -> Record:
 
 
 def model_of(device: torch.device) -> Any:
-    """Return the entry of `bench.time_model.GPUS` for this GPU; None if it has none."""
+    """Return the entry of `bench.gpu.time_model.GPUS` for this GPU; None if it has none."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((gpu for gpu in GPUS if gpu.name in name), None)
 
@@ -219,7 +219,7 @@ def compiled_against_eager(device: torch.device, combiner: str, settings: Sequen
         combiner: combiner of the model.
         settings: further overrides.
     """
-    from bench.variants import Variant, build
+    from bench.backend_spec import Variant, build
     from pgat_fast import load_config
     from pgat_fast.data.windows import example
     from pgat_fast.model.compilation import compile_in_place
@@ -452,9 +452,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def command(first: int, file: Path, seconds: float) -> list[str]:
         command_line = [*given, "--seconds", str(seconds), "--part", str(first), str(file)]
-        return [sys.executable, "-m", "bench.gpu", *command_line]
+        return [sys.executable, "-m", "bench.gpu.measure", *command_line]
 
-    command_line = f"python -m bench.gpu {' '.join(given)}".strip()
+    command_line = f"python -m bench.gpu.measure {' '.join(given)}".strip()
     result: Record = {"command": command_line, "machine": machine(), "records": []}
     outcomes = in_processes(command, len(items), deadline)
     for i, record in outcomes if device.type == "cuda" else in_this_process(items, 0, deadline, device):

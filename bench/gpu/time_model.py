@@ -1,6 +1,6 @@
 """Model of the minimum time of a launch: the longer of FLOPs / peak and bytes / bandwidth. Not a measurement.
 
-It imports torch alone: `bench.gpu` uses it on machines where nothing else is installed.
+It imports torch alone: `bench.gpu.measure` uses it on machines where nothing else is installed.
 """
 
 import math

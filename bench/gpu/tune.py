@@ -1,7 +1,7 @@
 """Tuning of the kernels on this GPU: writes `kernels/pgat_kernels/tuning_table.json`, which launches are configured by.
 
     make tune
-    PYTHONPATH=.:kernels python3 -m bench.tune      # where nothing can be installed
+    PYTHONPATH=.:kernels python3 -m bench.gpu.tune      # where nothing can be installed
 
 For every configuration in `pgat_kernels.launch_configs` that production sizes use, it varies one number after the other
 (`VALUES`), from the committed configuration on, and keeps what makes forward and backward pass faster by 2 % with the
@@ -11,7 +11,7 @@ decides `backend: auto`. (Both are called from Python, as without CUDA graphs. P
 not measured.)
 
 The entries of other architectures are kept. What does not begin within `--seconds` is left unchanged, and listed; run
-it again for the rest. Commit the file together with the new output of `bench.kernels_static` and `bench.kernels_model`.
+it again for the rest. Commit the file together with the new output of `bench.gpu.static` and `bench.gpu.cost_model`.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from bench.gpu import is_lost, milliseconds
-from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, gradient, results
-from bench.kernel_cases import Case as Operator
+from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, gradient, results
+from bench.gpu.kernel_cases import Case as Operator
+from bench.gpu.measure import is_lost, milliseconds
 from pgat_kernels.dispatch import gpu_of
 from pgat_kernels.launch_configs import asked_for, configuration, trial
 from pgat_kernels.torch_features import compile_apart

@@ -1,6 +1,7 @@
 """Accuracy of each precision: of forecasts and gradients, and of the forecasts of a trained model.
 
-    python -m bench.accuracy --config configs/quickstart.yaml --errors configs/production_batched.yaml --json OUT
+    python -m bench.studies.accuracy --config configs/quickstart.yaml --errors configs/production_batched.yaml --json
+    OUT
 
 Two parts, not compiled:
 
@@ -25,8 +26,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from bench.backend_spec import Variant, build, configure, parse_precisions
 from bench.processes import Record, do_task, not_negative, positive, run_task, write
-from bench.variants import Variant, build, configure, parse_precisions
 from pgat_fast import build_model
 from pgat_fast.data.windows import Batch, example
 from pgat_fast.errors import PgatError
@@ -34,7 +35,7 @@ from pgat_fast.model.precision import Precision, float32_products_in, products_i
 from pgat_fast.training.loss import training_loss
 from pgat_fast.utils.device import resolve_device
 
-MODULE: Final = "bench.accuracy"
+MODULE: Final = "bench.studies.accuracy"
 
 
 # --- errors of one step -----------------------------------------------------------------------------------------------

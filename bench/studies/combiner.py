@@ -1,11 +1,11 @@
 """Benchmark of the combiner alone, forward and backward, as the history grows: linearity, and fraction of the peak.
 
-    python -m bench.combiner --combiner batched --steps 125,250,500,1000 --json OUT
-    python -m bench.combiner --combiner hierarchical --backends torch:bf16 --steps 250
+    python -m bench.studies.combiner --combiner batched --steps 125,250,500,1000 --json OUT
+    python -m bench.studies.combiner --combiner hierarchical --backends torch:bf16 --steps 250
 
 Its sizes are those of the production configuration (or of `--config`); it is taken from a model that the backend has
-built. Inputs are random. `bench.variants` lists the words that may follow a backend's name. Each backend at each number
-of steps runs in processes of its own, which take turns for `--rounds` rounds. Per backend and number of steps:
+built. Inputs are random. `bench.backend_spec` lists the words that may follow a backend's name. Each backend at each
+number of steps runs in processes of its own, which take turns for `--rounds` rounds. Per backend and number of steps:
 
 - `seconds`: quartiles of forward and backward pass after a warm-up of two.
 - `peak_memory_gib`: the peak of the process (on CUDA: of the allocator) in the timed passes above what it held after an
@@ -31,6 +31,7 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bench.backend_spec import Variant, build, compile_module, configure, is_compiled, parse_variants
 from bench.matrix_peak import best_peaks, matrix_peak
 from bench.measure import (
     PeakMemory,
@@ -44,16 +45,15 @@ from bench.measure import (
     without_data,
 )
 from bench.processes import Record, add_arguments, do_task, positive, run_task, take_turns, write
-from bench.variants import Variant, build, compile_module, configure, is_compiled, parse_variants
 from pgat_fast.config.schema import Config
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, float32_products_in, products_in, resolve_precision
 from pgat_fast.utils.device import resolve_device
 from pgat_fast.utils.system import GIB
 
-MODULE: Final = "bench.combiner"
+MODULE: Final = "bench.studies.combiner"
 
-_CONFIGS: Final = Path(__file__).resolve().parents[1] / "configs"
+_CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
 PRODUCTION: Final = {
     "batched": str(_CONFIGS / "production_batched.yaml"),
     "hierarchical": str(_CONFIGS / "celestial_enhanced_pgat_production.yaml"),

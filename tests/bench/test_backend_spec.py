@@ -1,4 +1,4 @@
-"""Tests of `bench.variants`: parsing, errors that list the valid words, and the resulting settings and models."""
+"""Tests of `bench.backend_spec`: parsing, errors that list the valid words, and the resulting settings and models."""
 
 import argparse
 import os
@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.step import count_step
-from bench.variants import (
+from bench.backend_spec import (
     Variant,
     configure,
     in_precisions,
@@ -20,6 +19,7 @@ from bench.variants import (
     parse_variants,
     use_fused_attention,
 )
+from bench.step import count_step
 from pgat_fast.errors import BackendError, ConfigError
 
 CONFIG = "configs/quickstart.yaml"
@@ -112,7 +112,7 @@ def test_fused_attention_returns_no_weights_and_same_output() -> None:
 COMPILES = """
 import torch
 from torch import nn
-from bench.variants import Variant, compile_module
+from bench.backend_spec import Variant, compile_module
 
 
 class Model(nn.Module):

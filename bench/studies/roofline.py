@@ -3,8 +3,8 @@
     pgat-fast bench roofline --json bench/results/roofline_cpu.json
 
 The roofs are the best matrix product (`bench.matrix_peak`) and the best bandwidth of copying and adding. A point is a
-forward and a backward pass: of an operator with a kernel (`bench.kernel_cases`; `plain` is autograd of its formulas in
-plain torch, with the exact float32 products of training), or of a combiner. Widths are those of production; on a CPU
+forward and a backward pass: of an operator with a kernel (`bench.gpu.kernel_cases`; `plain` is autograd of its formulas
+in plain torch, with the exact float32 products of training), or of a combiner. Widths are those of production; on a CPU
 there are few timesteps. FLOPs are the useful ones: recomputed ones count once. Bytes are the unavoidable ones: every
 input, result and gradient once, without intermediate results, so that the fraction also shows how much fusing could
 gain. Times are the shortest, as for the roofs; data that stays in a cache may lie above the roof of the bandwidth.
@@ -18,13 +18,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from bench.combiner import PRODUCTION, combiner_of, count_passes, random_inputs, run_pass
-from bench.kernel_cases import CASES, DTYPES, Case, gradient, results
+from bench.backend_spec import Variant, configure, given, parse_variants
+from bench.gpu.kernel_cases import CASES, DTYPES, Case, gradient, results
 from bench.matrix_peak import matrix_peak, shortest
 from bench.measure import count
 from bench.processes import Record, write
+from bench.studies.combiner import PRODUCTION, combiner_of, count_passes, random_inputs, run_pass
 from bench.suite import TIMESTEPS
-from bench.variants import Variant, configure, given, parse_variants
 from pgat_fast.model.precision import Precision, float32_products_in
 from pgat_fast.utils.device import resolve_device
 from pgat_fast.utils.table import format_columns
@@ -145,5 +145,5 @@ def run(args: argparse.Namespace) -> int:
     print(", ".join(f"{peak['flop_per_second'] / 1e9:.4g} GFLOP/s in {name}" for name, peak in peaks.items()))
     print(as_table(points))
     record = {"device": device.type, "matrix_peak": peaks, "bandwidth": memory, "points": points}
-    write(Path(args.json) if args.json else None, "bench.roofline", record)
+    write(Path(args.json) if args.json else None, "bench.studies.roofline", record)
     return 0

@@ -1,4 +1,4 @@
-"""Tests of `bench.accuracy`: errors of one step against float64, and of trained models."""
+"""Tests of `bench.studies.accuracy`: errors of one step against float64, and of trained models."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import accuracy
+from bench.studies import accuracy
 from pgat_fast.cli import main as cli
 from tests.bench.in_process import call_as_command, run_tasks_in_process
 
@@ -23,11 +23,11 @@ def train_here(command: list[str], **_: object) -> subprocess.CompletedProcess[s
 def test_errors_and_trainings_are_measured(
     tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_tasks_in_process(monkeypatch, "bench.accuracy")
+    run_tasks_in_process(monkeypatch, "bench.studies.accuracy")
     monkeypatch.setattr(accuracy, "subprocess", SimpleNamespace(run=train_here))
     out = tmp_path / "accuracy.json"
     arguments = ["--config", CONFIG, "--errors", CONFIG, "--seeds", "1", "--json", str(out), "--set", *tiny_settings]
-    assert call_as_command(monkeypatch, accuracy.main, "bench.accuracy", arguments) == 0
+    assert call_as_command(monkeypatch, accuracy.main, "bench.studies.accuracy", arguments) == 0
     record = json.loads(out.read_text())
     errors = record["errors"][CONFIG]["errors"]
     assert list(errors) == ["reference:highest", "torch:highest", "reference:bf16", "torch:bf16"]
@@ -48,5 +48,5 @@ def test_failed_training_is_reported(
 ) -> None:
     arguments = ["--config", CONFIG, "--seeds", "1", "--precisions", "highest", "--set", *tiny_settings]
     arguments.append(f"data.path={tmp_path / 'nowhere.csv'}")
-    assert call_as_command(monkeypatch, accuracy.main, "bench.accuracy", arguments) == 1
+    assert call_as_command(monkeypatch, accuracy.main, "bench.studies.accuracy", arguments) == 1
     assert "nowhere.csv" in capsys.readouterr().out

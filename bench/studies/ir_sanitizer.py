@@ -1,13 +1,14 @@
 """Independent check of the kernels: their IR executed on a CPU by `ttsem`, which detects bounds errors and races.
 
     pip install ttsem                      # needs Python 3.12
-    python -m bench.second_opinion --json bench/results/second_opinion.json
+    python -m bench.studies.ir_sanitizer --json bench/results/second_opinion.json
 
-Every case of `bench.kernel_cases` is computed for one timestep, forward and backward; each launch executes the IR that
-triton's frontend generates for the kernel. triton's interpreter runs Python, one program after the other, and detects
-neither accesses next to a tensor nor programs that access the same number; `ttsem` stops at the first, and finds the
-second in the log of all accesses. Results are compared with plain torch as in `bench.gpu`. Two kernels with a planted
-fault, a write past the end and two programs that write the same number, show that such faults are detected.
+Every case of `bench.gpu.kernel_cases` is computed for one timestep, forward and backward; each launch executes the IR
+that triton's frontend generates for the kernel. triton's interpreter runs Python, one program after the other, and
+detects neither accesses next to a tensor nor programs that access the same number; `ttsem` stops at the first, and
+finds the second in the log of all accesses. Results are compared with plain torch as in `bench.gpu.measure`. Two
+kernels with a planted fault, a write past the end and two programs that write the same number, show that such faults
+are detected.
 
 Exit status 1: something was found, or a planted fault was not.
 """
@@ -25,9 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.gpu import parity
-from bench.kernel_cases import CASES, DTYPES
-from bench.kernels_static import options_of, source_of, target_of
+from bench.gpu.kernel_cases import CASES, DTYPES
+from bench.gpu.measure import parity
+from bench.gpu.static import options_of, source_of, target_of
 from bench.machine import describe
 from bench.processes import Record
 from pgat_kernels.triton.launch import Launch, intercept_launches
@@ -132,7 +133,7 @@ def main() -> int:
         outcome = execute(launch)
         launches.append({"kernel": launch.kernel.__name__, "programs": launch.programs, "found": outcome})
 
-    result: Record = {"command": "python -m bench.second_opinion", "machine": describe(), "planted": planted()}
+    result: Record = {"command": "python -m bench.studies.ir_sanitizer", "machine": describe(), "planted": planted()}
     result["cases"] = []
     with intercept_launches(carry_out):
         for case in CASES:

@@ -1,12 +1,12 @@
 """Offline compilation of every kernel: registers, spills, shared memory, instructions. Needs no GPU.
 
-    python -m bench.kernels_static --out bench/results/kernels_static
-    python -m bench.kernels_static --check bench/results/kernels_static.json
+    python -m bench.gpu.static --out bench/results/kernels_static
+    python -m bench.gpu.static --check bench/results/kernels_static.json
 
 Every kernel is compiled in its configuration (`pgat_kernels.launch_configs`) at production shapes
-(`bench.kernel_cases`) for every target. `--out` writes a table (.md) and the figures (.json). `--check` compares with
-such figures: a fault is a kernel that spills, uses a stack or atomics, takes more shared memory than the target has,
-lacks tensor-core instructions for 16-bit products (HGMMA on sm_90), or takes more shared memory than before, or a
+(`bench.gpu.kernel_cases`) for every target. `--out` writes a table (.md) and the figures (.json). `--check` compares
+with such figures: a fault is a kernel that spills, uses a stack or atomics, takes more shared memory than the target
+has, lacks tensor-core instructions for 16-bit products (HGMMA on sm_90), or takes more shared memory than before, or a
 quarter more registers. Exit status 1: there are faults.
 
 Must not run in a process where triton interprets kernels.
@@ -27,7 +27,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from bench.kernel_cases import CASES, DTYPES, TIMESTEPS, Implementations, results
+from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, Implementations, results
 from bench.processes import Record
 
 SHARED_LIMITS: Final = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
@@ -248,7 +248,7 @@ def as_markdown(records: list[Record], version: str) -> str:
         [
             "# What the offline compiler makes of the kernels",
             "",
-            f"By triton {version}, without a GPU: `python -m bench.kernels_static --out bench/results/kernels_static`.",
+            f"By triton {version}, without a GPU: `python -m bench.gpu.static --out bench/results/kernels_static`.",
             "Not measured: how fast they are. float32 products are IEEE, so they take no tensor-core instructions.",
             "",
             "| " + " | ".join(heads) + " |",

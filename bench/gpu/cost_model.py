@@ -1,6 +1,6 @@
 """Model of the time of a training step with kernels on GPUs: bytes, FLOPs and launches. Not a measurement.
 
-    python -m bench.kernels_model --config configs/production_batched.yaml --out bench/results/kernels_model_batched
+    python -m bench.gpu.cost_model --config configs/production_batched.yaml --out bench/results/kernels_model_batched
 
 A training step (forward, backward) of the backend `triton` is traced on tensors without data. Every launch and every
 operation of torch counts the FLOPs of its products and the bytes of its arguments and results, each once: the minimum
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-from bench.kernel_cases import Implementations
+from bench.backend_spec import PRECISIONS, Variant, build
+from bench.gpu.kernel_cases import Implementations
+from bench.gpu.time_model import EPOCH_STEPS, GPUS, Gpu, Work, bytes_of, work_of_launches
 from bench.measure import forget_data, without_data
 from bench.processes import Record, positive
 from bench.step import optimizer_step
-from bench.time_model import EPOCH_STEPS, GPUS, Gpu, Work, bytes_of, work_of_launches
-from bench.variants import PRECISIONS, Variant, build
 from pgat_fast import load_config
 from pgat_fast.config.schema import Config
 from pgat_fast.data.windows import example
@@ -178,7 +178,7 @@ def as_markdown(result: Record) -> str:
 def model_of_config(path: str, batch: int, precision: Precision, gpus: Sequence[Gpu] = GPUS) -> Record:
     """Return the model of the configuration file `path`. Raises PgatError if it is invalid."""
     config = load_config(path)
-    command = f"python -m bench.kernels_model --config {path} --batch {batch} --precision {precision}"
+    command = f"python -m bench.gpu.cost_model --config {path} --batch {batch} --precision {precision}"
     result: Record = {
         "is": "a model, not a measurement",
         "command": command,
