@@ -95,7 +95,7 @@ bench-check: $(VENV)/installed
 
 # The python of this machine, with the torch and triton that it has: a CUDA build comes from no constraints file of ours.
 gpu:
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.measure --out bench/results/gpu
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.measure --save
 
 tune:
 	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.tune

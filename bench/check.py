@@ -31,11 +31,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from bench.backend_spec import Variant, configure, parse_variant
-from bench.compare import KIND, RESULTS, ROOT, against, compare
+from bench.compare import KIND, against, compare
 from bench.gpu.static import SHARED_LIMITS, against_committed, combinations
 from bench.machine import describe
 from bench.processes import Record, write
 from bench.ratios import Ratio
+from bench.result_files import RESULTS, ROOT, newest
 from bench.step import count_step
 from pgat_fast.errors import BackendError
 
@@ -57,7 +58,7 @@ def is_ours(result: Record) -> bool:
 def committed() -> dict[Path, Record]:
     """Return the results of comparisons and counts that git tracks; all of them outside of a repository."""
     results = {}
-    for path in _known_to_git() or sorted(RESULTS.glob("*.json")):
+    for path in _known_to_git() or sorted(RESULTS.glob("*/*/*.json")):
         result = json.loads(path.read_text())
         if isinstance(result, dict) and (result.get("kind") == KIND or result.get("steps") == 0):
             results[path] = result
@@ -117,7 +118,7 @@ def static_kernels() -> Iterator[Fault]:
     if find_spec("triton") is None:
         yield "kernels cannot be checked: triton is not installed"
         return
-    yield from against_committed(RESULTS / "kernels_static.json", combinations(list(SHARED_LIMITS)))
+    yield from against_committed(newest("static.json"), combinations(list(SHARED_LIMITS)))
 
 
 def of_this_machine() -> dict[Path, Record]:

@@ -17,7 +17,6 @@ import argparse
 import itertools
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from bench.measure import quartiles
 from bench.parity import require_parity
 from bench.processes import Record, do_task, end, end_first, first_line, run_task, write
 from bench.ratios import Ratio, ratio
+from bench.result_files import ROOT, folder_of
 from bench.step import MEMORY, TrainedModel, count_step
 from pgat_fast.errors import ConfigError
 from pgat_fast.model import backend_reasons
@@ -44,8 +44,6 @@ from pgat_fast.utils.table import format_columns
 MODULE: Final = "bench.compare"
 KIND: Final = "comparison"
 """The `kind` of the result files of this benchmark."""
-RESULTS: Final = Path(__file__).with_name("results")
-ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIG: Final = str(ROOT / "configs" / "quickstart.yaml")
 TURNS_SECONDS: Final = 30.0
 """Seconds after which the processes of a round end their turns, though not before `FEWEST` of them."""
@@ -312,12 +310,10 @@ def compare(
     return {"kind": KIND, "settings": settings, "order": order, "results": results}
 
 
-def result_file(folder: Path) -> Path:
-    """Return the path for a new comparison on this machine: MACHINE-DATE.json, with a number if that exists."""
-    machine = describe()
-    words = f"{machine['gpu'] or machine['processor'].split(' (')[0]} {machine['cores']} cores {machine['date'][:10]}"
-    stem = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-    names = (f"{stem}.json" if number == 1 else f"{stem}-{number}.json" for number in itertools.count(1))
+def result_file() -> Path:
+    """Return the path of a new comparison on this machine: MACHINE/DATE/comparison.json, with a number if it exists."""
+    folder = folder_of(describe())
+    names = (f"comparison{'' if number == 1 else f'-{number}'}.json" for number in itertools.count(1))
     return next(folder / name for name in names if not (folder / name).exists())
 
 
@@ -330,7 +326,7 @@ def run(args: argparse.Namespace) -> int:
     variants = given(parse_variants, "--backends", args.backends) if args.backends else backends_here(args.compiled)
     result = compare(args.config or CONFIG, args.overrides, variants, args.batch, args.steps, args.processes)
     print(f"{as_table(result['results'])}\n\n{explained(result['results'], result['settings']['config'], args.batch)}")
-    for path in [*([result_file(RESULTS)] if args.save else []), *([Path(args.json)] if args.json else [])]:
+    for path in [*([result_file()] if args.save else []), *([Path(args.json)] if args.json else [])]:
         write(path, MODULE, result)
         print(f"written to {path}", file=sys.stderr)
     return int(any("error" in backend_result for backend_result in result["results"]))

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Final
 
-from bench.compare import KIND, RESULTS, ROOT, faster_in_words, saved_bytes
+from bench.compare import faster_in_words, saved_bytes
 from bench.gpu.measure import MOST_SECONDS
 from bench.gpu.time_model import EPOCH_STEPS
-from bench.processes import Record
+from bench.result_files import RESULTS, ROOT, Record, load, newest
 from bench.studies.ranks import KINDS
 from bench.studies.scaling import DAYS, TIMESTEPS, summarize
 from pgat_fast.errors import DataError
@@ -15,21 +15,8 @@ from pgat_kernels.tuning_table import FILE
 
 QUICKSTART: Final = "configs/quickstart.yaml"
 
-ZEN4: Final = "_zen4"
-"""Suffix of the names of files from the slower processor."""
-ZEN3: Final = "_zen3"
-"""Suffix of those from a processor without AVX-512; there `torch` does not compile the whole model."""
-
-
-def load(name: str) -> Record:
-    """Return a committed result. Raises DataError if there is none of that name."""
-    path = RESULTS / f"{name}.json"
-    if not path.exists():
-        raise DataError(
-            f"{path.relative_to(ROOT)} is missing: docs/performance.md takes figures from it; restore or measure it"
-        )
-    record: Record = json.loads(path.read_text())
-    return record
+ZEN5, ZEN4, ZEN3 = (f"amd-epyc-zen{generation}-2-cores" for generation in (5, 4, 3))
+"""Machines; Zen 3 lacks AVX-512, and there `torch` does not compile the whole model."""
 
 
 def combiner_of(record: Record) -> str:
@@ -65,14 +52,13 @@ def span(values: list[float], form: str) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def fast_steps(suffix: str = "") -> str:
-    """Return training steps of all backends, on the machine whose files end with `suffix`."""
+def fast_steps(machine: str) -> str:
+    """Return training steps of all backends on a machine."""
     rows = []
     for name in ("quickstart_batch8", "batched_batch1", "batched_batch4", "hierarchical_batch1"):
-        path = RESULTS / f"fast_step_{name}{suffix}.json"
-        if not path.exists():
+        if newest(f"step_{name}.json", machine) is None:
             continue
-        record = load(path.stem)
+        record = load(f"step_{name}", machine)
         for result in record["results"]:
             less = result.get("times_less_than_first", {"step_seconds": 1, "peak_memory_gib": 1})
             rows.append(
@@ -91,25 +77,25 @@ def fast_steps(suffix: str = "") -> str:
 
 
 SPEED: Final = (
-    ("quickstart_batch8_zen3", "torch:highest:compiled:kept", "torch:highest:eager", "Zen 3, AVX2"),
-    ("batched_batch1_zen3", "torch:highest:eager:kept", "torch:highest:eager", "Zen 3, AVX2"),
-    ("hierarchical_batch1_zen3", "torch:highest:compiled:kept", "torch:highest:eager", "Zen 3, AVX2"),
-    ("batched_batch4", "torch:highest", "torch:highest", "Zen 5, AVX-512"),
+    (ZEN3, "Zen 3, AVX2", "quickstart_batch8", "torch:highest:compiled:kept", "torch:highest:eager"),
+    (ZEN3, "Zen 3, AVX2", "batched_batch1", "torch:highest:eager:kept", "torch:highest:eager"),
+    (ZEN3, "Zen 3, AVX2", "hierarchical_batch1", "torch:highest:compiled:kept", "torch:highest:eager"),
+    (ZEN5, "Zen 5, AVX-512", "batched_batch4", "torch:highest", "torch:highest"),
 )
-"""Rows of the README's table: result file, the fastest float32 backend there, one that recomputes, machine."""
+"""Rows of the README's table: machine, its processor, sizes, the fastest float32 backend there, one that recomputes."""
 
 
 def speed() -> str:
     """Return the README's table: training steps of the reference and the fast backend."""
     rows = []
-    for name, backend, recomputing, machine in SPEED:
-        record = load(f"fast_step_{name}")
+    for machine, processor, name, backend, recomputing in SPEED:
+        record = load(f"step_{name}", machine)
         reference, fast, small = record["results"][0], result_of(record, backend), result_of(record, recomputing)
         seconds, fast_seconds = (result["step_seconds"]["median"] for result in (reference, fast))
         rows.append(
             [
                 f"{combiner_of(record)}, {record['batch']}",
-                machine,
+                processor,
                 f"{seconds:.3g} s",
                 f"{fast_seconds:.3g} s",
                 f"**{times(seconds / fast_seconds)}**",
@@ -149,13 +135,10 @@ def accuracy() -> str:
 
 def newest_comparison() -> Record:
     """Return the newest comparison at the quickstart's sizes. Raises DataError if there is none."""
-    comparisons = []
-    for path in RESULTS.glob("*.json"):
-        record = load(path.stem)
-        if record.get("kind") == KIND and record["settings"]["config"] == QUICKSTART:
-            comparisons.append(record)
+    records = [json.loads(path.read_text()) for path in RESULTS.glob("*/*/comparison*.json")]
+    comparisons = [record for record in records if record["settings"]["config"] == QUICKSTART]
     if not comparisons:
-        raise DataError(f"{RESULTS.relative_to(ROOT)}: no comparison of {QUICKSTART}: pgat-fast bench compare --save")
+        raise DataError(f"bench/results has no comparison of {QUICKSTART}: run `pgat-fast bench compare --save`")
     newest: Record = max(comparisons, key=lambda record: str(record["machine"]["date"]))
     return newest
 
@@ -196,8 +179,8 @@ def comparison() -> str:
 def grown() -> list[Record]:
     """Return the newest scaling results of each quantity and backend, with exponents fitted anew."""
     newest: dict[tuple[str, str], tuple[str, Record]] = {}
-    for path in sorted(RESULTS.glob("scaling*.json")):
-        record = load(path.stem)
+    for path in sorted(RESULTS.glob("*/*/scaling*.json")):
+        record = json.loads(path.read_text())
         date = str(record["machine"]["date"])
         for result in record["results"]:
             key = result["what"], result["backend"]
@@ -249,7 +232,7 @@ def combiner_lines() -> str:
 
 def roofline() -> str:
     """Return the fractions of the roof: those of the combiners, and the range of the operators."""
-    points, rows = load("roofline_cpu")["points"], []
+    points, rows = load("roofline")["points"], []
     for point in points:
         if point["what"] == "combiner":
             name = f"combiner {point['shape']}, `{point['by']}`, {point['timesteps']} days"
@@ -302,57 +285,57 @@ def ranks_steps() -> str:
 
 def gpu() -> str:
     """Return training steps on a GPU, if they have been measured."""
-    path = RESULTS / "gpu.json"
-    if not path.exists():
+    path = newest("gpu.json")
+    if path is None:
         return "Figures of GPUs: not measured yet."
-    record = load(path.stem)
+    record = json.loads(path.read_text())
     rows = [
         [name, f"{item['step_seconds']:.3g}", f"{item['epoch_seconds']:.3g}", f"{item['peak_memory_gib']:.2f} GiB"]
         for section, name, item in record["records"]
         if section == "steps" and item and item["ok"]
     ]
     machine, head = record["machine"], ["configuration, backend", "seconds a step", "seconds an epoch", "peak memory"]
-    return f"On {machine['gpu']} (`bench/results/gpu.md`):\n\n{table(head, rows)}"
+    return f"On {machine['gpu']} (`{path.with_suffix('.md').relative_to(ROOT)}`):\n\n{table(head, rows)}"
 
 
 # --- figures in sentences ---------------------------------------------------------------------------------------------
 
 
-def peak_of(name: str) -> str:
+def peak_of(machine: str) -> str:
     """Return the peak of float32 products in GFLOP/s, rounded to ten."""
-    peaks = [load(f"fast_step_{combiner}_batch1{name}")["matrix_peak"] for combiner in ("batched", "hierarchical")]
+    peaks = [load(f"step_{combiner}_batch1", machine)["matrix_peak"] for combiner in ("batched", "hierarchical")]
     return f"{round(sum(peak['highest']['flop_per_second'] for peak in peaks) / len(peaks) / 1e9, -1):.0f}"
 
 
-def compile_times(suffix: str, key: str) -> list[float]:
-    """Return seconds of compiling from the files that end with `suffix`.
+def compile_times(machine: str, key: str) -> list[float]:
+    """Return seconds of compiling on a machine.
 
     A file without a second process has no time with the compiler's cache.
     """
-    records = [load(path.stem) for path in RESULTS.glob(f"fast_step_*_batch?{suffix}.json")]
+    records = [json.loads(path.read_text()) for path in RESULTS.glob(f"{machine}/*/step_*.json")]
     all_seconds = [result["compile"][key] for record in records for result in record["results"] if "compile" in result]
     return [seconds for seconds in all_seconds if seconds is not None]
 
 
-def compile_minutes(suffix: str = "") -> str:
+def compile_minutes(machine: str) -> str:
     """Return the minutes of compiling the whole model."""
-    return f"{span([value / 60 for value in compile_times(suffix, 'seconds')], '{:.0f}')} minutes"
+    return f"{span([value / 60 for value in compile_times(machine, 'seconds')], '{:.0f}')} minutes"
 
 
-def compile_seconds(suffix: str, key: str) -> str:
+def compile_seconds(machine: str, key: str) -> str:
     """Return the seconds of compiling the operators."""
-    return f"{span(compile_times(suffix, key), '{:.0f}')} seconds"
+    return f"{span(compile_times(machine, key), '{:.0f}')} seconds"
 
 
 def hierarchical_fraction() -> str:
     """Return the fraction of the peak of the hierarchical combiner, on the slower processor."""
-    fast = result_of(load(f"fast_step_hierarchical_batch1{ZEN4}"), "torch:highest")
+    fast = result_of(load("step_hierarchical_batch1", ZEN4), "torch:highest")
     return f"{100 * fast['fraction_of_matrix_peak']:.0f} %"
 
 
 def hierarchical_limit() -> str:
     """Return the speed-up over the reference if only the executed products took time, at the peak."""
-    record = load(f"fast_step_hierarchical_batch1{ZEN4}")
+    record = load("step_hierarchical_batch1", ZEN4)
     reference, fast = (result_of(record, name) for name in ("reference:highest", "torch:highest"))
     peak = record["matrix_peak"]["highest"]["flop_per_second"]
     return times(reference["step_seconds"]["median"] / (fast["flops"] / peak))
@@ -374,16 +357,14 @@ def compiled_reference(what: str) -> str:
 
 def model_seconds(combiner: str) -> str:
     """Return the modelled seconds of an epoch: kernels and products alone, and with all else of torch unfused."""
-    totals = load(f"kernels_model_{combiner}")["gpus"]["H100"]["totals"]
+    totals = load(f"cost_model_{combiner}")["gpus"]["H100"]["totals"]
     least, most = (totals[key] * EPOCH_STEPS for key in ("kernels_and_products", "eager"))
     return f"{least:.0f} to {most:.0f} s"
 
 
 def monitoring() -> str:
     """Return the microseconds that monitoring adds to a step."""
-    microseconds = [
-        entry["extra_info"]["microseconds_per_step_median"] for entry in load("monitoring_cpu")["benchmarks"]
-    ]
+    microseconds = [entry["extra_info"]["microseconds_per_step_median"] for entry in load("monitoring")["benchmarks"]]
     return span(microseconds, "{:.0f}")
 
 
@@ -406,7 +387,7 @@ def batches_per_second(name: str) -> str:
     """Return the batches per second of a benchmark of the data pipeline."""
     rates = {
         entry["name"]: entry["extra_info"]["batches_per_second_median"]
-        for entry in load("data_pipeline_cpu")["benchmarks"]
+        for entry in load("data_pipeline")["benchmarks"]
         if "batches_per_second_median" in entry["extra_info"]
     }
     return f"{rates[name]:,.0f}"
@@ -414,7 +395,7 @@ def batches_per_second(name: str) -> str:
 
 def reference_again() -> str:
     """Return the seconds of a reference step in two results of the slower processor."""
-    records = [load(name) for name in ("compiled_reference_batched_batch1", f"fast_step_batched_batch1{ZEN4}")]
+    records = [load(name, ZEN4) for name in ("compiled_reference_batched_batch1", "step_batched_batch1")]
     seconds = [result_of(record, "reference:highest")["step_seconds"]["median"] for record in records]
     return " and ".join(f"{value:.1f}" for value in sorted(seconds))
 
@@ -426,7 +407,7 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "combiner_lines": combiner_lines,
     "comparison": comparison,
     "comparison_machine": comparison_machine,
-    "compile_fast": compile_minutes,
+    "compile_fast": lambda: compile_minutes(ZEN5),
     "compile_slow": lambda: compile_minutes(ZEN4),
     "compile_slowest": lambda: compile_seconds(ZEN3, "seconds"),
     "compile_slowest_again": lambda: compile_seconds(ZEN3, "seconds_with_cache"),
@@ -434,7 +415,7 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
         f"compiled_reference_{what}": lambda what=what: compiled_reference(what)
         for what in ("breaks", "compile", "times", "seconds", "memory")
     },
-    "fast_steps": fast_steps,
+    "fast_steps": lambda: fast_steps(ZEN5),
     "fast_steps_zen3": lambda: fast_steps(ZEN3),
     "fast_steps_zen4": lambda: fast_steps(ZEN4),
     "gpu": gpu,
@@ -447,7 +428,7 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "model_hierarchical": lambda: model_seconds("hierarchical"),
     "monitoring": monitoring,
     "model_steps": lambda: str(EPOCH_STEPS),
-    "peak_fast": lambda: peak_of(""),
+    "peak_fast": lambda: peak_of(ZEN5),
     "peak_slow": lambda: peak_of(ZEN4),
     "peak_slowest": lambda: peak_of(ZEN3),
     "pipeline": lambda: batches_per_second("test_windows_batch[zeros]"),
@@ -461,8 +442,8 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "rmse_changes": lambda: ", ".join(rmse_changes()),
     "rmse_seeds": lambda: str(len(rmse_changes())),
     "roofline": roofline,
-    "roofline_bandwidth": lambda: f"{load('roofline_cpu')['bandwidth']['bytes_per_second'] / 1e9:.0f}",
-    "roofline_peak": lambda: f"{load('roofline_cpu')['matrix_peak']['fp32']['flop_per_second'] / 1e9:.0f}",
+    "roofline_bandwidth": lambda: f"{load('roofline')['bandwidth']['bytes_per_second'] / 1e9:.0f}",
+    "roofline_peak": lambda: f"{load('roofline')['matrix_peak']['fp32']['flop_per_second'] / 1e9:.0f}",
     "saved_batch": lambda: str(load("saved_for_backward_batched")["batch"]),
     "saved_for_backward": saved_for_backward,
     "scaling": scaling,

@@ -1,13 +1,14 @@
 """Plots of `docs/performance.md`, from the committed results."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.compare import RESULTS, ROOT
-from bench.figures import ZEN4, combiner_of, grown, load
+from bench.figures import ZEN4, ZEN5, combiner_of, grown, load
 from bench.processes import Record
+from bench.result_files import RESULTS, ROOT
 from bench.studies.scaling import SIZES
 
 FOLDER: Final = ROOT / "docs" / "plots"
@@ -31,9 +32,9 @@ def speed(plt: Any) -> Any:
     """Draw bars: how many times faster than the reference, on two machines."""
     names = ("batched_batch1", "hierarchical_batch1")
     figure, axes = plt.subplots(2, 2, figsize=(8, 4.8), layout="constrained")
-    for row, suffix in zip(axes, ("", ZEN4), strict=True):
+    for row, machine in zip(axes, (ZEN5, ZEN4), strict=True):
         for ax, name in zip(row, names, strict=True):
-            record = load(f"fast_step_{name}{suffix}")
+            record = load(f"step_{name}", machine)
             results = [result for result in record["results"] if "error" not in result]
             backends = [result["backend"] for result in results]
             faster = [result.get("times_less_than_first", {}).get("step_seconds", 1.0) for result in results]
@@ -104,10 +105,10 @@ def _mebibytes(record: Record) -> float:
 
 def roofline(plt: Any) -> Any:
     """Draw FLOP/s against FLOPs per byte below the roofs, for every machine on which it was measured."""
-    paths = sorted(RESULTS.glob("roofline_*.json"))
+    paths = sorted(RESULTS.glob("*/*/roofline.json"))
     figure, axes = plt.subplots(1, len(paths), figsize=(8, 3.6), layout="constrained", squeeze=False)
     for ax, path in zip(axes[0], paths, strict=True):
-        record = load(path.stem)
+        record = json.loads(path.read_text())
         memory, points = record["bandwidth"]["bytes_per_second"], record["points"]
         ends = [0.5 * min(point["flops"] / point["bytes"] for point in points)]
         ends.append(2 * max(point["flops"] / point["bytes"] for point in points))

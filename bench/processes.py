@@ -13,12 +13,9 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from bench.result_files import Record
 from pgat_fast.utils.io import write_json
-
-Record = dict[str, Any]
-"""Result of one process; only an `error` of one line if it failed."""
 
 
 def take_turns(

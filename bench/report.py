@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from bench.compare import ROOT
 from bench.figures import FIGURES, speed
 from bench.plots import FOLDER, plots
+from bench.result_files import ROOT
 from pgat_fast.errors import BackendError, DataError
 from pgat_fast.utils.io import write_atomically
 

@@ -1,6 +1,6 @@
 """Model of the time of a training step with kernels on GPUs: bytes, FLOPs and launches. Not a measurement.
 
-    python -m bench.gpu.cost_model --config configs/production_batched.yaml --out bench/results/kernels_model_batched
+    python -m bench.gpu.cost_model --config configs/production_batched.yaml --out OUT
 
 A training step (forward, backward) of the backend `triton` is traced on tensors without data. Every launch and every
 operation of torch counts the FLOPs of its products and the bytes of its arguments and results, each once: the minimum

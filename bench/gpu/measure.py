@@ -1,7 +1,7 @@
 """Benchmark of the kernels on a GPU, in one file and one table: correctness, repeatability and speed.
 
     make gpu
-    PYTHONPATH=.:kernels python3 -m bench.gpu.measure --out bench/results/gpu     # where nothing can be installed
+    PYTHONPATH=.:kernels python3 -m bench.gpu.measure --save     # where nothing can be installed
 
 What does not begin within `--seconds` is listed as not run. On a GPU everything runs in a monitored process: after an
 error that CUDA does not recover from (an illegal address), a crash or a hang, a new process continues with the next
@@ -46,8 +46,9 @@ from torch.nn import functional as F
 
 from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, gradient, numbers, results
 from bench.gpu.time_model import EPOCH_STEPS, GPUS, work_of_launches
+from bench.result_files import Record, folder_of
+from pgat_fast.utils.io import write_atomically, write_json
 
-Record = dict[str, Any]
 Item = tuple[str, str, Callable[[], Record]]
 """Section, name, and the function that measures it."""
 
@@ -428,6 +429,7 @@ def end_with_children(process: subprocess.Popen[bytes]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
+    parser.add_argument("--save", action="store_true", help="write bench/results/MACHINE/DATE/gpu.md and gpu.json")
     parser.add_argument("--seconds", type=float, default=MOST_SECONDS, help="what does not begin within it is not run")
     parser.add_argument("--runs", type=int, default=100, help="of every kernel, to see whether they agree")
     parser.add_argument("--timesteps", type=int, default=TIMESTEPS, help="of the inputs")
@@ -456,13 +458,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     command_line = f"python -m bench.gpu.measure {' '.join(given)}".strip()
     result: Record = {"command": command_line, "machine": machine(), "records": []}
+    stem = folder_of(result["machine"]) / "gpu" if args.save else args.out
     outcomes = in_processes(command, len(items), deadline)
     for i, record in outcomes if device.type == "cuda" else in_this_process(items, 0, deadline, device):
         result["records"].append((*items[i][:2], record))
         print(as_markdown({**result, "records": result["records"][-1:]}).splitlines()[-1], flush=True)
-        if args.out:
-            args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-            args.out.with_suffix(".md").write_text(as_markdown(result))
+        if stem:
+            write_json(stem.with_suffix(".json"), result)
+            write_atomically(stem.with_suffix(".md"), as_markdown(result).encode())
     return int(any(record is not None and not record["ok"] for *_, record in result["records"]))
 
 

@@ -1,7 +1,7 @@
 """Offline compilation of every kernel: registers, spills, shared memory, instructions. Needs no GPU.
 
-    python -m bench.gpu.static --out bench/results/kernels_static
-    python -m bench.gpu.static --check bench/results/kernels_static.json
+    python -m bench.gpu.static --out bench/results/offline/DATE/static
+    python -m bench.gpu.static --check bench/results/offline/DATE/static.json
 
 Every kernel is compiled in its configuration (`pgat_kernels.launch_configs`) at production shapes
 (`bench.gpu.kernel_cases`) for every target. `--out` writes a table (.md) and the figures (.json). `--check` compares
@@ -248,7 +248,7 @@ def as_markdown(records: list[Record], version: str) -> str:
         [
             "# What the offline compiler makes of the kernels",
             "",
-            f"By triton {version}, without a GPU: `python -m bench.gpu.static --out bench/results/kernels_static`.",
+            f"By triton {version}, without a GPU: `python -m bench.gpu.static --out STEM`.",
             "Not measured: how fast they are. float32 products are IEEE, so they take no tensor-core instructions.",
             "",
             "| " + " | ".join(heads) + " |",

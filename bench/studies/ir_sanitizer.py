@@ -1,7 +1,7 @@
 """Independent check of the kernels: their IR executed on a CPU by `ttsem`, which detects bounds errors and races.
 
     pip install ttsem                      # needs Python 3.12
-    python -m bench.studies.ir_sanitizer --json bench/results/second_opinion.json
+    python -m bench.studies.ir_sanitizer --json bench/results/offline/DATE/ir_sanitizer.json
 
 Every case of `bench.gpu.kernel_cases` is computed for one timestep, forward and backward; each launch executes the IR
 that triton's frontend generates for the kernel. triton's interpreter runs Python, one program after the other, and

@@ -1,6 +1,6 @@
 """Cost of communication in training on several devices: a model on paper, and a check of it on this machine.
 
-    pgat-fast bench ranks --json bench/results/ranks.json
+    pgat-fast bench ranks --json bench/results/MACHINE/DATE/ranks.json
 
 On paper (a model, not a measurement): a step on N GPUs takes the time of a step of one GPU at its share of the batch
 (`bench.gpu.cost_model`: kernels, products and all other operations of torch unfused, in 16 bits) and of the
@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from bench.compare import ROOT
 from bench.processes import Record, do_task, run_task, write
+from bench.result_files import ROOT
 from pgat_fast.utils.cores import usable_cores
 from pgat_fast.utils.table import format_columns
 

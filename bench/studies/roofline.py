@@ -1,6 +1,6 @@
 """Roofline of this machine, measured, and how near each operator comes to it.
 
-    pgat-fast bench roofline --json bench/results/roofline_cpu.json
+    pgat-fast bench roofline --json bench/results/MACHINE/DATE/roofline.json
 
 The roofs are the best matrix product (`bench.matrix_peak`) and the best bandwidth of copying and adding. A point is a
 forward and a backward pass: of an operator with a kernel (`bench.gpu.kernel_cases`; `plain` is autograd of its formulas

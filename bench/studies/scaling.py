@@ -1,6 +1,6 @@
 """Growth of time and memory with the days of history, the windows of a batch, and the number of bodies.
 
-    pgat-fast bench scaling --what history --json bench/results/scaling_history.json
+    pgat-fast bench scaling --what history --json bench/results/MACHINE/DATE/scaling.json
 
 History and batch are measured on whole training steps, at a quarter of the production width; bodies, of which the model
 has 13, on its combiner alone (forward and backward), with random adjacencies of more or fewer bodies. Every size is

@@ -27,7 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     compare.add_argument("--steps", type=int, default=25, help="of each process at most (default: %(default)s)")
     compare.add_argument("--processes", type=int, default=8, help="of each backend (default: %(default)s)")
     compare.add_argument("--json", metavar="FILE", help="write the figures here")
-    compare.add_argument("--save", action="store_true", help="write them to bench/results/MACHINE-DATE.json")
+    compare.add_argument("--save", action="store_true", help="write them to bench/results/MACHINE/DATE/comparison.json")
 
     check = kinds.add_parser("check", help="what has become worse than the committed results; exit code 1 if something")
     check.add_argument("--exact", action="store_true", help="only what is the same on every machine: minutes, no noise")

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from bench import compare, parity, profile
+from bench import compare, parity, profile, result_files
 from bench.processes import attempt
 from pgat_fast.cli import main
+from pgat_fast.errors import DataError
+from pgat_fast.utils.io import write_json
 from tests.bench.planting import plant
 
 SMALL = ["model.seq_len=6", "model.label_len=3", "model.pred_len=2", "model.d_model=26", "model.n_heads=2"]
@@ -108,13 +110,35 @@ def test_invalid_arguments_end_command_before_measuring(
     assert time.monotonic() - started < 30
 
 
-def test_result_file_is_named_by_machine_and_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = {"gpu": None, "processor": "AMD EPYC 9V74 (avx2)", "cores": 2, "date": "2026-11-25T10:00:00+00:00"}
+@pytest.mark.parametrize(
+    ("gpu", "processor", "folder"),
+    [
+        (None, "AMD EPYC 9V74 (avx2)", "amd-epyc-9v74-2-cores"),
+        (None, "AMD EPYC (cpu family 25, model 1, avx2)", "amd-epyc-zen3-2-cores"),
+        ("NVIDIA H100 80GB HBM3", "AMD EPYC (avx2)", "nvidia-h100-80gb-hbm3"),
+    ],
+)
+def test_result_file_is_in_folder_of_machine_and_day(
+    gpu: str | None, processor: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = {"gpu": gpu, "processor": processor, "cores": 2, "date": "2026-11-25T10:00:00+00:00"}
     monkeypatch.setattr(compare, "describe", lambda: machine)
-    first = compare.result_file(tmp_path)
-    assert first.name == "amd-epyc-9v74-2-cores-2026-11-25.json"
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
+    first = compare.result_file()
+    assert first == tmp_path / folder / "2026-11-25" / "comparison.json"
+    first.parent.mkdir(parents=True)
     first.touch()
-    assert compare.result_file(tmp_path).name == "amd-epyc-9v74-2-cores-2026-11-25-2.json"
+    assert compare.result_file().name == "comparison-2.json"
+
+
+def test_newest_result_of_a_machine_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
+    for machine, date in (("a", "2026-01-02"), ("a", "2026-01-10"), ("b", "2026-02-01")):
+        write_json(tmp_path / machine / date / "step.json", {"of": machine + date})
+    assert result_files.load("step", "a") == {"of": "a2026-01-10"}
+    assert result_files.load("step") == {"of": "b2026-02-01"}
+    with pytest.raises(DataError, match=r"bench/results/c/\*/step.json is missing"):
+        result_files.load("step", "c")
 
 
 @pytest.mark.slow  # steps under a profiler

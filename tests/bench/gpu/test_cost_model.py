@@ -8,7 +8,7 @@ import pytest
 from bench.gpu.cost_model import as_markdown, model_of_config
 from bench.gpu.time_model import GPUS, LAUNCH_SECONDS, Gpu, Work
 
-RESULTS = Path("bench/results")
+RESULTS = Path("bench/results/offline/2026-11-30")
 
 
 def test_launch_takes_longest_of_its_limits() -> None:
@@ -34,15 +34,15 @@ A100, OTHERS = GPUS[:1], GPUS[1:]
 def test_committed_figures_agree_with_code(name: str, config: str, gpus: tuple[Gpu, ...]) -> None:
     """Check every GPU and every configuration, but not every pair of them.
 
-    `python -m bench.gpu.cost_model --config CONFIG --out bench/results/kernels_model_NAME` goes through all: git then
-    shows what differs.
+    `python -m bench.gpu.cost_model --config CONFIG --out bench/results/offline/DATE/cost_model_NAME` goes through all:
+    git then shows what differs.
     """
     result = json.loads(json.dumps(model_of_config(config, 16, "bf16", gpus)))
-    committed = json.loads((RESULTS / f"kernels_model_{name}.json").read_text())
+    committed = json.loads((RESULTS / f"cost_model_{name}.json").read_text())
     assert list(committed["gpus"]) == [gpu.name for gpu in GPUS]
     chosen = {gpu.name: committed["gpus"][gpu.name] for gpu in gpus}
     assert result == committed | {"gpus": chosen, "command": result["command"]}
-    assert (RESULTS / f"kernels_model_{name}.md").read_text() == as_markdown(committed)
+    assert (RESULTS / f"cost_model_{name}.md").read_text() == as_markdown(committed)
     assert "not a measurement" in as_markdown(committed)
     kernels = {row for row, figures in committed["gpus"]["H100"]["rows"].items() if figures["group"] == "kernel"}
     assert {

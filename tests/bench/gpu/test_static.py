@@ -9,7 +9,7 @@ import pytest
 from bench.gpu.static import SHARED_LIMITS, against_committed, as_markdown, combinations, compare, faults_of
 from tests.combinations import covering
 
-STEM = Path("bench/results/kernels_static")
+STEM = Path("bench/results/offline/2026-11-29/static")
 COMMITTED: dict[str, Any] = json.loads(STEM.with_suffix(".json").read_text())
 
 
@@ -19,7 +19,7 @@ def test_kernels_agree_with_committed_figures() -> None:
     """Compile for two of the targets, with two kinds of tensor-core instructions, and not every dtype for each.
 
     Every two values of shape, dtype and target occur together. All five targets with all dtypes:
-    `python -m bench.gpu.static --check bench/results/kernels_static.json`, which is part of `make bench-check`.
+    `python -m bench.gpu.static --check`, which is part of `make bench-check`.
     """
     chosen = covering(combinations(["sm_80", "sm_90"]), 2)
     assert against_committed(STEM.with_suffix(".json"), chosen) == []
