@@ -6,7 +6,7 @@ from importlib import import_module
 from pgat_fast.cli.arguments import add_overrides_argument
 
 _EPILOG = """\
-Benchmarks are in the repository, not in the installed package: run them in a clone.
+The benchmarks are in the repository, not in the installed package: run them in a clone.
 `pytest bench --benchmark-only` times operators, parts, steps, forecasts and imports one by one.
 """
 _STUDIES = ("scaling", "roofline", "ranks")
@@ -18,42 +18,39 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("bench", help="measure backends, check for regressions, profile", epilog=_EPILOG)
     kinds = parser.add_subparsers(metavar="WHAT", required=True)
 
-    compare = kinds.add_parser("compare", help="time and memory of training steps, backend by backend: one table")
+    compare = kinds.add_parser("compare", help="compare time and memory of training steps of several backends")
     _add_model_arguments(compare)
     compare.add_argument(
         "--backends", metavar="NAME[:WORD...],...", help="such as reference,torch:compiled:bf16 (default: all that run)"
     )
     compare.add_argument("--compiled", action="store_true", help="without --backends: also compiled, minutes more")
-    compare.add_argument("--steps", type=int, default=25, help="of each process at most (default: %(default)s)")
-    compare.add_argument("--processes", type=int, default=8, help="of each backend (default: %(default)s)")
-    compare.add_argument("--json", metavar="FILE", help="write the figures here")
+    compare.add_argument("--steps", type=int, default=25, help="most steps of a process (default: %(default)s)")
+    compare.add_argument("--processes", type=int, default=8, help="processes of a backend (default: %(default)s)")
     compare.add_argument("--save", action="store_true", help="write them to bench/results/MACHINE/DATE/comparison.json")
 
-    check = kinds.add_parser("check", help="what has become worse than the committed results; exit code 1 if something")
+    check = kinds.add_parser("check", help="find regressions against the committed results; exit code 1 if any")
     check.add_argument("--exact", action="store_true", help="only what is the same on every machine: minutes, no noise")
-    check.add_argument("--json", metavar="FILE", help="write what was measured here")
 
-    profile = kinds.add_parser("profile", help="a trace for a browser, and the most expensive operators")
+    profile = kinds.add_parser("profile", help="write a trace and the most expensive operators of a training step")
     _add_model_arguments(profile)
     profile.add_argument("--backend", default="torch", metavar="NAME[:WORD...]", help="(default: %(default)s)")
-    profile.add_argument("--steps", type=int, default=3, help="to profile (default: %(default)s)")
+    profile.add_argument("--steps", type=int, default=3, help="steps to profile (default: %(default)s)")
     profile.add_argument("--out", default="profile", metavar="DIR", help="where to write (default: %(default)s)")
 
-    scaling = kinds.add_parser("scaling", help="how time and memory grow with history, batch and bodies")
+    scaling = kinds.add_parser("scaling", help="measure how time and memory grow with history, batch and bodies")
     add_overrides_argument(scaling)
-    scaling.add_argument("--backends", default="reference,torch:eager", metavar="NAME[:WORD...],...")
     grows = ("history", "batch", "bodies")
     scaling.add_argument("--what", nargs="+", choices=grows, default=grows, help="what grows (default: all)")
     scaling.add_argument("--largest", type=int, metavar="N", help="leave larger sizes out")
-    scaling.add_argument("--json", metavar="FILE", help="write the figures here")
 
-    roofline = kinds.add_parser("roofline", help="how near operators come to what this machine can do")
+    roofline = kinds.add_parser("roofline", help="compare operators with the limits of this machine")
     roofline.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    roofline.add_argument("--backends", default="reference,torch:eager", metavar="NAME[:WORD...],...")
-    roofline.add_argument("--json", metavar="FILE", help="write the figures here")
+    for study in (scaling, roofline):
+        study.add_argument("--backends", default="reference,torch:eager", metavar="NAME[:WORD...],...")
 
-    ranks = kinds.add_parser("ranks", help="what training on several devices costs: on paper, and checked over gloo")
-    ranks.add_argument("--json", metavar="FILE", help="write the figures here")
+    ranks = kinds.add_parser("ranks", help="model the cost of training on several devices, and check it over gloo")
+    for measuring in (compare, check, scaling, roofline, ranks):
+        measuring.add_argument("--json", metavar="FILE", help="write the results to this file")
 
     report = kinds.add_parser("report", help="write docs/performance.md, its plots and the README's table of speed")
     report.add_argument("--check", action="store_true", help="only compare them with the committed results")
@@ -70,7 +67,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the benchmark and return its exit code. Raises ConfigError, or BackendError outside a clone."""
+    """Run the benchmark and return its exit code. Raises ConfigError, or BackendError where there is no clone."""
     from pgat_fast.errors import BackendError, ConfigError
 
     for name in ("batch", "steps", "processes"):
@@ -81,5 +78,8 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if not (error.name and args.module.startswith(error.name)):
             raise
-        raise BackendError("benchmarks are in the repository, not in the installed package: run in a clone") from error
+        raise BackendError(
+            "the benchmarks are not part of the installed package: clone the repository, run "
+            "`pip install --editable .` in the clone, and repeat this command there"
+        ) from error
     return int(module.run(args))
