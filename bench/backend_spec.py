@@ -1,4 +1,4 @@
-"""Variants that benchmarks compare: `NAME[:WORD...]`, a backend and how it is run.
+"""Specification of a backend that benchmarks compare: `NAME[:WORD...]`, a backend and how it is run.
 
     reference                 the plain model, eager, in the configuration's precision
     reference:fused           attention called without weights, so that torch uses its fused attention where it has one
@@ -23,6 +23,7 @@ from typing import Any, Final, TypeVar, get_args
 import torch
 from torch import nn
 
+from bench.result_files import ROOT
 from pgat_fast import build_model, load_config
 from pgat_fast.config.schema import Config
 from pgat_fast.errors import ConfigError
@@ -35,6 +36,13 @@ from pgat_kernels.dispatch import Kernels
 from pgat_kernels.malloc import keep_freed_memory
 
 Parsed = TypeVar("Parsed")
+
+QUICKSTART: Final = str(ROOT / "configs" / "quickstart.yaml")
+PRODUCTION: Final = {
+    "batched": str(ROOT / "configs" / "production_batched.yaml"),
+    "hierarchical": str(ROOT / "configs" / "celestial_enhanced_pgat_production.yaml"),
+}
+"""Combiner -> its production configuration."""
 
 NAMES: Final = tuple(name for name in BACKENDS if name != "auto")
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
@@ -51,7 +59,7 @@ LONG_RUN: Final = 10**9
 
 
 @dataclass(frozen=True)
-class Variant:
+class BackendSpec:
     """A backend and how it is run.
 
     Attributes:
@@ -82,11 +90,11 @@ class Variant:
 
     @property
     def compile_word(self) -> str:
-        """The word of `COMPILE_WORDS` for this variant; meaningful only if `compiled` is not None."""
+        """The word of `COMPILE_WORDS` for this backend; meaningful only if `compiled` is not None."""
         return ("whole" if self.whole else "compiled") if self.compiled else "eager"
 
     def overrides(self) -> list[str]:
-        """Return the settings of this variant, as `load_config` takes them."""
+        """Return the settings of this specification, as `load_config` takes them."""
         settings = [f"run.backend={self.backend}"]
         settings += [f"run.precision={self.precision}"] if self.precision else []
         settings.append(f"run.recompute={'off' if self.kept else 'on'}")  # `auto` depends on the free memory
@@ -98,30 +106,30 @@ class Variant:
         return settings
 
 
-def parse_variant(text: str) -> Variant:
+def parse_spec(text: str) -> BackendSpec:
     """Parse `NAME[:WORD...]`. Raises argparse.ArgumentTypeError, which lists the valid words."""
     name, *words = text.split(":")
     if name not in NAMES:
-        raise argparse.ArgumentTypeError(f"{text!r}: {name!r} is no backend; there are {', '.join(NAMES)}")
+        raise argparse.ArgumentTypeError(f"{text!r}: {name!r} is not a backend; choose one of {', '.join(NAMES)}")
     allowed = tuple(word for word in WORDS if word not in (("whole",) if name == "reference" else OF_REFERENCE))
     for word in words:
         if word not in allowed:
-            raise argparse.ArgumentTypeError(f"{text!r}: {word!r} cannot follow {name}; {', '.join(allowed)} can")
+            raise argparse.ArgumentTypeError(f"{text!r}: {word!r} cannot follow {name}; use {', '.join(allowed)}")
     for kind in (PRECISIONS, COMPILE_WORDS, *((word,) for word in PLAIN_WORDS)):
         matches = [word for word in words if word in kind]
         if len(matches) > 1:
             raise argparse.ArgumentTypeError(f"{text!r}: only one of {', '.join(kind)} can be given")
     precision = next((precision for precision in PRECISIONS if precision in words), None)
     compiled = "eager" not in words if set(words) & set(COMPILE_WORDS) else None
-    return Variant(name, precision, compiled, **{word: word in words for word in ("whole", *PLAIN_WORDS)})
+    return BackendSpec(name, precision, compiled, **{word: word in words for word in ("whole", *PLAIN_WORDS)})
 
 
-def parse_variants(text: str) -> list[Variant]:
-    """Parse a comma-separated list of distinct variants. Raises argparse.ArgumentTypeError as `parse_variant` does."""
-    variants = [parse_variant(part) for part in text.split(",")]
-    if len(set(variants)) < len(variants):
-        raise argparse.ArgumentTypeError(f"{text!r} names a variant twice")
-    return variants
+def parse_specs(text: str) -> list[BackendSpec]:
+    """Parse a comma-separated list of distinct backends. Raises argparse.ArgumentTypeError as `parse_spec` does."""
+    specs = [parse_spec(part) for part in text.split(",")]
+    if len(set(specs)) < len(specs):
+        raise argparse.ArgumentTypeError(f"{text!r} names a backend twice")
+    return specs
 
 
 def given(parse: Callable[[str], Parsed], option: str, text: str) -> Parsed:
@@ -132,71 +140,53 @@ def given(parse: Callable[[str], Parsed], option: str, text: str) -> Parsed:
         raise ConfigError(f"{option}: {error}") from error
 
 
-def parse_precisions(text: str) -> list[Precision]:
-    """Parse a comma-separated list of precisions. Raises argparse.ArgumentTypeError."""
-    words = text.split(",")
-    for word in words:
-        if word not in PRECISIONS:
-            raise argparse.ArgumentTypeError(f"{word!r} is no precision; there are {', '.join(PRECISIONS)}")
-    return [precision for precision in PRECISIONS if precision in words]
-
-
-def in_precisions(variants: list[Variant], precisions: list[Precision]) -> list[Variant]:
-    """Return `variants`, those without a precision once for each of `precisions`, if any, without duplicates."""
-    unique: dict[Variant, None] = {}
-    for variant in variants:
-        for precision in precisions if precisions and not variant.precision else [variant.precision]:
-            unique[replace(variant, precision=precision)] = None
-    return list(unique)
-
-
-def configure(variant: Variant, config: str, overrides: list[str]) -> Config:
-    """Return the configuration in the file `config` with `overrides` and the settings of `variant`.
+def configure(spec: BackendSpec, config: str, overrides: list[str]) -> Config:
+    """Return the configuration in the file `config` with `overrides` and the settings of a backend.
 
     Raises BackendError if the backend cannot run here, ConfigError if a setting is invalid.
     """
-    resolve_backend(variant.backend)
-    return load_config(config, [*overrides, *variant.overrides()])
+    resolve_backend(spec.backend)
+    return load_config(config, [*overrides, *spec.overrides()])
 
 
-def is_compiled(config: Config, variant: Variant, device: torch.device) -> bool:
-    """Return whether `variant` is compiled on `device`; `config` is as returned by `configure`.
+def is_compiled(config: Config, spec: BackendSpec, device: torch.device) -> bool:
+    """Return whether a backend is compiled on `device`; `config` is as returned by `configure`.
 
     Raises BackendError if the backend is to be compiled and cannot be compiled here.
     """
-    if variant.backend == "reference":
-        return bool(variant.compiled)
-    regions = decide_compile(config.run.compile, variant.backend, device, expected_steps=LONG_RUN, seconds_per_step=1.0)
+    if spec.backend == "reference":
+        return bool(spec.compiled)
+    regions = decide_compile(config.run.compile, spec.backend, device, expected_steps=LONG_RUN, seconds_per_step=1.0)
     return regions != "none"
 
 
-def build(config: Config, variant: Variant, compiled: bool = False) -> nn.Module:
-    """Return the model of `variant` on the CPU, in training mode, not compiled yet.
+def build(config: Config, spec: BackendSpec, compiled: bool = False) -> nn.Module:
+    """Return the model of a backend on the CPU, in training mode, not compiled yet.
 
     Args:
         config: as returned by `configure`.
-        variant: the variant to build.
+        spec: the backend to build.
         compiled: whether the model, or a part of it, will be passed to `compile_module`.
     """
-    model = build_model(config, backend=variant.backend).train()
+    model = build_model(config, backend=spec.backend).train()
     if isinstance(model, FastPGAT):
-        execution = Execution.of(config.run, compiled=compiled, kernels=Kernels(variant.backend == "triton"))
-        model.set_execution(replace(execution, keep=sys.maxsize if variant.kept else 0))
-    if variant.fused:
+        execution = Execution.of(config.run, compiled=compiled, kernels=Kernels(spec.backend == "triton"))
+        model.set_execution(replace(execution, keep=sys.maxsize if spec.kept else 0))
+    if spec.fused:
         use_fused_attention(model)
-    if variant.kept and variant.backend == "reference":
+    if spec.kept and spec.backend == "reference":
         model.get_submodule("graph.combiner").recompute = False  # type: ignore[assignment]
-    if variant.heap:
+    if spec.heap:
         keep_freed_memory()
     return model
 
 
-def compile_module(module: nn.Module, variant: Variant, device: torch.device) -> None:
+def compile_module(module: nn.Module, spec: BackendSpec, device: torch.device) -> None:
     """Compile a model or a part of it: the reference as a user would, graph breaks allowed, others as training does."""
-    if variant.backend == "reference":
+    if spec.backend == "reference":
         module.compile(dynamic=False)
     else:
-        compile_in_place(module, device, regions=regions_on(device, whole=variant.whole))
+        compile_in_place(module, device, regions=regions_on(device, whole=spec.whole))
 
 
 def use_fused_attention(model: nn.Module) -> None:

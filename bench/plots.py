@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.figures import ZEN4, ZEN5, combiner_of, grown, load
-from bench.processes import Record
-from bench.result_files import RESULTS, ROOT
-from bench.studies.scaling import SIZES
+from bench.figures import ZEN4, ZEN5, combiner_of, growth_results
+from bench.result_files import RESULTS, ROOT, load
 
 FOLDER: Final = ROOT / "docs" / "plots"
 
@@ -70,20 +68,14 @@ def history(plt: Any) -> Any:
 
 def growth(plt: Any) -> Any:
     """Draw time and memory against every quantity that grows, on logarithmic scales."""
-    figure, axes = plt.subplots(2, len(SIZES), figsize=(8, 4.6), layout="constrained", sharex="col")
     units = {"history": "days of history", "batch": "windows of a batch", "bodies": "bodies"}
-    for result in grown():
-        column = list(SIZES).index(result["what"])
-        points = [
-            (n, record) for n, record in zip(result["sizes"], result["records"], strict=True) if "error" not in record
-        ]
-        seconds, memory = ([value(record) for _, record in points] for value in (_seconds, _mebibytes))
-        for row, (values, exponent) in enumerate(
-            ((seconds, result["seconds_exponent"]), (memory, result["memory_exponent"]))
-        ):
-            power = "?" if exponent is None else f"{exponent:.1f}"
-            label = f"{result['backend']}: {power}"
-            axes[row][column].plot([n for n, _ in points], values, "o-", label=label, color=colour(result["backend"]))
+    figure, axes = plt.subplots(2, len(units), figsize=(8, 4.6), layout="constrained", sharex="col")
+    for result in growth_results():
+        column = list(units).index(result["what"])
+        values = result["seconds"], [1024 * gib for gib in result["memory"]]
+        for ax, y, exponent in zip(axes[:, column], values, result["exponents"], strict=True):
+            label = f"{result['backend']}: {'?' if exponent is None else f'{exponent:.1f}'}"
+            ax.plot([size for size, _ in result["points"]], y, "o-", label=label, color=colour(result["backend"]))
         axes[1][column].set_xlabel(units[result["what"]])
     for row, what in zip(axes, ("seconds", "MiB above the import"), strict=True):
         row[0].set_ylabel(what)
@@ -93,14 +85,6 @@ def growth(plt: Any) -> Any:
             ax.xaxis.set_major_formatter("{x:.0f}")
             ax.legend(fontsize=7, title="exponent", title_fontsize=7)
     return figure
-
-
-def _seconds(record: Record) -> float:
-    return float(record["seconds"]["median"])
-
-
-def _mebibytes(record: Record) -> float:
-    return float(1024 * record["memory_gib"])
 
 
 def roofline(plt: Any) -> Any:

@@ -38,4 +38,4 @@ def folder_of(description: Mapping[str, Any]) -> Path:
     if not description["gpu"]:
         words += [zen for family, zen in _ZEN.items() if f"cpu family {family}," in processor]
         words.append(f"{description['cores']} cores")
-    return RESULTS / re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-") / description["date"][:10]
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-") / str(description["date"])[:10]

@@ -18,7 +18,7 @@ from pgat_kernels.ops.blocks import edge_head_operator, feed_forward_operator, p
 from pgat_kernels.ops.chunked_ops import Masks
 from pgat_kernels.ops.dropout import Dropout
 from pgat_kernels.ops.edge_tokens import edge_tokens_operator
-from pgat_kernels.ops.graph_attention import MOST_WHOLE, graph_attention
+from pgat_kernels.ops.graph_attention import MOST_WHOLE, graph_attention, plain_forward
 from pgat_kernels.ops.gru import gru_bank
 
 DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -73,11 +73,11 @@ class _Block(NamedTuple):
     rows: Callable[[int], list[tuple[int, ...]]]
     """Timesteps -> shapes of the rows."""
     weights: list[tuple[int, ...]]
-    wide: tuple[int, ...]
+    float32_weights: tuple[int, ...]
     """Indices of the weights that stay float32."""
-    low_rows: tuple[int, ...] = ()
+    product_rows: tuple[int, ...] = ()
     """Indices of the rows in the dtype of the products."""
-    float32: bool = False
+    only_float32: bool = False
     """Whether float32 is its only dtype."""
 
 
@@ -100,7 +100,7 @@ _BLOCKS = (
         lambda s: [(s, 169, WIDTH), (s, 169, WIDTH)],
         _projection(WIDTH, 0),
         (0, 3, 4),
-        low_rows=(1,),
+        product_rows=(1,),
     ),
     _Block(
         projection_operator,
@@ -108,7 +108,7 @@ _BLOCKS = (
         lambda s: [(s, 169, 4), (s, 169, 32)],
         _projection(32, 4),
         (),
-        float32=True,
+        only_float32=True,
     ),
     _Block(edge_head_operator, "169 x 208", lambda s: [(s, 169, WIDTH)], [(104, WIDTH), (104,), (1, 104), (1,)], ()),
     _Block(
@@ -123,15 +123,15 @@ _BLOCKS = (
 
 def _of_block(block: _Block) -> Case:
     def leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
-        wide_dtype = torch.promote_types(dtype, torch.float32)
+        accumulation_dtype = torch.promote_types(dtype, torch.float32)
         rows = [
-            numbers(shape, dtype if i in block.low_rows else wide_dtype, device, salt=i)
+            numbers(shape, dtype if i in block.product_rows else accumulation_dtype, device, salt=i)
             for i, shape in enumerate(block.rows(timesteps))
         ]
-        weights = [
-            numbers(shape, wide_dtype if i in block.wide else dtype, device, max(1, shape[-1]) ** -0.5, salt=10 + i)
-            for i, shape in enumerate(block.weights)
-        ]
+        weights = []
+        for i, shape in enumerate(block.weights):
+            weight_dtype = accumulation_dtype if i in block.float32_weights else dtype
+            weights.append(numbers(shape, weight_dtype, device, max(1, shape[-1]) ** -0.5, salt=10 + i))
         return rows + weights
 
     def run(tensors: list[Tensor], kernels: bool) -> Tensor:
@@ -143,7 +143,7 @@ def _of_block(block: _Block) -> Case:
             return y
         return block.operator.plain(rows, weights, Masks(RATE, seed, first), 0)[0]
 
-    dtypes = ("fp32",) if block.float32 else tuple(DTYPES)
+    dtypes = ("fp32",) if block.only_float32 else tuple(DTYPES)
     size = max(block.weights[block.operator.product])
     # The low-rank projection is dispatched together with its attention.
     threshold = None if "low rank" in block.shape else block.operator.name
@@ -165,32 +165,39 @@ def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool)
     def leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
         count = timesteps * graphs
         q, k, v = numbers((count, nodes, 3, HEADS, depth), dtype, device, salt=0).permute(2, 0, 3, 1, 4)
-        wide_dtype = torch.promote_types(dtype, torch.float32)
-        return [q, k, v, *([numbers((count, nodes, nodes), wide_dtype, device, salt=1)] if masked else [])]
+        accumulation_dtype = torch.promote_types(dtype, torch.float32)
+        return [q, k, v, *([numbers((count, nodes, nodes), accumulation_dtype, device, salt=1)] if masked else [])]
 
     def run(tensors: list[Tensor], kernels: bool) -> Tensor:
         q, k, v, *bias = tensors
         device = q.device
         adjacency = _adjacency(len(q), nodes, device) if masked else None
         dropout = Dropout(RATE, scalar(11, device), 0, scalar(0, device))
-        options = {"bias": bias[0] if bias else None, "threshold": 0.3, "dropout": dropout}
+        given_bias = bias[0] if bias else None
         if kernels:
-            return graph_attention(q, k, v, adjacency, **options)
-        from pgat_kernels.ops.graph_attention import plain_forward
-
-        return plain_forward(q, k, v, adjacency, options["bias"], dropout, 0.3, q.shape[-1] ** -0.5)[0]
+            return graph_attention(q, k, v, adjacency, bias=given_bias, threshold=0.3, dropout=dropout)
+        return plain_forward(q, k, v, adjacency, given_bias, dropout, 0.3, q.shape[-1] ** -0.5)[0]
 
     threshold = "graph_attention" if depth >= 16 else "low_rank_attention"
     return Case("graph_attention", shape, ("fp32",) if depth < 16 else tuple(DTYPES), leaves, run, nodes, threshold)
 
 
 def _gru(recompute: bool) -> Callable[[list[Tensor], bool], Tensor]:
-    return lambda tensors, kernels: gru_bank(*tensors, tensors[0].dtype, kernels, recompute)
+    def run(tensors: list[Tensor], kernels: bool) -> Tensor:
+        x, input_weight, hidden_weight, input_bias, hidden_bias = tensors
+        return gru_bank(x, input_weight, hidden_weight, input_bias, hidden_bias, x.dtype, kernels, recompute)
+
+    return run
 
 
 def _gru_leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
     sizes = (16, max(1, timesteps // 16), BODIES, 32), (BODIES, 96, 32), (BODIES, 96, 32), (BODIES, 96), (BODIES, 96)
     return [numbers(size, dtype, device, 1.0 if i == 0 else 32**-0.5, salt=i) for i, size in enumerate(sizes)]
+
+
+def _aspects(tensors: list[Tensor], kernels: bool) -> Tensor:
+    y: Tensor = aspects(*tensors, kernels)
+    return y
 
 
 def _aspects_leaves(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
@@ -205,7 +212,7 @@ CASES: Final = (
     _of_attention("169 edges", 1, 169, 26, False),
     _of_attention("169 edges, low rank", 1, 169, 4, False),
     *map(_of_block, _BLOCKS),
-    Case("aspects", "78 pairs", ("fp32",), _aspects_leaves, lambda x, kernels: aspects(*x, kernels), 78, "aspects"),
+    Case("aspects", "78 pairs", ("fp32",), _aspects_leaves, _aspects, 78, "aspects"),
     Case("gru_bank", "13 recurrences", ("fp32",), _gru_leaves, _gru(recompute=True), 32, "gru_bank"),
     Case("gru_bank", "13 recurrences, gates kept", ("fp32",), _gru_leaves, _gru(recompute=False), 32, None),
 )
@@ -214,6 +221,9 @@ CASES: Final = (
 
 class Implementations(TorchDispatchMode):
     """Mode in which operators of `pgat` run their implementation on tensors without data, not their fake."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

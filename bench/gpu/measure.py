@@ -11,7 +11,7 @@ item.
   most 1 is expected; see `pgat_kernels.conditioning`): 16-bit dtypes first, the other dtypes near the end.
 - `repeatable`: whether `--runs` runs at production sizes agree bitwise.
 - `kernels`: milliseconds of forward and backward pass at production sizes, with the products of torch that belong to
-  them, and in plain torch; and the time that the model (`bench.gpu.time_model`) predicts for the kernel launches alone.
+  them, and in plain torch; and the time that the model (`bench.gpu.cost_model`) predicts for the kernel launches alone.
 - `steps`: training steps of the production configurations with `bench.step`, each backend in a process of its own, the
   time of an epoch of 421 such steps, and peak memory, next to the targets. Compiled backends are compiled anew each
   time.
@@ -26,16 +26,14 @@ Exit status 1: a kernel is wrong or not repeatable, or something failed.
 """
 
 import argparse
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -44,9 +42,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.gpu.cost_model import EPOCH_STEPS, GPUS, work_of_launches
 from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, gradient, numbers, results
-from bench.gpu.time_model import EPOCH_STEPS, GPUS, work_of_launches
+from bench.processes import end, make_parser
 from bench.result_files import Record, folder_of
+from bench.timing import seconds_of, synchronize
 from pgat_fast.utils.io import write_atomically, write_json
 
 Item = tuple[str, str, Callable[[], Record]]
@@ -87,28 +87,26 @@ def sections(device: torch.device, timesteps: int, runs: int) -> Iterator[Item]:
     first = [(case, case.dtypes[0]) for case in CASES]
     others = [(case, dtype) for case in CASES for dtype in case.dtypes[1:]]
 
-    def of_parity(case: Case, dtype: str) -> tuple[str, str, Callable[[], Record]]:
+    def of_case(section: str, case: Case, dtype: str, measure: Callable[..., Record], *sizes: int) -> Item:
         name = f"{case.operator}, {case.shape}, {dtype}"
-        return "parity", name, lambda: parity(case, DTYPES[dtype], device, small)
+        return section, name, partial(measure, case, DTYPES[dtype], device, *sizes)
 
     for case, dtype in first:
-        yield of_parity(case, dtype)
+        yield of_case("parity", case, dtype, parity, small)
     for case, dtype in first:
-        name = f"{case.operator}, {case.shape}, {dtype}"
-        yield "repeatable", name, lambda c=case, d=dtype: repeatable(c, DTYPES[d], device, large, runs)
+        yield of_case("repeatable", case, dtype, repeatable, large, runs)
     for case, dtype in first:
-        name = f"{case.operator}, {case.shape}, {dtype}"
-        yield "kernels", name, lambda c=case, d=dtype: timed(c, DTYPES[d], device, large)
+        yield of_case("kernels", case, dtype, timed, large)
     if device.type == "cuda":
-        for config, variant in STEPS:
-            yield "steps", f"{Path(config).stem}, {variant}", lambda c=config, v=variant: training_steps(c, v, device)
-    yield "others", "GRU", lambda: against_cudnn(device, large)
+        for config, spec in STEPS:
+            yield "steps", f"{Path(config).stem}, {spec}", partial(training_steps, config, spec, device)
+    yield "others", "GRU", partial(against_cudnn, device, large)
     for nodes in (13, 39, 169):
-        yield "others", f"attention, {nodes} nodes", lambda n=nodes: against_fused(n, device, large)
+        yield "others", f"attention, {nodes} nodes", partial(against_fused, nodes, device, large)
     for case, dtype in others:
-        yield of_parity(case, dtype)
+        yield of_case("parity", case, dtype, parity, small)
     for combiner in COMBINERS:
-        yield "compiled", f"quickstart, {combiner}", lambda c=combiner: compiled_against_eager(device, c)
+        yield "compiled", f"quickstart, {combiner}", partial(compiled_against_eager, device, combiner)
 
 
 # --- measurements -----------------------------------------------------------------------------------------------------
@@ -161,20 +159,7 @@ def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, times: int = 10) -> float:
     """Return the median time of `times` calls in milliseconds, after a warm-up of two."""
-    seconds = []
-    for _ in range(2 + times):
-        wait(device)
-        started = time.perf_counter()
-        run()
-        wait(device)
-        seconds.append(time.perf_counter() - started)
-    return 1e3 * median(seconds[2:])
-
-
-def wait(device: torch.device) -> None:
-    """Wait until `device` has finished its queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return 1e3 * median(seconds_of(run, 2 + times, device)[2:])
 
 
 def machine() -> Record:
@@ -189,17 +174,17 @@ def machine() -> Record:
 
 
 def model_of(device: torch.device) -> Any:
-    """Return the entry of `bench.gpu.time_model.GPUS` for this GPU; None if it has none."""
+    """Return the entry of `bench.gpu.cost_model.GPUS` for this GPU; None if it has none."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((gpu for gpu in GPUS if gpu.name in name), None)
 
 
-def training_steps(config: str, variant: str, device: torch.device, batch: int = 16, steps: int = 10) -> Record:
+def training_steps(config: str, spec: str, device: torch.device, batch: int = 16, steps: int = 10) -> Record:
     """Return step time and peak memory by `bench.step`, in processes of its own with a time limit."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "step.json"
         command = [sys.executable, "-m", "bench.step", "--config", config, "--batch", str(batch), "--steps", str(steps)]
-        command += ["--rounds", "1", "--backends", variant, "--set", f"run.device={device.type}", "--json", str(out)]
+        command += ["--rounds", "1", "--backends", spec, "--set", f"run.device={device.type}", "--json", str(out)]
         command += ["--time-limit", str(STEP_SECONDS)]
         completed = subprocess.run(command, capture_output=True, text=True, check=False)
         if not out.exists():
@@ -220,7 +205,7 @@ def compiled_against_eager(device: torch.device, combiner: str, settings: Sequen
         combiner: combiner of the model.
         settings: further overrides.
     """
-    from bench.backend_spec import Variant, build
+    from bench.backend_spec import BackendSpec, build
     from pgat_fast import load_config
     from pgat_fast.data.windows import example
     from pgat_fast.model.compilation import compile_in_place
@@ -231,11 +216,11 @@ def compiled_against_eager(device: torch.device, combiner: str, settings: Sequen
     config = load_config("configs/quickstart.yaml", [f"model.combiner={combiner}", "run.backend=torch", *settings])
     inputs = [x.to(device) for x in example(config.model, 2)[:4]]
     torch.manual_seed(3)
-    weights = {name: p.detach().to(device) for name, p in build(config, Variant("torch")).named_parameters()}
+    weights = {name: p.detach().to(device) for name, p in build(config, BackendSpec("torch")).named_parameters()}
 
     def gradients_by(dtype: torch.dtype, compiled: bool) -> Callable[[list[Tensor]], list[Tensor]]:
         """Return a function of weights and inputs that returns the gradients of all weights."""
-        model = build(config, Variant("torch")).to(device, dtype)
+        model = build(config, BackendSpec("torch")).to(device, dtype)
         assert isinstance(model, FastPGAT)
         model.set_execution(replace(model.execution, compiled=compiled, kernels=Kernels(dtype == torch.float32)))
         if compiled:
@@ -268,7 +253,8 @@ def against_cudnn(device: torch.device, timesteps: int) -> Record:
     """Time 13 GRUs of 32 states: one after the other by cuDNN, and all at once by `gru_bank`."""
     case = next(case for case in CASES if case.operator == "gru_bank")
     leaves = case.leaves(torch.float32, device, timesteps)
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # as in the kernel
+    recurrences: Any = torch.backends.cudnn.rnn
+    recurrences.fp32_precision = "ieee"  # as in the kernel
     grus = nn.ModuleList(nn.GRU(32, 32, batch_first=True) for _ in range(leaves[0].shape[2])).to(device)
     x = leaves[0].detach()
     g = torch.ones_like(x)
@@ -360,7 +346,7 @@ def in_this_process(items: list[Item], first: int, deadline: float, device: torc
 def is_lost(device: torch.device) -> bool:
     """Return whether this process has a persistent CUDA error, whatever exception reported it first."""
     try:
-        wait(device)
+        synchronize(device)
     except Exception:
         return True
     return False
@@ -403,31 +389,18 @@ def in_processes(
                             break
                         if time.monotonic() - started > limit:
                             hangs = True
-                            end_with_children(child)
+                            end(child)
                         time.sleep(0.05)
             finally:
-                end_with_children(child)
+                end(child)
         if first < count and not lost:
             reason = f"it took more than {limit:g} s" if hangs else f"its process ended with {child.returncode}"
             yield first, {"ok": False, "error": reason}
             first += 1
 
 
-def end_with_children(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its descendants, which may have a session of their own."""
-    with contextlib.suppress(ImportError):  # without psutil there are no descendants: `bench.step` needs it
-        import psutil
-
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     parser.add_argument("--save", action="store_true", help="write bench/results/MACHINE/DATE/gpu.md and gpu.json")
     parser.add_argument("--seconds", type=float, default=MOST_SECONDS, help="what does not begin within it is not run")

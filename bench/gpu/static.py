@@ -1,19 +1,17 @@
 """Offline compilation of every kernel: registers, spills, shared memory, instructions. Needs no GPU.
 
     python -m bench.gpu.static --out bench/results/offline/DATE/static
-    python -m bench.gpu.static --check bench/results/offline/DATE/static.json
+    python -m bench.gpu.static --check
 
 Every kernel is compiled in its configuration (`pgat_kernels.launch_configs`) at production shapes
 (`bench.gpu.kernel_cases`) for every target. `--out` writes a table (.md) and the figures (.json). `--check` compares
-with such figures: a fault is a kernel that spills, uses a stack or atomics, takes more shared memory than the target
-has, lacks tensor-core instructions for 16-bit products (HGMMA on sm_90), or takes more shared memory than before, or a
-quarter more registers. Exit status 1: there are faults.
+with the newest committed ones: a fault is a kernel that spills, uses a stack or atomics, takes more shared memory than
+the target has, lacks tensor-core instructions for 16-bit products (HGMMA on sm_90), or takes more shared memory than
+before, or a quarter more registers. Exit status 1: there are faults.
 
 Must not run in a process where triton interprets kernels.
 """
 
-import argparse
-import json
 import re
 import subprocess
 import sys
@@ -28,7 +26,9 @@ import torch
 from torch import Tensor
 
 from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, Implementations, results
-from bench.processes import Record
+from bench.processes import make_parser
+from bench.result_files import Record, load
+from pgat_fast.utils.io import write_atomically, write_json
 
 SHARED_LIMITS: Final = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 """Target -> bytes of shared memory that a program may use. Source: CUDA C++ Programming Guide, table of compute
@@ -190,7 +190,7 @@ def _count(pattern: re.Pattern[str], instructions: list[str]) -> dict[str, int]:
     return dict(Counter(name.split(".")[0] for name in instructions if pattern.match(name)))
 
 
-def faults_of(record: Record, before: Record | None = None) -> list[str]:
+def faults_of(record: Record, committed: Record | None = None) -> list[str]:
     """Return descriptions of what is wrong with a compiled kernel, and of what has become worse."""
     faults = [f"{record[name]} {name}" for name in ("spills", "stack", "atomics") if record[name]]
     limit = SHARED_LIMITS[record["target"]]
@@ -201,18 +201,23 @@ def faults_of(record: Record, before: Record | None = None) -> list[str]:
         if not any(name.startswith(prefix) for name in record["tensor_core"]):
             faults.append(f"no {prefix or 'tensor-core'} instructions")
     for name, factor in (("registers", MORE_REGISTERS), ("shared", 1.0)):
-        if before is not None and record[name] > factor * before[name]:
-            faults.append(f"{name} {before[name]} -> {record[name]}")
+        if committed is not None and record[name] > factor * committed[name]:
+            faults.append(f"{name} {committed[name]} -> {record[name]}")
     return faults
 
 
+KEY: Final = ("kernel", "shape", "dtype", "target")
+"""What distinguishes compiled kernels."""
+
+
 def key_of(record: Record) -> tuple[str, ...]:
-    return tuple(record[name] for name in ("kernel", "shape", "dtype", "target"))
+    """Return the values of `KEY`."""
+    return tuple(record[name] for name in KEY)
 
 
-def compare(records: list[Record], before: list[Record]) -> list[str]:
+def compare(records: list[Record], committed: list[Record]) -> list[str]:
     """Return a line for every fault, and for every kernel that was added or removed."""
-    old_by_key, new_keys = {key_of(record): record for record in before}, {key_of(record) for record in records}
+    old_by_key, new_keys = {key_of(record): record for record in committed}, {key_of(record) for record in records}
     lines = [
         f"{', '.join(key_of(record))}: {fault}"
         for record in records
@@ -224,19 +229,7 @@ def compare(records: list[Record], before: list[Record]) -> list[str]:
 
 def as_markdown(records: list[Record], version: str) -> str:
     """Return the committed table."""
-    columns = (
-        "kernel",
-        "shape",
-        "dtype",
-        "target",
-        "registers",
-        "spills",
-        "stack",
-        "shared",
-        "block",
-        "warps",
-        "stages",
-    )
+    columns = [*KEY, "registers", "spills", "stack", "shared", "block", "warps", "stages"]
     rows = [
         "| " + " | ".join(str(record[name]) for name in columns)
         + f" | {', '.join(f'{name} {count}' for name, count in record['tensor_core'].items()) or '-'}"
@@ -259,38 +252,40 @@ def as_markdown(records: list[Record], version: str) -> str:
     )
 
 
-def against_committed(file: Path, chosen: Collection[tuple[str, str, str]]) -> list[str]:
-    """Compile every kernel at the `chosen` ones of `combinations`; return what is worse than in `file`."""
+def against_committed(chosen: Collection[tuple[str, str, str]]) -> list[str]:
+    """Compile every kernel at the `chosen` ones of `combinations`; return what is worse than committed."""
     import triton
 
-    committed = json.loads(file.read_text())
+    committed = load("static")
     if committed["triton"] != triton.__version__:
-        return [f"{file} is by triton {committed['triton']}, this is {triton.__version__}: write it again (--out)"]
-    before = [record for record in committed["kernels"] if key_of(record)[1:] in chosen]
-    return compare(compile_all(chosen), before)
+        return [
+            f"the committed figures are of triton {committed['triton']}, but triton {triton.__version__} is installed: "
+            "write them again (python -m bench.gpu.static --out bench/results/offline/DATE/static)"
+        ]
+    kernels = [record for record in committed["kernels"] if key_of(record)[1:] in chosen]
+    return compare(compile_all(chosen), kernels)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
-    parser.add_argument("--check", type=Path, metavar="FILE", help="compare with these figures")
+    parser.add_argument("--check", action="store_true", help="compare with the committed figures")
     parser.add_argument("--targets", default=",".join(SHARED_LIMITS), metavar="NAME,...")
     args = parser.parse_args()
     import triton
 
     if triton.knobs.runtime.interpret:
-        parser.error("kernels that are interpreted cannot be compiled: unset TRITON_INTERPRET")
+        parser.error("interpreted kernels cannot be compiled: unset TRITON_INTERPRET")
     chosen = combinations(args.targets.split(","))
     if args.check:
-        faults = against_committed(args.check, chosen)
-        print("\n".join(faults) if faults else f"nothing is worse than in {args.check}")
+        faults = against_committed(chosen)
+        print("\n".join(faults) or "no kernel is worse than in the committed figures")
         return 1 if faults else 0
     records = compile_all(chosen)
     if args.out:
         version = str(triton.__version__)
-        args.out.with_suffix(".md").write_text(as_markdown(records, version))
-        figures = {"triton": version, "kernels": records}
-        args.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+        write_atomically(args.out.with_suffix(".md"), as_markdown(records, version).encode())
+        write_json(args.out.with_suffix(".json"), {"triton": version, "kernels": records})
     faults = [f"{', '.join(key_of(record))}: {fault}" for record in records for fault in faults_of(record)]
     print("\n".join(faults) if faults else f"{len(records)} compiled kernels, no fault")
     return 1 if faults else 0

@@ -14,13 +14,13 @@ The entries of other architectures are kept. What does not begin within `--secon
 it again for the rest. Commit the file together with the new output of `bench.gpu.static` and `bench.gpu.cost_model`.
 """
 
-import argparse
 import contextlib
 import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, gradient, results
 from bench.gpu.kernel_cases import Case as Operator
 from bench.gpu.measure import is_lost, milliseconds
+from bench.processes import make_parser
 from pgat_kernels.dispatch import gpu_of
 from pgat_kernels.launch_configs import asked_for, configuration, trial
 from pgat_kernels.torch_features import compile_apart
@@ -95,15 +96,15 @@ def seconds_of(users: list[Use], device: torch.device, timesteps: int) -> tuple[
     spilled = sum(compiled.n_spills for _, compiled in launches if compiled is not None)
     for (operator, dtype), computed in zip(users, all_results, strict=True):
         leaves, g = operator.leaves(dtype, device, timesteps), gradient(computed[0])
-        total += milliseconds(lambda o=operator, x=leaves, g=g: results(o, x, True, g), device) / 1e3
+        total += milliseconds(partial(results, operator, leaves, True, g), device) / 1e3
     return total, spilled, all_results
 
 
-def alike(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether `found` and `expected` differ by rounding only."""
-    a, b, eps = found.double(), expected.double(), torch.finfo(dtype).eps
+def alike(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether `actual` and `expected` differ by rounding only."""
+    a, b, eps = actual.double(), expected.double(), float(torch.finfo(dtype).eps)
     # With few elements, each a long sum that may end near zero, the relative error is arbitrary.
-    allowed = 8 * eps * (float(b.norm()) + b.numel() ** 0.5 * 1e-3) + (32 * eps if b.numel() < FEW else 0)
+    allowed: float = 8 * eps * (float(b.norm()) + b.numel() ** 0.5 * 1e-3) + (32 * eps if b.numel() < FEW else 0)
     return float((a - b).norm()) <= allowed
 
 
@@ -201,7 +202,7 @@ def against_plain(
         steps = max(1, timesteps // divisor)
         leaves = operator.leaves(dtype, device, steps)
         g = gradient(results(operator, leaves, True)[0])
-        by_kernels = milliseconds(lambda x=leaves, g=g: results(operator, x, True, g), device) / 1e3
+        by_kernels = milliseconds(partial(results, operator, leaves, True, g), device) / 1e3
         implementations = [operator]
         if compiling:  # as training does: one static shape
             run = compile_apart(operator.run, fullgraph=True, dynamic=False)
@@ -209,7 +210,7 @@ def against_plain(
         plain = math.inf
         for implementation in implementations:
             with contextlib.suppress(torch.OutOfMemoryError):
-                seconds = milliseconds(lambda o=implementation, x=leaves, g=g: results(o, x, False, g), device) / 1e3
+                seconds = milliseconds(partial(results, implementation, leaves, False, g), device) / 1e3
                 plain = min(plain, seconds)
         timings.append((operator.rows(steps), by_kernels, plain))
     return timings
@@ -231,8 +232,10 @@ def tune(
     """Measure everything, and write `file` after every result."""
     gpu, started = gpu_of(device), time.monotonic()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
-    before = read(file).get(gpu) if file.exists() else None
-    entry = Measured(name, dict(before.configurations), dict(before.from_rows)) if before else Measured(name, {}, {})
+    previous = read(file).get(gpu) if file.exists() else None
+    entry = (
+        Measured(name, dict(previous.configurations), dict(previous.from_rows)) if previous else Measured(name, {}, {})
+    )
 
     def write() -> None:
         entries = json.loads(file.read_text()) if file.exists() else {}
@@ -274,7 +277,7 @@ def tune(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, default=FILE, help="the file (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1500, help="what does not begin within it stays as it was")
     parser.add_argument("--timesteps", type=int, default=TIMESTEPS, help="of the largest inputs")

@@ -15,7 +15,6 @@ Two parts, not compiled:
 Exit status 1: one of the measurements failed.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -26,8 +25,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from bench.backend_spec import Variant, build, configure, parse_precisions
-from bench.processes import Record, do_task, not_negative, positive, run_task, write
+from bench.backend_spec import PRECISIONS, BackendSpec, build, configure
+from bench.processes import add_arguments, do_task, make_parser, not_negative, positive, run_task, write
+from bench.result_files import Record
 from pgat_fast import build_model
 from pgat_fast.data.windows import Batch, example
 from pgat_fast.errors import PgatError
@@ -43,29 +43,29 @@ MODULE: Final = "bench.studies.accuracy"
 
 def measure(task: Record) -> Record:
     """Return the errors of each of the task's `precisions` with its configuration; runs in a process of its own."""
-    exact = step(task, Variant("reference"))
+    exact = step(task, BackendSpec("reference"))
     errors = {}
-    for variant in (Variant(name, precision) for precision in task["precisions"] for name in ("reference", "torch")):
-        forecast, gradients = step(task, variant)
-        errors[str(variant)] = {
+    for spec in (BackendSpec(name, precision) for precision in task["precisions"] for name in ("reference", "torch")):
+        forecast, gradients = step(task, spec)
+        errors[str(spec)] = {
             "forecast": relative_error(forecast, exact[0]),
             "gradients": relative_error(gradients, exact[1]),
         }
     return {"errors": errors}
 
 
-def step(task: Record, variant: Variant) -> tuple[Tensor, Tensor]:
+def step(task: Record, spec: BackendSpec) -> tuple[Tensor, Tensor]:
     """Return the forecast and the gradients of all parameters of a step, each flattened, as float64.
 
-    A variant without a precision is computed in float64.
+    A spec without a precision is computed in float64.
     """
-    precision = variant.precision
-    config = configure(variant, task["config"], task["overrides"])
+    precision = spec.precision
+    config = configure(spec, task["config"], task["overrides"])
     device = torch.device("cpu") if precision is None else resolve_device(config.run.device)
     torch.manual_seed(config.training.seed)
     weights = build_model(config, backend="reference").state_dict()
     inputs = example(config.model, task["batch"])
-    model = build(config, variant)
+    model = build(config, spec)
     model.load_state_dict(weights)
     model.eval()
     if precision is None:
@@ -83,9 +83,9 @@ def step(task: Record, variant: Variant) -> tuple[Tensor, Tensor]:
     return mean.detach().double().cpu().flatten(), torch.cat([g.double().cpu().flatten() for g in gradients])
 
 
-def relative_error(found: Tensor, exact: Tensor) -> float:
-    """Return |found - exact| / |exact|."""
-    return float((found - exact).norm() / exact.norm())
+def relative_error(actual: Tensor, exact: Tensor) -> float:
+    """Return |actual - exact| / |exact|."""
+    return float((actual - exact).norm() / exact.norm())
 
 
 # --- trained models ---------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def train(config: str, overrides: list[str], precision: Precision, seed: int) ->
         command = [sys.executable, "-c", code, "train", "--config", config, "--quiet", "--set", *settings]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            return {"error": (result.stderr.strip().splitlines() or [f"status {result.returncode}"])[-1]}
+            return {"error": (result.stderr.strip() or f"status {result.returncode}").splitlines()[-1]}
         test = json.loads((Path(folder) / "run" / "results.json").read_bytes())["test"]
     errors = test["scaled"]["model"]["overall"]
     return {"rmse": errors["rmse"], "mae": errors["mae"], "skill": test["scaled"]["skill"]}
@@ -109,18 +109,17 @@ def train(config: str, overrides: list[str], precision: Precision, seed: int) ->
 def main() -> int:
     if sys.argv[1:2] == ["--task"]:
         return do_task(measure, sys.argv[2])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="of the trainings")
-    parser.add_argument("--errors", nargs="*", default=[], metavar="CONFIG", help="of the steps")
-    parser.add_argument("--precisions", type=parse_precisions, default=["highest", "bf16"], metavar="WORD,...")
+    parser = make_parser(__doc__)
+    parser.add_argument("--config", required=True, help="configuration to train")
+    parser.add_argument("--errors", nargs="*", default=[], metavar="CONFIG", help="configurations of the steps")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["highest", "bf16"])
     parser.add_argument("--seeds", type=not_negative, default=3, help="trainings in each precision (default: 3)")
-    parser.add_argument("--batch", type=positive, default=1, help="of the steps (default: 1)")
-    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--batch", type=positive, default=1, help="windows of a step (default: 1)")
+    add_arguments(parser)
     args = parser.parse_args()
     try:
         for path in (args.config, *args.errors):
-            configure(Variant("torch"), path, args.overrides)
+            configure(BackendSpec("torch"), path, args.overrides)
     except PgatError as error:
         parser.error(str(error))
 

@@ -17,48 +17,35 @@ number of steps runs in processes of its own, which take turns for `--rounds` ro
 
 `lines`: the least-squares lines through the origin of time, memory and saved bytes against the steps, and the largest
 deviation from them, in percent of the line: positive where the cost is above the line. A constant part makes small
-sizes lie above the line; `with_constant` has the lines with a constant.
+sizes lie above the line.
 """
 
-import argparse
+import operator
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bench.backend_spec import Variant, build, compile_module, configure, is_compiled, parse_variants
+from bench.backend_spec import PRODUCTION, BackendSpec, build, compile_module, configure, is_compiled, parse_specs
 from bench.matrix_peak import best_peaks, matrix_peak
-from bench.measure import (
-    PeakMemory,
-    count,
-    count_saved,
-    fit_line,
-    forget_data,
-    quartiles,
-    seconds_of,
-    state_of,
-    without_data,
-)
-from bench.processes import Record, add_arguments, do_task, positive, run_task, take_turns, write
+from bench.measure import PeakMemory, count, forget_data, state_of, without_data
+from bench.processes import add_turns, do_task, make_parser, positive, run_task, take_turns, write
+from bench.result_files import Record
+from bench.timing import quartiles, seconds_of
 from pgat_fast.config.schema import Config
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, float32_products_in, products_in, resolve_precision
 from pgat_fast.utils.device import resolve_device
 from pgat_fast.utils.system import GIB
+from pgat_fast.utils.table import format_columns
 
 MODULE: Final = "bench.studies.combiner"
 
-_CONFIGS: Final = Path(__file__).resolve().parents[2] / "configs"
-PRODUCTION: Final = {
-    "batched": str(_CONFIGS / "production_batched.yaml"),
-    "hierarchical": str(_CONFIGS / "celestial_enhanced_pgat_production.yaml"),
-}
-
+MEMORY: Final = ("peak_memory_gib", "baseline_memory_gib")
 WARM_UP: Final = 2
 """Warm-up passes; the second absorbs any compilation that the first left over."""
 
@@ -76,21 +63,19 @@ class Inputs(NamedTuple):
 
 def measure(task: Record) -> Record:
     """Run the task of one process: count or time, as its `kind` says."""
-    variant = Variant(**task["variant"])
-    config = configure(variant, task["config"], task["overrides"])
-    match task["kind"]:
-        case "count":
-            return count_passes(config, variant, task["batch"], task["sizes"])
-        case _:
-            return time_passes(config, variant, task["batch"], task["steps"], task["repeats"], task["peak_seconds"])
+    spec = BackendSpec(**task["spec"])
+    config = configure(spec, task["config"], task["overrides"])
+    if task["kind"] == "count":
+        return count_passes(config, spec, task["batch"], task["sizes"])
+    return time_passes(config, spec, task["batch"], task["steps"], task["repeats"], task["peak_seconds"])
 
 
-def count_passes(config: Config, variant: Variant, batch: int, sizes: list[int]) -> Record:
+def count_passes(config: Config, spec: BackendSpec, batch: int, sizes: list[int]) -> Record:
     """Count forward and backward pass at every size on tensors without data; `counts` has one record per size."""
     precision = resolve_precision(config.run.precision, resolve_device(config.run.device))
     device = torch.device("cpu")
     counts = []
-    combiner = combiner_of(config, variant)
+    combiner = combiner_of(config, spec)
     with without_data():
         forget_data(combiner)
         for steps in sizes:
@@ -105,17 +90,17 @@ def count_passes(config: Config, variant: Variant, batch: int, sizes: list[int])
     return {"counts": counts}
 
 
-def time_passes(config: Config, variant: Variant, batch: int, steps: int, repeats: int, peak_seconds: float) -> Record:
+def time_passes(config: Config, spec: BackendSpec, batch: int, steps: int, repeats: int, peak_seconds: float) -> Record:
     """Return the seconds of `repeats` passes after the warm-up, their peak memory, and the peak of products."""
     device = resolve_device(config.run.device)
     precision = resolve_precision(config.run.precision, device)
     torch.manual_seed(config.training.seed)
-    compiled = is_compiled(config, variant, device)
-    combiner = combiner_of(config, variant, compiled).to(device)
+    compiled = is_compiled(config, spec, device)
+    combiner = combiner_of(config, spec, compiled).to(device)
     run_pass(combiner, random_inputs(config, batch, 1, device), precision, device)
     memory = PeakMemory(device)
     if compiled:
-        compile_module(combiner, variant, device)
+        compile_module(combiner, spec, device)
     inputs = random_inputs(config, batch, steps, device)
 
     def run() -> None:
@@ -132,17 +117,12 @@ def time_passes(config: Config, variant: Variant, batch: int, steps: int, repeat
         "peak_memory_gib": memory.above_baseline() / GIB,
         "baseline_memory_gib": memory.baseline / GIB,
     }
-    if compiled:
-        ignored = [*state_of(combiner), *inputs.adjacencies, inputs.context]
-        with count_saved(ignored) as saved, products_in(precision, device):
-            combiner(inputs.adjacencies, inputs.context)
-        record["compiled_saved_for_backward_bytes"] = saved.total
     return record | {"matrix_peak": matrix_peak(precision, device, peak_seconds)}
 
 
-def combiner_of(config: Config, variant: Variant, compiled: bool = False) -> nn.Module:
+def combiner_of(config: Config, spec: BackendSpec, compiled: bool = False) -> nn.Module:
     """Return the combiner of the model that `build` returns."""
-    return build(config, variant, compiled).get_submodule("graph.combiner")
+    return build(config, spec, compiled).get_submodule("graph.combiner")
 
 
 def random_inputs(config: Config, batch: int, steps: int, device: torch.device, *, nodes: int | None = None) -> Inputs:
@@ -168,39 +148,41 @@ def run_pass(combiner: nn.Module, inputs: Inputs, precision: Precision, device: 
 # --- all backends -----------------------------------------------------------------------------------------------------
 
 
-def summarize(steps: int, rounds: list[Record], counts: Record | None, useful: Record | None) -> Record:
-    """Return the figures of one backend at one size."""
+def summarize(
+    steps: int, rounds: list[Record], counts: Record, useful: Record, peaks: Mapping[Precision, Record]
+) -> Record:
+    """Return the figures of one backend at one size; `peaks` are those of `best_peaks`."""
     errors = [record["error"] for record in rounds if "error" in record]
     if errors:
         return {"steps": steps, "error": errors[0]}
     seconds = quartiles([value for record in rounds for value in record["seconds"]])
-    result: Record = {
+    peak = peaks[rounds[0]["precision"]]["flop_per_second"]
+    flops = {"useful": useful["flops"], "executed": counts["flops"]}
+    return {
         "steps": steps,
         "seconds": seconds,
         "warm_up_seconds": rounds[0]["warm_up_seconds"],
         "round_medians": [statistics.median(record["seconds"]) for record in rounds],
-        "peak_memory_gib": statistics.median(record["peak_memory_gib"] for record in rounds),
-        "baseline_memory_gib": statistics.median(record["baseline_memory_gib"] for record in rounds),
+        **{key: statistics.median(record[key] for record in rounds) for key in MEMORY},
+        "saved_for_backward_bytes": counts["saved_for_backward_bytes"],
+        **{f"{kind}_flops": count for kind, count in flops.items()},
+        "fraction_of_matrix_peak": {kind: count / seconds["median"] / peak for kind, count in flops.items()},
     }
-    if "compiled_saved_for_backward_bytes" in rounds[0]:
-        result["compiled_saved_for_backward_bytes"] = rounds[0]["compiled_saved_for_backward_bytes"]
-    if counts:
-        result |= {
-            "saved_for_backward_bytes": counts["saved_for_backward_bytes"],
-            "executed_flops": counts["flops"],
-            "operators_without_flop_formula": counts["operators_without_flop_formula"],
-        }
-    if useful:
-        result["useful_flops"] = useful["flops"]
-    return result
 
 
-def add_fractions(result: Record, peak: float) -> None:
-    """Add the fractions of `peak`, in FLOPs per second, to a result of `summarize`."""
-    result["fraction_of_matrix_peak"] = {
-        kind: result[f"{kind}_flops"] / result["seconds"]["median"] / peak
-        for kind in ("useful", "executed")
-        if f"{kind}_flops" in result
+def fit_line(sizes: Sequence[float], values: Sequence[float]) -> Record:
+    """Fit the least-squares line through the origin to `values`, at least one of which is positive.
+
+    Returns:
+        `slope`; `deviations_percent` of every value from the line, in percent of the line; and the
+        `largest_deviation_percent`, with its sign.
+    """
+    slope = sum(map(operator.mul, sizes, values)) / sum(size**2 for size in sizes)
+    deviations = [100 * (value / (slope * size) - 1) for size, value in zip(sizes, values, strict=True)]
+    return {
+        "slope": slope,
+        "deviations_percent": deviations,
+        "largest_deviation_percent": max(deviations, key=abs),
     }
 
 
@@ -208,120 +190,94 @@ def lines_of(sizes: list[Record]) -> Record:
     """Return the lines through the origin of the costs at all sizes that did not fail."""
     succeeded = [size for size in sizes if "error" not in size]
     steps = [size["steps"] for size in succeeded]
-    values = {
-        "seconds": [size["seconds"]["median"] for size in succeeded],
-        "peak_memory_gib": [size["peak_memory_gib"] for size in succeeded],
-        "saved_for_backward_bytes": [size.get("saved_for_backward_bytes", 0) for size in succeeded],
-    }
+    values = {"seconds": [size["seconds"]["median"] for size in succeeded]}
+    values |= {key: [size[key] for size in succeeded] for key in ("peak_memory_gib", "saved_for_backward_bytes")}
     return {name: fit_line(steps, costs) for name, costs in values.items() if any(costs)}
 
 
-def describe_backend(result: Record) -> Iterator[str]:
-    """Yield a line of text per size, and one per fitted line."""
-    name = result["backend"]
-    for size in result["sizes"]:
-        if "error" in size:
-            yield f"{name}, {size['steps']} steps: {size['error']}"
-            continue
-        seconds = size["seconds"]
-        parts = [
-            f"{seconds['median']:.3g} s ({seconds['quartile_1']:.3g} to {seconds['quartile_3']:.3g})",
-            f"peak {size['peak_memory_gib']:.3g} GiB above {size['baseline_memory_gib']:.2f} GiB",
-        ]
-        if "saved_for_backward_bytes" in size:
-            parts.append(f"{size['saved_for_backward_bytes'] / 1e9:.3g} GB saved for backward")
-        fractions = size["fraction_of_matrix_peak"]
-        parts += [
-            f"{size[f'{kind}_flops']:.3g} {kind} FLOP, {fraction:.1%} of the peak"
-            for kind, fraction in fractions.items()
-        ]
-        if size.get("operators_without_flop_formula"):
-            parts.append(f"FLOPs not counted of {', '.join(size['operators_without_flop_formula'])}")
-        yield f"{name}, {size['steps']} steps: " + "; ".join(parts)
-    for cost, line in result["lines"].items():
-        yield f"{name}: {cost} within {line['largest_deviation_percent']:+.1f} % of {line['slope']:.3g} a step"
-    if "count_error" in result:
-        yield f"{name}: not counted: {result['count_error']}"
+def as_table(results: list[Record]) -> str:
+    """Return all results as a table."""
+    rows = [("backend", "steps", "seconds", "peak memory", "saved for backward", "useful, of the peak", "executed")]
+    for result in results:
+        for size in result["sizes"]:
+            if "error" in size:
+                rows.append((result["backend"], str(size["steps"]), size["error"], *"----"))
+                continue
+            rows.append(
+                (
+                    result["backend"],
+                    str(size["steps"]),
+                    f"{size['seconds']['median']:.3g}",
+                    f"{size['peak_memory_gib']:.3g} GiB",
+                    f"{size['saved_for_backward_bytes'] / 1e9:.3g} GB",
+                    f"{size['fraction_of_matrix_peak']['useful']:.1%}",
+                    f"{size['fraction_of_matrix_peak']['executed']:.1%}",
+                )
+            )
+    return format_columns(rows)
 
 
 def parse_sizes(text: str) -> list[int]:
     """Parse a comma-separated list of positive integers, sorted without duplicates. Raises ArgumentTypeError."""
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected positive numbers with commas between them")
-    return sorted({int(part) for part in parts})
+    return sorted({positive(part) for part in text.split(",")})
 
 
 def main() -> int:
+    """Run the benchmark, or one of its processes. Returns 1 if a size failed."""
     if sys.argv[1:2] == ["--task"]:
         return do_task(measure, sys.argv[2])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--combiner", choices=PRODUCTION, required=True)
     parser.add_argument("--config", help="default: the production configuration of this combiner")
     parser.add_argument(
-        "--backends", type=parse_variants, default=parse_variants("reference,torch"), metavar="NAME[:WORD...],..."
+        "--backends", type=parse_specs, default=parse_specs("reference,torch"), metavar="NAME[:WORD...],..."
     )
     parser.add_argument("--steps", type=parse_sizes, default=[125, 250, 500, 1000], help="lengths of the history")
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--repeats", type=positive, default=5, help="passes to time in each process (default: 5)")
-    add_arguments(parser)
+    add_turns(parser)
     args = parser.parse_args()
     file = args.config or PRODUCTION[args.combiner]
     overrides = [*args.overrides, f"model.combiner={args.combiner}"]
     try:
-        for variant in args.backends:
-            configure(variant, file, overrides)
+        for spec in args.backends:
+            configure(spec, file, overrides)
     except PgatError as error:
         parser.error(str(error))
 
-    def task(kind: Literal["count", "time"], variant: Variant, **more: Any) -> Record:
-        common = {"kind": kind, "variant": asdict(variant), "config": file, "overrides": overrides}
-        return common | {"batch": args.batch} | more
+    def task(kind: str, spec: BackendSpec, **more: Any) -> Record:
+        return {"kind": kind, "spec": asdict(spec), "config": file, "overrides": overrides, "batch": args.batch} | more
 
-    useful = run_task(
-        MODULE, task("count", Variant("reference", "highest", kept=True), sizes=args.steps), args.time_limit
-    )
+    without_recomputation = BackendSpec("reference", "highest", kept=True)
     # Compiling does not change the counts.
-    counted = {
-        variant: run_task(MODULE, task("count", variant, sizes=args.steps), args.time_limit)
-        for variant in {replace(variant, compiled=None): None for variant in args.backends}
-    }
+    counted_specs = dict.fromkeys([without_recomputation, *(replace(spec, compiled=None) for spec in args.backends)])
+    counted = {spec: run_task(MODULE, task("count", spec, sizes=args.steps), args.time_limit) for spec in counted_specs}
+    errors = [record["error"] for record in counted.values() if "error" in record]
+    if errors:
+        print(f"FLOPs cannot be counted: {errors[0]}", file=sys.stderr)
+        return 1
+    options = {"repeats": args.repeats, "peak_seconds": args.peak_seconds}
     tasks = {
-        f"{variant}, {steps} steps": task(
-            "time", variant, steps=steps, repeats=args.repeats, peak_seconds=args.peak_seconds
-        )
+        f"{spec}, {steps} steps": task("time", spec, steps=steps, **options)
         for steps in args.steps
-        for variant in args.backends
+        for spec in args.backends
     }
     timed, order = take_turns(MODULE, tasks, args.rounds, args.time_limit)
     peaks = best_peaks(record for rounds in timed.values() for record in rounds)
 
-    results = []
-    for variant in args.backends:
-        counts = counted[replace(variant, compiled=None)]
-        sizes = []
-        for i, steps in enumerate(args.steps):
-            rounds = timed[f"{variant}, {steps} steps"]
-            size = summarize(
-                steps,
-                rounds,
-                counts["counts"][i] if "counts" in counts else None,
-                useful["counts"][i] if "counts" in useful else None,
-            )
-            if "error" not in size:
-                add_fractions(size, peaks[rounds[0]["precision"]]["flop_per_second"])
-            sizes.append(size)
-        first = next((timed[f"{variant}, {steps} steps"][0] for steps in args.steps), {})
-        result: Record = {"backend": str(variant), "precision": first.get("precision")}
-        result |= {"compiled": first.get("compiled"), "sizes": sizes, "lines": lines_of(sizes)}
-        errors = [count_record["error"] for count_record in (counts, useful) if "error" in count_record]
-        result |= {"count_error": errors[0]} if errors else {}
-        results.append(result)
-        print("\n".join(describe_backend(result)))
+    results: list[Record] = []
+    useful = counted[without_recomputation]["counts"]
+    for spec in args.backends:
+        counts = counted[replace(spec, compiled=None)]["counts"]
+        rounds = [timed[f"{spec}, {steps} steps"] for steps in args.steps]
+        sizes = [summarize(*figures, peaks) for figures in zip(args.steps, rounds, counts, useful, strict=True)]
+        first = rounds[0][0]
+        result = {"backend": str(spec), "precision": first.get("precision"), "compiled": first.get("compiled")}
+        results.append({**result, "sizes": sizes, "lines": lines_of(sizes)})
+    print(as_table(results))
     settings = {"combiner": args.combiner, "batch": args.batch, "repeats": args.repeats, "rounds": args.rounds}
     write(args.json, MODULE, {**settings, "order": order, "matrix_peak": peaks, "results": results})
-    failed = any("error" in size for result in results for size in result["sizes"])
-    return 1 if failed or any("count_error" in result for result in results) else 0
+    return int(any("error" in size for result in results for size in result["sizes"]))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ finds the second in the log of all accesses. Results are compared with plain tor
 kernels with a planted fault, a write past the end and two programs that write the same number, show that such faults
 are detected.
 
-Exit status 1: something was found, or a planted fault was not.
+Exit status 1: a fault was found, or a planted one was not.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -29,8 +28,8 @@ from torch import Tensor
 from bench.gpu.kernel_cases import CASES, DTYPES
 from bench.gpu.measure import parity
 from bench.gpu.static import options_of, source_of, target_of
-from bench.machine import describe
-from bench.processes import Record
+from bench.processes import make_parser, write
+from bench.result_files import Record
 from pgat_kernels.triton.launch import Launch, intercept_launches
 from pgat_kernels.tuning_table import Configuration
 
@@ -124,31 +123,29 @@ def planted() -> list[Record]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
+    """Execute every case. Returns 1 if a fault was found, or a planted one was not."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     args = parser.parse_args()
     launches: list[Record] = []
 
-    def carry_out(launch: Launch) -> None:
-        outcome = execute(launch)
-        launches.append({"kernel": launch.kernel.__name__, "programs": launch.programs, "found": outcome})
+    def run(launch: Launch) -> None:
+        launches.append({"kernel": launch.kernel.__name__, "programs": launch.programs, "found": execute(launch)})
 
-    result: Record = {"command": "python -m bench.studies.ir_sanitizer", "machine": describe(), "planted": planted()}
-    result["cases"] = []
-    with intercept_launches(carry_out):
+    planted_faults, cases = planted(), []
+    with intercept_launches(run):
         for case in CASES:
             for dtype in case.dtypes:
                 if dtype == "fp16":
                     continue  # the same kernels as for bf16
                 launches.clear()
                 outcome = parity(case, DTYPES[dtype], torch.device("cpu"), 1)
-                record = {"operator": case.operator, "shape": case.shape, "dtype": dtype, **outcome}
-                result["cases"].append({**record, "launches": list(launches)})
-                print(json.dumps({**record, "launches": launches}), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-    faulty = [entry for case in result["cases"] for entry in case["launches"] if entry["found"] or not case["ok"]]
-    return int(bool(faulty) or any(entry["found"] is None for entry in result["planted"]))
+                labels = {"operator": case.operator, "shape": case.shape, "dtype": dtype}
+                cases.append({**labels, **outcome, "launches": list(launches)})
+                print(json.dumps(cases[-1]), flush=True)
+    write(args.json, "bench.studies.ir_sanitizer", {"planted": planted_faults, "cases": cases})
+    is_faulty = any(not case["ok"] or any(launch["found"] for launch in case["launches"]) for case in cases)
+    return int(is_faulty or any(fault["found"] is None for fault in planted_faults))
 
 
 if __name__ == "__main__":

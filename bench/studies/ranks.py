@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from bench.processes import Record, do_task, run_task, write
-from bench.result_files import ROOT
+from bench.processes import do_task, run_task, write
+from bench.result_files import ROOT, Record
 from pgat_fast.utils.cores import usable_cores
 from pgat_fast.utils.table import format_columns
 
@@ -47,8 +47,6 @@ GPU: Final = "H100"
 BATCH: Final = 16
 """Batch of each GPU for `weak`, total batch for `strong`."""
 GPUS: Final = (1, 2, 4, 8, 16, 32, 64)
-ACCEPTABLE: Final = 0.9
-"""Efficiency below which the loss counts as significant."""
 
 
 class Link(NamedTuple):
@@ -119,21 +117,16 @@ def efficiencies(steps: Mapping[int, float], gradient_bytes: int) -> list[Record
 KINDS: Final = ("weak", "strong")
 
 
-def loss_begins(rows: Sequence[Record], kind: str) -> int | None:
-    """Return the first number of GPUs with an efficiency below `ACCEPTABLE`; None if there is none."""
-    return next((row["gpus"] for row in rows if row[kind] is not None and row[kind] < ACCEPTABLE), None)
-
-
 def on_paper(task: Record) -> Record:
     """Return the model for one configuration; runs in a process of its own."""
-    from bench.backend_spec import Variant, build
+    from bench.backend_spec import BackendSpec, build
+    from bench.gpu.cost_model import GPUS as KNOWN
     from bench.gpu.cost_model import table, totals, work_of_a_step
-    from bench.gpu.time_model import GPUS as KNOWN
     from pgat_fast import load_config
 
     config = load_config(str(ROOT / task["config"]))
     gpu = next(gpu for gpu in KNOWN if gpu.name == GPU)
-    model = build(config, Variant("torch"))
+    model = build(config, BackendSpec("torch"))
     size = sum(4 * parameter.numel() for parameter in model.parameters())
     shares = sorted({max(1, BATCH // count) for count in GPUS})
     steps = {
@@ -145,7 +138,6 @@ def on_paper(task: Record) -> Record:
         "gradient_bytes": size,
         "step_seconds": {str(share): seconds for share, seconds in steps.items()},
         "rows": rows,
-        "loss_begins": {kind: loss_begins(rows, kind) for kind in KINDS},
     }
 
 
@@ -174,14 +166,14 @@ def take_steps(group: "SingleProcess") -> list[float]:
     """Return the median seconds of a training step, and the bytes of all gradients; runs in every rank."""
     import torch
 
-    from bench.backend_spec import Variant, build
+    from bench.backend_spec import BackendSpec, build
     from bench.step import optimizer_step
     from pgat_fast import load_config
     from pgat_fast.data.windows import example
 
     torch.manual_seed(0)
     cpu, config = torch.device("cpu"), load_config(str(ROOT / STEP_CONFIG))
-    model = build(config, Variant("torch"))
+    model = build(config, BackendSpec("torch"))
     size = sum(4 * parameter.numel() for parameter in model.parameters())
     step = optimizer_step(model, config, "highest", cpu, group=group)
     inputs = example(config.model, STEP_BATCH)
@@ -264,37 +256,24 @@ def check_steps(seconds: float, bandwidth: float) -> list[Record]:
     return rows
 
 
-def as_text(papers: Sequence[Record], checked: Record) -> str:
+def as_text(papers: Sequence[Record], check: Record) -> str:
     """Return the model and the check as text."""
-    lines = ["On paper (a model, not a measurement):"]
+    parts = ["On paper (a model, not a measurement):"]
     for paper in papers:
-        begins = paper["loss_begins"]
-        lines += ["", f"{paper['config']}: {paper['gradient_bytes'] / 1e6:.1f} MB of gradients a step"]
-        rows = [("GPUs", "communication, ms", f"{BATCH} windows each", f"{BATCH} in all")]
-        rows += [
-            (
-                str(row["gpus"]),
-                f"{1e3 * row['seconds']:.2f}",
-                *("-" if row[kind] is None else f"{row[kind]:.0%}" for kind in KINDS),
-            )
-            for row in paper["rows"]
-        ]
-        lines.append(format_columns(rows))
-        words = [f"{kind}: {'nowhere here' if begins[kind] is None else f'at {begins[kind]}'}" for kind in begins]
-        lines.append(f"below {ACCEPTABLE:.0%}: {', '.join(words)}")
-    lines += ["", "Over gloo on this machine:"]
-    rows = [("processes", "bytes", "measured, ms", "predicted, ms")]
-    rows += [
-        (str(row["processes"]), f"{row['bytes']:,}", f"{1e3 * row['seconds']:.2f}", f"{1e3 * row['predicted']:.2f}")
-        for row in checked["all_reduce"]
-    ]
-    lines += [format_columns(rows), "", f"Training steps of {STEP_CONFIG}, {STEP_BATCH} windows each, a thread each:"]
-    rows = [("processes", "measured, ms", "predicted, ms")]
-    rows += [
-        (str(row["processes"]), f"{1e3 * row['seconds']:.1f}", f"{1e3 * row['predicted']:.1f}")
-        for row in checked["steps"]
-    ]
-    return "\n".join([*lines, format_columns(rows)])
+        rows = [["GPUs", "communication, ms", f"{BATCH} windows each", f"{BATCH} in all"]]
+        for row in paper["rows"]:
+            fractions = ["-" if row[kind] is None else f"{row[kind]:.0%}" for kind in KINDS]
+            rows.append([str(row["gpus"]), f"{1e3 * row['seconds']:.2f}", *fractions])
+        parts.append(f"{paper['config']}: {paper['gradient_bytes'] / 1e6:.1f} MB of gradients a step")
+        parts.append(format_columns(rows))
+    steps = f"training steps of {STEP_CONFIG}, {STEP_BATCH} windows and one thread for each process"
+    for title, key in (("all-reduce over gloo on this machine", "all_reduce"), (steps, "steps")):
+        rows = [["processes", "bytes", "measured, ms", "predicted, ms"]]
+        for row in check[key]:
+            milliseconds = [f"{1e3 * row[name]:.2f}" for name in ("seconds", "predicted")]
+            rows.append([str(row["processes"]), str(row.get("bytes", "-")), *milliseconds])
+        parts += [f"{title}:", format_columns(rows)]
+    return "\n\n".join(parts)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -308,7 +287,7 @@ def run(args: argparse.Namespace) -> int:
     print(as_text(papers, checked))
     assumptions = {"gpu": GPU, "batch": BATCH, "links": [link._asdict() for link in LINKS]}
     result = {"is": "a model, but for the check", "assumptions": assumptions, "on_paper": papers, "check": checked}
-    write(Path(args.json) if args.json else None, MODULE, result)
+    write(args.json, MODULE, result)
     return 0
 
 

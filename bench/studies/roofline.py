@@ -12,19 +12,21 @@ gain. Times are the shortest, as for the roofs; data that stays in a cache may l
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from bench.backend_spec import Variant, configure, given, parse_variants
+from bench.backend_spec import PRODUCTION, BackendSpec, configure, given, parse_specs
 from bench.gpu.kernel_cases import CASES, DTYPES, Case, gradient, results
-from bench.matrix_peak import matrix_peak, shortest
+from bench.matrix_peak import matrix_peak
 from bench.measure import count
-from bench.processes import Record, write
-from bench.studies.combiner import PRODUCTION, combiner_of, count_passes, random_inputs, run_pass
+from bench.processes import write
+from bench.result_files import Record
+from bench.studies.combiner import combiner_of, count_passes, random_inputs, run_pass
 from bench.suite import TIMESTEPS
+from bench.timing import shortest
 from pgat_fast.model.precision import Precision, float32_products_in
 from pgat_fast.utils.device import resolve_device
 from pgat_fast.utils.table import format_columns
@@ -78,22 +80,19 @@ def _operator(case: Case, dtype: str, kernels: bool, device: torch.device) -> Re
     return {"timesteps": timesteps} | _measured(both, flops, [*leaves, y], device)
 
 
-def combiner_points(device: torch.device, dtype: str, variants: Sequence[Variant]) -> Iterator[Record]:
+def combiner_points(device: torch.device, dtype: str, specs: Sequence[BackendSpec]) -> Iterator[Record]:
     """Yield a point for both combiners by every backend, eager; FLOPs are the reference's without recomputation."""
     precision = PRECISIONS[dtype]
     for name, path in PRODUCTION.items():
-        for variant in variants:
-            config = configure(variant, path, [f"run.precision={precision}"])
-            combiner = combiner_of(config, variant).to(device)
+        for spec in specs:
+            config = configure(spec, path, [f"run.precision={precision}"])
+            combiner = combiner_of(config, spec).to(device)
             timesteps = COMBINER_TIMESTEPS[device.type]
             inputs = random_inputs(config, 1, timesteps, device)
-            useful = count_passes(config, Variant("reference", precision, kept=True), 1, [timesteps])["counts"][0]
-
-            def both() -> None:
-                run_pass(combiner, inputs, precision, device)  # noqa: B023 - called at once
-
+            useful = count_passes(config, BackendSpec("reference", precision, kept=True), 1, [timesteps])["counts"][0]
+            both = partial(run_pass, combiner, inputs, precision, device)
             moved = [*combiner.parameters(), *inputs.adjacencies, inputs.context, inputs.gradient]
-            labels = {"what": "combiner", "shape": name, "by": str(variant), "dtype": dtype}
+            labels = {"what": "combiner", "shape": name, "by": str(spec), "dtype": dtype}
             yield labels | {"timesteps": timesteps} | _measured(both, useful["flops"], moved, device)
 
 
@@ -115,12 +114,10 @@ def as_table(points: Sequence[Record]) -> str:
     """Return the points as a table."""
     rows = [("operator", "shape", "by", "dtype", "ms", "GFLOP/s", "FLOP a byte", "of the roof")]
     for point in points:
+        labels = [point[key] for key in ("what", "shape", "by", "dtype")]
         rows.append(
             (
-                point["what"],
-                point["shape"],
-                point["by"],
-                point["dtype"],
+                *labels,
                 f"{1e3 * point['seconds']:.3g}",
                 f"{point['flops'] / point['seconds'] / 1e9:.3g}",
                 f"{point['flops'] / point['bytes']:.3g}",
@@ -134,10 +131,10 @@ def run(args: argparse.Namespace) -> int:
     """Run `pgat-fast bench roofline`: print and write the roofs and the points. Returns 0."""
     device = resolve_device(args.device)
     dtype = "bf16" if device.type == "cuda" else "fp32"
-    variants = given(parse_variants, "--backends", args.backends)
+    specs = given(parse_specs, "--backends", args.backends)
     peaks = {name: matrix_peak(PRECISIONS[name], device) for name in sorted({"fp32", dtype})}
     memory = bandwidth(device)
-    points = [*operator_points(device, dtype), *combiner_points(device, dtype, variants)]
+    points = [*operator_points(device, dtype), *combiner_points(device, dtype, specs)]
     for point in points:
         peak = peaks[point["dtype"]]["flop_per_second"]
         point["fraction_of_roof"] = fraction_of_roof(point, peak, memory["bytes_per_second"])
@@ -145,5 +142,5 @@ def run(args: argparse.Namespace) -> int:
     print(", ".join(f"{peak['flop_per_second'] / 1e9:.4g} GFLOP/s in {name}" for name, peak in peaks.items()))
     print(as_table(points))
     record = {"device": device.type, "matrix_peak": peaks, "bandwidth": memory, "points": points}
-    write(Path(args.json) if args.json else None, "bench.studies.roofline", record)
+    write(args.json, "bench.studies.roofline", record)
     return 0

@@ -11,12 +11,10 @@ import torch
 from torch import nn
 
 from bench.backend_spec import (
-    Variant,
+    BackendSpec,
     configure,
-    in_precisions,
-    parse_precisions,
-    parse_variant,
-    parse_variants,
+    parse_spec,
+    parse_specs,
     use_fused_attention,
 )
 from bench.step import count_step
@@ -26,68 +24,64 @@ CONFIG = "configs/quickstart.yaml"
 
 
 @pytest.mark.parametrize(
-    ("text", "variant"),
+    ("text", "spec"),
     [
-        ("reference", Variant("reference")),
-        ("torch:bf16", Variant("torch", "bf16")),
-        ("torch:high:eager", Variant("torch", "high", compiled=False)),
-        ("reference:compiled:fused", Variant("reference", compiled=True, fused=True)),
-        ("reference:kept", Variant("reference", kept=True)),
-        ("torch:compiled:kept", Variant("torch", compiled=True, kept=True)),
-        ("reference:heap", Variant("reference", heap=True)),
+        ("reference", BackendSpec("reference")),
+        ("torch:bf16", BackendSpec("torch", "bf16")),
+        ("torch:high:eager", BackendSpec("torch", "high", compiled=False)),
+        ("reference:compiled:fused", BackendSpec("reference", compiled=True, fused=True)),
+        ("reference:kept", BackendSpec("reference", kept=True)),
+        ("torch:compiled:kept", BackendSpec("torch", compiled=True, kept=True)),
+        ("reference:heap", BackendSpec("reference", heap=True)),
     ],
 )
-def test_variant_round_trips_through_text(text: str, variant: Variant) -> None:
-    assert parse_variant(text) == variant
-    assert parse_variant(str(variant)) == variant
+def test_spec_round_trips_through_text(text: str, spec: BackendSpec) -> None:
+    assert parse_spec(text) == spec
+    assert parse_spec(str(spec)) == spec
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("tensorflow", "'tensorflow' is no backend; there are reference, torch, triton"),
-        ("auto", "'auto' is no backend"),
-        ("", "'' is no backend"),
-        ("torch:fast", "'fast' cannot follow torch; highest, high, bf16, fp16, compiled, whole, eager, kept can"),
+        ("tensorflow", "'tensorflow' is not a backend; choose one of reference, torch, triton"),
+        ("auto", "'auto' is not a backend"),
+        ("", "'' is not a backend"),
+        (
+            "torch:fast",
+            "'fast' cannot follow torch; use highest, high, bf16, fp16, compiled, whole, eager, kept",
+        ),
         ("torch:fused", "'fused' cannot follow torch"),
-        ("reference:", "'' cannot follow reference; highest, high, bf16, fp16, compiled, eager, kept, fused, heap can"),
+        (
+            "reference:",
+            "'' cannot follow reference; use highest, high, bf16, fp16, compiled, eager, kept, fused, heap",
+        ),
         ("torch:compiled:eager", "only one of compiled, whole, eager can be given"),
         ("torch:bf16:high", "only one of highest, high, bf16, fp16 can be given"),
         ("reference:fused:fused", "only one of fused can be given"),
-        ("torch,torch:bf16,torch", "names a variant twice"),
+        ("torch,torch:bf16,torch", "names a backend twice"),
     ],
 )
-def test_invalid_variant_lists_valid_words(text: str, told: str) -> None:
+def test_invalid_spec_lists_valid_words(text: str, message: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="^" + repr(text)[:1]) as error:
-        parse_variants(text)
-    assert told in str(error.value)
+        parse_specs(text)
+    assert message in str(error.value)
 
 
-def test_precisions_apply_to_variants_without_one() -> None:
-    variants = parse_variants("reference,torch:bf16,torch")
-    assert [str(variant) for variant in in_precisions(variants, parse_precisions("bf16,highest"))] == [
-        "reference:highest", "reference:bf16", "torch:bf16", "torch:highest",
-    ]  # fmt: skip
-    assert in_precisions(variants, []) == variants
-    with pytest.raises(argparse.ArgumentTypeError, match="'tf32' is no precision; there are highest, high, bf16, fp16"):
-        parse_precisions("highest,tf32")
-
-
-def test_variant_becomes_run_settings() -> None:
-    run = configure(parse_variant("reference:bf16:compiled"), CONFIG, ["run.precision=high"]).run
+def test_spec_becomes_run_settings() -> None:
+    run = configure(parse_spec("reference:bf16:compiled"), CONFIG, ["run.precision=high"]).run
     assert (run.backend, run.precision, run.compile) == ("reference", "bf16", "off")
-    assert configure(parse_variant("reference"), CONFIG, ["run.precision=high"]).run.precision == "high"
-    assert "run.compile=on" in parse_variant("torch:compiled").overrides()
-    assert configure(parse_variant("torch:kept"), CONFIG, ["run.recompute=on"]).run.recompute == "off"
-    assert "run.compile=off" in parse_variant("torch:eager").overrides()
-    assert not any("compile" in override for override in parse_variant("torch").overrides())
+    assert configure(parse_spec("reference"), CONFIG, ["run.precision=high"]).run.precision == "high"
+    assert "run.compile=on" in parse_spec("torch:compiled").overrides()
+    assert configure(parse_spec("torch:kept"), CONFIG, ["run.recompute=on"]).run.recompute == "off"
+    assert "run.compile=off" in parse_spec("torch:eager").overrides()
+    assert not any("compile" in override for override in parse_spec("torch").overrides())
 
 
 def test_unavailable_backend_and_unknown_setting_raise() -> None:
     with pytest.raises(BackendError, match="triton"):
-        configure(parse_variant("triton"), CONFIG, [])
+        configure(parse_spec("triton"), CONFIG, [])
     with pytest.raises(ConfigError, match="d_modle"):
-        configure(parse_variant("reference"), CONFIG, ["model.d_modle=3"])
+        configure(parse_spec("reference"), CONFIG, ["model.d_modle=3"])
 
 
 def test_fused_attention_returns_no_weights_and_same_output() -> None:
@@ -112,7 +106,7 @@ def test_fused_attention_returns_no_weights_and_same_output() -> None:
 COMPILES = """
 import torch
 from torch import nn
-from bench.backend_spec import Variant, compile_module
+from bench.backend_spec import BackendSpec, compile_module
 
 
 class Model(nn.Module):
@@ -121,7 +115,7 @@ class Model(nn.Module):
 
 
 module = Model()
-compile_module(module, Variant("reference", compiled=True), torch.device("cpu"))
+compile_module(module, BackendSpec("reference", compiled=True), torch.device("cpu"))
 module(torch.ones(500, 20))
 """
 
@@ -139,9 +133,9 @@ def test_failed_compilation_raises_instead_of_running_eagerly(tmp_path: Path) ->
 @pytest.mark.slow  # every product is counted in Python
 def test_reference_that_keeps_has_fewer_flops_and_saves_more() -> None:
     counted = {}
-    for variant in (Variant("reference"), Variant("reference", kept=True)):
-        config = configure(variant, CONFIG, ["model.seq_len=4", "model.label_len=2"])
-        counted[variant.kept] = count_step(config, variant, 1)
+    for spec in (BackendSpec("reference"), BackendSpec("reference", kept=True)):
+        config = configure(spec, CONFIG, ["model.seq_len=4", "model.label_len=2"])
+        counted[spec.kept] = count_step(config, spec, 1)
     assert counted[True]["forward_flops"] == counted[False]["forward_flops"]
     assert counted[True]["flops"] < counted[False]["flops"]
     assert counted[True]["saved_for_backward_bytes"] > counted[False]["saved_for_backward_bytes"]

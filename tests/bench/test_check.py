@@ -61,10 +61,8 @@ class Machine:
     def __init__(self, noise: float = 0.0, **times: float) -> None:
         self.times, self.noise, self.asked = times, noise, list[list[str]]()
 
-    def __call__(
-        self, config: str, overrides: list[str], variants: list[Any], batch: int, steps: int, n: int
-    ) -> Record:
-        names = [str(variant) for variant in variants]
+    def __call__(self, config: str, overrides: list[str], specs: list[Any], batch: int, steps: int, n: int) -> Record:
+        names = [str(spec) for spec in specs]
         self.asked.append(names)
         results: list[Record] = []
         for name in names:

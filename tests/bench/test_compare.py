@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench import compare, parity, profile, result_files
+from bench.backend_spec import QUICKSTART
 from bench.processes import attempt
 from pgat_fast.cli import main
 from pgat_fast.errors import DataError
@@ -58,7 +59,7 @@ class Served:
     """Stand-in for `compare.Server`, without the process: the backend `none` fails, the others take steps."""
 
     def __init__(self, task: dict[str, Any], environment: object) -> None:
-        self.error = "BackendError: none" if task["variant"]["backend"] == "none" else None
+        self.error = "BackendError: none" if task["spec"]["backend"] == "none" else None
 
     def ask(self, word: str) -> dict[str, Any]:
         if self.error:
@@ -72,14 +73,14 @@ class Served:
 def test_failed_backend_is_reported_and_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "Server", Served)
     tasks = {
-        "reference": {"variant": {"backend": "reference"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
-        "nothing": {"variant": {"backend": "none"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
+        "reference": {"spec": {"backend": "reference"}, "config": QUICKSTART, "overrides": SMALL, "batch": 1},
+        "nothing": {"spec": {"backend": "none"}, "config": QUICKSTART, "overrides": SMALL, "batch": 1},
     }
     records, order = compare.take_steps(tasks, processes=2, steps=1)
     assert "BackendError" in records["nothing"][0]["error"]
     assert [len(record["seconds"]) for record in records["reference"]] == [1, 1]
     assert order == ["reference", "nothing", "reference"]
-    table = compare.as_table([compare.summarize("nothing", {}, records["nothing"], 1)])
+    table = compare.as_table([compare.summarize("nothing", {}, records["nothing"])])
     assert "BackendError" in table
 
 
@@ -87,7 +88,7 @@ def test_process_answers_with_error_of_its_backend(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compare, "end_first", lambda: None)  # it affects the whole process
-    task = {"variant": {"backend": "none"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1}
+    task = {"spec": {"backend": "none"}, "config": QUICKSTART, "overrides": SMALL, "batch": 1}
     assert compare.serve(task) == 0
     assert json.loads(capsys.readouterr().out)["error"].startswith("BackendError")
 
@@ -95,7 +96,7 @@ def test_process_answers_with_error_of_its_backend(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--backends", "slow"], "--backends: 'slow': 'slow' is no backend"),
+        (["--backends", "slow"], "--backends: 'slow': 'slow' is not a backend"),
         (["--processes", "1"], "--processes must be at least 2"),
         (["--steps", "0"], "--steps is 0: at least 1"),
         (["--config", "none.yaml"], "none.yaml"),

@@ -129,5 +129,5 @@ def test_measurements_round_trip_and_broken_files_are_named(tmp_path: Path) -> N
     assert read(file) == {"sm_90": entry}
     for broken in ("", "[]", '{"sm_90": {}}', '{"sm_90": {"device": "", "configurations": [1], "from_rows": []}}'):
         file.write_text(broken)
-        with pytest.raises(ValueError, match=r"tuning_table\.json is not what `python -m bench\.tune` writes"):
+        with pytest.raises(ValueError, match=r"tuning_table\.json is not what `python -m bench\.gpu\.tune` writes"):
             read(file)

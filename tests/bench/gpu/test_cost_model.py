@@ -5,18 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu.cost_model import as_markdown, model_of_config
-from bench.gpu.time_model import GPUS, LAUNCH_SECONDS, Gpu, Work
+from bench.gpu.cost_model import GPUS, LAUNCH_SECONDS, Gpu, Work, as_markdown, model_of_config
 
 RESULTS = Path("bench/results/offline/2026-11-30")
 
 
 def test_launch_takes_longest_of_its_limits() -> None:
     gpu = GPUS[1]
-    assert Work("x", "kernel", int(gpu.flops_16), 8, wide=False).seconds(gpu) == pytest.approx(1)
-    assert Work("x", "kernel", int(gpu.flops_32), 8, wide=True).seconds(gpu) == pytest.approx(1)
-    assert Work("x", "kernel", 1, int(2 * gpu.bandwidth), wide=False).seconds(gpu) == pytest.approx(2)
-    assert Work("x", "kernel", 0, 0, wide=False).seconds(gpu) == LAUNCH_SECONDS
+    assert Work("x", "kernel", int(gpu.flops_16), 8, float32=False).seconds(gpu) == pytest.approx(1)
+    assert Work("x", "kernel", int(gpu.flops_32), 8, float32=True).seconds(gpu) == pytest.approx(1)
+    assert Work("x", "kernel", 1, int(2 * gpu.bandwidth), float32=False).seconds(gpu) == pytest.approx(2)
+    assert Work("x", "kernel", 0, 0, float32=False).seconds(gpu) == LAUNCH_SECONDS
 
 
 A100, OTHERS = GPUS[:1], GPUS[1:]

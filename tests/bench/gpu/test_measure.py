@@ -99,7 +99,7 @@ def test_persistent_gpu_error_ends_process(monkeypatch: pytest.MonkeyPatch) -> N
 
     def fail(name: str) -> dict[str, bool]:
         if name == "broken":
-            monkeypatch.setattr("bench.gpu.measure.wait", lambda device: fail("lost"))
+            monkeypatch.setattr("bench.gpu.measure.synchronize", lambda device: fail("lost"))
         raise RuntimeError(name)
 
     items = [("parity", name, lambda n=name: fail(n)) for name in ("harmless", "broken", "never begun")]
@@ -117,3 +117,18 @@ def test_process_is_killed_when_its_records_are_no_longer_read(tmp_path: Path) -
     )
     assert next(outcomes) == (0, {"ok": False, "error": "it took more than 1 s"})
     assert not psutil.pid_exists(int(pid.read_text()))
+
+
+WITHOUT_DEPENDENCIES = """
+import sys
+for name in ("numpy", "pandas", "psutil", "pydantic", "pytest_benchmark", "safetensors", "tqdm", "yaml"):
+    sys.modules[name] = None
+import bench.gpu.tune
+from bench.gpu import measure
+sys.exit(measure.main(["--device", "cpu", "--seconds", "0"]))
+"""
+
+
+@pytest.mark.multiprocess
+def test_torch_and_triton_are_enough() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_DEPENDENCIES], check=True)

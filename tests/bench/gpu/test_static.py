@@ -22,7 +22,7 @@ def test_kernels_agree_with_committed_figures() -> None:
     `python -m bench.gpu.static --check`, which is part of `make bench-check`.
     """
     chosen = covering(combinations(["sm_80", "sm_90"]), 2)
-    assert against_committed(STEM.with_suffix(".json"), chosen) == []
+    assert against_committed(chosen) == []
 
 
 def test_committed_figures_have_no_fault_on_any_target() -> None:

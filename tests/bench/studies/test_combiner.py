@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.backend_spec import Variant, configure
+from bench.backend_spec import BackendSpec, configure
 from bench.studies.combiner import (
     combiner_of,
     count_passes,
+    fit_line,
     lines_of,
     main,
     parse_sizes,
@@ -22,7 +23,7 @@ from pgat_fast.config.schema import Config
 from tests.bench.in_process import call_as_command, run_tasks_in_process
 
 TINY = ("model.d_model=26", "model.n_heads=2", "run.device=cpu")
-REFERENCE = Variant("reference", "highest")
+REFERENCE = BackendSpec("reference", "highest")
 
 
 def config_of(combiner: str) -> Config:
@@ -54,7 +55,10 @@ def test_every_size_is_measured(
     assert large["useful_flops"] == 2 * small["useful_flops"]
     assert large["executed_flops"] == 2 * small["executed_flops"] > large["useful_flops"]
     assert backend["lines"]["saved_for_backward_bytes"]["largest_deviation_percent"] == pytest.approx(0, abs=1e-6)
-    assert "reference: seconds within " in capsys.readouterr().out
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["reference", "3"],
+        ["reference", "6"],
+    ]
 
 
 @pytest.mark.slow  # every product is counted in Python
@@ -86,6 +90,12 @@ def test_pass_computes_every_gradient(combiner: str) -> None:
     assert (inputs.context.grad is None) == (combiner == "batched")
 
 
+def test_deviations_are_from_the_line_through_the_origin() -> None:
+    assert fit_line([1, 2, 4], [3.0, 6.0, 12.0])["slope"] == pytest.approx(3)
+    line = fit_line([125, 250, 500, 1000], [10 + 125, 10 + 250, 10 + 500, 10 + 1000])
+    assert line["deviations_percent"][0] == line["largest_deviation_percent"] == pytest.approx(6.5, abs=0.1)
+
+
 def test_failed_sizes_are_left_out_of_lines() -> None:
     sizes = [
         {"steps": steps, "seconds": {"median": 2.0 * steps}, "peak_memory_gib": 0.0, "saved_for_backward_bytes": steps}
@@ -100,5 +110,5 @@ def test_failed_sizes_are_left_out_of_lines() -> None:
 def test_parse_sizes_sorts_and_rejects_invalid_ones() -> None:
     assert parse_sizes("250,125,250") == [125, 250]
     for invalid in ("", "0", "1,x", "-3", "1.5"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected positive numbers"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number of at least 1"):
             parse_sizes(invalid)

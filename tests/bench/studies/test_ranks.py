@@ -3,7 +3,7 @@
 import pytest
 
 from bench.studies import ranks
-from bench.studies.ranks import all_reduce_seconds, communication, efficiencies, fit, loss_begins
+from bench.studies.ranks import all_reduce_seconds, communication, efficiencies, fit
 from pgat_fast.distributed.process_group import SingleProcess
 
 
@@ -28,8 +28,6 @@ def test_efficiency_falls_with_devices_and_faster_if_batch_is_divided() -> None:
     assert weak == sorted(weak, reverse=True)
     assert rows[4]["seconds"] > 8 * rows[3]["seconds"], "beyond a node the slower link counts"
     assert all(row["strong"] < row["weak"] for row in rows[1:] if row["strong"] is not None)
-    assert loss_begins(rows, "strong") == 2
-    assert loss_begins(rows, "weak") is None
 
 
 def test_fit_recovers_latency_and_bandwidth() -> None:

@@ -1,6 +1,7 @@
-"""Tests of `bench.studies.scaling`: exponents of made-up figures, and measurements of small sizes."""
+"""Tests of `bench.studies.scaling`: measurements of small sizes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,6 @@ import pytest
 from bench.studies import scaling
 from pgat_fast.cli import build_parser, main
 from tests.bench.in_process import run_tasks_in_process
-
-
-@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
-def test_exponent_is_that_of_large_sizes(power: float) -> None:
-    sizes = [64, 128, 256, 512, 1024, 2000]
-    assert scaling.exponent(sizes, [1e3 + size**power for size in sizes]) == pytest.approx(power, abs=0.06)
-    assert scaling.exponent(sizes, [size**power for size in sizes]) == pytest.approx(power, abs=0.06)
-    assert scaling.exponent([4, 5], [1.0, 2.0]) is None
 
 
 def test_command_offers_every_quantity() -> None:
@@ -35,11 +28,11 @@ def test_small_sizes_are_measured_and_failures_reported(
     history, batch, bodies = json.loads(path.read_text())["results"]
     assert "error" not in history["records"][0]
     assert "seq_len" in history["records"][1]["error"]
-    assert history["seconds_exponent"] is None, "one size says nothing"
+    assert history["seconds_exponent"] is None, "one size has no exponent"
     for result in (batch, bodies):
         (record,) = result["records"]
         assert record["seconds"]["median"] > 0
         assert record["memory_gib"] >= 0
         assert 0 <= record["system_share"] <= 1
     assert bodies["records"][0]["memory_gib"] > 0, "in a process that has freed nothing before"
-    assert "exponent of time not known" in capsys.readouterr().out
+    assert re.search(r"history +torch:eager +exponent +- +-", capsys.readouterr().out)
