@@ -97,10 +97,10 @@ bench-check: $(VENV)/installed
 
 # Runs with the installed python, torch and triton: constraints.txt has no CUDA build.
 gpu:
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --out bench/results/gpu
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.measure --save
 
 tune:
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.tune
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.tune
 
 clean:
 	rm -rf $(VENV) .venv-torch-* $(DATA) $(DATA).note.json

@@ -6,7 +6,7 @@
 
 - Bytes that our backends save for the backward pass must equal those of every committed comparison (`bench.compare`)
   and count (`bench.step --steps 0`). CI checks them, too.
-- Kernels, compiled offline, must be no worse than in the committed table (`bench.kernels_static`). CI checks two of the
+- Kernels, compiled offline, must be no worse than in the committed table (`bench.gpu.static`). CI checks two of the
   five targets, and every two values of shape, dtype and target together.
 - Times: for every configuration, the newest comparison made on a machine of this kind is repeated with its settings. A
   backend of ours is a regression if the whole interval of its ratio to the first backend lies more than `SLOWER` below
@@ -30,13 +30,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bench.compare import KIND, RESULTS, ROOT, against, compare
-from bench.kernels_static import SHARED_LIMITS, against_committed, combinations
+from bench.backend_spec import BackendSpec, configure, parse_spec
+from bench.compare import KIND, against, compare
+from bench.gpu.static import SHARED_LIMITS, against_committed, combinations
 from bench.machine import describe
-from bench.processes import Record, write
+from bench.processes import write
 from bench.ratios import Ratio
+from bench.result_files import RESULTS, ROOT, Record
 from bench.step import count_step
-from bench.variants import Variant, configure, parse_variant
 from pgat_fast.errors import BackendError
 
 SLOWER: Final = 0.10
@@ -47,17 +48,21 @@ ATTEMPTS: Final = 3
 
 Fault = str
 """Description of what has become worse."""
+NO_COMPARISON: Final[Fault] = (
+    "times and memory cannot be checked: no comparison of this kind of machine is committed; make one by "
+    "`pgat-fast bench compare --save`, or leave times out by --exact"
+)
 
 
 def is_ours(result: Record) -> bool:
     """Return whether `result` is of a backend of this project, not of the reference it is compared with."""
-    return parse_variant(result["backend"]).backend != "reference"
+    return parse_spec(result["backend"]).backend != "reference"
 
 
 def committed() -> dict[Path, Record]:
     """Return the results of comparisons and counts that git tracks; all of them outside of a repository."""
     results = {}
-    for path in _known_to_git() or sorted(RESULTS.glob("*.json")):
+    for path in _known_to_git() or sorted(RESULTS.glob("*/*/*.json")):
         result = json.loads(path.read_text())
         if isinstance(result, dict) and (result.get("kind") == KIND or result.get("steps") == 0):
             results[path] = result
@@ -94,16 +99,16 @@ def saved_bytes() -> Iterator[Fault]:
             expected_bytes = entry.get("saved_for_backward_bytes")
             if expected_bytes is None or not is_ours(entry):
                 continue
-            variant = replace(parse_variant(entry["backend"]), compiled=None)
+            spec = replace(parse_spec(entry["backend"]), compiled=None)
             settings = [*overrides, "run.device=cpu", f"run.precision={entry.get('precision') or 'highest'}"]
-            key = (str(variant), config, *settings, str(batch))
+            key = (str(spec), config, *settings, str(batch))
             try:
-                model = configure(variant, config, settings)
+                model = configure(spec, config, settings)
             except BackendError as error:
                 print(f"{path.name}: {entry['backend']} is not checked: {error}", file=sys.stderr)
                 continue
             if key not in counted:
-                counted[key] = int(count_step(model, variant, batch)["saved_for_backward_bytes"])
+                counted[key] = int(count_step(model, spec, batch)["saved_for_backward_bytes"])
             if counted[key] != expected_bytes:
                 yield (
                     f"{path.name}: {entry['backend']} at batch {batch} saves {counted[key]:,} bytes for the backward "
@@ -117,7 +122,7 @@ def static_kernels() -> Iterator[Fault]:
     if find_spec("triton") is None:
         yield "kernels cannot be checked: triton is not installed"
         return
-    yield from against_committed(RESULTS / "kernels_static.json", combinations(list(SHARED_LIMITS)))
+    yield from against_committed(combinations(list(SHARED_LIMITS)))
 
 
 def of_this_machine() -> dict[Path, Record]:
@@ -161,29 +166,29 @@ def judge(old: Record, new: Record, first: str) -> Verdict:
     return Verdict(faults)
 
 
-def measured(before: Record, write_to: str | None, again: Callable[..., Record] = compare) -> Iterator[Fault]:
+def measured(committed: Record, write_to: str | None, repeat: Callable[..., Record] = compare) -> Iterator[Fault]:
     """Repeat a comparison, longer where it is too noisy, write it to a file, if one is named, and yield the faults."""
-    config, overrides, batch = settings_of(before)
-    settings, old = before["settings"], {old_result["backend"]: old_result for old_result in before["results"]}
-    first = before["results"][0]["backend"]
+    config, overrides, batch = settings_of(committed)
+    settings, old = committed["settings"], {result["backend"]: result for result in committed["results"]}
+    first = committed["results"][0]["backend"]
     names = [name for name in old if name == first or is_ours(old[name])]
-    now: dict[str, Record] = {}
+    new: dict[str, Record] = {}
     for attempt in range(1, ATTEMPTS + 1):
-        variants: list[Variant] = [parse_variant(name) for name in names]
-        comparison = again(config, overrides, variants, batch, settings["steps"], settings["processes"])
+        specs: list[BackendSpec] = [parse_spec(name) for name in names]
+        comparison = repeat(config, overrides, specs, batch, settings["steps"], settings["processes"])
         for result in comparison["results"]:
-            now[result["backend"]] = _together(now.get(result["backend"]), result)
+            new[result["backend"]] = _together(new.get(result["backend"]), result)
         if attempt == 1:
-            write(Path(write_to) if write_to else None, "bench.check", comparison)
-        _compare_again(now, first)
-        verdicts = {name: judge(old[name], now[name], first) for name in now if name != first}
+            write(write_to, "bench.check", comparison)
+        _compare_again(new, first)
+        verdicts = {name: judge(old[name], new[name], first) for name in new if name != first}
         undecided = [name for name, verdict in verdicts.items() if verdict.undecided]
         if not undecided or attempt == ATTEMPTS:
             break
-        print(f"measured longer, too noisy to tell: {', '.join(undecided)}", file=sys.stderr)
+        print(f"too noisy, so these are measured longer: {', '.join(undecided)}", file=sys.stderr)
         names = [first, *undecided]
-    if "error" in now[first]:
-        yield f"{first}: {now[first]['error']}"
+    if "error" in new[first]:
+        yield f"{first}: {new[first]['error']}"
     for verdict in verdicts.values():
         yield from verdict.faults
         if verdict.undecided:
@@ -197,12 +202,12 @@ def _together(earlier: Record | None, later: Record) -> Record:
     return {**later, "process_seconds": [*earlier["process_seconds"], *later["process_seconds"]]}
 
 
-def _compare_again(now: dict[str, Record], first: str) -> None:
+def _compare_again(new: dict[str, Record], first: str) -> None:
     """Update the ratios, from all processes of a backend and those of the first one measured with them."""
-    for name, result in now.items():
-        if name == first or "error" in result or "error" in now[first]:
+    for name, result in new.items():
+        if name == first or "error" in result or "error" in new[first]:
             continue
-        matching = {**now[first], "process_seconds": now[first]["process_seconds"][: len(result["process_seconds"])]}
+        matching = {**new[first], "process_seconds": new[first]["process_seconds"][: len(result["process_seconds"])]}
         times = against(matching, result)
         if times is not None:
             result["times_faster"] = times.record()
@@ -210,25 +215,20 @@ def _compare_again(now: dict[str, Record], first: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run `pgat-fast bench check`: print what has become worse. Returns 1 if anything has, or could not be checked."""
-    faults = []
-
-    def look(what: str, found: Iterator[Fault]) -> None:
-        print(f"{what} ...", file=sys.stderr, flush=True)
-        for fault in found:
-            print(fault, flush=True)
-            faults.append(fault)
-
-    look("bytes saved for the backward pass", saved_bytes())
-    look("kernels, compiled offline", static_kernels())
+    checks = [("bytes saved for the backward pass", saved_bytes()), ("kernels, compiled offline", static_kernels())]
     if not args.exact:
         comparisons = of_this_machine()
-        for path, before in comparisons.items():
-            look(f"times and memory against {path.name}", measured(before, args.json))
+        checks += [
+            (f"times and memory against {path.parent.name}/{path.name}", measured(committed, args.json))
+            for path, committed in comparisons.items()
+        ]
         if not comparisons:
-            faults.append(
-                "times and memory cannot be checked: no comparison of this kind of machine is committed "
-                "(pgat-fast bench compare --save); --exact leaves them out"
-            )
-            print(faults[-1])
-    print("nothing has become worse" if not faults else f"{len(faults)} worse than committed, or not known")
-    return int(bool(faults))
+            checks.append(("times and memory", iter([NO_COMPARISON])))
+    faults = 0
+    for title, check_faults in checks:
+        print(f"{title} ...", file=sys.stderr, flush=True)
+        for fault in check_faults:
+            print(fault, flush=True)
+            faults += 1
+    print(f"{faults} regressions or failed checks" if faults else "nothing has become worse")
+    return int(faults > 0)

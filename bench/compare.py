@@ -17,8 +17,6 @@ import argparse
 import itertools
 import json
 import os
-import re
-import statistics
 import subprocess
 import sys
 import threading
@@ -30,13 +28,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from bench.backend_spec import QUICKSTART, BackendSpec, configure, given, parse_specs
 from bench.machine import describe
-from bench.measure import quartiles
 from bench.parity import require_parity
-from bench.processes import Record, do_task, end, end_first, first_line, run_task, write
+from bench.processes import do_task, end, end_first, error_record, run_task, write
 from bench.ratios import Ratio, ratio
-from bench.step import MEMORY, TrainedModel, count_step
-from bench.variants import Variant, configure, given, parse_variants
+from bench.result_files import ROOT, Record, folder_of
+from bench.step import TrainedModel, count_step, timing
 from pgat_fast.errors import ConfigError
 from pgat_fast.model import backend_reasons
 from pgat_fast.utils.table import format_columns
@@ -44,9 +42,6 @@ from pgat_fast.utils.table import format_columns
 MODULE: Final = "bench.compare"
 KIND: Final = "comparison"
 """The `kind` of the result files of this benchmark."""
-RESULTS: Final = Path(__file__).with_name("results")
-ROOT: Final = Path(__file__).resolve().parents[1]
-CONFIG: Final = str(ROOT / "configs" / "quickstart.yaml")
 TURNS_SECONDS: Final = 30.0
 """Seconds after which the processes of a round end their turns, though not before `FEWEST` of them."""
 FEWEST: Final = 3
@@ -54,15 +49,15 @@ TIME_LIMIT: Final = 3600.0
 """Time limit in seconds for comparing and counting, and for each answer of a process that takes steps."""
 
 
-def backends_here(compiled: bool) -> list[Variant]:
+def backends_here(compiled: bool) -> list[BackendSpec]:
     """Return what is compared by default: all backends that run here, and the usual manual optimisations."""
-    variants = [Variant("reference"), Variant("reference", fused=True), Variant("reference", kept=True)]
-    variants.append(Variant("torch", compiled=False))
+    specs = [BackendSpec("reference"), BackendSpec("reference", fused=True), BackendSpec("reference", kept=True)]
+    specs.append(BackendSpec("torch", compiled=False))
     if backend_reasons()["triton"] is None:
-        variants.append(Variant("triton", compiled=False))
+        specs.append(BackendSpec("triton", compiled=False))
     if compiled:
-        variants += [replace(variant, compiled=True) for variant in variants if not (variant.fused or variant.kept)]
-    return variants
+        specs += [replace(spec, compiled=True) for spec in specs if not (spec.fused or spec.kept)]
+    return specs
 
 
 # --- a process that takes steps on request ----------------------------------------------------------------------------
@@ -70,10 +65,10 @@ def backends_here(compiled: bool) -> list[Variant]:
 
 def prepare(task: Record) -> Record:
     """Compare with the reference, and count bytes and FLOPs: runs in a process of its own, before anything is timed."""
-    variant = Variant(**task["variant"])
-    config = configure(variant, task["config"], task["overrides"])
-    require_parity(variant.backend, config.model.combiner)
-    return count_step(config, variant, task["batch"])
+    spec = BackendSpec(**task["spec"])
+    config = configure(spec, task["config"], task["overrides"])
+    require_parity(spec.backend, config.model.combiner)
+    return count_step(config, spec, task["batch"])
 
 
 def serve(task: Record) -> int:
@@ -83,8 +78,8 @@ def serve(task: Record) -> int:
     """
     end_first()
     try:
-        variant = Variant(**task["variant"])
-        trained = TrainedModel(configure(variant, task["config"], task["overrides"]), variant, task["batch"])
+        spec = BackendSpec(**task["spec"])
+        trained = TrainedModel(configure(spec, task["config"], task["overrides"]), spec, task["batch"])
         _answer({"ready": True})
         for line in sys.stdin:
             if line.strip() == "end":
@@ -92,7 +87,7 @@ def serve(task: Record) -> int:
                 return 0
             _answer({"seconds": trained.seconds_of(1)[0]})
     except Exception as error:  # a failure of one backend must not stop the others
-        _answer({"error": first_line(error)})
+        _answer(error_record(error))
     return 0
 
 
@@ -184,30 +179,15 @@ def take_steps(tasks: Mapping[str, Record], processes: int, steps: int) -> tuple
     return records, order
 
 
-def summarize(name: str, counted: Record, processes: list[Record], batch: int) -> Record:
+def summarize(name: str, counted: Record, processes: list[Record]) -> Record:
     """Return the figures of one backend."""
     errors = [record["error"] for record in (counted, *processes) if "error" in record]
     if errors:
         return {"backend": name, "error": errors[0]}
-    seconds = quartiles([value for record in processes for value in record["seconds"]])
-    return {
-        "backend": name,
-        "precision": processes[0]["precision"],
-        "compiled": processes[0]["compiled"],
-        "device": processes[0]["device"],
-        "step_seconds": seconds,
-        "process_seconds": [record["seconds"] for record in processes],
-        "first_step_seconds": processes[0]["warm_up_seconds"][0],
-        **{key: statistics.median(record[key] for record in processes) for key in MEMORY},
-        "reserved_memory_gib": processes[0]["reserved_memory_gib"],
-        **(
-            {"compiled_saved_for_backward_bytes": processes[0]["compiler"]["saved_for_backward_bytes"]}
-            if processes[0]["compiled"]
-            else {}
-        ),
-        "flop_per_second": counted["flops"] / seconds["median"],
-        **counted,
-    }
+    result = {"backend": name, **timing(processes), "process_seconds": [record["seconds"] for record in processes]}
+    if result["compiled"]:
+        result["compiled_saved_for_backward_bytes"] = processes[0]["compiler"]["saved_for_backward_bytes"]
+    return {**result, "flop_per_second": counted["flops"] / result["step_seconds"]["median"], **counted}
 
 
 def against(first: Record, other: Record) -> Ratio | None:
@@ -248,7 +228,8 @@ def faster_in_words(result: Record, first: Record) -> str:
 
 def saved_bytes(result: Record) -> int:
     """Return the bytes that autograd keeps; for a compiled model, those it keeps when compiled, which may differ."""
-    return int(result.get("compiled_saved_for_backward_bytes", result["saved_for_backward_bytes"]))
+    compiled = "compiled_saved_for_backward_bytes"
+    return int(result[compiled if compiled in result else "saved_for_backward_bytes"])
 
 
 MEANINGS: Final = {
@@ -285,23 +266,23 @@ def explained(results: Sequence[Record], config: str, batch: int) -> str:
 
 
 def compare(
-    config: str, overrides: list[str], variants: Sequence[Variant], batch: int, steps: int, processes: int
+    config: str, overrides: list[str], specs: Sequence[BackendSpec], batch: int, steps: int, processes: int
 ) -> Record:
-    """Return all figures with their settings; the first of `variants` is the one the others are compared with.
+    """Return all figures with their settings; the first of `specs` is the one the others are compared with.
 
     Raises PgatError if a configuration or a backend is not available, before anything is measured.
     """
-    for variant in variants:
-        configure(variant, config, overrides)
+    for spec in specs:
+        configure(spec, config, overrides)
     common = {"config": config, "overrides": overrides, "batch": batch}
-    tasks = {str(variant): {"variant": asdict(variant), **common} for variant in variants}
+    tasks = {str(spec): {"spec": asdict(spec), **common} for spec in specs}
     counted = {}
     for name, task in tasks.items():
         print(f"compared with the reference, and counted: {name}", file=sys.stderr, flush=True)
         counted[name] = run_task(MODULE, task, TIME_LIMIT)
     valid_tasks = {name: task for name, task in tasks.items() if "error" not in counted[name]}
     records, order = take_steps(valid_tasks, processes, steps)
-    results = [summarize(name, counted[name], records.get(name, []), batch) for name in tasks]
+    results = [summarize(name, counted[name], records.get(name, [])) for name in tasks]
     for result in results[1:]:
         times = against(results[0], result)
         if times is not None:
@@ -312,12 +293,10 @@ def compare(
     return {"kind": KIND, "settings": settings, "order": order, "results": results}
 
 
-def result_file(folder: Path) -> Path:
-    """Return the path for a new comparison on this machine: MACHINE-DATE.json, with a number if that exists."""
-    machine = describe()
-    words = f"{machine['gpu'] or machine['processor'].split(' (')[0]} {machine['cores']} cores {machine['date'][:10]}"
-    stem = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-    names = (f"{stem}.json" if number == 1 else f"{stem}-{number}.json" for number in itertools.count(1))
+def result_file() -> Path:
+    """Return the path of a new comparison on this machine: MACHINE/DATE/comparison.json, with a number if it exists."""
+    folder = folder_of(describe())
+    names = (f"comparison{'' if number == 1 else f'-{number}'}.json" for number in itertools.count(1))
     return next(folder / name for name in names if not (folder / name).exists())
 
 
@@ -327,10 +306,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--processes must be at least 2, or nothing can be said of how sure a ratio is")
     if args.save and describe()["changed"]:
         raise ConfigError("--save: files differ from the commit, which a result must name: commit them first")
-    variants = given(parse_variants, "--backends", args.backends) if args.backends else backends_here(args.compiled)
-    result = compare(args.config or CONFIG, args.overrides, variants, args.batch, args.steps, args.processes)
+    specs = given(parse_specs, "--backends", args.backends) if args.backends else backends_here(args.compiled)
+    result = compare(args.config or QUICKSTART, args.overrides, specs, args.batch, args.steps, args.processes)
     print(f"{as_table(result['results'])}\n\n{explained(result['results'], result['settings']['config'], args.batch)}")
-    for path in [*([result_file(RESULTS)] if args.save else []), *([Path(args.json)] if args.json else [])]:
+    for path in [*([result_file()] if args.save else []), *([Path(args.json)] if args.json else [])]:
         write(path, MODULE, result)
         print(f"written to {path}", file=sys.stderr)
     return int(any("error" in backend_result for backend_result in result["results"]))

@@ -12,7 +12,7 @@ from pgat_fast.utils.device import resolve_device
 
 PARAMETERS: Final = {
     "combiner": ("batched,hierarchical", "combiners of the model"),
-    "backend": ("reference,torch", "backends of the model, with words as bench.variants takes them"),
+    "backend": ("reference,torch", "backends of the model, with words as bench.backend_spec takes them"),
     "precision": ("highest", "precisions of the model and its parts"),
     "batch": ("1", "windows of a training step"),
     "seq_len": ("16", "days of history of a window; with --shape production 250"),

@@ -2,34 +2,29 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
-from bench.compare import KIND, RESULTS, ROOT, faster_in_words, saved_bytes
-from bench.gpu import MOST_SECONDS
-from bench.processes import Record
-from bench.ranks import KINDS
-from bench.scaling import DAYS, TIMESTEPS, summarize
-from bench.time_model import EPOCH_STEPS
+from bench.compare import faster_in_words, saved_bytes
+from bench.gpu.measure import MOST_SECONDS
+from bench.measure import fit_exponent
+from bench.result_files import RESULTS, ROOT, Record, load, newest
 from pgat_fast.errors import DataError
 from pgat_kernels.tuning_table import FILE
 
-QUICKSTART: Final = "configs/quickstart.yaml"
+ZEN5, ZEN4, ZEN3 = (f"amd-epyc-zen{generation}-2-cores" for generation in (5, 4, 3))
+"""Machines; Zen 3 lacks AVX-512, and there `torch` does not compile the whole model."""
+MACHINES: Final = {"zen5": ZEN5, "zen4": ZEN4, "zen3": ZEN3}
 
-ZEN4: Final = "_zen4"
-"""Suffix of the names of files from the slower processor."""
-ZEN3: Final = "_zen3"
-"""Suffix of those from a processor without AVX-512; there `torch` does not compile the whole model."""
+Figure = Callable[..., str]
+FIGURES: Final[dict[str, Figure]] = {}
+"""Name -> function that returns what `{NAME}` stands for in `bench/performance_template.md`, or `{NAME:ARGUMENT}`."""
 
 
-def load(name: str) -> Record:
-    """Return a committed result. Raises DataError if there is none of that name."""
-    path = RESULTS / f"{name}.json"
-    if not path.exists():
-        raise DataError(
-            f"{path.relative_to(ROOT)} is missing: docs/performance.md takes figures from it; restore or measure it"
-        )
-    record: Record = json.loads(path.read_text())
-    return record
+def figure(function: Figure) -> Figure:
+    """Add `function` to `FIGURES`."""
+    FIGURES[function.__name__] = function
+    return function
 
 
 def combiner_of(record: Record) -> str:
@@ -45,6 +40,11 @@ def result_of(record: Record, backend: str) -> Record:
     return backend_result
 
 
+def step_seconds(record: Record, backend: str) -> float:
+    """Return the median seconds of a step of one backend."""
+    return float(result_of(record, backend)["step_seconds"]["median"])
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -58,21 +58,21 @@ def times(number: float) -> str:
 
 def span(values: list[float], form: str) -> str:
     """Format a range as `LOW to HIGH`, or as one number if both are formatted alike."""
-    low, high = (form.format(value) for value in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
+    least, most = (form.format(value) for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}"
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def fast_steps(suffix: str = "") -> str:
-    """Return training steps of all backends, on the machine whose files end with `suffix`."""
+@figure
+def steps(machine: str) -> str:
+    """Return training steps of all backends on a machine."""
     rows = []
     for name in ("quickstart_batch8", "batched_batch1", "batched_batch4", "hierarchical_batch1"):
-        path = RESULTS / f"fast_step_{name}{suffix}.json"
-        if not path.exists():
+        if newest(f"step_{name}.json", MACHINES[machine]) is None:
             continue
-        record = load(path.stem)
+        record = load(f"step_{name}", MACHINES[machine])
         for result in record["results"]:
             less = result.get("times_less_than_first", {"step_seconds": 1, "peak_memory_gib": 1})
             rows.append(
@@ -91,55 +91,51 @@ def fast_steps(suffix: str = "") -> str:
 
 
 SPEED: Final = (
-    ("quickstart_batch8_zen3", "torch:highest:compiled:kept", "torch:highest:eager", "Zen 3, AVX2"),
-    ("batched_batch1_zen3", "torch:highest:eager:kept", "torch:highest:eager", "Zen 3, AVX2"),
-    ("hierarchical_batch1_zen3", "torch:highest:compiled:kept", "torch:highest:eager", "Zen 3, AVX2"),
-    ("batched_batch4", "torch:highest", "torch:highest", "Zen 5, AVX-512"),
+    (ZEN3, "Zen 3, AVX2", "quickstart_batch8", "torch:highest:compiled:kept", "torch:highest:eager"),
+    (ZEN3, "Zen 3, AVX2", "batched_batch1", "torch:highest:eager:kept", "torch:highest:eager"),
+    (ZEN3, "Zen 3, AVX2", "hierarchical_batch1", "torch:highest:compiled:kept", "torch:highest:eager"),
+    (ZEN5, "Zen 5, AVX-512", "batched_batch4", "torch:highest", "torch:highest"),
 )
-"""Rows of the README's table: result file, the fastest float32 backend there, one that recomputes, machine."""
+"""Rows of the README's table: machine, its processor, sizes, the fastest float32 backend there, one that recomputes."""
 
 
 def speed() -> str:
     """Return the README's table: training steps of the reference and the fast backend."""
     rows = []
-    for name, backend, recomputing, machine in SPEED:
-        record = load(f"fast_step_{name}")
-        reference, fast, small = record["results"][0], result_of(record, backend), result_of(record, recomputing)
-        seconds, fast_seconds = (result["step_seconds"]["median"] for result in (reference, fast))
+    for machine, processor, name, backend, recomputing in SPEED:
+        record = load(f"step_{name}", machine)
+        backends = [record["results"][0]["backend"], backend, recomputing]
+        seconds, fast_seconds = (step_seconds(record, name) for name in backends[:2])
         rows.append(
             [
                 f"{combiner_of(record)}, {record['batch']}",
-                machine,
+                processor,
                 f"{seconds:.3g} s",
                 f"{fast_seconds:.3g} s",
                 f"**{times(seconds / fast_seconds)}**",
-                *(f"{result['peak_memory_gib']:.2f} GiB" for result in (reference, fast, small)),
+                *(f"{result_of(record, name)['peak_memory_gib']:.2f} GiB" for name in backends),
             ]
         )
     head = ["combiner, batch", "processor", "reference", "pgat_fast", "times faster", "peak memory of the reference"]
     return table([*head, "of pgat_fast", "with `run.recompute=on`"], rows)
 
 
+@figure
 def saved_for_backward() -> str:
     """Return the saved bytes and the parameters of both combiners."""
     rows = []
     for combiner in ("batched", "hierarchical"):
-        record = load(f"saved_for_backward_{combiner}")
-        first = record["results"][0]
-        for result in record["results"]:
+        results = load(f"saved_for_backward_{combiner}")["results"]
+        for result in results:
             saved = result["saved_for_backward_bytes"]
+            less = times(results[0]["saved_for_backward_bytes"] / saved)
             rows.append(
-                [
-                    combiner,
-                    f"{result['parameters']:,}",
-                    f"`{result['backend']}`",
-                    f"{saved / 1e9:.2f} GB",
-                    times(first["saved_for_backward_bytes"] / saved),
-                ]
+                [combiner, f"{result['parameters']:,}", f"`{result['backend']}`", f"{saved / 1e9:.2f} GB", less]
             )
     return table(["combiner", "parameters", "backend", "saved for backward", "times less"], rows)
 
 
+@figure
 def accuracy() -> str:
     """Return the errors of each precision."""
     (errors,) = (record["errors"] for record in load("accuracy")["errors"].values())
@@ -149,23 +145,21 @@ def accuracy() -> str:
 
 def newest_comparison() -> Record:
     """Return the newest comparison at the quickstart's sizes. Raises DataError if there is none."""
-    comparisons = []
-    for path in RESULTS.glob("*.json"):
-        record = load(path.stem)
-        if record.get("kind") == KIND and record["settings"]["config"] == QUICKSTART:
-            comparisons.append(record)
-    if not comparisons:
-        raise DataError(f"{RESULTS.relative_to(ROOT)}: no comparison of {QUICKSTART}: pgat-fast bench compare --save")
-    newest: Record = max(comparisons, key=lambda record: str(record["machine"]["date"]))
-    return newest
+    comparisons: list[Record] = [json.loads(path.read_text()) for path in RESULTS.glob("*/*/comparison*.json")]
+    at_quickstart = [record for record in comparisons if record["settings"]["config"] == "configs/quickstart.yaml"]
+    if not at_quickstart:
+        raise DataError("bench/results has no comparison of the quickstart: run `pgat-fast bench compare --save`")
+    return max(at_quickstart, key=lambda record: str(record["machine"]["date"]))
 
 
+@figure
 def comparison_machine() -> str:
     """Return the machine of the newest comparison."""
     machine = newest_comparison()["machine"]
     return f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores"
 
 
+@figure
 def comparison() -> str:
     """Return the table of the newest comparison."""
     results, rows = newest_comparison()["results"], []
@@ -183,52 +177,60 @@ def comparison() -> str:
                 f"{saved_bytes(result) / 1e6:.2f} MB",
             ]
         )
-    head = [
-        "backend",
-        "a step",
-        "times faster (and what to expect of another run)",
-        "peak memory",
-        "in the steps",
-    ]
+    head = ["backend", "a step", "times faster (and what to expect of another run)", "peak memory", "in the steps"]
     return table([*head, "saved for backward"], rows)
 
 
-def grown() -> list[Record]:
-    """Return the newest results of `bench.scaling` for each quantity and backend, with exponents fitted anew."""
-    newest: dict[tuple[str, str], tuple[str, Record]] = {}
-    for path in sorted(RESULTS.glob("scaling*.json")):
-        record = load(path.stem)
-        date = str(record["machine"]["date"])
-        for result in record["results"]:
-            key = result["what"], result["backend"]
-            if key not in newest or newest[key][0] < date:
-                newest[key] = date, summarize(*key, result["sizes"], result["records"])
-    return [result for _, result in newest.values()]
+def growth_results() -> list[Record]:
+    """Return the newest scaling results of each quantity and backend, without failed sizes, with exponents fitted.
+
+    Exponents are fitted anew, because those in older files come from another method.
+    """
+    results: dict[tuple[str, str], Record] = {}
+    files = [json.loads(path.read_text()) for path in RESULTS.glob("*/*/scaling*.json")]
+    for file in sorted(files, key=lambda record: str(record["machine"]["date"])):
+        for result in file["results"]:
+            pairs = list(zip(result["sizes"], result["records"], strict=True))
+            points = [(size, record) for size, record in pairs if "error" not in record]
+            sizes, seconds = [size for size, _ in points], [record["seconds"]["median"] for _, record in points]
+            memory = [record["memory_gib"] for _, record in points]
+            results[result["what"], result["backend"]] = {
+                **result,
+                "points": points,
+                "failed": [str(size) for size, record in pairs if "error" in record],
+                "seconds": seconds,
+                "memory": memory,
+                "exponents": [fit_exponent(sizes, seconds), fit_exponent(sizes, memory)],
+            }
+    return list(results.values())
 
 
+@figure
 def scaling() -> str:
     """Return the exponents, and the figures of the largest size."""
     rows = []
-    for result in grown():
-        measured = [pair for pair in zip(result["sizes"], result["records"], strict=True) if "error" not in pair[1]]
-        failed = [
-            str(size) for size, record in zip(result["sizes"], result["records"], strict=True) if "error" in record
-        ]
-        size, largest = measured[-1]
+    for result in growth_results():
+        size, largest = result["points"][-1]
         system = f", {100 * largest['system_share']:.0f} % of it the system's" if "system_share" in largest else ""
-        powers = [result["seconds_exponent"], result["memory_exponent"]]
+        failed = f" (at {', '.join(result['failed'])} it failed)" if result["failed"] else ""
         rows.append(
             [
                 f"{result['what']}, {result['sizes'][0]} to {result['sizes'][-1]}",
                 f"`{result['backend']}`",
-                *("not known" if power is None else f"{power:.1f}" for power in powers),
-                f"{largest['seconds']['median']:.3g} s{system}, {largest['memory_gib']:.2f} GiB at {size}"
-                + (f" (at {', '.join(failed)} it failed)" if failed else ""),
+                *("not known" if power is None else f"{power:.1f}" for power in result["exponents"]),
+                f"{result['seconds'][-1]:.3g} s{system}, {largest['memory_gib']:.2f} GiB at {size}{failed}",
             ]
         )
     return table(["what grows", "backend", "exponent of time", "of memory", "at the largest size"], rows)
 
 
+@figure
+def scaling_setting(name: str) -> str:
+    """Return a setting of the scaling study."""
+    return str(load("scaling")["settings"][name])
+
+
+@figure
 def combiner_lines() -> str:
     """Return linearity, peak memory and fraction of the peak of both combiners."""
     rows = []
@@ -247,9 +249,10 @@ def combiner_lines() -> str:
     return table(["combiner", "time, deviation from proportional", "peak memory", "of the machine's products"], rows)
 
 
+@figure
 def roofline() -> str:
     """Return the fractions of the roof: those of the combiners, and the range of the operators."""
-    points, rows = load("roofline_cpu")["points"], []
+    points, rows = load("roofline")["points"], []
     for point in points:
         if point["what"] == "combiner":
             name = f"combiner {point['shape']}, `{point['by']}`, {point['timesteps']} days"
@@ -262,25 +265,37 @@ def roofline() -> str:
     return table(["forward and backward", "of the machine's limit"], rows)
 
 
+@figure
 def ranks() -> str:
     """Return the efficiency on several GPUs, on paper."""
-    papers = load("ranks")["on_paper"]
+    papers, windows = load("ranks")["on_paper"], ranks_batch()
     head = ["GPUs"]
     for paper in papers:
         name = "hierarchical" if "celestial_enhanced" in paper["config"] else "batched"
         size = f"{paper['gradient_bytes'] / 1e6:.0f} MB of gradients"
-        windows = load("ranks")["assumptions"]["batch"]
         head += [f"{name} ({size}), {windows} windows a GPU", f"{name}, {windows} windows in all, divided"]
     rows = []
     for paper_rows in zip(*(paper["rows"] for paper in papers), strict=True):
-        cells = [str(paper_rows[0]["gpus"])]
-        for row in paper_rows:
-            cells += ["-" if row[kind] is None else f"{100 * row[kind]:.0f} %" for kind in KINDS]
-        rows.append(cells)
+        fractions = [row[kind] for row in paper_rows for kind in ("weak", "strong")]
+        cells = ["-" if fraction is None else f"{100 * fraction:.0f} %" for fraction in fractions]
+        rows.append([str(paper_rows[0]["gpus"]), *cells])
     return table(head, rows)
 
 
-def ranks_check() -> str:
+@figure
+def ranks_batch() -> str:
+    """Return the windows of the model of several GPUs."""
+    return str(load("ranks")["assumptions"]["batch"])
+
+
+@figure
+def ranks_check(key: str) -> str:
+    """Return a setting of the check of that model."""
+    return str(load("ranks")["check"][key])
+
+
+@figure
+def ranks_messages() -> str:
     """Return measured and predicted times at the largest size, for every number of processes."""
     rows = load("ranks")["check"]["all_reduce"]
     largest = max(row["bytes"] for row in rows)
@@ -291,6 +306,7 @@ def ranks_check() -> str:
     )
 
 
+@figure
 def ranks_steps() -> str:
     """Return measured and predicted training steps of several processes."""
     rows = [
@@ -300,64 +316,68 @@ def ranks_steps() -> str:
     return table(["processes", "measured", "predicted"], rows)
 
 
+@figure
 def gpu() -> str:
     """Return training steps on a GPU, if they have been measured."""
-    path = RESULTS / "gpu.json"
-    if not path.exists():
+    path = newest("gpu.json")
+    if path is None:
         return "Figures of GPUs: not measured yet."
-    record = load(path.stem)
+    record = load("gpu")
     rows = [
         [name, f"{item['step_seconds']:.3g}", f"{item['epoch_seconds']:.3g}", f"{item['peak_memory_gib']:.2f} GiB"]
         for section, name, item in record["records"]
         if section == "steps" and item and item["ok"]
     ]
-    machine, head = record["machine"], ["configuration, backend", "seconds a step", "seconds an epoch", "peak memory"]
-    return f"On {machine['gpu']} (`bench/results/gpu.md`):\n\n{table(head, rows)}"
+    head = ["configuration, backend", "seconds a step", "seconds an epoch", "peak memory"]
+    return f"On {record['machine']['gpu']} (`{path.with_suffix('.md').relative_to(ROOT)}`):\n\n{table(head, rows)}"
 
 
 # --- figures in sentences ---------------------------------------------------------------------------------------------
 
 
-def peak_of(name: str) -> str:
+@figure
+def peak(machine: str) -> str:
     """Return the peak of float32 products in GFLOP/s, rounded to ten."""
-    peaks = [load(f"fast_step_{combiner}_batch1{name}")["matrix_peak"] for combiner in ("batched", "hierarchical")]
-    return f"{round(sum(peak['highest']['flop_per_second'] for peak in peaks) / len(peaks) / 1e9, -1):.0f}"
+    records = [load(f"step_{combiner}_batch1", MACHINES[machine]) for combiner in ("batched", "hierarchical")]
+    peaks = [record["matrix_peak"]["highest"]["flop_per_second"] for record in records]
+    return f"{round(sum(peaks) / len(peaks) / 1e9, -1):.0f}"
 
 
-def compile_times(suffix: str, key: str) -> list[float]:
-    """Return seconds of compiling from the files that end with `suffix`.
-
-    A file without a second process has no time with the compiler's cache.
-    """
-    records = [load(path.stem) for path in RESULTS.glob(f"fast_step_*_batch?{suffix}.json")]
+def compile_times(machine: str, key: str) -> list[float]:
+    """Return seconds of compiling on a machine; without a second process there is no time with the compiler's cache."""
+    records = [json.loads(path.read_text()) for path in RESULTS.glob(f"{MACHINES[machine]}/*/step_*.json")]
     all_seconds = [result["compile"][key] for record in records for result in record["results"] if "compile" in result]
     return [seconds for seconds in all_seconds if seconds is not None]
 
 
-def compile_minutes(suffix: str = "") -> str:
+@figure
+def compile_minutes(machine: str) -> str:
     """Return the minutes of compiling the whole model."""
-    return f"{span([value / 60 for value in compile_times(suffix, 'seconds')], '{:.0f}')} minutes"
+    return f"{span([value / 60 for value in compile_times(machine, 'seconds')], '{:.0f}')} minutes"
 
 
-def compile_seconds(suffix: str, key: str) -> str:
+@figure
+def compile_seconds(key: str) -> str:
     """Return the seconds of compiling the operators."""
-    return f"{span(compile_times(suffix, key), '{:.0f}')} seconds"
+    return f"{span(compile_times('zen3', key), '{:.0f}')} seconds"
 
 
+@figure
 def hierarchical_fraction() -> str:
-    """Return the fraction of the peak of the hierarchical combiner, on the slower processor."""
-    fast = result_of(load(f"fast_step_hierarchical_batch1{ZEN4}"), "torch:highest")
+    """Return the fraction of the peak of the hierarchical combiner, on Zen 4."""
+    fast = result_of(load("step_hierarchical_batch1", ZEN4), "torch:highest")
     return f"{100 * fast['fraction_of_matrix_peak']:.0f} %"
 
 
+@figure
 def hierarchical_limit() -> str:
     """Return the speed-up over the reference if only the executed products took time, at the peak."""
-    record = load(f"fast_step_hierarchical_batch1{ZEN4}")
-    reference, fast = (result_of(record, name) for name in ("reference:highest", "torch:highest"))
-    peak = record["matrix_peak"]["highest"]["flop_per_second"]
-    return times(reference["step_seconds"]["median"] / (fast["flops"] / peak))
+    record = load("step_hierarchical_batch1", ZEN4)
+    fastest = result_of(record, "torch:highest")["flops"] / record["matrix_peak"]["highest"]["flop_per_second"]
+    return times(step_seconds(record, "reference:highest") / fastest)
 
 
+@figure
 def compiled_reference(what: str) -> str:
     """Return one of the figures of the reference under torch.compile."""
     record = load("compiled_reference_batched_batch1")
@@ -372,24 +392,38 @@ def compiled_reference(what: str) -> str:
     }[what]
 
 
+@figure
+def model_steps() -> str:
+    """Return the steps of an epoch that the cost model assumes."""
+    return str(load("cost_model_batched")["epoch_steps"])
+
+
+@figure
 def model_seconds(combiner: str) -> str:
     """Return the modelled seconds of an epoch: kernels and products alone, and with all else of torch unfused."""
-    totals = load(f"kernels_model_{combiner}")["gpus"]["H100"]["totals"]
-    least, most = (totals[key] * EPOCH_STEPS for key in ("kernels_and_products", "eager"))
+    record = load(f"cost_model_{combiner}")
+    totals = record["gpus"]["H100"]["totals"]
+    least, most = (totals[key] * record["epoch_steps"] for key in ("kernels_and_products", "eager"))
     return f"{least:.0f} to {most:.0f} s"
 
 
+@figure
+def gpu_minutes() -> str:
+    """Return the minutes of `make gpu`."""
+    return f"{MOST_SECONDS / 60:g}"
+
+
+@figure
 def monitoring() -> str:
     """Return the microseconds that monitoring adds to a step."""
-    microseconds = [
-        entry["extra_info"]["microseconds_per_step_median"] for entry in load("monitoring_cpu")["benchmarks"]
-    ]
-    return span(microseconds, "{:.0f}")
+    benchmarks = load("monitoring")["benchmarks"]
+    return span([entry["extra_info"]["microseconds_per_step_median"] for entry in benchmarks], "{:.0f}")
 
 
+@figure
 def measured_kernels() -> str:
     """Return the GPUs for which it is known from which sizes kernels are faster."""
-    gpus = json.loads(FILE.read_text())
+    gpus = json.loads(Path(FILE).read_text())
     return f"there for {', '.join(gpus)}" if gpus else "empty so far"
 
 
@@ -402,69 +436,36 @@ def rmse_changes() -> list[str]:
     ]
 
 
+@figure
+def bf16_rmse(what: str) -> str:
+    """Return those `changes`, or the number of `seeds`."""
+    changes = rmse_changes()
+    return ", ".join(changes) if what == "changes" else str(len(changes))
+
+
+@figure
 def batches_per_second(name: str) -> str:
     """Return the batches per second of a benchmark of the data pipeline."""
-    rates = {
-        entry["name"]: entry["extra_info"]["batches_per_second_median"]
-        for entry in load("data_pipeline_cpu")["benchmarks"]
-        if "batches_per_second_median" in entry["extra_info"]
-    }
-    return f"{rates[name]:,.0f}"
+    benchmarks = {entry["name"]: entry["extra_info"] for entry in load("data_pipeline")["benchmarks"]}
+    return f"{benchmarks[name]['batches_per_second_median']:,.0f}"
 
 
+@figure
 def reference_again() -> str:
-    """Return the seconds of a reference step in two results of the slower processor."""
-    records = [load(name) for name in ("compiled_reference_batched_batch1", f"fast_step_batched_batch1{ZEN4}")]
-    seconds = [result_of(record, "reference:highest")["step_seconds"]["median"] for record in records]
-    return " and ".join(f"{value:.1f}" for value in sorted(seconds))
+    """Return the seconds of a reference step in two results of Zen 4."""
+    records = [load(name, ZEN4) for name in ("compiled_reference_batched_batch1", "step_batched_batch1")]
+    return " and ".join(f"{value:.1f}" for value in sorted(step_seconds(r, "reference:highest") for r in records))
 
 
-FIGURES: Final[dict[str, Callable[[], str]]] = {
-    "accuracy": accuracy,
-    "batch_days": lambda: str(DAYS),
-    "bodies_timesteps": lambda: str(TIMESTEPS),
-    "combiner_lines": combiner_lines,
-    "comparison": comparison,
-    "comparison_machine": comparison_machine,
-    "compile_fast": compile_minutes,
-    "compile_slow": lambda: compile_minutes(ZEN4),
-    "compile_slowest": lambda: compile_seconds(ZEN3, "seconds"),
-    "compile_slowest_again": lambda: compile_seconds(ZEN3, "seconds_with_cache"),
-    **{
-        f"compiled_reference_{what}": lambda what=what: compiled_reference(what)
-        for what in ("breaks", "compile", "times", "seconds", "memory")
-    },
-    "fast_steps": fast_steps,
-    "fast_steps_zen3": lambda: fast_steps(ZEN3),
-    "fast_steps_zen4": lambda: fast_steps(ZEN4),
-    "gpu": gpu,
-    "gpu_minutes": lambda: f"{MOST_SECONDS / 60:g}",
-    "hierarchical_fraction": hierarchical_fraction,
-    "hierarchical_limit": hierarchical_limit,
-    "loader": lambda: batches_per_second("test_loader_without_workers"),
-    "measured_kernels": measured_kernels,
-    "model_batched": lambda: model_seconds("batched"),
-    "model_hierarchical": lambda: model_seconds("hierarchical"),
-    "monitoring": monitoring,
-    "model_steps": lambda: str(EPOCH_STEPS),
-    "peak_fast": lambda: peak_of(""),
-    "peak_slow": lambda: peak_of(ZEN4),
-    "peak_slowest": lambda: peak_of(ZEN3),
-    "pipeline": lambda: batches_per_second("test_windows_batch[zeros]"),
-    "ranks": ranks,
-    "ranks_batch": lambda: str(load("ranks")["assumptions"]["batch"]),
-    "ranks_check": ranks_check,
-    "ranks_steps": ranks_steps,
-    "ranks_step_batch": lambda: str(load("ranks")["check"]["batch"]),
-    "ranks_cores": lambda: str(load("ranks")["check"]["cores"]),
-    "reference_again": reference_again,
-    "rmse_changes": lambda: ", ".join(rmse_changes()),
-    "rmse_seeds": lambda: str(len(rmse_changes())),
-    "roofline": roofline,
-    "roofline_bandwidth": lambda: f"{load('roofline_cpu')['bandwidth']['bytes_per_second'] / 1e9:.0f}",
-    "roofline_peak": lambda: f"{load('roofline_cpu')['matrix_peak']['fp32']['flop_per_second'] / 1e9:.0f}",
-    "saved_batch": lambda: str(load("saved_for_backward_batched")["batch"]),
-    "saved_for_backward": saved_for_backward,
-    "scaling": scaling,
-}
-"""Name -> function that returns what `{NAME}` stands for in `bench/performance_template.md`."""
+@figure
+def roof(what: str) -> str:
+    """Return a roof of the machine: its float32 `peak` in GFLOP/s, or its `bandwidth` in GB/s."""
+    record = load("roofline")
+    rate = record["bandwidth"]["bytes_per_second"]
+    return f"{(record['matrix_peak']['fp32']['flop_per_second'] if what == 'peak' else rate) / 1e9:.0f}"
+
+
+@figure
+def saved_batch() -> str:
+    """Return the batch for which saved bytes were counted."""
+    return str(load("saved_for_backward_batched")["batch"])

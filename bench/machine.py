@@ -5,7 +5,6 @@ import platform
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,20 +12,11 @@ import psutil
 import torch
 
 from pgat_fast.utils.cores import usable_cores
-from pgat_fast.utils.system import GIB
+from pgat_fast.utils.system import GIB, cpu_fields, package_version
 
 SETTINGS: Final = (
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "GOMP_",
-    "MALLOC_",
-    "GLIBC_TUNABLES",
-    "LD_PRELOAD",
-    "PYTORCH_",
-    "TORCH",
-    "ONEDNN_",
-)
+    "OMP_", "MKL_", "KMP_", "GOMP_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_", "TORCH", "ONEDNN_",
+)  # fmt: skip
 """Prefixes of environment variables that affect the speed of torch or the memory it takes."""
 
 
@@ -49,7 +39,7 @@ def describe() -> dict[str, Any]:
         },
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": package_version("triton"),
     }
 
 
@@ -85,22 +75,10 @@ def _gpu() -> dict[str, Any]:
     return description | {"driver": driver}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _processor() -> str:
     """Return the processor's name and model, and the vector instructions that decide its speed."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    vectors = [
-        flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in fields.get("flags", "").split()
-    ]
+    fields = cpu_fields()
+    flags = fields.get("flags", "").split()
+    vectors = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     family = [f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields]  # the name may be ambiguous
-    return f"{fields.get('model name', 'unknown')} ({', '.join([*family, *vectors])})"
+    return f"{fields['model name']} ({', '.join([*family, *vectors])})"

@@ -1,6 +1,5 @@
 """Measured peak rate of matrix products on this machine, which fractions of the peak are relative to."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.measure import synchronize
+from bench.timing import shortest
 from pgat_fast.model.precision import Precision, float32_products_in, product_dtype
 
 SIZES: Final = ((2048, 2048, 2048), (4096, 208, 624), (1690, 208, 416))
@@ -17,8 +16,6 @@ SIZES: Final = ((2048, 2048, 2048), (4096, 208, 624), (1690, 208, 416))
 
 CUDA_SIZES: Final = ((8192, 8192, 8192), (65_536, 208, 624))
 """More sizes, large enough to fill a GPU."""
-
-LEAST_RUNS: Final = 3
 
 
 def matrix_peak(precision: Precision, device: torch.device, seconds: float = 0.2) -> dict[str, Any]:
@@ -59,19 +56,6 @@ def _ways(x: Tensor, weight: Tensor, transposed: Tensor, out: Tensor) -> dict[st
 
 def _settings(name: str, precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     return nullcontext() if name == "torch" else float32_products_in(precision, device)
-
-
-def shortest(product: Callable[[], object], seconds: float, device: torch.device) -> float:
-    """Return the shortest time of `product` in seconds, repeated for `seconds`, but at least `LEAST_RUNS` times."""
-    product()
-    best, runs, deadline = float("inf"), 0, time.perf_counter() + seconds
-    while runs < LEAST_RUNS or time.perf_counter() < deadline:
-        synchronize(device)
-        started = time.perf_counter()
-        product()
-        synchronize(device)
-        best, runs = min(best, time.perf_counter() - started), runs + 1
-    return best
 
 
 def best_peaks(records: Iterable[Mapping[str, Any]]) -> dict[Precision, dict[str, Any]]:

@@ -1,57 +1,24 @@
-"""Measurements: quartiles, peak memory, bytes saved for backward, FLOPs, and straight-line fits."""
+"""Measurements: quartiles, peak memory, bytes saved for backward, FLOPs, and the exponent of growth."""
 
 import ctypes
 import gc
-import resource
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
+from pgat_fast.monitoring.memory import process_memory
 from pgat_fast.plan.trace import MISSING_FORMULAS
+from pgat_fast.utils.system import GIB
 from pgat_kernels.matmul_precision import fast_exact_float32
 from pgat_kernels.ops.kept import bytes_kept
-
-Quartiles = dict[str, float]
-"""Keys `quartile_1`, `median`, `quartile_3`."""
-
-
-def quartiles(values: Sequence[float]) -> Quartiles:
-    """Return the quartiles of at least one value."""
-    cut_points = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
-    return dict(zip(("quartile_1", "median", "quartile_3"), cut_points, strict=True))
-
-
-# --- time -------------------------------------------------------------------------------------------------------------
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until `device` has finished its queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds_of(run: Callable[[], None], times: int, device: torch.device) -> list[float]:
-    """Return the seconds of each of `times` calls of `run`, until `device` has finished its work."""
-    seconds = []
-    for _ in range(times):
-        synchronize(device)
-        started = time.perf_counter()
-        run()
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
@@ -59,9 +26,8 @@ def seconds_of(run: Callable[[], None], times: int, device: torch.device) -> lis
 class PeakMemory:
     """Peak memory since creation: on CUDA the allocator's, elsewhere the resident size of the process.
 
-    On Linux the resident peak is the kernel's `VmHWM`, which can be reset (proc_pid_clear_refs(5)), elsewhere
-    `ru_maxrss`. (On Linux `ru_maxrss` is wrong for a child: it starts at the peak of the parent.) Where the peak cannot
-    be reset, the earlier peak is the baseline, and a later peak below it is not detected.
+    On Linux the resident peak can be reset (proc_pid_clear_refs(5)). Where it cannot, the earlier peak is the baseline,
+    and a later peak below it is not detected.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -77,7 +43,8 @@ class PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
-            _forget_peak()
+            with suppress(OSError):  # not Linux, or not writable
+                Path("/proc/self/clear_refs").write_text("5")
 
     def reserved(self) -> int | None:
         """Return the peak bytes reserved by the CUDA allocator, including pools of CUDA graphs; elsewhere None."""
@@ -90,28 +57,7 @@ class PeakMemory:
     def _peak(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        high_water_mark = _high_water_mark()
-        if high_water_mark is not None:
-            return high_water_mark
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _forget_peak() -> None:
-    """Reset `VmHWM` to the current resident size, where the system supports it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _high_water_mark() -> int | None:
-    """Return the peak resident size in bytes; None where the system does not report it."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+        return int(process_memory()[1] * GIB)
 
 
 def give_back_freed() -> None:
@@ -162,22 +108,6 @@ def count_saved(ignored: Iterable[Tensor] = ()) -> Iterator[SavedBytes]:
         yield saved
 
 
-class _Operators(TorchDispatchMode):
-    """Mode that collects the operators outside torch's own that have no formula for their FLOPs."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.without_formula: set[str] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        packet = getattr(func, "overloadpacket", func)
-        if getattr(func, "namespace", "aten") not in ("aten", "prim", "prims") and packet not in flop_registry:
-            self.without_formula.add(str(packet))
-        return func(*args, **(kwargs or {}))
-
-
 @dataclass(frozen=True)
 class Counts:
     """Counts of one forward and backward pass.
@@ -185,20 +115,17 @@ class Counts:
     Attributes:
         saved_bytes: bytes kept between the two passes, see `count_saved`, including what our operators keep.
         forward_flops, flops: FLOPs of the forward pass, and of both; a multiplication and an addition count as 2.
-        without_formula: operators outside torch's own for which torch has no FLOP formula; they count as 0 FLOPs.
     """
 
     saved_bytes: int
     forward_flops: int
     flops: int
-    without_formula: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
         return {
             "saved_for_backward_bytes": self.saved_bytes,
             "forward_flops": self.forward_flops,
             "flops": self.flops,
-            "operators_without_flop_formula": list(self.without_formula),
         }
 
 
@@ -209,14 +136,14 @@ def count(forward: Callable[[], Tensor], ignored: Iterable[Tensor] = ()) -> Coun
     pass counts again. A custom operator counts by the formula registered for it with
     `torch.utils.flop_counter.register_flop_formula`. Tensors may have no data, see `without_data`.
     """
-    with FlopCounterMode(display=False, custom_mapping=dict(MISSING_FORMULAS)) as counter, _Operators() as operators:
+    with FlopCounterMode(display=False, custom_mapping=dict(MISSING_FORMULAS)) as counter:
         with count_saved(ignored) as saved:
             result = forward()
         saved_bytes, forward_flops = saved.total + bytes_kept(result), counter.get_total_flops()
         saved.forget()
         result.sum().backward()
         flops = counter.get_total_flops()
-    return Counts(saved_bytes, forward_flops, flops, tuple(sorted(operators.without_formula)))
+    return Counts(saved_bytes, forward_flops, flops)
 
 
 @contextmanager
@@ -245,31 +172,21 @@ def state_of(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-# --- lines ------------------------------------------------------------------------------------------------------------
+def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
+    """Return the exponent of the best power law with a constant, by least squares of relative errors.
 
-
-def fit_line(sizes: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
-    """Fit the least-squares line through the origin, and, for three sizes or more, the one with a constant.
-
-    Args:
-        sizes: positive sizes.
-        values: their costs, at least one of which is positive.
-
-    Returns:
-        `slope`; `deviations_percent` of every value from the line, in percent of the line; the
-        `largest_deviation_percent`, with its sign; and `with_constant`, the same for the line with a constant, and the
-        `constant`.
+    Neither constant nor factor is negative. Returns None for fewer than three sizes.
     """
-    products = sum(size * value for size, value in zip(sizes, values, strict=True))
-    slope = products / sum(size**2 for size in sizes)
-    line = {"slope": slope, **_deviations(values, [slope * size for size in sizes])}
-    if len(sizes) > 2:
-        slope, constant = statistics.linear_regression(sizes, values)
-        deviations = _deviations(values, [constant + slope * size for size in sizes])
-        line["with_constant"] = {"constant": constant, "slope": slope, **deviations}
-    return line
-
-
-def _deviations(values: Sequence[float], expected: Sequence[float]) -> dict[str, Any]:
-    deviations = [100 * (value / line - 1) for value, line in zip(values, expected, strict=True)]
-    return {"deviations_percent": deviations, "largest_deviation_percent": max(deviations, key=abs)}
+    if len(sizes) < 3:
+        return None
+    x, y = np.asarray(sizes, dtype=float) / max(sizes), np.asarray(values, dtype=float)
+    best, least = None, np.inf
+    for power in np.arange(0.1, 8.01, 0.05):
+        columns = np.stack((np.ones_like(x), x**power), axis=1) / y[:, None]
+        coefficients = np.linalg.lstsq(columns, np.ones_like(y), rcond=None)[0]
+        if coefficients[0] < 0:  # fit again without a constant
+            coefficients = np.array([0.0, columns[:, 1].sum() / (columns[:, 1] ** 2).sum()])
+        error = float(((columns @ coefficients - 1) ** 2).sum())
+        if coefficients[1] > 0 and error < least:
+            best, least = float(power), error
+    return best

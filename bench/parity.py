@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bench.variants import Variant, build
+from bench.backend_spec import QUICKSTART, BackendSpec, build
 from pgat_fast import load_config
 from pgat_fast.config import Config
 from pgat_fast.data.windows import example
@@ -31,7 +30,6 @@ everywhere.
 """
 SEEDS = 8
 """Number of draws of inputs to try."""
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
 
 class ParityError(Exception):
@@ -43,20 +41,20 @@ def require_parity(backend: str, combiner: str) -> None:
     """Compare a backend's outputs and gradients with the reference's: a small model, eager, without dropout.
 
     The comparison is in float64. Kernels do not support it: they are compared in float32 on their device, and the error
-    may be as large as rounding explains for these inputs (`pgat_kernels.conditioning`). Compiled and 16-bit variants
-    are compared by the tests and by `bench.gpu`.
+    may be as large as rounding explains for these inputs (`pgat_kernels.conditioning`). Compiled and 16-bit specs
+    are compared by the tests and by `bench.gpu.measure`.
 
     Raises ParityError, which names what differs and by how much.
     """
     if backend == "reference":
         return
-    config = load_config(str(CONFIG), [*SETTINGS, f"model.combiner={combiner}"])
+    config = load_config(QUICKSTART, [*SETTINGS, f"model.combiner={combiner}"])
     torch.manual_seed(0)
-    reference = build(config, Variant("reference")).double().eval()
+    reference = build(config, BackendSpec("reference")).double().eval()
     if backend == "triton":
         _require_kernels(config, reference)
         return
-    candidate = build(config, Variant(backend)).double().eval()
+    candidate = build(config, BackendSpec(backend)).double().eval()
     candidate.load_state_dict(reference.state_dict())
     inputs = [x.double() for x in example(config.model, 2)[:4]]
     expected, actual = (model(*inputs)[0] for model in (reference, candidate))
@@ -78,7 +76,7 @@ def _require_kernels(config: Config, reference: nn.Module) -> None:
 
     def computed_by(backend: str, dtype: torch.dtype) -> Callable[[list[Tensor]], list[Tensor]]:
         """Return a function of weights and inputs that returns the forecast and the gradients of all weights."""
-        model = build(load_config(config, ["run.device=auto"]), Variant(backend)).to(device, dtype).eval()
+        model = build(load_config(config, ["run.device=auto"]), BackendSpec(backend)).to(device, dtype).eval()
 
         def compute(tensors: list[Tensor]) -> list[Tensor]:
             leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
@@ -109,8 +107,8 @@ def _require_kernels(config: Config, reference: nn.Module) -> None:
             )
 
 
-def _compare(what: str, found: Tensor, expected: Tensor) -> None:
-    error = float((found - expected).abs().max())
+def _compare(what: str, actual: Tensor, expected: Tensor) -> None:
+    error = float((actual - expected).abs().max())
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not error <= allowed:
         raise ParityError(

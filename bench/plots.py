@@ -1,14 +1,13 @@
 """Plots of `docs/performance.md`, from the committed results."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.compare import RESULTS, ROOT
-from bench.figures import ZEN4, combiner_of, grown, load
-from bench.processes import Record
-from bench.scaling import SIZES
+from bench.figures import ZEN4, ZEN5, combiner_of, growth_results
+from bench.result_files import RESULTS, ROOT, load
 
 FOLDER: Final = ROOT / "docs" / "plots"
 
@@ -31,9 +30,9 @@ def speed(plt: Any) -> Any:
     """Draw bars: how many times faster than the reference, on two machines."""
     names = ("batched_batch1", "hierarchical_batch1")
     figure, axes = plt.subplots(2, 2, figsize=(8, 4.8), layout="constrained")
-    for row, suffix in zip(axes, ("", ZEN4), strict=True):
+    for row, machine in zip(axes, (ZEN5, ZEN4), strict=True):
         for ax, name in zip(row, names, strict=True):
-            record = load(f"fast_step_{name}{suffix}")
+            record = load(f"step_{name}", machine)
             results = [result for result in record["results"] if "error" not in result]
             backends = [result["backend"] for result in results]
             faster = [result.get("times_less_than_first", {}).get("step_seconds", 1.0) for result in results]
@@ -69,20 +68,14 @@ def history(plt: Any) -> Any:
 
 def growth(plt: Any) -> Any:
     """Draw time and memory against every quantity that grows, on logarithmic scales."""
-    figure, axes = plt.subplots(2, len(SIZES), figsize=(8, 4.6), layout="constrained", sharex="col")
     units = {"history": "days of history", "batch": "windows of a batch", "bodies": "bodies"}
-    for result in grown():
-        column = list(SIZES).index(result["what"])
-        points = [
-            (n, record) for n, record in zip(result["sizes"], result["records"], strict=True) if "error" not in record
-        ]
-        seconds, memory = ([value(record) for _, record in points] for value in (_seconds, _mebibytes))
-        for row, (values, exponent) in enumerate(
-            ((seconds, result["seconds_exponent"]), (memory, result["memory_exponent"]))
-        ):
-            power = "?" if exponent is None else f"{exponent:.1f}"
-            label = f"{result['backend']}: {power}"
-            axes[row][column].plot([n for n, _ in points], values, "o-", label=label, color=colour(result["backend"]))
+    figure, axes = plt.subplots(2, len(units), figsize=(8, 4.6), layout="constrained", sharex="col")
+    for result in growth_results():
+        column = list(units).index(result["what"])
+        values = result["seconds"], [1024 * gib for gib in result["memory"]]
+        for ax, y, exponent in zip(axes[:, column], values, result["exponents"], strict=True):
+            label = f"{result['backend']}: {'?' if exponent is None else f'{exponent:.1f}'}"
+            ax.plot([size for size, _ in result["points"]], y, "o-", label=label, color=colour(result["backend"]))
         axes[1][column].set_xlabel(units[result["what"]])
     for row, what in zip(axes, ("seconds", "MiB above the import"), strict=True):
         row[0].set_ylabel(what)
@@ -94,20 +87,12 @@ def growth(plt: Any) -> Any:
     return figure
 
 
-def _seconds(record: Record) -> float:
-    return float(record["seconds"]["median"])
-
-
-def _mebibytes(record: Record) -> float:
-    return float(1024 * record["memory_gib"])
-
-
 def roofline(plt: Any) -> Any:
     """Draw FLOP/s against FLOPs per byte below the roofs, for every machine on which it was measured."""
-    paths = sorted(RESULTS.glob("roofline_*.json"))
+    paths = sorted(RESULTS.glob("*/*/roofline.json"))
     figure, axes = plt.subplots(1, len(paths), figsize=(8, 3.6), layout="constrained", squeeze=False)
     for ax, path in zip(axes[0], paths, strict=True):
-        record = load(path.stem)
+        record = json.loads(path.read_text())
         memory, points = record["bandwidth"]["bytes_per_second"], record["points"]
         ends = [0.5 * min(point["flops"] / point["bytes"] for point in points)]
         ends.append(2 * max(point["flops"] / point["bytes"] for point in points))

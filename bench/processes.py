@@ -15,10 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bench.result_files import Record
+from pgat_fast.errors import first_line
 from pgat_fast.utils.io import write_json
-
-Record = dict[str, Any]
-"""Result of one process; only an `error` of one line if it failed."""
 
 
 def take_turns(
@@ -76,8 +75,15 @@ def run_task(module: str, task: Record, time_limit: float, environment: Mapping[
     return {"error": f"the process ended with {reason}" + (" (out of memory?)" if process.returncode == -9 else "")}
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """Kill `process` and the processes it has started, which may outlive it."""
+def end(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and its descendants, which may have a session of their own."""
+    if process.poll() is None:
+        with suppress(ImportError):  # without psutil, which `bench.step` needs, there are no such descendants
+            import psutil
+
+            with suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -96,7 +102,12 @@ def attempt(measure: Callable[[Record], Record], task: Record) -> Record:
         return measure(task)
     except Exception as error:
         traceback.print_exc()
-        return {"error": first_line(error)}
+        return error_record(error)
+
+
+def error_record(error: Exception) -> Record:
+    """Return the record of a measurement that failed: the type of `error` and the first line of its message."""
+    return {"error": f"{type(error).__name__}: {first_line(error)}"}
 
 
 def end_first() -> None:
@@ -105,44 +116,52 @@ def end_first() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def first_line(error: BaseException) -> str:
-    """Return the type of `error` and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def positive(text: str) -> int:
     """Parse an integer of at least 1. Raises argparse.ArgumentTypeError."""
-    number = not_negative(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("0: at least 1 is needed")
-    return number
+    return _at_least(1, text)
 
 
 def not_negative(text: str) -> int:
     """Parse an integer of at least 0. Raises argparse.ArgumentTypeError."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}")
     return int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options common to all benchmarks in processes."""
+    """Add the options common to all benchmarks."""
     parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--rounds", type=positive, default=3, help="processes of each, in turns (default: 3)")
-    parser.add_argument("--time-limit", type=float, default=3600.0, help="seconds a process may take (default: 3600)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+
+
+def add_turns(parser: argparse.ArgumentParser) -> None:
+    """Add the options of benchmarks whose processes take turns."""
+    add_arguments(parser)
+    parser.add_argument("--rounds", type=positive, default=3, help="processes of each backend (default: %(default)s)")
     parser.add_argument(
-        "--peak-seconds", type=float, default=0.2, help="how long each product of the peak is repeated (default: 0.2)"
+        "--time-limit", type=float, default=3600.0, help="seconds that a process may take (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument(
+        "--peak-seconds", type=float, default=0.2, help="seconds for which each matrix product is repeated to find the "
+        "peak (default: %(default)s)",
+    )  # fmt: skip
 
 
-def write(path: Path | None, module: str, results: Record) -> None:
+def make_parser(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help is the docstring of a module."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def write(path: str | Path | None, module: str, results: Record) -> None:
     """Write `results` with the command and the machine to `path`, if one is given."""
     if path:
         from bench.machine import describe  # imports torch, which a process that only runs others does not need
 
-        of_program = sys.argv[1:2] == ["bench"]  # called as `pgat-fast`, however it was started
+        of_program = sys.argv[1:2] == ["bench"]  # called as `pgat-fast`
         called = ["pgat-fast"] if of_program else ["python", "-m", module]
         command = shlex.join([*called, *sys.argv[1:]])
-        write_json(path, {"command": command, "machine": describe(), **results})
+        write_json(Path(path), {"command": command, "machine": describe(), **results})

@@ -15,13 +15,11 @@ from typing import Any, Final
 
 from torch.profiler import ProfilerActivity, profile
 
-from bench.compare import CONFIG
-from bench.machine import describe
+from bench.backend_spec import QUICKSTART, configure, given, parse_spec
 from bench.matrix_peak import matrix_peak
-from bench.processes import Record
+from bench.processes import write
+from bench.result_files import Record
 from bench.step import TrainedModel
-from bench.variants import configure, given, parse_variant
-from pgat_fast.utils.io import write_json
 from pgat_fast.utils.table import format_columns
 
 PRODUCTS: Final = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_convolution", "aten::conv")
@@ -71,11 +69,11 @@ def as_table(records: list[Record]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Run `pgat-fast bench profile`: write the trace and the table, and print its first ten lines. Returns 0."""
-    variant = given(parse_variant, "--backend", args.backend)
-    config = configure(variant, args.config or CONFIG, args.overrides)
+    spec = given(parse_spec, "--backend", args.backend)
+    config = configure(spec, args.config or QUICKSTART, args.overrides)
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    trained = TrainedModel(config, variant, args.batch)
+    trained = TrainedModel(config, spec, args.batch)
     cuda = trained.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities, record_shapes=True, with_flops=True) as profiled:
@@ -87,12 +85,10 @@ def run(args: argparse.Namespace) -> int:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(records)
-    settings = {"config": args.config or CONFIG, "overrides": args.overrides, "backend": str(variant)}
+    settings = {"config": args.config or QUICKSTART, "overrides": args.overrides, "backend": str(spec)}
     settings |= {"batch": args.batch, "steps": args.steps}
-    write_json(
-        folder / "operators.json",
-        {"machine": describe(), "settings": settings, "peak_flop_per_second": peak, "operators": records},
-    )
+    figures = {"settings": settings, "peak_flop_per_second": peak, "operators": records}
+    write(folder / "operators.json", "bench.profile", figures)
     print(as_table(records[:10]))
     print(f"\n{folder}/trace.json opens in ui.perfetto.dev; all operators: {folder}/operators.csv and .json")
     return 0

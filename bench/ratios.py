@@ -10,8 +10,8 @@ NOISE: Final = 0.10
 
 HOURS: Final = 0.03
 """Relative difference between runs at different hours beyond that between their processes: 1.9 % between two on one
-machine an hour apart (`bench/results/amd-epyc-2-cores-2026-11-26-2.json` and `-3.json`, `torch:compiled`), with some
-reserve."""
+machine an hour apart (`comparison.json` and `comparison-2.json` in `bench/results/amd-epyc-zen4-2-cores/2026-11-26`,
+`torch:compiled`), with some reserve."""
 
 _STUDENT: Final = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,

@@ -3,8 +3,8 @@
     pgat-fast bench report            # write them from the committed results
     pgat-fast bench report --check    # exit code 1 if they differ from the committed results
 
-`{NAME}` in `bench/performance_template.md` stands for one of `bench.figures.FIGURES`. In README.md the table is between
-`<!-- generated: speed -->` and `<!-- end of speed -->`.
+`{NAME}` or `{NAME:ARGUMENT}` in `bench/performance_template.md` stands for one of `bench.figures.FIGURES`. In README.md
+the table is between `<!-- generated: speed -->` and `<!-- end of speed -->`.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from bench.compare import ROOT
 from bench.figures import FIGURES, speed
 from bench.plots import FOLDER, plots
+from bench.result_files import ROOT
 from pgat_fast.errors import BackendError, DataError
 from pgat_fast.utils.io import write_atomically
 
@@ -24,7 +24,7 @@ README: Final = ROOT / "README.md"
 PAGE: Final = ROOT / "docs" / "performance.md"
 TEMPLATE: Final = ROOT / "bench" / "performance_template.md"
 _TABLE: Final = re.compile(r"(<!-- generated: speed -->\n).*?(<!-- end of speed -->)", re.DOTALL)
-_FIGURE: Final = re.compile(r"\{(\w+)\}")
+_FIGURE: Final = re.compile(r"\{(\w+)(?::([^}]+))?\}")
 
 
 def render_page() -> str:
@@ -32,8 +32,8 @@ def render_page() -> str:
 
     def figure(match: re.Match[str]) -> str:
         if match[1] not in FIGURES:
-            raise DataError(f"{TEMPLATE.name} asks for {match[0]}: there are {', '.join(FIGURES)}")
-        return FIGURES[match[1]]()
+            raise DataError(f"{TEMPLATE.name}: unknown figure {match[0]}; choose from {', '.join(FIGURES)}")
+        return FIGURES[match[1]](*filter(None, match.groups()[1:]))
 
     return _FIGURE.sub(figure, TEMPLATE.read_text())
 

@@ -4,9 +4,9 @@
     python -m bench.step --config configs/production_batched.yaml --backends reference,torch --batch 16 --steps 0
     python -m bench.step --config configs/quickstart.yaml --backends reference,reference:compiled,torch:eager:bf16
 
-`bench.variants` lists the words that may follow a backend's name. Each backend runs in processes of its own, which take
-turns for `--rounds` rounds; figures are medians over all of them, ratios are relative to the first backend. Inputs are
-random numbers of the configured shapes. Per backend:
+`bench.backend_spec` lists the words that may follow a backend's name. Each backend runs in processes of its own, which
+take turns for `--rounds` rounds; figures are medians over all of them, ratios are relative to the first backend. Inputs
+are random numbers of the configured shapes. Per backend:
 
 - `step_seconds`: quartiles of the steps after the warm-up.
 - `peak_memory_gib`: the peak of the process (on CUDA: of the allocator) above what it held after the imports, from
@@ -16,8 +16,6 @@ random numbers of the configured shapes. Per backend:
 - `saved_for_backward_bytes`, `flops`, `forward_flops`: counted for one forward and backward pass, eager, by
   `bench.measure.count` on tensors without data with the operators of a CPU: the same on every device. FLOPs are those
   executed, including recomputation.
-- `operators_without_flop_formula`: operators outside torch's own that were not counted; if there are any, `flops` and
-  the fraction are too low.
 - `fraction_of_matrix_peak`: FLOPs per second relative to the best matrix product of the same precision that any of the
   processes measured (`bench.matrix_peak`).
 - `compile`, for compiled ones: seconds of the warm-up beyond those of its steps, without and with the compiler's cache;
@@ -27,7 +25,6 @@ random numbers of the configured shapes. Per backend:
 cannot be counted a `count_error` instead of counts. Exit status 1: one of them failed.
 """
 
-import argparse
 import statistics
 import sys
 from collections import Counter
@@ -37,29 +34,19 @@ from typing import Final, Self
 import torch
 from torch import nn
 
-from bench.matrix_peak import best_peaks, matrix_peak
-from bench.measure import (
-    PeakMemory,
-    count,
-    count_saved,
-    forget_data,
-    give_back_freed,
-    quartiles,
-    seconds_of,
-    state_of,
-    without_data,
-)
-from bench.processes import Record, add_arguments, do_task, not_negative, positive, run_task, take_turns, write
-from bench.variants import (
-    Variant,
+from bench.backend_spec import (
+    BackendSpec,
     build,
     compile_module,
     configure,
-    in_precisions,
     is_compiled,
-    parse_precisions,
-    parse_variants,
+    parse_specs,
 )
+from bench.matrix_peak import best_peaks, matrix_peak
+from bench.measure import PeakMemory, count, count_saved, forget_data, give_back_freed, state_of, without_data
+from bench.processes import add_turns, do_task, make_parser, not_negative, positive, run_task, take_turns, write
+from bench.result_files import Record
+from bench.timing import quartiles, seconds_of
 from pgat_fast.config.schema import Config
 from pgat_fast.data.windows import Batch, example
 from pgat_fast.distributed.process_group import SingleProcess
@@ -68,6 +55,7 @@ from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.training.optimizer_step import OptimizerStep, make_optimizer
 from pgat_fast.utils.device import resolve_device
 from pgat_fast.utils.system import GIB
+from pgat_fast.utils.table import format_columns
 
 MODULE: Final = "bench.step"
 
@@ -85,18 +73,18 @@ LESS: Final = ("peak_memory_gib", "saved_for_backward_bytes", "flops")
 
 def measure(task: Record) -> Record:
     """Run the task of one process: count or time, as its `kind` says."""
-    variant = Variant(**task["variant"])
-    config = configure(variant, task["config"], task["overrides"])
+    spec = BackendSpec(**task["spec"])
+    config = configure(spec, task["config"], task["overrides"])
     if task["kind"] == "count":
-        return count_step(config, variant, task["batch"])
-    return time_steps(config, variant, task["batch"], task["steps"], task["peak_seconds"])
+        return count_step(config, spec, task["batch"])
+    return time_steps(config, spec, task["batch"], task["steps"], task["peak_seconds"])
 
 
-def count_step(config: Config, variant: Variant, batch: int) -> Record:
+def count_step(config: Config, spec: BackendSpec, batch: int) -> Record:
     """Count a step on tensors without data, with the precision of the configured device and the operators of a CPU."""
     precision = resolve_precision(config.run.precision, resolve_device(config.run.device))
     device = torch.device("cpu")
-    model = build(config, variant)
+    model = build(config, spec)
     with without_data():
         forget_data(model)
         step = optimizer_step(model, config, precision, device)
@@ -105,9 +93,9 @@ def count_step(config: Config, variant: Variant, batch: int) -> Record:
     return {"parameters": sum(parameter.numel() for parameter in model.parameters()), **counts.record()}
 
 
-def time_steps(config: Config, variant: Variant, batch: int, steps: int, peak_seconds: float) -> Record:
+def time_steps(config: Config, spec: BackendSpec, batch: int, steps: int, peak_seconds: float) -> Record:
     """Return the seconds of `steps` training steps after the warm-up, the peak memory, and the peak of products."""
-    trained = TrainedModel(config, variant, batch)
+    trained = TrainedModel(config, spec, batch)
     seconds = trained.seconds_of(steps)
     record = trained.record()  # before the products below allocate memory
     peak = matrix_peak(trained.precision, trained.device, peak_seconds)
@@ -117,17 +105,17 @@ def time_steps(config: Config, variant: Variant, batch: int, steps: int, peak_se
 class TrainedModel:
     """Warmed-up model that takes training steps, with its peak memory tracked."""
 
-    def __init__(self, config: Config, variant: Variant, batch: int) -> None:
+    def __init__(self, config: Config, spec: BackendSpec, batch: int) -> None:
         self.device = device = resolve_device(config.run.device)
         self.precision = resolve_precision(config.run.precision, device)
         torch.manual_seed(config.training.seed)
         self._memory = PeakMemory(device)
-        self.compiled = is_compiled(config, variant, device)
-        self.model = build(config, variant, self.compiled).to(device)
+        self.compiled = is_compiled(config, spec, device)
+        self.model = build(config, spec, self.compiled).to(device)
         if self.compiled:
             torch._dynamo.utils.counters.clear()
-            compile_module(self.model, variant, device)
-        graphs = self.compiled and device.type == "cuda" and variant.backend != "reference"
+            compile_module(self.model, spec, device)
+        graphs = self.compiled and device.type == "cuda" and spec.backend != "reference"
         self._step = optimizer_step(self.model, config, self.precision, device, graphs=graphs)
         self._inputs = Batch(*(tensor.to(device) for tensor in example(config.model, batch)))
         self.warm_up = seconds_of(self._take, COMPILED_WARM_UP if self.compiled else WARM_UP, device)
@@ -201,17 +189,31 @@ class Compiler:
             breaks[reason.strip().splitlines()[0]] += times
         return cls(counters["stats"]["unique_graphs"], dict(breaks))
 
-    def record(self, before: Self) -> Record:
-        """Return the counters as a record; `before` is the state at the start of the timed steps."""
+    def record(self, start: Self) -> Record:
+        """Return the counters as a record; `start` is the state at the start of the timed steps."""
         return {
             "graphs": self.graphs,
-            "graphs_made_while_timed": self.graphs - before.graphs,
+            "graphs_made_while_timed": self.graphs - start.graphs,
             "graph_breaks": sum(self.breaks.values()),
             "graph_break_reasons": self.breaks,
         }
 
 
 # --- all backends -----------------------------------------------------------------------------------------------------
+
+
+def timing(rounds: list[Record]) -> Record:
+    """Return the figures that the processes of one backend have measured."""
+    first = rounds[0]
+    return {
+        "precision": first["precision"],
+        "compiled": first["compiled"],
+        "device": first["device"],
+        "first_step_seconds": first["warm_up_seconds"][0],
+        "step_seconds": quartiles([seconds for record in rounds for seconds in record["seconds"]]),
+        **{key: statistics.median(record[key] for record in rounds) for key in MEMORY},
+        "reserved_memory_gib": first["reserved_memory_gib"],
+    }
 
 
 def summarize(name: str, counted: Record, rounds: list[Record], batch: int) -> Record:
@@ -223,22 +225,14 @@ def summarize(name: str, counted: Record, rounds: list[Record], batch: int) -> R
     result |= {"count_error": counted["error"]} if "error" in counted else counted
     if not rounds:
         return result
-    step = quartiles([seconds for record in rounds for seconds in record["seconds"]])
-    result |= {
-        "precision": rounds[0]["precision"],
-        "compiled": rounds[0]["compiled"],
-        "device": rounds[0]["device"],
-        "first_step_seconds": rounds[0]["warm_up_seconds"][0],
-        "step_seconds": step,
-        "round_medians": [statistics.median(record["seconds"]) for record in rounds],
-        "windows_per_second": batch / step["median"],
-        **{key: statistics.median(record[key] for record in rounds) for key in MEMORY},
-        "reserved_memory_gib": rounds[0]["reserved_memory_gib"],
-    }
+    result |= timing(rounds)
+    median = result["step_seconds"]["median"]
+    result["round_medians"] = [statistics.median(record["seconds"]) for record in rounds]
+    result["windows_per_second"] = batch / median
     if "flops" in counted:
-        result["flop_per_second"] = counted["flops"] / step["median"]
+        result["flop_per_second"] = counted["flops"] / median
     if result["compiled"]:
-        compile_seconds = [sum(record["warm_up_seconds"]) - COMPILED_WARM_UP * step["median"] for record in rounds]
+        compile_seconds = [sum(record["warm_up_seconds"]) - COMPILED_WARM_UP * median for record in rounds]
         cached = statistics.median(compile_seconds[1:]) if len(compile_seconds) > 1 else None
         result["compile"] = {"seconds": compile_seconds[0], "seconds_with_cache": cached, **rounds[0]["compiler"]}
     return result
@@ -247,84 +241,66 @@ def summarize(name: str, counted: Record, rounds: list[Record], batch: int) -> R
 def compare(result: Record, first: Record) -> Record:
     """Return how many times less `result` takes than `first`, for the figures that both have."""
     ratios = {key: first[key] / result[key] for key in LESS if result.get(key) and first.get(key)}
-    if result.get("operators_without_flop_formula"):
-        ratios.pop("flops", None)  # incomplete counts would overstate the ratio
     if "step_seconds" in result and "step_seconds" in first:
         ratios["step_seconds"] = first["step_seconds"]["median"] / result["step_seconds"]["median"]
     return ratios
 
 
-def describe_result(result: Record) -> str:
-    """Return a summary of a result as one line."""
-    if "error" in result:
-        return f"{result['backend']}: {result['error']}"
-    parts = []
-    if "step_seconds" in result:
-        step = result["step_seconds"]
-        parts += [
-            f"{step['median']:.3g} s a step ({step['quartile_1']:.3g} to {step['quartile_3']:.3g})",
-            f"peak {result['peak_memory_gib']:.2f} GiB above {result['baseline_memory_gib']:.2f} GiB",
-        ]
-    if "count_error" in result:
-        parts.append(f"not counted: {result['count_error']}")
-    else:
-        saved = result["saved_for_backward_bytes"] / 1e9
-        parts += [f"{saved:.3g} GB saved for backward", f"{result['flops']:.3g} FLOP"]
-    if "fraction_of_matrix_peak" in result:
-        parts.append(f"{result['fraction_of_matrix_peak']:.1%} of the peak of {result['precision']} products")
-    if result.get("compiled"):
-        compiler = result["compile"]
-        parts.append(f"compiled in {compiler['seconds']:.0f} s, {compiler['graph_breaks']} graph breaks")
-    if result.get("times_less_than_first"):
-        ratios = result["times_less_than_first"]
-        parts.append("less than the first: " + ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items()))
-    if result.get("operators_without_flop_formula"):
-        parts.append(f"FLOPs not counted of {', '.join(result['operators_without_flop_formula'])}")
-    return f"{result['backend']}: " + "; ".join(parts)
+def as_table(results: list[Record]) -> str:
+    """Return the results as a table; an unknown figure is `-`."""
+    rows = [("backend", "seconds a step", "times faster", "peak memory", "saved for backward", "FLOP", "of the peak")]
+    for result in results:
+        error = result.get("error") or result.get("count_error")
+        if error:
+            rows.append((result["backend"], error, *"-----"))
+            continue
+        timed = "step_seconds" in result
+        faster = result.get("times_less_than_first", {}).get("step_seconds", 1)
+        rows.append(
+            (
+                result["backend"],
+                f"{result['step_seconds']['median']:.3g}" if timed else "-",
+                f"{faster:.2f}" if timed else "-",
+                f"{result['peak_memory_gib']:.2f} GiB" if timed else "-",
+                f"{result['saved_for_backward_bytes'] / 1e9:.3g} GB",
+                f"{result['flops']:.3g}",
+                f"{result['fraction_of_matrix_peak']:.1%}" if timed else "-",
+            )
+        )
+    return format_columns(rows)
 
 
 def main() -> int:
+    """Run the benchmark, or one of its processes. Returns 1 if a backend failed."""
     if sys.argv[1:2] == ["--task"]:
         return do_task(measure, sys.argv[2])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--backends", type=parse_variants, default=[Variant("reference")], metavar="NAME[:WORD...],...")
     parser.add_argument(
-        "--precision", type=parse_precisions, default=[], metavar="WORD,...", help="of backends that name none"
+        "--backends", type=parse_specs, default=[BackendSpec("reference")], metavar="NAME[:WORD...],..."
     )
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--steps", type=not_negative, default=5, help="steps to time in each process; 0: only count")
-    add_arguments(parser)
+    add_turns(parser)
     args = parser.parse_args()
-    variants = in_precisions(args.backends, args.precision)
     try:
-        for variant in variants:
-            configure(variant, args.config, args.overrides)
+        for spec in args.backends:
+            configure(spec, args.config, args.overrides)
     except PgatError as error:
         parser.error(str(error))
 
-    tasks = {
-        str(variant): {
-            "kind": "time",
-            "variant": asdict(variant),
-            "config": args.config,
-            "overrides": args.overrides,
-            "batch": args.batch,
-            "steps": args.steps,
-            "peak_seconds": args.peak_seconds,
-        }
-        for variant in variants
-    }
-    # Compiling does not change the counts.
-    counted: dict[Variant, Record] = {}
-    for variant in variants:
-        key = replace(variant, compiled=None)
+    common = {"kind": "time", "config": args.config, "overrides": args.overrides, "batch": args.batch}
+    common |= {"steps": args.steps, "peak_seconds": args.peak_seconds}
+    tasks = {str(spec): {"spec": asdict(spec), **common} for spec in args.backends}
+    counted: dict[BackendSpec, Record] = {}
+    for spec in args.backends:
+        key = replace(spec, compiled=None)  # compiling does not change the counts
         if key not in counted:
-            counted[key] = run_task(MODULE, tasks[str(variant)] | {"kind": "count"}, args.time_limit)
+            counted[key] = run_task(MODULE, tasks[str(spec)] | {"kind": "count"}, args.time_limit)
     timed, order = take_turns(MODULE, tasks, args.rounds if args.steps else 0, args.time_limit)
     results = [
-        summarize(name, counted[replace(variant, compiled=None)], timed[name], args.batch)
-        for name, variant in zip(tasks, variants, strict=True)
+        summarize(str(spec), counted[replace(spec, compiled=None)], timed[str(spec)], args.batch)
+        for spec in args.backends
     ]
     peaks = best_peaks(record for rounds in timed.values() for record in rounds)
     for result in results:
@@ -333,10 +309,10 @@ def main() -> int:
             result["fraction_of_matrix_peak"] = result["flop_per_second"] / peak
         if result is not results[0]:
             result["times_less_than_first"] = compare(result, results[0])
-        print(describe_result(result))
+    print(as_table(results))
     settings = {"batch": args.batch, "steps": args.steps, "rounds": args.rounds, "order": order, "matrix_peak": peaks}
     write(args.json, MODULE, {**settings, "results": results})
-    return 1 if any({"error", "count_error"} & result.keys() for result in results) else 0
+    return int(any({"error", "count_error"} & result.keys() for result in results))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench.combiner import PRODUCTION
-from bench.measure import PeakMemory, count_saved, give_back_freed, synchronize
-from bench.parity import CONFIG
+from bench.backend_spec import PRODUCTION, QUICKSTART
+from bench.measure import PeakMemory, count_saved, give_back_freed
+from bench.timing import synchronize
 from pgat_fast import load_config
 from pgat_fast.config.schema import Config
 from pgat_fast.utils.system import GIB
 
-SMALL: Final = str(CONFIG)
 TIMESTEPS: Final = {"small": 16, "production": 4000}
 """Shape -> timesteps of the inputs of operators; `production` corresponds to a batch of 16."""
 SECONDS: Final = 0.5
@@ -29,8 +28,14 @@ FEW: Final = 2
 
 def configuration(shape: str, combiner: str, *overrides: str) -> Config:
     """Return the configuration for `combiner` with the sizes of `shape`: `small` (the quickstart's) or `production`."""
-    path = SMALL if shape == "small" else PRODUCTION[combiner]
+    path = QUICKSTART if shape == "small" else PRODUCTION[combiner]
     return load_config(path, [f"model.combiner={combiner}", "training.batch_size=1", *overrides])
+
+
+def median_seconds(benchmark: BenchmarkFixture) -> float:
+    """Return the median duration of the rounds of `benchmark`, which has run."""
+    assert benchmark.stats is not None
+    return float(benchmark.stats.stats.median)
 
 
 def measure(
@@ -39,7 +44,7 @@ def measure(
     device: torch.device,
     *,
     setup: Callable[[], Any] | None = None,
-    held: Callable[[], tuple[Tensor, ...]] = tuple,
+    ignored: Callable[[], tuple[Tensor, ...]] = tuple,
     saves: bool = True,
 ) -> None:
     """Time `run` after a warm-up, measure its memory in one more call, and record both in `benchmark`.
@@ -49,7 +54,7 @@ def measure(
         run: the function to time, until the device has finished. It may return a tensor with a graph, which is freed.
         device: the device on which it runs.
         setup: returns the argument of `run`; called before each call, untimed.
-        held: returns tensors that are held in any case, which do not count as saved for the backward pass.
+        ignored: returns tensors that exist in any case, which do not count as saved for the backward pass.
         saves: whether `run` includes a forward pass; only then are saved bytes recorded.
     """
 
@@ -77,7 +82,7 @@ def measure(
     arguments = prepared()[0]
     give_back_freed()
     memory = PeakMemory(device)
-    with count_saved(held()) as saved:
+    with count_saved(ignored()) as saved:
         result = run(*arguments)
         synchronize(device)
     benchmark.extra_info["peak_memory_mib"] = memory.above_baseline() / 2**20

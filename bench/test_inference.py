@@ -4,9 +4,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.backend_spec import build, parse_spec
 from bench.parity import require_parity
-from bench.suite import configuration, measure
-from bench.variants import build, parse_variant
+from bench.suite import configuration, measure, median_seconds
 from pgat_fast.data.windows import example
 from pgat_fast.model.precision import products_in, resolve_precision
 
@@ -22,12 +22,12 @@ def test_forecast(
     shape: str,
     device: torch.device,
 ) -> None:
-    variant = parse_variant(backend)
-    if shape == "small" and windows > 1 and (combiner, variant.backend) == ("hierarchical", "reference"):
+    spec = parse_spec(backend)
+    if shape == "small" and windows > 1 and (combiner, spec.backend) == ("hierarchical", "reference"):
         pytest.skip("takes two minutes: with --shape production only")
-    require_parity(variant.backend, combiner)
-    config = configuration(shape, combiner, f"model.seq_len={seq_len}", *variant.overrides())
-    model = build(config, variant).to(device).eval()
+    require_parity(spec.backend, combiner)
+    config = configuration(shape, combiner, f"model.seq_len={seq_len}", *spec.overrides())
+    model = build(config, spec).to(device).eval()
     resolved = resolve_precision(precision, device)
     inputs = [x.to(device) for x in example(config.model, windows)[:4]]
 
@@ -36,4 +36,4 @@ def test_forecast(
             model(*inputs)
 
     measure(benchmark, forecast, device, saves=False)
-    benchmark.extra_info["windows_per_second"] = windows / benchmark.stats.stats.median
+    benchmark.extra_info["windows_per_second"] = windows / median_seconds(benchmark)

@@ -10,10 +10,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from bench.backend_spec import build, parse_spec
 from bench.measure import state_of
 from bench.parity import require_parity
 from bench.suite import configuration, measure
-from bench.variants import build, parse_variant
 from pgat_fast.data.windows import example
 from pgat_fast.model.precision import float32_products_in, products_in, resolve_precision
 
@@ -54,10 +54,10 @@ def test_part(
     shape: str,
     device: torch.device,
 ) -> None:
-    variant = parse_variant(backend)
-    require_parity(variant.backend, of)
-    config = configuration(shape, of, f"model.seq_len={seq_len}", *variant.overrides())
-    model = build(config, variant).to(device)
+    spec = parse_spec(backend)
+    require_parity(spec.backend, of)
+    config = configuration(shape, of, f"model.seq_len={seq_len}", *spec.overrides())
+    model = build(config, spec).to(device)
     module = model.get_submodule(part)
     resolved = resolve_precision(precision, device)
     inputs = [x.to(device) for x in example(config.model, batch)[:4]]
@@ -76,4 +76,4 @@ def test_part(
         with float32_products_in(resolved, device):
             loss.backward()
 
-    measure(benchmark, forward if which == "forward" else both, device, held=lambda: (*leaves, *state_of(model)))
+    measure(benchmark, forward if which == "forward" else both, device, ignored=lambda: (*leaves, *state_of(model)))

@@ -9,12 +9,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.backend_spec import build, compile_module, parse_spec
+from bench.gpu.cost_model import EPOCH_WINDOWS
 from bench.measure import state_of
 from bench.parity import require_parity
 from bench.step import optimizer_step
-from bench.suite import configuration, measure
-from bench.time_model import EPOCH_WINDOWS
-from bench.variants import build, compile_module, parse_variant
+from bench.suite import configuration, measure, median_seconds
 from pgat_fast.data.windows import Batch, example
 from pgat_fast.model.precision import resolve_precision
 
@@ -31,23 +31,23 @@ def test_training_step(
     shape: str,
     device: torch.device,
 ) -> None:
-    variant = parse_variant(backend)
-    if compiled and shape == "small" and (precision, combiner, variant.backend) != ("highest", "batched", "torch"):
+    spec = parse_spec(backend)
+    if compiled and shape == "small" and (precision, combiner, spec.backend) != ("highest", "batched", "torch"):
         pytest.skip("takes two minutes: with --shape production only; pgat-fast bench compare --compiled has more")
-    require_parity(variant.backend, combiner)
-    config = configuration(shape, combiner, f"model.seq_len={seq_len}", *variant.overrides())
-    model = build(config, variant, compiled).to(device)
+    require_parity(spec.backend, combiner)
+    config = configuration(shape, combiner, f"model.seq_len={seq_len}", *spec.overrides())
+    model = build(config, spec, compiled).to(device)
     if compiled:
-        compile_module(model, variant, device)
-    graphs = compiled and device.type == "cuda" and variant.backend != "reference"
+        compile_module(model, spec, device)
+    graphs = compiled and device.type == "cuda" and spec.backend != "reference"
     step = optimizer_step(model, config, resolve_precision(precision, device), device, graphs=graphs)
     inputs = Batch(*(tensor.to(device) for tensor in example(config.model, batch)))
 
     def take_step() -> None:
         step.apply(step.accumulate([lambda: inputs]), 1)
 
-    measure(benchmark, take_step, device, held=lambda: (*state_of(model), *inputs))
+    measure(benchmark, take_step, device, ignored=lambda: (*state_of(model), *inputs))
     assert not step.flags.raised(wait=True), "a step was not finite and thus left out: the timings mean nothing"
-    steps, median = math.ceil(EPOCH_WINDOWS / batch), benchmark.stats.stats.median
+    steps, median = math.ceil(EPOCH_WINDOWS / batch), median_seconds(benchmark)
     benchmark.extra_info["epoch_seconds_extrapolated"] = steps * median
-    benchmark.extra_info["epoch_is"] = f"{steps} steps, of which {benchmark.stats.stats.rounds} were measured"
+    benchmark.extra_info["epoch_steps"] = steps

@@ -8,7 +8,7 @@ from pgat_kernels.tuning_table import Case, Configuration, fitting, measured
 DEFAULT: Final = "default"
 """Key of the configurations for GPUs that are not listed."""
 
-# Chosen by the register use that the offline compiler reports (`bench/kernels_static.py`), not measured on a GPU;
+# Chosen by the register use that the offline compiler reports (`bench/gpu/static.py`), not measured on a GPU;
 # measured configurations are in `tuning_table.json`.
 # Only the tensor cores of sm_90 and sm_100 need tiles of 64 rows, which take more registers.
 _WIDE: Final = {gpu: Configuration(block=64, warps=8, stages=1) for gpu in ("sm_90", "sm_100")}

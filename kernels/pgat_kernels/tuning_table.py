@@ -1,6 +1,6 @@
 """Measurements on GPUs: launch configurations, and the number of rows from which a kernel is faster than plain torch.
 
-`tuning_table.json`, written by `python -m bench.tune`, has an entry for every measured architecture (`sm_90`,
+`tuning_table.json`, written by `python -m bench.gpu.tune`, has an entry for every measured architecture (`sm_90`,
 `gfx942`). It is read once. Without an entry kernels use `launch_configs`, and `auto` uses no kernel.
 """
 
@@ -53,7 +53,7 @@ class Measured(NamedTuple):
 def measured(gpu: str) -> Measured | None:
     """Return the measurements on this architecture; None if there are none.
 
-    Raises ValueError, with the name of the file, if the file does not have the format that `bench.tune` writes.
+    Raises ValueError, with the name of the file, if the file does not have the format that `bench.gpu.tune` writes.
     """
     return read(FILE).get(gpu)
 
@@ -72,8 +72,8 @@ def read(file: Path) -> dict[str, Measured]:
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{file} is not what `python -m bench.tune` writes ({type(error).__name__}: {error}): restore it, or put "
-            "{} into it to do without measurements"
+            f"{file} is not what `python -m bench.gpu.tune` writes ({type(error).__name__}: {error}): restore it, or "
+            "put {} into it to do without measurements"
         ) from error
 
 

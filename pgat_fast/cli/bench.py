@@ -10,6 +10,8 @@ Benchmarks need a clone of the repository; they are not part of the installed pa
 `pytest bench --benchmark-only` times operators, parts of the model, training steps,
 forecasts and imports one by one.
 """
+_STUDIES = ("scaling", "roofline", "ranks")
+"""Subcommands in `bench.studies`."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -25,7 +27,9 @@ def add_parser(subparsers: Subparsers) -> None:
     text = "number of processes per backend (default: %(default)s)"
     compare.add_argument("--processes", type=int, default=8, metavar="N", help=text)
     _add_json_argument(compare)
-    compare.add_argument("--save", action="store_true", help="write the results to bench/results/MACHINE-DATE.json")
+    compare.add_argument(
+        "--save", action="store_true", help="write the results to bench/results/MACHINE/DATE/comparison.json"
+    )
 
     text = "Check for regressions from the committed results.\n\nExit code 1 if there is a regression."
     check = add_command(commands, "check", run, text)
@@ -65,7 +69,8 @@ def add_parser(subparsers: Subparsers) -> None:
     report.add_argument("--check", action="store_true", help="compare them with the committed results, write nothing")
 
     for name, parser in commands.choices.items():
-        parser.set_defaults(module=f"bench.{name}")
+        folder = "bench.studies" if name in _STUDIES else "bench"
+        parser.set_defaults(module=f"{folder}.{name}")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +100,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         module = import_module(args.module)
     except ModuleNotFoundError as error:
-        if error.name not in ("bench", args.module):
+        if not (error.name and args.module.startswith(error.name)):
             raise
-        raise BackendError("benchmarks are not part of the installed package: run them in a clone") from error
+        raise BackendError(
+            "the benchmarks are not part of the installed package: clone the repository, run "
+            "`pip install --editable .` in the clone, and repeat this command there"
+        ) from error
     return int(module.run(args))

@@ -33,8 +33,8 @@ COMPILE_SECONDS: Final = {"cpu": 30.0, "cuda": 150.0}
 
 EXPECTED_SPEEDUP: Final = {"cpu": 1.1, "cuda": 1.5}
 """Device -> seconds of an eager step / seconds of a compiled one. On a CPU: 1.12 for the operators of the quickstart
-without recomputation, 0.95 and 1.10 at production sizes (`bench/results/fast_step_*_zen3.json`). On a GPU: not
-measured."""
+without recomputation, 0.95 and 1.10 at production sizes (`bench/results/amd-epyc-zen3-2-cores/*/step_*.json`). On a
+GPU: not measured."""
 
 STEP_SECONDS: Final = {
     ("cpu", "batched"): 2.8,
@@ -46,7 +46,8 @@ STEP_SECONDS: Final = {
 measured; the others are estimates that distinguish minutes from hours."""
 
 _PRODUCTION_FLOPS: Final = 2.85e11
-"""FLOPs of the first entry of `STEP_SECONDS` (`bench/results/fast_step_batched_batch1.json`)."""
+"""FLOPs of the first entry of `STEP_SECONDS`
+(`bench/results/amd-epyc-zen5-2-cores/2026-11-23/step_batched_batch1.json`)."""
 
 _PRODUCTION: Final = {"days": 250, "width": 208, "nodes": 13, "batched": 2, "hierarchical": 4}
 """Model sizes of `STEP_SECONDS`; the entry of a combiner is its number of blocks."""

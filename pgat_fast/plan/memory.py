@@ -25,7 +25,7 @@ are in `bench/results`):
 
 A whole run, `pgat-fast train` with quickstart's batch of 8, evaluation included: 0.88, predicted 0.86 (-3 %).
 
-The backend `torch`, compiled, in float32 (`bench/results/fast_step_*.json`; a test compares them):
+The backend `torch`, compiled, in float32 (`bench/results/*/*/step_*.json`; a test compares them):
 
     production_batched, batch 1, 4          0.90  1.34         predicted 0.90  1.22         (0, -9 %)
     production (hierarchical), batch 1      1.13               predicted 1.17               (+4 %)

@@ -22,7 +22,7 @@ batched)."""
 
 WARM_CACHE: Final = 0.15
 """Seconds of compilation with a warm cache / with an empty one: 2.6 / 21 with the quickstart, 5.2 / 24 with the batched
-production model (`bench/results/fast_step_*_zen3.json`)."""
+production model (`bench/results/amd-epyc-zen3-2-cores/*/step_*.json`)."""
 
 MEASURED_STEPS: Final = 50
 """Smallest number of steps of a run for which a forward pass is timed first: about a hundredth of the run."""

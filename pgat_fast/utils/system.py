@@ -43,7 +43,8 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -55,7 +56,7 @@ def _versions() -> dict[str, Any]:
 
     versions: dict[str, Any] = {"pgat_fast": __version__, "python": platform.python_version()}
     versions["torch"] = str(torch.__version__)
-    versions |= {package: _version(package) for package in ("triton", *_REQUIRED)}
+    versions |= {package: package_version(package) for package in ("triton", *_REQUIRED)}
     if versions["triton"] is None:
         linux = sys.platform == "linux"
         versions["triton_absent"] = (
@@ -66,7 +67,7 @@ def _versions() -> dict[str, Any]:
 
 def _optional() -> dict[str, dict[str, str | None]]:
     return {
-        package: {"version": _version(package), "for": purpose, "install": f'pip install "pgat-fast[{extra}]"'}
+        package: {"version": package_version(package), "for": purpose, "install": f'pip install "pgat-fast[{extra}]"'}
         for package, (extra, purpose) in _OPTIONAL.items()
     }
 
@@ -77,7 +78,7 @@ def _cpu() -> dict[str, Any]:
     flags = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_fp16", "sve", "bf16")
     capabilities = torch.cpu.get_capabilities()
     return {
-        "model": _cpu_model(),
+        "model": cpu_fields()["model name"],
         "cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
         "usable_logical_cores": usable_cores(),
@@ -88,15 +89,14 @@ def _cpu() -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str:
+def cpu_fields() -> dict[str, str]:
+    """Return the fields of /proc/cpuinfo, such as `model name` and `flags`; where there is no such file, the name."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine() or "unknown"
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return {"model name": platform.processor() or platform.machine() or "unknown", **fields}
 
 
 def _memory() -> dict[str, float | None]:

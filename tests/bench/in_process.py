@@ -8,7 +8,8 @@ from importlib import import_module
 import pytest
 
 from bench import processes
-from bench.processes import Record, attempt, run_task
+from bench.processes import attempt, run_task
+from bench.result_files import Record
 
 
 def never(task: Record) -> bool:

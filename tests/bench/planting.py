@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from bench import parity
-from bench.variants import Variant
+from bench.backend_spec import BackendSpec
 from pgat_fast.config.schema import Config
 
 
@@ -12,9 +12,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, backend: str, part: str) -> None:
     """Make `bench.parity` build models of `backend` whose `part` returns a thousandth too much."""
     build = parity.build
 
-    def planted(config: Config, variant: Variant) -> nn.Module:
-        model = build(config, variant)
-        if variant.backend == backend:
+    def planted(config: Config, spec: BackendSpec) -> nn.Module:
+        model = build(config, spec)
+        if spec.backend == backend:
             model.get_submodule(part).register_forward_hook(lambda module, inputs, y: 1.001 * y)
         return model
 

@@ -10,6 +10,7 @@ import pytest
 
 from bench import check
 from bench.check import Verdict, judge, measured, saved_bytes, settings_of
+from pgat_fast.utils.io import write_json
 
 Record = dict[str, Any]
 
@@ -60,10 +61,8 @@ class Machine:
     def __init__(self, noise: float = 0.0, **times: float) -> None:
         self.times, self.noise, self.asked = times, noise, list[list[str]]()
 
-    def __call__(
-        self, config: str, overrides: list[str], variants: list[Any], batch: int, steps: int, n: int
-    ) -> Record:
-        names = [str(variant) for variant in variants]
+    def __call__(self, config: str, overrides: list[str], specs: list[Any], batch: int, steps: int, n: int) -> Record:
+        names = [str(spec) for spec in specs]
         self.asked.append(names)
         results: list[Record] = []
         for name in names:
@@ -128,11 +127,12 @@ def test_missing_committed_comparison_does_not_pass(
 def test_untracked_result_is_no_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     committed = set(check.committed())
     assert committed
-    assert all(path.parent == check.RESULTS for path in committed)
+    assert all(path.parents[2] == check.RESULTS for path in committed)
     monkeypatch.setattr(check, "_known_to_git", lambda: [])
     monkeypatch.setattr(check, "RESULTS", tmp_path)
-    (tmp_path / "some.json").write_text(json.dumps(BEFORE))
-    assert list(check.committed()) == [tmp_path / "some.json"], "all there are, where there is no git"
+    path = tmp_path / "machine" / "date" / "some.json"
+    write_json(path, BEFORE)
+    assert list(check.committed()) == [path], "all there are, where there is no git"
 
 
 @pytest.mark.slow  # models of production sizes
@@ -146,7 +146,8 @@ def test_changed_saved_bytes_are_fault(
     small = ["model.use_celestial_graph=false", "model.seq_len=4", "model.label_len=2", "model.pred_len=2"]
     settings = {"config": "configs/quickstart.yaml", "overrides": small, "batch": 1}
     record = {"backend": "torch:eager", "saved_for_backward_bytes": 1}
-    (tmp_path / "some.json").write_text(json.dumps({"kind": "comparison", "settings": settings, "results": [record]}))
+    content = {"kind": "comparison", "settings": settings, "results": [record]}
+    write_json(tmp_path / "machine" / "date" / "some.json", content)
     monkeypatch.setattr(check, "RESULTS", tmp_path)
     monkeypatch.setattr(check, "_known_to_git", lambda: [])
     monkeypatch.setattr(check, "static_kernels", lambda: iter(()))

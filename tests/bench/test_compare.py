@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from bench import compare, parity, profile
+from bench import compare, parity, profile, result_files
+from bench.backend_spec import QUICKSTART
 from bench.processes import attempt
 from pgat_fast.cli import main
+from pgat_fast.errors import DataError
+from pgat_fast.utils.io import write_json
 from tests.bench.planting import plant
 
 SMALL = ["model.seq_len=6", "model.label_len=3", "model.pred_len=2", "model.d_model=26", "model.n_heads=2"]
@@ -56,7 +59,7 @@ class Served:
     """Stand-in for `compare.Server`, without the process: the backend `none` fails, the others take steps."""
 
     def __init__(self, task: dict[str, Any], environment: object) -> None:
-        self.error = "BackendError: none" if task["variant"]["backend"] == "none" else None
+        self.error = "BackendError: none" if task["spec"]["backend"] == "none" else None
 
     def ask(self, word: str) -> dict[str, Any]:
         if self.error:
@@ -70,14 +73,14 @@ class Served:
 def test_failed_backend_is_reported_and_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "Server", Served)
     tasks = {
-        "reference": {"variant": {"backend": "reference"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
-        "nothing": {"variant": {"backend": "none"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1},
+        "reference": {"spec": {"backend": "reference"}, "config": QUICKSTART, "overrides": SMALL, "batch": 1},
+        "nothing": {"spec": {"backend": "none"}, "config": QUICKSTART, "overrides": SMALL, "batch": 1},
     }
     records, order = compare.take_steps(tasks, processes=2, steps=1)
     assert "BackendError" in records["nothing"][0]["error"]
     assert [len(record["seconds"]) for record in records["reference"]] == [1, 1]
     assert order == ["reference", "nothing", "reference"]
-    table = compare.as_table([compare.summarize("nothing", {}, records["nothing"], 1)])
+    table = compare.as_table([compare.summarize("nothing", {}, records["nothing"])])
     assert "BackendError" in table
 
 
@@ -85,7 +88,7 @@ def test_process_answers_with_error_of_its_backend(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compare, "end_first", lambda: None)  # it affects the whole process
-    task = {"variant": {"backend": "none"}, "config": compare.CONFIG, "overrides": SMALL, "batch": 1}
+    task = {"spec": {"backend": "none"}, "config": QUICKSTART, "overrides": SMALL, "batch": 1}
     assert compare.serve(task) == 0
     assert json.loads(capsys.readouterr().out)["error"].startswith("BackendError")
 
@@ -93,7 +96,7 @@ def test_process_answers_with_error_of_its_backend(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--backends", "slow"], "--backends: 'slow': 'slow' is no backend"),
+        (["--backends", "slow"], "--backends: 'slow': 'slow' is not a backend"),
         (["--processes", "1"], "--processes must be at least 2"),
         (["--steps", "0"], "--steps is 0: at least 1"),
         (["--config", "none.yaml"], "none.yaml"),
@@ -108,13 +111,35 @@ def test_invalid_arguments_end_command_before_measuring(
     assert time.monotonic() - started < 30
 
 
-def test_result_file_is_named_by_machine_and_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = {"gpu": None, "processor": "AMD EPYC 9V74 (avx2)", "cores": 2, "date": "2026-11-25T10:00:00+00:00"}
+@pytest.mark.parametrize(
+    ("gpu", "processor", "folder"),
+    [
+        (None, "AMD EPYC 9V74 (avx2)", "amd-epyc-9v74-2-cores"),
+        (None, "AMD EPYC (cpu family 25, model 1, avx2)", "amd-epyc-zen3-2-cores"),
+        ("NVIDIA H100 80GB HBM3", "AMD EPYC (avx2)", "nvidia-h100-80gb-hbm3"),
+    ],
+)
+def test_result_file_is_in_folder_of_machine_and_day(
+    gpu: str | None, processor: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = {"gpu": gpu, "processor": processor, "cores": 2, "date": "2026-11-25T10:00:00+00:00"}
     monkeypatch.setattr(compare, "describe", lambda: machine)
-    first = compare.result_file(tmp_path)
-    assert first.name == "amd-epyc-9v74-2-cores-2026-11-25.json"
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
+    first = compare.result_file()
+    assert first == tmp_path / folder / "2026-11-25" / "comparison.json"
+    first.parent.mkdir(parents=True)
     first.touch()
-    assert compare.result_file(tmp_path).name == "amd-epyc-9v74-2-cores-2026-11-25-2.json"
+    assert compare.result_file().name == "comparison-2.json"
+
+
+def test_newest_result_of_a_machine_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(result_files, "RESULTS", tmp_path)
+    for machine, date in (("a", "2026-01-02"), ("a", "2026-01-10"), ("b", "2026-02-01")):
+        write_json(tmp_path / machine / date / "step.json", {"of": machine + date})
+    assert result_files.load("step", "a") == {"of": "a2026-01-10"}
+    assert result_files.load("step") == {"of": "b2026-02-01"}
+    with pytest.raises(DataError, match=r"bench/results/c/\*/step.json is missing"):
+        result_files.load("step", "c")
 
 
 @pytest.mark.slow  # steps under a profiler

@@ -19,17 +19,17 @@ def test_description_names_processor_and_versions_but_not_host() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "limit", "driver"),
+    ("output", "limit", "driver"),
     [("700.00, 570.10\n", 700.0, "570.10"), ("[N/A], 570.10\n", None, "570.10"), (None, None, None)],
 )
 def test_gpu_has_power_limit_and_driver(
-    said: str | None, limit: float | None, driver: str | None, monkeypatch: pytest.MonkeyPatch
+    output: str | None, limit: float | None, driver: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(command: list[str], **_: Any) -> Any:
         assert command[1] == "--id=GPU-1234"
-        if said is None:
+        if output is None:
             raise FileNotFoundError(command[0])
-        return SimpleNamespace(stdout=said)
+        return SimpleNamespace(stdout=output)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")

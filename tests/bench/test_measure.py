@@ -1,4 +1,4 @@
-"""Tests of `bench.measure` on known bytes, FLOPs and lines."""
+"""Tests of `bench.measure` on known bytes, FLOPs and growth."""
 
 import mmap
 import subprocess
@@ -13,17 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import register_flop_formula
 
 from bench import measure
-from bench.measure import (
-    PeakMemory,
-    count,
-    count_saved,
-    fit_line,
-    forget_data,
-    quartiles,
-    seconds_of,
-    state_of,
-    without_data,
-)
+from bench.measure import PeakMemory, count, count_saved, fit_exponent, forget_data, state_of, without_data
+from bench.timing import quartiles, seconds_of
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -56,18 +47,9 @@ def test_peak_is_measured_since_last_reset() -> None:
 @pytest.mark.multiprocess
 def test_process_does_not_inherit_peak_of_parent() -> None:
     held = torch.ones(900 * MIB, dtype=torch.uint8)
-    code = "import torch; from bench.measure import PeakMemory; print(PeakMemory(torch.device('cpu')).baseline)"
+    code = "import torch; from bench.measure import PeakMemory; printPeakMemorytorch.device'cpu'.baseline"
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(completed.stdout) < len(held) - 100 * MIB
-
-
-def test_peak_without_proc_files_is_ru_maxrss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_high_water_mark", lambda: None)
-    memory = PeakMemory(CPU)
-    held = torch.ones(int(memory.baseline) + 64 * MIB, dtype=torch.uint8)
-    assert memory.baseline > 0
-    assert memory.above_baseline() > 60 * MIB
-    del held
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------
@@ -106,9 +88,7 @@ def test_flops_of_matrix_product(real: bool) -> None:
     else:
         with without_data():
             counts = counted()
-    assert counts == measure.Counts(
-        saved_bytes=0, forward_flops=2 * 3 * 5 * 7, flops=3 * 2 * 3 * 5 * 7, without_formula=()
-    )
+    assert counts == measure.Counts(saved_bytes=0, forward_flops=2 * 3 * 5 * 7, flops=3 * 2 * 3 * 5 * 7)
     assert counts.record()["flops"] == 630
 
 
@@ -134,7 +114,6 @@ def test_fused_attention_on_cpu_counts_same_flops_as_plain() -> None:
     )
     assert fused.forward_flops == plain.forward_flops == 2 * (2 * 2 * 3 * 5 * 5 * 8)
     assert fused.flops - fused.forward_flops == 5 * (2 * 2 * 3 * 5 * 5 * 8)  # the scores are recomputed
-    assert fused.without_formula == ()
 
 
 def test_counts_without_data_equal_counts_with_data() -> None:
@@ -165,19 +144,6 @@ def test_recurrence_runs_without_data() -> None:
     assert isinstance(result, FakeTensor)
 
 
-@torch.library.custom_op("pgat_bench_tests::square", mutates_args=())
-def square(x: Tensor) -> Tensor:
-    return x @ x
-
-
-@square.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-square.register_autograd(lambda ctx, gradient: gradient, setup_context=lambda ctx, inputs, output: None)
-
-
 @torch.library.custom_op("pgat_bench_tests::cube", mutates_args=())
 def cube(x: Tensor) -> Tensor:
     return x @ x @ x
@@ -196,27 +162,18 @@ def cube_flops(shape: tuple[int, ...], *, out_shape: tuple[int, ...]) -> int:
     return 4 * shape[0] ** 3
 
 
-def test_custom_operator_counts_by_formula_and_is_listed_without_one() -> None:
+def test_custom_operator_counts_by_its_formula() -> None:
     with without_data():
         x = torch.randn(6, 6, requires_grad=True)
-        counts = count(lambda: cube(square(x)))
-    assert counts.flops == 4 * 6**3
-    assert counts.without_formula == ("pgat_bench_tests.square",)
+        assert count(lambda: cube(x)).flops == 4 * 6**3
 
 
-# --- lines ------------------------------------------------------------------------------------------------------------
+# --- growth -----------------------------------------------------------------------------------------------------------
 
 
-def test_proportional_values_have_no_deviation() -> None:
-    line = fit_line([1, 2, 4], [3.0, 6.0, 12.0])
-    assert line["slope"] == pytest.approx(3)
-    assert line["largest_deviation_percent"] == pytest.approx(0, abs=1e-9)
-
-
-def test_constant_cost_raises_small_sizes_and_is_fitted() -> None:
-    line = fit_line([125, 250, 500, 1000], [10 + 125, 10 + 250, 10 + 500, 10 + 1000])
-    assert line["deviations_percent"][0] == line["largest_deviation_percent"] == pytest.approx(6.5, abs=0.1)
-    assert line["with_constant"]["constant"] == pytest.approx(10)
-    assert line["with_constant"]["slope"] == pytest.approx(1)
-    assert line["with_constant"]["largest_deviation_percent"] == pytest.approx(0, abs=1e-9)
-    assert "with_constant" not in fit_line([1, 2], [1.0, 2.0])
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_exponent_is_that_of_large_sizes(power: float) -> None:
+    sizes = [64, 128, 256, 512, 1024, 2000]
+    assert fit_exponent(sizes, [1e3 + size**power for size in sizes]) == pytest.approx(power, abs=0.06)
+    assert fit_exponent(sizes, [size**power for size in sizes]) == pytest.approx(power, abs=0.06)
+    assert fit_exponent([4, 5], [1.0, 2.0]) is None

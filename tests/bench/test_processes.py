@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.processes import first_line, run_task, take_turns
+from bench.processes import run_task, take_turns
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,8 +69,3 @@ def test_hanging_process_is_killed_at_time_limit(log: Path) -> None:
     record = run_task("tasks_of_a_test", {"name": "a", "log": str(log), "sleep": True}, time_limit=0.5)
     assert record == {"error": "not done after 0.5 s"}
     assert time.monotonic() - started < 30
-
-
-def test_first_line_has_type_and_first_line_of_message() -> None:
-    assert first_line(ValueError("\nwrong\nvery")) == "ValueError: wrong"
-    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"

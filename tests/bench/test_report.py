@@ -27,13 +27,13 @@ def test_missing_markers_and_unknown_figures_raise(tmp_path: Path, monkeypatch: 
         report.render_readme("<!-- generated: speed -->\nand no end")
     monkeypatch.setattr(report, "TEMPLATE", tmp_path / "some.md")
     report.TEMPLATE.write_text("as fast as {light}")
-    with pytest.raises(DataError, match=r"some.md asks for {light}: there are accuracy, "):
+    with pytest.raises(DataError, match=r"some.md: unknown figure {light}; choose from steps, "):
         report.render_page()
 
 
 def test_every_figure_is_used_and_every_plot_is_shown() -> None:
     template = report.TEMPLATE.read_text()
-    assert set(re.findall(r"\{(\w+)\}", template)) == set(FIGURES)
+    assert set(re.findall(r"\{(\w+)(?::[^}]+)?\}", template)) == set(FIGURES)
     assert set(re.findall(r"plots/(\w+)\.svg", template)) == set(DRAWINGS)
 
 

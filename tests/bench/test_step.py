@@ -32,7 +32,7 @@ def test_backends_take_turns_and_failed_compilation_does_not_stop_others(
         raise RuntimeError("no compiler\nhere")
 
     def is_timed_eagerly(task: dict[str, Any]) -> bool:
-        return task["kind"] == "time" and not task["variant"]["compiled"]
+        return task["kind"] == "time" and not task["spec"]["compiled"]
 
     monkeypatch.setattr("bench.step.compile_module", fail)
     run_tasks_in_process(monkeypatch, "bench.step", in_own_process=is_timed_eagerly)
@@ -56,7 +56,6 @@ def test_backends_take_turns_and_failed_compilation_does_not_stop_others(
         assert 0 < measured["steps_peak_memory_gib"] <= measured["peak_memory_gib"] < 4
         assert 0 < measured["fraction_of_matrix_peak"] < 1
         assert measured["compiled"] is False
-        assert measured["operators_without_flop_formula"] == []
         assert 0 < 2 * measured["forward_flops"] < measured["flops"]
     assert (first["backend"], first["precision"]) == ("reference", "highest")
     assert (second["backend"], second["precision"]) == ("torch:highest:eager", "highest")
@@ -67,9 +66,10 @@ def test_backends_take_turns_and_failed_compilation_does_not_stop_others(
     assert compiled.keys() == {"backend", "error", "times_less_than_first"}
     assert compiled["error"] == "RuntimeError: no compiler"
     printed = capsys.readouterr().out
-    assert "reference: " in printed
-    assert "less than the first: " in printed
-    assert f"reference:compiled: {compiled['error']}" in printed
+    head, *rows = printed.splitlines()
+    assert head.split()[:4] == ["backend", "seconds", "a", "step"]
+    assert [row.split()[0] for row in rows] == backends.split(",")
+    assert compiled["error"] in rows[2]
 
 
 @pytest.mark.slow  # every operator is counted in Python
@@ -137,5 +137,3 @@ def test_compile_time_is_warm_up_beyond_its_steps() -> None:
     assert compare(result, {"saved_for_backward_bytes": 12, "flops": 16}) == {
         "saved_for_backward_bytes": 3.0, "flops": 2.0,
     }  # fmt: skip
-    incomplete = result | {"operators_without_flop_formula": ["pgat.some"]}
-    assert compare(incomplete, {"saved_for_backward_bytes": 12, "flops": 16}) == {"saved_for_backward_bytes": 3.0}

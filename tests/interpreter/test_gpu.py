@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu
-from bench.kernel_cases import CASES
+from bench.gpu import measure
+from bench.gpu.kernel_cases import CASES
 from tests.interpreter.small_cases import SMALL_CASES
 
 
@@ -17,11 +17,11 @@ def test_sections_report_every_operator(
 ) -> None:
     # Only the first case has all dtypes: the tests of each kernel cover them.
     cases = [SMALL_CASES[0], *(case._replace(dtypes=case.dtypes[:1]) for case in SMALL_CASES[1:])]
-    monkeypatch.setattr(gpu, "CASES", cases)
-    monkeypatch.setattr(gpu, "milliseconds", lambda run, device: float(run() is not None))
+    monkeypatch.setattr(measure, "CASES", cases)
+    monkeypatch.setattr(measure, "milliseconds", lambda run, device: float(run() is not None))
     sections = "parity,repeatable,kernels,others"
     settings = ["--device", "cpu", "--timesteps", "1", "--runs", "2", "--sections", sections, "--seconds", "1000"]
-    assert gpu.main([*settings, "--out", str(tmp_path / "gpu")]) == 0, capsys.readouterr().out
+    assert measure.main([*settings, "--out", str(tmp_path / "gpu")]) == 0, capsys.readouterr().out
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert all(record["ok"] for *_, record in result["records"])
     reported = {(section, name.split(",")[0]) for section, name, _ in result["records"]}
@@ -34,14 +34,14 @@ def test_sections_report_every_operator(
 
 
 def test_sections_without_time_are_listed_as_not_run(tmp_path: Path) -> None:
-    assert gpu.main(["--device", "cpu", "--seconds", "0", "--out", str(tmp_path / "gpu")]) == 0
+    assert measure.main(["--device", "cpu", "--seconds", "0", "--out", str(tmp_path / "gpu")]) == 0
     assert "| others | GRU | not run |" in (tmp_path / "gpu.md").read_text()
 
 
 def test_missing_gpu_and_unknown_section_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        gpu.main([])
+        measure.main([])
     assert "there is no CUDA device here" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        gpu.main(["--device", "cpu", "--sections", "speed"])
+        measure.main(["--device", "cpu", "--sections", "speed"])
     assert "--sections: speed: not one of parity" in capsys.readouterr().err

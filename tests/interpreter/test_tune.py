@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import tune
+from bench.gpu import tune
 from pgat_kernels import dispatch
 from pgat_kernels.instrumentation import record_configurations
 from pgat_kernels.launch_configs import configuration

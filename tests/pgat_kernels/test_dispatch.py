@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.kernel_cases import CASES
-from bench.tune import bucket
+from bench.gpu.kernel_cases import CASES
+from bench.gpu.tune import bucket
 from pgat_kernels import dispatch
 from pgat_kernels.dispatch import (
     COVERAGE,
@@ -130,5 +130,5 @@ def test_measurements_round_trip_and_broken_files_are_named(tmp_path: Path) -> N
     assert read(file) == {"sm_90": entry}
     for broken in ("", "[]", '{"sm_90": {}}', '{"sm_90": {"device": "", "configurations": [1], "from_rows": []}}'):
         file.write_text(broken)
-        with pytest.raises(ValueError, match=r"tuning_table\.json is not what `python -m bench\.tune` writes"):
+        with pytest.raises(ValueError, match=r"tuning_table\.json is not what `python -m bench\.gpu\.tune` writes"):
             read(file)

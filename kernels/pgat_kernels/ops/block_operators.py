@@ -2,7 +2,7 @@
 
 A `BlockOperator` is the part of a model between two points where its rows are stored in memory: a feed-forward block,
 or an output projection with its residual. It keeps only its arguments for the backward pass, which recomputes
-intermediate results: on current GPUs that takes less time than writing and reading them (see `bench.kernels_model`).
+intermediate results: on current GPUs that takes less time than writing and reading them (see `bench.gpu.cost_model`).
 """
 
 from collections.abc import Callable, Sequence

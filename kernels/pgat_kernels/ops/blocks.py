@@ -3,7 +3,7 @@
 They consist of operators with Triton kernels if the argument `kernels`, one of `dispatch.Kernels`, selects them, and of
 plain torch, which a compiler may fuse, otherwise. Both compute the same function with the same dropout masks.
 
-The memory traffic (counted by `bench.kernels_model`) determines which operations share a kernel. For the second layer
+The memory traffic (counted by `bench.gpu.cost_model`) determines which operations share a kernel. For the second layer
 of the batched combiner at production sizes, M = 676,000 tokens of 208 numbers, float32 activations A = 562 MB, 16-bit
 products, in one forward pass:
 

@@ -50,6 +50,7 @@ def low_rank_weights(
     outer_bias: Tensor,
     norm: Tensor,
     norm_bias: Tensor,
+    *,
     n_heads: int,
 ) -> LowRankWeights:
     """Compute the maps of the module's derivation.

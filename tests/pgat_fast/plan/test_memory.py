@@ -18,14 +18,14 @@ from pgat_fast.utils.system import GIB
 def measurements(pattern: str) -> dict[str, list[dict[str, Any]]]:
     """Return the committed results grouped by configuration and batch, so that each model is traced only once."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(Path("bench/results").glob(pattern)):
+    for path in sorted(Path("bench/results").glob(f"*/*/{pattern}")):
         record = json.loads(path.read_text())
         config = record["command"].split("--config ")[1].split()[0]
         groups.setdefault(f"{config}, batch {record['batch']}", []).append(record | {"config": config})
     return groups
 
 
-FAST, MEASURED = measurements("fast_step_*.json"), measurements("step_cpu_*.json")
+FAST, MEASURED = measurements("step_*.json"), measurements("reference_step_*.json")
 
 
 def peaks(records: list[dict[str, Any]], backend: str) -> list[float]:

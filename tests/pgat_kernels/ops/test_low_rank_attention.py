@@ -40,7 +40,7 @@ def test_outputs_and_gradients_equal_a_projecting_block(shape: tuple[int, ...]) 
     g = torch.randn_like(expected_output)
     expected = torch.autograd.grad(expected_output, tensors, g)
 
-    weights = low_rank_weights(*tensors[1:], n_heads)
+    weights = low_rank_weights(*tensors[1:], n_heads=n_heads)
     assert weights.scores.shape == (shape[4] + 1, n_heads * (shape[4] + 1))
     with torch.no_grad():
         output, backward = low_rank_attention_block(tensors[0], weights, NO_DROPOUT, 0)
@@ -56,7 +56,7 @@ def test_outputs_and_gradients_equal_a_projecting_block(shape: tuple[int, ...]) 
 def test_backward_pass_with_dropout_equals_autograd(rate: float) -> None:
     shape = SHAPES[1]
     a, *rest = parameters(shape, torch.float64)
-    weights = LowRankWeights(*(w.detach().requires_grad_() for w in low_rank_weights(*rest, shape[2])))
+    weights = LowRankWeights(*(w.detach().requires_grad_() for w in low_rank_weights(*rest, n_heads=shape[2])))
     masks = Masks(rate, torch.tensor(3), torch.tensor(4))
     y, backward = low_rank_attention_block(a, weights, masks, 2)
     g = torch.randn_like(y)
@@ -70,7 +70,7 @@ def test_backward_pass_with_dropout_equals_autograd(rate: float) -> None:
 def test_float32_error_is_within_the_rounding_bound() -> None:
     shape = (4, 169, 8, 208, 3)
     exact, fp32_tensors = ([x.detach() for x in parameters(shape, dtype)] for dtype in (torch.float64, torch.float32))
-    actual, _ = low_rank_attention_block(fp32_tensors[0], low_rank_weights(*fp32_tensors[1:], 8), NO_DROPOUT, 0)
+    actual, _ = low_rank_attention_block(fp32_tensors[0], low_rank_weights(*fp32_tensors[1:], n_heads=8), NO_DROPOUT, 0)
     assert_right_up_to_rounding(
         [actual], [plain(8, *exact)], lambda tensors: [plain(8, *tensors)], fp32_tensors, torch.float32
     )

@@ -1,0 +1,1 @@
+"""One-off measurements whose results a page quotes; nothing else imports them."""

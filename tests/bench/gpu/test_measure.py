@@ -1,0 +1,134 @@
+"""Tests of the sections of `bench.gpu.measure` that need no kernels, on the CPU, and of its monitored processes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from bench import step
+from bench.gpu import measure
+from bench.gpu.measure import compiled_against_eager, in_processes, in_this_process, training_steps
+from tests.bench.in_process import call_as_command, run_tasks_in_process
+
+CPU = torch.device("cpu")
+
+
+def step_here(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    """Stand in for `subprocess.run` of `bench.step`, whose processes have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        run_tasks_in_process(patch, "bench.step")
+        status = call_as_command(patch, step.main, "bench.step", command[command.index("bench.step") + 1 :])
+    return subprocess.CompletedProcess(command, status, stdout="", stderr="")
+
+
+@pytest.mark.slow  # a step of the quickstart, which is also counted
+def test_training_steps_returns_figures_of_step_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "subprocess", SimpleNamespace(run=step_here))
+    record = training_steps("configs/quickstart.yaml", "torch:highest:eager", CPU, batch=1, steps=1)
+    assert record["ok"]
+    assert record["epoch_seconds"] == 421 * record["step_seconds"] > 0
+    assert record["peak_memory_gib"] >= 0
+    assert record["target"] is None
+
+
+@pytest.mark.multiprocess
+def test_failed_step_reports_reason() -> None:
+    record = training_steps("configs/none.yaml", "torch", CPU)
+    assert not record["ok"]
+    assert "configs/none.yaml" in record["error"]
+
+
+@pytest.mark.compile  # graphs of a whole model
+def test_model_with_kernels_requested_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile as on a GPU, for which torch generates other code; here the operators run in plain torch."""
+
+    def compile_in_place(model: nn.Module, device: torch.device) -> None:
+        model.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+
+    monkeypatch.setattr("pgat_fast.model.compilation.compile_in_place", compile_in_place)
+    small = [
+        "model.seq_len=6", "model.label_len=3", "model.pred_len=2", "model.d_model=13", "model.n_heads=1",
+        "model.fusion_layers=1", "model.d_layers=1",
+    ]  # fmt: skip
+    assert compiled_against_eager(CPU, "batched", small)["ok"]
+
+
+CHILD = """
+import json, os, signal, sys, time
+first, file = int(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
+for i in range(first, 6):
+    if i == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if i == 3:
+        time.sleep(60)
+    file.write(json.dumps([i, {"ok": True} if i != 4 else {"ok": False, "lost": True}]) + "\\n")
+    if i == 4:
+        os.abort()
+"""
+
+
+def command(first: int, file: Path, seconds: float) -> list[str]:
+    return [sys.executable, "-c", CHILD, str(first), str(file)]
+
+
+@pytest.mark.multiprocess
+def test_crash_hang_and_lost_gpu_end_only_one_item() -> None:
+    outcomes = list(in_processes(command, 6, time.monotonic() + 100, limit=2))
+    assert outcomes == [
+        (0, {"ok": True}),
+        (1, {"ok": False, "error": "its process ended with -11"}),
+        (2, {"ok": True}),
+        (3, {"ok": False, "error": "it took more than 2 s"}),
+        (4, {"ok": False, "lost": True}),
+        (5, {"ok": True}),
+    ]
+
+
+def test_items_after_deadline_are_not_run() -> None:
+    assert list(in_processes(command, 2, time.monotonic())) == [(0, None), (1, None)]
+
+
+def test_persistent_gpu_error_ends_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detect it whatever the exception: triton raises one of its own."""
+
+    def fail(name: str) -> dict[str, bool]:
+        if name == "broken":
+            monkeypatch.setattr("bench.gpu.measure.synchronize", lambda device: fail("lost"))
+        raise RuntimeError(name)
+
+    items = [("parity", name, lambda n=name: fail(n)) for name in ("harmless", "broken", "never begun")]
+    outcomes = dict(in_this_process(items, 0, time.monotonic() + 100, CPU))
+    assert {i: "lost" in (record or {}) for i, record in outcomes.items()} == {0: False, 1: True}
+    assert outcomes[1] is not None
+    assert outcomes[1]["error"] == "RuntimeError: broken"
+
+
+def test_process_is_killed_when_its_records_are_no_longer_read(tmp_path: Path) -> None:
+    code = "import pathlib, os, time; pathlib.Path({!r}).write_text(str(os.getpid())); time.sleep(60)"
+    pid = tmp_path / "pid"
+    outcomes = in_processes(
+        lambda first, file, seconds: [sys.executable, "-c", code.format(str(pid))], 1, time.monotonic() + 9, limit=1
+    )
+    assert next(outcomes) == (0, {"ok": False, "error": "it took more than 1 s"})
+    assert not psutil.pid_exists(int(pid.read_text()))
+
+
+WITHOUT_DEPENDENCIES = """
+import sys
+for name in ("numpy", "pandas", "psutil", "pydantic", "pytest_benchmark", "safetensors", "tqdm", "yaml"):
+    sys.modules[name] = None
+import bench.gpu.tune
+from bench.gpu import measure
+sys.exit(measure.main(["--device", "cpu", "--seconds", "0"]))
+"""
+
+
+@pytest.mark.multiprocess
+def test_torch_and_triton_are_enough() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_DEPENDENCIES], check=True)
