@@ -87,7 +87,7 @@ def test_weights_of_nn_modules_give_the_same_result() -> None:
     assert attention.in_proj_weight is not None
     weights = low_rank_weights(
         projection.weight, projection.bias, attention.in_proj_weight, attention.in_proj_bias,
-        attention.out_proj.weight, attention.out_proj.bias, norm.weight, norm.bias, 3,
+        attention.out_proj.weight, attention.out_proj.bias, norm.weight, norm.bias, n_heads=3,
     )  # fmt: skip
     actual, _ = low_rank_attention_block(a, weights, NO_DROPOUT, 0)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
