@@ -97,10 +97,8 @@ def as_table(results: Sequence[Record]) -> str:
                 continue
             memory = f"{record['memory_gib'] * 1024:.0f}"
             rows.append((what, backend, str(size), f"{record['seconds']['median']:.3g}", memory))
-        powers = [result["seconds_exponent"], result["memory_exponent"]]
-        rows.append(
-            (what, backend, "exponent", *("not known" if power is None else f"{power:.1f}" for power in powers))
-        )
+        exponents = [result["seconds_exponent"], result["memory_exponent"]]
+        rows.append((what, backend, "exponent", *("-" if value is None else f"{value:.1f}" for value in exponents)))
     return format_columns(rows)
 
 

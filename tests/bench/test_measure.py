@@ -47,7 +47,7 @@ def test_peak_is_measured_since_last_reset() -> None:
 @pytest.mark.multiprocess
 def test_process_does_not_inherit_peak_of_parent() -> None:
     held = torch.ones(900 * MIB, dtype=torch.uint8)
-    code = "import torch; from bench.measure import PeakMemory; printPeakMemorytorch.device'cpu'.baseline"
+    code = "import torch; from bench.measure import PeakMemory; print(PeakMemory(torch.device('cpu')).baseline)"
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(completed.stdout) < len(held) - 100 * MIB
 
