@@ -10,12 +10,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from tests.pgat_fast.model.by_hand import EXACT, normal
 
 
-def outputs_and_gradients(module: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
-    """Return the outputs, and the gradients of inputs and parameters for fixed gradients of the outputs, by name."""
+def outputs_and_gradients(module: nn.Module, *inputs: Tensor, seed: int = 20) -> dict[str, Tensor]:
+    """Return outputs, and gradients of inputs and parameters, by name; `seed` draws the gradients of the outputs."""
     leaves = {f"input {k}": x.detach().clone().requires_grad_() for k, x in enumerate(inputs)}
     outputs = as_tuple(module(*leaves.values()))
     leaves |= dict(module.named_parameters())
-    upstream = [normal(*y.shape, seed=20 + k).to(y.dtype) for k, y in enumerate(outputs)]
+    upstream = [normal(*y.shape, seed=seed + k).to(y.dtype) for k, y in enumerate(outputs)]
     gradients = torch.autograd.grad(outputs, list(leaves.values()), upstream)
     results = {f"output {k}": y.detach() for k, y in enumerate(outputs)}
     return results | dict(zip(leaves, gradients, strict=True))
