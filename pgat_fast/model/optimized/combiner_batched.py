@@ -20,9 +20,10 @@ class FastBatchedCombiner(Part, BatchedCombiner):
         """Return the parameters in the form that the operator takes."""
         layers: list[Any] = list(self.layers)
         first, *others = layers
-        maps: Any = (*self.edge_projection.parameters(), *first.attention.parameters(), *first.norm1.parameters())
+        tensors = (*self.edge_projection.parameters(), *first.attention.parameters(), *first.norm1.parameters())
+        arguments: list[Any] = [*tensors, first.attention.num_heads]
         return CombinerWeights(
-            low_rank_weights(*maps, first.attention.num_heads),
+            low_rank_weights(*arguments),
             tuple(attention_weights(layer.attention, layer.norm1) for layer in others),
             tuple(feed_forward_weights(layer.feed_forward, layer.norm2) for layer in layers),
             OutputWeights(*self.output.parameters()),
