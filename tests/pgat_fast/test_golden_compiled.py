@@ -5,8 +5,6 @@ parts of a model whole takes minutes: see `optimized/test_pgat.py` for their gra
 the comparison with an eager step at the start of every compiled run.
 """
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 
@@ -14,7 +12,6 @@ from pgat_fast import build_model
 from pgat_fast.compat import from_original_layout
 from pgat_fast.model.compilation import Regions, compile_in_place
 from tests import golden
-from tests.pgat_fast.one_library import one_library_a_graph
 from tests.pgat_fast.test_golden import BADLY_CONDITIONED, as_list, spread_in_float32
 
 
@@ -30,10 +27,9 @@ def test_compiled_outputs_and_gradients_equal_existing_model(name: str, regions:
     model.load_state_dict({key: tensor.detach() for key, tensor in translated.items()})
     compile_in_place(model, torch.device("cpu"), regions=regions)
     of_outputs, of_gradients = spread_in_float32(name) if name in BADLY_CONDITIONED else (None, None)
-    with one_library_a_graph() if regions == "whole" else nullcontext():
-        outputs = as_list(model(*case.inputs(torch.float32))[0])
-        case.check_outputs(outputs, of_outputs)
-        case.probed(outputs).backward()
+    outputs = as_list(model(*case.inputs(torch.float32))[0])
+    case.check_outputs(outputs, of_outputs)
+    case.probed(outputs).backward()
     parameters = dict(model.named_parameters())
     # Propagate the gradients through the layout translation to the names of the existing model.
     torch.autograd.backward(

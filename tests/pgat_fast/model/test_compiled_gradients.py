@@ -64,9 +64,9 @@ def test_compiled_gradients_equal_eager_ones(combiner: str, precision: Precision
     assert isinstance(model, FastPGAT)
     epsilon = torch.finfo(torch.bfloat16 if precision == "bf16" else torch.float32).eps
     names = ["loss", *(name for name, _ in model.named_parameters())]
-    # Chunks of three timesteps for all batch sizes; the last chunk of one window is incomplete.
+    # Chunks of three timesteps for all batch sizes; the last chunk of one and of two windows is incomplete.
     execution = replace(model.execution, combiner_chunk=3)
-    for batch in (1, 3):
+    for batch in (1, 2, 3):
         inputs = inputs_of(config, batch=batch)
         model.set_execution(execution)
         expected = gradients(model, config, inputs, precision)
