@@ -34,7 +34,7 @@ from pgat_fast.utils.io import write_atomically, write_json
 from pgat_kernels.dispatch import Kernels
 from pgat_kernels.instrumentation import record_configurations
 from pgat_kernels.launch_configs import configuration
-from pgat_kernels.ops.chunks import auto_chunk
+from pgat_kernels.ops.chunk_sizes import auto_chunk
 from pgat_kernels.tuning_table import Case
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def work_of_a_step(config: "Config", precision: "Precision", batch: int, archite
     model.set_execution(replace(model.execution, kernels=Kernels.ON))
     with (
         patch(
-            "pgat_fast.model.optimized.part.auto_chunk",
+            "pgat_fast.model.optimized.fast_module.auto_chunk",
             lambda rows, size, _: auto_chunk(rows, size, torch.device("cuda")),
         ),
         without_data(),

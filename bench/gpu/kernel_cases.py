@@ -16,11 +16,11 @@ from pgat_kernels.ops.aspects import aspects
 from pgat_kernels.ops.block_operators import BlockOperator
 from pgat_kernels.ops.blocks import edge_head_operator, feed_forward_operator, projection_operator
 from pgat_kernels.ops.dropout import Dropout
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.edge_tokens import edge_tokens_operator
 from pgat_kernels.ops.graph_attention import MOST_WHOLE, graph_attention, plain_forward
 from pgat_kernels.ops.graph_inputs import GraphInputs
 from pgat_kernels.ops.gru import gru_bank
-from pgat_kernels.ops.masks import Masks
 
 DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TIMESTEPS: Final = 4000

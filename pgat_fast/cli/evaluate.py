@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     runs a rolling-origin backtest instead: N models are trained, each on the data before one
     of N consecutive test splits. A second call continues an interrupted backtest.
     """
-    from pgat_fast.training.stop import StopSignals
+    from pgat_fast.training.signals import StopSignals
 
     with StopSignals() as stop:
         start_logging(quiet=args.quiet)

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     `pgat-fast predict DIR --from FILE.csv --out FORECAST.csv` writes the mean forecast of the
     seeds of the best combination.
     """
-    from pgat_fast.training.stop import PATIENCE, StopSignals
+    from pgat_fast.training.signals import PATIENCE, StopSignals
 
     with StopSignals() as stop:
         start_logging(quiet=args.quiet)

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from pgat_fast.distributed.environment import is_main
     from pgat_fast.errors import ConfigError
-    from pgat_fast.training.stop import StopSignals
+    from pgat_fast.training.signals import StopSignals
 
     for name in ("max_steps", "max_minutes"):
         value = getattr(args, name)

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from pgat_fast.data.columns import BODIES, COLUMNS
+from pgat_fast.data.bodies import BODIES
+from pgat_fast.data.columns import COLUMNS
 
 
 def _number(value: Any) -> Any:

@@ -3,18 +3,9 @@
 Used by the builder, the checker and the model. Imports neither torch nor numpy.
 """
 
+from pgat_fast.data.bodies import ASCENDANT, NODES, PLANETS, SHADBALA, name_in_file
+
 TARGETS = ("log_Open", "log_High", "log_Low", "log_Close")
-
-PLANETS = ("Sun", "Moon", "Mars", "Mercury", "Jupiter", "Venus", "Saturn", "Uranus", "Neptune", "Pluto")
-"""The ten bodies with an ephemeris, in the order of the columns of the data file."""
-
-NODES = ("Mean Rahu", "Mean Ketu")
-"""The mean lunar nodes, ascending and descending, as named in the columns."""
-
-SHADBALA = ("Sun", "Moon", "Mars", "Mercury", "Jupiter", "Venus", "Saturn")
-"""The seven bodies with a strength column."""
-
-ASCENDANT = "Ascendant"
 
 _ANGLES = ("sin", "cos", "speed", "sign_sin", "sign_cos")
 
@@ -28,13 +19,6 @@ COLUMNS: tuple[str, ...] = (
 )
 """Numeric columns of the data file, after `date`."""
 
-BODIES = (
-    "sun", "moon", "mercury", "venus", "mars", "jupiter", "saturn",
-    "uranus", "neptune", "pluto", "north_node", "south_node", "chiron",
-)  # fmt: skip
-"""The 13 nodes of the graph, in the order used everywhere in the model."""
-
-_IN_FILE = {"north_node": "Mean Rahu", "south_node": "Mean Ketu", "chiron": ASCENDANT}
 _POSITIONAL_ORDER = (
     "sun", "moon", "mars", "mercury", "jupiter", "venus", "saturn",
     "uranus", "neptune", "pluto", "north_node", "south_node",
@@ -53,7 +37,7 @@ def named_features(body: str) -> dict[str, int]:
     `sign_cos`, `distance`, `lat`, `shadbala`, `ecliptic_sin`, `ecliptic_cos` (tropical longitude). Chiron has
     no columns of its own and uses the Ascendant's pair.
     """
-    name = _IN_FILE.get(body, body.capitalize())
+    name = name_in_file(body)
     columns = {feature: f"dyn_{name}_{feature}" for feature in (*_ANGLES, "distance", "lat", "shadbala")}
     columns |= {f"ecliptic_{feature}": f"{name}_{feature}" for feature in ("sin", "cos")}
     return {feature: COLUMNS.index(column) for feature, column in columns.items() if column in COLUMNS}

@@ -30,7 +30,8 @@ from pgat_fast.data.astronomy import (
     uccha_bala,
     wrap180,
 )
-from pgat_fast.data.columns import ASCENDANT, COLUMNS, NODES, PLANETS, SHADBALA
+from pgat_fast.data.bodies import ASCENDANT, NODES, PLANETS, SHADBALA
+from pgat_fast.data.columns import COLUMNS
 from pgat_fast.errors import DataError
 
 LATITUDE, LONGITUDE = 40.7069, -74.0113

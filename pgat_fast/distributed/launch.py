@@ -13,7 +13,7 @@ from typing import Any
 
 from pgat_fast.distributed.environment import EXIT_CODE_FILE, is_distributed
 from pgat_fast.errors import ConfigError
-from pgat_fast.training.stop import SIGNALS
+from pgat_fast.training.signals import SIGNALS
 from pgat_fast.utils.cores import usable_cores
 
 SHUTDOWN_SECONDS = 90

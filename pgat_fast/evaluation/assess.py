@@ -13,7 +13,8 @@ from torch import nn
 from tqdm import tqdm
 
 from pgat_fast.config import Config
-from pgat_fast.data.columns import BODIES, TARGETS
+from pgat_fast.data.bodies import BODIES
+from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits

@@ -12,7 +12,7 @@ import torch
 
 from pgat_fast.checkpoint_layout import original_shapes
 from pgat_fast.config import Config
-from pgat_fast.data.columns import BODIES
+from pgat_fast.data.bodies import BODIES
 from pgat_fast.data.load import load_splits
 from pgat_fast.data.windows import batch_indices
 from pgat_fast.model import resolve_backend

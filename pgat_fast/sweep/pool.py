@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pgat_fast.errors import ConfigError
 from pgat_fast.sweep.jobs import Job
-from pgat_fast.training.stop import Stop
+from pgat_fast.training.signals import Stop
 from pgat_fast.utils.cores import usable_cores
 from pgat_fast.utils.io import sync_directory
 

@@ -22,7 +22,7 @@ from pgat_fast.errors import ConfigError, DataError
 from pgat_fast.training.checkpoint import list_checkpoints
 from pgat_fast.training.run import train
 from pgat_fast.training.run_folder import CHECKPOINTS, locked, read_status
-from pgat_fast.training.stop import Stop
+from pgat_fast.training.signals import Stop
 from pgat_fast.utils.io import write_json
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from pgat_fast.distributed.process_group import SingleProcess
 from pgat_fast.errors import MemoryLimitError, PgatError, RankError, StopRequested
 from pgat_fast.monitoring.memory import LimitState
 from pgat_fast.monitoring.monitor import Monitor
+from pgat_fast.training.signals import PATIENCE, PATIENCE_OF_OTHERS, Stop
 from pgat_fast.training.state import Progress, end_of_training
-from pgat_fast.training.stop import PATIENCE, PATIENCE_OF_OTHERS, Stop
 
 Due = Literal["end", "save"] | None
 """Action due before a step: end training because of a limit, save a checkpoint, or none."""

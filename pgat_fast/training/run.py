@@ -15,7 +15,7 @@ from pgat_fast.training.results import Results
 from pgat_fast.training.resume import choose_resume_path
 from pgat_fast.training.run_folder import CHECKPOINTS, checkpoint_of, locked, log_file, new_folder, run_of_job
 from pgat_fast.training.setup import Setup
-from pgat_fast.training.stop import Stop
+from pgat_fast.training.signals import Stop
 from pgat_fast.training.trainer import Trainer
 from pgat_fast.utils.device import resolve_device
 

@@ -27,8 +27,8 @@ from pgat_fast.training.results import Results
 from pgat_fast.training.run_folder import CHECKPOINTS, move_earlier_results
 from pgat_fast.training.schedule import learning_rate
 from pgat_fast.training.setup import Setup
+from pgat_fast.training.signals import Stop
 from pgat_fast.training.state import Ending, Epoch, Progress, RunState, end_of_training
-from pgat_fast.training.stop import Stop
 from pgat_fast.training.validation import validation_loss
 from pgat_fast.utils.io import write_atomically
 

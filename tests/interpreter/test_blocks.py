@@ -11,8 +11,8 @@ from pgat_kernels.instrumentation import record_launches
 from pgat_kernels.ops.aspects import aspects
 from pgat_kernels.ops.block_operators import BlockOperator
 from pgat_kernels.ops.blocks import edge_head_operator, feed_forward_operator, projection_operator
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.edge_tokens import edge_tokens_operator
-from pgat_kernels.ops.masks import Masks
 from pgat_kernels.triton import launch
 from pgat_kernels.tuning_table import Configuration
 from tests.combinations import pairwise_each_value_first

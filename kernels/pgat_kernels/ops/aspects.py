@@ -27,7 +27,7 @@ from torch.utils.flop_counter import register_flop_formula
 from pgat_kernels.dispatch import use_kernel
 from pgat_kernels.instrumentation import chunk_device_type
 from pgat_kernels.matmul_precision import no_autocast
-from pgat_kernels.ops.chunks import starts
+from pgat_kernels.ops.chunk_sizes import starts
 
 aten = torch.ops.aten
 

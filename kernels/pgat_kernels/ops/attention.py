@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from pgat_kernels.matmul_precision import fast_exact_float32, no_autocast
-from pgat_kernels.ops.chunks import auto_chunk, starts
+from pgat_kernels.ops.chunk_sizes import auto_chunk, starts
 from pgat_kernels.ops.compiled import how_compiled
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.vjp import attend, linear, merge_heads, split_heads
 
 WORTH_COMPILING = 2**22

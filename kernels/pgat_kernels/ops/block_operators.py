@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pgat_kernels.dispatch import Kernels, use_kernel, wanted
 from pgat_kernels.matmul_precision import no_autocast
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.registration import Backward, count_flops, register
 
 Plain = Callable[[list[Tensor], list[Tensor], Masks, int], tuple[Tensor, Backward]]

@@ -26,10 +26,10 @@ from torch import Tensor
 from pgat_kernels.dispatch import Kernels, wanted
 from pgat_kernels.ops import plain_blocks
 from pgat_kernels.ops.block_operators import MOST_WIDTH, BlockOperator, KernelBackward, KernelForward, Plain
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.graph_attention import MOST_WHOLE, takes
 from pgat_kernels.ops.low_rank_attention import LowRankWeights
 from pgat_kernels.ops.low_rank_attention import low_rank_attention_block as plain_low_rank_block
-from pgat_kernels.ops.masks import Masks
 from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights
 from pgat_kernels.ops.registration import Backward
 from pgat_kernels.ops.vjp import dropout_add_norm, linear

@@ -12,8 +12,8 @@ from torch import Tensor
 from pgat_kernels.dispatch import Kernels
 from pgat_kernels.ops.blocks import attention_block, feed_forward_block, low_rank_attention_block, output_head
 from pgat_kernels.ops.chunked_ops import RowsOperator
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.low_rank_attention import LowRankWeights
-from pgat_kernels.ops.masks import Masks
 from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights, narrow_products
 from pgat_kernels.ops.registration import Backward
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pgat_kernels.dispatch import Kernels
 from pgat_kernels.ops.blocks import attention_block, feed_forward_block, output_head
 from pgat_kernels.ops.chunked_ops import RowsOperator
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.edge_tokens import EdgeTransform, edge_tokens
 from pgat_kernels.ops.hierarchical_parts import (
     CalibrationWeights,
@@ -23,7 +24,6 @@ from pgat_kernels.ops.hierarchical_parts import (
     edge_query_attention,
     pair_interaction,
 )
-from pgat_kernels.ops.masks import Masks
 from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights, narrow_products
 from pgat_kernels.ops.registration import Backward
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pgat_kernels.dispatch import Kernels, wanted
 from pgat_kernels.ops.block_operators import MOST_WIDTH, BlockOperator, KernelBackward, KernelForward
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.registration import Backward
 from pgat_kernels.ops.vjp import layer_norm, mlp
 

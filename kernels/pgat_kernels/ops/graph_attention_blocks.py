@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pgat_kernels.ops.blocks import attention_block, feed_forward_block
 from pgat_kernels.ops.chunked_ops import RowsOperator
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, narrow_products
 from pgat_kernels.ops.registration import Backward
 

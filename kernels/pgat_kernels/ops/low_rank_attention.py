@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.vjp import dropout_add_norm, softmax_dropout
 
 

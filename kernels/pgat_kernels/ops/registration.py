@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 
 Backward = Callable[[Tensor], tuple[list[Tensor], list[Tensor]]]
 """Backward pass: gradient of the result -> gradients of rows and of weights."""

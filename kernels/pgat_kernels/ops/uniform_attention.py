@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.ops.dropout import random_codes
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.vjp import linear
 
 

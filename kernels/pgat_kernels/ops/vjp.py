@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 
 aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.triton.launch import choose, launch_over_rows, rounded, tiles_of, width_arguments
 from pgat_kernels.triton.tiles import gelu_and_slope, keep_rows, load_row, owned_rows, product, store_tile, tanh
 from pgat_kernels.tuning_table import Configuration

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.triton.launch import choose, chunk_of, launch, rounded, tiles_of, width_arguments
 from pgat_kernels.triton.tiles import (
     gelu,

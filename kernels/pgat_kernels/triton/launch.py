@@ -11,8 +11,8 @@ from pgat_kernels.dispatch import gpu_of
 from pgat_kernels.instrumentation import Launch, architecture_of_launches, executor, note_compiled
 from pgat_kernels.launch_configs import configuration
 from pgat_kernels.ops.dropout import first_kept_code, keep_scale, site_offset
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.graph_inputs import GraphInputs
-from pgat_kernels.ops.masks import Masks
 from pgat_kernels.tuning_table import Configuration
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.triton.launch import choose, launch_over_rows, rounded, tiles_of, width_arguments
 from pgat_kernels.triton.tiles import (
     keep_rows,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgat_fast.data.columns import BODIES
+from pgat_fast.data.bodies import BODIES
 from pgat_fast.model.numerics import at_least_float32, gate
-from pgat_fast.model.optimized.part import Part, recomputed, stack_parameters
+from pgat_fast.model.optimized.fast_module import FastModule, recomputed, stack_parameters
 from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes
 from pgat_kernels.dispatch import wanted
 from pgat_kernels.matmul_precision import no_autocast
@@ -25,7 +25,7 @@ from pgat_kernels.ops.grouped import grouped_layer_norm, grouped_linear
 from pgat_kernels.ops.query_attention import QueryAttentionWeights, query_side_attention
 
 
-class FastBodyNodes(Part, BodyNodes):
+class FastBodyNodes(FastModule, BodyNodes):
     """Aspects between bodies and features of each body, computed from the market state."""
 
     def forward(self, e: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ def _body_features(
     return grouped_layer_norm(y, norm, norm_bias).to(y.dtype).transpose(0, 1).contiguous()
 
 
-class FastBodyFusion(Part, BodyFusion):
+class FastBodyFusion(FastModule, BodyFusion):
     """Gated attention of the market state to the bodies, with one query and N keys a timestep.
 
     `query`, `key` and `value` are composed with the input projections of the attention, and `output` with its output

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgat_fast.model.optimized.part import Part, attention_weights, feed_forward_weights
+from pgat_fast.model.optimized.fast_module import FastModule, attention_weights, feed_forward_weights
 from pgat_fast.model.reference.combiner_batched import BatchedCombiner
 from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.combiner_batched import CombinerWeights, batched_combiner, numbers_a_timestep
@@ -13,7 +13,7 @@ from pgat_kernels.ops.low_rank_attention import low_rank_weights
 from pgat_kernels.ops.plain_blocks import OutputWeights
 
 
-class FastBatchedCombiner(Part, BatchedCombiner):
+class FastBatchedCombiner(FastModule, BatchedCombiner):
     """Combination of three adjacencies of every timestep to one."""
 
     def weights(self) -> CombinerWeights:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgat_fast.model.optimized.part import Part, attention_weights, feed_forward_weights
+from pgat_fast.model.optimized.fast_module import FastModule, attention_weights, feed_forward_weights
 from pgat_fast.model.reference.combiner_hierarchical import INTERACTIONS, KINDS, HierarchicalCombiner
 from pgat_kernels.ops.combiner_hierarchical import (
     BlockWeights,
@@ -18,7 +18,7 @@ from pgat_kernels.ops.hierarchical_parts import CalibrationWeights, ContextWeigh
 from pgat_kernels.ops.plain_blocks import OutputWeights
 
 
-class FastHierarchicalCombiner(Part, HierarchicalCombiner):
+class FastHierarchicalCombiner(FastModule, HierarchicalCombiner):
     """Combination of three adjacencies of every timestep to one, given the context."""
 
     def weights(self) -> HierarchicalWeights:

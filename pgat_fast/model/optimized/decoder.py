@@ -3,12 +3,12 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from pgat_fast.model.optimized.part import Part, add_and_norm, recomputed
+from pgat_fast.model.optimized.fast_module import FastModule, add_and_norm, recomputed
 from pgat_fast.model.reference.decoder import DecoderBlock
 from pgat_kernels.ops.dropout import dropout
 
 
-class FastDecoderBlock(Part, DecoderBlock):
+class FastDecoderBlock(FastModule, DecoderBlock):
     """Post-norm block: self-attention of the decoder steps, cross-attention to the graph features, feed-forward."""
 
     def forward(self, d: Tensor, graph: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pgat_fast.model.numerics import at_least_float32, beyond_float16, gate
-from pgat_fast.model.optimized.part import Part, recomputed
+from pgat_fast.model.optimized.fast_module import FastModule, recomputed
 from pgat_fast.model.reference.encoder import SpatioTemporalEncoder
 from pgat_kernels.ops.dropout import dropout
 
@@ -83,7 +83,7 @@ def _fuse(
     return F.layer_norm(dropout(fused, rate, seed, 0), (width,), norm, norm_bias)
 
 
-class FastSpatioTemporalEncoder(Part, SpatioTemporalEncoder):
+class FastSpatioTemporalEncoder(FastModule, SpatioTemporalEncoder):
     """Encoder of market states and adjacencies to node features."""
 
     def forward(self, e: Tensor, adjacency: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgat_fast.model.optimized.part import Part, attention_weights, feed_forward_weights
+from pgat_fast.model.optimized.fast_module import FastModule, attention_weights, feed_forward_weights
 from pgat_fast.model.reference.graph_processing import GraphAttention
 from pgat_kernels.ops.graph_attention_blocks import HIDDEN, graph_attention_blocks, numbers_a_timestep
 
 
-class FastGraphAttention(Part, GraphAttention):
+class FastGraphAttention(FastModule, GraphAttention):
     """Masked attention blocks over the nodes of every timestep."""
 
     def forward(self, nodes: Tensor, adjacency: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.model.optimized.part import Part, add_and_norm
+from pgat_fast.model.optimized.fast_module import FastModule, add_and_norm
 from pgat_fast.model.reference.hierarchical_mapping import HierarchicalMapping
 from pgat_kernels.ops.dropout import dropout
 
 
-class FastHierarchicalMapping(Part, HierarchicalMapping):
+class FastHierarchicalMapping(FastModule, HierarchicalMapping):
     """Convolution, two post-norm transformer blocks, pooling from S steps to N nodes, projection."""
 
     def block(self, layer: nn.Module, x: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast.model.forecast import Mixture
-from pgat_fast.model.optimized.part import Part
+from pgat_fast.model.optimized.fast_module import FastModule
 from pgat_fast.model.reference.mixture import LOG_STD_RANGE, MixtureDecoder
 from pgat_kernels.ops.dropout import dropout
 from pgat_kernels.ops.graph_attention_blocks import HIDDEN
 
 
-class FastMixtureDecoder(Part, MixtureDecoder):
+class FastMixtureDecoder(FastModule, MixtureDecoder):
     """Two pre-norm transformer decoder blocks over the forecast days, and a linear head for each parameter."""
 
     def forward(self, d: Tensor, graph: Tensor) -> Mixture:

@@ -7,10 +7,10 @@ from pgat_fast.model.optimized.combiner_batched import FastBatchedCombiner
 from pgat_fast.model.optimized.combiner_hierarchical import FastHierarchicalCombiner
 from pgat_fast.model.optimized.decoder import FastDecoderBlock
 from pgat_fast.model.optimized.encoder import FastSpatioTemporalEncoder
+from pgat_fast.model.optimized.fast_module import FastModule
 from pgat_fast.model.optimized.graph_processing import FastGraphAttention
 from pgat_fast.model.optimized.hierarchical_mapping import FastHierarchicalMapping
 from pgat_fast.model.optimized.mixture import FastMixtureDecoder
-from pgat_fast.model.optimized.part import Part
 from pgat_fast.model.optimized.phase import FastPhaseAwareProcessor
 from pgat_fast.model.reference.pgat import PGAT, CelestialGraph
 from pgat_kernels.malloc import keep_freed_memory
@@ -47,5 +47,5 @@ class FastPGAT(PGAT):
         """Set the execution options of all parts."""
         self.execution = execution
         for module in self.modules():
-            if isinstance(module, Part):
+            if isinstance(module, FastModule):
                 module.execution = execution

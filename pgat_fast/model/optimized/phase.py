@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgat_fast.config.schema import BODY_CHANNELS as C
-from pgat_fast.data.columns import BODIES, feature_columns
+from pgat_fast.data.bodies import BODIES
+from pgat_fast.data.columns import feature_columns
 from pgat_fast.model.numerics import at_least_float32, gate
-from pgat_fast.model.optimized.part import Part, recomputed, stack_parameters
+from pgat_fast.model.optimized.fast_module import FastModule, recomputed, stack_parameters
 from pgat_fast.model.reference.phase import BodyProcessor, PhaseAwareProcessor, PhaseEdges
 from pgat_kernels.dispatch import wanted
 from pgat_kernels.matmul_precision import no_autocast
@@ -48,7 +49,7 @@ class Recurrence(nn.Module):
             self.register_parameter(name, parameter)
 
 
-class FastPhaseAwareProcessor(Part, PhaseAwareProcessor):
+class FastPhaseAwareProcessor(FastModule, PhaseAwareProcessor):
     """Body features and phase adjacency, computed from the input columns."""
 
     padded_columns: Tensor

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.data.columns import BODIES
+from pgat_fast.data.bodies import BODIES
 from pgat_fast.model.numerics import gate
 from pgat_fast.model.reference.phase import body_pairs
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pgat_fast.data.columns import BODIES
+from pgat_fast.data.bodies import BODIES
 from pgat_fast.model.reference.attention import IdenticalKeysAttention, SingleKeyAttention
 from pgat_fast.model.reference.body_nodes import BodyNodes
 from pgat_fast.model.reference.encoder import SpatioTemporalEncoder

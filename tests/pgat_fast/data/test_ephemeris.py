@@ -9,7 +9,8 @@ import pytest
 from skyfield.api import load
 
 from pgat_fast.data.astronomy import FloatArray, lahiri_ayanamsa, mean_obliquity, uccha_bala, wrap180
-from pgat_fast.data.columns import COLUMNS, PLANETS, SHADBALA
+from pgat_fast.data.bodies import PLANETS, SHADBALA
+from pgat_fast.data.columns import COLUMNS
 from pgat_fast.data.ephemeris import LATITUDE, LONGITUDE, apparent_positions, instants, nutation, sky_table
 from pgat_fast.errors import DataError
 

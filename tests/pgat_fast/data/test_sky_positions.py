@@ -14,7 +14,7 @@ from skyfield.framelib import ecliptic_frame
 from skyfield.nutationlib import iau2000a, iau2000b
 
 from pgat_fast.data.astronomy import FloatArray, mean_obliquity, wrap180
-from pgat_fast.data.columns import PLANETS
+from pgat_fast.data.bodies import PLANETS
 from pgat_fast.data.ephemeris import apparent_positions, greenwich_sidereal_time, nutation
 from tests.pgat_fast.data.angles import arcseconds, dms
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from pgat_fast import build_model, load_config
 from pgat_fast.config import Config
-from pgat_fast.data.columns import BODIES
+from pgat_fast.data.bodies import BODIES
 from pgat_fast.data.load import load_splits
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits

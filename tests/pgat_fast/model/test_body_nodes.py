@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pgat_fast.data.columns import BODIES
+from pgat_fast.data.bodies import BODIES
 from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes, astrological_adjacency, fusion_width
 from tests.pgat_fast.model import by_hand
 from tests.pgat_fast.model.by_hand import array, normal, randomize

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast import build_model
-from pgat_fast.data.columns import BODIES
+from pgat_fast.data.bodies import BODIES
 from tests.pgat_fast.model.variants import FEW, config_of, inputs_of, tensors_of
 
 RATE = 0.35

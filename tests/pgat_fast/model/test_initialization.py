@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pgat_fast import build_model
-from pgat_fast.data.columns import BODIES
+from pgat_fast.data.bodies import BODIES
 from tests.pgat_fast.model.by_hand import Array, array
 from tests.pgat_fast.model.variants import VARIANTS, config_of
 

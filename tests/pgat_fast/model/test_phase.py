@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from pgat_fast.data.columns import BODIES, COLUMNS
+from pgat_fast.data.bodies import BODIES
+from pgat_fast.data.columns import COLUMNS
 from pgat_fast.model.reference.phase import BodyProcessor, PhaseAwareProcessor, PhaseEdges
 from tests.pgat_fast.model import by_hand
 from tests.pgat_fast.model.by_hand import Array, array, normal, randomize

@@ -16,8 +16,8 @@ from pgat_kernels.ops.aspects import aspects, aspects_backward
 from pgat_kernels.ops.attention import attention
 from pgat_kernels.ops.chunked_ops import RowsOperator
 from pgat_kernels.ops.combiner_batched import batched_combiner
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.gru import gru_bank
-from pgat_kernels.ops.masks import Masks
 from pgat_kernels.ops.registration import Backward
 
 

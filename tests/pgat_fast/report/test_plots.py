@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from pgat_fast.data.columns import BODIES, TARGETS
+from pgat_fast.data.bodies import BODIES
+from pgat_fast.data.columns import TARGETS
 from pgat_fast.errors import ConfigError, DataError
 from pgat_fast.report.figure_style import INK, MUTED, VARIABLES, draw_line, new_figure, plain_label, to_png, to_svg
 from pgat_fast.report.forecast_figures import (

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgat_fast.data.columns import BODIES
+from pgat_fast.data.bodies import BODIES
 from pgat_fast.errors import DataError
 from pgat_fast.report.run_files import RunFiles, read_run
 from pgat_fast.training.run_folder import write_status

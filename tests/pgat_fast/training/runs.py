@@ -12,7 +12,7 @@ from pgat_fast import load_config
 from pgat_fast.errors import StopRequested
 from pgat_fast.training.checkpoint import Checkpoint, newest_good
 from pgat_fast.training.run import train
-from pgat_fast.training.stop import Stop
+from pgat_fast.training.signals import Stop
 
 TIMES = ("seconds", "started", "finished", "time", "created", "peaks", "resumes", "path", "output", "name")
 """Keys whose values differ between two runs of one seed or depend on the number of interruptions."""

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pgat_kernels.ops import blocks
 from pgat_kernels.ops.block_operators import BlockOperator
 from pgat_kernels.ops.blocks import edge_head_operator, feed_forward_operator, projection_operator
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.edge_tokens import EdgeTransform, edge_tokens, edge_tokens_operator
 from pgat_kernels.ops.low_rank_attention import LowRankWeights
-from pgat_kernels.ops.masks import Masks
 from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights
 
 G, T, D, H, F = 3, 5, 8, 2, 12

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.low_rank_attention import LowRankWeights, low_rank_attention_block, low_rank_weights
-from pgat_kernels.ops.masks import Masks
 from tests.rounding import assert_right_up_to_rounding
 
 SHAPES = [(1, 1, 1, 4, 3), (3, 5, 2, 8, 3), (2, 13, 8, 16, 3), (2, 9, 1, 6, 1)]

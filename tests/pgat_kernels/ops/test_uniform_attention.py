@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from pgat_fast.model.reference.attention import IdenticalKeysAttention
 from pgat_kernels.conditioning import ROUNDINGS
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.uniform_attention import dropped_weight_sums, uniform_attention
 from tests.pgat_fast.model.by_hand import normal, randomize
 from tests.rounding import assert_right_up_to_rounding

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.ops import blocks, plain_blocks, vjp
-from pgat_kernels.ops.masks import Masks
+from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights
 
 ROW = torch.tensor(2)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from pgat_fast import Config, build_model, load_config
 from pgat_fast.model.execution import Execution
-from pgat_fast.model.optimized.part import Part
+from pgat_fast.model.optimized.fast_module import FastModule
 from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_kernels.conditioning import (
     SPREADS,
@@ -263,6 +263,6 @@ def test_execution_options_are_set_on_every_part() -> None:
     assert isinstance(model, FastPGAT)
     execution = Execution(combiner_chunk=5)
     model.set_execution(execution)
-    parts = [module for module in model.modules() if isinstance(module, Part)]
+    parts = [module for module in model.modules() if isinstance(module, FastModule)]
     assert len(parts) >= 6
     assert all(part.execution is execution for part in parts)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.data.columns import BODIES, COLUMNS, feature_columns
+from pgat_fast.data.bodies import BODIES
+from pgat_fast.data.columns import COLUMNS, feature_columns
 from pgat_fast.model.optimized.phase import FastPhaseAwareProcessor
 from pgat_fast.model.reference.initialization import initialize
 from pgat_fast.model.reference.phase import PhaseAwareProcessor

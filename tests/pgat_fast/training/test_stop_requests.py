@@ -11,14 +11,14 @@ import pytest
 
 from pgat_fast.errors import StopRequested
 from pgat_fast.exit_codes import of_signal
-from pgat_fast.training.stop import ECHO, SIGNALS, Stop, StopSignals
+from pgat_fast.training.signals import ECHO, SIGNALS, Stop, StopSignals
 
 ASK_OFTEN = """
 import signal, sys, time
 if "hang up" not in sys.argv:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have ignored it
 from pgat_fast.errors import StopRequested
-from pgat_fast.training.stop import StopSignals
+from pgat_fast.training.signals import StopSignals
 with StopSignals() as stop:
     stop.patience = 60
     print("ready", flush=True)
@@ -33,7 +33,7 @@ with StopSignals() as stop:
 NEVER_ASK = """
 import sys, time
 from pathlib import Path
-from pgat_fast.training.stop import StopSignals
+from pgat_fast.training.signals import StopSignals
 with StopSignals() as stop:
     stop.patience = 0.2
     stop.last_resort = lambda name: Path(sys.argv[1]).write_text("saved at " + name)

@@ -10,14 +10,14 @@ from torch.utils.checkpoint import checkpoint
 from pgat_fast.model.execution import Execution
 from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.attention import attention as multi_head_attention
+from pgat_kernels.ops.chunk_sizes import auto_chunk
 from pgat_kernels.ops.chunked_ops import RowsOperator
-from pgat_kernels.ops.chunks import auto_chunk
 from pgat_kernels.ops.dropout import draw_seed, dropout
 from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights
 from pgat_kernels.torch_features import has_autocast
 
 
-class Part(nn.Module):
+class FastModule(nn.Module):
     """Mixin that precedes a part of the reference: the same parameters with another forward pass."""
 
     execution = Execution()
