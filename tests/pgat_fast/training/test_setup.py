@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
         (
             ["run.backend=reference", "run.compile=on"],
             BackendError,
-            r"run\.compile is on, but the backend reference is not compiled",
+            r"run\.compile is on, but the backend reference cannot be compiled",
         ),
     ],
 )
