@@ -1,9 +1,9 @@
-"""One case of every kernel of `bench.kernel_cases`, with inputs small enough for the interpreter."""
+"""One case of every kernel of `bench.gpu.kernel_cases`, with inputs small enough for the interpreter."""
 
 import torch
 from torch import Tensor
 
-from bench.kernel_cases import CASES, Case, numbers
+from bench.gpu.kernel_cases import CASES, Case, numbers
 
 _SHAPES: dict[str, list[tuple[int, ...]]] = {
     "13 nodes, mask, bias": [(2, 1, 13, 16)] * 3 + [(2, 13, 13)],
