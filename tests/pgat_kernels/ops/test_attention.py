@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pgat_kernels.ops import attention as module
-from pgat_kernels.ops import chunks
+from pgat_kernels.ops import chunk_sizes
 from pgat_kernels.ops.attention import attention
 from tests.combinations import pairwise
 from tests.rounding import assert_right_up_to_rounding
@@ -46,12 +46,12 @@ def plain(x: Tensor, y: Tensor, w: Tensor, b: Tensor, bias: Tensor | None = None
 
 
 @pytest.mark.parametrize(
-    ("shape", "biased", "cache"), pairwise(SHAPES, [False, True], [chunks.CACHE, 3000, 300, 1]), ids=str
+    ("shape", "biased", "cache"), pairwise(SHAPES, [False, True], [chunk_sizes.CACHE, 3000, 300, 1]), ids=str
 )
 def test_outputs_and_gradients_equal_those_of_torch(
     shape: tuple[int, ...], biased: bool, cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "CACHE", cache)
+    monkeypatch.setattr(chunk_sizes, "CACHE", cache)
     tensors = inputs(shape, biased=biased)
     output = attention(*tensors, n_heads=shape[1], seed=SEED)
     expected_output = plain(*tensors, n_heads=shape[1])
@@ -110,12 +110,12 @@ def test_dropout_does_not_depend_on_the_blocks(
     g = torch.randn_like(tensors[0])
 
     def outcome(cache: int, threads: int) -> tuple[Tensor, ...]:
-        monkeypatch.setattr(chunks, "CACHE", cache)
+        monkeypatch.setattr(chunk_sizes, "CACHE", cache)
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
         y = attention(*tensors, n_heads=shape[1], seed=SEED, rate=0.4)
         return y, *torch.autograd.grad(y, tensors, g)
 
-    whole = outcome(chunks.CACHE, 1)
+    whole = outcome(chunk_sizes.CACHE, 1)
     for cache, threads in ((1, 1), (400, 1), (400, 2), (400, 5), (3000, 100)):
         for actual, expected in zip(outcome(cache, threads), whole, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
@@ -153,7 +153,7 @@ def test_operator_passes_opcheck(biased: bool) -> None:
 @pytest.mark.compile
 def test_compiled_results_equal_eager_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WORTH_COMPILING", 0)
-    monkeypatch.setattr(chunks, "CACHE", 2000)  # several blocks, the last one padded
+    monkeypatch.setattr(chunk_sizes, "CACHE", 2000)  # several blocks, the last one padded
     x, _, w, b = inputs((2, 2, 33, 33, 8), torch.float32)
 
     def call(x: Tensor, w: Tensor, b: Tensor, compile_blocks: bool) -> Tensor:

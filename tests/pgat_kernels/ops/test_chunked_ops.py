@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pgat_kernels.instrumentation import few_chunks
-from pgat_kernels.ops import chunked_ops, chunks
+from pgat_kernels.ops import chunk_sizes, chunked_ops
 from pgat_kernels.ops.chunk_sizes import auto_chunk, starts, take
 from pgat_kernels.ops.chunked_ops import Chunking, RowsOperator
 from pgat_kernels.ops.compiled import how_compiled
@@ -194,7 +194,7 @@ def test_bfloat16_products_give_float32_results_and_gradients() -> None:
     ("rows", "size", "expected"), [(250, 10, 10), (4000, 10, 10), (7, 10, 7), (11, 10, 6), (1, 0, 1)]
 )
 def test_auto_chunk_spreads_rows_evenly(rows: int, size: int, expected: int) -> None:
-    bytes_a_row = chunks.CACHE // size if size else 10 * chunks.CACHE
+    bytes_a_row = chunk_sizes.CACHE // size if size else 10 * chunk_sizes.CACHE
     assert auto_chunk(rows, bytes_a_row, CPU) == expected
     assert auto_chunk(rows, bytes_a_row, GPU) >= expected
 
