@@ -37,10 +37,9 @@ train: $(VENV)/installed $(DATA)
 # `make test` and `make test-all` together run every test once. Each worker has one thread: the tests are small, and workers
 # with several threads would wait for each other. There are as many workers as cores, although many tests wait, because
 # some tests have time limits. Interpreted kernels run in separate processes, since they cannot be compiled. All tests share
-# one compile cache.
+# one compile cache (tests/conftest.py).
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 LONG := slow or compile or multiprocess
-test test-all: export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 test test-all: export OMP_NUM_THREADS = 1
 
 test: $(VENV)/installed

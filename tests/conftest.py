@@ -1,11 +1,15 @@
 """Fixtures and collection hooks shared by all tests."""
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
 from pgat_fast.data.build import build_file
+
+# What one test has compiled, the others find. Tests must not change the cache of the user, in which times are recorded.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "inductor"))
 
 LONGEST = (
     "test_golden_compiled.py", "test_production.py", "test_ranks.py", "test_launch.py", "test_signals.py",

@@ -25,10 +25,11 @@ WARM_CACHE: Final = 0.15
 production model (`bench/results/amd-epyc-zen3-2-cores/*/step_*.json`)."""
 
 MEASURED_STEPS: Final = 50
-"""Smallest number of steps of a run for which a forward pass is timed first: about a hundredth of the run."""
+"""Smallest number of steps of a run for which forward passes are timed first: about a fiftieth of the run."""
 
 SHORT_FORWARD: Final = 1.0
-"""Seconds of a forward pass below which up to three are timed, since the first ones set up libraries and memory."""
+"""Seconds of a forward pass below which a third one is timed. The first one always takes longer: it imports parts of
+torch, which takes seconds, and sets up libraries and memory."""
 
 
 def measure_batch_seconds(
@@ -51,7 +52,7 @@ def measure_batch_seconds(
     """
     seconds: list[float] = []
     with torch.random.fork_rng(devices=[]):
-        while not seconds or (seconds[-1] < SHORT_FORWARD and len(seconds) < 3):
+        while len(seconds) < 2 or (seconds[-1] < SHORT_FORWARD and len(seconds) < 3):
             check_stop()
             started = time.perf_counter()
             with torch.no_grad(), products_in(precision, device):
