@@ -72,7 +72,8 @@ def test_training_losses_equal_those_of_the_torch_backend(
 ) -> None:
     """Run one training step on few days of real data, with dropout: both backends draw the same masks.
 
-    The validation loss depends on the gradients of that step.
+    The validation loss depends on the gradients of that step. Both losses differ by rounding, enlarged by row sums near
+    zero: by 1e-5. Other masks move them by more than 1e-2, for three other seeds.
     """
     overrides = [
         *tiny, f"data.path={data_file}", f"run.output={tmp_path}", "training.epochs=1", "training.max_steps=1",
@@ -84,7 +85,7 @@ def test_training_losses_equal_those_of_the_torch_backend(
     ]
     for name in ("train_losses", "validation_losses"):
         expected, actual = (result[name] for result in results)
-        assert actual == pytest.approx(expected, abs=1e-5)
+        assert actual == pytest.approx(expected, abs=1e-3)
     assert results[1]["backend"] == "triton"
 
 
