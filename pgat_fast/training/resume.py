@@ -51,9 +51,13 @@ class ResumePoint:
 
         Raises CheckpointError if it is damaged or its training state is not one that a run stores.
         """
-        checkpoint = read_checkpoint(path)
+        return cls.of(path, read_checkpoint(path))
+
+    @classmethod
+    def of(cls, path: Path, checkpoint: Checkpoint) -> Self:
+        """Return `checkpoint`, read from `path`, as `read` does."""
+        stored = checkpoint.training
         try:
-            stored = checkpoint.training
             return cls(path, checkpoint, Progress.from_dict(stored["progress"]) if stored else None)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise unfit_training_state(path, error) from error
@@ -104,18 +108,18 @@ class ResumePoint:
             )
 
 
-def choose_resume_path(folder: Path, name: str | None) -> Path:
-    """Return the path of the checkpoint to resume: `name`, or the newest good one in `folder`.
+def choose_resume_point(folder: Path, name: str | None) -> ResumePoint:
+    """Return the checkpoint to resume: `name`, or the newest good one in `folder`.
 
-    Changes no file. Raises CheckpointError if there is none.
+    Changes no file. Raises CheckpointError if there is none, and what `ResumePoint.read` raises.
     """
     root = folder / CHECKPOINTS
     if name is not None:
-        return root / name
+        return ResumePoint.read(root / name)
     newest = newest_good(root)
     if newest is None:
         raise CheckpointError(f"{root}: no readable checkpoint: start a new run, without --resume")
-    return newest[0]
+    return ResumePoint.of(*newest)
 
 
 def unfit_training_state(path: Path, error: Exception) -> CheckpointError:

@@ -12,7 +12,7 @@ from pgat_fast.model.compile_cache import compile_cache
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.training.checkpoint import remove_orphans
 from pgat_fast.training.results import Results
-from pgat_fast.training.resume import choose_resume_path
+from pgat_fast.training.resume import ResumePoint, choose_resume_point
 from pgat_fast.training.run_folder import CHECKPOINTS, checkpoint_of, locked, log_file, new_folder, run_of_job
 from pgat_fast.training.setup import Setup
 from pgat_fast.training.signals import Stop
@@ -56,8 +56,18 @@ def train(
         cache = stack.enter_context(compile_cache()) if run.compile != "off" else None
         group = stack.enter_context(process_group(device, run.rank_timeout_seconds))
         restarted = any(group.all_gather(environment.restart_count()))  # counted by each machine
-        checkpoint = group.run_on_main(lambda: _checkpoint_to_resume(config, resume, restarted, stack))
-        setup = Setup(config, device, group, checkpoint=checkpoint, cache=cache, check_stop=stop.check)
+        point: ResumePoint | None = None
+
+        def read_on_main() -> Path | None:
+            nonlocal point
+            point = _resume_point(config, resume, restarted, stack)
+            return None if point is None else point.path
+
+        checkpoint = group.run_on_main(read_on_main)
+        if checkpoint is not None and point is None:  # on the other ranks
+            point = ResumePoint.read(checkpoint)
+        setup = Setup(config, device, group, resume_point=point, cache=cache, check_stop=stop.check)
+        point = None  # the trainer frees its memory
         folder = group.run_on_main(lambda: _open_folder(config, checkpoint, stack))
         if group.run_on_main(lambda: setup.is_finished(folder)):
             logger.info("%s: this run is complete; to train further, raise training.epochs or max_steps", folder)
@@ -79,8 +89,8 @@ def train(
         return folder, Trainer(setup, folder, monitor, stop, show_progress=progress and group.is_main).run()
 
 
-def _checkpoint_to_resume(config: Config, resume: Path | None, restarted: bool, stack: ExitStack) -> Path | None:
-    """Return the path of the checkpoint to resume, and lock its run folder; None for a new run.
+def _resume_point(config: Config, resume: Path | None, restarted: bool, stack: ExitStack) -> ResumePoint | None:
+    """Return the checkpoint to resume, and lock its run folder; None for a new run.
 
     After a restart by torchrun, it is the newest checkpoint of the run that an earlier start of this job began.
     """
@@ -93,7 +103,7 @@ def _checkpoint_to_resume(config: Config, resume: Path | None, restarted: bool, 
     stack.enter_context(locked(folder))
     for orphan in remove_orphans(folder / CHECKPOINTS):
         logger.warning("%s: removed, left by a process that was killed", orphan)
-    return choose_resume_path(folder, name)
+    return choose_resume_point(folder, name)
 
 
 def _open_folder(config: Config, checkpoint: Path | None, stack: ExitStack) -> Path:

@@ -53,7 +53,7 @@ class Setup:
         device: torch.device,
         group: SingleProcess,
         *,
-        checkpoint: Path | None = None,
+        resume_point: ResumePoint | None = None,
         cache: CompileCache | None = None,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
@@ -63,7 +63,7 @@ class Setup:
             config: the whole configuration. Only this class and what it calls resolve it.
             device: device of this rank.
             group: the ranks that train together. Collective.
-            checkpoint: path of the checkpoint to resume.
+            resume_point: checkpoint to resume.
             cache: cache of compiled code; None if nothing is compiled.
             check_stop: raises if the run was asked to stop.
 
@@ -73,7 +73,7 @@ class Setup:
         """
         self.cache, self.settings, self.run = cache, config.training, config.run
         settings, run = self.settings, self.run
-        self.resume_point = point = None if checkpoint is None else ResumePoint.read(checkpoint)
+        self.resume_point = point = resume_point
         if point is not None:
             point.check_config(config)
         if settings.batch_size < group.size:
