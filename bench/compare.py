@@ -37,6 +37,7 @@ from bench.result_files import ROOT, Record, folder_of
 from bench.step import TrainedModel, count_step, timing
 from pgat_fast.errors import ConfigError
 from pgat_fast.model import backend_reasons
+from pgat_fast.utils.io import first_unused
 from pgat_fast.utils.table import format_columns
 
 MODULE: Final = "bench.compare"
@@ -297,7 +298,7 @@ def result_file() -> Path:
     """Return the path of a new comparison on this machine: MACHINE/DATE/comparison.json, with a number if it exists."""
     folder = folder_of(describe())
     names = (f"comparison{'' if number == 1 else f'-{number}'}.json" for number in itertools.count(1))
-    return next(folder / name for name in names if not (folder / name).exists())
+    return first_unused(folder / name for name in names)
 
 
 def run(args: argparse.Namespace) -> int:

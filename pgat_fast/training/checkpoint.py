@@ -32,7 +32,7 @@ from pgat_fast.training.checkpoint_files import (
 from pgat_fast.training.manifest import FILES, MANIFEST, NAME, TRAINING, WEIGHTS, decode_manifest, encode_manifest
 from pgat_fast.training.run_folder import CHECKPOINTS
 from pgat_fast.training.serialization import dump_state, dump_tensors
-from pgat_fast.utils.io import is_orphan, sync_directory, temporary_name, write_synced
+from pgat_fast.utils.io import first_unused, is_orphan, sync_directory, temporary_name, write_synced
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +123,7 @@ def _put_in_place(temporary: Path, target: Path, good: bool) -> None:
 
 def _set_aside(damaged: Path) -> None:
     """Rename the checkpoint `damaged`, if it exists."""
-    names = (damaged.with_name(f"{damaged.name}.damaged-{number}") for number in count(1))
-    aside = next(name for name in names if not os.path.lexists(name))
+    aside = first_unused(damaged.with_name(f"{damaged.name}.damaged-{number}") for number in count(1))
     with suppress(FileNotFoundError):
         os.rename(damaged, aside)
         logger.warning("%s: damaged: renamed to %s", damaged, aside.name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from pgat_fast.errors import ConfigError
-from pgat_fast.utils.io import write_json
+from pgat_fast.utils.io import first_unused, write_json
 
 if TYPE_CHECKING:
     from pgat_fast.config import Config
@@ -44,7 +44,7 @@ def new_folder(output: Path, name: str) -> Path:
 def unused_path(path: Path) -> Path:
     """Return `path`, or the first of `path-2`, `path-3`, ... that does not exist."""
     names = chain([path.name], (f"{path.name}-{number}" for number in count(2)))
-    return next(candidate for candidate in map(path.with_name, names) if not os.path.lexists(candidate))
+    return first_unused(map(path.with_name, names))
 
 
 def run_folders(output: Path, name: str) -> list[Path]:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,6 +70,11 @@ def write_synced(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` atomically as standard JSON. NaN and infinities raise ValueError."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def first_unused(paths: Iterable[Path]) -> Path:
+    """Return the first of `paths` where there is nothing, not even a dangling link."""
+    return next(path for path in paths if not os.path.lexists(path))
 
 
 def temporary_name(path: Path) -> Path:
