@@ -1,9 +1,13 @@
 """`pgat-fast train --devices N`, as users start it."""
 
 import os
+import re
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,16 +17,42 @@ import pytest
 from pgat_fast.distributed.launch import environment_variables
 from pgat_fast.training.run_folder import read_status
 from tests.pgat_fast.training.runs import newest
-from tests.pgat_fast.training.watched import ROOT, Watched
 
+ROOT = Path(__file__).parents[3]
 ENDLESS = [
     "training.epochs=100000", "training.patience=100000", "run.checkpoint_epochs=1", "run.log_interval=1",
     "run.compile=off",
 ]  # fmt: skip
 
 
-class Command(Watched):
-    """The command, its ranks found by their environment."""
+class Command:
+    """The command as a process; `lines` is its output to standard error so far. Its environment identifies a rank."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self.popen = subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+        )
+        self.lines: list[str] = []
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stderr is not None
+        self.lines.extend(iter(self.popen.stderr.readline, ""))
+
+    def wait_for(self, pattern: str, seconds: float = 240, after: int = 0) -> None:
+        """Wait until a line from number `after` on matches `pattern`; fail if the process ends or the time is over."""
+        deadline = time.monotonic() + seconds
+        while not any(re.search(pattern, line) for line in self.lines[after:]):
+            assert self.popen.poll() is None, "".join(self.lines)
+            assert time.monotonic() < deadline, "".join(self.lines)
+            time.sleep(0.002)
+
+    def end(self, seconds: float = 60) -> int:
+        """Wait for the end of the process; return its exit code."""
+        code = self.popen.wait(timeout=seconds)
+        self.reader.join()
+        return code
 
     def rank(self, number: int) -> psutil.Process:
         for process in psutil.Process(self.popen.pid).children(recursive=True):

@@ -4,8 +4,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,19 +18,22 @@ pytestmark = [pytest.mark.compile, pytest.mark.multiprocess]
 SETTINGS = ["run.compile=on", "training.max_steps=2", "model.seq_len=4", "training.batch_size=1", "run.name=run"]
 
 
+Start = Callable[[str], ForkedCommand]
+
+
 @pytest.fixture
-def start(tiny_settings: list[str], tmp_path: Path) -> Iterator[Callable[[str], ForkedCommand]]:
-    """Return a function that starts a run in an output folder of the given name, with a compile cache of this test."""
-    with ExitStack() as processes:
+def start_compiled(tiny_settings: list[str], tmp_path: Path, start: Callable[..., ForkedCommand]) -> Start:
+    """Return a function that starts a run in an output folder of the given name, with a compile cache of this test.
 
-        def start(name: str) -> ForkedCommand:
-            """Start `pgat-fast train` in a separate session, as a terminal does."""
-            output = tmp_path / name
-            arguments = ["train", "--set", *tiny_settings, *SETTINGS, f"run.output={output}"]
-            environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-            return processes.enter_context(ForkedCommand(arguments, output / "log", new_session, environment))
+    It runs in a separate session, as started by a terminal.
+    """
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
 
-        yield start
+    def start_compiled(name: str) -> ForkedCommand:
+        arguments = ["--set", *tiny_settings, *SETTINGS, f"run.output={tmp_path / name}"]
+        return start(*arguments, prepare=new_session, environment=environment)
+
+    return start_compiled
 
 
 def new_session() -> None:
@@ -47,9 +50,9 @@ def compiles(session: int) -> bool:
 
 
 @pytest.mark.timeout(900)
-def test_emptied_library_is_logged_and_compiled_again(start: Callable[[str], ForkedCommand], tmp_path: Path) -> None:
+def test_emptied_library_is_logged_and_compiled_again(start_compiled: Start, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        process = start(name)
+        process = start_compiled(name)
         assert process.exit_code(800) == 0, process.text[-3000:]
         assert ("damaged or unfinished files" in process.text) == (name == "second")
         libraries = sorted((tmp_path / "cache").rglob("*.main.so"), key=lambda path: path.stat().st_mtime)
@@ -58,10 +61,8 @@ def test_emptied_library_is_logged_and_compiled_again(start: Callable[[str], For
 
 
 @pytest.mark.timeout(900)
-def test_interrupt_of_compiler_ends_run_in_time_with_short_reason(
-    start: Callable[[str], ForkedCommand], tmp_path: Path
-) -> None:
-    process = start("out")
+def test_interrupt_of_compiler_ends_run_in_time_with_short_reason(start_compiled: Start, tmp_path: Path) -> None:
+    process = start_compiled("out")
     session = process.process.pid
     assert session is not None
     while not ("before training" in process.text and compiles(session)):

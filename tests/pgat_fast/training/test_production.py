@@ -2,7 +2,7 @@
 
 import signal
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,25 +23,23 @@ checkpoints every five epochs are those of production; `d_model` 16 is raised to
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(900)
-def test_production_run_killed_three_times_equals_uninterrupted_run(tmp_path: Path, long_data_file: Path) -> None:
-    with ExitStack() as processes:
+def test_production_run_killed_three_times_equals_uninterrupted_run(
+    tmp_path: Path, long_data_file: Path, start: Callable[..., ForkedCommand]
+) -> None:
+    def start_run(name: str, *more: str) -> ForkedCommand:
+        settings = [*SIZES, f"data.path={long_data_file}", f"run.output={tmp_path}", f"run.name={name}"]
+        config = str(ROOT / "configs" / "production_batched.yaml")
+        return start(*more, "--config", config, "--set", *settings, "run.log_interval=1")
 
-        def start(name: str, *more: str) -> ForkedCommand:
-            settings = [*SIZES, f"data.path={long_data_file}", f"run.output={tmp_path}", f"run.name={name}"]
-            config = str(ROOT / "configs" / "production_batched.yaml")
-            arguments = ["train", *more, "--config", config, "--set", *settings, "run.log_interval=1"]
-            log = tmp_path / "logs" / f"{time.monotonic_ns()}.log"
-            return processes.enter_context(ForkedCommand(arguments, log))
-
-        whole = start("whole")
-        killed = start("killed")
-        for pattern, delay in (("epoch 2, step 2 of", 0.05), ("epoch 4, step 1 of", 0.2), ("epoch 6 of 6", 0.02)):
-            killed.wait_for(pattern, seconds=600)
-            time.sleep(delay)
-            killed.stop(signal.SIGKILL)
-            assert killed.exit_code() == -signal.SIGKILL, killed.text
-            killed = start("killed", "--resume")
-            killed.wait_for("resumed from", seconds=60)
-        assert killed.exit_code(600) == 0, killed.text
-        assert whole.exit_code(600) == 0, whole.text
+    whole = start_run("whole")
+    killed = start_run("killed")
+    for pattern, delay in (("epoch 2, step 2 of", 0.05), ("epoch 4, step 1 of", 0.2), ("epoch 6 of 6", 0.02)):
+        killed.wait_for(pattern, seconds=600)
+        time.sleep(delay)
+        killed.stop(signal.SIGKILL)
+        assert killed.exit_code() == -signal.SIGKILL, killed.text
+        killed = start_run("killed", "--resume")
+        killed.wait_for("resumed from", seconds=60)
+    assert killed.exit_code(600) == 0, killed.text
+    assert whole.exit_code(600) == 0, whole.text
     assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))

@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from pgat_fast import load_config
 from pgat_fast.training import control
 from pgat_fast.training.checkpoint import newest_good
 from pgat_fast.training.run_folder import read_status
-from tests.forked_command import ForkedCommand, nothing
+from tests.forked_command import ForkedCommand
 from tests.own_process import seconds_of_children
 from tests.pgat_fast.training.runs import assert_same, outcome, run
 
@@ -48,18 +47,6 @@ def whole(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 Start = Callable[..., ForkedCommand]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Return a function that starts `pgat-fast train` with its arguments in a forked process."""
-    with ExitStack() as processes:
-
-        def start(*arguments: str, prepare: Callable[[], None] = nothing) -> ForkedCommand:
-            log = tmp_path / "logs" / f"{time.monotonic_ns()}.log"
-            return processes.enter_context(ForkedCommand(["train", *arguments], log, prepare))
-
-        yield start
 
 
 # All signals share one handler and all phases one exit path, so each is tested once.
