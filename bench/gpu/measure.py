@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.gpu.cost_model import EPOCH_STEPS, GPUS, work_of_launches
+from bench.gpu.cost_model import EPOCH_STEPS, GPUS, work_of_launch
 from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, gradient, numbers, results
 from bench.processes import end, make_parser
 from bench.result_files import Record, folder_of
@@ -147,7 +147,7 @@ def timed(case: Case, dtype: torch.dtype, device: torch.device, timesteps: int) 
     if model is not None:
         with record_launches(gpu_of(device)) as launches:
             results(case, leaves, True, g)
-        record["model_of_launches_ms"] = 1e3 * sum(work.seconds(model) for work in work_of_launches(launches))
+        record["model_of_launches_ms"] = 1e3 * sum(work_of_launch(launch).seconds(model) for launch in launches)
         record["fraction_of_model"] = record["model_of_launches_ms"] / record["kernels_ms"]
         del launches[:]
     try:

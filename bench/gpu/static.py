@@ -13,9 +13,7 @@ Must not run in a process where triton interprets kernels.
 """
 
 import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, Implementations, results
+from bench.gpu.machine_code import compile_launch, instructions_of, run_tool
 from bench.processes import make_parser
 from bench.result_files import Record, load
 from pgat_fast.utils.io import write_atomically, write_json
@@ -39,12 +37,6 @@ ATOMIC: Final = re.compile(r"RED(G)?\b|ATOMG?\b|(global|flat|buffer)_atomic")
 MORE_REGISTERS: Final = 1.25
 """Factor of growth in registers that is a fault: compilations of one kernel differ (186 and 214 registers have been
 seen)."""
-_TRITON_NAMES: Final = {
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float32: "fp32",
-    torch.int64: "i64",
-}
 
 
 def combinations(targets: list[str]) -> list[tuple[str, str, str]]:
@@ -85,74 +77,16 @@ def compile_all(chosen: Collection[tuple[str, str, str]]) -> list[Record]:
 
 def compile_one(launch: Any, target: str) -> Record:
     """Compile a kernel as triton would at its launch, and return figures of the machine code."""
-    import triton
-
-    source, _ = source_of(launch)
-    compiled = triton.compile(source, target=target_of(target), options=options_of(launch))
+    compiled = compile_launch(launch, target)
     inspect_code = _look_at_amd if target.startswith("gfx") else _look_at_nvidia
     figures = inspect_code(compiled.asm["amdgcn" if target.startswith("gfx") else "cubin"])
     return {**launch.configuration._asdict(), "shared": compiled.metadata.shared, **figures}
 
 
-def target_of(name: str) -> Any:
-    """Return triton's target for a name such as `sm_90` or `gfx942`."""
-    from triton.backends.compiler import GPUTarget
-
-    return GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
-
-
-def options_of(launch: Any) -> dict[str, int]:
-    """Return triton's compile options for a launch."""
-    return {"num_warps": launch.configuration.warps, "num_stages": launch.configuration.stages}
-
-
-def source_of(launch: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the source that triton would compile at a launch, and the arguments to call it with, by name."""
-    from triton.compiler import ASTSource
-
-    kernel = launch.kernel
-    names = kernel.arg_names
-    values = dict(zip(names, launch.tensors, strict=False)) | launch.named | {"BLOCK": launch.configuration.block}
-    constants = {name for name, parameter in zip(names, kernel.params, strict=True) if parameter.is_constexpr}
-    # Triton turns ones into constants and marks multiples of 16 as divisible, such as addresses of new tensors.
-    constants |= {name for name, value in values.items() if type(value) is int and value == 1}
-    arguments = {name: values[name] for name in names if name not in constants}
-    aligned = [
-        name
-        for name, value in arguments.items()
-        if isinstance(value, Tensor) or (type(value) is int and value % 16 == 0)
-    ]
-    source = ASTSource(
-        fn=kernel,
-        signature={name: "constexpr" if name in constants else _type_of(values[name]) for name in names},
-        constexprs={(names.index(name),): values[name] for name in constants},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    return source, arguments
-
-
-def _type_of(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"*{_TRITON_NAMES[value.dtype]}"
-    if isinstance(value, float):
-        return "fp32"
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
-
-
 def _look_at_nvidia(cubin: bytes) -> Record:
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, code = (
-            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
-            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
+    usage = run_tool("cuobjdump", "-res-usage", cubin)
+    instructions = instructions_of(run_tool("nvdisasm", "-c", cubin))
     resources = dict(re.findall(r"\b(REG|STACK):(\d+)", usage))
-    # /*0070*/  @P0 LDG.E.128.CONSTANT R4, ...
-    instructions = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]\d*\s+)?([A-Z][\w.]*)", code, flags=re.MULTILINE)
     loads = [name for name in instructions if name.startswith(("LDG", "LDGSTS"))]
     widths = [int(width) for name in loads for width in re.findall(r"\.(\d+)\b", name) if width in ("64", "128")]
     return {

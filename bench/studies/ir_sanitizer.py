@@ -26,8 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from bench.gpu.kernel_cases import CASES, DTYPES
+from bench.gpu.machine_code import options_of, source_of, target_of
 from bench.gpu.measure import parity
-from bench.gpu.static import options_of, source_of, target_of
 from bench.processes import make_parser, write
 from bench.result_files import Record
 from pgat_kernels.instrumentation import Launch, intercept_launches

@@ -2,10 +2,15 @@
 
 import os
 import random
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import numpy as np
 import torch
+
+_FILLING: Final[Any] = torch.utils.deterministic
+"""Its attribute `fill_uninitialized_memory` is unknown to mypy."""
 
 
 def seed_everything(seed: int, *, deterministic: bool = True) -> None:
@@ -19,7 +24,29 @@ def seed_everything(seed: int, *, deterministic: bool = True) -> None:
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = not deterministic
-        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        _use_deterministic_algorithms(deterministic)
+
+
+def _use_deterministic_algorithms(enabled: bool) -> None:
+    """Choose repeatable algorithms, without filling new memory with NaN.
+
+    Torch fills it by default where algorithms are deterministic, which costs a launch for each of hundreds of tensors
+    in a step, and only makes programs repeatable that read memory which they never wrote.
+    """
+    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    _FILLING.fill_uninitialized_memory = not enabled
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Use the algorithms of training with `run.deterministic: enabled` within the context, in the whole process."""
+    mode, fills = torch.get_deterministic_debug_mode(), _FILLING.fill_uninitialized_memory
+    try:
+        _use_deterministic_algorithms(enabled)
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        _FILLING.fill_uninitialized_memory = fills
 
 
 def generator_states() -> dict[str, Any]:
