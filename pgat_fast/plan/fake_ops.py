@@ -75,19 +75,41 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
     return torch.native_dropout(x, p, train=True)[0] if training and p > 0 else x
 
 
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, scale: float) -> Tensor:
+    """Compute attention as `scaled_dot_product_attention` does on a GPU without a mask, by kernels that keep no scores.
+
+    In 16 bits it is flash attention, with heads padded to a multiple of 8 columns.
+    """
+    depth = q.shape[-1]
+    if q.dtype.itemsize == 2:
+        padded = (F.pad(x, (0, -depth % 8)) for x in (q, k, v))
+        y: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(*padded, dropout_p, scale=scale)[0]
+        return y[..., :depth]
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    y = efficient(q, k, v, None, torch.is_grad_enabled(), dropout_p, scale=scale)[0]
+    return y
+
+
 @contextmanager
 def cuda_operators() -> Iterator[None]:
-    """Use dropout and chunks of a GPU within the context; under autocast softmax and layer norm return float32.
+    """Use dropout, attention and chunks of a GPU within the context; under autocast softmax and layer norm are float32.
 
     Source: the lists of operators in PyTorch's documentation of `torch.amp`. On a CPU both stay in 16 bits.
     """
-    softmax, layer_norm = F.softmax, F.layer_norm
+    softmax, layer_norm, attention = F.softmax, F.layer_norm, F.scaled_dot_product_attention
 
     def in_float32(x: Tensor) -> Tensor:
         return x.float() if torch.is_autocast_enabled("cpu") else x
 
+    def attend(q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Tensor:
+        if args or named.keys() - {"dropout_p", "scale"}:  # with a mask
+            return attention(q, k, v, *args, **named)
+        scale = named.get("scale") or q.shape[-1] ** -0.5
+        return _fused_attention(q, k, v, named.get("dropout_p", 0.0), scale)
+
     stand_ins: dict[str, Any] = {
         "dropout": _dropout,
+        "scaled_dot_product_attention": attend,
         "softmax": lambda x, *args, **named: softmax(in_float32(x), *args, **named),
         "layer_norm": lambda x, *args, **named: layer_norm(in_float32(x), *args, **named),
     }

@@ -6,6 +6,8 @@ block, with the same dropout mask. Only the tokens are kept. Memory is linear in
 cache of a processor.
 
 On a CPU the forward pass without dropout is one call of torch's flash attention, which does not support dropout there.
+On a GPU all of it is torch's fused attention, but with a bias of the scores. It keeps queries, keys, values, result and
+a number for each row of scores, and draws dropout masks from torch's generator instead of the seed.
 """
 
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from pgat_kernels.instrumentation import chunk_device_type
 from pgat_kernels.matmul_precision import fast_exact_float32, no_autocast
 from pgat_kernels.ops.chunk_sizes import auto_chunk, starts
 from pgat_kernels.ops.compiled import how_compiled
@@ -78,7 +81,7 @@ def _blocks(q: Tensor, k: Tensor) -> list[_Block]:
     groups_per_block, heads_per_block, queries_per_block = 1, heads, auto_chunk(queries, a_query * heads, q.device)
     if queries_per_block == queries:
         groups_per_block = auto_chunk(groups, a_query * heads * queries, q.device)
-    elif q.device.type == "cpu":
+    elif chunk_device_type(q.device) == "cpu":
         heads_per_block = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= torch.get_num_threads())
         queries_per_block = auto_chunk(queries, a_query * heads_per_block, q.device)
     return [
@@ -256,6 +259,19 @@ def _(g: Any, queries: Any, keys: Any, *args: Any, out_shape: Any = None, **kwar
     return 3 * projections + 5 * product  # recomputed projections and scores; gradients of p, v, q, k
 
 
+def _fused_attention(
+    queries: Tensor, keys: Tensor, weight: Tensor, weight_bias: Tensor, n_heads: int, rate: float, dtype: torch.dtype
+) -> Tensor:
+    """Compute `attention` by torch's fused kernels, which autograd differentiates."""
+    width = queries.shape[-1]
+    weight, weight_bias = weight.to(dtype), weight_bias.to(dtype)
+    q = F.linear(queries.to(dtype), weight[:width], weight_bias[:width])
+    kv = F.linear(keys.to(dtype), weight[width:], weight_bias[width:])
+    q, k, v = (x.unflatten(-1, (n_heads, -1)).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
+    o = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, scale=1.0)
+    return o.transpose(1, 2).flatten(2)
+
+
 def attention(
     queries: Tensor,
     keys: Tensor,
@@ -279,7 +295,8 @@ def attention(
         bias: added to the scores of all heads, [G, Q, T], at least float32; a hidden key has a large negative number
             (finite: an infinite one would make a row without any key NaN).
         n_heads: H.
-        seed: int64 scalar, see `pgat_kernels.ops.dropout.draw_seed`; not read if `rate` is 0.
+        seed: int64 scalar, see `pgat_kernels.ops.dropout.draw_seed`; not read if `rate` is 0, nor on a GPU without
+            `bias`.
         rate: dropout rate of the attention weights, [0, 1).
         dtype: of the products and the result: that of `queries` (the default), or a 16-bit one.
         compile_blocks: whether compiled code computes blocks that are large enough to be worth compiling.
@@ -289,9 +306,10 @@ def attention(
 
     Reference: Dao et al., FlashAttention, 2022, for the order of the computation.
     """
+    dtype = dtype or queries.dtype
+    if bias is None and chunk_device_type(queries.device) == "cuda":
+        return _fused_attention(queries, keys, weight, weight_bias, n_heads, rate, dtype)
     scores = queries.shape[0] * n_heads * queries.shape[1] * keys.shape[1]
     compile_blocks = compile_blocks and scores >= WORTH_COMPILING
-    result: Tensor = _attention(
-        queries, keys, weight, weight_bias, bias, seed, rate, n_heads, dtype or queries.dtype, compile_blocks
-    )
+    result: Tensor = _attention(queries, keys, weight, weight_bias, bias, seed, rate, n_heads, dtype, compile_blocks)
     return result

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pgat_kernels.instrumentation import chunk_sizes_of
 from pgat_kernels.ops import attention as module
 from pgat_kernels.ops import chunk_sizes
 from pgat_kernels.ops.attention import attention
@@ -61,6 +62,35 @@ def test_outputs_and_gradients_equal_those_of_torch(
         torch.autograd.grad(output, tensors, g), torch.autograd.grad(expected_output, tensors, g), strict=True
     ):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [*((s, torch.float64) for s in SHAPES), ((3, 2, 7, 9, 8), torch.float32)])
+def test_fused_attention_of_gpus_equals_blocks(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Take the path of GPUs on a CPU, whose fused attention computes the same; dropout is torch's there."""
+    tensors = inputs(shape, dtype)
+    expected_output = attention(*tensors, n_heads=shape[1], seed=SEED)
+    with chunk_sizes_of("cuda"):
+        output = attention(*tensors, n_heads=shape[1], seed=SEED)
+    assert output.grad_fn is not None
+    assert "attention" not in output.grad_fn.name()  # torch's own operations, not the operator in blocks
+    bound = 1e-10 if dtype == torch.float64 else 2e-5  # some dozens of roundings of results of about 1
+    g = torch.randn_like(expected_output)
+    gradients, expected_gradients = (torch.autograd.grad(y, tensors, g) for y in (output, expected_output))
+    for actual, expected in zip([output, *gradients], [expected_output, *expected_gradients], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=bound, atol=bound)
+
+
+def test_fused_attention_of_gpus_drops_weights_at_the_rate() -> None:
+    x, y, w, b = inputs((1, 2, 64, 256, 8), torch.float32)
+    values = torch.ones_like(y)
+    w = torch.cat((w[:16], torch.zeros_like(w[16:])))
+    b = torch.cat((b[:16], torch.ones_like(b[16:])))  # all values are 1, so results are sums of the kept weights / 0.7
+    torch.manual_seed(0)
+    with chunk_sizes_of("cuda"):
+        first, second = (attention(x, values, w, b, n_heads=2, seed=SEED, rate=0.3) for _ in range(2))
+    assert not torch.equal(first, second)  # masks are torch's random numbers, not those of the seed
+    assert first.std() > 0.01
+    assert abs(first.mean() - 1) < 0.02  # over 128 rows with a standard deviation of 0.65 / 16 each
 
 
 def test_gradients_of_a_tensor_used_as_queries_and_keys_are_added() -> None:
