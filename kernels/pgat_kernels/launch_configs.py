@@ -8,28 +8,34 @@ from pgat_kernels.tuning_table import Case, Configuration, fitting, measured
 DEFAULT: Final = "default"
 """Key of the configurations for GPUs that are not listed."""
 
-# Chosen by the register use that the offline compiler reports (`bench/gpu/static.py`), not measured on a GPU;
-# measured configurations are in `tuning_table.json`.
-# Only the tensor cores of sm_90 and sm_100 need tiles of 64 rows, which take more registers.
-_WIDE: Final = {gpu: Configuration(block=64, warps=8, stages=1) for gpu in ("sm_90", "sm_100")}
+# Chosen by what the offline compiler reports, not measured on a GPU; measured configurations are in
+# `tuning_table.json`. For sm_90: by the instructions to issue (`bench/gpu/machine_code.py`). Its tensor cores need
+# tiles of 64 rows, which are the work of four warps; eight would compute everything twice. For others: by registers
+# (`bench/gpu/static.py`).
+_FOUR_WARPS: Final = {"sm_90": Configuration(block=64, warps=4, stages=1)}
+_WIDE: Final = {**_FOUR_WARPS, "sm_100": Configuration(block=64, warps=8, stages=1)}
 _WIDE_BLOCKS: Final = {gpu: Configuration(64, 8, 1, columns=32) for gpu in ("sm_90", "sm_100")}
 _WIDE_TOKENS: Final = {"sm_90": Configuration(64, 8, 1, columns=16), "sm_100": Configuration(64, 8, 1, columns=32)}
 _NARROW_BLOCKS: Final = {"gfx942": Configuration(16, 8, 1, columns=32)}
 _AMD: Final = {"gfx942": Configuration(block=32, warps=4, stages=1)}
 TABLE: Final[dict[Case, dict[str, Configuration]]] = {
     Case("graph_attention forward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
-    Case("graph_attention forward", 2, 64): {DEFAULT: Configuration(64, 8, 1)},
+    Case("graph_attention forward", 2, 64): {DEFAULT: Configuration(64, 8, 1), **_FOUR_WARPS},
     Case("graph_attention forward", 4, 32): {DEFAULT: Configuration(32, 4, 1)},
     Case("graph_attention forward", 4, 64): {DEFAULT: Configuration(64, 16, 1)},
     Case("graph_attention backward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
-    Case("graph_attention backward", 2, 64): {DEFAULT: Configuration(64, 8, 1)},
+    Case("graph_attention backward", 2, 64): {DEFAULT: Configuration(64, 8, 1), **_FOUR_WARPS},
     Case("graph_attention backward", 4, 32): {DEFAULT: Configuration(32, 8, 1), "sm_100": Configuration(16, 8, 1)},
     Case("graph_attention backward", 4, 64): {DEFAULT: Configuration(64, 16, 1), "gfx942": Configuration(64, 8, 1)},
     Case("edge_attention forward", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
     Case("edge_attention forward", 4, 512): {DEFAULT: Configuration(32, 4, 1), "sm_80": Configuration(32, 8, 1)},
-    Case("edge_attention backward queries", 2, 512): {DEFAULT: Configuration(64, 8, 1), **_AMD},
+    Case("edge_attention backward queries", 2, 512): {DEFAULT: Configuration(64, 8, 1), **_FOUR_WARPS, **_AMD},
     Case("edge_attention backward queries", 4, 512): {DEFAULT: Configuration(32, 16, 1), **_AMD},
-    Case("edge_attention backward keys", 2, 512): {DEFAULT: Configuration(64, 8, 1), "gfx942": Configuration(32, 8, 1)},
+    Case("edge_attention backward keys", 2, 512): {
+        DEFAULT: Configuration(64, 8, 1),
+        **_FOUR_WARPS,
+        "gfx942": Configuration(32, 8, 1),
+    },
     Case("edge_attention backward keys", 4, 512): {
         DEFAULT: Configuration(32, 16, 1),
         "sm_100": Configuration(32, 4, 1),
@@ -37,6 +43,11 @@ TABLE: Final[dict[Case, dict[str, Configuration]]] = {
     },
     Case("edge_attention backward bias", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
     Case("edge_attention backward bias", 4, 512): {DEFAULT: Configuration(32, 4, 1)},
+    **{
+        Case(f"low_rank_attention {name}", itemsize, 512): {DEFAULT: Configuration(64, warps, 1)}
+        for name, warps in (("forward", 4), ("backward queries", 4), ("backward keys", 8))
+        for itemsize in (2, 4)
+    },
     Case("feed_forward forward", 2, 256): {DEFAULT: Configuration(32, 8, 1, columns=16), **_WIDE_BLOCKS},
     Case("feed_forward forward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
     Case("feed_forward backward", 2, 256): {

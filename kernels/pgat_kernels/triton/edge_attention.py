@@ -13,6 +13,10 @@ The first three loop over the tiles of the other side (12 KB per head for 169 to
 first read), the last over heads. Probabilities are recomputed from the log-sum-exp. Every output has one owner: there
 are no atomics, and results do not depend on the order of the programs. A tile is 64 tokens: 169 tokens take three
 tiles, where one of 256 would take 2.3 times the scores.
+
+Heads of at most `FEW` columns (those of `pgat_kernels.ops.low_rank_attention` have 4) are multiplied column by column,
+without `tl.dot`, which would pad them to 16: a product of two tiles is then a sum of a few outer products, and a
+product of weights and rows a few weighted sums.
 """
 
 from typing import Any
@@ -23,9 +27,46 @@ import triton.language as tl
 from torch import Tensor
 
 from pgat_kernels.ops.graph_inputs import GraphInputs, empty_like_rows, product_flops
-from pgat_kernels.triton.dropout import keep_weights
+from pgat_kernels.triton.dropout import keep_tile
 from pgat_kernels.triton.launch import choose, graph_arguments, graph_tensors, launch, strides_of, tiles_of
 from pgat_kernels.triton.tiles import HIDDEN, LOG2_E
+
+FEW = 4
+"""Columns of a head up to which products are computed column by column; also the columns of its tile."""
+_FEW = tl.constexpr(FEW)
+
+
+@triton.jit
+def _column(x, c: tl.constexpr, BLOCK_DEPTH: tl.constexpr):
+    """Return column `c` of x [BLOCK, BLOCK_DEPTH] as float32 [BLOCK]."""
+    is_column = tl.arange(0, BLOCK_DEPTH)[None, :] == c
+    return tl.sum(tl.where(is_column, x.to(tl.float32), 0.0), 1)
+
+
+@triton.jit
+def _rows_by_rows(x, y, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr):
+    """Compute x y': [BLOCK, BLOCK_DEPTH] twice -> float32 [BLOCK, BLOCK]."""
+    if DEPTH > _FEW:
+        return tl.dot(x, tl.trans(y), input_precision=PRECISION)
+    else:
+        result = _column(x, 0, BLOCK_DEPTH)[:, None] * _column(y, 0, BLOCK_DEPTH)[None, :]
+        for c in tl.static_range(1, DEPTH):
+            result += _column(x, c, BLOCK_DEPTH)[:, None] * _column(y, c, BLOCK_DEPTH)[None, :]
+        return result
+
+
+@triton.jit
+def _weights_by_rows(weights, y, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr):
+    """Compute weights y: float32 [BLOCK, BLOCK] and [BLOCK, BLOCK_DEPTH] -> float32 [BLOCK, BLOCK_DEPTH]."""
+    if DEPTH > _FEW:
+        return tl.dot(weights.to(y.dtype), y, input_precision=PRECISION)
+    else:
+        column = tl.arange(0, BLOCK_DEPTH)[None, :]
+        result = tl.zeros((weights.shape[0], BLOCK_DEPTH), tl.float32)
+        for c in tl.static_range(DEPTH):
+            total = tl.sum(weights * _column(y, c, BLOCK_DEPTH)[None, :], 1)
+            result = tl.where(column == c, total[:, None], result)
+        return result
 
 
 @triton.jit
@@ -69,20 +110,31 @@ def _store(
 
 @triton.jit
 def _scores(
-    q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys,
-    NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
+    products, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys,
+    NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """Compute scores times log2 e and the mask of visible keys: float32 and int1, [BLOCK queries, BLOCK keys]."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E)
-    seen = (queries < NODES)[:, None] & (keys < NODES)[None, :]
-    start = graph * (NODES * NODES)
-    at = queries[:, None] * NODES + keys[None, :]
+    """Compute scores times log2 e (float32) and the mask of visible keys (int1) from the products of queries and keys.
+
+    `queries` and `keys` are a column and a row, or a row and a column: all results have their broadcast shape.
+    """
+    scores = products * (scale * LOG2_E)
+    seen = (queries < NODES) & (keys < NODES)
+    at = graph * (NODES * NODES) + (queries * NODES + keys)
     if BIASED:
-        scores += tl.load(bias_ptr + start + at, mask=seen, other=0.0).to(tl.float32) * LOG2_E
+        scores += tl.load(bias_ptr + at, mask=seen, other=0.0).to(tl.float32) * LOG2_E
     if MASKED:
-        adjacency = tl.load(adjacency_ptr + start + at, mask=seen, other=0.0).to(tl.float32)
-        seen = seen & ((tl.abs(adjacency) > threshold) | (queries[:, None] == keys[None, :]))
+        adjacency = tl.load(adjacency_ptr + at, mask=seen, other=0.0).to(tl.float32)
+        seen = seen & ((tl.abs(adjacency) > threshold) | (queries == keys))
     return scores, seen
+
+
+@triton.jit
+def _keep(
+    seed_ptr, first_row_ptr, site_offset, graph, head, queries, keys, dropped, HEADS: tl.constexpr, NODES: tl.constexpr
+):  # fmt: skip
+    """Return the dropout mask of weights, int1, in the shape of `_scores`."""
+    rows = ((tl.load(first_row_ptr) + graph) * HEADS + head) * NODES + queries
+    return keep_tile(tl.load(seed_ptr), site_offset, rows, keys, dropped, NODES)
 
 
 @triton.jit
@@ -97,27 +149,25 @@ def _load_statistics(
 
 @triton.jit
 def _score_gradients(
-    q, k, v, do, log_sum_exp, delta, adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
+    products, dweights, log_sum_exp, delta, adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
     threshold, scale, site_offset, dropped, kept_scale, graph, head, queries, keys,
-    HEADS: tl.constexpr, NODES: tl.constexpr,
-    MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS: tl.constexpr, NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """Recompute the weights of a tile after dropout, and compute the gradient of its scores.
 
-    Both are float32 [BLOCK queries, BLOCK keys].
+    Both are float32 in the shape of `_scores`, as are `products` of q and k, and `dweights`, those of do and v.
+    `log_sum_exp` and `delta` have the shape of `queries`.
     """
     scores, seen = _scores(
-        q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
+        products, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED
     )
-    weights = tl.where(seen, tl.exp2(tl.where(seen, scores, HIDDEN) - log_sum_exp[:, None]), 0.0)
-    dweights = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+    weights = tl.where(seen, tl.exp2(tl.where(seen, scores, HIDDEN) - log_sum_exp), 0.0)
     kept = weights
     if DROPOUT:
-        graph = tl.load(first_row_ptr) + graph
-        keep = keep_weights(seed_ptr, site_offset, graph, head, queries, keys, dropped, HEADS, NODES)
+        keep = _keep(seed_ptr, first_row_ptr, site_offset, graph, head, queries, keys, dropped, HEADS, NODES)
         kept = tl.where(keep, weights * kept_scale, 0.0)
         dweights = tl.where(keep, dweights * kept_scale, 0.0)
-    return kept, weights * (dweights - delta[:, None])
+    return kept, weights * (dweights - delta)
 
 
 @triton.jit
@@ -149,19 +199,31 @@ def _edge_attention_fwd_kernel(
         keys = start + tl.arange(0, BLOCK)
         k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
         v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        products = _rows_by_rows(q, k, DEPTH, BLOCK_DEPTH, PRECISION)
         scores, seen = _scores(
-            q, k, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, PRECISION
-        )
+            products, adjacency_ptr, bias_ptr, threshold, scale, graph, queries[:, None], keys[None, :],
+            NODES, MASKED, BIASED,
+        )  # fmt: skip
         scores = tl.where(seen, scores, HIDDEN)
         larger = tl.maximum(largest, tl.max(scores, 1))
         shrink = tl.exp2(largest - larger)
         weights = tl.where(seen, tl.exp2(scores - larger[:, None]), 0.0)
         total = total * shrink + tl.sum(weights, 1)
         if DROPOUT:
-            first = tl.load(first_row_ptr)
-            keep = keep_weights(seed_ptr, site_offset, first + graph, head, queries, keys, dropped, HEADS, NODES)
+            keep = _keep(
+                seed_ptr,
+                first_row_ptr,
+                site_offset,
+                graph,
+                head,
+                queries[:, None],
+                keys[None, :],
+                dropped,
+                HEADS,
+                NODES,
+            )
             weights = tl.where(keep, weights * kept_scale, 0.0)
-        o = o * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        o = o * shrink[:, None] + _weights_by_rows(weights, v, DEPTH, BLOCK_DEPTH, PRECISION)
         largest = larger
     total = tl.where(total == 0, 1.0, total)
     o = o / total[:, None]
@@ -207,12 +269,14 @@ def _edge_attention_bwd_queries_kernel(
         keys = start + tl.arange(0, BLOCK)
         k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
         v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        products = _rows_by_rows(q, k, DEPTH, BLOCK_DEPTH, PRECISION)
+        dweights = _rows_by_rows(do, v, DEPTH, BLOCK_DEPTH, PRECISION)
         _, dscores = _score_gradients(
-            q, k, v, do, log_sum_exp, delta, adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
-            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries, keys,
-            HEADS, NODES, MASKED, BIASED, DROPOUT, PRECISION,
+            products, dweights, log_sum_exp[:, None], delta[:, None], adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
+            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries[:, None], keys[None, :],
+            HEADS, NODES, MASKED, BIASED, DROPOUT,
         )  # fmt: skip
-        dq += tl.dot(dscores.to(k.dtype), k, input_precision=PRECISION)
+        dq += _weights_by_rows(dscores, k, DEPTH, BLOCK_DEPTH, PRECISION)
     _store(dq_ptr, dq * scale, graph, head, queries, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
 
 
@@ -250,13 +314,16 @@ def _edge_attention_bwd_keys_kernel(
         q = _load(q_ptr, graph, head, queries, Q_GRAPH, Q_HEAD, Q_NODE, NODES, DEPTH, BLOCK_DEPTH)
         do = _load(do_ptr, graph, head, queries, DO_GRAPH, DO_HEAD, DO_NODE, NODES, DEPTH, BLOCK_DEPTH)
         log_sum_exp, delta = _load_statistics(log_sum_exp_ptr, delta_ptr, graph, head, queries, HEADS, NODES)
+        # Transposed, [keys, queries], so that the sums over queries are products of rows.
+        products = _rows_by_rows(k, q, DEPTH, BLOCK_DEPTH, PRECISION)
+        dweights = _rows_by_rows(v, do, DEPTH, BLOCK_DEPTH, PRECISION)
         kept, dscores = _score_gradients(
-            q, k, v, do, log_sum_exp, delta, adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
-            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries, keys,
-            HEADS, NODES, MASKED, BIASED, DROPOUT, PRECISION,
+            products, dweights, log_sum_exp[None, :], delta[None, :], adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
+            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries[None, :], keys[:, None],
+            HEADS, NODES, MASKED, BIASED, DROPOUT,
         )  # fmt: skip
-        dv += tl.dot(tl.trans(kept.to(do.dtype)), do, input_precision=PRECISION)
-        dk += tl.dot(tl.trans(dscores.to(q.dtype)), q, input_precision=PRECISION)
+        dv += _weights_by_rows(kept, do, DEPTH, BLOCK_DEPTH, PRECISION)
+        dk += _weights_by_rows(dscores, q, DEPTH, BLOCK_DEPTH, PRECISION)
     _store(dk_ptr, dk * scale, graph, head, keys, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
     _store(dv_ptr, dv, graph, head, keys, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
 
@@ -293,15 +360,28 @@ def _edge_attention_bwd_bias_kernel(
         v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
         do = _load(do_ptr, graph, head, queries, DO_GRAPH, DO_HEAD, DO_NODE, NODES, DEPTH, BLOCK_DEPTH)
         log_sum_exp, delta = _load_statistics(log_sum_exp_ptr, delta_ptr, graph, head, queries, HEADS, NODES)
+        products = _rows_by_rows(q, k, DEPTH, BLOCK_DEPTH, PRECISION)
+        dweights = _rows_by_rows(do, v, DEPTH, BLOCK_DEPTH, PRECISION)
         _, dscores = _score_gradients(
-            q, k, v, do, log_sum_exp, delta, adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
-            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries, keys,
-            HEADS, NODES, MASKED, BIASED, DROPOUT, PRECISION,
+            products, dweights, log_sum_exp[:, None], delta[:, None], adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
+            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries[:, None], keys[None, :],
+            HEADS, NODES, MASKED, BIASED, DROPOUT,
         )  # fmt: skip
         dbias += dscores
     inside = (queries < NODES)[:, None] & (keys < NODES)[None, :]
     at_bias = graph * (NODES * NODES) + queries[:, None] * NODES + keys[None, :]
     tl.store(dbias_ptr + at_bias, dbias, mask=inside)
+
+
+def _name(inputs: GraphInputs) -> str:
+    """Return the name under which `launch_configs` has the configurations of these inputs."""
+    return "low_rank_attention" if inputs.q.shape[-1] <= FEW else "edge_attention"
+
+
+def _arguments(inputs: GraphInputs) -> dict[str, object]:
+    """Return the arguments that all kernels of this module share, by name."""
+    arguments = graph_arguments(inputs)
+    return arguments | ({"BLOCK_DEPTH": FEW} if inputs.q.shape[-1] <= FEW else {})
 
 
 def edge_attention_forward(inputs: GraphInputs) -> tuple[Tensor, Tensor]:
@@ -310,11 +390,11 @@ def edge_attention_forward(inputs: GraphInputs) -> tuple[Tensor, Tensor]:
     graphs, heads, tokens, _ = q.shape
     o = empty_like_rows(q)
     log_sum_exp = torch.empty((graphs, heads, tokens), dtype=torch.float32, device=q.device)
-    chosen = choose("edge_attention forward", q, tokens)
+    chosen = choose(f"{_name(inputs)} forward", q, tokens)
     launch(
         _edge_attention_fwd_kernel, graphs * heads * tiles_of(tokens, chosen), (*graph_tensors(inputs), o, log_sum_exp),
         chosen, 2 * product_flops(q.shape),
-        **graph_arguments(inputs), **strides_of(q=q, k=inputs.k, v=inputs.v, o=o),
+        **_arguments(inputs), **strides_of(q=q, k=inputs.k, v=inputs.v, o=o),
     )  # fmt: skip
     return o, log_sum_exp
 
@@ -328,12 +408,12 @@ def edge_attention_backward(do: Tensor, inputs: GraphInputs, o: Tensor, log_sum_
     graphs, heads, tokens, _ = q.shape
     dq, dk, dv = (empty_like_rows(q) for _ in range(3))
     delta = torch.empty_like(log_sum_exp)
-    common = graph_arguments(inputs) | strides_of(do=do, q=q, k=inputs.k, v=inputs.v)
+    common = _arguments(inputs) | strides_of(do=do, q=q, k=inputs.k, v=inputs.v)
     flops = product_flops(q.shape)
 
     def run(kernel: Any, name: str, products: int, tensors: tuple[Tensor, ...], **strides: int) -> None:
         """Launch a kernel of which a program owns a tile of tokens of one head."""
-        chosen = choose(f"edge_attention backward {name}", q, tokens)
+        chosen = choose(f"{_name(inputs)} backward {name}", q, tokens)
         programs = graphs * heads * tiles_of(tokens, chosen)
         launch(kernel, programs, (do, *graph_tensors(inputs), *tensors), chosen, products * flops, **common, **strides)
 
