@@ -125,6 +125,8 @@ _CONSTANT: Final = re.compile(r"%c(-?\d+)_i\d+(?:_\d+)?")
 _FEWEST: Final = 4
 """Instructions of the shortest loop: the last instruction of a kernel is a branch to itself."""
 _PADDING: Final = "NOP"
+SPILLS: Final = ("STL", "LDL")
+"""Beginnings of the names of instructions that move registers to memory and back."""
 
 
 def instructions_of(code: str) -> list[str]:
@@ -211,7 +213,7 @@ def count(code: str, trips: list[int], warps: int) -> Issued:
     return Issued(
         warps * sum(n for _, n in executed),
         sum(n * product_flops(name, warps) for name, n in executed),
-        warps * sum(n for name, n in executed if name.startswith(("STL", "LDL"))),
+        warps * sum(n for name, n in executed if name.startswith(SPILLS)),
     )
 
 

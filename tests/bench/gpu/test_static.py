@@ -34,14 +34,14 @@ def test_committed_figures_have_no_fault_on_any_target() -> None:
 
 def a_record(**changes: Any) -> dict[str, Any]:
     record = {"kernel": "k", "shape": "s", "dtype": "bf16", "target": "sm_90", "registers": 90, "shared": 1000}
-    return record | {"spills": 0, "stack": 0, "atomics": 0, "tensor_core": {"HGMMA": 4}} | changes
+    return record | {"spills": 0, "spills_in_loops": 0, "stack": 0, "atomics": 0, "tensor_core": {"HGMMA": 4}} | changes
 
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"spills": 3}, "3 spills"),
-        ({"stack": 16}, "16 stack"),
+        ({"spills": 5, "spills_in_loops": 3}, "3 spills in loops"),
+        ({"stack": 16}, "16 bytes of stack"),
         ({"atomics": 1}, "1 atomics"),
         ({"shared": 300_000}, "300000 bytes of shared memory, where the target has 232448"),
         ({"tensor_core": {"HMMA": 4}}, "no HGMMA instructions"),
@@ -54,6 +54,7 @@ def test_faults_of_compiled_kernel(changes: dict[str, Any], fault: str) -> None:
     worse = a_record(**changes)
     assert fault in faults_of(worse, a_record())
     assert not faults_of(a_record(), a_record())
+    assert not faults_of(a_record(spills=5, stack=16))
     assert not faults_of(a_record(registers=112), a_record())  # compilations differ slightly
     assert not faults_of(a_record(dtype="fp32", tensor_core={}))
 
