@@ -115,7 +115,8 @@ def test_imported_run_is_complete(settings: list[str], existing: State, tmp_path
     assert about["config"] == config_to_dict(config)
     assert about["input_scaler"] == splits.input_scaler.to_dict()
     assert about["target_scaler"] == splits.target_scaler.to_dict()
-    assert set(about["data"]) == {"path", "rows", "first_date", "last_date", "base_price", "sha256", "calendar"}
+    keys = {"path", "absolute_path", "rows", "first_date", "last_date", "base_price", "sha256", "calendar"}
+    assert set(about["data"]) == keys
     assert about["data"]["rows"] == 40
     assert about["backend"] == "auto"
     assert "torch" in about["versions"]
