@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from pgat_fast.cli import main
 from pgat_fast.cli.streams import standard_streams
@@ -66,6 +67,21 @@ def test_file_names_that_are_not_text_are_printed(errors: str) -> None:
     expected = {"strict": rb"a\udcffb \u0446a", "surrogateescape": b"a\xffb \\u0446a", "ignore": b"ab a"}[errors]
     assert printed(out).split(b"\n")[0] == expected
     assert out.errors == errors
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("encoding", "mark"), [("ascii", "#"), ("cp1252", "#"), ("utf-8", "\u2588")])
+def test_progress_bar_uses_characters_of_the_encoding(encoding: str, mark: str) -> None:
+    terminal = Terminal(io.BytesIO(), encoding)
+    with redirect_stderr(terminal), standard_streams(), tqdm(total=2, ncols=60) as bar:
+        bar.update(2)
+    text = printed(terminal).decode(encoding)
+    assert f"100%|{mark * 3}" in text
+    assert "\\u" not in text
 
 
 class OnlyWrite:
