@@ -60,7 +60,7 @@ def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, confi
         raise CheckpointError(f"{nested[0]!r} is a dict, not a tensor: pass state[{nested[0]!r}]")
     non_tensors = [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
     if non_tensors:
-        raise CheckpointError(f"not tensors ({len(non_tensors)}): {name_some(non_tensors)}")
+        raise CheckpointError(f"not tensors: {name_some(non_tensors)}")
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in expected]
     misshapen = [

@@ -60,7 +60,7 @@ class Placeholder:
     """An object of a pickle that was not built.
 
     Attributes:
-        kind: its class, or the function that would have returned it, as `module name`.
+        kind: its class, or the function that would have returned it, as `module name`; `object` if it is unknown.
         args: arguments of that call.
         state: attributes, as stored.
         items: items of a dict subclass.
@@ -69,23 +69,41 @@ class Placeholder:
     __slots__ = ("args", "items", "kind", "state")
 
     def __init__(self, kind: Any, args: Any = ()) -> None:
-        self.kind = kind.name if isinstance(kind, Global) else str(kind)[:100] if isinstance(kind, str) else "object"
+        self.kind = kind.name if isinstance(kind, Global) else "object"
         self.args, self.state, self.items = args, None, dict[Any, Any]()
 
 
+_EMPTY: Final[dict[str, Callable[[], Any]]] = {
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": lambda: Placeholder(Global("builtins set")),
+}
+
+
 class Budget:
-    """Number of operations that may still be executed for one file."""
+    """Work that may still be done for one file.
 
-    def __init__(self, operations: int = MOST_OPERATIONS) -> None:
-        self.operations = operations
+    A few bytes of a pickle can repeat work on an object that it has named, so whatever takes time or memory in
+    proportion to an object counts.
+    """
 
-    def spend(self) -> None:
-        """Count one operation; raise CheckpointError if there are too many."""
-        self.operations -= 1
+    def __init__(self, copied_bytes: int = 0) -> None:
+        """Allow `MOST_OPERATIONS`, and copies of `copied_bytes` bytes: the size of the file is enough for any file."""
+        self.operations, self.copied_bytes = MOST_OPERATIONS, copied_bytes
+
+    def spend(self, operations: int = 1) -> None:
+        """Count `operations`; raise CheckpointError if there are too many."""
+        self.operations -= operations
         if self.operations < 0:
             raise CheckpointError(
                 f"holds more than {MOST_OPERATIONS:,} objects beside the weights: save the state dict alone"
             )
+
+    def copy(self, content: str | bytes) -> None:
+        """Count a copy of `content`; raise ValueError if the copies are larger than the file."""
+        self.copied_bytes -= len(content)
+        if self.copied_bytes < 0:
+            raise ValueError("an object is repeated too often")
 
 
 def read_pickle(
@@ -117,10 +135,11 @@ def read_pickle(
     def built(function: Any, args: Any) -> Any:
         name = function.name if isinstance(function, Global) else ""
         if name in _DICTS:
-            return _pairs(args)
+            return _pairs(args, budget)
         if name == "copy_reg _reconstructor" or name == "copyreg _reconstructor":
             return Placeholder(args[0])
         if name == "_codecs encode" and isinstance(args, tuple) and isinstance(args[0], str):
+            budget.copy(args[0])
             return args[0].encode("latin-1")  # how protocols 0 to 2 store bytes
         result = call(name, args) if isinstance(args, tuple) else NotImplemented
         return Placeholder(function, args) if result is NotImplemented else result
@@ -147,11 +166,17 @@ def read_pickle(
         elif name == "TUPLE":
             items = marked()  # replaces `stack`
             stack.append(tuple(items))
-        elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
-            stack.append({"EMPTY_LIST": list, "EMPTY_DICT": dict}.get(name, lambda: Placeholder("set"))())
-        elif name in ("LIST", "DICT", "FROZENSET"):
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name == "LIST":
+            items = marked()  # replaces `stack`
+            stack.append(items)
+        elif name == "DICT":
             items = marked()
-            stack.append(items if name == "LIST" else _dict_of(items) if name == "DICT" else Placeholder("frozenset"))
+            stack.append(_dict_of(items))
+        elif name == "FROZENSET":
+            marked()
+            stack.append(Placeholder(Global("builtins frozenset")))
         elif name in ("APPENDS", "ADDITEMS", "SETITEMS"):
             items = marked()
             _add(stack[-1], items, name == "SETITEMS")
@@ -165,7 +190,9 @@ def read_pickle(
             stack.append(Global(argument))
         elif name == "STACK_GLOBAL":
             qualified, module = stack.pop(), stack.pop()
-            stack.append(Global(f"{str(module)[:200]} {str(qualified)[:200]}"))
+            if not isinstance(module, str) or not isinstance(qualified, str):
+                raise ValueError("the name of a global is not text")
+            stack.append(Global(f"{module[:200]} {qualified[:200]}"))
         elif name in ("REDUCE", "NEWOBJ"):
             args, function = stack.pop(), stack.pop()
             stack.append(built(function, args))
@@ -198,17 +225,18 @@ def read_pickle(
 
 
 def _key(value: Any) -> Any:
-    return value if type(value) in _KEYS else Placeholder("key")
+    return value if type(value) in _KEYS else Placeholder(None)
 
 
 def _dict_of(items: list[Any]) -> dict[Any, Any]:
     return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
-def _pairs(args: Any) -> dict[Any, Any]:
+def _pairs(args: Any, budget: Budget) -> dict[Any, Any]:
     """Return the dict that a class of dicts makes of its arguments: nothing, a default, or a list of pairs."""
     pairs = args[0] if isinstance(args, tuple) and args else ()
     pairs = pairs.items() if isinstance(pairs, dict) else pairs if isinstance(pairs, list | tuple) else ()
+    budget.spend(len(pairs))
     return {_key(pair[0]): pair[1] for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2}
 
 

@@ -23,6 +23,7 @@ _DTYPES: Final = {
     "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
     "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128, "Untyped": torch.uint8,
 }  # fmt: skip
+_MOST_DIMENSIONS: Final = 64
 _TENSORS: Final = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3")
 _PARAMETERS: Final = ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state")
 
@@ -35,7 +36,7 @@ def read_torch_file(raw: bytes) -> Any:
     Raises CheckpointError, without the name of the file, if it is damaged or has another format.
     """
     try:
-        return _read_archive(raw) if raw[:4] == b"PK\x03\x04" else _read_pickles(raw, Budget())
+        return _read_archive(raw) if raw[:4] == b"PK\x03\x04" else _read_pickles(raw, Budget(len(raw)))
     except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # its type depends on the position of the fault in the file
@@ -59,7 +60,7 @@ def _read_archive(raw: bytes) -> Any:
                 '`torch.save(torch.jit.load(FILE, map_location="cpu").state_dict(), "weights.pth")`'
             )
         byteorder = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in names else "little"
-        reader = _Reader(lambda key: archive.read(f"{root}data/{key}"), byteorder, Budget())
+        reader = _Reader(lambda key: archive.read(f"{root}data/{key}"), byteorder, Budget(len(raw)))
         return reader.read(io.BytesIO(archive.read(pickles[0])))
 
 
@@ -68,7 +69,7 @@ def _read_pickles(raw: bytes, budget: Budget) -> Any:
     file = io.BytesIO(raw)
     plain = _Reader(None, "little", budget)
     first = plain.read(file)
-    if first != _MAGIC:
+    if not isinstance(first, int) or first != _MAGIC:
         return first
     plain.read(file)
     machine = plain.read(file)
@@ -139,12 +140,15 @@ class _Reader:
         if name == "torch._tensor _rebuild_from_type_v2" and isinstance(args[0], Global):
             return self._call(args[0].name, args[2])
         if name == "torch.storage _load_from_bytes" and isinstance(args[0], bytes):  # a tensor in a plain pickle
+            self._budget.copy(args[0])
             return _read_pickles(args[0], self._budget)
         return NotImplemented
 
     def _tensor(self, name: str, storage: Any, offset: int, size: Any, stride: Any, *more: Any) -> Any:
         if not isinstance(storage, Tensor):
-            return Placeholder("torch Tensor")
+            return Placeholder(Global("torch Tensor"))
+        if len(size) > _MOST_DIMENSIONS:
+            raise ValueError(f"a tensor has {len(size)} dimensions")
         if name.endswith("v3"):  # the dtype has no class of storages
             dtype = getattr(torch, more[2].name.rpartition(" ")[2])
             storage = storage.view(dtype)

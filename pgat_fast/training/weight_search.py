@@ -112,6 +112,7 @@ def _states(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]
         if id(value) in seen or len(path) > _DEEPEST:
             continue
         seen.add(id(value))
+        budget.spend(_size(value))
         children: Iterable[tuple[Any, Any]]
         if isinstance(value, Placeholder):
             if _is_module(value):
@@ -128,9 +129,17 @@ def _states(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]
                 waiting.append(((*path, str(key)[:100]) if key != "" else path, child))
 
 
+def _size(value: Any) -> int:
+    """Return the number of items of a container, or of attributes, items and arguments of an object."""
+    if not isinstance(value, Placeholder):
+        return len(value) if isinstance(value, Mapping | list | tuple) else 0
+    states = value.state if isinstance(value.state, tuple) else (value.state,)
+    return len(states) + sum(len(part) for part in (*states[:2], value.items, value.args) if hasattr(part, "__len__"))
+
+
 def _attributes(value: Placeholder) -> dict[Any, Any]:
     """Return the attributes of an object, which a pickle stores as a dict, or as a pair of dicts if it has slots."""
-    states = value.state if isinstance(value.state, tuple) else (value.state,)
+    states = value.state[:2] if isinstance(value.state, tuple) else (value.state,)
     return {key: item for state in states if isinstance(state, dict) for key, item in state.items()}
 
 
@@ -140,13 +149,15 @@ def _is_module(value: Placeholder) -> bool:
 
 def _module_state(module: Placeholder, prefix: str, depth: int, budget: Budget) -> Iterator[tuple[str, Any]]:
     """Yield the entries of the state dict of a module that was pickled whole. `budget` ends a search without end."""
-    budget.spend()
+    budget.spend(1 + _size(module))
     attributes = _attributes(module)
     for kind in ("_parameters", "_buffers"):
-        for name, value in (attributes.get(kind) or {}).items():
+        values = attributes.get(kind) or {}
+        budget.spend(len(values))
+        for name, value in values.items():
             if isinstance(value, Tensor):
-                budget.spend()
                 yield f"{prefix}{name}", value
+    budget.spend(len(attributes["_modules"]))
     for name, child in attributes["_modules"].items():
         if depth > 0 and isinstance(child, Placeholder) and _is_module(child):
             yield from _module_state(child, f"{prefix}{name}.", depth - 1, budget)

@@ -96,7 +96,7 @@ class OnlyWrite:
 
 def test_streams_without_settings_are_used_as_they_are() -> None:
     for output in (io.StringIO(), OnlyWrite()):
-        with redirect_stdout(output):  # type: ignore[type-var]
+        with redirect_stdout(output):
             assert main(["config", "show", "--set", f"data.path={NAME}.csv"]) == 0
         assert NAME in (output.getvalue() if isinstance(output, io.StringIO) else output.text)
 

@@ -256,6 +256,61 @@ def test_invalid_file_is_refused(kind: str) -> None:
     assert time.process_time() - started < SLOWEST
 
 
+def repeated(prepared: bytes, body: bytes, count: int) -> bytes:
+    """Return an archive whose pickle prepares objects and then repeats an operation on them."""
+    return archive(b"\x80\x04" + prepared + body * count + b"N.", data__0=bytes(4))
+
+
+def long_text(size: int) -> bytes:
+    return b"X" + size.to_bytes(4, "little") + b"x" * size
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "copies of text": lambda: repeated(
+        b"c_codecs\nencode\nq\x00" + long_text(10**6) + b"q\x01", b"]h\x00h\x01\x8c\x06latin1\x86R", 10**5
+    ),
+    "copies of pairs": lambda: repeated(
+        b"ccollections\nOrderedDict\nq\x00](" + b"NN\x86" * 10**5 + b"e\x85q\x01", b"h\x00h\x01R", 10**5
+    ),
+    "copies of files": lambda: repeated(
+        b"ctorch.storage\n_load_from_bytes\nq\x00B"
+        + (10**6).to_bytes(4, "little")
+        + b"}."
+        + bytes(10**6 - 2)
+        + b"\x85q\x01",
+        b"h\x00h\x01R",
+        10**5,
+    ),
+    "names that are lists": lambda: repeated(b"](" + b"N" * 10**5 + b"eq\x00", b"h\x00h\x00\x93", 10**5),
+    "dimensions": lambda: repeated(
+        b"ctorch._utils\n_rebuild_tensor_v2\nq\x00((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00(" + b"K\x01" * 10**5 + b"th\x00tq\x01",
+        b"h\x00h\x01R",
+        10**5,
+    ),
+}
+"""Pickles that repeat work on one large object."""
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_repeated_work_on_one_object_is_refused(kind: str) -> None:
+    raw = BOMBS[kind]()
+    started = time.process_time()
+    with pytest.raises(CheckpointError):
+        read_torch_file(raw)
+    assert time.process_time() - started < SLOWEST
+
+
+def test_attributes_that_many_objects_share_are_searched_in_time(state: State) -> None:
+    attributes = b"}q\x00(" + b"".join(b"M" + k.to_bytes(2, "little") + b"N" for k in range(60_000)) + b"u0"
+    raw = archive(b"\x80\x04" + attributes + b"](" + b"ca\nB\n)\x81h\x00b" * 60_000 + b"e.")
+    read = read_torch_file(raw)
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match="more than 1,000,000 objects"):
+        find_weights(read, state)
+    assert time.process_time() - started < SLOWEST
+
+
 def cyclic() -> list[Any]:
     value: list[Any] = []
     value.append({"a": value})
