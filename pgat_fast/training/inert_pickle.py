@@ -17,6 +17,8 @@ from pgat_fast.errors import CheckpointError
 MOST_OPERATIONS: Final = 1_000_000
 """Largest number of operations of a pickle, which bounds time and memory; a state dict takes about 40 for a tensor."""
 
+_DEEPEST: Final = 10_000
+"""Largest number of containers within each other that are being filled."""
 _KEYS: Final = (str, int, float, bool, bytes, NoneType)
 """Types of keys that are kept. The hash of others can be slow, or too deep for the stack of C."""
 _VALUES: Final = frozenset(
@@ -158,6 +160,8 @@ def read_pickle(
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name == "MARK":
+            if len(outer) == _DEEPEST:
+                raise ValueError("nested too deeply")
             outer.append(stack)
             stack = []
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):

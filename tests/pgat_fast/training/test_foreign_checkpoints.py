@@ -122,7 +122,7 @@ def test_tensors_of_any_kind_equal_those_of_torch_load(form: str) -> None:
     read = read_torch_file(FORMATS[form](tensors))
     for name, tensor in tensors.items():
         assert read[name].dtype == tensor.dtype, name
-        assert torch.equal(read[name].float(), tensor.detach().float()), name
+        assert torch.equal(read[name].to(torch.complex64), tensor.detach().to(torch.complex64)), name
 
 
 def prefixed(prefix: str, state: State) -> State:
@@ -242,7 +242,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "an extension": (lambda: archive(b"\x80\x02\x82\x01."), "damaged"),
     "no end": (lambda: archive(b"\x80\x02}"), "damaged"),
     "many operations": (lambda: archive(b"\x80\x02" + b"N0" * MOST_OPERATIONS + b"N."), "more than 1,000,000 objects"),
-    "many marks": (lambda: archive(b"\x80\x02" + b"(" * (MOST_OPERATIONS + 1) + b"."), "more than 1,000,000 objects"),
+    "many marks": (lambda: archive(b"\x80\x02" + b"(" * MOST_OPERATIONS + b"."), "nested too deeply"),
 }
 
 
@@ -302,8 +302,8 @@ def test_repeated_work_on_one_object_is_refused(kind: str) -> None:
 
 
 def test_attributes_that_many_objects_share_are_searched_in_time(state: State) -> None:
-    attributes = b"}q\x00(" + b"".join(b"M" + k.to_bytes(2, "little") + b"N" for k in range(60_000)) + b"u0"
-    raw = archive(b"\x80\x04" + attributes + b"](" + b"ca\nB\n)\x81h\x00b" * 60_000 + b"e.")
+    attributes = b"}q\x00(" + b"".join(b"M" + k.to_bytes(2, "little") + b"N" for k in range(20_000)) + b"u0"
+    raw = archive(b"\x80\x04" + attributes + b"](" + b"ca\nB\n)\x81h\x00b" * 20_000 + b"e.")
     read = read_torch_file(raw)
     started = time.process_time()
     with pytest.raises(CheckpointError, match="more than 1,000,000 objects"):
