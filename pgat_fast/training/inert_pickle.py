@@ -72,7 +72,9 @@ class Placeholder:
 
     def __init__(self, kind: Any, args: Any = ()) -> None:
         self.kind = kind.name if isinstance(kind, Global) else "object"
-        self.args, self.state, self.items = args, None, dict[Any, Any]()
+        self.args = args
+        self.state: Any = None
+        self.items: dict[Any, Any] = {}
 
 
 _EMPTY: Final[dict[str, Callable[[], Any]]] = {
@@ -191,7 +193,7 @@ def read_pickle(
             value, key = stack.pop(), stack.pop()
             _add(stack[-1], [key, value], True)
         elif name == "GLOBAL":
-            stack.append(Global(argument))
+            stack.append(Global(str(argument)))
         elif name == "STACK_GLOBAL":
             qualified, module = stack.pop(), stack.pop()
             if not isinstance(module, str) or not isinstance(qualified, str):
@@ -209,7 +211,9 @@ def read_pickle(
                 stack[-1].state = state
         elif name in ("INST", "OBJ"):
             items = marked()
-            stack.append(Placeholder(Global(argument), tuple(items)) if name == "INST" else Placeholder(*items[:1]))
+            stack.append(
+                Placeholder(Global(str(argument)), tuple(items)) if name == "INST" else Placeholder(*items[:1])
+            )
         elif name in ("BINPERSID", "PERSID"):
             stack.append(persistent(stack.pop() if name == "BINPERSID" else argument))
         elif name == "POP":

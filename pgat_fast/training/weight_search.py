@@ -132,9 +132,13 @@ def _states(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]
 def _size(value: Any) -> int:
     """Return the number of items of a container, or of attributes, items and arguments of an object."""
     if not isinstance(value, Placeholder):
-        return len(value) if isinstance(value, Mapping | list | tuple) else 0
+        return _length(value)
     states = value.state if isinstance(value.state, tuple) else (value.state,)
-    return len(states) + sum(len(part) for part in (*states[:2], value.items, value.args) if hasattr(part, "__len__"))
+    return len(states) + sum(map(_length, (*states[:2], value.items, value.args)))
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, Mapping | list | tuple) else 0
 
 
 def _attributes(value: Placeholder) -> dict[Any, Any]:

@@ -325,9 +325,11 @@ def cyclic() -> list[Any]:
         lambda: archive(b"\x80\x02}" + b"N" + b"\x85" * 100_000 + b"Ns."),
         lambda: saved(nested(100)),
         lambda: saved(cyclic()),
+        lambda: archive(b"\x80\x02" + b"ca\nB\n)\x81" * 10**5 + b"b" * (10**5 - 1) + b"."),
+        lambda: archive(b"\x80\x02" + b"ca\nB\n)\x81q\x00" + b"ca\nB\n)\x81h\x00h\x00\x86bq\x00" * 60 + b"."),
         lambda: saved({"a": {}}),
     ],
-    ids=["lists", "tuples", "a tuple as a key", "levels", "a cycle", "empty"],
+    ids=["lists", "tuples", "a tuple as a key", "levels", "a cycle", "states", "states that double", "empty"],
 )
 def test_search_in_deep_and_cyclic_content_ends(make: Callable[[], bytes], state: State) -> None:
     started = time.process_time()
