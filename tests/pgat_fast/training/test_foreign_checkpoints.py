@@ -34,7 +34,6 @@ from tests.pgat_fast.training.hostile import (
     saved,
     storage_of,
     two_pickles,
-    zip_bomb,
 )
 
 State = dict[str, Tensor]
@@ -225,7 +224,6 @@ def tensor_archive(*arguments: bytes) -> bytes:
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "a compressed archive": (zip_bomb, "compressed archive"),
     "two pickles": (two_pickles, "2 files data.pkl"),
     "a storage that is not there": (lambda: storage_of(10**12), "damaged"),
     "a tensor beyond its storage": (lambda: tensor_archive(b"K\x00", b"K\x09\x85", b"K\x01\x85"), "damaged"),
@@ -301,12 +299,19 @@ def test_repeated_work_on_one_object_is_refused(kind: str) -> None:
     assert time.process_time() - started < SLOWEST
 
 
+@pytest.fixture
+def few_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lower the limit of operations, so that it is reached sooner."""
+    monkeypatch.setattr("pgat_fast.training.inert_pickle.MOST_OPERATIONS", 100_000)
+
+
+@pytest.mark.usefixtures("few_operations")
 def test_attributes_that_many_objects_share_are_searched_in_time(state: State) -> None:
-    attributes = b"}q\x00(" + b"".join(b"M" + k.to_bytes(2, "little") + b"N" for k in range(20_000)) + b"u0"
-    raw = archive(b"\x80\x04" + attributes + b"](" + b"ca\nB\n)\x81h\x00b" * 20_000 + b"e.")
+    attributes = b"}q\x00(" + b"".join(b"M" + k.to_bytes(2, "little") + b"N" for k in range(5_000)) + b"u0"
+    raw = archive(b"\x80\x04" + attributes + b"](" + b"ca\nB\n)\x81h\x00b" * 5_000 + b"e.")
     read = read_torch_file(raw)
     started = time.process_time()
-    with pytest.raises(CheckpointError, match="more than 1,000,000 objects"):
+    with pytest.raises(CheckpointError, match="more than 100,000 objects"):
         find_weights(read, state)
     assert time.process_time() - started < SLOWEST
 
@@ -320,7 +325,7 @@ def cyclic() -> list[Any]:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: nested_pickle(100_000),
+        lambda: nested_pickle(50_000),
         lambda: archive(b"\x80\x02" + b"N" + b"\x85" * 100_000 + b"."),
         lambda: archive(b"\x80\x02}" + b"N" + b"\x85" * 100_000 + b"Ns."),
         lambda: saved(nested(100)),
@@ -337,6 +342,7 @@ def test_search_in_deep_and_cyclic_content_ends(make: Callable[[], bytes], state
     assert time.process_time() - started < SLOWEST
 
 
+@pytest.mark.usefixtures("few_operations")
 def test_search_in_modules_that_double_ends(state: State) -> None:
     """Modules that hold the next one twice have 2 ** 30 paths."""
     module = nn.Module()
@@ -345,9 +351,9 @@ def test_search_in_modules_that_double_ends(state: State) -> None:
         outer.a = outer.b = module
         module = outer
     started = time.process_time()
-    with pytest.raises(CheckpointError, match="more than 1,000,000 objects"):
+    with pytest.raises(CheckpointError, match="more than 100,000 objects"):
         find_weights(read_torch_file(saved(module)), state)
-    assert time.process_time() - started < 3 * SLOWEST
+    assert time.process_time() - started < SLOWEST
 
 
 def test_tensors_without_memory_are_not_compared(state: State) -> None:
