@@ -63,7 +63,7 @@ def committed() -> dict[Path, Record]:
     """Return the results of comparisons and counts that git tracks; all of them outside of a repository."""
     results = {}
     for path in _known_to_git() or sorted(RESULTS.glob("*/*/*.json")):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(result, dict) and (result.get("kind") == KIND or result.get("steps") == 0):
             results[path] = result
     return results

@@ -145,7 +145,9 @@ def accuracy() -> str:
 
 def newest_comparison() -> Record:
     """Return the newest comparison at the quickstart's sizes. Raises DataError if there is none."""
-    comparisons: list[Record] = [json.loads(path.read_text()) for path in RESULTS.glob("*/*/comparison*.json")]
+    comparisons: list[Record] = [
+        json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*/*/comparison*.json")
+    ]
     at_quickstart = [record for record in comparisons if record["settings"]["config"] == "configs/quickstart.yaml"]
     if not at_quickstart:
         raise DataError("bench/results has no comparison of the quickstart: run `pgat-fast bench compare --save`")
@@ -187,7 +189,7 @@ def growth_results() -> list[Record]:
     Exponents are fitted anew, because those in older files come from another method.
     """
     results: dict[tuple[str, str], Record] = {}
-    files = [json.loads(path.read_text()) for path in RESULTS.glob("*/*/scaling*.json")]
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*/*/scaling*.json")]
     for file in sorted(files, key=lambda record: str(record["machine"]["date"])):
         for result in file["results"]:
             pairs = list(zip(result["sizes"], result["records"], strict=True))
@@ -345,7 +347,9 @@ def peak(machine: str) -> str:
 
 def compile_times(machine: str, key: str) -> list[float]:
     """Return seconds of compiling on a machine; without a second process there is no time with the compiler's cache."""
-    records = [json.loads(path.read_text()) for path in RESULTS.glob(f"{MACHINES[machine]}/*/step_*.json")]
+    records = [
+        json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob(f"{MACHINES[machine]}/*/step_*.json")
+    ]
     all_seconds = [result["compile"][key] for record in records for result in record["results"] if "compile" in result]
     return [seconds for seconds in all_seconds if seconds is not None]
 
@@ -423,7 +427,7 @@ def monitoring() -> str:
 @figure
 def measured_kernels() -> str:
     """Return the GPUs for which it is known from which sizes kernels are faster."""
-    gpus = json.loads(Path(FILE).read_text())
+    gpus = json.loads(Path(FILE).read_text(encoding="utf-8"))
     return f"there for {', '.join(gpus)}" if gpus else "empty so far"
 
 

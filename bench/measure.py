@@ -44,7 +44,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             with suppress(OSError):  # not Linux, or not writable
-                Path("/proc/self/clear_refs").write_text("5")
+                Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def reserved(self) -> int | None:
         """Return the peak bytes reserved by the CUDA allocator, including pools of CUDA graphs; elsewhere None."""

@@ -92,7 +92,7 @@ def roofline(plt: Any) -> Any:
     paths = sorted(RESULTS.glob("*/*/roofline.json"))
     figure, axes = plt.subplots(1, len(paths), figsize=(8, 3.6), layout="constrained", squeeze=False)
     for ax, path in zip(axes[0], paths, strict=True):
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         memory, points = record["bandwidth"]["bytes_per_second"], record["points"]
         ends = [0.5 * min(point["flops"] / point["bytes"] for point in points)]
         ends.append(2 * max(point["flops"] / point["bytes"] for point in points))

@@ -113,7 +113,7 @@ def error_record(error: Exception) -> Record:
 def end_first() -> None:
     """Make this process the first to be killed when memory runs out; possible on Linux only."""
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
 
 
 def positive(text: str) -> int:

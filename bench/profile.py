@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     peak = matrix_peak(trained.precision, trained.device)["flop_per_second"]
     records = operators(profiled.key_averages(), args.steps, peak, cuda)
     profiled.export_chrome_trace(str(folder / "trace.json"))
-    with (folder / "operators.csv").open("w", newline="") as file:
+    with (folder / "operators.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(records)

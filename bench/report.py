@@ -35,7 +35,7 @@ def render_page() -> str:
             raise DataError(f"{TEMPLATE.name}: unknown figure {match[0]}; choose from {', '.join(FIGURES)}")
         return FIGURES[match[1]](*filter(None, match.groups()[1:]))
 
-    return _FIGURE.sub(figure, TEMPLATE.read_text())
+    return _FIGURE.sub(figure, TEMPLATE.read_text(encoding="utf-8"))
 
 
 def render_readme(readme: str) -> str:
@@ -48,8 +48,8 @@ def render_readme(readme: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Write the generated pages and plots, or with `args.check` compare them with the committed results."""
-    pages: dict[Path, str] = {README: render_readme(README.read_text()), PAGE: render_page()}
-    changed = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    pages: dict[Path, str] = {README: render_readme(README.read_text(encoding="utf-8")), PAGE: render_page()}
+    changed = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if args.check:
         for path in changed:
             print(f"{path.name} differs from the committed results: run `pgat-fast bench report`")

@@ -20,7 +20,7 @@ from pgat_fast.checkpoint_layout import Source, original_shapes, sources
 from pgat_fast.config import Config, ModelConfig, load_config
 from pgat_fast.config.legacy import IGNORED, OLD_NAMES
 from pgat_fast.config.schema import SECTION_OF
-from pgat_fast.errors import CheckpointError, ConfigError
+from pgat_fast.errors import CheckpointError, ConfigError, name_some
 from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Diagnostics, Forecast
 from pgat_fast.model.reference.pgat import PGAT
@@ -52,7 +52,7 @@ def _resolve(config: Config | Mapping[str, Any]) -> Config:
 
 
 def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, config: Config) -> None:
-    """Raise one CheckpointError listing all missing, unknown and misshapen names, or all values that are no tensors."""
+    """Raise one CheckpointError for missing, unknown and misshapen names, or values that are no tensors, with some."""
     if not isinstance(state, Mapping):
         raise CheckpointError(f"the state is a {type(state).__name__}: pass a dict of name -> tensor")
     nested = [str(name) for name, value in state.items() if isinstance(value, Mapping)]
@@ -60,7 +60,7 @@ def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, confi
         raise CheckpointError(f"{nested[0]!r} is a dict, not a tensor: pass state[{nested[0]!r}]")
     non_tensors = [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
     if non_tensors:
-        raise CheckpointError(f"not tensors: {'; '.join(non_tensors)}")
+        raise CheckpointError(f"not tensors: {name_some(non_tensors)}")
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in expected]
     misshapen = [
@@ -72,7 +72,7 @@ def _check(state: Any, expected: Mapping[str, tuple[int, ...]], what: str, confi
         return
     lines = [f"the state dict does not fit {what}:"]
     for title, names in (("missing", missing), ("unknown", unknown), ("wrong shape", misshapen)):
-        lines += [f"  {title} ({len(names)}): {'; '.join(names)}"] if names else []
+        lines += [f"  {title} ({len(names)}): {name_some(names)}"] if names else []
     if any(name.startswith("module.") or name.startswith("_orig_mod.") for name in unknown):
         lines.append("  names begin with 'module.' or '_orig_mod.': remove the wrapper's prefix first")
     configured, other = (
@@ -108,7 +108,7 @@ def from_original_layout(state: State, config: Config | Mapping[str, Any]) -> Tr
         that do not enter the computation; `to_original_layout` puts them back.
 
     Raises:
-        CheckpointError: names are unknown, missing or misshapen; the message lists all of them.
+        CheckpointError: names are unknown, missing or misshapen; the message lists some of each kind.
     """
     config = _resolve(config)
     _check(state, original_shapes(config.model), "the original layout", config)
@@ -134,7 +134,7 @@ def to_original_layout(
         Original name -> tensor. Gradients flow back to `state`.
 
     Raises:
-        CheckpointError: names are unknown, missing or misshapen; the message lists all of them.
+        CheckpointError: names are unknown, missing or misshapen; the message lists some of each kind.
     """
     config = _resolve(config)
     shapes = _our_shapes(config)

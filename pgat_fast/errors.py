@@ -1,10 +1,18 @@
 """Exceptions of this package. Error messages name the file, key, row or shape at fault, and what to do."""
 
+from collections.abc import Sequence
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of the message of `error`, or the name of its type if the message is empty."""
     said = str(error).strip()
     return said.splitlines()[0] if said else type(error).__name__
+
+
+def name_some(names: Sequence[str], most: int = 10) -> str:
+    """Return at most `most` of `names`, separated by semicolons, and the number of the others."""
+    shown = [*names[:most], *([f"and {len(names) - most} more"] if len(names) > most else [])]
+    return "; ".join(name[:200] for name in shown)
 
 
 class PgatError(Exception):

@@ -189,7 +189,7 @@ def training_steps(config: str, spec: str, device: torch.device, batch: int = 16
         completed = subprocess.run(command, capture_output=True, text=True, check=False)
         if not out.exists():
             return {"ok": False, "error": (completed.stdout + completed.stderr)[-2000:]}
-        (record,) = json.loads(out.read_text())["results"]
+        (record,) = json.loads(out.read_text(encoding="utf-8"))["results"]
     if "step_seconds" not in record:
         return {"ok": False, "error": record.get("error", "no step was timed"), "record": record}
     seconds = record["step_seconds"]["median"]
@@ -376,7 +376,7 @@ def in_processes(
             child = subprocess.Popen(command(first, file, deadline - time.monotonic()), start_new_session=True)
             started, partial_line = time.monotonic(), ""
             try:
-                with file.open() as lines:
+                with file.open(encoding="utf-8") as lines:
                     while True:
                         ended = child.poll() is not None
                         *complete_lines, partial_line = (partial_line + lines.read()).split("\n")
@@ -419,7 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--sections: {', '.join(unknown)}: not one of {', '.join(SECTIONS)}")
     items = [item for item in sections(device, args.timesteps, args.runs) if item[0] in selected]
     if args.part:
-        with Path(args.part[1]).open("a", buffering=1) as file:
+        with Path(args.part[1]).open("a", encoding="utf-8", buffering=1) as file:
             for outcome in in_this_process(items, int(args.part[0]), deadline, device):
                 file.write(json.dumps(outcome) + "\n")
         return 0

@@ -233,7 +233,7 @@ def tune(
     )
 
     def write() -> None:
-        entries = json.loads(file.read_text()) if file.exists() else {}
+        entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         entries[gpu] = as_json(entry)
         new_file = file.with_suffix(".new")
         new_file.write_text(json.dumps(entries, indent=1) + "\n")

@@ -197,7 +197,7 @@ def work(rank: int, count: int, port: int, file: str, function: Callable[["Singl
     with process_group(torch.device("cpu"), 60.0) as group:
         result = function(group)
         if group.is_main:
-            Path(file).write_text(json.dumps(result))
+            Path(file).write_text(json.dumps(result), encoding="utf-8")
 
 
 def measure(count: int, function: Callable[["SingleProcess"], list[float]] = add_up) -> list[float]:
@@ -210,7 +210,7 @@ def measure(count: int, function: Callable[["SingleProcess"], list[float]] = add
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "result")
         spawn(work, (count, port, file, function), nprocs=count)
-        result: list[float] = json.loads(Path(file).read_text())
+        result: list[float] = json.loads(Path(file).read_text(encoding="utf-8"))
     return result
 
 

@@ -61,7 +61,7 @@ def measured(gpu: str) -> Measured | None:
 def read(file: Path) -> dict[str, Measured]:
     """Read the measurements from `file`, by architecture. Raises the errors of `measured`."""
     try:
-        entries: dict[str, Any] = json.loads(file.read_text())
+        entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return {
             gpu: Measured(
                 entry["device"],

@@ -3,9 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pgat_fast import __version__, exit_codes
 from pgat_fast.cli import bench, checkpoint, config, data, evaluate, info, plan, predict, report, sweep, train
+from pgat_fast.cli.streams import flush_or_discard, standard_streams
 from pgat_fast.distributed.environment import is_main
 from pgat_fast.errors import PgatError, StopRequested
 
@@ -41,19 +43,33 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code, one of `exit_codes`."""
+    try:
+        with standard_streams():
+            return _run(argv)
+    except OSError as error:  # standard output cannot be written
+        _report(f"error: standard output: {error}")
+        return exit_codes.of_error(error)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return int(args.run(args))
     except StopRequested as stopped:
         if is_main():
-            print(f"stopped: {stopped}", file=sys.stderr)
+            _report(f"stopped: {stopped}")
         return exit_codes.of_error(stopped)
     except BrokenPipeError:  # the reader of the output has closed it, as with `| head`
-        sys.stderr.close()
+        flush_or_discard(sys.stdout, discard=True)
         return exit_codes.SUCCESS
     except (PgatError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _report(f"error: {error}")
         return exit_codes.of_error(error)
     except KeyboardInterrupt as interrupt:
-        print("interrupted", file=sys.stderr)
+        _report("interrupted")
         return exit_codes.of_error(interrupt)
+
+
+def _report(message: str) -> None:
+    with suppress(OSError):  # standard error is closed
+        print(message, file=sys.stderr, flush=True)

@@ -18,7 +18,9 @@ def add_parser(subparsers: Subparsers) -> None:
     text = "checkpoint of the run to export (default: %(default)s)"
     export.add_argument("--checkpoint", default="best", metavar="best|latest|NAME", help=text)
     importer = add_command(commands, "import", run_import)
-    importer.add_argument("file", metavar="FILE", help="state dict: a file of torch.save, or *.safetensors")
+    importer.add_argument("file", metavar="FILE", help="weights: a file of torch.save, or *.safetensors")
+    text = "which weights to take if the file holds several that fit, for example ema"
+    importer.add_argument("--key", metavar="NAME", help=text)
     add_config_arguments(importer)
     importer.add_argument("--out", required=True, metavar="RUN", help="folder to create, for example runs/imported")
 
@@ -72,6 +74,9 @@ def run_import(args: argparse.Namespace) -> int:
     `pgat-fast train --resume RUN`. Weights of the existing model need the setting
     model.compatibility=original. Scalers are computed from the training rows of the
     configured data file.
+
+    The weights may be anywhere in the file and have a prefix before all names. Whatever else
+    a training script saved with them is ignored; nothing in the file is executed.
     """
     start_logging(quiet=False)
     from pgat_fast.training.import_export import import_checkpoint
@@ -84,7 +89,7 @@ def run_import(args: argparse.Namespace) -> int:
             "model.compatibility is corrected, but weights of the existing model need "
             "--set model.compatibility=original to give the same forecasts"
         )
-    path = import_checkpoint(Path(args.file), config, Path(args.out))
+    path = import_checkpoint(Path(args.file), config, Path(args.out), args.key)
     print(
         f"{path}: the weights of {args.file}\n"
         f"use `pgat-fast evaluate {args.out}` to test the run, `pgat-fast train --resume {args.out}` to train it"

@@ -15,7 +15,15 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every setting as YAML, including defaults."""
+    import sys
+
     from pgat_fast.config import dump_config
 
-    print(dump_config(config_from(args), describe=args.describe), end="")
+    config = config_from(args)
+    text = dump_config(config, describe=args.describe)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:  # what is printed must still be the same configuration
+        text = dump_config(config, describe=args.describe, ascii_only=True)
+    print(text, end="")
     return 0

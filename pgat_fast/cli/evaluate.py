@@ -42,9 +42,12 @@ def run(args: argparse.Namespace) -> int:
         if args.origins is not None:
             from pgat_fast.config import load_config
             from pgat_fast.training.backtest import backtest, summarize
+            from pgat_fast.training.other_machine import check_data_file, with_available_settings
 
             folder = Path(args.folder)
             config = load_config(folder / "config.yaml", args.overrides)
+            config = with_available_settings(config, args.overrides)
+            check_data_file(config, folder)
             out = Path(args.out) if args.out else folder / "backtest"
             table = backtest(config, out, args.origins, stop=stop, progress=not args.quiet)
             print(_backtest_text(table, summarize(table)))

@@ -28,7 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--last-close", type=float, metavar="X", help=text)
     text = "calendar of the days to forecast (default: data.trading_days of the run)"
     parser.add_argument("--trading-days", choices=("auto", "nyse", "weekdays", "daily"), help=text)
-    text = "auto, cpu, cuda or cuda:N (default: %(default)s)"
+    text = "auto (a GPU if there is one), cpu, cuda or cuda:N (default: %(default)s)"
     parser.add_argument("--device", default="auto", metavar="NAME", help=text)
     add_overrides_argument(parser)
 
@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
     swept = is_sweep(folder)
     members = best_members(folder, read_jobs(folder)) if swept else [folder]
-    runs = [load_run(member, args.checkpoint, args.device, args.overrides) for member in members]
+    first = load_run(members[0], args.checkpoint, args.device, args.overrides)
+    runs = [first, *(load_run(member, args.checkpoint, str(first.device), args.overrides) for member in members[1:])]
     options = {"last_close": args.last_close, "trading_days": args.trading_days}
     forecast = predict_ensemble(runs, args.source, **options) if swept else predict(runs[0], args.source, **options)
     if swept:

@@ -99,7 +99,11 @@ def _config_and_resume(args: argparse.Namespace) -> "tuple[Config, Path | None]"
         if not (folder / "config.yaml").is_file():
             raise ConfigError(f"{folder}/config.yaml: file not found: give the configuration of the run with --config")
         args.config = str(folder / "config.yaml")
-    return config_from(args), resume
+    config = config_from(args)
+    from pgat_fast.training.other_machine import check_resumable
+
+    check_resumable(config, folder)
+    return config, resume
 
 
 def _newest_run(config: "Config") -> Path | None:

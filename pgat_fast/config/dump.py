@@ -31,16 +31,18 @@ def config_to_dict(config: Config) -> dict[str, dict[str, Any]]:
     return config.model_dump()
 
 
-def dump_config(config: Config, describe: bool = False) -> str:
+def dump_config(config: Config, describe: bool = False, ascii_only: bool = False) -> str:
     """Return `config` as YAML with every setting in its section, in the order of the schema.
 
-    `load_config` reads it back to an equal configuration. If `describe` is true, a comment describes each setting.
+    `load_config` reads it back to an equal configuration. If `describe` is true, a comment describes each setting. If
+    `ascii_only` is true, values are quoted and escaped where they contain other characters.
     """
     sections = []
     for section, settings in config:
         lines = [f"{section}:"]
         for name, field in type(settings).model_fields.items():
-            text = yaml.dump({name: getattr(settings, name)}, Dumper=ConfigDumper, allow_unicode=True, width=2**16)
+            setting = {name: getattr(settings, name)}
+            text = yaml.dump(setting, Dumper=ConfigDumper, allow_unicode=not ascii_only, width=2**16)
             first, *items = text.splitlines()
             if describe:
                 first = f"{first:<46}  # {' '.join((field.description or '').split())}"

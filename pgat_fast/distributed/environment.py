@@ -78,10 +78,11 @@ def end_process(code: int) -> NoReturn:
     to the file that `EXIT_CODE_FILE` names.
     """
     if is_main() and os.environ.get(EXIT_CODE_FILE):
-        Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))
+        Path(os.environ[EXIT_CODE_FILE]).write_text(str(code), encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed stream or broken pipe
-            stream.flush()
+            if stream is not None:
+                stream.flush()
     os._exit(exit_codes.SUCCESS if restarts_left() > 0 and code not in _RESTARTABLE else code)
 
 

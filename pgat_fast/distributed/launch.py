@@ -94,7 +94,7 @@ def run_ranks(arguments: list[str], count: int, restarts: int) -> int:
             return code if code > 0 else 128 - code
         except SignalException as stopped:
             return 128 + int(stopped.sigval)
-        return int(code_file.read_text()) if code_file.exists() else 0
+        return int(code_file.read_text(encoding="utf-8")) if code_file.exists() else 0
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pgat_fast.errors import BackendError, CheckpointError, ConfigError, DataErr
 from pgat_fast.evaluation.intervals import Intervals
 from pgat_fast.model import build_model
 from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, fit_weights, read_checkpoint
+from pgat_fast.training.other_machine import overrides_setting, with_device
 from pgat_fast.training.run_folder import CHECKPOINTS
 from pgat_fast.utils.device import resolve_device
 
@@ -39,6 +40,7 @@ class Run:
     checkpoint: Path
     """Folder of the checkpoint that the weights come from."""
     config: Config
+    """Settings of the training and the overrides; `run.device` is `device`."""
     model: nn.Module
     """In evaluation mode, on `device`."""
     device: torch.device
@@ -59,7 +61,8 @@ def load_run(folder: str | Path, checkpoint: str = "best", device: str = "auto",
         folder: `runs/NAME`.
         checkpoint: `best` (lowest validation loss so far), `latest`, the name of a checkpoint in `checkpoints/`, or
             its path.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto` (that of an override of `run.device`, otherwise the first GPU if there is one), `cpu`, `cuda` or
+            `cuda:N`. The device of the training need not exist.
         overrides: settings as `KEY=VALUE`, limited to those in `OVERRIDABLE`.
 
     Raises:
@@ -68,8 +71,12 @@ def load_run(folder: str | Path, checkpoint: str = "best", device: str = "auto",
         BackendError: the device does not exist.
     """
     folder = Path(folder)
-    config = _read_config(folder, overrides)
-    resolved_device = resolve_device(device if device != "auto" or not _names_device(overrides) else config.run.device)
+    config, trained_config = _read_config(folder, overrides)
+    overridden = device == "auto" and overrides_setting(overrides, "device")
+    resolved_device = resolve_device(config.run.device if overridden else device)
+    chosen_by_user = overridden or device != "auto"
+    _log_device(folder, trained_config.run.device, resolved_device, logging.INFO if chosen_by_user else logging.WARNING)
+    config = with_device(config, resolved_device)
     path, stored = _find_checkpoint(folder, checkpoint)
     results = _read_json(folder / "results.json") or {}
     target_scaler = _read_scaler(path, stored.about, "target_scaler", config.model.c_out)
@@ -87,25 +94,31 @@ def load_run(folder: str | Path, checkpoint: str = "best", device: str = "auto",
     )
 
 
-def _read_config(folder: Path, overrides: Sequence[str]) -> Config:
+def _read_config(folder: Path, overrides: Sequence[str]) -> tuple[Config, Config]:
+    """Return the configuration with and without `overrides`."""
     path = folder / "config.yaml"
     if not path.is_file():
         problem = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
         raise CheckpointError(f"{folder}: {problem}: name the folder of a run, such as runs/quickstart")
-    trained_config = config_to_dict(load_config(path))
-    config = load_config(path, overrides)
+    trained_config, config = load_config(path), load_config(path, overrides)
+    trained = config_to_dict(trained_config)
     for section, settings in config_to_dict(config).items():
         for key, value in settings.items():
-            if value != trained_config[section][key] and f"{section}.{key}" not in OVERRIDABLE:
+            if value != trained[section][key] and f"{section}.{key}" not in OVERRIDABLE:
                 raise ConfigError(
-                    f"{section}.{key}={value}: the run was trained with {trained_config[section][key]}; only "
+                    f"{section}.{key}={value}: the run was trained with {trained[section][key]}; only "
                     f"{', '.join(sorted(OVERRIDABLE))} may differ"
                 )
-    return config
+    return config, trained_config
 
 
-def _names_device(overrides: Sequence[str]) -> bool:
-    return any(item.partition("=")[0].strip() in ("run.device", "device") for item in overrides)
+def _log_device(folder: Path, trained_on: str, device: torch.device, level: int) -> None:
+    """Log that the run is computed on another device than it was trained on, if the setting names one."""
+    if trained_on == "auto":
+        return
+    trained_device = torch.device(trained_on)
+    if (trained_device.type, trained_device.index or 0) != (device.type, device.index or 0):
+        _log.log(level, "%s: trained on %s, computed on %s: results agree up to rounding", folder, trained_on, device)
 
 
 def _find_checkpoint(folder: Path, which: str) -> tuple[Path, Checkpoint]:

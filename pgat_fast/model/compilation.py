@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast.errors import BackendError
+from pgat_fast.model.compile_cache import cache_advice
 from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_kernels.torch_features import compile_apart
 
@@ -174,7 +175,7 @@ def _trial_failure(device: torch.device) -> str | None:
         message = next((line for line in lines if "error:" in line), lines[0] if lines else "no reason given")
         return (
             f"torch cannot compile a small function here ({type(error).__name__}: {message[:300]}): repair that "
-            "(for a missing Python.h: apt install python3-dev), or set run.compile=off"
+            f"(for a missing Python.h: apt install python3-dev), or set run.compile=off; {cache_advice()}"
         )
     return None
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -31,10 +32,15 @@ LIST: Final = "pgat-fast.json"
 TIMES: Final = "pgat-fast-seconds.json"
 """File of compile times: program -> seconds of the first and of the last compilation."""
 _LOCKS: Final = "pgat-fast.locks"
+_SUFFIXES: Final = (".so", ".o", ".cpp", ".py")
+"""Of files that compilers write."""
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled code: `TORCHINDUCTOR_CACHE_DIR` if set, otherwise one in the user's cache."""
+    """Return the folder of compiled code: `TORCHINDUCTOR_CACHE_DIR` if set, otherwise one in the user's cache.
+
+    Raises OSError if the user has no home folder.
+    """
     if folder := os.environ.get(VARIABLE):
         return Path(folder).absolute()
     versions = f"torch-{version('torch')}-python-{platform.python_version()}-{platform.machine()}"
@@ -43,12 +49,27 @@ def cache_folder() -> Path:
 
 def _user_cache() -> Path:
     """Return the user's cache folder (XDG Base Directory Specification; conventions of Apple and Microsoft)."""
+    try:
+        return _conventional_cache()
+    except RuntimeError as error:
+        raise OSError(f"{error}; set the environment variable {VARIABLE} to a folder") from error
+
+
+def _conventional_cache() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
     xdg_cache = os.environ.get("XDG_CACHE_HOME", "")
     return Path(xdg_cache) if os.path.isabs(xdg_cache) else Path.home() / ".cache"
+
+
+def cache_advice() -> str:
+    """Return where compiled code is, and what to do if it cannot be used."""
+    try:
+        return f"compiled code is in {cache_folder()}: delete that folder if this happens again"
+    except OSError as error:
+        return str(error)
 
 
 class CompileCache:
@@ -71,6 +92,10 @@ class CompileCache:
         a process is compiling, according to torch's lock on them, are not removed.
         """
         removed = []
+        for path in self._folders_in_place_of_files():
+            with suppress(OSError):
+                shutil.rmtree(path)
+                removed.append(path)
         for name, path in self._files().items():
             if not self._is_damaged(name, path):
                 continue
@@ -83,6 +108,15 @@ class CompileCache:
             with suppress(OSError):
                 (self.folder / TIMES).unlink()  # the times do not hold for an incomplete cache
         return removed
+
+    def _folders_in_place_of_files(self) -> list[Path]:
+        """Return folders with the name of a listed file or of a source or library, which torch cannot replace."""
+        folders = [Path(root, name) for root, names, _ in os.walk(self.folder) for name in names]
+        return [
+            path
+            for path in folders
+            if path.suffix in _SUFFIXES or path.relative_to(self.folder).as_posix() in self._listed
+        ]
 
     def _torch_lock(self, path: Path) -> AbstractContextManager[object]:
         """Return torch's lock for building the library `path` in place; for other files a context without effect."""
@@ -153,30 +187,31 @@ class CompileCache:
 def compile_cache() -> Iterator[CompileCache | None]:
     """Keep the code that torch compiles within the context in `cache_folder`.
 
-    Yields None if the folder cannot be created; torch then uses its own. torch reads the folder from an environment
-    variable at every compilation, and also writes that variable: it is set here and restored on exit. Damaged files
-    are removed unless another process uses the folder.
+    Yields None if the folder cannot be created or written; torch then uses its own. torch reads the folder from an
+    environment variable at every compilation, and also writes that variable: it is set here and restored on exit.
+    Damaged files are removed unless another process uses the folder.
     """
     previous_folder = os.environ.get(VARIABLE)
-    folder = cache_folder()
+    cache: CompileCache | None = None
     with ExitStack() as stack:
         try:
+            folder = cache_folder()
             locks = folder / _LOCKS
             locks.mkdir(parents=True, exist_ok=True)
-            cache = CompileCache(folder, exclusive=previous_folder is None)
+            opened = CompileCache(folder, exclusive=previous_folder is None)
             with FileLock(locks / "entering.lock", timeout=60):
                 only_process = _nobody_else(locks)
                 stack.enter_context(FileLock(locks / f"user-{os.getpid()}.lock", timeout=0))
-                if only_process and (removed := cache.remove_damaged()):
+                if only_process and (removed := opened.remove_damaged()):
                     logger.warning(
                         "%s: %d damaged or unfinished files of an earlier compilation removed, such as %s",
                         folder, len(removed), removed[0].name,
                     )  # fmt: skip
+            os.environ[VARIABLE] = str(folder)
+            cache = opened
         except (OSError, Timeout) as error:
-            logger.warning("compiled code cannot be kept in %s (%s): torch uses its own folder", folder, error)
-            yield None
-            return
-        os.environ[VARIABLE] = str(folder)
+            logger.warning("compiled code cannot be kept (%s): torch uses a folder of temporary files", error)
+            os.environ.pop(VARIABLE, None)
         try:
             yield cache
         finally:

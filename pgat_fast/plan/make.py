@@ -24,7 +24,7 @@ from pgat_fast.plan.figures import Computation, Disk, Limit, Needed, Parameters,
 from pgat_fast.plan.memory import ADAM_TENSORS, largest_batch, line_through, process_bytes, tensor_bytes
 from pgat_fast.plan.operators import keep_at_most
 from pgat_fast.plan.trace import Memory, trace_flops, trace_memory
-from pgat_fast.utils.device import resolve_device
+from pgat_fast.utils.device import device_exists, resolve_device
 from pgat_fast.utils.system import GIB, container_memory_limit
 
 FLOAT32 = 4
@@ -117,9 +117,7 @@ def count_work(config: Config) -> Work | None:
 def _device(asked: str) -> tuple[torch.device, bool]:
     """Return the device of the run, and whether this machine has it."""
     if asked.startswith("cuda"):
-        device = torch.device(asked)
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        return device, (device.index or 0) < count
+        return torch.device(asked), device_exists(asked)
     return resolve_device(asked), True
 
 

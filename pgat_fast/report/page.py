@@ -32,7 +32,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     out = run / "report.html" if out is None else out
     if out.is_dir():
         raise ConfigError(f"{out}: is a folder: name the file to write, such as {out / 'report.html'}")
-    write_atomically(out, render_page(files).encode())
+    write_atomically(out, render_page(files).encode(errors="backslashreplace"))
     return out
 
 

@@ -133,7 +133,7 @@ def write_jobs(folder: Path, config: Config, jobs: Sequence[Job]) -> list[Job]:
     commands = [f"cd {working_directory} && {shlex.join(['pgat-fast', *job.arguments(folder)])}" for job in jobs]
     write_atomically(config_path, dump_config(config).encode())
     write_atomically(folder / JOBS, table.to_csv(index=False, lineterminator="\n").encode())
-    write_atomically(folder / COMMANDS, ("\n".join(commands) + "\n").encode())
+    write_atomically(folder / COMMANDS, ("\n".join(commands) + "\n").encode(errors="surrogateescape"))
     return jobs
 
 

@@ -185,8 +185,16 @@ def fit_weights(model: nn.Module, path: Path, checkpoint: Checkpoint) -> None:
         model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path / WEIGHTS}: does not fit the configured model; use the configuration of its run: {error}"
+            f"{path / WEIGHTS}: does not fit the configured model; use the configuration of its run: "
+            f"{_shortened(error)}"
         ) from error
+
+
+def _shortened(error: RuntimeError) -> str:
+    """Return the message of torch, which lists all names, with some of them."""
+    lines = str(error).splitlines()
+    more = [f"and {len(lines) - 10} more lines"] if len(lines) > 10 else []
+    return "\n".join([*(line if len(line) <= 600 else f"{line[:600]} ..." for line in lines[:10]), *more])
 
 
 def _present(path: Path) -> Path:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pgat_fast.data.windows import Batch
 from pgat_fast.errors import BackendError, first_line
 from pgat_fast.model.compilation import Regions, compiled_regions_of, eager, undo_compilation
-from pgat_fast.model.compile_cache import CompileCache, cache_folder
+from pgat_fast.model.compile_cache import CompileCache, cache_advice
 from pgat_fast.model.precision import product_dtype
 from pgat_fast.monitoring.jsonl_logger import to_plain
 from pgat_fast.training.control import Control
@@ -185,8 +185,7 @@ def check_compiled_step(
         _wait_for_stop(check_stop)
         logger.debug("compiling failed", exc_info=error)
         check.fault = (
-            f"torch could not compile it ({type(error).__name__}: {first_line(error)[:300]}); compiled code is in "
-            f"{cache_folder()}: delete that folder if this happens again"
+            f"torch could not compile it ({type(error).__name__}: {first_line(error)[:300]}); {cache_advice()}"
         )
     check.compiled_seconds = time.monotonic() - started - check.eager_seconds
     reference = _or_zeros(step, expected)

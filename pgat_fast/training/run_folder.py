@@ -132,7 +132,7 @@ class _LogFile(logging.FileHandler):
 def log_file(folder: Path) -> Iterator[None]:
     """Append the messages of the loggers of `pgat_fast`, from level INFO, to `train.log` in `folder`."""
     package_logger = logging.getLogger("pgat_fast")
-    handler = _LogFile(folder / "train.log", encoding="utf-8", delay=True)
+    handler = _LogFile(folder / "train.log", encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.INFO)
     level = package_logger.level

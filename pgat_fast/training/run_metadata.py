@@ -1,5 +1,6 @@
 """Metadata of a checkpoint: enough to forecast with it and to decide whether a run can resume from it."""
 
+import os
 import platform
 from typing import Any
 
@@ -22,6 +23,7 @@ def describe_run(config: Config, table: Table, splits: Splits) -> dict[str, Any]
         "target_scaler": splits.target_scaler.to_dict(),
         "data": {
             "path": config.data.path,
+            "absolute_path": os.path.abspath(config.data.path),
             "rows": len(table.dates),
             "first_date": str(table.dates[0]),
             "last_date": str(table.dates[-1]),

@@ -128,4 +128,4 @@ def _do_nothing(number: int, frame: object) -> None:
 def _print(message: str) -> None:
     """Write to standard error without the locks of `logging` or of the stream, which the main thread may hold."""
     with contextlib.suppress(OSError):  # standard error is closed
-        os.write(2, f"{message}\n".encode())
+        os.write(2, f"{message}\n".encode(errors="backslashreplace"))

@@ -92,7 +92,7 @@ def _cpu() -> dict[str, Any]:
 def cpu_fields() -> dict[str, str]:
     """Return the fields of /proc/cpuinfo, such as `model name` and `flags`; where there is no such file, the name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
         lines = []
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

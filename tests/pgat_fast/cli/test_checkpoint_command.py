@@ -3,6 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -115,7 +116,8 @@ def test_imported_run_is_complete(settings: list[str], existing: State, tmp_path
     assert about["config"] == config_to_dict(config)
     assert about["input_scaler"] == splits.input_scaler.to_dict()
     assert about["target_scaler"] == splits.target_scaler.to_dict()
-    assert set(about["data"]) == {"path", "rows", "first_date", "last_date", "base_price", "sha256", "calendar"}
+    keys = {"path", "absolute_path", "rows", "first_date", "last_date", "base_price", "sha256", "calendar"}
+    assert set(about["data"]) == keys
     assert about["data"]["rows"] == 40
     assert about["backend"] == "auto"
     assert "torch" in about["versions"]
@@ -123,7 +125,11 @@ def test_imported_run_is_complete(settings: list[str], existing: State, tmp_path
 
 
 @pytest.mark.parametrize(
-    "how", ["model_state_dict", "state_dict", "module.", "_orig_mod.", "both", "safetensors", "old", "float64"]
+    "how",
+    [
+        *("model_state_dict", "state_dict", "module.", "_orig_mod.", "forecaster.model.", "both", "safetensors", "old"),
+        *("float64", "beside", "renamed"),
+    ],
 )
 def test_weights_are_found_in_all_file_layouts(
     settings: list[str], existing: State, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
@@ -132,6 +138,11 @@ def test_weights_are_found_in_all_file_layouts(
     if how == "safetensors":
         file = tmp_path / "existing.safetensors"
         save_file(existing, file)
+    elif how == "renamed":
+        save_file(existing, file)
+    elif how == "beside":
+        beside = {"args": Namespace(lr=1e-3), "loss": np.float64(0.5), "optimizer": torch.optim.SGD([torch.ones(1)])}
+        torch.save({"net": existing, **beside}, file)
     elif how == "old":
         torch.save(existing, file, _use_new_zipfile_serialization=False)
     elif how == "float64":
@@ -152,6 +163,36 @@ def test_weights_are_found_in_all_file_layouts(
         assert f"removing the prefix '{how}' from all names" in caplog.text
     if how in ("state_dict", "both"):
         assert "reading the weights under the key 'state_dict'" in caplog.text
+
+
+def test_import_takes_the_weights_named_by_key(
+    settings: list[str], existing: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, averaged = tmp_path / "existing.pth", {name: tensor + 1 for name, tensor in existing.items()}
+    torch.save({"params": existing, "params_ema": averaged}, file)
+    assert do_import(file, settings, tmp_path / "imported") == 2
+    assert "choose one with --key" in capsys.readouterr().err
+    assert do_import(file, [*settings, "--key", "params_ema"], tmp_path / "imported") == 0
+    weights = read_checkpoint(tmp_path / "imported" / "checkpoints" / IMPORTED).weights
+    expected = from_original_layout(averaged, load_config(None, settings))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_import_states_what_to_run_for_other_kinds_of_checkpoints(
+    settings: list[str], existing: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text('{"metadata": {}, "weight_map": {"a": "m-1.bin", "b": "m-2.bin"}}')
+    torch.save({f"x{k}": torch.ones(1) for k in range(3000)}, tmp_path / "unknown.pth")
+    for file, message in (
+        (index, "an index of 2 files (m-1.bin, m-2.bin), which are not merged here: load each with"),
+        (tmp_path, "dcp_to_torch"),
+        (tmp_path / "unknown.pth", "and 2990 more"),
+    ):
+        assert do_import(file, settings, tmp_path / "imported") == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error) < 3000
 
 
 def test_import_with_corrected_compatibility_warns(

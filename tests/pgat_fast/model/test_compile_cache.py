@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from pgat_fast.model.compile_cache import LIST, VARIABLE, cache_folder, compile_cache
+from pgat_fast.model.compile_cache import LIST, VARIABLE, cache_advice, cache_folder, compile_cache
 
 
 @pytest.fixture
@@ -141,6 +141,21 @@ def test_damaged_list_causes_a_compilation_but_no_error(content: str, cache: Pat
         assert not any(path.exists() for path in paths)
 
 
+@pytest.mark.parametrize("before", [None, "chosen"], ids=["exclusive", "shared"])
+@pytest.mark.parametrize("place", [0, 2])
+def test_folder_in_place_of_file_is_removed(
+    place: int, before: str | None, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before is not None:
+        monkeypatch.setenv(VARIABLE, str(cache))
+    paths = compiled(cache)
+    paths[place].unlink()
+    (paths[place] / "inner").mkdir(parents=True)
+    with compile_cache():
+        assert not paths[place].exists()
+        assert all(path.is_file() for path in paths if path != paths[place])
+
+
 def test_torch_uses_its_own_folder_if_none_can_be_created(
     cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,4 +163,46 @@ def test_torch_uses_its_own_folder_if_none_can_be_created(
     with compile_cache() as active_cache:
         assert active_cache is None
         assert VARIABLE not in os.environ
-    assert "compiled code cannot be kept in" in caplog.text
+        os.environ[VARIABLE] = "as torch does"
+    assert VARIABLE not in os.environ
+    assert "compiled code cannot be kept" in caplog.text
+    assert str(tmp_path / "pgat_fast") in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["a file", "read-only"])
+def test_unusable_folder_that_the_user_chose_is_not_used(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = tmp_path / "chosen"
+    monkeypatch.setenv(VARIABLE, str(chosen))
+    if fault == "a file":
+        chosen.write_text("in the way")
+    else:  # permissions do not bind every user: what a folder of somebody else raises
+        chosen.mkdir()
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied", str(chosen))
+
+        monkeypatch.setattr("pgat_fast.model.compile_cache.FileLock.acquire", refuse)
+    with compile_cache() as active_cache:
+        assert active_cache is None
+        assert VARIABLE not in os.environ
+    assert os.environ[VARIABLE] == str(chosen)
+    assert str(chosen) in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where the user's cache is on Linux")
+def test_user_without_home_folder_keeps_no_compiled_code(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with compile_cache() as active_cache:
+        assert active_cache is None
+    assert f"set the environment variable {VARIABLE} to a folder" in caplog.text
+    assert f"set the environment variable {VARIABLE}" in cache_advice()

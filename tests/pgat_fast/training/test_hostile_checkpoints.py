@@ -266,10 +266,8 @@ def original() -> dict[str, torch.Tensor]:
 
 
 ORIGINALS: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
-    "code beside the weights": (
-        lambda state: archived({"state_dict": {}, "a": Touch()}),
-        r"contains __builtin__\.exec",
-    ),
+    "code beside no weights": (lambda state: archived({"state_dict": {}, "a": Touch()}), "missing"),
+    "code alone": (lambda state: saved(Touch()), r"holds an object of __builtin__\.exec, in which no weights"),
     "a compressed archive": (lambda state: zip_bomb(), "compressed archive"),
     "names that are numbers": (lambda state: saved({1: torch.ones(1)}), "the key 1"),
     "no tensors": (lambda state: saved(dict.fromkeys(state, 1.0)), "not tensors"),
