@@ -2,10 +2,17 @@
 
 import os
 import random
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import numpy as np
 import torch
+
+from pgat_kernels.shared_setting import LOCK
+
+_CUBLAS_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
+"""Environment variable without which products on a GPU are not repeatable."""
 
 
 def seed_everything(seed: int, *, deterministic: bool = True) -> None:
@@ -17,9 +24,46 @@ def seed_everything(seed: int, *, deterministic: bool = True) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 - user libraries may draw from the global generator
     torch.manual_seed(seed)
     if torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")
         torch.backends.cudnn.benchmark = not deterministic
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+@contextmanager
+def restored_generators() -> Iterator[None]:
+    """Restore the generators, and what `seed_everything` sets, when the last thread leaves such a context."""
+    global _contexts, _before
+    with LOCK:
+        if _contexts == 0:
+            _before = generator_states(), _deterministic_settings()
+        _contexts += 1
+    try:
+        yield
+    finally:
+        with LOCK:
+            _contexts -= 1
+            if _contexts == 0 and _before is not None:
+                states, settings = _before
+                _before = None
+                restore_generators(states)
+                if settings != _deterministic_settings():
+                    torch.backends.cudnn.benchmark, deterministic, warn_only, workspace = settings
+                    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+                    if workspace is None:
+                        os.environ.pop(_CUBLAS_WORKSPACE, None)
+
+
+_contexts = 0
+_before: tuple[dict[str, Any], tuple[bool, bool, bool, str | None]] | None = None
+
+
+def _deterministic_settings() -> tuple[bool, bool, bool, str | None]:
+    return (
+        torch.backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        os.environ.get(_CUBLAS_WORKSPACE),
+    )
 
 
 def generator_states() -> dict[str, Any]:
