@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock, get_ident
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 Value = TypeVar("Value")
@@ -117,7 +117,7 @@ class SharedSetting(Generic[Value]):
 LOCK = RLock()
 """Lock of all settings, held for microseconds; reentrant because of signal handlers and finalizers. A fork waits for
 it, so that the new process never finds it held."""
-_settings: "WeakSet[SharedSetting[object]]" = WeakSet()
+_settings: "WeakSet[SharedSetting[Any]]" = WeakSet()
 
 
 def _after_fork_in_child() -> None:
