@@ -103,7 +103,7 @@ def settings() -> dict[str, Any]:
         ],
         "compilers": configs,
         "numpy": (np.geterr(), np.geterrcall(), np.get_printoptions()),
-        "pandas": [pd.get_option(name) for name in ("mode.copy_on_write", "display.max_rows", "display.width")],
+        "pandas": [pd.get_option(name) for name in ("display.max_rows", "display.width")],
         "matplotlib": dict(mpl.rcParams.copy()),
         "backend of matplotlib": (mpl.get_backend(auto_select=False), "matplotlib.pyplot" in sys.modules),
         "warnings": (list(warnings.filters), warnings.showwarning),
@@ -165,7 +165,12 @@ def draw(number: int = 0) -> None:
         figure.savefig(os.devnull, format="svg", metadata={"metadata": 1})
 
 
-def test_settings_after_everything_in_threads(run: Run, data_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "group",
+    # Building a file of data, an evaluation, a plan: three times each.
+    ["models", pytest.param("files", marks=pytest.mark.slow)],
+)
+def test_settings_after_calls_in_threads(group: str, run: Run, data_file: Path, tmp_path: Path) -> None:
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
@@ -184,30 +189,31 @@ def test_settings_after_everything_in_threads(run: Run, data_file: Path, tmp_pat
         next(iterator)
         return iterator
 
-    works: list[Callable[[int], Any]] = [
-        train_step, failing_step, draw, failing_predict, abandoned,
-        lambda _: compat.Model(SETTINGS),
-        lambda _: predict(run, data_file),
-        lambda _: evaluate(run),
-        lambda _: load_run(run.folder, device="cpu"),
-        lambda number: build_file(tmp_path / f"built-{number}.csv", rows=10),
-        lambda _: trace_memory(load_config(SETTINGS), 1, torch.bfloat16, device="cuda"),
-    ]  # fmt: skip
-    for work in works:  # what these import for the first time is not a change by them
+    works: dict[str, list[Callable[[int], Any]]] = {
+        "models": [train_step, failing_step, failing_predict, lambda _: predict(run, data_file)],
+        "files": [
+            draw, abandoned,
+            lambda _: compat.Model(SETTINGS),
+            lambda _: evaluate(run),
+            lambda _: load_run(run.folder, device="cpu"),
+            lambda number: build_file(tmp_path / f"built-{number}.csv", rows=10),
+            lambda _: trace_memory(load_config(SETTINGS), 1, torch.bfloat16, device="cuda"),
+        ],
+    }  # fmt: skip
+    for work in works[group]:  # what these import for the first time is not a change by them
         work(0)
     before = settings()
     with ThreadPoolExecutor(4) as pool:
-        kept = [pool.submit(work, number) for number in (1, 2) for work in works]
+        kept = [pool.submit(work, number) for number in (1, 2) for work in works[group]]
         results = [future.result() for future in kept]
     assert changed(before) == {}
-    assert len(results) == 2 * len(works)
+    assert len(results) == 2 * len(works[group])
 
 
 def test_forecasts_do_not_touch_random_number_generators(run: Run, data_file: Path) -> None:
     before = generators()
     predict(run, data_file)
     load_run(run.folder, device="cpu")
-    trace_memory(load_config(SETTINGS), 1)
     assert generators() == before
 
 
