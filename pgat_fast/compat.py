@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pgat_fast.checkpoint_layout import Source, original_shapes, sources
 from pgat_fast.config import Config, ModelConfig, load_config
@@ -24,6 +23,7 @@ from pgat_fast.errors import CheckpointError, ConfigError, name_some
 from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Diagnostics, Forecast
 from pgat_fast.model.reference.pgat import PGAT
+from pgat_fast.model.replica import call_with_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +184,9 @@ class Model(nn.Module):
             settings do not include the combiner: set `combiner` to `hierarchical` (the default, the
             12,310,208-parameter layout) or `batched`.
 
+    Several threads may call a model at once, in training or evaluation mode; each call reads the parameters and the
+    mode when it begins. As with any module, nothing may change the parameters meanwhile.
+
     `modules()` contains modules that only hold parameters, not the dropout and other layers. For several GPUs use
     `DistributedDataParallel`, one process each, with `find_unused_parameters=True` because of the unused parameters;
     `nn.DataParallel` cannot copy this module.
@@ -223,7 +226,7 @@ class Model(nn.Module):
         parameters = dict(self.named_parameters())
         tensors = {our_name: _take(parameters[source.name], source) for our_name, source in self._places.items()}
         result: tuple[Forecast, Diagnostics]
-        result = functional_call(self._forecaster[0], tensors, (x_enc, x_mark_enc, x_dec, x_mark_dec))
+        result = call_with_parameters(self._forecaster[0], tensors, (x_enc, x_mark_enc, x_dec, x_mark_dec))
         return result
 
     def train(self, mode: bool = True) -> Self:

@@ -262,11 +262,12 @@ def tensors_in(tree: Any) -> list[Tensor]:
 def _as_on_cuda(config: "Config") -> Iterator[None]:
     """Take the choices of torch and of this package that training with `config` takes on a GPU."""
     from pgat_fast.plan.fake_ops import cuda_operators
-    from pgat_fast.training.rng import deterministic_algorithms
+    from pgat_fast.training.rng import restored_generators, use_deterministic_algorithms
 
     with ExitStack() as stack:
         stack.enter_context(cuda_operators())
-        stack.enter_context(deterministic_algorithms(config.run.deterministic))
+        stack.enter_context(restored_generators())
+        use_deterministic_algorithms(config.run.deterministic)
         stack.enter_context(patch("torch.nn.utils.clip_grad._has_foreach_support", lambda *_: True))
         yield
 

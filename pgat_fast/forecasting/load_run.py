@@ -16,6 +16,7 @@ from pgat_fast.data.scaling import Scaler
 from pgat_fast.errors import BackendError, CheckpointError, ConfigError, DataError
 from pgat_fast.evaluation.intervals import Intervals
 from pgat_fast.model import build_model
+from pgat_fast.model.random_numbers import drawing_from
 from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, fit_weights, read_checkpoint
 from pgat_fast.training.other_machine import overrides_setting, with_device
 from pgat_fast.training.run_folder import CHECKPOINTS
@@ -135,8 +136,8 @@ def _find_checkpoint(folder: Path, which: str) -> tuple[Path, Checkpoint]:
 
 
 def _load_model(config: Config, path: Path, stored: Checkpoint) -> nn.Module:
-    # Initialising the parameters must not advance the random generators of the caller.
-    with torch.random.fork_rng(devices=[]):
+    # Initialising the parameters must not advance the generator of the process, from which other threads may draw.
+    with drawing_from(torch.Generator()):
         try:
             model = build_model(config)
         except BackendError as error:

@@ -9,8 +9,9 @@ whole training step is compiled, to reduce the number of kernel launches.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from pgat_fast.errors import BackendError
 from pgat_fast.model.compile_cache import cache_advice
 from pgat_fast.model.optimized.pgat import FastPGAT
+from pgat_kernels.shared_setting import LOCK
 from pgat_kernels.torch_features import compile_apart
 
 if TYPE_CHECKING:
@@ -231,14 +233,39 @@ def _has_compiled_operators(model: nn.Module) -> bool:
 
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
-    """Run `model` without its compiled code within the context: for other shapes, evaluation or hooks."""
-    call, operators = model._compiled_call_impl, _has_compiled_operators(model)
-    undo_compilation(model)
+    """Run `model` without its compiled code within the context: for other shapes, evaluation or hooks.
+
+    Several threads may evaluate one model: the last of them restores the compiled code.
+    """
+    with LOCK:
+        state = _eager_models.get(model)
+        if state is None:
+            state = _eager_models[model] = _Eager(model._compiled_call_impl, _has_compiled_operators(model))
+            if is_compiled(model):
+                undo_compilation(model)
+        state.contexts += 1
     try:
         yield
     finally:
-        model._compiled_call_impl = call
-        _compile_operators(model, operators)
+        with LOCK:
+            state.contexts -= 1
+            if state.contexts == 0:
+                del _eager_models[model]
+                if state.call is not None or state.operators:
+                    model._compiled_call_impl = state.call
+                    _compile_operators(model, state.operators)
+
+
+@dataclass
+class _Eager:
+    """The compiled code of a model that runs eagerly."""
+
+    call: Any
+    operators: bool
+    contexts: int = 0
+
+
+_eager_models: "WeakKeyDictionary[nn.Module, _Eager]" = WeakKeyDictionary()
 
 
 def undo_compilation(model: nn.Module) -> None:

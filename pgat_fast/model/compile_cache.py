@@ -23,6 +23,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from pgat_fast.utils.io import write_atomically
+from pgat_kernels.shared_setting import SharedSetting
 
 logger = logging.getLogger(__name__)
 
@@ -183,13 +184,23 @@ class CompileCache:
         return files
 
 
+def _set_folder(folder: str | None) -> None:
+    if folder is None:
+        os.environ.pop(VARIABLE, None)
+    else:
+        os.environ[VARIABLE] = folder
+
+
+_FOLDER: Final = SharedSetting(lambda: os.environ.get(VARIABLE), _set_folder)
+
+
 @contextmanager
 def compile_cache() -> Iterator[CompileCache | None]:
     """Keep the code that torch compiles within the context in `cache_folder`.
 
     Yields None if the folder cannot be created or written; torch then uses its own. torch reads the folder from an
-    environment variable at every compilation, and also writes that variable: it is set here and restored on exit.
-    Damaged files are removed unless another process uses the folder.
+    environment variable at every compilation, and also writes that variable: it is set here, and restored by the last
+    thread that leaves such a context. Damaged files are removed unless another process uses the folder.
     """
     previous_folder = os.environ.get(VARIABLE)
     cache: CompileCache | None = None
@@ -201,24 +212,19 @@ def compile_cache() -> Iterator[CompileCache | None]:
             opened = CompileCache(folder, exclusive=previous_folder is None)
             with FileLock(locks / "entering.lock", timeout=60):
                 only_process = _nobody_else(locks)
-                stack.enter_context(FileLock(locks / f"user-{os.getpid()}.lock", timeout=0))
+                # One lock for all threads of this process.
+                own_lock = FileLock(locks / f"user-{os.getpid()}.lock", 0, is_singleton=True, thread_local=False)
+                stack.enter_context(own_lock)
                 if only_process and (removed := opened.remove_damaged()):
                     logger.warning(
                         "%s: %d damaged or unfinished files of an earlier compilation removed, such as %s",
                         folder, len(removed), removed[0].name,
                     )  # fmt: skip
-            os.environ[VARIABLE] = str(folder)
             cache = opened
         except (OSError, Timeout) as error:
             logger.warning("compiled code cannot be kept (%s): torch uses a folder of temporary files", error)
-            os.environ.pop(VARIABLE, None)
-        try:
+        with _FOLDER.set_to(None if cache is None else str(cache.folder)):
             yield cache
-        finally:
-            if previous_folder is None:
-                os.environ.pop(VARIABLE, None)
-            else:
-                os.environ[VARIABLE] = previous_folder
 
 
 def _nobody_else(locks: Path) -> bool:

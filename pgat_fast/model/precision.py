@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import torch
 
 from pgat_fast.errors import BackendError
-from pgat_kernels.matmul_precision import fast_exact_float32
+from pgat_kernels.matmul_precision import ONEDNN_PRODUCTS, fast_exact_float32, float32_setting
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,18 @@ Precision = Literal["highest", "high", "bf16", "fp16"]
 # mypy does not know the attributes of these modules.
 _CUDNN: Final[Any] = torch.backends.cudnn
 _ONEDNN: Final[Any] = torch.backends.mkldnn
+_SETTINGS: Final = {
+    "cpu": (
+        ONEDNN_PRODUCTS,
+        float32_setting(_ONEDNN.conv, lambda: _ONEDNN.fp32_precision),
+        float32_setting(_ONEDNN.rnn, lambda: _ONEDNN.fp32_precision),
+    ),
+    "cuda": tuple(
+        float32_setting(holder, lambda: _CUDNN.fp32_precision)
+        for holder in (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn)
+    ),
+}
+"""torch's settings of matrix products, convolutions and recurrences for each type of device."""
 _DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _TF32_CAPABILITY: Final = (8, 0)
 """The first compute capability with TF32 (NVIDIA A100)."""
@@ -95,38 +107,22 @@ def _cpu_has_tf32() -> bool:
         return False
     x, y = (torch.zeros(256, 256, dtype=torch.float32, device="cpu") for _ in range(2))
     x[:, 0], y[0] = 1 + 2.0**-20, 1.0  # TF32 has 10 fraction bits
-    with _float32_settings((_ONEDNN.matmul, "tf32")):
+    with ONEDNN_PRODUCTS.set_to("tf32"):
         return not bool((x @ y == 1 + 2.0**-20).all())
-
-
-@contextmanager
-def _float32_settings(*settings: tuple[Any, str]) -> Iterator[None]:
-    """Set `fp32_precision` of each setting within the context, and restore it on exit."""
-    previous = [(setting, setting.fp32_precision) for setting, _ in settings]
-    try:
-        for setting, value in settings:
-            setting.fp32_precision = value
-        yield
-    finally:
-        for setting, value in previous:
-            setting.fp32_precision = value
 
 
 @contextmanager
 def float32_products_in(precision: Precision, device: torch.device) -> Iterator[None]:
     """Set the precision of float32 products on `device` within the context; for a backward pass.
 
-    With `bf16` and `fp16`, the products that stay float32 are IEEE float32. The settings are those of the process, not
-    of the thread; they are restored on exit, also after an error.
+    With `bf16` and `fp16`, the products that stay float32 are IEEE float32. torch's settings belong to the process, not
+    to the thread. The last of the threads in such a context restores them, also after an error. While one of them asks
+    for IEEE float32, those that ask for `high` compute in it, too. See `pgat_kernels.shared_setting.SharedSetting`.
     """
     rounding = "tf32" if precision == "high" else "ieee"
     with ExitStack() as stack:
-        backends = {
-            "cuda": (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn),
-            "cpu": (_ONEDNN.matmul, _ONEDNN.conv, _ONEDNN.rnn),
-        }
-        settings = ((backend, rounding) for backend in backends.get(device.type, ()))
-        stack.enter_context(_float32_settings(*settings))
+        for setting in _SETTINGS.get(device.type, ()):
+            stack.enter_context(setting.set_to(rounding))
         if device.type == "cpu" and precision != "high":
             stack.enter_context(fast_exact_float32())
         yield

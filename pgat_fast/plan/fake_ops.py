@@ -8,13 +8,15 @@ abort the process if torch was built without CUDA.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgat_kernels.instrumentation import chunk_sizes_of
+from pgat_kernels.shared_setting import SharedSetting
 
 GRU_KEPT = 8
 """Number of tensors [B, C] a step that a GRU keeps for its backward pass besides its result, counted on torch 2.13 (7
@@ -70,8 +72,19 @@ def replace_recurrences(model: nn.Module) -> None:
                 setattr(module, name, GRU(child))
 
 
-def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+# --- operators of a GPU ----------------------------------------------------------------------------------------------
+
+_on_gpu: Final = ContextVar("cuda_operators", default=False)
+"""Whether this thread counts the operators of a GPU."""
+_originals: Final = {
+    name: getattr(F, name) for name in ("dropout", "softmax", "layer_norm", "scaled_dot_product_attention")
+}
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     """Apply dropout as on a GPU, whose mask has one byte an element; that of a CPU has the type of `x`."""
+    if not _on_gpu.get():
+        return _originals["dropout"](x, p, training, inplace)
     return torch.native_dropout(x, p, train=True)[0] if training and p > 0 else x
 
 
@@ -90,35 +103,49 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, scale: f
     return y
 
 
+def _in_float32(x: Tensor) -> Tensor:
+    return x.float() if _on_gpu.get() and torch.is_autocast_enabled("cpu") else x
+
+
+def _softmax(x: Tensor, *args: Any, **named: Any) -> Any:
+    return _originals["softmax"](_in_float32(x), *args, **named)
+
+
+def _layer_norm(x: Tensor, *args: Any, **named: Any) -> Any:
+    return _originals["layer_norm"](_in_float32(x), *args, **named)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Any:
+    if not _on_gpu.get() or args or named.keys() - {"dropout_p", "scale"}:  # with a mask
+        return _originals["scaled_dot_product_attention"](q, k, v, *args, **named)
+    return _fused_attention(q, k, v, named.get("dropout_p", 0.0), named.get("scale") or q.shape[-1] ** -0.5)
+
+
+def _set_functions(functions: dict[str, Any]) -> None:
+    for name, function in functions.items():
+        setattr(F, name, function)
+
+
+_FUNCTIONS: Final = SharedSetting(lambda: {name: getattr(F, name) for name in _originals}, _set_functions)
+
+
 @contextmanager
 def cuda_operators() -> Iterator[None]:
     """Use dropout, attention and chunks of a GPU within the context; under autocast softmax and layer norm are float32.
 
+    Other threads that call these functions of torch meanwhile get those of a CPU.
+
     Source: the lists of operators in PyTorch's documentation of `torch.amp`. On a CPU both stay in 16 bits.
     """
-    softmax, layer_norm, attention = F.softmax, F.layer_norm, F.scaled_dot_product_attention
-
-    def in_float32(x: Tensor) -> Tensor:
-        return x.float() if torch.is_autocast_enabled("cpu") else x
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Tensor:
-        if args or named.keys() - {"dropout_p", "scale"}:  # with a mask
-            return attention(q, k, v, *args, **named)
-        scale = named.get("scale") or q.shape[-1] ** -0.5
-        return _fused_attention(q, k, v, named.get("dropout_p", 0.0), scale)
-
-    stand_ins: dict[str, Any] = {
+    stand_ins = {
         "dropout": _dropout,
-        "scaled_dot_product_attention": attend,
-        "softmax": lambda x, *args, **named: softmax(in_float32(x), *args, **named),
-        "layer_norm": lambda x, *args, **named: layer_norm(in_float32(x), *args, **named),
+        "softmax": _softmax,
+        "layer_norm": _layer_norm,
+        "scaled_dot_product_attention": _attention,
     }
-    originals = {name: getattr(F, name) for name in stand_ins}
+    token = _on_gpu.set(True)
     try:
-        for name, stand_in in stand_ins.items():
-            setattr(F, name, stand_in)
-        with chunk_sizes_of("cuda"):
+        with _FUNCTIONS.set_to(stand_ins), chunk_sizes_of("cuda"):
             yield
     finally:
-        for name, original in originals.items():
-            setattr(F, name, original)
+        _on_gpu.reset(token)

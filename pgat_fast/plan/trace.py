@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
 from pgat_fast.config.schema import Config
 from pgat_fast.data.windows import Batch, example
@@ -28,6 +28,7 @@ from pgat_fast.plan.fake_ops import cuda_operators, replace_recurrences
 from pgat_fast.plan.operators import change_of_kept, formulas_of_kept, implementation, keep_at_most, prepare
 from pgat_fast.training.loss import training_loss
 from pgat_kernels.instrumentation import few_chunks
+from pgat_kernels.ops.registration import FlopCounter
 
 aten = torch.ops.aten
 
@@ -281,7 +282,7 @@ def memory_of_step(
 def flops_of_step(model: nn.Module, batch: Batch, config: Config, keep: int = 0) -> Flops:
     """Count the FLOPs of a step of `model` on `batch`, of real or fake tensors; `keep` as in `memory_of_step`."""
     # A separate pass: the counter keeps tensors alive that a step would free.
-    with FlopCounterMode(display=False, custom_mapping={**MISSING_FORMULAS, **formulas_of_kept(keep)}) as counter:
+    with FlopCounter({**MISSING_FORMULAS, **formulas_of_kept(keep)}) as counter:
         loss = _loss(model, batch, config, None)
         forward = counter.get_total_flops()
         loss.backward()

@@ -8,12 +8,14 @@ tone of the same hue on a dark background.
 import io
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pgat_fast.errors import ConfigError
+from pgat_kernels.shared_setting import SharedSetting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,17 +122,26 @@ def to_png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
+@cache
+def _svg_settings() -> SharedSetting[dict[str, Any]]:
+    """Return matplotlib's settings for SVG, which apply to the whole process: text as text, reproducible ids."""
+    from matplotlib import rcParams
+
+    return SharedSetting(
+        lambda: {name: rcParams[name] for name in ("svg.fonttype", "svg.hashsalt")},
+        lambda values: rcParams.update(values),
+    )
+
+
 def to_svg(figure: "Figure", name: str) -> str:
     """Return the figure as an `<svg>` element for an HTML page: ids begin with `name`, colours are CSS variables.
 
     The element has a view box and no size, loads nothing and is reproducible. Its accessible name is the text of the
     element `NAME-caption` of the page.
     """
-    import matplotlib
-
     buffer = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with _svg_settings().set_to({"svg.fonttype": "none", "svg.hashsalt": "pgat_fast"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].strip()

@@ -9,8 +9,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from pgat_kernels.shared_setting import LOCK
+
 _FILLING: Final[Any] = torch.utils.deterministic
 """Its attribute `fill_uninitialized_memory` is unknown to mypy."""
+_CUBLAS_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
+"""Environment variable without which products on a GPU are not repeatable."""
 
 
 def seed_everything(seed: int, *, deterministic: bool = True) -> None:
@@ -22,13 +26,13 @@ def seed_everything(seed: int, *, deterministic: bool = True) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 - user libraries may draw from the global generator
     torch.manual_seed(seed)
     if torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")
         torch.backends.cudnn.benchmark = not deterministic
-        _use_deterministic_algorithms(deterministic)
+        use_deterministic_algorithms(deterministic)
 
 
-def _use_deterministic_algorithms(enabled: bool) -> None:
-    """Choose repeatable algorithms, without filling new memory with NaN.
+def use_deterministic_algorithms(enabled: bool) -> None:
+    """Choose repeatable algorithms in the whole process, without filling new memory with NaN.
 
     Torch fills it by default where algorithms are deterministic, which costs a launch for each of hundreds of tensors
     in a step, and only makes programs repeatable that read memory which they never wrote.
@@ -38,15 +42,42 @@ def _use_deterministic_algorithms(enabled: bool) -> None:
 
 
 @contextmanager
-def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """Use the algorithms of training with `run.deterministic: enabled` within the context, in the whole process."""
-    mode, fills = torch.get_deterministic_debug_mode(), _FILLING.fill_uninitialized_memory
+def restored_generators() -> Iterator[None]:
+    """Restore the generators, and what `seed_everything` sets, when the last thread leaves such a context."""
+    global _contexts, _before
+    with LOCK:
+        if _contexts == 0:
+            _before = generator_states(), _deterministic_settings()
+        _contexts += 1
     try:
-        _use_deterministic_algorithms(enabled)
         yield
     finally:
-        torch.set_deterministic_debug_mode(mode)
-        _FILLING.fill_uninitialized_memory = fills
+        with LOCK:
+            _contexts -= 1
+            if _contexts == 0 and _before is not None:
+                states, settings = _before
+                _before = None
+                restore_generators(states)
+                if settings != _deterministic_settings():
+                    torch.backends.cudnn.benchmark, deterministic, warn_only, fills, workspace = settings
+                    _FILLING.fill_uninitialized_memory = fills
+                    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+                    if workspace is None:
+                        os.environ.pop(_CUBLAS_WORKSPACE, None)
+
+
+_contexts = 0
+_before: tuple[dict[str, Any], tuple[bool, bool, bool, bool, str | None]] | None = None
+
+
+def _deterministic_settings() -> tuple[bool, bool, bool, bool, str | None]:
+    return (
+        torch.backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        _FILLING.fill_uninitialized_memory,
+        os.environ.get(_CUBLAS_WORKSPACE),
+    )
 
 
 def generator_states() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.training.checkpoint import remove_orphans
 from pgat_fast.training.results import Results
 from pgat_fast.training.resume import ResumePoint, choose_resume_point
+from pgat_fast.training.rng import restored_generators
 from pgat_fast.training.run_folder import CHECKPOINTS, checkpoint_of, locked, log_file, new_folder, run_of_job
 from pgat_fast.training.setup import Setup
 from pgat_fast.training.signals import Stop
@@ -34,6 +35,10 @@ def train(
 
     With several ranks (`pgat_fast.distributed`), the first rank writes all files; the others return no results.
 
+    The run seeds the random number generators of the process (python, numpy, torch) and draws from them; they, and all
+    other settings of the process that it changes, are as before when it ends. Other threads must not draw from them
+    meanwhile, if the run is to be repeatable.
+
     Args:
         config: the whole configuration.
         resume: folder of a run, or one of its checkpoints, to resume exactly as if the run had never stopped; its
@@ -53,6 +58,7 @@ def train(
     stop = stop or Stop()
     device, run = device_of_rank(resolve_device(config.run.device)), config.run
     with ExitStack() as stack:
+        stack.enter_context(restored_generators())
         cache = stack.enter_context(compile_cache()) if run.compile != "off" else None
         group = stack.enter_context(process_group(device, run.rank_timeout_seconds))
         restarted = any(group.all_gather(environment.restart_count()))  # counted by each machine

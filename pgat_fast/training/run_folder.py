@@ -9,12 +9,13 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from filelock import FileLock, Timeout
 
 from pgat_fast.errors import ConfigError
 from pgat_fast.utils.io import first_unused, write_json
+from pgat_kernels.shared_setting import SharedSetting
 
 if TYPE_CHECKING:
     from pgat_fast.config import Config
@@ -128,23 +129,24 @@ class _LogFile(logging.FileHandler):
         pass
 
 
+_LOGGER: Final = logging.getLogger("pgat_fast")
+_LEVEL: Final = SharedSetting(lambda: _LOGGER.level, _LOGGER.setLevel)
+
+
 @contextmanager
 def log_file(folder: Path) -> Iterator[None]:
     """Append the messages of the loggers of `pgat_fast`, from level INFO, to `train.log` in `folder`."""
-    package_logger = logging.getLogger("pgat_fast")
     handler = _LogFile(folder / "train.log", encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.INFO)
-    level = package_logger.level
-    if package_logger.getEffectiveLevel() > logging.INFO:
-        package_logger.setLevel(logging.INFO)
-    package_logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        package_logger.removeHandler(handler)
-        package_logger.setLevel(level)
-        handler.close()
+    level = logging.INFO if _LOGGER.getEffectiveLevel() > logging.INFO else _LOGGER.level
+    with _LEVEL.set_to(level):
+        _LOGGER.addHandler(handler)
+        try:
+            yield
+        finally:
+            _LOGGER.removeHandler(handler)
+            handler.close()
 
 
 def move_earlier_results(folder: Path) -> None:

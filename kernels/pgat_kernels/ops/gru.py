@@ -26,8 +26,6 @@ times the size of the result, which saves two of the six products of the backwar
 float64, except the factors of the products with W_ih, which may have 16 bits.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,7 +33,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from pgat_kernels.dispatch import use_kernel
-from pgat_kernels.matmul_precision import no_autocast
+from pgat_kernels.matmul_precision import no_autocast, products_without_onednn
 from pgat_kernels.ops.chunk_sizes import starts
 
 aten = torch.ops.aten
@@ -117,7 +115,7 @@ def _states_along_time(gates: Tensor, candidates: Tensor, weight: Tensor) -> Ten
     r, z = r_and_z.chunk(2, dim=-1)
     counted = len(starts(steps, 1))  # all steps, except within `few_chunks`: no step allocates memory
     parts = [part[:counted] for part in (gates, r_and_z, r, z, u_n, candidates, states)]
-    with _small_products():
+    with products_without_onednn():  # its overhead exceeds its gain on the small products of the loop
         for gates_t, r_and_z_t, r_t, z_t, u_n_t, n_t, state in zip(*(p.unbind(0) for p in parts), strict=True):
             gates_t.baddbmm_(previous, weight)
             r_and_z_t.sigmoid_()
@@ -199,7 +197,7 @@ def _errors_along_time(errors: Tensor, z: Tensor, factors: Tensor, weight: Tenso
     steps, groups, batch, size = errors.shape
     factors_at, split_at = factors.unbind(0), factors.view(steps, groups, batch, 3, size).unbind(0)
     errors_at, z_at = errors.unbind(0), z.unbind(0)
-    with _small_products():
+    with products_without_onednn():  # its overhead exceeds its gain on the small products of the loop
         for t in range(steps - 1, 0, -1):
             split_at[t].mul_(errors_at[t][:, :, None])
             errors_at[t - 1].addcmul_(errors_at[t], z_at[t]).baddbmm_(factors_at[t], weight)
@@ -255,21 +253,6 @@ def _input_part(
     first[..., gates:] = b_hh[..., gates:]
     candidates = torch.empty((*product.shape[:-1], gates // 2), dtype=wide, device=inputs.device)
     return first, torch.add(product[..., gates:], b_ih[..., gates:], out=candidates)
-
-
-@contextmanager
-def _small_products() -> Iterator[None]:
-    """Compute products on the CPU without oneDNN, whose overhead exceeds its gain on the small products of the loop.
-
-    The products are then IEEE float32 on a CPU, whatever precision is allowed.
-    """
-    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = setting.fp32_precision
-    try:
-        setting.fp32_precision = "ieee"
-        yield
-    finally:
-        setting.fp32_precision = before
 
 
 @gru_bank_operator.register_fake

@@ -67,6 +67,24 @@ def register(
     return Operators(operator, backward_operator)
 
 
+class FlopCounter(FlopCounterMode):
+    """A counter of all FLOPs together that neither prints a table nor adds hooks to all modules of the process.
+
+    `FlopCounterMode` does, to count each module separately. Its hooks also run for modules that other threads call.
+    """
+
+    class _NoModules:
+        parents = frozenset({"Global"})
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *error: object) -> None: ...
+
+    def __init__(self, custom_mapping: dict[Any, Any] | None = None) -> None:
+        super().__init__(display=False, custom_mapping=custom_mapping)
+        self.mod_tracker = FlopCounter._NoModules()  # type: ignore[assignment]
+
+
 def count_flops(
     program: Callable[..., tuple[Tensor, Backward]],
     rows: list[Tensor],
@@ -76,7 +94,7 @@ def count_flops(
     backward: bool,
 ) -> int:
     """Count the FLOPs of the products of a program on tensors without data; `how` is its last argument."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"), FlopCounter() as counter:
         meta_rows, meta_weights = (
             [torch.empty(x.shape, dtype=x.dtype) for x in tensors] for tensors in (rows, weights)
         )

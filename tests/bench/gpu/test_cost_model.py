@@ -113,7 +113,7 @@ def test_fill_of_empty_memory_costs_its_bytes(before: list[Work], monkeypatch: p
         torch.use_deterministic_algorithms(enabled, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True
 
-    monkeypatch.setattr(rng, "_use_deterministic_algorithms", with_fills)
+    monkeypatch.setattr(rng, "use_deterministic_algorithms", with_fills)
     fills = [entry for entry in small_step() if entry.name == "fill of empty memory"]
     assert len(fills) > 20
     assert all(entry.bytes > 0 for entry in fills)
