@@ -73,7 +73,8 @@ def add_price_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--date-format", metavar="FORMAT", help=text)
     text = "names of the columns in the file, for example: open=1.Open close=4.Close date=Day"
     group.add_argument("--columns", metavar="NAME=COLUMN", nargs="+", action="extend", default=[], help=text)
-    group.add_argument("--decimal", choices=(".", ","), help="decimal mark of the numbers")
+    text = "decimal mark of the numbers, . or ,"
+    group.add_argument("--decimal", choices=(".", ","), metavar="MARK", help=text)
     group.add_argument("--separator", metavar="MARK", help="mark between the fields: , ; | or tab")
     group.add_argument("--strict", action="store_true", help="refuse what is only warned of otherwise (exit code 2)")
 

@@ -74,9 +74,11 @@ def run_build(args: argparse.Namespace) -> int:
 def run_check(args: argparse.Namespace) -> int:
     """List the problems of a data file by row and column.
 
-    With --config or --set, also check whether the file can be used for training with
+    Warnings are printed too; --strict refuses them (exit code 2). With --config or --set,
+    also check whether the file can be used for training with
     these settings. Exit code 1 if there are problems.
     """
+    import logging
     from pathlib import Path
 
     from pgat_fast.data.history_checks import raise_findings
@@ -92,9 +94,12 @@ def run_check(args: argparse.Namespace) -> int:
     if model.use_celestial_graph:  # without it any columns are allowed, and `load_splits` checks those in use
         problems += check_file(args.file, model.seq_len, model.pred_len, data.validation_length, data.test_length)
     warnings: tuple[str, ...] = ()
-    if not problems:
+    try:
         findings = examine_table(read_table(args.file, input_columns(data, model)), data)
-        if args.strict:
+    except PgatError as error:
+        logging.getLogger(__name__).debug("the rows were not examined: %s", error)  # the other checks give the reason
+    else:
+        if args.strict and not problems:
             raise_findings(args.file, findings, strict=True)
         problems += [findings.refusal] if findings.refusal else []
         warnings = findings.warnings

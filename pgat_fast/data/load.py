@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pgat_fast.config.schema import DataConfig, ModelConfig
+from pgat_fast.data.checks import Dates
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.csv_file import FloatArray
 from pgat_fast.data.history_checks import Findings, checked_calendar, examine
@@ -45,9 +46,8 @@ def load_splits(data: DataConfig, model: ModelConfig, device: torch.device) -> t
         device=device,
     )
     _check_target_kind(table, splits, data.target_kind, note)
-    checked_calendar(
-        table.source, table.dates, log_bars(table, data.target_kind), resolve_calendar(data.trading_days, note)
-    )
+    dates, logs = _used_rows(table, data, data.target_kind)
+    checked_calendar(table.source, dates, logs, resolve_calendar(data.trading_days, note))
     return replace(table, base_price=resolve_base_price(data.base_price, note, data.target_kind)), splits
 
 
@@ -72,7 +72,14 @@ def examine_table(table: Table, data: DataConfig) -> Findings:
     kind = data.target_kind
     if set(TARGETS) <= set(table.columns) and fault_of_kind(table.select(TARGETS), kind, note):
         kind = "levels" if kind == "returns" else "returns"
-    return examine(table.dates, log_bars(table, kind), resolve_calendar(data.trading_days, note))
+    return examine(*_used_rows(table, data, kind), resolve_calendar(data.trading_days, note))
+
+
+def _used_rows(table: Table, data: DataConfig, kind: str) -> tuple[Dates, FloatArray | None]:
+    """Return the dates and the log prices of the rows in use, `data.rows` at the end of the file."""
+    logs = log_bars(table, kind)
+    first = 0 if data.rows is None else -data.rows
+    return table.dates[first:], None if logs is None else logs[first:]
 
 
 def _without_last(table: Table, rows: int) -> Table:
