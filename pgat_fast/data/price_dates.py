@@ -34,6 +34,9 @@ _UNITS = {"s": (9, 10), "ms": (12, 13), "us": (15, 16), "ns": (18, 19)}
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
+_LONGEST = 80
+"""Number of characters of a cell that are read as a date."""
+
 EPOCH_FORMATS = tuple(_UNITS)
 """Values of `--date-format` for time stamps that count from 1970."""
 
@@ -64,6 +67,8 @@ def parse_dates(texts: Sequence[str], locate: Callable[[int], str], date_format:
         return _parse_epoch(texts, locate, date_format)
     if date_format is not None:
         return _parse_formatted(texts, locate, date_format)
+    # What is longer is no date: no form ends with three points.
+    texts = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in texts]
     first = texts[0] if texts else ""
     if _DAY_AND_MONTH.fullmatch(first):
         return _parse_day_and_month(texts, locate)
@@ -78,7 +83,7 @@ def parse_dates(texts: Sequence[str], locate: Callable[[int], str], date_format:
 def is_date(text: str) -> bool:
     """Return whether `text` looks like a date in some form."""
     forms = (*_CALENDAR_FORMS, _DAY_OR_MONTH_FIRST, _EPOCH)
-    return any(form.fullmatch(text.strip()) for form in forms)
+    return any(form.fullmatch(text[:_LONGEST].strip()) for form in forms)
 
 
 def _parse_calendar(text: str, locate: Callable[[int], str], i: int) -> tuple[date, time | None]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
-from pgat_fast.data.csv_file import UnreadableFileError, is_blank, read_records
+from pgat_fast.data.csv_file import UnreadableFileError, is_blank, read_records, shorten
 from pgat_fast.data.price_columns import PRICES, UNNAMED, ColumnMatch, match_columns, simplify
 from pgat_fast.data.price_dates import is_date
 from pgat_fast.data.price_numbers import parse_number
@@ -93,7 +93,7 @@ def read_rows(text: str, name: str, options: PriceOptions) -> PriceRows:
         rows.append(fields)
         lines.append(line)
     if not rows:
-        raise DataError(f"{name}: no rows of prices after the header: {header.fields}")
+        raise DataError(f"{name}: no rows of prices after the header: {header.fields[:10]}")
     if "date" not in position:
         position["date"] = _date_column(header, names_below, rows[0], name)
     return PriceRows(header.fields, position, rows, lines, header.separator, _describe(header, names_below, position))
@@ -148,7 +148,7 @@ def _records_from(text: str, header: _Header) -> Iterator[tuple[int, int, list[s
 def _check_columns(header: _Header, name: str, options: PriceOptions) -> None:
     """Raise DataError unless each price, and the date if it has a name, has one column."""
     match = header.match
-    shown = ", ".join(repr(field) for field in header.fields[:10])
+    shown = ", ".join(shorten(field) for field in header.fields[:10])
     suffix = f" and {len(header.fields) - 10} more" if len(header.fields) > 10 else ""
     place = "the first line" if header.line == 1 else f"line {header.line}"
     listed = f"{place} has {shown}{suffix}"
@@ -190,7 +190,7 @@ def _date_column(header: _Header, names_below: list[list[str]], first_row: list[
     index_names = (*UNNAMED, "price", "ticker") if names_below or header.line > 1 else UNNAMED
     if simplify(header.fields[0]) in index_names and is_date(first_row[0]):
         return 0
-    shown = ", ".join(repr(field) for field in header.fields[:10])
+    shown = ", ".join(shorten(field) for field in header.fields[:10])
     raise DataError(
         f"{name}: no column date: line {header.line} has {shown}; name it date, or give --columns date=NAME"
     )

@@ -24,6 +24,9 @@ def _pattern(decimal: str) -> re.Pattern[str]:
     return re.compile(rf"[+-]?(?:{whole}(?:{mark}\d*)?|{mark}\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
+LONGEST = 60
+"""Number of characters of a cell that may be a number with marks or signs: longer ones would take long to compare."""
+
 _PATTERNS = {decimal: _pattern(decimal) for decimal in ".,"}
 _PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -49,6 +52,8 @@ def parse_number(text: str, decimal: str) -> float | None:
     """Return the number in `text`, None if it holds none. Thousands are grouped in threes, all with the same mark."""
     if decimal == "." and _PLAIN.fullmatch(text):
         return float(text)
+    if len(text) > LONGEST:
+        return None
     text = strip_currency(text)
     if not _PATTERNS[decimal].fullmatch(text):
         return None
@@ -87,7 +92,11 @@ def number_form(prices: Iterable[str], others: Iterable[str], separator: str, de
         numbers = [strip_currency(cell) for cell in cells if parse_number(cell, decimal) is not None]
         grouping = {mark for number in numbers for mark in number if not mark.isalnum() and mark not in "+-" + decimal}
         described += [f"thousands separator {mark!r}" for mark in sorted(grouping)]
-        signs = {match[0].strip(): cell for cell in cells if (match := _CURRENCY.search(cell.strip(_SPACES + "\t")))}
+        signs = {
+            match[0].strip(): cell
+            for cell in cells
+            if len(cell) <= LONGEST and (match := _CURRENCY.search(cell.strip(_SPACES + "\t")))
+        }
         if len(signs) > 1:
             message = f"prices in different currencies, {' and '.join(sorted(signs)[:2])}: convert them to one"
             raise UndecidedNumberError(message, signs[max(signs)])
@@ -104,9 +113,11 @@ def _decide(prices: Sequence[str], others: Iterable[str], separator: str) -> str
     if len(decimals) == 1:
         return next(iter(decimals))
     if decimals:
-        examples = " and ".join(repr(decimals[mark]) for mark in ".,")
-        message = f"{examples} have different decimal marks: write all numbers alike, or give --decimal"
-        raise UndecidedNumberError(message, decimals["."])
+        usual, rare = sorted(decimals.values(), key=len, reverse=True)
+        message = (
+            f"{rare[0]!r} and {usual[0]!r} have different decimal marks: write all numbers alike, or give --decimal"
+        )
+        raise UndecidedNumberError(message, rare[0])
     if ambiguous:
         mark, text = next(iter(ambiguous.items()))
         readings = f"{text.replace(mark, '.')} or {text.replace(mark, '')}"
@@ -115,11 +126,13 @@ def _decide(prices: Sequence[str], others: Iterable[str], separator: str) -> str
     return "."
 
 
-def _evidence(cells: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return an example for each decimal mark that some cell shows, and for each mark of a cell with two readings."""
-    decimals: dict[str, str] = {}
+def _evidence(cells: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return the cells that show a decimal mark, by mark, and a cell with two readings for each mark of such cells."""
+    decimals: dict[str, list[str]] = {}
     ambiguous: dict[str, str] = {}
     for cell in cells:
+        if len(cell) > LONGEST:
+            continue
         text = strip_currency(cell).rstrip("%")
         marks = {mark: text.count(mark) for mark in ".," if mark in text}
         if not marks or not any(pattern.fullmatch(text) for pattern in _PATTERNS.values()):
@@ -128,7 +141,7 @@ def _evidence(cells: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
         if len(marks) == 1 and marks[last] == 1 and _AMBIGUOUS.fullmatch(text):
             ambiguous.setdefault(last, text)
         elif marks[last] > 1:
-            decimals.setdefault("." if last == "," else ",", text)
+            decimals.setdefault("." if last == "," else ",", []).append(text)
         else:
-            decimals.setdefault(last, text)
+            decimals.setdefault(last, []).append(text)
     return decimals, ambiguous

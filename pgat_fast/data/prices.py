@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pgat_fast.data.bars import FLOAT32_NOISE, describe_mended, mend_bars, tell_apart
-from pgat_fast.data.csv_file import FloatArray, UnreadableFileError, ends_with_line_break
+from pgat_fast.data.csv_file import FloatArray, UnreadableFileError, ends_with_line_break, shorten
 from pgat_fast.data.file_text import text_of
 from pgat_fast.data.price_columns import PRICES
 from pgat_fast.data.price_dates import days_of_local_midnights, parse_dates, runs_backwards
@@ -211,6 +211,6 @@ def _number_form(file: PriceRows, name: str, options: PriceOptions) -> NumberFor
 def _parse_price(text: str, decimal: str, where: str) -> float:
     value = parse_number(text.strip(), decimal)
     if value is None:
-        reason = f"{text.strip()!r} is not a number" if text.strip() else "the price is missing"
+        reason = f"{shorten(text.strip())} is not a number" if text.strip() else "the price is missing"
         raise DataError(f"{where}: {reason}: write plain numbers such as 1234.5, or remove the row")
     return value
