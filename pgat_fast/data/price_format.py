@@ -83,6 +83,8 @@ def read_rows(text: str, name: str, options: PriceOptions) -> PriceRows:
             raise DataError(f"{name}, line {line}: {message}")
         if is_blank(fields):
             continue
+        if len(fields) == len(header.fields) + 1 and not fields[-1].strip():
+            fields.pop()  # a separator at the end of the line
         if len(fields) != len(header.fields):
             count = f"{len(fields)} fields where the header has {len(header.fields)}"
             message = f"{count}, so a value may stand in the wrong column: correct the line"

@@ -77,7 +77,7 @@ def predict(
         last_close=last_close,
         options=options,
     )
-    calendar = _calendar(run, history, trading_days or data.trading_days, strict)
+    calendar = _calendar(run, history, trading_days, strict)
     days = future_trading_days(history.dates, model.pred_len, calendar)
     output = _forecast(run, history, days)
     scaled = point_forecast(output).double().cpu().numpy()
@@ -124,13 +124,18 @@ def predict(
     return frame
 
 
-def _calendar(run: Run, history: History, setting: str, strict: bool) -> str:
-    """Return the calendar of the days to forecast. Raises DataError if the rows contradict it."""
+def _calendar(run: Run, history: History, chosen: str | None, strict: bool) -> str:
+    """Return the calendar of the days to forecast. Raises DataError if the rows contradict it.
+
+    It is the `chosen` one, or `data.trading_days` of the run, or that of the rows. `auto`, unless it was `chosen`,
+    means weeks or months if the run was trained on them.
+    """
+    setting = chosen or run.config.data.trading_days
     if strict and history.warnings:
         raise DataError(f"{history.warnings[0]} (refused because of --strict)")
     trained_on = run.about.get("data", {}).get("calendar", "auto")
     wanted = history.trading_days if setting == "auto" else setting
-    if wanted == "auto" and trained_on in ("weekly", "monthly"):
+    if wanted == "auto" and chosen is None and trained_on in ("weekly", "monthly"):
         wanted = trained_on
     # The model reads the last rows, and the calendar is judged by the last two years.
     count = max(run.config.model.seq_len + 1, 2 * 366)

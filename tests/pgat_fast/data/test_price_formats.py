@@ -71,6 +71,7 @@ RECOGNISED: dict[str, tuple[str | bytes, str]] = {
     "plain": (text(), ""),
     "lines above the header": ('Prices of X\n"Source: Y, Z"\n\n' + text(), "header on line 4"),
     "spreadsheet's line": ("sep=;\n" + text(separator=";"), "header on line 2; fields separated by semicolons"),
+    "separators at the ends of rows": (text().replace("1000\n", "1000,\n"), ""),
     "tabs": (text(separator="\t"), "tabs"),
     "bars": (text(separator="|"), "bars"),
     "German": (GERMAN, "day/month/year; decimal comma; thousands separator '.'"),
