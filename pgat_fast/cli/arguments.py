@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from pgat_fast.config import Config
+    from pgat_fast.data.price_format import PriceOptions
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What `ArgumentParser.add_subparsers` returns; argparse has no public name for it."""
@@ -63,6 +64,44 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="folder of a run, for example runs/quickstart")
     text = "checkpoint to load the weights from (default: %(default)s)"
     parser.add_argument("--checkpoint", default="best", metavar="best|latest|NAME", help=text)
+
+
+def add_price_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what a user states about a file of prices, which `price_options` reads, and `--strict`."""
+    group = parser.add_argument_group("prices", "What a file of prices does not show; by default it is found out.")
+    text = "form of the dates, as for strptime (%%d/%%m/%%Y), or s, ms, us or ns for times since 1970"
+    group.add_argument("--date-format", metavar="FORMAT", help=text)
+    text = "names of the columns in the file, for example: open=1.Open close=4.Close date=Day"
+    group.add_argument("--columns", metavar="NAME=COLUMN", nargs="+", action="extend", default=[], help=text)
+    text = "decimal mark of the numbers, . or ,"
+    group.add_argument("--decimal", choices=(".", ","), metavar="MARK", help=text)
+    group.add_argument("--separator", metavar="MARK", help="mark between the fields: , ; | or tab")
+    group.add_argument("--strict", action="store_true", help="refuse what is only warned of otherwise (exit code 2)")
+
+
+def price_options(args: argparse.Namespace) -> "PriceOptions":
+    """Return the options given by the arguments of `add_price_arguments`. Raises DataError."""
+    from pgat_fast.data.price_format import PriceOptions
+    from pgat_fast.errors import DataError
+
+    for item in args.columns:
+        if "=" not in item:
+            raise DataError(f"--columns {item}: write NAME=COLUMN, for example open=1.Open")
+    columns = dict(item.split("=", 1) for item in args.columns)
+    separator = {"tab": "\t", "\\t": "\t"}.get(args.separator, args.separator)
+    return PriceOptions(
+        args.date_format, {name.strip().lower(): value for name, value in columns.items()}, args.decimal, separator
+    )
+
+
+def trading_days(text: str) -> str:
+    """Check the value of `--trading-days`, for argparse."""
+    from pgat_fast.data.calendar_names import checked_name
+
+    try:
+        return checked_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
 
 def add_quiet_argument(parser: argparse.ArgumentParser) -> None:

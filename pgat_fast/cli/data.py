@@ -2,22 +2,41 @@
 
 import argparse
 
-from pgat_fast.cli.arguments import Subparsers, add_command, add_config_arguments, add_group, config_from
+from pgat_fast.cli.arguments import (
+    Subparsers,
+    add_command,
+    add_config_arguments,
+    add_group,
+    add_price_arguments,
+    config_from,
+    price_options,
+    trading_days,
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command `data` to `subparsers`."""
     commands = add_group(subparsers, "data", "Build or check a data file")
     build = add_command(commands, "build", run_build)
-    text = "sp500 (1950 to 2015), or a CSV file with the columns date, open, high, low and close (default: %(default)s)"
+    text = (
+        "sp500 (1950 to 2015), or a text file (also gzip, zip, bzip2 or xz) with the columns date, open, high, low and "
+        "close (default: %(default)s)"
+    )
     build.add_argument("--prices", default="sp500", metavar="sp500|FILE.csv", help=text)
     text = "write log(price / previous close) or log(price) (default: %(default)s)"
     build.add_argument("--targets", choices=("returns", "levels"), default="returns", help=text)
     build.add_argument("--rows", type=int, metavar="N", help="write the last N rows only (default: all rows)")
+    text = (
+        "calendar of the rows: auto, nyse, weekdays, daily, weekly, monthly, or weekdays such as Sun,Mon,Tue,Wed,Thu "
+        "(default: %(default)s)"
+    )
+    build.add_argument("--trading-days", type=trading_days, default="auto", metavar="CALENDAR", help=text)
     out = "data/prepared_financial_data.csv"
     build.add_argument("--out", default=out, metavar="FILE", help="output file (default: %(default)s)")
+    add_price_arguments(build)
     check = add_command(commands, "check", run_check)
     check.add_argument("file", metavar="FILE", help="CSV file to check")
+    check.add_argument("--strict", action="store_true", help="refuse what is only warned of otherwise (exit code 2)")
     add_config_arguments(check)
 
 
@@ -31,7 +50,17 @@ def run_build(args: argparse.Namespace) -> int:
     from pgat_fast.data.build import build_file
     from pgat_fast.data.metadata import note_path
 
-    report = build_file(Path(args.out), args.prices, args.targets, args.rows)
+    report = build_file(
+        Path(args.out),
+        args.prices,
+        args.targets,
+        args.rows,
+        options=price_options(args),
+        trading_days=args.trading_days,
+        strict=args.strict,
+    )
+    for note in report.notes:
+        print(note)
     close = f"close before the first row: {report.base_price:.10g}, stored in {note_path(report.path)}\n"
     print(
         f"{report.path}: {report.rows:,} rows from {report.first_date} to {report.last_date}, "
@@ -45,12 +74,16 @@ def run_build(args: argparse.Namespace) -> int:
 def run_check(args: argparse.Namespace) -> int:
     """List the problems of a data file by row and column.
 
-    With --config or --set, also check whether the file can be used for training with
+    Warnings are printed too; --strict refuses them (exit code 2). With --config or --set,
+    also check whether the file can be used for training with
     these settings. Exit code 1 if there are problems.
     """
+    import logging
     from pathlib import Path
 
-    from pgat_fast.data.table import check_file
+    from pgat_fast.data.history_checks import raise_findings
+    from pgat_fast.data.load import examine_table, input_columns
+    from pgat_fast.data.table import check_file, read_table
     from pgat_fast.errors import DataError, PgatError
 
     config = config_from(args)
@@ -60,6 +93,16 @@ def run_check(args: argparse.Namespace) -> int:
     problems: list[object] = []
     if model.use_celestial_graph:  # without it any columns are allowed, and `load_splits` checks those in use
         problems += check_file(args.file, model.seq_len, model.pred_len, data.validation_length, data.test_length)
+    warnings: tuple[str, ...] = ()
+    try:
+        findings = examine_table(read_table(args.file, input_columns(data, model)), data)
+    except PgatError as error:
+        logging.getLogger(__name__).debug("the rows were not examined: %s", error)  # the other checks give the reason
+    else:
+        if args.strict and not problems:
+            raise_findings(args.file, findings, strict=True)
+        problems += [findings.refusal] if findings.refusal else []
+        warnings = findings.warnings
     if not problems and (args.config or args.overrides):
         import torch
 
@@ -71,6 +114,9 @@ def run_check(args: argparse.Namespace) -> int:
             problems.append(str(error).removeprefix(f"{args.file}: "))
     for problem in problems:
         print(f"{args.file}: {problem}")
+    if not (args.config or args.overrides):  # with them `load_splits` has logged the warnings
+        for warning in warnings:
+            print(f"{args.file}: warning: {warning}")
     if not problems:
         print(f"{args.file}: no problems found")
     return 1 if problems else 0

@@ -5,7 +5,16 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pgat_fast.cli.arguments import Subparsers, add_command, add_overrides_argument, add_run_arguments, start_logging
+from pgat_fast.cli.arguments import (
+    Subparsers,
+    add_command,
+    add_overrides_argument,
+    add_price_arguments,
+    add_run_arguments,
+    price_options,
+    start_logging,
+    trading_days,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,11 +35,15 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--out", metavar="FILE.csv", required=True, help=text)
     text = "close of the last day, if it cannot be derived from the data file"
     parser.add_argument("--last-close", type=float, metavar="X", help=text)
-    text = "calendar of the days to forecast (default: data.trading_days of the run)"
-    parser.add_argument("--trading-days", choices=("auto", "nyse", "weekdays", "daily"), help=text)
+    text = (
+        "calendar of the days to forecast: auto, nyse, weekdays, daily, weekly, monthly, or weekdays such as "
+        "Sun,Mon,Tue,Wed,Thu (default: data.trading_days of the run)"
+    )
+    parser.add_argument("--trading-days", type=trading_days, metavar="CALENDAR", help=text)
     text = "auto (a GPU if there is one), cpu, cuda or cuda:N (default: %(default)s)"
     parser.add_argument("--device", default="auto", metavar="NAME", help=text)
     add_overrides_argument(parser)
+    add_price_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +69,12 @@ def run(args: argparse.Namespace) -> int:
     members = best_members(folder, read_jobs(folder)) if swept else [folder]
     first = load_run(members[0], args.checkpoint, args.device, args.overrides)
     runs = [first, *(load_run(member, args.checkpoint, str(first.device), args.overrides) for member in members[1:])]
-    options = {"last_close": args.last_close, "trading_days": args.trading_days}
+    options = {
+        "last_close": args.last_close,
+        "trading_days": args.trading_days,
+        "options": price_options(args),
+        "strict": args.strict,
+    }
     forecast = predict_ensemble(runs, args.source, **options) if swept else predict(runs[0], args.source, **options)
     if swept:
         skill = ensemble_skill(members)["skill"] if args.checkpoint == "best" else {}
@@ -119,6 +137,7 @@ def _assumptions(attrs: Mapping[Any, Any], results: Mapping[str, Any]) -> list[s
     lines = [
         f"{attrs['run']}, checkpoint {attrs['checkpoint']}; last known day {attrs['last_date']}",
         f"days: calendar {attrs['calendar']}",
+        *attrs["notes"],
     ]
     if attrs["last_close"] is not None:
         unit = "RELATIVE prices" if attrs["relative"] else "prices"

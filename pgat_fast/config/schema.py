@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from pgat_fast.data.bodies import BODIES
+from pgat_fast.data.calendar_names import checked_name
 from pgat_fast.data.columns import COLUMNS
 
 
@@ -133,8 +134,9 @@ class DataConfig(Section):
     """returns: the targets are log(price / previous close); levels: log(price)"""
     base_price: Positive | None = None
     """close before the first row of the file; null: the one that `data build` stored beside the file, else 1"""
-    trading_days: Literal["auto", "nyse", "weekdays", "daily"] = "auto"
-    """calendar of the days to forecast; auto: the one that the dates of the file follow"""
+    trading_days: Annotated[str, AfterValidator(checked_name)] = "auto"
+    """calendar of the days to forecast: nyse, weekdays, daily, weekly, monthly, or weekdays such as
+    Sun,Mon,Tue,Wed,Thu; auto: the one that the dates of the file follow"""
     validation_length: Count = 50
     """rows of the validation split"""
     test_length: Count = 50

@@ -12,6 +12,8 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
+from pgat_fast.data.bars import BAR_TOLERANCE as BAR_TOLERANCE
+from pgat_fast.data.bars import mend_bars
 from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.csv_file import (
     DATE,
@@ -28,9 +30,6 @@ Dates = NDArray[np.datetime64]
 
 PAIR_TOLERANCE = 1e-3
 """Tolerance of sin^2 + cos^2 = 1: seven times the error of four decimals; scaled columns exceed it by far."""
-
-BAR_TOLERANCE = 1.5e-6
-"""Tolerance of the order of log prices: two roundings to six decimals (1e-6), and a margin."""
 
 _SHOWN = 10
 _DAY = re.compile(r"(\d{4}-\d\d-\d\d)([ T]00:00:00)?", re.ASCII)
@@ -179,14 +178,18 @@ def pair_problems(values: FloatArray, columns: Sequence[str], lines: IntArray) -
 def bar_problems(values: FloatArray, columns: Sequence[str], lines: IntArray) -> list[Problem]:
     """Find days whose log high is not the highest or whose log low is not the lowest of the four targets.
 
-    This order holds for log prices, and for returns relative to one common price (the previous close).
+    This order holds for log prices, and for returns relative to one common price (the previous close). Rounding noise
+    is no fault (`bars.BAR_TOLERANCE`).
     """
     if not set(TARGETS) <= set(columns):
         return []
-    bar_open, high, low, close = (values[:, columns.index(name)] for name in TARGETS)
-    too_low = lines[high < np.maximum(np.maximum(bar_open, close), low) - BAR_TOLERANCE]
-    too_high = lines[low > np.minimum(bar_open, close) + BAR_TOLERANCE]
+    bars = values[:, [columns.index(name) for name in TARGETS]]
+    mended = mend_bars(bars, logs=True)
+    # A low above the high alone is a fault of the high.
+    low = mended.low_faults[bars[mended.low_faults, 2] > bars[mended.low_faults][:, [0, 3]].min(axis=1) + BAR_TOLERANCE]
     return [
-        *fault_in_rows(too_low, "log_High", "is below log_Open, log_Low or log_Close", "check the prices"),
-        *fault_in_rows(too_high, "log_Low", "is above log_Open or log_Close", "check the prices"),
+        *fault_in_rows(
+            lines[mended.high_faults], "log_High", "is below log_Open, log_Low or log_Close", "check the prices"
+        ),
+        *fault_in_rows(lines[low], "log_Low", "is above log_Open or log_Close", "check the prices"),
     ]

@@ -100,13 +100,13 @@ def ends_with_line_break(text: str) -> bool:
     return text.endswith(("\n", "\r"))
 
 
-def read_records(text: str) -> Iterator[tuple[int, int, list[str]]]:
+def read_records(text: str, separator: str = ",") -> Iterator[tuple[int, int, list[str]]]:
     """Yield the first line, the last line (both 1-based) and the fields of each record, the header included.
 
     Raises UnreadableFileError at a record that is not CSV.
     """
     # newline="" keeps the line ends, so that the reader's line numbers are those of an editor.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     last_line = 0
     try:
         for fields in reader:

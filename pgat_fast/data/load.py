@@ -6,9 +6,12 @@ import numpy as np
 import torch
 
 from pgat_fast.config.schema import DataConfig, ModelConfig
+from pgat_fast.data.checks import Dates
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.csv_file import FloatArray
+from pgat_fast.data.history_checks import Findings, checked_calendar, examine
 from pgat_fast.data.metadata import Note, read_note, resolve_base_price
+from pgat_fast.data.price_units import log_prices
 from pgat_fast.data.table import Table, read_table
 from pgat_fast.data.windows import Splits, prepare
 from pgat_fast.errors import ConfigError
@@ -43,7 +46,40 @@ def load_splits(data: DataConfig, model: ModelConfig, device: torch.device) -> t
         device=device,
     )
     _check_target_kind(table, splits, data.target_kind, note)
+    dates, logs = _used_rows(table, data, data.target_kind)
+    checked_calendar(table.source, dates, logs, resolve_calendar(data.trading_days, note))
     return replace(table, base_price=resolve_base_price(data.base_price, note, data.target_kind)), splits
+
+
+def resolve_calendar(setting: str, note: Note | None) -> str:
+    """Return the calendar of a data file: `setting`, or that of its note if it is `auto`."""
+    return note.trading_days if setting == "auto" and note is not None and note.trading_days else setting
+
+
+def log_bars(table: Table, kind: str) -> FloatArray | None:
+    """Return the log prices [n, 4] of `table` up to a common constant; None if it lacks one of the standard targets."""
+    if not set(TARGETS) <= set(table.columns):
+        return None
+    return log_prices(table.select(TARGETS), kind)
+
+
+def examine_table(table: Table, data: DataConfig) -> Findings:
+    """Compare a data file with the calendar of `data`, or of its note, and look for probable faults of its prices.
+
+    The kind of the targets is that of the note, or what the numbers look like, if it contradicts `data`.
+    """
+    note = read_note(table)
+    kind = data.target_kind
+    if set(TARGETS) <= set(table.columns) and fault_of_kind(table.select(TARGETS), kind, note):
+        kind = "levels" if kind == "returns" else "returns"
+    return examine(*_used_rows(table, data, kind), resolve_calendar(data.trading_days, note))
+
+
+def _used_rows(table: Table, data: DataConfig, kind: str) -> tuple[Dates, FloatArray | None]:
+    """Return the dates and the log prices of the rows in use, `data.rows` at the end of the file."""
+    logs = log_bars(table, kind)
+    first = 0 if data.rows is None else -data.rows
+    return table.dates[first:], None if logs is None else logs[first:]
 
 
 def _without_last(table: Table, rows: int) -> Table:

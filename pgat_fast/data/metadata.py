@@ -32,6 +32,8 @@ class Note(BaseModel):
     last_date: date
     """Days of the first and the last row."""
     rows: int
+    trading_days: str | None = None
+    """Calendar that `data build` was given: `weekly`, for example; None, and left out of the file, for `auto`."""
 
 
 def note_path(data_file: Path) -> Path:
@@ -41,7 +43,7 @@ def note_path(data_file: Path) -> Path:
 
 def write_note(data_file: Path, note: Note) -> None:
     """Write `note` beside `data_file`, atomically; its bytes depend only on `note`. Raises OSError."""
-    write_json(note_path(data_file), note.model_dump(mode="json"))
+    write_json(note_path(data_file), note.model_dump(mode="json", exclude_none=True))
 
 
 def read_note(table: Table) -> Note | None:

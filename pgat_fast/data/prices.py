@@ -1,56 +1,55 @@
-"""Daily prices: the S&P 500 history inside `great-tables`, or a CSV file of the user.
+"""Daily prices: the S&P 500 history inside `great-tables`, a file of the user, or a frame.
 
-Both are returned as a frame with the index `date` (calendar days without time zone, strictly increasing) and
-the float64 columns `open`, `high`, `low`, `close`. Nothing is repaired or guessed: a value that cannot be read
-with certainty is rejected with its line number. Prices are subject to the rights of their source.
+All are returned as a frame with the index `date` (calendar days without time zone, strictly increasing) and the float64
+columns `open`, `high`, `low`, `close`. Nothing is repaired but rounding noise (`bars.BAR_TOLERANCE`), and nothing is
+guessed: a value that cannot be read with certainty is rejected with its line number. Prices are subject to the rights
+of their source.
 """
 
 import logging
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pgat_fast.data.csv_file import UnreadableFileError, decode, ends_with_line_break, is_blank, read_records
+from pgat_fast.data.bars import FLOAT32_NOISE, describe_mended, mend_bars, tell_apart
+from pgat_fast.data.csv_file import FloatArray, UnreadableFileError, ends_with_line_break, shorten
+from pgat_fast.data.file_text import text_of
+from pgat_fast.data.price_columns import PRICES
+from pgat_fast.data.price_dates import days_of_local_midnights, parse_dates, runs_backwards
+from pgat_fast.data.price_format import PriceOptions, PriceRows, read_rows
+from pgat_fast.data.price_numbers import NumberForm, UndecidedNumberError, number_form, parse_number
 from pgat_fast.errors import DataError
 from pgat_fast.utils.io import read_regular_file
 
-PRICES = ("open", "high", "low", "close")
+__all__ = ["PRICES", "check_prices", "read_prices", "sp500_prices"]
 
 _log = logging.getLogger(__name__)
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_MONTH = (
-    r"(?P<m>jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?"
-    r"|nov(ember)?|dec(ember)?)\.?"
-)
-_TIME = r"([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?\s*(Z|UTC|[+-]\d{2}:?\d{2})?)?"
-_DATE_FORMS = [
-    re.compile(form, re.ASCII | re.IGNORECASE)
-    for form in (
-        r"(?P<y>\d{4})(?P<separator>[-/.])(?P<m>\d{1,2})(?P=separator)(?P<d>\d{1,2})" + _TIME,
-        r"(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})",
-        r"(?P<d>\d{1,2})[- ]" + _MONTH + r"[-, ]+(?P<y>\d{4})",
-        _MONTH + r"[- ](?P<d>\d{1,2})[-, ]+(?P<y>\d{4})",
-    )
-]
-_DAY_OR_MONTH_FIRST = re.compile(r"\d{1,2}[-/. ]\d{1,2}[-/. ]\d{2,4}.*", re.ASCII)
 
+@dataclass(frozen=True)
+class Remarks:
+    """What a reader of prices has logged."""
 
-class _PriceFile(NamedTuple):
-    """A CSV file as text: the column names, rows with one field per column, and their 1-based line numbers."""
+    notes: list[str] = field(default_factory=list)
+    """What the file was taken for and what was mended, a line each."""
+    warnings: list[str] = field(default_factory=list)
+    """What is probably a fault of the source."""
 
-    name: str
-    header: list[str]
-    rows: list[list[str]]
-    lines: list[int]
+    def note(self, line: str) -> None:
+        """Log `line` as information."""
+        _log.info("%s", line)
+        self.notes.append(line)
+
+    def warn(self, line: str) -> None:
+        """Log `line` as a warning."""
+        _log.warning("%s", line)
+        self.warnings.append(line)
 
 
 def sp500_prices() -> pd.DataFrame:
@@ -70,25 +69,30 @@ def sp500_prices() -> pd.DataFrame:
             'the S&P 500 history is a file of the package great-tables: pip install "pgat-fast[data]", '
             "or name a CSV file of prices of your own"
         )
-    return _read_prices(files[0], warn_backwards=False)
+    return _read_prices(files[0], PriceOptions(), Remarks(), warn_backwards=False)
 
 
-def read_prices(path: str | Path) -> pd.DataFrame:
-    """Read daily prices from the CSV file at `path`, and check every row.
+def read_prices(path: str | Path, options: PriceOptions | None = None, remarks: Remarks | None = None) -> pd.DataFrame:
+    """Read daily prices from the text file at `path`, and check every row.
 
-    The first line names the columns: `date`, `open`, `high`, `low`, `close` in any order and case; others
-    (`volume`, `adj close`) are ignored. Dates are ISO (`2015-12-31`; a time of day after it is dropped, the
-    day stays as written), another form with the year first (`2015/12/31`, `20151231`) or one with the English
-    name of the month (`31-Dec-2015`, `Dec 31, 2015`). A form such as 01/02/2015 is rejected, because day and
-    month cannot be told apart. Rows may run from newest to oldest, as many vendors ship them: they are reversed
-    and a warning is logged.
+    The file may be packed (gzip, zip with one file, bzip2, xz), in UTF-8, UTF-16 or a Western European code page, have
+    lines above the header, and separate its fields by commas, semicolons, tabs or bars. A line names the columns: date,
+    open, high, low, close in any order and case, also as `1. open` or `AAPL.Open`; others (`volume`, `adj close`) are
+    ignored. Dates are those of `price_dates.parse_dates`; a time of day after them is dropped and the day stays as
+    written, unless all stamps are local midnights written in another zone. Numbers have a decimal point or comma,
+    perhaps thousands separators and currency signs. Rows may run from newest to oldest, as many vendors ship them: they
+    are reversed and a warning is logged. Whatever differs from a plain CSV file is logged in one line.
 
-    Raises `DataError` for a file that cannot be read or is not CSV text; missing or repeated columns; a line
+    What has two readings is rejected: 01/02/2015 where no day of the file is above 12, and 1.234 where no other number
+    shows the decimal mark and the fields are not separated by commas. `options` decides these. The lines of the log are
+    also added to `remarks`.
+
+    Raises `DataError` for a file that cannot be read or is not text; missing or repeated columns; a line
     with more or fewer fields than the header; dates that are unreadable, repeated or out of order; prices
     that are not numbers, not finite or not positive; a high or low that is not the highest or lowest price of
-    its day.
+    its day, by more than rounding noise.
     """
-    return _read_prices(Path(path), warn_backwards=True)
+    return _read_prices(Path(path), options or PriceOptions(), remarks or Remarks(), warn_backwards=True)
 
 
 def check_prices(prices: pd.DataFrame, name: str, lines: Sequence[int] | None = None) -> None:
@@ -104,139 +108,109 @@ def check_prices(prices: pd.DataFrame, name: str, lines: Sequence[int] | None = 
         raise DataError(f"{name}: the index does not hold calendar days: pass what `read_prices` returns")
     if days.hasnans or not (days.is_monotonic_increasing and days.is_unique):
         raise DataError(f"{name}: the dates are not strictly increasing: sort the rows and drop repeated days")
-    bars = prices[list(PRICES)].to_numpy(np.float64)
-    high, low = bars[:, 1], bars[:, 2]
+    check_bars(prices[list(PRICES)].to_numpy(np.float64), days, name, lines)
 
-    def refuse(wrong: npt.NDArray[np.bool_], column: str, what: str) -> None:
-        if not wrong.any():
+
+def check_bars(bars: FloatArray, days: pd.DatetimeIndex, name: str, lines: Sequence[int] | None = None) -> None:
+    """Raise `DataError` unless all prices are finite and positive, and high and low are the highest and lowest."""
+    mended = mend_bars(bars)
+
+    def refuse(rows: npt.NDArray[np.int64], column: str, what: str, advice: str = "") -> None:
+        if not len(rows):
             return
-        first, remaining = int(np.argmax(wrong)), int(wrong.sum()) - 1
+        first, remaining = int(rows[0]), len(rows) - 1
         row = f"line {lines[first]}" if lines is not None else f"{days[first]:%Y-%m-%d}"
-        values = ", ".join(f"{key} {value:.10g}" for key, value in zip(PRICES, bars[first], strict=True))
+        values = ", ".join(f"{key} {value}" for key, value in zip(PRICES, tell_apart(bars[first]), strict=True))
         suffix = f", and {remaining} more such row{'s' if remaining > 1 else ''}" if remaining else ""
-        raise DataError(f"{name}, {row}, column {column}: {what} ({values}){suffix}: correct or remove the row")
+        raise DataError(f"{name}, {row}, column {column}: {what} ({values}){suffix}: correct or remove the row{advice}")
 
     for column, values in zip(PRICES, bars.T, strict=True):
-        refuse(~np.isfinite(values), column, "the price is not a finite number")
-        refuse(values <= 0, column, "the price is not positive")
-    refuse(high < bars.max(axis=1), "high", "the high is below another price of the day")
-    refuse(low > bars.min(axis=1), "low", "the low is above another price of the day")
+        refuse(np.flatnonzero(~np.isfinite(values)), column, "the price is not a finite number")
+        refuse(np.flatnonzero(values <= 0), column, "the price is not positive")
+    advice = ", or round all four prices alike"
+    for rows, column, what in (
+        (mended.high_faults, "high", "the high is below another price of the day"),
+        (mended.low_faults, "low", "the low is above another price of the day"),
+    ):
+        gaps = np.maximum(bars.max(axis=1) - bars[:, 1], bars[:, 2] - bars.min(axis=1))[rows]
+        refuse(rows, column, what, advice if len(gaps) and gaps.max() < 0.0101 else "")
 
 
-def _read_prices(path: Path, warn_backwards: bool) -> pd.DataFrame:
-    """Read the file at `path`: text, rows, days and prices, order, checks."""
-    file = _read_rows(path)
-    position = _find_columns(file)
-    days, bars = [], []
-    for row, line in zip(file.rows, file.lines, strict=True):
-        location = f"{path}, line {line}, column"
-        days.append(_parse_date(row[position["date"]].strip(), f"{location} date"))
-        bars.append([_parse_price(row[position[price]].strip(), f"{location} {price}") for price in PRICES])
-    index = pd.DatetimeIndex(np.array(days, dtype="datetime64[D]").astype("datetime64[s]"), name="date")
-    prices, lines = pd.DataFrame(bars, index=index, columns=list(PRICES), dtype=np.float64), file.lines
-    if _runs_backwards(days, file):
-        prices, lines = prices[::-1], lines[::-1]
-        if warn_backwards:
-            _log.warning("%s runs from the newest day to the oldest: its rows are taken in reverse", path)
-    check_prices(prices, str(path), lines)
-    return prices
+def assemble(
+    bars: FloatArray, days: pd.DatetimeIndex, name: str, remarks: Remarks, lines: list[int] | None = None
+) -> pd.DataFrame:
+    """Return the checked frame of `bars` [n, 4] on `days` [n], with rounding noise mended and logged."""
+    check_bars(bars, days, name, lines)
+    mended = mend_bars(bars)
+    line = describe_mended(mended, lambda i: f"{days[i]:%Y-%m-%d}" if lines is None else f"line {lines[i]}")
+    if line:
+        write = remarks.warn if mended.largest > FLOAT32_NOISE else remarks.note
+        write(f"{name}: {line}")
+    return pd.DataFrame(mended.bars, index=days, columns=list(PRICES), dtype=np.float64)
 
 
-def _read_rows(path: Path) -> _PriceFile:
-    file = _PriceFile(str(path), [], [], [])
+def _read_prices(path: Path, options: PriceOptions, remarks: Remarks, warn_backwards: bool) -> pd.DataFrame:
+    """Read the file at `path`: bytes, text, rows, days and prices, order, checks."""
     try:
-        text = decode(read_regular_file(path, "name a CSV file of prices"))
+        text, forms = text_of(read_regular_file(path, "name a CSV file of prices"))
         if not ends_with_line_break(text):
-            _log.warning("%s does not end with a line break: if it was cut off, its last number is wrong", path)
-        for line, last_line, fields in read_records(text):
-            location = f"{path}, line {line}"
-            if last_line > line:
-                raise DataError(f"{location}: a quotation mark opens here and closes on line {last_line}: remove it")
-            if is_blank(fields):
-                continue
-            if not file.header:
-                file.header.extend(fields)
-                _check_separator(file)
-            elif len(fields) != len(file.header):
-                count = f"{len(fields)} fields where the header has {len(file.header)}"
-                raise DataError(f"{location}: {count}, so a value may stand in the wrong column: correct the line")
-            else:
-                file.rows.append(fields)
-                file.lines.append(line)
+            remarks.warn(f"{path} does not end with a line break: if it was cut off, its last number is wrong")
+        file = read_rows(text, str(path), options)
     except OSError as error:
         raise DataError(f"{path}: {error}") from error
     except UnreadableFileError as error:
         location = "" if error.problem.row is None else f", line {error.problem.row}"
         raise DataError(f"{path}{location}: {error}") from error
-    if not file.rows:
-        raise DataError(f"{path}: no rows of prices after the header: {file.header}")
-    return file
+    where = [f"{path}, line {line}, column" for line in file.lines]
+    column = file.position["date"]
+    stamps = parse_dates([row[column].strip() for row in file.rows], lambda i: f"{where[i]} date", options.date_format)
+    numbers = _number_form(file, str(path), options)
+    bars = np.array(
+        [
+            [_parse_price(row[file.position[price]], numbers.decimal, f"{where[i]} {price}") for price in PRICES]
+            for i, row in enumerate(file.rows)
+        ]
+    )
+    days, shifted = days_of_local_midnights(stamps)
+    described = [*forms, *file.described, stamps.described, *numbers.described, shifted]
+    if any(described):
+        remarks.note(f"{path}: read as {'; '.join(text for text in described if text)}")
+    lines = file.lines
+    if runs_backwards(days, stamps.times, str(path), lambda i: f"line {lines[i]}"):
+        days, bars, lines = days[::-1], bars[::-1], lines[::-1]
+        if warn_backwards:
+            _log.warning("%s runs from the newest day to the oldest: its rows are taken in reverse", path)
+    return assemble(bars, index_of(days), str(path), remarks, lines)
 
 
-def _check_separator(file: _PriceFile) -> None:
-    """Reject a header with separators other than commas, before its rows are rejected for their length."""
-    separator = next((mark for mark in (";", "\t", "|") if mark in file.header[0]), None)
-    if len(file.header) == 1 and separator:
-        raise DataError(
-            f"{file.name}, line 1: fields are separated by {separator!r}: save with commas between fields and points "
-            f"in numbers (the first line is {file.header[0]!r})"
-        )
+def index_of(days: Sequence[date]) -> pd.DatetimeIndex:
+    """Return the index of a frame of prices."""
+    return pd.DatetimeIndex(np.array(days, dtype="datetime64[D]").astype("datetime64[s]"), name="date")
 
 
-def _find_columns(file: _PriceFile) -> dict[str, int]:
-    """Return the position of `date` and of each of `PRICES` in the rows."""
-    names = [name.strip().casefold() for name in file.header]
-    suffix = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    header = f"the first line has {', '.join(repr(name) for name in file.header[:10])}{suffix}"
-    required = ("date", *PRICES)
-    for problem, count in (("no", 0), ("more than one", 2)):
-        columns = [name for name in required if min(names.count(name), 2) == count]
-        if columns and "log_close" in names:
-            raise DataError(f"{file.name}: this is a data file that was built already: name the file of prices")
-        if columns:
-            raise DataError(
-                f"{file.name}: {problem} column {', '.join(columns)}: {header}; name the columns {', '.join(required)}"
-            )
-    return {name: names.index(name) for name in required}
-
-
-def _parse_date(text: str, where: str) -> date:
-    match = next((match for form in _DATE_FORMS if (match := form.fullmatch(text))), None)
-    if match is None:
-        if _DAY_OR_MONTH_FIRST.fullmatch(text):
-            raise DataError(
-                f"{where}: {text!r} does not show whether day or month comes first: write dates as YYYY-MM-DD"
-            )
-        raise DataError(f"{where}: {text!r} is not a date: write dates as YYYY-MM-DD")
-    month = match["m"].lower()
-    number = int(month) if month.isdigit() else _MONTHS.index(month[:3]) + 1
+def _number_form(file: PriceRows, name: str, options: PriceOptions) -> NumberForm:
+    columns = {file.position[price] for price in PRICES}
+    unread = [column for column in range(len(file.header)) if column not in {*columns, file.position["date"]}]
+    prices = (row[column] for row in file.rows for column in columns)
+    others = (row[column] for row in file.rows for column in unread)
     try:
-        return date(int(match["y"]), number, int(match["d"]))
-    except ValueError as error:
-        raise DataError(f"{where}: {text!r} is no day of the calendar ({error}): correct it") from error
+        return number_form(prices, others, file.separator, options.decimal)
+    except UndecidedNumberError as error:
+        i, price = next(
+            (
+                (i, price)
+                for i, row in enumerate(file.rows)
+                for price in PRICES
+                if error.cell in row[file.position[price]]
+            ),
+            (0, PRICES[0]),
+        )
+        raise DataError(f"{name}, line {file.lines[i]}, column {price}: {error}") from error
 
 
-def _parse_price(text: str, where: str) -> float:
-    if not _NUMBER.fullmatch(text):
-        reason = f"{text!r} is not a number" if text else "the price is missing"
+def _parse_price(text: str, decimal: str, where: str) -> float:
+    value = parse_number(text.strip(), decimal)
+    if value is None:
+        reason = f"{shorten(text.strip())} is not a number" if text.strip() else "the price is missing"
         raise DataError(f"{where}: {reason}: write plain numbers such as 1234.5, or remove the row")
-    return float(text)
-
-
-def _runs_backwards(days: list[date], file: _PriceFile) -> bool:
-    """Return whether the newest day comes first. Raises DataError if a day is repeated or out of order."""
-    first_line: dict[date, int] = {}
-    for day, line in zip(days, file.lines, strict=True):
-        if day in first_line:
-            location = f"{file.name}, line {line}, column date"
-            raise DataError(f"{location}: {day} is on line {first_line[day]} already: keep one of the two")
-        first_line[day] = line
-    backwards = len(days) > 1 and days[1] < days[0]
-    for i in range(1, len(days)):
-        if (days[i] < days[i - 1]) != backwards:
-            direction = "newest to oldest" if backwards else "oldest to newest"
-            location = f"{file.name}, line {file.lines[i]}, column date"
-            raise DataError(
-                f"{location}: {days[i]} follows {days[i - 1]}, but the rows begin {direction}: sort them by date"
-            )
-    return backwards
+    return value

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pgat_fast.data.bars import describe_mended, mend_bars
 from pgat_fast.data.checks import Dates, bar_problems, cell_problems, column_problems, pair_problems, parse_dates
-from pgat_fast.data.columns import COLUMNS
+from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.csv_file import (
     DATE,
     CsvFile,
@@ -70,6 +71,8 @@ class _Content(NamedTuple):
     errors: list[Problem]
     warnings: list[Problem]
     """Faults with which a model can be trained: prices out of order, a missing line break at the end."""
+    noise: str
+    """A line on rounding noise that was mended; empty if there was none."""
 
 
 def check_file(
@@ -102,7 +105,8 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
 
     Only these columns and `date` are checked, and they may be anywhere in the file. A column without a single
     number is not numeric. Prices out of order (a high below the close) only cause a warning: a model can be
-    trained on them, and returns relative to four different prices look like that.
+    trained on them, and returns relative to four different prices look like that. Rounding noise in that order is
+    mended (`bars.BAR_TOLERANCE`) and logged.
 
     Raises DataError with the first problems.
     """
@@ -114,6 +118,8 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
         raise DataError(_summarize(path, content.errors))
     for warning in content.warnings:
         _log.warning("%s: %s", path, warning)
+    if content.noise:
+        _log.info("%s: %s", path, content.noise)
     return content.table
 
 
@@ -142,9 +148,15 @@ def _read_content(path: Path, columns: Sequence[str] | None, exact: bool) -> _Co
         *pair_problems(values, present, file.lines),
     ]
     warnings = bar_problems(values, present, file.lines)
+    noise = ""
+    if not warnings and set(TARGETS) <= set(present):
+        targets = [present.index(name) for name in TARGETS]
+        mended = mend_bars(values[:, targets], logs=True)
+        values[:, targets] = mended.bars
+        noise = describe_mended(mended, lambda i: f"row {file.lines[i]}")
     if not ends_with_line_break(text):
         warnings.append(Problem(None, None, _CUT_OFF))
-    return _Content(Table(dates, values, names, str(path), sha256), file.records, errors, warnings)
+    return _Content(Table(dates, values, names, str(path), sha256), file.records, errors, warnings, noise)
 
 
 def _numeric_columns(file: CsvFile, path: Path) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pandas.tseries.holiday import (
     AbstractHolidayCalendar,
     GoodFriday,
@@ -16,11 +15,11 @@ from pandas.tseries.holiday import (
     sunday_to_monday,
 )
 
+from pgat_fast.data.calendar_names import CALENDARS, WEEKDAYS, checked_name, weekdays_of
+from pgat_fast.data.row_spacing import Days, next_months, next_weeks, spacing_of
 from pgat_fast.errors import ConfigError
 
-Days = NDArray[np.datetime64]
-
-CALENDARS = ("nyse", "weekdays", "daily")
+__all__ = ["CALENDARS", "FEWEST_ROWS", "UNSCHEDULED", "Days", "calendar_of", "future_trading_days", "nyse_holidays"]
 
 UNSCHEDULED = 6
 """Number of unscheduled closures of the New York Stock Exchange to allow for in two years. There were four in September
@@ -28,6 +27,9 @@ UNSCHEDULED = 6
 
 FEWEST_ROWS = 120
 """Smallest number of rows to infer the exchange from: half a year, which has four to six holidays."""
+
+FEWEST_ROWS_OF_WEEKDAYS = 15
+"""Smallest number of rows to infer from which weekdays are traded, if not Monday to Friday: three weeks."""
 
 
 class _NyseHolidays(AbstractHolidayCalendar):
@@ -72,47 +74,70 @@ def future_trading_days(dates: Days, count: int, calendar: str = "auto") -> Days
     Args:
         dates: the days of the rows, [n], oldest first.
         count: how many days, at least 1.
-        calendar: `nyse` (New York Stock Exchange), `weekdays` (Monday to Friday), `daily` (every day), or `auto`, the
-            result of `calendar_of(dates)`.
+        calendar: `nyse` (New York Stock Exchange), `weekdays` (Monday to Friday), `daily` (every day), a list of
+            weekdays such as `Sun,Mon,Tue,Wed,Thu`, `weekly` or `monthly` (the same day of the following weeks or
+            months), or `auto`, the result of `calendar_of(dates)`.
 
     Raises ConfigError for another calendar, ValueError if there are no dates or `count` is below 1.
     """
     if not len(dates) or count < 1:
         raise ValueError(f"{len(dates)} dates and a count of {count}: at least one of each is needed")
-    calendar = calendar_of(dates) if calendar == "auto" else calendar
-    if calendar not in CALENDARS:
-        raise ConfigError(f"data.trading_days is {calendar!r}: choose auto, {', '.join(CALENDARS)}")
-    last = dates[-1].astype("datetime64[D]")
+    try:
+        calendar = calendar_of(dates) if calendar == "auto" else checked_name(calendar)
+    except ValueError as error:
+        raise ConfigError(f"data.trading_days is {calendar!r}: {error}") from error
+    dates = dates.astype("datetime64[D]")
+    if calendar in ("weekly", "monthly"):
+        return next_weeks(dates, count) if calendar == "weekly" else next_months(dates, count)
+    last = dates[-1]
     offsets = np.arange(1, count + 1)
     if calendar == "daily":
         return np.asarray(last + offsets)
     # The holidays of a period that holds at least `count` trading days, and of two weeks more.
     end = last + np.timedelta64(2 * count + 14, "D")
     holidays = nyse_holidays(last, end) if calendar == "nyse" else np.array([], dtype="datetime64[D]")
-    return np.asarray(np.busday_offset(last, offsets, roll="backward", holidays=holidays))
+    weekmask = " ".join(weekdays_of(calendar) or WEEKDAYS[:5])
+    return np.asarray(np.busday_offset(last, offsets, roll="backward", weekmask=weekmask, holidays=holidays))
 
 
 def calendar_of(dates: Days) -> str:
     """Return the calendar that `dates` ([n], oldest first) appear to follow.
 
-    `daily` if the last year holds at least half of its Saturdays and half of its Sundays. `nyse` if the last two
-    years hold at least `FEWEST_ROWS` days, none of them on a weekend or a holiday of the New York Stock Exchange, and
-    lack at most `UNSCHEDULED` other weekdays. Otherwise `weekdays`.
+    `weekly` or `monthly` if that is their spacing. Otherwise the last year decides, by the weekdays of which it holds
+    at least half: `daily` if these are all seven; their names, such as `Mon,Tue,Wed,Thu,Sun`, if they are not Monday to
+    Friday and there are `FEWEST_ROWS_OF_WEEKDAYS` rows. `nyse` if the last two years hold at least `FEWEST_ROWS` days,
+    none of them on a weekend or a holiday of the New York Stock Exchange, and lack at most `UNSCHEDULED` other
+    weekdays. Otherwise `weekdays`.
     """
     dates = dates.astype("datetime64[D]")
+    spacing = spacing_of(dates)
+    if spacing in ("weekly", "monthly"):
+        return spacing
     last = dates[-1]
     year, two_years = (dates[dates > last - np.timedelta64(days, "D")] for days in (365, 730))
-    if all(_share_of(year, mask) >= 0.5 for mask in ("Sat", "Sun")):
+    shares = weekday_shares(year)
+    if shares["Sat"] >= 0.5 and shares["Sun"] >= 0.5:
         return "daily"
-    holidays = nyse_holidays(two_years[0], last)
-    trading = np.is_busday(two_years, holidays=holidays)
-    expected = np.busday_count(two_years[0], last, holidays=holidays) + 1
-    if len(two_years) >= FEWEST_ROWS and trading.all() and expected - len(two_years) <= UNSCHEDULED:
+    weekdays = tuple(day for day, share in shares.items() if share >= 0.5)
+    if len(year) >= FEWEST_ROWS_OF_WEEKDAYS and weekdays and weekdays != WEEKDAYS[:5]:
+        return ",".join(weekdays)
+    if is_nyse(two_years):
         return "nyse"
     return "weekdays"
 
 
-def _share_of(dates: Days, weekday: str) -> float:
-    """Return the share of the days named `weekday`, from first to last of `dates`, that `dates` holds; 0 if none."""
-    count = np.count_nonzero(np.is_busday(dates, weekmask=weekday))
-    return count / max(1, int(np.busday_count(dates[0], dates[-1] + 1, weekmask=weekday)))
+def is_nyse(dates: Days) -> bool:
+    """Return whether `dates` are sessions of the New York Stock Exchange, but for `UNSCHEDULED` missing ones."""
+    holidays = nyse_holidays(dates[0], dates[-1])
+    trading = np.is_busday(dates, holidays=holidays)
+    expected = np.busday_count(dates[0], dates[-1], holidays=holidays) + 1
+    return bool(len(dates) >= FEWEST_ROWS and trading.all() and expected - len(dates) <= UNSCHEDULED)
+
+
+def weekday_shares(dates: Days) -> dict[str, float]:
+    """Return for each weekday the share of its days, from first to last of `dates`, that `dates` holds; 0 if none."""
+    shares: dict[str, float] = {}
+    for weekday in WEEKDAYS:
+        count = np.count_nonzero(np.is_busday(dates, weekmask=weekday))
+        shares[weekday] = float(count) / max(1, int(np.busday_count(dates[0], dates[-1] + 1, weekmask=weekday)))
+    return shares

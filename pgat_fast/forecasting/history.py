@@ -1,10 +1,9 @@
 """The history before a forecast: the last rows of a data file, or of a file of prices."""
 
-import csv
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,15 +11,20 @@ import pandas as pd
 from pgat_fast.config import DataConfig
 from pgat_fast.data.build import as_written, build_table
 from pgat_fast.data.columns import COLUMNS, TARGETS
-from pgat_fast.data.load import fault_of_kind
+from pgat_fast.data.csv_file import FloatArray, UnreadableFileError
+from pgat_fast.data.file_text import text_of
+from pgat_fast.data.load import fault_of_kind, log_bars, resolve_calendar
 from pgat_fast.data.metadata import read_note
-from pgat_fast.data.prices import PRICES, check_prices, read_prices
+from pgat_fast.data.price_format import PriceOptions, first_fields, has_prices
+from pgat_fast.data.price_frames import prices_from_frame
+from pgat_fast.data.prices import Remarks, read_prices
 from pgat_fast.data.table import Table, read_table
 from pgat_fast.data.trading_days import Days
 from pgat_fast.errors import DataError
+from pgat_fast.utils.io import read_regular_file
 
 Source: TypeAlias = str | Path | Table | pd.DataFrame
-"""A CSV file (a data file or prices), the table of a data file, or a frame of prices as returned by `read_prices`."""
+"""A file (a data file or prices), the table of a data file, or a frame of prices (see `prices_from_frame`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +41,16 @@ class History:
     """Close of the last day, in the unit of the prices; None if the targets are not prices."""
     last_close_from: str
     """Description of where `last_close` comes from."""
+    source: str
+    """Name of the source, for messages."""
+    logs: FloatArray | None
+    """[n, 4], log prices of open, high, low, close up to a common constant; None if the source has no prices."""
+    trading_days: str = "auto"
+    """Calendar in the note of a data file."""
+    notes: tuple[str, ...] = ()
+    """What the prices were taken for and what was mended, a line each."""
+    warnings: tuple[str, ...] = ()
+    """What is probably a fault of the file, a line each."""
     relative: bool = False
     """Whether no price is known; `last_close` is then in units of the close before the first row."""
 
@@ -50,12 +64,14 @@ def read_history(
     data: DataConfig,
     trained_on: str,
     last_close: float | None = None,
+    options: PriceOptions | None = None,
 ) -> History:
     """Read the history from which `targets` are forecast: the last `seq_len` days of `inputs`.
 
     A file with all columns that the run reads is a data file. A file without them, but with the columns of
     `read_prices`, is a file of prices, from which the table is built in memory. `trained_on` is the hash of the data
     file of the training: `data.base_price` applies to that file only. `last_close` takes precedence over the source.
+    `options` is what the user states about a file of prices.
 
     Raises:
         DataError: the source cannot be read, has too few rows, or has a target kind other than that of the training.
@@ -64,54 +80,73 @@ def read_history(
         raise DataError(f"the last close is {last_close:g}: give a positive price")
     columns = tuple(dict.fromkeys([*inputs, *targets]))
     close: float | None
-    if isinstance(source, pd.DataFrame) or (isinstance(source, str | Path) and _holds_prices(Path(source), columns)):
-        table, dates, close, known_from = _from_prices(source, columns, seq_len, data.target_kind)
+    remarks = Remarks()
+    options = options or PriceOptions()
+    if not isinstance(source, Table) and (
+        isinstance(source, pd.DataFrame) or _holds_prices(Path(source), columns, options)
+    ):
+        prices = _read(source, options, remarks)
+        table, close, known_from = _from_prices(prices, _name(source), columns, seq_len, data.target_kind)
+        dates = pd.DatetimeIndex(prices.index).to_numpy().astype("datetime64[D]")
+        logs: FloatArray | None = np.log(prices.to_numpy(np.float64))
+        calendar = "auto"
     else:
         table = source if isinstance(source, Table) else read_table(source, columns)
         dates = table.dates
         _check_rows(table, seq_len)
         close, known_from = _last_close(table, targets, data, trained_on)
+        logs = log_bars(table, data.target_kind)
+        calendar = resolve_calendar("auto", read_note(table))
+    known: dict[str, Any] = {
+        "source": table.source,
+        "logs": logs,
+        "trading_days": calendar,
+        "notes": tuple(remarks.notes),
+        "warnings": tuple(remarks.warnings),
+    }
     if targets != TARGETS or data.target_kind == "levels":
         if last_close is not None:
             _log.warning("the last close is ignored: the targets are %s", "levels" if close else "not prices")
-        return History(table, dates, close if targets == TARGETS else None, known_from)
+        return History(table, dates, close if targets == TARGETS else None, known_from, **known)
     if last_close is not None:
-        return History(table, dates, last_close, "as given")
+        return History(table, dates, last_close, "as given", **known)
     if close is not None:
-        return History(table, dates, close, known_from)
+        return History(table, dates, close, known_from, **known)
     _log.warning(
         "%s: the close before the first row is unknown, so forecasts are relative to it: give the last close",
         table.source,
     )
     close = float(np.exp(table.select(["log_Close"]).sum()))
-    return History(table, dates, close, "unknown: the close before the first row is 1", relative=True)
+    return History(table, dates, close, "unknown: the close before the first row is 1", relative=True, **known)
 
 
-def _holds_prices(path: Path, columns: tuple[str, ...]) -> bool:
-    """Return whether the header has at least some price columns and not all of `columns`.
+def _holds_prices(path: Path, columns: tuple[str, ...], options: PriceOptions) -> bool:
+    """Return whether a file has at least some price columns and is no data file with all of `columns`.
 
     Errors are left to the readers to report.
     """
     try:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            # The readers skip empty lines before the header, too.
-            line = next((line for line in iter(lambda: file.readline(1_000_000), "") if line.strip()), "")
-            header = next(csv.reader([line]), [])
-    except (OSError, csv.Error):
-        return False
-    names = {name.strip().casefold() for name in header}
-    return not set(columns) <= set(header) and len(names & {"date", *PRICES}) >= 3
+        text = text_of(read_regular_file(path, "")).text
+        return not set(columns) <= set(first_fields(text)) and has_prices(text, options)
+    except (OSError, UnreadableFileError, DataError):
+        return bool(path.suffix) and path.suffix.lower() in (".gz", ".zip", ".bz2", ".xz")
+
+
+def _name(source: str | Path | pd.DataFrame) -> str:
+    return "the prices" if isinstance(source, pd.DataFrame) else str(source)
+
+
+def _read(source: str | Path | pd.DataFrame, options: PriceOptions, remarks: Remarks) -> pd.DataFrame:
+    """Return the prices of a file or a frame."""
+    if isinstance(source, pd.DataFrame):
+        return prices_from_frame(source, _name(source), options, remarks)
+    return read_prices(source, options, remarks)
 
 
 def _from_prices(
-    source: str | Path | pd.DataFrame, columns: tuple[str, ...], seq_len: int, kind: Literal["returns", "levels"]
-) -> tuple[Table, Days, float, str]:
-    """Return the table of the last `seq_len` days, the dates of all days, the last close and its origin."""
-    if isinstance(source, pd.DataFrame):
-        prices, name = source, "the prices"
-        check_prices(prices, name)
-    else:
-        prices, name = read_prices(source), str(source)
+    prices: pd.DataFrame, name: str, columns: tuple[str, ...], seq_len: int, kind: Literal["returns", "levels"]
+) -> tuple[Table, float, str]:
+    """Return the table of the last `seq_len` days, the last close and its origin."""
     foreign = [column for column in columns if column not in COLUMNS]
     if foreign:
         raise DataError(f"{name}: column {foreign[0]} cannot be built from prices: pass a data file that holds it")
@@ -124,7 +159,7 @@ def _from_prices(
     dates = pd.DatetimeIndex(prices.index).to_numpy().astype("datetime64[D]")
     # Round as in a data file, so that prices and the file built from them give the same forecast.
     table = Table(dates[-seq_len:], as_written(frame.to_numpy(np.float64)), COLUMNS, source=name)
-    return table, dates, float(prices["close"].iloc[-1]), f"the last close of {name}"
+    return table, float(prices["close"].iloc[-1]), f"the last close of {name}"
 
 
 def _check_rows(table: Table, seq_len: int) -> None:

@@ -11,12 +11,14 @@ from pgat_fast.data.build import as_written
 from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.csv_file import FloatArray
 from pgat_fast.data.ephemeris import CELESTIAL, sky_table
+from pgat_fast.data.history_checks import checked_calendar
+from pgat_fast.data.price_format import PriceOptions
 from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.prices import PRICES
 from pgat_fast.data.table import Table
-from pgat_fast.data.trading_days import FEWEST_ROWS, Days, calendar_of, future_trading_days
+from pgat_fast.data.trading_days import FEWEST_ROWS, FEWEST_ROWS_OF_WEEKDAYS, Days, future_trading_days
 from pgat_fast.data.windows import known_ahead, window_ahead
-from pgat_fast.errors import CheckpointError
+from pgat_fast.errors import CheckpointError, DataError
 from pgat_fast.evaluation.evaluate import MixtureArrays, mixture_arrays
 from pgat_fast.evaluation.intervals import LEVELS, Bounds, Intervals, price_bounds, scaled_bounds
 from pgat_fast.forecasting.history import History, Source, read_history
@@ -34,26 +36,32 @@ def predict(
     last_close: float | None = None,
     trading_days: str | None = None,
     levels: Sequence[float] = LEVELS,
+    options: PriceOptions | None = None,
+    strict: bool = False,
 ) -> pd.DataFrame:
     """Forecast the `pred_len` trading days after the last row of `source`.
 
     Args:
         run: a run from `load_run`.
-        source: a CSV file, either a data file or prices (see `read_prices`); the table of a data file; or a frame of
-            prices.
+        source: a file, either a data file or prices (see `read_prices`); the table of a data file; or a frame of prices
+            (see `prices_from_frame`), which is not changed.
         last_close: close of the last known day, for a data file of returns from which it cannot be derived.
-        trading_days: `nyse`, `weekdays`, `daily` or `auto`; `data.trading_days` of the run by default.
+        trading_days: `nyse`, `weekdays`, `daily`, `weekly`, `monthly`, weekdays such as `Sun,Mon,Tue,Wed,Thu`, or
+            `auto`; `data.trading_days` of the run by default.
         levels: nominal coverage of each interval, as a fraction.
+        options: what the format of a file of prices is, where it does not show.
+        strict: refuse a source with probable faults (`history_checks.examine`), which otherwise are logged.
 
     Returns:
         One row per day: `date`, `horizon` (from 1), and for the four standard targets the prices `open`, `high`, `low`,
         `close`, otherwise the targets in their own units. If the run has intervals, columns such as `close_lower_80`
         and `close_upper_80` follow for each of them, NaN where there were too few windows to calibrate the level.
-        `attrs` holds the assumptions (calendar, last close and its origin, checkpoint, method of the intervals) and the
-        days whose forecast is not a possible bar.
+        `attrs` holds the assumptions (calendar, last close and its origin, checkpoint, method of the intervals, what
+        the prices were taken for) and the days whose forecast is not a possible bar.
 
     Raises:
-        DataError: the source cannot be read or has too few rows, or the intervals do not have one of `levels`.
+        DataError: the source cannot be read, has too few rows or contradicts the calendar, or the intervals do not have
+            one of `levels`.
         ConfigError: the calendar is unknown.
         CheckpointError: the forecasts are not finite.
     """
@@ -67,12 +75,9 @@ def predict(
         data=data,
         trained_on=str(run.about.get("data", {}).get("sha256", "")),
         last_close=last_close,
+        options=options,
     )
-    calendar = trading_days or data.trading_days
-    if calendar == "auto":
-        calendar = calendar_of(history.dates)
-        if len(history.dates) < FEWEST_ROWS:  # too few to recognise one: use that of the training data
-            calendar = run.about.get("data", {}).get("calendar", calendar)
+    calendar = _calendar(run, history, trading_days, strict)
     days = future_trading_days(history.dates, model.pred_len, calendar)
     output = _forecast(run, history, days)
     scaled = point_forecast(output).double().cpu().numpy()
@@ -102,6 +107,7 @@ def predict(
         "last_close": history.last_close,
         "last_close_from": history.last_close_from,
         "relative": history.relative,
+        "notes": list(history.notes),
         "intervals": None
         if intervals is None
         else {
@@ -116,6 +122,32 @@ def predict(
     }
     _log.info("%s", frame.attrs)
     return frame
+
+
+def _calendar(run: Run, history: History, chosen: str | None, strict: bool) -> str:
+    """Return the calendar of the days to forecast. Raises DataError if the rows contradict it.
+
+    It is the `chosen` one, or `data.trading_days` of the run, or that of the rows. `auto`, unless it was `chosen`,
+    means weeks or months if the run was trained on them.
+    """
+    setting = chosen or run.config.data.trading_days
+    if strict and history.warnings:
+        raise DataError(f"{history.warnings[0]} (refused because of --strict)")
+    trained_on = run.about.get("data", {}).get("calendar", "auto")
+    wanted = history.trading_days if setting == "auto" else setting
+    if wanted == "auto" and chosen is None and trained_on in ("weekly", "monthly"):
+        wanted = trained_on
+    # The model reads the last rows, and the calendar is judged by the last two years.
+    count = max(run.config.model.seq_len + 1, 2 * 366)
+    logs = None if history.logs is None else history.logs[-count:]
+    calendar = checked_calendar(history.source, history.dates[-count:], logs, wanted, strict)
+    spacings = [name if name in ("weekly", "monthly") else "daily" for name in (calendar, trained_on)]
+    if trained_on != "auto" and spacings[0] != spacings[1]:
+        _log.warning("%s: the rows are %s, but the run was trained on %s ones", history.source, *spacings)
+    few = len(history.dates) < (FEWEST_ROWS if calendar == "weekdays" else FEWEST_ROWS_OF_WEEKDAYS)
+    if wanted == "auto" and few and trained_on != "auto":  # too few rows to recognise a calendar
+        return str(trained_on)
+    return calendar
 
 
 @torch.no_grad()
