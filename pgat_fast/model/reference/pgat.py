@@ -184,5 +184,5 @@ class PGAT(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled module, also one of an earlier version."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # untyped in torch
         self._modules = {_FORMER_NAMES.get(name, name): module for name, module in self._modules.items()}

@@ -12,9 +12,10 @@ def recompute_in_backward(block: nn.Module, *inputs: Tensor) -> Tensor:
     """Call `block(*inputs)` and keep only the inputs for the backward pass.
 
     The current parameters of the block are captured: under `torch.func.functional_call` the block has other parameters
-    when the backward pass runs, and would silently compute another function.
+    when the backward pass runs, and would silently compute another function. A program of `torch.export` cannot contain
+    the recomputation, and gets the block alone.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return block(*inputs)
     tensors = dict(block.named_parameters()) | dict(block.named_buffers())
 
