@@ -227,7 +227,7 @@ def _describe(
         "format": "pgat-fast program",
         "version": __version__,
         "torch": str(torch.__version__),
-        "run": run.folder.name,
+        "run": run.folder.resolve().name,
         "checkpoint": run.checkpoint.name,
         "checkpoint_sha256": read_manifest(run.checkpoint).files[WEIGHTS].sha256,
         "device": str(run.device),
