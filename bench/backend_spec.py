@@ -175,7 +175,7 @@ def build(config: Config, spec: BackendSpec, compiled: bool = False) -> nn.Modul
     if spec.fused:
         use_fused_attention(model)
     if spec.kept and spec.backend == "reference":
-        model.get_submodule("graph.combiner").recompute = False  # type: ignore[assignment]
+        model.get_submodule("graph_builder.combiner").recompute = False  # type: ignore[assignment]
     if spec.heap:
         keep_freed_memory()
     return model

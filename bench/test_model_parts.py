@@ -17,9 +17,11 @@ from bench.suite import configuration, measure
 from pgat_fast.data.windows import example
 from pgat_fast.model.precision import float32_products_in, products_in, resolve_precision
 
-OF_ALL = ("graph.phase", "graph.body_nodes", "graph.body_fusion", "encoder", "decoder.0")
+OF_ALL = ("graph_builder.phase", "graph_builder.body_nodes", "graph_builder.body_fusion", "encoder", "decoder.0")
 """Parts that do not depend on the combiner: timed in the model with the batched one."""
-PARTS = [("batched", part) for part in OF_ALL] + [(name, "graph.combiner") for name in ("batched", "hierarchical")]
+PARTS = [("batched", part) for part in OF_ALL] + [
+    (name, "graph_builder.combiner") for name in ("batched", "hierarchical")
+]
 
 
 @contextmanager

@@ -250,7 +250,7 @@ class Source(NamedTuple):
     part: str = "whole"
 
 
-_BODY = r"graph\.phase\.bodies\.(\w+)\."
+_BODY = r"graph_builder\.phase\.bodies\.(\w+)\."
 _ORIGINAL_BODY = r"phase_aware_processor.celestial_processors.\1."
 
 _RULES: tuple[tuple[str, ...], ...] = (
@@ -261,55 +261,58 @@ _RULES: tuple[tuple[str, ...], ...] = (
     (_BODY + r"project\.", _ORIGINAL_BODY + "feature_transformer.3."),
     (_BODY + r"norm\.", _ORIGINAL_BODY + "feature_transformer.4."),
     (_BODY + r"gru\.", _ORIGINAL_BODY + "temporal_processor."),
-    (r"graph\.phase\.edges\.weights", "phase_aware_processor.phase_difference_computer.phase_weights"),
-    (r"graph\.phase\.edges\.predictor\.", "phase_aware_processor.phase_difference_computer.edge_predictor."),
-    (r"graph\.phase\.scaler", "phase_aware_processor.inter_celestial_attention.phase_scaler"),
-    (r"graph\.phase\.attention\.", "phase_aware_processor.inter_celestial_attention.attention."),
+    (r"graph_builder\.phase\.edges\.weights", "phase_aware_processor.phase_difference_computer.phase_weights"),
+    (r"graph_builder\.phase\.edges\.predictor\.", "phase_aware_processor.phase_difference_computer.edge_predictor."),
+    (r"graph_builder\.phase\.scaler", "phase_aware_processor.inter_celestial_attention.phase_scaler"),
+    (r"graph_builder\.phase\.attention\.", "phase_aware_processor.inter_celestial_attention.attention."),
     # 2. embeddings
-    (r"graph\.embedding\.value\.", "enc_embedding.value_embedding.tokenConv."),
-    (r"graph\.embedding\.calendar\.tables\.(\w+)\.", r"enc_embedding.temporal_embedding.\1_embed."),
+    (r"graph_builder\.embedding\.value\.", "enc_embedding.value_embedding.tokenConv."),
+    (r"graph_builder\.embedding\.calendar\.tables\.(\w+)\.", r"enc_embedding.temporal_embedding.\1_embed."),
     (r"decoder_embedding\.value\.", "dec_embedding.value_embedding.tokenConv."),
     (r"decoder_embedding\.calendar\.tables\.(\w+)\.", r"dec_embedding.temporal_embedding.\1_embed."),
-    (r"graph\.market_context\.hidden\.", "market_context_encoder.0."),
-    (r"graph\.market_context\.output\.", "market_context_encoder.2."),
-    (r"graph\.market_context\.norm\.", "market_context_encoder.3."),
+    (r"graph_builder\.market_context\.hidden\.", "market_context_encoder.0."),
+    (r"graph_builder\.market_context\.output\.", "market_context_encoder.2."),
+    (r"graph_builder\.market_context\.norm\.", "market_context_encoder.3."),
     # 3. and 4. body nodes and fusion
-    (r"graph\.body_nodes\.embeddings", "celestial_nodes.body_embeddings"),
-    (r"graph\.body_nodes\.market\.", "celestial_nodes.market_encoder."),
-    (r"graph\.body_nodes\.aspects\.", "celestial_nodes.aspect_strength_net."),
-    (r"graph\.body_nodes\.transforms\.", "celestial_nodes.body_transforms."),
-    (r"graph\.body_fusion\.(query|key|value|output)\.", r"celestial_\1_projection."),
-    (r"graph\.body_fusion\.(attention|gate)\.", r"celestial_fusion_\1."),
+    (r"graph_builder\.body_nodes\.embeddings", "celestial_nodes.body_embeddings"),
+    (r"graph_builder\.body_nodes\.market\.", "celestial_nodes.market_encoder."),
+    (r"graph_builder\.body_nodes\.aspects\.", "celestial_nodes.aspect_strength_net."),
+    (r"graph_builder\.body_nodes\.transforms\.", "celestial_nodes.body_transforms."),
+    (r"graph_builder\.body_fusion\.(query|key|value|output)\.", r"celestial_\1_projection."),
+    (r"graph_builder\.body_fusion\.(attention|gate)\.", r"celestial_fusion_\1."),
     # 5. adjacencies
-    (r"graph\.mixer\.hidden\.", "adj_weight_mlp.0."),
-    (r"graph\.mixer\.output\.", "adj_weight_mlp.2."),
-    (r"graph\.learner\.hidden\.", "traditional_graph_learner.0."),
-    (r"graph\.learner\.output\.", "traditional_graph_learner.2."),
-    (r"graph\.learner\.mean\.", "stochastic_mean."),
-    (r"graph\.learner\.log_variance\.", "stochastic_logvar."),
+    (r"graph_builder\.mixer\.hidden\.", "adj_weight_mlp.0."),
+    (r"graph_builder\.mixer\.output\.", "adj_weight_mlp.2."),
+    (r"graph_builder\.learner\.hidden\.", "traditional_graph_learner.0."),
+    (r"graph_builder\.learner\.output\.", "traditional_graph_learner.2."),
+    (r"graph_builder\.learner\.mean\.", "stochastic_mean."),
+    (r"graph_builder\.learner\.log_variance\.", "stochastic_logvar."),
     # 6. combiner
-    (r"graph\.combiner\.layers\.(\d+)\.attention\.", r"celestial_combiner.fusion_layers_net.\1.self_attention."),
     (
-        r"graph\.combiner\.layers\.(\d+)\.context_attention\.value\.",
+        r"graph_builder\.combiner\.layers\.(\d+)\.attention\.",
+        r"celestial_combiner.fusion_layers_net.\1.self_attention.",
+    ),
+    (
+        r"graph_builder\.combiner\.layers\.(\d+)\.context_attention\.value\.",
         r"celestial_combiner.fusion_layers_net.\1.cross_attention.in_proj_",
         "value",
     ),
     (
-        r"graph\.combiner\.layers\.(\d+)\.context_attention\.output\.",
+        r"graph_builder\.combiner\.layers\.(\d+)\.context_attention\.output\.",
         r"celestial_combiner.fusion_layers_net.\1.cross_attention.out_proj.",
     ),
-    (r"graph\.combiner\.layers\.", "celestial_combiner.fusion_layers_net."),
-    (r"graph\.combiner\.output\.", "celestial_combiner.output_projection."),
+    (r"graph_builder\.combiner\.layers\.", "celestial_combiner.fusion_layers_net."),
+    (r"graph_builder\.combiner\.output\.", "celestial_combiner.output_projection."),
     (
-        r"graph\.combiner\.interactions\.(\w+)\.values\.",
+        r"graph_builder\.combiner\.interactions\.(\w+)\.values\.",
         r"celestial_combiner.pairwise_interactions.\1.interaction_net.",
     ),
     (
-        r"graph\.combiner\.interactions\.(\w+)\.modulation\.",
+        r"graph_builder\.combiner\.interactions\.(\w+)\.modulation\.",
         r"celestial_combiner.pairwise_interactions.\1.context_modulation.0.",
     ),
-    (r"graph\.combiner\.calibration\.", "celestial_combiner.edge_calibrator.calibration_net."),
-    (r"graph\.combiner\.", "celestial_combiner."),
+    (r"graph_builder\.combiner\.calibration\.", "celestial_combiner.edge_calibrator.calibration_net."),
+    (r"graph_builder\.combiner\.", "celestial_combiner."),
     # 7. encoder
     (r"encoder\.node_projection\.", "dynamic_spatiotemporal_encoder.node_feature_projection."),
     (r"encoder\.spatial_positions", "dynamic_spatiotemporal_encoder.spatial_pos_encoding", "first"),

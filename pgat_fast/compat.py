@@ -22,7 +22,7 @@ from pgat_fast.config.schema import SECTION_OF
 from pgat_fast.errors import CheckpointError, ConfigError, name_some
 from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Diagnostics, Forecast
-from pgat_fast.model.reference.pgat import PGAT
+from pgat_fast.model.reference.pgat import PGAT, rename_former
 from pgat_fast.model.replica import call_with_parameters
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,8 @@ def to_original_layout(
     """Translate a state dict from our layout to the original one, complete and in the original order.
 
     Args:
-        state: our name -> tensor, as returned by `model.state_dict()` or `from_original_layout`.
+        state: our name -> tensor, as returned by `model.state_dict()` or `from_original_layout`, of this or an earlier
+            version.
         config: the configuration of the model.
         unused: values of the parameters that exist only in the original layout (see `TranslatedState`). Default: those
             that `from_original_layout` attached to `state`, and initial values for the others.
@@ -138,9 +139,12 @@ def to_original_layout(
     """
     config = _resolve(config)
     shapes = _our_shapes(config)
+    unused_values = dict(unused if unused is not None else getattr(state, "unused", {}))
+    if isinstance(state, Mapping):
+        state = dict(state)
+        rename_former(state)
     _check(state, shapes, "this model", config)
     original = original_shapes(config.model)
-    unused_values = dict(unused if unused is not None else getattr(state, "unused", {}))
     unused_shapes = {name: shape for name, shape in original.items() if name in unused_values}
     _check(unused_values, unused_shapes, "the original layout", config)
     example = next(iter(state.values()))

@@ -122,7 +122,7 @@ def time_passes(config: Config, spec: BackendSpec, batch: int, steps: int, repea
 
 def combiner_of(config: Config, spec: BackendSpec, compiled: bool = False) -> nn.Module:
     """Return the combiner of the model that `build` returns."""
-    return build(config, spec, compiled).get_submodule("graph.combiner")
+    return build(config, spec, compiled).get_submodule("graph_builder.combiner")
 
 
 def random_inputs(config: Config, batch: int, steps: int, device: torch.device, *, nodes: int | None = None) -> Inputs:

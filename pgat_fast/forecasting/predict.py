@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -65,29 +66,13 @@ def predict(
         ConfigError: the calendar is unknown.
         CheckpointError: the forecasts are not finite.
     """
-    data, model = run.config.data, run.config.model
     targets = run.target_scaler.columns
-    history = read_history(
-        source,
-        inputs=run.input_scaler.columns,
-        targets=targets,
-        seq_len=model.seq_len,
-        data=data,
-        trained_on=str(run.about.get("data", {}).get("sha256", "")),
-        last_close=last_close,
-        options=options,
+    ahead = forecast_ahead(
+        run, source, last_close=last_close, trading_days=trading_days, options=options, strict=strict
     )
-    calendar = _calendar(run, history, trading_days, strict)
-    days = future_trading_days(history.dates, model.pred_len, calendar)
-    output = _forecast(run, history, days)
-    scaled = point_forecast(output).double().cpu().numpy()
-    values = run.target_scaler.inverse(scaled)
+    history, days, calendar, output, values = ahead
     in_prices = targets == TARGETS
-    if in_prices:
-        with np.errstate(over="ignore"):
-            values = to_prices(values, data.target_kind, np.array([history.last_close]))
-    if not np.isfinite(values).all():
-        raise CheckpointError(f"{run.checkpoint}: the forecasts are not finite: use another checkpoint")
+    scaled = point_forecast(output).double().cpu().numpy()
     names = PRICES if in_prices else targets
     columns = {"date": days.astype("datetime64[s]"), "horizon": np.arange(1, len(days) + 1)}
     columns |= {name: values[0, :, index] for index, name in enumerate(names)}
@@ -124,6 +109,65 @@ def predict(
     return frame
 
 
+class Ahead(NamedTuple):
+    """A forecast of the days after a history, a batch of one."""
+
+    history: History
+    days: Days
+    """[P], the days to forecast."""
+    calendar: str
+    """Name of their calendar."""
+    output: Forecast
+    """Forecast of the model, scaled."""
+    values: FloatArray
+    """[1, P, c_out], its point forecast: prices for the four standard targets, otherwise unscaled targets."""
+
+
+def forecast_ahead(
+    run: Run,
+    source: Source,
+    *,
+    last_close: float | None = None,
+    trading_days: str | None = None,
+    options: PriceOptions | None = None,
+    strict: bool = False,
+) -> Ahead:
+    """Forecast the `pred_len` trading days after the last row of `source`.
+
+    Arguments and errors are those of `predict`.
+    """
+    data, model = run.config.data, run.config.model
+    targets = run.target_scaler.columns
+    history = read_history(
+        source,
+        inputs=run.input_scaler.columns,
+        targets=targets,
+        seq_len=model.seq_len,
+        data=data,
+        trained_on=str(run.about.get("data", {}).get("sha256", "")),
+        last_close=last_close,
+        options=options,
+    )
+    calendar = _calendar(run, history, trading_days, strict)
+    days = future_trading_days(history.dates, model.pred_len, calendar)
+    output = _forecast(run, history, days)
+    values = run.target_scaler.inverse(point_forecast(output).double().cpu().numpy())
+    if targets == TARGETS:
+        with np.errstate(over="ignore"):
+            values = to_prices(values, data.target_kind, np.array([history.last_close]))
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{run.checkpoint}: the forecasts are not finite: use another checkpoint")
+    return Ahead(history, days, calendar, output, values)
+
+
+def known_columns(run: Run) -> tuple[str, ...]:
+    """Return the input columns whose future values the decoder of the run receives."""
+    inputs, targets = run.input_scaler.columns, run.target_scaler.columns
+    if run.config.data.decoder_future != "known":
+        return ()
+    return tuple(name for name, known in zip(inputs, known_ahead(inputs, targets).tolist(), strict=True) if known)
+
+
 def _calendar(run: Run, history: History, chosen: str | None, strict: bool) -> str:
     """Return the calendar of the days to forecast. Raises DataError if the rows contradict it.
 
@@ -154,16 +198,11 @@ def _calendar(run: Run, history: History, chosen: str | None, strict: bool) -> s
 def _forecast(run: Run, history: History, days: Days) -> Forecast:
     """Return the scaled forecast of `days`, a batch of one."""
     data, model = run.config.data, run.config.model
-    inputs, targets = run.input_scaler.columns, run.target_scaler.columns
-    known_columns: list[str] = []
-    if data.decoder_future == "known":
-        mask = known_ahead(inputs, targets).tolist()
-        known_columns = [name for name, is_known in zip(inputs, mask, strict=True) if is_known]
     batch = window_ahead(
         history.table,
-        known_future(days, history.dates[-1], known_columns),
+        known_future(days, history.dates[-1], known_columns(run)),
         scaler=run.input_scaler,
-        targets=targets,
+        targets=run.target_scaler.columns,
         seq_len=model.seq_len,
         label_len=model.label_len,
         freq=model.freq,

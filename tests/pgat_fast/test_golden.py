@@ -21,12 +21,12 @@ BADLY_CONDITIONED = ("everything_small", "no_celestial_small")
 """Cases with row sums so near zero that any float32 program keeps only three or four digits of some gradients."""
 
 STAGES = {
-    "phase_aware_processor": "graph.phase",
-    "enc_embedding": "graph.embedding",
+    "phase_aware_processor": "graph_builder.phase",
+    "enc_embedding": "graph_builder.embedding",
     "dec_embedding": "decoder_embedding",
-    "market_context_encoder": "graph.market_context",
-    "traditional_graph_learner": "graph.learner",
-    "celestial_combiner": "graph.combiner",
+    "market_context_encoder": "graph_builder.market_context",
+    "traditional_graph_learner": "graph_builder.learner",
+    "celestial_combiner": "graph_builder.combiner",
     "dynamic_spatiotemporal_encoder": "readout",
     "decoder_layers.0": "decoder.0",
     "decoder_layers.1": "decoder.1",
@@ -49,7 +49,7 @@ def run(case: golden.Case, dtype: torch.dtype, backend: str) -> tuple[list[Tenso
         return lambda module, inputs, output: returned.__setitem__(name, output)
 
     modules = dict(model.named_modules())
-    for our_name in {*STAGES.values(), "graph.body_nodes"} & set(modules):
+    for our_name in {*STAGES.values(), "graph_builder.body_nodes"} & set(modules):
         modules[our_name].register_forward_hook(keep(our_name))
     state = case.state(dtype)
     forecast, diagnostics = functional_call(model, from_original_layout(state, case.config), case.inputs(dtype))
@@ -132,8 +132,8 @@ def test_intermediate_results_equal_existing_model(name: str) -> None:
             for i, result in enumerate(as_list(returned[our_name])):
                 compare(f"{original_name}.{i}", result)
     if "celestial_nodes.0" in case.intermediates:
-        dynamic, features = returned["graph.body_nodes"]
-        astrological = build_model(case.config, backend="reference").get_buffer("graph.astrological").double()
+        dynamic, features = returned["graph_builder.body_nodes"]
+        astrological = build_model(case.config, backend="reference").get_buffer("graph_builder.astrological").double()
         compare("celestial_nodes.0", astrological.expand(dynamic.shape))
         compare("celestial_nodes.1", dynamic)
         compare("celestial_nodes.2", features)

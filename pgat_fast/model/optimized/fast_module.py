@@ -84,7 +84,7 @@ class FastModule(nn.Module):
         """
         first, execution = rows[0], self.execution
         dtype = self.product_dtype(first)
-        chunk = self.chunk(len(first), numbers, dtype, first.device)
+        chunk = self.chunk(first.shape[0], numbers, dtype, first.device)
         seed = self.seed(rate, first.device)
         options = [*options, int(execution.kernels)]
         with no_autocast(first.device):
@@ -98,7 +98,7 @@ class FastModule(nn.Module):
         combiner_chunk = self.execution.combiner_chunk
         if combiner_chunk == "auto":
             return auto_chunk(timesteps, numbers * dtype.itemsize, device)
-        return None if combiner_chunk is None else min(combiner_chunk, timesteps)
+        return None if combiner_chunk is None else torch.sym_min(combiner_chunk, timesteps)
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
     Parameters must be among the inputs, see `reference.recompute`. Random numbers must be drawn from a seed.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return function(*inputs)
     result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return result

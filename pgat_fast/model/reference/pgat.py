@@ -1,6 +1,7 @@
 """The complete reference model, in the order of the sections of docs/model.md."""
 
-from typing import ClassVar
+from collections.abc import MutableMapping
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from pgat_fast.model.reference.initialization import initialize
 from pgat_fast.model.reference.mixture import MixtureDecoder
 from pgat_fast.model.reference.phase import PhaseAwareProcessor
 from pgat_fast.model.shapes import check_inputs
+
+_FORMER_NAMES: Final = {"graph": "graph_builder"}
+"""Former names of submodules of `PGAT`. `graph` is the name of an attribute of every exported program."""
 
 Part = type[nn.Module]
 """Class of a part of the model. Faster backends replace some, with the same constructor, parameters and signature."""
@@ -91,6 +95,19 @@ def _learner(config: ModelConfig) -> nn.Module:
     return learner(config.embed_dim, config.nodes)
 
 
+def rename_former(state: MutableMapping[str, Any], prefix: str = "") -> None:
+    """Rename entries of a state dict of an earlier version in place; `prefix` is that of the forecaster's names.
+
+    An entry is left as it is if one of the present name exists.
+    """
+    for former, present in _FORMER_NAMES.items():
+        start = f"{prefix}{former}."
+        for name in [name for name in state if isinstance(name, str) and name.startswith(start)]:
+            present_name = f"{prefix}{present}.{name.removeprefix(start)}"
+            if present_name not in state:
+                state[present_name] = state.pop(name)
+
+
 class PGAT(nn.Module):
     """The forecaster: `model(x_enc, x_mark_enc, x_dec, x_mark_dec) -> (forecast, diagnostics)`."""
 
@@ -105,7 +122,7 @@ class PGAT(nn.Module):
         super().__init__()
         self.config = config
         width, heads, nodes, dropout = config.embed_dim, config.n_heads, config.nodes, config.dropout
-        self.graph = self.celestial_part(config) if config.use_celestial_graph else InputGraph(config)
+        self.graph_builder = self.celestial_part(config) if config.use_celestial_graph else InputGraph(config)
         self.mapping = self.mapping_part(width, heads, nodes) if config.use_hierarchical_mapping else None
         self.encoder = self.encoder_part(width, heads, nodes, config.seq_len, dropout)
         self.processing: nn.Module
@@ -146,7 +163,7 @@ class PGAT(nn.Module):
             ValueError: a shape does not match the configuration.
         """
         check_inputs(self.config, x_enc, x_mark_enc, x_dec, x_mark_dec)
-        e, adjacency, diagnostics = self.graph(x_enc, x_mark_enc)
+        e, adjacency, diagnostics = self.graph_builder(x_enc, x_mark_enc)
         if self.mapping is not None:
             e = self.mapping(e)
         nodes = self.encoder(e, adjacency)
@@ -160,3 +177,12 @@ class PGAT(nn.Module):
         d = d[:, -self.config.pred_len :]
         forecast = self.head(d, graph) if isinstance(self.head, MixtureDecoder) else self.head(d)
         return forecast, diagnostics | {"adjacency": adjacency}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        rename_former(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled module, also one of an earlier version."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # untyped in torch
+        self._modules = {_FORMER_NAMES.get(name, name): module for name, module in self._modules.items()}

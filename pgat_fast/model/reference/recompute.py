@@ -23,7 +23,8 @@ def recompute_in_backward(block: nn.Module, *inputs: Tensor) -> Tensor:
     """Call `block(*inputs)` and keep only the inputs for the backward pass.
 
     The current parameters of the block are captured: under `torch.func.functional_call` the block has other parameters
-    when the backward pass runs, and would silently compute another function.
+    when the backward pass runs, and would silently compute another function. A program of `torch.export` cannot contain
+    the recomputation, and gets the block alone.
 
     Several threads may compute forward and backward passes at once. On a CPU, blocks with dropout wait for each other,
     since the recomputation sets torch's generator, which all threads share, and restores it.
@@ -32,7 +33,7 @@ def recompute_in_backward(block: nn.Module, *inputs: Tensor) -> Tensor:
         RuntimeError: in the backward pass, if another thread drew random numbers while a block with dropout ran: its
             masks cannot be drawn again.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return block(*inputs)
     parameters = dict(block.named_parameters(remove_duplicate=False))
     result: Tensor

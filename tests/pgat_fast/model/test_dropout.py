@@ -16,7 +16,7 @@ RATE = 0.35
 
 COMMON = {
     # sums of both embeddings
-    "graph.embedding.dropout": 1,
+    "graph_builder.embedding.dropout": 1,
     "decoder_embedding.dropout": 1,
     # fused sum of the encoder
     "encoder.dropout": 1,
@@ -25,17 +25,17 @@ COMMON = {
     "decoder.0.feed_forward.2": 1,
 }
 BATCHED = {
-    "graph.combiner.layers.0.dropout": 2,
-    "graph.combiner.layers.0.feed_forward.2": 1,
-    "graph.combiner.layers.1.dropout": 2,
-    "graph.combiner.layers.1.feed_forward.2": 1,
-    "graph.combiner.output.2": 1,
+    "graph_builder.combiner.layers.0.dropout": 2,
+    "graph_builder.combiner.layers.0.feed_forward.2": 1,
+    "graph_builder.combiner.layers.1.dropout": 2,
+    "graph_builder.combiner.layers.1.feed_forward.2": 1,
+    "graph_builder.combiner.output.2": 1,
 }
 HIERARCHICAL = {
-    "graph.combiner.layers.0.dropout": 3,
-    "graph.combiner.layers.0.feed_forward.2": 1,
-    "graph.combiner.layers.0.context_attention.dropout": 1,
-    "graph.combiner.output.2": 1,
+    "graph_builder.combiner.layers.0.dropout": 3,
+    "graph_builder.combiner.layers.0.feed_forward.2": 1,
+    "graph_builder.combiner.layers.0.context_attention.dropout": 1,
+    "graph_builder.combiner.output.2": 1,
 }
 GRAPH_ATTENTION = {
     "processing.layers.0.dropout": 2,
@@ -46,9 +46,9 @@ GRAPH_ATTENTION = {
 MIXTURE = {
     f"head.layers.{layer}.{part}": 1 for layer in range(2) for part in ("dropout", "dropout1", "dropout2", "dropout3")
 }
-BODY_PROCESSORS = {f"graph.phase.bodies.{body}.dropout": 1 for body in BODIES}
+BODY_PROCESSORS = {f"graph_builder.phase.bodies.{body}.dropout": 1 for body in BODIES}
 MAPPING = {f"mapping.layers.{layer}.{part}": 1 for layer in range(2) for part in ("dropout", "dropout1", "dropout2")}
-FIXED = ("graph.phase.bodies.*", "mapping.*")
+FIXED = ("graph_builder.phase.bodies.*", "mapping.*")
 """Modules with a fixed rate of 0.1."""
 
 EXPECTED = {
@@ -57,11 +57,11 @@ EXPECTED = {
     "no bodies": COMMON,
 }
 WEIGHTS = {
-    "batched": {"graph.body_fusion.attention", "graph.combiner.layers.[01].attention"},
+    "batched": {"graph_builder.body_fusion.attention", "graph_builder.combiner.layers.[01].attention"},
     "hierarchical everything, joint": {
-        "graph.body_fusion.attention",
-        "graph.combiner.layers.0.attention",
-        "graph.combiner.edge_attention",
+        "graph_builder.body_fusion.attention",
+        "graph_builder.combiner.layers.0.attention",
+        "graph_builder.combiner.edge_attention",
         "processing.layers.[01].attention",
         "head.layers.[01].self_attn",
         "head.layers.[01].multihead_attn",
@@ -150,7 +150,7 @@ def test_each_dropout_changes_the_forecast_in_training(variant: str) -> None:
     model = model_of(variant, 0.0)
     silence(model)
     expected = outputs(model.train(), variant)
-    inter_body = "graph.phase.attention"
+    inter_body = "graph_builder.phase.attention"
     for name, module in [*named(model, nn.Dropout), *named(model, nn.MultiheadAttention)]:
         rate = "p" if isinstance(module, nn.Dropout) else "dropout"
         setattr(module, rate, 0.5)

@@ -22,7 +22,7 @@ south_node .3 .4 .2 .5, chiron .4 .6 .5 .7
 COVER = ("hierarchical everything, joint", "batched", "1 head, odd width", "no bodies, attention, bias")
 ONES = ("edges.weights", "scaler", "adjacency_scale")
 NORMAL = ("encoder.spatial_positions", "encoder.temporal_positions", "encoder.interaction")
-BODY_EMBEDDINGS = "graph.body_nodes.embeddings"
+BODY_EMBEDDINGS = "graph_builder.body_nodes.embeddings"
 
 
 def model_of(variant: str, seed: int = 0) -> nn.Module:

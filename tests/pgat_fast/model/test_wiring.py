@@ -45,7 +45,7 @@ def connected(model: nn.Module, variant: str, inputs: tuple[Tensor, ...]) -> Ten
     part: dict[str, Any] = dict(model.named_children())
     x_enc, x_mark_enc, x_dec, x_mark_dec = inputs
     make = celestial if config.use_celestial_graph else inputs_as_nodes
-    e, adjacency = make(part["graph"], x_enc, x_mark_enc)
+    e, adjacency = make(part["graph_builder"], x_enc, x_mark_enc)
     if config.use_hierarchical_mapping:
         e = part["mapping"](e)
     nodes = part["encoder"](e, adjacency)
