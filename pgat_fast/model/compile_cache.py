@@ -223,8 +223,12 @@ def compile_cache() -> Iterator[CompileCache | None]:
             cache = opened
         except (OSError, Timeout) as error:
             logger.warning("compiled code cannot be kept (%s): torch uses a folder of temporary files", error)
-        with _FOLDER.set_to(None if cache is None else str(cache.folder)):
-            yield cache
+        try:
+            with _FOLDER.set_to(None if cache is None else str(cache.folder)):
+                yield cache
+        finally:
+            if cache is None:  # torch has written the name of its own folder
+                _set_folder(previous_folder)
 
 
 def _nobody_else(locks: Path) -> bool:
