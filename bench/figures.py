@@ -402,13 +402,28 @@ def model_steps() -> str:
     return str(load("cost_model_batched")["epoch_steps"])
 
 
+def _model_totals(combiner: str) -> Record:
+    totals: Record = load(f"cost_model_{combiner}")["gpus"]["H100"]["totals"]
+    return totals
+
+
 @figure
-def model_seconds(combiner: str) -> str:
-    """Return the modelled seconds of an epoch: kernels and products alone, and with all else of torch unfused."""
-    record = load(f"cost_model_{combiner}")
-    totals = record["gpus"]["H100"]["totals"]
-    least, most = (totals[key] * record["epoch_steps"] for key in ("kernels_and_products", "eager"))
-    return f"{least:.0f} to {most:.0f} s"
+def model_epoch(combiner: str) -> str:
+    """Return the modelled seconds of an epoch."""
+    return f"{_model_totals(combiner)['seconds'] * load(f'cost_model_{combiner}')['epoch_steps']:.0f} s"
+
+
+@figure
+def model_launches(combiner: str) -> str:
+    """Return the launches of a modelled step."""
+    return f"{_model_totals(combiner)['launches']:,}"
+
+
+@figure
+def model_least(combiner: str) -> str:
+    """Return the modelled seconds of an epoch of kernels and products alone."""
+    seconds = _model_totals(combiner)["kernels_and_products_seconds"]
+    return f"{seconds * load(f'cost_model_{combiner}')['epoch_steps']:.0f} s"
 
 
 @figure

@@ -66,10 +66,11 @@ def launches_of(shape: str, target: str, dtype: torch.dtype) -> list[Launch]:
     return launches
 
 
-def test_doubled_warps_double_what_a_tile_of_64_rows_issues() -> None:
+def test_twice_the_warps_issue_twice_as_much_for_a_tile_of_64_rows() -> None:
     launch = launches_of("169 edges", "sm_90", torch.bfloat16)[0]
     narrow, wide = (
         issued(launch._replace(configuration=launch.configuration._replace(warps=warps)), "sm_90") for warps in (4, 8)
     )
-    assert wide.product_flops == 2 * narrow.product_flops
+    # Scores have 64 columns, which two groups of warps share; results have 32, which both compute.
+    assert wide.product_flops == 1.5 * narrow.product_flops
     assert 1.5 < wide.instructions / narrow.instructions < 2.2

@@ -9,7 +9,7 @@ import pytest
 from bench.gpu.static import SHARED_LIMITS, against_committed, as_markdown, combinations, compare, faults_of
 from tests.combinations import covering
 
-STEM = Path("bench/results/offline/2026-11-29/static")
+STEM = Path("bench/results/offline/2026-11-30/static")
 COMMITTED: dict[str, Any] = json.loads(STEM.with_suffix(".json").read_text())
 
 
