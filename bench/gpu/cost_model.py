@@ -430,12 +430,15 @@ def as_markdown(result: Record) -> str:
     return "\n".join([*lines, ""])
 
 
-def model_of_config(path: str, batch: int, precision: "Precision", gpus: Sequence[Gpu] = GPUS) -> Record:
-    """Return the model of the configuration file `path`. Raises PgatError if it is invalid."""
+def model_of_config(
+    path: str, batch: int, precision: "Precision", gpus: Sequence[Gpu] = GPUS, settings: Sequence[str] = ()
+) -> Record:
+    """Return the model of the configuration file `path` with `settings`. Raises PgatError if they are invalid."""
     from pgat_fast import load_config
 
-    config = load_config(path)
+    config = load_config(path, list(settings))
     command = f"python -m bench.gpu.cost_model --config {path} --batch {batch} --precision {precision}"
+    command += f" --set {' '.join(settings)}" if settings else ""
     result: Record = {
         "is": "a model, not a measurement",
         "command": command,
@@ -463,10 +466,11 @@ def main() -> int:
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--precision", choices=get_args(Precision), default="bf16")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings that differ from the file")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     args = parser.parse_args()
     try:
-        result = model_of_config(args.config, args.batch, args.precision)
+        result = model_of_config(args.config, args.batch, args.precision, settings=args.set)
     except PgatError as error:
         parser.error(str(error))
     print(as_markdown(result))

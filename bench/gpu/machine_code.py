@@ -5,9 +5,9 @@ A scheduler of an NVIDIA GPU issues at most one instruction of a warp in a clock
     instructions of a warp * warps * programs / (multiprocessors * 4 schedulers * clock)
 
 however little it computes and moves. The instructions of a warp are those of the disassembled kernel, each body of a
-loop as often as the loop runs. A kernel of triton has no other branches within a program, but for some iterations that
-a compiler peels; loops of the machine code are those of triton's IR, in the same order, whose bounds are constants or
-arguments (`trip_counts`). Where the two do not match, `MismatchError` is raised, never guessed.
+loop as often as the loop runs. A kernel of triton has no other branches within a program. The loops of the machine code
+are those of triton's IR, in the same order, whose bounds are constants or arguments (`trip_counts`), without the
+shortest ones where a compiler has unrolled them. Where the two do not match, `MismatchError` is raised, never guessed.
 
 Products on tensor cores are counted as executed: a warp-group instruction of 64 rows takes four warps, and eight warps
 on a tile of 64 rows compute everything twice.
@@ -124,6 +124,8 @@ _DEFINITION: Final = re.compile(r"\s*(%\w+) = arith\.(addi|minsi) (%\w+), (%\w+)
 _CONSTANT: Final = re.compile(r"%c(-?\d+)_i\d+(?:_\d+)?")
 _FEWEST: Final = 4
 """Instructions of the shortest loop: the last instruction of a kernel is a branch to itself."""
+UNROLLED: Final = 8
+"""Most iterations of a loop that a compiler may unroll as a whole."""
 _PADDING: Final = "NOP"
 SPILLS: Final = ("STL", "LDL")
 """Beginnings of the names of instructions that move registers to memory and back."""
@@ -201,9 +203,10 @@ def count(code: str, trips: list[int], warps: int) -> Issued:
         code: the output of `nvdisasm -c`.
         trips: how often each loop runs, see `trip_counts`.
 
-    Raises MismatchError if the code has another number of loops.
+    Raises MismatchError if the code has another number of loops, but for unrolled ones.
     """
     loops, names = loops_of(code), instructions_of(code)
+    trips = _without_unrolled(trips, len(loops))
     if len(loops) != len(trips):
         raise MismatchError(f"{len(loops)} loops in the machine code, {len(trips)} in triton's IR")
     times = [1] * len(names)
@@ -215,6 +218,13 @@ def count(code: str, trips: list[int], warps: int) -> Issued:
         sum(n * product_flops(name, warps) for name, n in executed),
         warps * sum(n for name, n in executed if name.startswith(SPILLS)),
     )
+
+
+def _without_unrolled(trips: list[int], count: int) -> list[int]:
+    """Return `trips` without the loops that run least, if only `count` loops are left and these run more often."""
+    unrolled = sorted(trips)[: max(0, len(trips) - count)]
+    left = [trip for trip in trips if trip > max(unrolled, default=0)]
+    return left if len(left) == count and max(unrolled, default=0) <= UNROLLED else trips
 
 
 def product_flops(name: str, warps: int) -> int:

@@ -13,7 +13,8 @@ DEFAULT: Final = "default"
 # tiles of 64 rows, which are the work of four warps; eight would compute everything twice. For others: by registers
 # (`bench/gpu/static.py`).
 _FOUR_WARPS: Final = {"sm_90": Configuration(block=64, warps=4, stages=1)}
-_WIDE: Final = {**_FOUR_WARPS, "sm_100": Configuration(block=64, warps=8, stages=1)}
+_EIGHT_WARPS: Final = {gpu: Configuration(block=64, warps=8, stages=1) for gpu in ("sm_90", "sm_100")}
+_WIDE: Final = {**_EIGHT_WARPS, **_FOUR_WARPS}
 _WIDE_BLOCKS: Final = {gpu: Configuration(64, 8, 1, columns=32) for gpu in ("sm_90", "sm_100")}
 _WIDE_TOKENS: Final = {"sm_90": Configuration(64, 8, 1, columns=16), "sm_100": Configuration(64, 8, 1, columns=32)}
 _NARROW_BLOCKS: Final = {"gfx942": Configuration(16, 8, 1, columns=32)}
@@ -23,25 +24,35 @@ TABLE: Final[dict[Case, dict[str, Configuration]]] = {
     Case("graph_attention forward", 2, 64): {DEFAULT: Configuration(64, 8, 1), **_FOUR_WARPS},
     Case("graph_attention forward", 4, 32): {DEFAULT: Configuration(32, 4, 1)},
     Case("graph_attention forward", 4, 64): {DEFAULT: Configuration(64, 16, 1)},
-    Case("graph_attention backward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    Case("graph_attention backward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_EIGHT_WARPS},
     Case("graph_attention backward", 2, 64): {DEFAULT: Configuration(64, 8, 1), **_FOUR_WARPS},
     Case("graph_attention backward", 4, 32): {DEFAULT: Configuration(32, 8, 1), "sm_100": Configuration(16, 8, 1)},
     Case("graph_attention backward", 4, 64): {DEFAULT: Configuration(64, 16, 1), "gfx942": Configuration(64, 8, 1)},
     Case("edge_attention forward", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
-    Case("edge_attention forward", 4, 512): {DEFAULT: Configuration(32, 4, 1), "sm_80": Configuration(32, 8, 1)},
     Case("edge_attention backward queries", 2, 512): {DEFAULT: Configuration(64, 8, 1), **_FOUR_WARPS, **_AMD},
-    Case("edge_attention backward queries", 4, 512): {DEFAULT: Configuration(32, 16, 1), **_AMD},
     Case("edge_attention backward keys", 2, 512): {
         DEFAULT: Configuration(64, 8, 1),
         **_FOUR_WARPS,
         "gfx942": Configuration(32, 8, 1),
     },
-    Case("edge_attention backward keys", 4, 512): {
-        DEFAULT: Configuration(32, 16, 1),
-        "sm_100": Configuration(32, 4, 1),
-        **_AMD,
+    # With an adjacency or a bias, which take registers.
+    Case("masked_edge_attention forward", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_EIGHT_WARPS},
+    Case("masked_edge_attention backward queries", 2, 512): {DEFAULT: Configuration(64, 8, 1), **_AMD},
+    Case("masked_edge_attention backward keys", 2, 512): {
+        DEFAULT: Configuration(64, 8, 1),
+        "sm_80": Configuration(32, 4, 1),
+        "gfx942": Configuration(32, 8, 1),
     },
-    Case("edge_attention backward bias", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    **{
+        Case(f"{kernel} {name}", 4, 512): configurations
+        for kernel in ("edge_attention", "masked_edge_attention")
+        for name, configurations in (
+            ("forward", {DEFAULT: Configuration(32, 4, 1), "sm_80": Configuration(32, 8, 1)}),
+            ("backward queries", {DEFAULT: Configuration(32, 16, 1), **_AMD}),
+            ("backward keys", {DEFAULT: Configuration(32, 16, 1), "sm_100": Configuration(32, 4, 1), **_AMD}),
+        )
+    },
+    Case("edge_attention backward bias", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_EIGHT_WARPS},
     Case("edge_attention backward bias", 4, 512): {DEFAULT: Configuration(32, 4, 1)},
     **{
         Case(f"low_rank_attention {name}", itemsize, 512): {DEFAULT: Configuration(64, warps, 1)}

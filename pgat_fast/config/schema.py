@@ -343,7 +343,7 @@ class RunConfig(Section):
     exact_dropout: bool = False
     """draw the dropout of attention over identical keys too, as the reference does"""
     deterministic: bool = True
-    """use repeatable algorithms on a GPU, even if they are slower"""
+    """use repeatable algorithms on a GPU, even if they are slower; without them attention is torch's fused one"""
     log_interval: Count = 10
     """optimizer steps between log lines (without a progress bar)"""
     monitor_interval: Count = 25

@@ -31,6 +31,8 @@ class Execution:
             dropout is omitted where a rewrite has removed the weights.
         kernels: which operators use Triton kernels: all that have one with the backend `triton`; with `auto` on a GPU
             those measured to be faster.
+        deterministic: whether a GPU must compute the same bits again. The backward pass of torch's fused attention does
+            not, so in training attention over tokens is then computed in blocks, which takes longer.
     """
 
     compiled: bool = False
@@ -38,12 +40,13 @@ class Execution:
     keep: int = 0
     exact_dropout: bool = False
     kernels: Kernels = Kernels.OFF
+    deterministic: bool = True
 
     @classmethod
     def of(cls, run: "RunConfig", *, compiled: bool = False, kernels: Kernels = Kernels.OFF) -> Self:
         """Return the options for the section `run` of a configuration; `recompute: auto` uses the free memory."""
         chunk = None if run.combiner_chunk == "off" else run.combiner_chunk
-        return cls(compiled, chunk, bytes_to_keep(run), run.exact_dropout, kernels)
+        return cls(compiled, chunk, bytes_to_keep(run), run.exact_dropout, kernels, run.deterministic)
 
 
 KEEPING_OPERATORS: Final = 2

@@ -91,13 +91,11 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, scale: float) -> Tensor:
     """Compute attention as `scaled_dot_product_attention` does on a GPU without a mask, by kernels that keep no scores.
 
-    In 16 bits it is flash attention, with heads padded to a multiple of 8 columns.
+    Heads have a multiple of 8 columns (`pgat_kernels.ops.attention`).
     """
-    depth = q.shape[-1]
     if q.dtype.itemsize == 2:
-        padded = (F.pad(x, (0, -depth % 8)) for x in (q, k, v))
-        y: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(*padded, dropout_p, scale=scale)[0]
-        return y[..., :depth]
+        y: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, scale=scale)[0]
+        return y
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
     y = efficient(q, k, v, None, torch.is_grad_enabled(), dropout_p, scale=scale)[0]
     return y
@@ -116,7 +114,9 @@ def _layer_norm(x: Tensor, *args: Any, **named: Any) -> Any:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **named: Any) -> Any:
-    if not _on_gpu.get() or args or named.keys() - {"dropout_p", "scale"}:  # with a mask
+    if (
+        not _on_gpu.get() or args or named.keys() - {"dropout_p", "scale"} or q.shape[-1] % 8
+    ):  # with a mask, or unpadded
         return _originals["scaled_dot_product_attention"](q, k, v, *args, **named)
     return _fused_attention(q, k, v, named.get("dropout_p", 0.0), named.get("scale") or q.shape[-1] ** -0.5)
 

@@ -6,8 +6,10 @@ block, with the same dropout mask. Only the tokens are kept. Memory is linear in
 cache of a processor.
 
 On a CPU the forward pass without dropout is one call of torch's flash attention, which does not support dropout there.
-On a GPU all of it is torch's fused attention, but with a bias of the scores. It keeps queries, keys, values, result and
-a number for each row of scores, and draws dropout masks from torch's generator instead of the seed.
+On a GPU it is torch's fused attention, if there is no bias of the scores and no gradients that must be repeatable to
+the bit: torch makes the backward pass of its fused kernels repeatable only with `warn_only=False`. It keeps queries,
+keys, values, result and a number for each row of scores, and draws dropout masks from torch's generator instead of the
+seed.
 """
 
 from collections.abc import Callable
@@ -262,14 +264,20 @@ def _(g: Any, queries: Any, keys: Any, *args: Any, out_shape: Any = None, **kwar
 def _fused_attention(
     queries: Tensor, keys: Tensor, weight: Tensor, weight_bias: Tensor, n_heads: int, rate: float, dtype: torch.dtype
 ) -> Tensor:
-    """Compute `attention` by torch's fused kernels, which autograd differentiates."""
-    width = queries.shape[-1]
-    weight, weight_bias = weight.to(dtype), weight_bias.to(dtype)
+    """Compute `attention` by torch's fused kernels, which autograd differentiates.
+
+    Heads are padded with zeros to a multiple of 8 columns, which all of these kernels support, in the weights.
+    """
+    depth = queries.shape[-1] // n_heads
+    padding = -depth % 8
+    weight = F.pad(weight.to(dtype).unflatten(0, (-1, depth)), (0, 0, 0, padding)).flatten(0, 1)
+    weight_bias = F.pad(weight_bias.to(dtype).unflatten(0, (-1, depth)), (0, padding)).flatten()
+    width = n_heads * (depth + padding)
     q = F.linear(queries.to(dtype), weight[:width], weight_bias[:width])
     kv = F.linear(keys.to(dtype), weight[width:], weight_bias[width:])
     q, k, v = (x.unflatten(-1, (n_heads, -1)).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
     o = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, scale=1.0)
-    return o.transpose(1, 2).flatten(2)
+    return o[..., :depth].transpose(1, 2).flatten(2)
 
 
 def attention(
@@ -284,6 +292,7 @@ def attention(
     rate: float = 0.0,
     dtype: torch.dtype | None = None,
     compile_blocks: bool = False,
+    repeatable: bool = True,
 ) -> Tensor:
     """Compute multi-head attention without its output projection.
 
@@ -295,11 +304,12 @@ def attention(
         bias: added to the scores of all heads, [G, Q, T], at least float32; a hidden key has a large negative number
             (finite: an infinite one would make a row without any key NaN).
         n_heads: H.
-        seed: int64 scalar, see `pgat_kernels.ops.dropout.draw_seed`; not read if `rate` is 0, nor on a GPU without
-            `bias`.
+        seed: int64 scalar, see `pgat_kernels.ops.dropout.draw_seed`; not read if `rate` is 0, nor by the fused
+            attention of a GPU.
         rate: dropout rate of the attention weights, [0, 1).
         dtype: of the products and the result: that of `queries` (the default), or a 16-bit one.
         compile_blocks: whether compiled code computes blocks that are large enough to be worth compiling.
+        repeatable: whether gradients on a GPU must be the same to the bit each time.
 
     Returns:
         The results of the heads side by side, [G, Q, D] in `dtype`. Softmax and its sums are at least float32.
@@ -307,7 +317,8 @@ def attention(
     Reference: Dao et al., FlashAttention, 2022, for the order of the computation.
     """
     dtype = dtype or queries.dtype
-    if bias is None and chunk_device_type(queries.device) == "cuda":
+    may_be_fused = not repeatable or not torch.is_grad_enabled()
+    if bias is None and may_be_fused and chunk_device_type(queries.device) == "cuda":
         return _fused_attention(queries, keys, weight, weight_bias, n_heads, rate, dtype)
     scores = queries.shape[0] * n_heads * queries.shape[1] * keys.shape[1]
     compile_blocks = compile_blocks and scores >= WORTH_COMPILING

@@ -375,7 +375,9 @@ def _edge_attention_bwd_bias_kernel(
 
 def _name(inputs: GraphInputs) -> str:
     """Return the name under which `launch_configs` has the configurations of these inputs."""
-    return "low_rank_attention" if inputs.q.shape[-1] <= FEW else "edge_attention"
+    if inputs.q.shape[-1] <= FEW:
+        return "low_rank_attention"
+    return "edge_attention" if inputs.adjacency is None and inputs.bias is None else "masked_edge_attention"
 
 
 def _arguments(inputs: GraphInputs) -> dict[str, object]:

@@ -60,6 +60,7 @@ class FastModule(nn.Module):
                 rate=attention.dropout if self.training else 0.0,
                 dtype=dtype,
                 compile_blocks=self.execution.compiled,
+                repeatable=self.execution.deterministic,
             )
 
     def attend(

@@ -34,9 +34,15 @@ def test_warps_beyond_a_group_compute_duplicates() -> None:
     assert count(CODE, [3], warps=8).product_flops == 2 * count(CODE, [3], warps=4).product_flops
 
 
+def test_shortest_loops_may_be_unrolled() -> None:
+    assert count(CODE, [2, 3], warps=4) == count(CODE, [3], warps=4)
+
+
 def test_unmatched_loops_are_an_error() -> None:
     with pytest.raises(MismatchError, match="1 loops in the machine code, 2 in triton's IR"):
         count(CODE, [3, 3], warps=4)
+    with pytest.raises(MismatchError, match="1 loops in the machine code, 2 in triton's IR"):
+        count(CODE, [9, 30], warps=4)
 
 
 @pytest.mark.parametrize(

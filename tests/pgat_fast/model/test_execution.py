@@ -22,6 +22,7 @@ from pgat_kernels.tuning_table import Case, Measured
         (["run.combiner_chunk=off"], Execution(combiner_chunk=None)),
         (["run.combiner_chunk=7"], Execution(combiner_chunk=7)),
         (["run.exact_dropout=true"], Execution(exact_dropout=True)),
+        (["run.deterministic=false"], Execution(deterministic=False)),
         (["run.compile=on"], Execution(compiled=False)),  # not decided by the setting alone
     ],
 )
