@@ -13,6 +13,8 @@ launch takes the longest of
   (`machine_code`), in the configuration that is shipped;
 - `LAUNCH_SECONDS`.
 
+For B200 the instructions are not counted: the loops of its machine code are not those of triton's IR.
+
 Operations of torch are counted one by one, as they run in a CUDA graph without `torch.compile`, which would fuse some
 of them; how many is not modelled. Waiting for memory, uneven last waves and the like are not counted either: it is a
 lower bound of each launch, to compare measurements with.
@@ -76,6 +78,9 @@ GPUS: Final = (
     Gpu("H200", "sm_90", 989e12, 67e12, 4.8e12, 132, 1.83e9),
     Gpu("B200", "sm_100", 2250e12, 75e12, 8e12, 148, 1.85e9),
 )
+
+ISSUE_COUNTED: Final = ("sm_80", "sm_90")
+"""Architectures whose instructions are counted."""
 
 SUSTAINED: Final = 0.8
 """Share of the peak of 16-bit products that large products of libraries reach, within the power that a board may take.
@@ -400,12 +405,13 @@ def as_markdown(result: Record) -> str:
     lines += [f"| {label} | {' | '.join(f(gpu['totals']) for gpu in gpus.values())} |" for label, f in rows.items()]
     for name, gpu in gpus.items():
         step = gpu["totals"]["seconds"]
+        uncounted = "" if gpu["instructions_counted"] else " The instructions of kernels are not counted."
         lines += [
             "",
             f"## {name}",
             "",
             "Milliseconds of a step, and what each limit alone would take. `issue / better` compares the time of "
-            "issuing with the larger of bytes and FLOPs.",
+            f"issuing with the larger of bytes and FLOPs.{uncounted}",
             "",
             "| | launches | ms | bytes | FLOPs | issue | issue / better |",
             "|---|---|---|---|---|---|---|",
@@ -451,9 +457,11 @@ def model_of_config(
     work: dict[str, list[Work]] = {}
     for gpu in gpus:
         if gpu.architecture not in work:
-            work[gpu.architecture] = work_of_a_step(config, precision, batch, gpu.architecture)
+            issue = gpu.architecture in ISSUE_COUNTED
+            work[gpu.architecture] = work_of_a_step(config, precision, batch, gpu.architecture, issue=issue)
         rows = table(work[gpu.architecture], gpu)
-        result["gpus"][gpu.name] = {"peaks": gpu._asdict(), "totals": totals(rows), "rows": rows}
+        described = {"peaks": gpu._asdict(), "instructions_counted": gpu.architecture in ISSUE_COUNTED}
+        result["gpus"][gpu.name] = described | {"totals": totals(rows), "rows": rows}
     return result
 
 

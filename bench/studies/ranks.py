@@ -132,7 +132,6 @@ def on_paper(task: Record) -> Record:
     steps = {
         share: totals(table(work_of_a_step(config, "bf16", share, gpu.architecture), gpu))["seconds"]
         for share in shares
-        for share in shares
     }
     rows = efficiencies(steps, size)
     return {

@@ -75,10 +75,10 @@ def fast_exact_float32() -> Iterator[None]:
     changes nothing if the caller has already allowed a faster precision, and nothing on a GPU. torch's setting belongs
     to the process: products that other threads compute meanwhile are as exact (see `SharedSetting`).
     """
-    if ONEDNN_PRODUCTS.asked() in ("tf32", "bf16") or not _onednn_is_exact():
+    if ONEDNN_PRODUCTS.asked() in ("tf32", "bf16"):
         yield
         return
-    with ONEDNN_PRODUCTS.set_to("bf16"):
+    with ONEDNN_PRODUCTS.set_to("bf16" if _onednn_is_exact() else "ieee"):
         yield
 
 

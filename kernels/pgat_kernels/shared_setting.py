@@ -80,6 +80,10 @@ class SharedSetting(Generic[Value]):
                     return request.value
             return self._read() if self._original is None else self._original[0]
 
+    def is_open(self) -> bool:
+        """Return whether any thread asks for a value."""
+        return bool(self._requests)
+
     def _update(self) -> None:
         """Write the value that applies now. The lock must be held.
 
@@ -96,7 +100,10 @@ class SharedSetting(Generic[Value]):
                 current = self._read()
                 if self._original is None or current != self._written:  # also if other code has changed it
                     self._original = current, self._to_restore(current)
-                innermost = {request.thread: request.value for request in self._requests}
+                innermost: dict[int, Value] = {}
+                for request in self._requests:
+                    innermost.pop(request.thread, None)  # the latest request of a thread counts by its own time
+                    innermost[request.thread] = request.value
                 target = self._choose(list(innermost.values())) if innermost else self._original[1]
                 if target != current:
                     self._write(target)

@@ -76,7 +76,7 @@ def add_price_arguments(parser: argparse.ArgumentParser) -> None:
     text = "decimal mark of the numbers, . or ,"
     group.add_argument("--decimal", choices=(".", ","), metavar="MARK", help=text)
     group.add_argument("--separator", metavar="MARK", help="mark between the fields: , ; | or tab")
-    group.add_argument("--strict", action="store_true", help="refuse what is only warned of otherwise (exit code 2)")
+    group.add_argument("--strict", action="store_true", help="refuse rows with probable faults, not only warn of them")
 
 
 def price_options(args: argparse.Namespace) -> "PriceOptions":

@@ -36,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_price_arguments(build)
     check = add_command(commands, "check", run_check)
     check.add_argument("file", metavar="FILE", help="CSV file to check")
-    check.add_argument("--strict", action="store_true", help="refuse what is only warned of otherwise (exit code 2)")
+    check.add_argument("--strict", action="store_true", help="refuse rows with probable faults, not only warn of them")
     add_config_arguments(check)
 
 

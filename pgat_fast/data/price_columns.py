@@ -88,23 +88,32 @@ def match_columns(header: Sequence[str], chosen: Mapping[str, str] | None = None
                 break
     groups: list[str] = []
     if not any(price in position for price in PRICES):
-        series = _prices_by_series(header)
+        series, repeated_in = _prices_by_series(header)
         if len(series) == 1:
             position |= next(iter(series.values()))
+            repeated += repeated_in[next(iter(series))]
         elif series:
             groups = sorted(series)
     missing = [wanted for wanted in ("date", *PRICES) if wanted not in position]
     return ColumnMatch(position, missing, repeated, groups)
 
 
-def _prices_by_series(header: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return the positions of the four prices of each series, from names such as `AAPL.Open` and `('Low', 'AAPL')`."""
+def _prices_by_series(header: Sequence[str]) -> tuple[dict[str, dict[str, int]], dict[str, list[str]]]:
+    """Return the positions of the four prices of each series, from names such as `AAPL.Open` and `('Low', 'AAPL')`.
+
+    Also return, for each series, the prices that it has more than once.
+    """
     series: dict[str, dict[str, int]] = {}
+    repeated: dict[str, list[str]] = {}
     for column, name in enumerate(header):
         words = _WORD.findall(name.casefold())
         prices = [word for word in words if word in PRICES]
         if len(prices) != 1 or _NOT_THE_BAR & set(words):
             continue
         other_words = [word for word in words if word not in PRICES and not re.fullmatch(r"\d[a-z]?", word)]
-        series.setdefault(" ".join(other_words), {}).setdefault(prices[0], column)
-    return {name: found for name, found in series.items() if len(found) == len(PRICES)}
+        key = " ".join(other_words)
+        repeated.setdefault(key, [])
+        if prices[0] in series.setdefault(key, {}):
+            repeated[key].append(prices[0])
+        series[key].setdefault(prices[0], column)
+    return {name: columns for name, columns in series.items() if len(columns) == len(PRICES)}, repeated

@@ -34,11 +34,10 @@ _UNITS = {"s": (9, 10), "ms": (12, 13), "us": (15, 16), "ns": (18, 19)}
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
+_COMPACT = 12
+"""Number of digits of a date and a time of day without marks."""
 _LONGEST = 80
 """Number of characters of a cell that are read as a date."""
-
-EPOCH_FORMATS = tuple(_UNITS)
-"""Values of `--date-format` for time stamps that count from 1970."""
 
 
 class Stamps(NamedTuple):
@@ -75,9 +74,22 @@ def parse_dates(texts: Sequence[str], locate: Callable[[int], str], date_format:
     digits = len(first.partition(".")[0])
     unit = next((unit for unit, lengths in _UNITS.items() if digits in lengths), None)
     if _EPOCH.fullmatch(first) and unit:
+        if digits == _COMPACT and all(_is_compact(text) for text in texts):
+            advice = "give --date-format ms or %Y%m%d%H%M"
+            raise DataError(
+                f"{locate(0)}: {first!r} is a time in milliseconds since 1970, or a date with a time of day: {advice}"
+            )
         return _parse_epoch(texts, locate, unit)
     stamps = [_parse_calendar(text, locate, i) for i, text in enumerate(texts)]
     return Stamps([day for day, _ in stamps], [clock for _, clock in stamps])
+
+
+def _is_compact(text: str) -> bool:
+    """Return whether `text` can be a date and a time of day without marks, such as 202001020930."""
+    try:
+        return 1900 <= datetime.strptime(text, "%Y%m%d%H%M").year < 2200
+    except ValueError:
+        return False
 
 
 def is_date(text: str) -> bool:
@@ -94,7 +106,7 @@ def _parse_calendar(text: str, locate: Callable[[int], str], i: int) -> tuple[da
         raise _not_a_date(text, locate(i))
     month = match["m"].lower()
     number = int(month) if month.isdigit() else _MONTHS.index(month[:3]) + 1
-    return _day_of(text, locate, i, int(match["y"]), number, int(match["d"])), _time_of(match)
+    return _day_of(text, locate, i, int(match["y"]), number, int(match["d"])), _time_of(match, locate(i))
 
 
 def _parse_day_and_month(texts: Sequence[str], locate: Callable[[int], str]) -> Stamps:
@@ -120,7 +132,7 @@ def _parse_day_and_month(texts: Sequence[str], locate: Callable[[int], str]) -> 
         parts = {a: int(match["a"]), b: int(match["b"])}
         days.append(_day_of(texts[i], locate, i, int(match["y"]), parts["m"], parts["d"]))
     described = "dates day/month/year" if a == "d" else "dates month/day/year"
-    return Stamps(days, [_time_of(match) for match in matches], described)
+    return Stamps(days, [_time_of(match, locate(i)) for i, match in enumerate(matches)], described)
 
 
 def _parse_epoch(texts: Sequence[str], locate: Callable[[int], str], unit: str) -> Stamps:
@@ -167,13 +179,15 @@ def _day_of(text: str, locate: Callable[[int], str], i: int, year: int, month: i
         raise DataError(f"{locate(i)}: {text!r} is no day of the calendar ({error}): correct it") from error
 
 
-def _time_of(match: re.Match[str]) -> time | None:
+def _time_of(match: re.Match[str], where: str) -> time | None:
     if match["hour"] is None:
         return None
     hour, minute = int(match["hour"]), int(match["minute"])
+    if minute > 59 or hour > 24 or (hour == 24 and minute) or (match["half"] and not 1 <= hour <= 12):
+        raise DataError(f"{where}: {match[0]!r} holds no time of a day: correct it, or give --date-format")
     if match["half"]:
         hour = hour % 12 + (12 if match["half"].lower() == "pm" else 0)
-    return time(hour % 24, minute % 60)
+    return time(hour % 24, minute)
 
 
 def _undecided(text: str, where: str, reason: str = "") -> DataError:
@@ -205,20 +219,21 @@ def days_of_local_midnights(stamps: Stamps) -> tuple[list[date], str]:
         return days, ""
     clocks = sorted({clock.replace(second=0, microsecond=0) for clock in times})
     minutes = [60 * clock.hour + clock.minute for clock in clocks]
-    if minutes[0] < 15 * 60 or minutes[-1] - minutes[0] > 60 or len(clocks) > 2:
+    whole = all(minute % 15 == 0 for minute in minutes) and not any(clock.second for clock in times)
+    if not whole or minutes[0] < 15 * 60 or minutes[-1] - minutes[0] > 60 or len(clocks) > 2:
         return days, ""
     share = [sum(day.weekday() == weekday for day in days) / len(days) for weekday in range(7)]
     is_rare = [value < 0.02 for value in share]
     next_days = [day + timedelta(days=1) for day in days]
     monday_to_friday = share[6] >= 0.1 and is_rare[4] and is_rare[5]
     sunday_to_thursday = share[5] >= 0.1 and is_rare[3] and is_rare[4]
-    firsts_of_months = len(days) > 1 and all(day.day == 1 for day in next_days)
-    if not (monday_to_friday or sunday_to_thursday or firsts_of_months):
+    if not (monday_to_friday or sunday_to_thursday):
         return days, ""
     written = " and ".join(f"{clock:%H:%M}" for clock in clocks)
     return (
         next_days,
-        f"stamps at {written} are local midnights written in another zone: each row is dated on the next day",
+        f"stamps at {written}, from Sundays to Thursdays, are taken for local midnights written in another zone: each "
+        "row is dated on the next day",
     )
 
 

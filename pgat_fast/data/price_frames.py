@@ -51,7 +51,9 @@ def prices_from_frame(
     stamps, dates_from = _stamps(frame, match.position.get("date"), name, options)
     bars, numbers = _bars(frame, [match.position[price] for price in PRICES], name, options)
     days, shifted = days_of_local_midnights(stamps)
-    described += [text for text in (dates_from, stamps.described, *numbers, shifted) if text]
+    described += [text for text in (dates_from, stamps.described, *numbers) if text]
+    if shifted:
+        remarks.warn(f"{name}: {shifted}")
     if described:
         remarks.note(f"{name}: read as {'; '.join(described)}")
     if runs_backwards(days, stamps.times, name, lambda i: f"row {i}"):
@@ -67,7 +69,8 @@ def _column_names(frame: pd.DataFrame, name: str) -> list[str]:
     levels = [[str(value) for value in frame.columns.get_level_values(level)] for level in range(frame.columns.nlevels)]
     level = max(range(len(levels)), key=lambda i: len(set(PRICES) & set(match_columns(list(set(levels[i]))).position)))
     position = match_columns(levels[level]).position
-    priced = [column for column, value in enumerate(levels[level]) if value == levels[level][position.get("close", 0)]]
+    names = {levels[level][position[price]] for price in PRICES if price in position}
+    priced = [column for column, value in enumerate(levels[level]) if value in names]
     for other in range(len(levels)):
         series = sorted({levels[other][column] for column in priced})
         if other != level and len(series) > 1:
@@ -111,9 +114,9 @@ def _from_times(index: pd.DatetimeIndex, name: str) -> Stamps:
 def _from_objects(values: Sequence[Any], name: str, options: PriceOptions, described: str) -> tuple[Stamps, str]:
     """Read dates that are objects: text, numbers since 1970, dates, times."""
     if all(isinstance(value, date) for value in values):
-        if all(isinstance(value, datetime) for value in values):
-            if any(pd.isna(value) for value in values):
-                raise DataError(f"{name}: a date is missing: remove the row")
+        if any(pd.isna(value) for value in values):  # NaT is a date, too
+            raise DataError(f"{name}: a date is missing: remove the row")
+        if any(isinstance(value, datetime) for value in values):
             local = [pd.Timestamp(value).tz_localize(None) for value in values]
             return _from_times(pd.DatetimeIndex(local), name), described
         return Stamps(list(values), [None] * len(values)), described

@@ -27,7 +27,7 @@ from pgat_fast.data.price_numbers import NumberForm, UndecidedNumberError, numbe
 from pgat_fast.errors import DataError
 from pgat_fast.utils.io import read_regular_file
 
-__all__ = ["PRICES", "check_prices", "read_prices", "sp500_prices"]
+__all__ = ["PRICES", "read_prices", "sp500_prices"]
 
 _log = logging.getLogger(__name__)
 
@@ -95,22 +95,6 @@ def read_prices(path: str | Path, options: PriceOptions | None = None, remarks: 
     return _read_prices(Path(path), options or PriceOptions(), remarks or Remarks(), warn_backwards=True)
 
 
-def check_prices(prices: pd.DataFrame, name: str, lines: Sequence[int] | None = None) -> None:
-    """Raise `DataError` unless `prices` is a frame as this module's functions return.
-
-    The message names the frame `name`, and row i by `line lines[i]`, or by its date if `lines` is None.
-    """
-    missing = [column for column in PRICES if column not in prices.columns]
-    if missing:
-        raise DataError(f"{name}: no column {', '.join(missing)}: pass what `read_prices` returns")
-    days = prices.index
-    if not isinstance(days, pd.DatetimeIndex) or days.tz is not None or not days.equals(days.normalize()):
-        raise DataError(f"{name}: the index does not hold calendar days: pass what `read_prices` returns")
-    if days.hasnans or not (days.is_monotonic_increasing and days.is_unique):
-        raise DataError(f"{name}: the dates are not strictly increasing: sort the rows and drop repeated days")
-    check_bars(prices[list(PRICES)].to_numpy(np.float64), days, name, lines)
-
-
 def check_bars(bars: FloatArray, days: pd.DatetimeIndex, name: str, lines: Sequence[int] | None = None) -> None:
     """Raise `DataError` unless all prices are finite and positive, and high and low are the highest and lowest."""
     mended = mend_bars(bars)
@@ -172,7 +156,9 @@ def _read_prices(path: Path, options: PriceOptions, remarks: Remarks, warn_backw
         ]
     )
     days, shifted = days_of_local_midnights(stamps)
-    described = [*forms, *file.described, stamps.described, *numbers.described, shifted]
+    described = [*forms, *file.described, stamps.described, *numbers.described]
+    if shifted:
+        remarks.warn(f"{path}: {shifted}")
     if any(described):
         remarks.note(f"{path}: read as {'; '.join(text for text in described if text)}")
     lines = file.lines

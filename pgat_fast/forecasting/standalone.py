@@ -11,6 +11,7 @@ from pgat_fast.forecasting.load_run import Run
 from pgat_fast.forecasting.predict import known_columns
 from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Forecast, Mixture, point_forecast
+from pgat_fast.model.random_numbers import drawing_from
 from pgat_fast.model.reference.phase import BodyProcessor
 
 _CLOSE = TARGETS.index("log_Close")
@@ -38,7 +39,7 @@ class StandaloneForecaster(nn.Module):
         """Copy the weights and scalers of `run`, to its device."""
         super().__init__()
         config = run.config
-        with torch.random.fork_rng(devices=[]):  # initialising the parameters draws random numbers
+        with drawing_from(torch.Generator()):  # initialising the parameters draws random numbers
             self.model = build_model(config, backend="reference")
         self.model.load_state_dict(run.model.state_dict())
         for module in self.model.modules():

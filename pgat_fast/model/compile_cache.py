@@ -191,7 +191,11 @@ def _set_folder(folder: str | None) -> None:
         os.environ[VARIABLE] = folder
 
 
-_FOLDER: Final = SharedSetting(lambda: os.environ.get(VARIABLE), _set_folder)
+def _latest_folder(folders: list[str | None]) -> str | None:
+    return next((folder for folder in reversed(folders) if folder is not None), None)
+
+
+_FOLDER: Final = SharedSetting(lambda: os.environ.get(VARIABLE), _set_folder, choose=_latest_folder)
 
 
 @contextmanager
@@ -202,7 +206,7 @@ def compile_cache() -> Iterator[CompileCache | None]:
     environment variable at every compilation, and also writes that variable: it is set here, and restored by the last
     thread that leaves such a context. Damaged files are removed unless another process uses the folder.
     """
-    previous_folder = os.environ.get(VARIABLE)
+    previous_folder = _FOLDER.asked()
     cache: CompileCache | None = None
     with ExitStack() as stack:
         try:
@@ -227,7 +231,7 @@ def compile_cache() -> Iterator[CompileCache | None]:
             with _FOLDER.set_to(None if cache is None else str(cache.folder)):
                 yield cache
         finally:
-            if cache is None:  # torch has written the name of its own folder
+            if cache is None and not _FOLDER.is_open():  # torch has written the name of its own folder
                 _set_folder(previous_folder)
 
 

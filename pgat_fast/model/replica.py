@@ -13,7 +13,7 @@ def call_with_parameters(module: nn.Module, parameters: Mapping[str, Tensor], in
 
     `torch.func.functional_call` does the same by exchanging the parameters of the module until the call returns, so
     that another thread which calls the module meanwhile computes with the wrong ones. Here the call runs on a
-    `replica`. Only a compiler that traces the call, in one thread, gets `functional_call`, which it supports.
+    `replica`. Only a compiler that traces the call itself gets `functional_call`, which it supports.
 
     Args:
         module: any module.
@@ -23,7 +23,7 @@ def call_with_parameters(module: nn.Module, parameters: Mapping[str, Tensor], in
     Raises:
         KeyError: the tensor of a parameter is missing.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return functional_call(module, dict(parameters), inputs)
     return replica(module, parameters)(*inputs)
 

@@ -27,7 +27,7 @@ from pgat_fast.training.run_metadata import describe_run
 from pgat_fast.training.serialization import check_dense, dump_tensors, parse_tensors
 from pgat_fast.training.state import Progress
 from pgat_fast.training.torch_file import read_torch_file
-from pgat_fast.training.weight_search import USUAL_KEYS, find_weights
+from pgat_fast.training.weight_search import USUAL_KEYS, find_weights, label_of
 from pgat_fast.utils.io import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def _unwrapped(state: Any, file: Path) -> Any:
         state = state[key]
     invalid_names = [name for name in state if not isinstance(name, str)] if isinstance(state, Mapping) else []
     if invalid_names:
-        raise CheckpointError(f"the state has the key {str(invalid_names[0])[:80]}, which is not a parameter's name")
+        raise CheckpointError(f"the state has the key {label_of(invalid_names[0])}, which is not a parameter's name")
     return state
 
 

@@ -36,7 +36,7 @@ def read_torch_file(raw: bytes) -> Any:
     Raises CheckpointError, without the name of the file, if it is damaged or has another format.
     """
     try:
-        return _read_archive(raw) if raw[:4] == b"PK\x03\x04" else _read_pickles(raw, Budget(len(raw)))
+        return _read_archive(raw) if raw[:4] == b"PK\x03\x04" else _read_pickles(raw, Budget(2 * len(raw)))
     except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # its type depends on the position of the fault in the file

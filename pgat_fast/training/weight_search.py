@@ -126,7 +126,15 @@ def _states(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]
             children = (("", item) for item in value)
         for key, child in children:
             if isinstance(child, Mapping | list | tuple | Placeholder):
-                waiting.append(((*path, str(key)[:100]) if key != "" else path, child))
+                waiting.append(((*path, label_of(key)) if key != "" else path, child))
+
+
+def label_of(key: Any) -> str:
+    """Return a key of a checkpoint as text for messages; a key that is neither text nor a small number by its type."""
+    if isinstance(key, str):
+        return key[:100]
+    small = isinstance(key, int) and key.bit_length() <= 64
+    return str(key) if small or isinstance(key, float) else f"<{type(key).__name__}>"
 
 
 def _size(value: Any) -> int:

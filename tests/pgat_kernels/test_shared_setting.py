@@ -38,6 +38,23 @@ def test_contexts_nest_and_the_innermost_applies() -> None:
     assert process.value == setting.asked() == "before"
 
 
+def test_latest_request_of_all_threads_applies_by_default() -> None:
+    values = ["initial"]
+    setting = SharedSetting(lambda: values[0], lambda value: values.__setitem__(0, value))
+    other = setting.set_to("second")
+    with setting.set_to("first"):
+        thread = Thread(target=other.__enter__)
+        thread.start()
+        thread.join()
+        assert values == ["second"]
+        with setting.set_to("third"):
+            assert values == ["third"]
+        assert setting.is_open()
+    other.__exit__(None, None, None)
+    assert values == ["initial"]
+    assert not setting.is_open()
+
+
 def test_setting_is_restored_after_an_error() -> None:
     process = Process()
     setting = process.shared()

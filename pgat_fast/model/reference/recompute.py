@@ -37,7 +37,7 @@ def recompute_in_backward(block: nn.Module, *inputs: Tensor) -> Tensor:
         return block(*inputs)
     parameters = dict(block.named_parameters(remove_duplicate=False))
     result: Tensor
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         tensors = parameters | dict(block.named_buffers())
 
         def call(*args: Tensor) -> Any:

@@ -7,12 +7,14 @@ import logging
 import lzma
 import zipfile
 from collections.abc import Callable
+from datetime import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from pgat_fast.data.price_dates import Stamps, days_of_local_midnights, parse_dates
 from pgat_fast.data.price_format import PriceOptions
 from pgat_fast.data.price_numbers import UndecidedNumberError, number_form, parse_number
 from pgat_fast.data.prices import Remarks, read_prices
@@ -60,7 +62,7 @@ def read(folder: Path, content: str | bytes, options: PriceOptions | None = None
     path = folder / "prices.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     remarks = Remarks()
-    return read_prices(path, options, remarks), " ".join(remarks.notes)
+    return read_prices(path, options, remarks), " ".join([*remarks.notes, *remarks.warnings])
 
 
 GERMAN = text("%d.%m.%Y", lambda value: grouped(value, ".", ","), ";", "Datum,Eröffnung,Hoch,Tief,Schluß,Stück")
@@ -93,7 +95,7 @@ RECOGNISED: dict[str, tuple[str | bytes, str]] = {
         text(lambda day: str(day.tz_localize("Europe/Berlin").tz_convert("UTC"))),
         "local midnights",
     ),
-    "local midnights since 1970": (text(since_1970(1000, "Asia/Tokyo")), "stamps at 15:00 are local midnights"),
+    "local midnights since 1970": (text(since_1970(1000, "Asia/Tokyo")), "stamps at 15:00, from Sundays to Thursdays"),
     "gzip": (gzip.compress(text().encode()), "gzip"),
     "bzip2": (bz2.compress(text().encode()), "bzip2"),
     "xz": (lzma.compress(text().encode()), "xz"),
@@ -124,6 +126,40 @@ def test_format_is_recognised_and_described(tmp_path: Path, name: str) -> None:
     pd.testing.assert_frame_equal(prices, EXPECTED, check_exact=True)
     assert words in description
     assert bool(words) == bool(description)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "freq", "clock"),
+    [
+        ("2020-01-31", "2021-12-31", "ME", time(16)),  # closing times, not midnights elsewhere
+        ("2020-01-05", "2020-12-27", "W-SUN", time(23, 59, 59)),
+        ("2020-01-05", "2020-06-30", "C", time(17, 25)),
+    ],
+)
+def test_closing_times_do_not_move_days(first: str, last: str, freq: str, clock: time) -> None:
+    mask = {"weekmask": "Sun Mon Tue Wed Thu"} if freq == "C" else {}
+    dates = pd.bdate_range(first, last, freq=freq, **mask) if freq == "C" else pd.date_range(first, last, freq=freq)
+    days = [day.date() for day in dates]
+    assert days_of_local_midnights(Stamps(days, [clock] * len(days))) == (days, "")
+
+
+@pytest.mark.parametrize(
+    ("stamp", "words"),
+    [
+        ("2020-01-02 99:99", "holds no time of a day"),
+        ("2020-01-02 13:00 pm", "holds no time of a day"),
+        ("202001020930", "or a date with a time of day"),
+    ],
+)
+def test_impossible_and_ambiguous_times_are_refused(stamp: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        parse_dates([stamp], lambda i: f"line {i + 2}")
+
+
+def test_series_with_two_closes_is_refused(tmp_path: Path) -> None:
+    content = text(header="Date,Open_X,High_X,Low_X,Close_X,Close_X")
+    with pytest.raises(DataError, match="more than one column close"):
+        read(tmp_path, content)
 
 
 def test_description_is_one_line_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -69,6 +69,11 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda: pd.concat([with_levels(NAMES, TICKERS), with_levels(NAMES, ["Y"] * 4)], axis=1),
         "2 series",
     ),
+    "one bar of two tickers": (lambda: with_levels(NAMES, [*TICKERS[:3], "Y"]), "2 series"),
+    "missing object date": (
+        lambda: FRAME.set_axis([pd.NaT, *FRAME.index.date[1:]]),
+        "a date is missing",
+    ),
     "no dates": (lambda: FRAME.reset_index(drop=True), "no dates"),
     "no close": (lambda: FRAME.drop(columns="Close"), "no column close"),
     "no rows": (lambda: FRAME.iloc[:0], "no rows"),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgat_fast.data.prices import PRICES, check_prices, read_prices, sp500_prices
+from pgat_fast.data.prices import PRICES, read_prices, sp500_prices
 from pgat_fast.errors import DataError
 
 HEADER = "Date,Open,High,Low,Close,Adj Close,Volume\n"
@@ -177,25 +177,6 @@ def test_path_without_regular_file_raises(tmp_path: Path) -> None:
         read_prices(tmp_path / "absent.csv")
     with pytest.raises(DataError, match="this is a directory"):
         read_prices(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda prices: prices.drop(columns="low"), "no column low"),
-        (lambda prices: prices.reset_index(drop=True), "does not hold calendar days"),
-        (lambda prices: prices.tz_localize("UTC"), "does not hold calendar days"),
-        (lambda prices: prices.shift(freq="h"), "does not hold calendar days"),
-        (lambda prices: prices[::-1], "not strictly increasing"),
-        (lambda prices: prices.iloc[[0, 0, 1]], "not strictly increasing"),
-        (lambda prices: prices.assign(open=[10, np.nan, 12]), "2020-01-03, column open: .* not a finite number"),
-    ],
-)
-def test_check_prices_rejects_invalid_frames(tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
-    prices = read_prices(write(tmp_path, GOOD))
-    check_prices(prices, "mine")
-    with pytest.raises(DataError, match=f"mine.*{message}"):
-        check_prices(spoil(prices), "mine")
 
 
 @st.composite

@@ -133,6 +133,11 @@ def test_daily_market_is_recognised_by_last_year() -> None:
     )
 
 
+def test_exchange_of_other_weekdays_is_not_daily() -> None:
+    dates = pd.bdate_range("2014-01-01", "2015-12-31", freq="C", weekmask="Sat Sun Mon Tue Wed").to_numpy()
+    assert calendar_of(dates) == "Mon,Tue,Wed,Sat,Sun"
+
+
 def test_single_weekend_rows_are_not_daily() -> None:
     with_weekend = np.sort(np.append(weekdays("2013-01-01", "2015-12-31"), days("2015-11-07", "2015-11-08")))
     assert calendar_of(with_weekend) == "weekdays"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pgat_fast.errors import CheckpointError, name_some
 from pgat_fast.training.inert_pickle import MOST_OPERATIONS, Placeholder
 from pgat_fast.training.torch_file import read_torch_file
-from pgat_fast.training.weight_search import find_weights
+from pgat_fast.training.weight_search import find_weights, label_of
 from tests.pgat_fast.training.checkpoints import SLOWEST
 from tests.pgat_fast.training.hostile import (
     Call,
@@ -72,6 +72,7 @@ FORMATS: dict[str, Callable[[Any], bytes]] = {
     "pickle protocol 4": lambda value: saved_with(value, pickle_protocol=4),
     "pickle protocol 5": lambda value: saved_with(value, pickle_protocol=5),
     "plain pickle": pickle.dumps,
+    "plain pickle protocol 2": lambda value: pickle.dumps(value, protocol=2),
     "plain pickle protocol 0": lambda value: pickle.dumps(value, protocol=0),
 }
 
@@ -183,6 +184,13 @@ def test_one_of_several_weights_is_chosen_by_key(content: Callable[..., Any], st
         assert equal(found.tensors, expected)
     with pytest.raises(CheckpointError, match=r"--key nowhere: .* under: 'params', 'params_ema'"):
         find_weights(held, state, "nowhere")
+
+
+def test_key_that_is_a_huge_number_is_named_by_its_type(state: State) -> None:
+    assert label_of(10**5000) == "<int>"
+    found = find_weights({10**5000: {"other": {"a": 1}}, "model": state}, state)
+    assert found is not None
+    assert equal(found.tensors, state)
 
 
 def test_best_part_is_returned_if_names_are_missing(state: State) -> None:
