@@ -23,7 +23,7 @@ TABLE: Final[dict[Case, dict[str, Configuration]]] = {
     Case("graph_attention forward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
     Case("graph_attention forward", 2, 64): {DEFAULT: Configuration(64, 8, 1), **_FOUR_WARPS},
     Case("graph_attention forward", 4, 32): {DEFAULT: Configuration(32, 4, 1)},
-    Case("graph_attention forward", 4, 64): {DEFAULT: Configuration(64, 16, 1)},
+    Case("graph_attention forward", 4, 64): {DEFAULT: Configuration(64, 16, 1), "sm_89": Configuration(64, 8, 1)},
     Case("graph_attention backward", 2, 32): {DEFAULT: Configuration(32, 4, 1), **_EIGHT_WARPS},
     Case("graph_attention backward", 2, 64): {DEFAULT: Configuration(64, 8, 1), **_FOUR_WARPS},
     Case("graph_attention backward", 4, 32): {DEFAULT: Configuration(32, 8, 1), "sm_100": Configuration(16, 8, 1)},

@@ -1,6 +1,7 @@
 """Trading days after the last row of a file, and the calendar that its dates follow."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pgat_fast.data.prices import sp500_prices
