@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.compare import faster_in_words, saved_bytes
+from bench.gpu.cost_model import LAUNCH_SECONDS
 from bench.gpu.measure import MOST_SECONDS
 from bench.measure import fit_exponent
 from bench.result_files import RESULTS, ROOT, Record, load, newest
@@ -411,6 +412,12 @@ def _model_totals(combiner: str) -> Record:
 def model_epoch(combiner: str) -> str:
     """Return the modelled seconds of an epoch."""
     return f"{_model_totals(combiner)['seconds'] * load(f'cost_model_{combiner}')['epoch_steps']:.0f} s"
+
+
+@figure
+def launch_microseconds() -> str:
+    """Return the least microseconds of a launch in the model."""
+    return f"{1e6 * LAUNCH_SECONDS:g}"
 
 
 @figure

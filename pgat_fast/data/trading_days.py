@@ -116,7 +116,8 @@ def calendar_of(dates: Days) -> str:
     last = dates[-1]
     year, two_years = (dates[dates > last - np.timedelta64(days, "D")] for days in (365, 730))
     shares = weekday_shares(year)
-    if min(shares.values()) >= 0.5:
+    of_every_weekday = min(shares.values()) >= 0.5 or len(year) < FEWEST_ROWS_OF_WEEKDAYS
+    if shares["Sat"] >= 0.5 and shares["Sun"] >= 0.5 and of_every_weekday:
         return "daily"
     weekdays = tuple(day for day, share in shares.items() if share >= 0.5)
     if len(year) >= FEWEST_ROWS_OF_WEEKDAYS and weekdays and weekdays != WEEKDAYS[:5]:
