@@ -1,5 +1,6 @@
 """Tests that float32 products on the CPU are exact, and that torch's setting is restored."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -43,11 +44,18 @@ def test_contexts_nest_and_keep_the_precision_of_the_caller() -> None:
         setting().fp32_precision = before
 
 
-def test_setting_is_unchanged_if_onednn_would_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_exact_if_onednn_would_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread, which allows rounding, must not change the products of this one."""
     monkeypatch.setattr(matmul_precision, "_onednn_is_exact", lambda: False)
     before = setting().fp32_precision
-    with fast_exact_float32():
-        assert setting().fp32_precision == before
+    rounding = matmul_precision.ONEDNN_PRODUCTS.set_to("tf32")
+    with ThreadPoolExecutor(1) as other:
+        other.submit(rounding.__enter__).result()
+        with fast_exact_float32():
+            assert setting().fp32_precision == "ieee"
+        assert setting().fp32_precision == "tf32"
+        other.submit(rounding.__exit__, None, None, None).result()
+    assert setting().fp32_precision == before
 
 
 def test_onednn_check_ignores_autocast_and_default_device_and_dtype() -> None:
