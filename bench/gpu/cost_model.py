@@ -339,6 +339,10 @@ def _key(launch: Launch) -> tuple[Any, ...]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
+LISTED: Final = 0.01
+"""Share of a step from which a kind of elementwise operation has a row of its own."""
+
+
 def table(work: list[Work], gpu: Gpu) -> list[Record]:
     """Return a row for each kind of launch: its totals in a step, and the seconds of each limit.
 
@@ -362,6 +366,20 @@ def table(work: list[Work], gpu: Gpu) -> list[Record]:
     return sorted(rows.values(), key=lambda row: (row["group"] != "kernel", -row["seconds"], row["name"]))
 
 
+def shortened(rows: list[Record]) -> list[Record]:
+    """Return `rows` with the elementwise operations below `LISTED` of a step as one row, the last one."""
+    least = LISTED * sum(row["seconds"] for row in rows)
+    small = [row for row in rows if row["group"] == "elementwise" and row["seconds"] < least]
+    if not small:
+        return rows
+    others: Record = {"name": f"{len(small)} other kinds of operations", "group": "elementwise", "where": ""}
+    others |= {
+        what: sum(row[what] for row in small) for what in ("launches", "flops", "bytes", "instructions", "seconds")
+    }
+    others["limits"] = {limit: sum(row["limits"][limit] for row in small) for limit in small[0]["limits"]}
+    return [*(row for row in rows if row not in small), others]
+
+
 def totals(rows: list[Record]) -> Record:
     """Return launches, seconds and bytes of a step: of all, and of the groups."""
 
@@ -375,10 +393,6 @@ def totals(rows: list[Record]) -> Record:
         "elementwise_bytes": total("bytes", "elementwise"),
         "elementwise_launches": total("launches", "elementwise"),
     }
-
-
-LISTED: Final = 0.01
-"""Share of a step from which an elementwise operation has a row of its own in the tables."""
 
 
 def as_markdown(result: Record) -> str:
@@ -404,7 +418,6 @@ def as_markdown(result: Record) -> str:
     }
     lines += [f"| {label} | {' | '.join(f(gpu['totals']) for gpu in gpus.values())} |" for label, f in rows.items()]
     for name, gpu in gpus.items():
-        step = gpu["totals"]["seconds"]
         uncounted = "" if gpu["instructions_counted"] else " The instructions of kernels are not counted."
         lines += [
             "",
@@ -416,11 +429,7 @@ def as_markdown(result: Record) -> str:
             "| | launches | ms | bytes | FLOPs | issue | issue / better |",
             "|---|---|---|---|---|---|---|",
         ]
-        small: list[Record] = []
         for row in gpu["rows"]:
-            if row["group"] == "elementwise" and row["seconds"] < LISTED * step:
-                small.append(row)
-                continue
             limits = row["limits"]
             ratio = limits["issue"] / max(limits["bytes"], limits["flops"]) if limits["issue"] else None
             place = f" in {row['where']}" if row["where"] else ""
@@ -429,10 +438,6 @@ def as_markdown(result: Record) -> str:
                 f"| {row['name']}{place} | {row['launches']:,} | {1e3 * row['seconds']:.2f} | {' | '.join(cells)} | "
                 f"{'' if ratio is None else f'{ratio:.1f}'} |"
             )
-        others = [sum(row[what] for row in small) for what in ("launches", "seconds")]
-        lines.append(
-            f"| {len(small)} other kinds of elementwise operations | {others[0]:,} | {1e3 * others[1]:.2f} | | | | |"
-        )
     return "\n".join([*lines, ""])
 
 
@@ -459,7 +464,7 @@ def model_of_config(
         if gpu.architecture not in work:
             issue = gpu.architecture in ISSUE_COUNTED
             work[gpu.architecture] = work_of_a_step(config, precision, batch, gpu.architecture, issue=issue)
-        rows = table(work[gpu.architecture], gpu)
+        rows = shortened(table(work[gpu.architecture], gpu))
         described = {"peaks": gpu._asdict(), "instructions_counted": gpu.architecture in ISSUE_COUNTED}
         result["gpus"][gpu.name] = described | {"totals": totals(rows), "rows": rows}
     return result
