@@ -403,15 +403,21 @@ def model_steps() -> str:
     return str(load("cost_model_batched")["epoch_steps"])
 
 
-def _model_totals(combiner: str) -> Record:
-    totals: Record = load(f"cost_model_{combiner}")["gpus"]["H100"]["totals"]
-    return totals
+def _seconds_of_an_epoch(combiner: str, total: str) -> str:
+    record = load(f"cost_model_{combiner}")
+    return f"{record['gpus']['H100']['totals'][total] * record['epoch_steps']:.0f} s"
 
 
 @figure
 def model_epoch(combiner: str) -> str:
     """Return the modelled seconds of an epoch."""
-    return f"{_model_totals(combiner)['seconds'] * load(f'cost_model_{combiner}')['epoch_steps']:.0f} s"
+    return _seconds_of_an_epoch(combiner, "seconds")
+
+
+@figure
+def model_least(combiner: str) -> str:
+    """Return the modelled seconds of an epoch of kernels and products alone."""
+    return _seconds_of_an_epoch(combiner, "kernels_and_products_seconds")
 
 
 @figure
@@ -423,14 +429,7 @@ def launch_microseconds() -> str:
 @figure
 def model_launches(combiner: str) -> str:
     """Return the launches of a modelled step."""
-    return f"{_model_totals(combiner)['launches']:,}"
-
-
-@figure
-def model_least(combiner: str) -> str:
-    """Return the modelled seconds of an epoch of kernels and products alone."""
-    seconds = _model_totals(combiner)["kernels_and_products_seconds"]
-    return f"{seconds * load(f'cost_model_{combiner}')['epoch_steps']:.0f} s"
+    return f"{load(f'cost_model_{combiner}')['gpus']['H100']['totals']['launches']:,}"
 
 
 @figure

@@ -461,11 +461,11 @@ def model_of_config(
     }
     work: dict[str, list[Work]] = {}
     for gpu in gpus:
+        issue = gpu.architecture in ISSUE_COUNTED
         if gpu.architecture not in work:
-            issue = gpu.architecture in ISSUE_COUNTED
             work[gpu.architecture] = work_of_a_step(config, precision, batch, gpu.architecture, issue=issue)
         rows = shortened(table(work[gpu.architecture], gpu))
-        described = {"peaks": gpu._asdict(), "instructions_counted": gpu.architecture in ISSUE_COUNTED}
+        described = {"peaks": gpu._asdict(), "instructions_counted": issue}
         result["gpus"][gpu.name] = described | {"totals": totals(rows), "rows": rows}
     return result
 

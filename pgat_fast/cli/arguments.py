@@ -76,7 +76,12 @@ def add_price_arguments(parser: argparse.ArgumentParser) -> None:
     text = "decimal mark of the numbers, . or ,"
     group.add_argument("--decimal", choices=(".", ","), metavar="MARK", help=text)
     group.add_argument("--separator", metavar="MARK", help="mark between the fields: , ; | or tab")
-    group.add_argument("--strict", action="store_true", help="refuse rows with probable faults, not only warn of them")
+    add_strict_argument(parser)
+
+
+def add_strict_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--strict` to `parser`."""
+    parser.add_argument("--strict", action="store_true", help="refuse rows with probable faults, not only warn of them")
 
 
 def price_options(args: argparse.Namespace) -> "PriceOptions":

@@ -8,6 +8,7 @@ from pgat_fast.cli.arguments import (
     add_config_arguments,
     add_group,
     add_price_arguments,
+    add_strict_argument,
     config_from,
     price_options,
     trading_days,
@@ -36,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_price_arguments(build)
     check = add_command(commands, "check", run_check)
     check.add_argument("file", metavar="FILE", help="CSV file to check")
-    check.add_argument("--strict", action="store_true", help="refuse rows with probable faults, not only warn of them")
+    add_strict_argument(check)
     add_config_arguments(check)
 
 

@@ -210,7 +210,8 @@ def days_of_local_midnights(stamps: Stamps) -> tuple[list[date], str]:
 
     Bars of a day are often stamped with the midnight at which the day began where the exchange is, and written in
     another zone: 23:00 on Sunday for a Monday in Europe. All stamps then have the same late time of day (or two, an
-    hour apart, with summer time), and there are Sundays but no Fridays. Each row is then dated on the next day.
+    hour apart, with summer time), and there are Sundays but no Fridays (Saturdays but no Thursdays, for an exchange
+    that trades from Sunday to Thursday). Each row is then dated on the next day.
     Stamps of an exchange that trades on Sundays have times before 15:00 in UTC, when it closes.
     """
     times = [clock for clock in stamps.times if clock is not None]
@@ -229,11 +230,12 @@ def days_of_local_midnights(stamps: Stamps) -> tuple[list[date], str]:
     sunday_to_thursday = share[5] >= 0.1 and is_rare[3] and is_rare[4]
     if not (monday_to_friday or sunday_to_thursday):
         return days, ""
+    stamped = "Sundays to Thursdays" if monday_to_friday else "Saturdays to Wednesdays"
     written = " and ".join(f"{clock:%H:%M}" for clock in clocks)
     return (
         next_days,
-        f"stamps at {written}, from Sundays to Thursdays, are taken for local midnights written in another zone: each "
-        "row is dated on the next day",
+        f"stamps at {written}, from {stamped}, are taken for local midnights written in another zone: each row is "
+        "dated on the next day",
     )
 
 
