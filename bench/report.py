@@ -3,8 +3,8 @@
     pgat-fast bench report            # write them from the committed results
     pgat-fast bench report --check    # exit code 1 if they differ from the committed results
 
-`{NAME}` or `{NAME:ARGUMENT}` in `bench/performance_template.md` stands for one of `bench.figures.FIGURES`. In README.md
-the table is between `<!-- generated: speed -->` and `<!-- end of speed -->`.
+The page is rendered from `bench/performance_template.md` (Jinja), where the names of `bench.figures` are defined. In
+README.md the table is between `<!-- generated: speed -->` and `<!-- end of speed -->`.
 """
 
 import argparse
@@ -14,7 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from bench.figures import FIGURES, speed
+from jinja2 import Environment, StrictUndefined, TemplateError
+
+from bench import figures
+from bench.gpu.cost_model import LAUNCH_SECONDS
+from bench.gpu.measure import MOST_SECONDS
 from bench.plots import FOLDER, plots
 from bench.result_files import ROOT
 from pgat_fast.errors import BackendError, DataError
@@ -24,23 +28,23 @@ README: Final = ROOT / "README.md"
 PAGE: Final = ROOT / "docs" / "performance.md"
 TEMPLATE: Final = ROOT / "bench" / "performance_template.md"
 _TABLE: Final = re.compile(r"(<!-- generated: speed -->\n).*?(<!-- end of speed -->)", re.DOTALL)
-_FIGURE: Final = re.compile(r"\{(\w+)(?::([^}]+))?\}")
 
 
 def render_page() -> str:
-    """Return the template with all figures inserted. Raises DataError for an unknown figure."""
-
-    def figure(match: re.Match[str]) -> str:
-        if match[1] not in FIGURES:
-            raise DataError(f"{TEMPLATE.name}: unknown figure {match[0]}; choose from {', '.join(FIGURES)}")
-        return FIGURES[match[1]](*filter(None, match.groups()[1:]))
-
-    return _FIGURE.sub(figure, TEMPLATE.read_text(encoding="utf-8"))
+    """Return the template with all figures inserted. Raises DataError if it is invalid or names an unknown figure."""
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.globals |= {**vars(figures), "LAUNCH_SECONDS": LAUNCH_SECONDS, "MOST_SECONDS": MOST_SECONDS}
+    try:
+        return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render()
+    except TemplateError as error:
+        raise DataError(f"{TEMPLATE.name}: {error}") from error
 
 
 def render_readme(readme: str) -> str:
     """Return `readme` with the current table of speed. Raises DataError if its markers are missing."""
-    text, count = _TABLE.subn(lambda match: f"{match[1]}\n{speed()}\n\n{match[2]}", readme)
+    text, count = _TABLE.subn(lambda match: f"{match[1]}\n{figures.speed()}\n\n{match[2]}", readme)
     if count != 1:
         raise DataError("README.md: expected one `<!-- generated: speed -->` with its `<!-- end of speed -->`")
     return text

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
-from bench.figures import FIGURES
+from bench import figures, report
 from bench.plots import DRAWINGS, plots
 from pgat_fast.errors import DataError
 
 TABLE = "<!-- generated: speed -->\n{}<!-- end of speed -->\n"
+EXPRESSION = re.compile(r"\{[{%].*?[%}]\}")
 
 
 def test_only_text_between_markers_changes() -> None:
@@ -26,20 +26,25 @@ def test_missing_markers_and_unknown_figures_raise(tmp_path: Path, monkeypatch: 
     with pytest.raises(DataError, match="expected one `<!-- generated: speed -->`"):
         report.render_readme("<!-- generated: speed -->\nand no end")
     monkeypatch.setattr(report, "TEMPLATE", tmp_path / "some.md")
-    report.TEMPLATE.write_text("as fast as {light}")
-    with pytest.raises(DataError, match=r"some.md: unknown figure {light}; choose from steps, "):
-        report.render_page()
+    for unknown in ("light()", 'load("ranks").check.light', 'load("light")', "steps("):
+        report.TEMPLATE.write_text(f"as fast as {{{{ {unknown} }}}}")
+        with pytest.raises(DataError, match=r"some\.md: .*light|light\.json is missing|some\.md: unexpected"):
+            report.render_page()
 
 
 def test_every_figure_is_used_and_every_plot_is_shown() -> None:
     template = report.TEMPLATE.read_text()
-    assert set(re.findall(r"\{(\w+)(?::[^}]+)?\}", template)) == set(FIGURES)
+    expressions = " ".join(EXPRESSION.findall(template))
+    code = "".join(Path(module.__file__ or "").read_text() for module in (figures, report)) + expressions
+    functions = [name for name, value in vars(figures).items() if getattr(value, "__module__", "") == figures.__name__]
+    assert len(functions) > 20
+    assert [name for name in functions if len(re.findall(rf"\b{name}\b", code)) < 2] == []
     assert set(re.findall(r"plots/(\w+)\.svg", template)) == set(DRAWINGS)
 
 
 def test_template_contains_no_typed_figures() -> None:
     """Numbers with a unit or a decimal point come from results; the others are sizes."""
-    text = report.TEMPLATE.read_text().replace("19 of 20", "")  # the coverage of intervals
+    text = EXPRESSION.sub("", report.TEMPLATE.read_text()).replace("19 of 20", "")  # the coverage of intervals
     assert re.findall(r"\d+\.\d+|\d+ ?(?:%|[GM]i?B\b|m?s\b|times|minutes|seconds|billion)", text) == []
 
 
