@@ -42,8 +42,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def _checkpoints_at(path: Path) -> list[Path]:
     from pgat_fast.errors import CheckpointError
-    from pgat_fast.training.checkpoint import find_checkpoints
-    from pgat_fast.training.manifest import MANIFEST, NAME
+    from pgat_fast.training.manifest import MANIFEST, NAME, find_checkpoints
     from pgat_fast.training.run_folder import CHECKPOINTS
 
     is_run = (path / CHECKPOINTS).is_dir()

@@ -1,6 +1,5 @@
 """Files of a run, finished or not, read into plain structures."""
 
-import json
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -10,7 +9,7 @@ import pandas as pd
 
 from pgat_fast.errors import CheckpointError, DataError
 from pgat_fast.report.tables import read_adjacency, read_forecasts, read_text
-from pgat_fast.training.manifest import MANIFEST, NAME, decode_manifest
+from pgat_fast.training.manifest import MANIFEST, decode_manifest, find_checkpoints, strict_json
 from pgat_fast.training.run_folder import CHECKPOINTS
 
 _MARKS = ("status.json", "config.yaml", "results.json")
@@ -194,18 +193,12 @@ def _read_object(path: Path) -> Record | None:
     if text is None:
         return None
     try:
-        content = json.loads(text, parse_constant=_reject_constant)
-    except RecursionError:
-        raise DataError(f"{path}: nested too deeply; restore the file, or delete it") from None
-    except ValueError as error:
-        raise DataError(f"{path}: damaged or not JSON: {error}; restore the file, or delete it") from error
+        content = strict_json(text.encode())
+    except CheckpointError as error:
+        raise DataError(f"{path}: {error}; restore the file, or delete it") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}, not an object; restore the file, or delete it")
     return content
-
-
-def _reject_constant(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _read_results(path: Path) -> Record:
@@ -238,10 +231,7 @@ def _read_lines(path: Path) -> list[Record]:
 
 def _read_checkpoints(root: Path) -> tuple[list[str], Record]:
     """Return the names of the checkpoints in `root`, oldest first, and the metadata of the newest readable one."""
-    if not root.is_dir():
-        return [], {}
-    checkpoints = [path for path in root.iterdir() if NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
-    checkpoints.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+    checkpoints = [path for path in find_checkpoints(root) if (path / MANIFEST).is_file()]
     metadata: Record = {}
     for path in reversed(checkpoints):
         try:

@@ -11,13 +11,12 @@ replaces it) and `NAME.damaged-1` (a damaged checkpoint after another one has re
 
 import logging
 import os
-import re
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,14 +28,22 @@ from pgat_fast.training.checkpoint_files import (
     read_weights,
     remove_or_warn,
 )
-from pgat_fast.training.manifest import FILES, MANIFEST, NAME, TRAINING, WEIGHTS, decode_manifest, encode_manifest
+from pgat_fast.training.manifest import (
+    FILES,
+    MANIFEST,
+    NAME,
+    PREVIOUS,
+    TRAINING,
+    WEIGHTS,
+    decode_manifest,
+    encode_manifest,
+    find_checkpoints,
+)
 from pgat_fast.training.run_folder import CHECKPOINTS
 from pgat_fast.training.serialization import dump_state, dump_tensors
 from pgat_fast.utils.io import first_unused, is_orphan, sync_directory, temporary_name, write_synced
 
 logger = logging.getLogger(__name__)
-
-_PREVIOUS: Final = ".previous"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +107,13 @@ def save_checkpoint(root: Path, name: str, checkpoint: Checkpoint) -> Path:
         ) from error
     finally:
         remove_or_warn(temporary)
-    remove_or_warn(target.with_name(name + _PREVIOUS))
+    remove_or_warn(target.with_name(name + PREVIOUS))
     return target
 
 
 def _put_in_place(temporary: Path, target: Path, good: bool) -> None:
     """Rename `temporary` to `target`. With `good`, `target` is intact, and stays readable until then."""
-    previous = target.with_name(target.name + _PREVIOUS)
+    previous = target.with_name(target.name + PREVIOUS)
     if good:
         remove_or_warn(previous)
     else:
@@ -199,7 +206,7 @@ def _shortened(error: RuntimeError) -> str:
 
 def _present(path: Path) -> Path:
     """Return `path`, or its predecessor if a process was killed while it replaced the checkpoint."""
-    previous = path.with_name(path.name + _PREVIOUS)
+    previous = path.with_name(path.name + PREVIOUS)
     return previous if not os.path.lexists(path) and os.path.lexists(previous) else path
 
 
@@ -213,19 +220,6 @@ def list_checkpoints(root: Path) -> list[Path]:
         for path in find_checkpoints(root)
         if any(all((path / name).is_file() for name in (MANIFEST, *names)) for names in FILES.values())
     ]
-
-
-def find_checkpoints(root: Path) -> list[Path]:
-    """Return all paths in `root` that are named like a checkpoint, whatever their state, oldest first."""
-    names = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    checkpoint_names = [name for name in names if NAME.fullmatch(name)]
-    stems = {name.removesuffix(_PREVIOUS) for name in names if name.endswith(_PREVIOUS)}
-    checkpoint_names += [stem + _PREVIOUS for stem in stems - names if NAME.fullmatch(stem)]
-    return [root / name for name in sorted(checkpoint_names, key=_age)]
-
-
-def _age(name: str) -> tuple[list[int], str]:
-    return [int(number) for number in reversed(re.findall(r"\d+", name))], name
 
 
 def newest_good(root: Path, *, training: bool = True) -> tuple[Path, Checkpoint] | None:
@@ -263,19 +257,17 @@ def choose_checkpoint(root: Path, which: str) -> tuple[Path, Checkpoint] | None:
 
 
 def prune(root: Path, keep: int, also: Iterable[str | None] = ()) -> list[Path]:
-    """Remove all checkpoints but the newest `keep`, the best ones according to these, and those named in `also`.
+    """Remove all checkpoints but the newest `keep` (at least 1), the best ones according to these, and those in `also`.
 
     Checkpoints with an unreadable manifest or files of wrong size are kept and not counted. A warning names
     checkpoints that cannot be removed. Returns the removed paths.
     """
-    if keep < 1:
-        raise ValueError(f"keep is {keep}: keep at least 1 checkpoint")
     abouts = {path: about for path in list_checkpoints(root) if (about := _metadata(path)) is not None}
     newest = list(abouts)[-keep:]
     best = {abouts[path].get("best") for path in newest} | set(also)
     removed = []
     for path in abouts:
-        if path in newest or path.name.removesuffix(_PREVIOUS) in best:
+        if path in newest or path.name.removesuffix(PREVIOUS) in best:
             continue
         # Rename first: a kill during the removal must not leave a partial checkpoint under this name.
         temporary = temporary_name(path)
@@ -311,8 +303,8 @@ def remove_orphans(root: Path) -> list[Path]:
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if is_orphan(path) and remove_or_warn(path):
                 removed.append(path)
-    for path in sorted(root.glob(f"*{_PREVIOUS}")):
-        target = path.with_name(path.name.removesuffix(_PREVIOUS))
+    for path in sorted(root.glob(f"*{PREVIOUS}")):
+        target = path.with_name(path.name.removesuffix(PREVIOUS))
         if not NAME.fullmatch(target.name):
             continue
         if not _faults(target):

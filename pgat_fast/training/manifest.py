@@ -1,4 +1,4 @@
-"""Manifest of a checkpoint: its metadata, and the hash of every file, including the manifest itself.
+"""Manifest of a checkpoint: its metadata, and the hash of every file, including itself; names of checkpoints.
 
 The file is JSON in one canonical form, so that any changed byte is detected, even in white space.
 """
@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import NoneType
 from typing import Any, Final, TypeVar
 
@@ -35,6 +36,8 @@ _DEEPEST: Final = 64
 
 NAME: Final = re.compile(r"(?:[A-Za-z0-9]+-)*step-[0-9]{1,18}", re.ASCII)
 """Names of checkpoints, which are ordered by step number."""
+PREVIOUS: Final = ".previous"
+"""Suffix of the name of a good checkpoint while another one replaces it."""
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -72,6 +75,19 @@ class Manifest:
 
     files: dict[str, File]
     about: dict[str, Any]
+
+
+def find_checkpoints(root: Path) -> list[Path]:
+    """Return all paths in `root` that are named like a checkpoint, whatever their state, oldest first."""
+    names = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    checkpoint_names = [name for name in names if NAME.fullmatch(name)]
+    stems = {name.removesuffix(PREVIOUS) for name in names if name.endswith(PREVIOUS)}
+    checkpoint_names += [stem + PREVIOUS for stem in stems - names if NAME.fullmatch(stem)]
+    return [root / name for name in sorted(checkpoint_names, key=_age)]
+
+
+def _age(name: str) -> tuple[list[int], str]:
+    return [int(number) for number in reversed(re.findall(r"\d+", name))], name
 
 
 def sha256(content: bytes) -> str:

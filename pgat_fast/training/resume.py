@@ -9,7 +9,8 @@ from pgat_fast.config import Config, config_to_dict
 from pgat_fast.config.legacy import migrate
 from pgat_fast.data.table import Table
 from pgat_fast.errors import CheckpointError, ConfigError
-from pgat_fast.training.checkpoint import Checkpoint, find_checkpoints, newest_good, read_checkpoint
+from pgat_fast.training.checkpoint import Checkpoint, newest_good, read_checkpoint
+from pgat_fast.training.manifest import find_checkpoints
 from pgat_fast.training.run_folder import CHECKPOINTS, unused_path
 from pgat_fast.training.state import Progress
 

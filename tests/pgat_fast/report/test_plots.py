@@ -19,7 +19,7 @@ from matplotlib.text import Text
 
 from pgat_fast.data.bodies import BODIES
 from pgat_fast.data.columns import TARGETS
-from pgat_fast.errors import ConfigError, DataError
+from pgat_fast.errors import ConfigError
 from pgat_fast.report.figure_style import INK, MUTED, VARIABLES, draw_line, new_figure, plain_label, to_png, to_svg
 from pgat_fast.report.forecast_figures import (
     MOST_PANELS,
@@ -353,11 +353,6 @@ def test_missing_matplotlib_error_names_extra(tmp_path: Path, monkeypatch: pytes
     assert write_plots(tmp_path) == []
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r'pip install "pgat-fast\[plots\]"'):
-        write_plots(tmp_path)
-
-
-def test_folder_without_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="name the folder of a run"):
         write_plots(tmp_path)
 
 

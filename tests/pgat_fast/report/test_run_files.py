@@ -9,6 +9,7 @@ import pytest
 from pgat_fast.data.bodies import BODIES
 from pgat_fast.errors import DataError
 from pgat_fast.report.run_files import RunFiles, read_run
+from pgat_fast.training.checkpoint import Checkpoint, save_checkpoint
 from pgat_fast.training.run_folder import write_status
 from tests.pgat_fast.report.changes import make_unfinished, results_of
 
@@ -56,24 +57,14 @@ def test_memory_limits_are_unknown_without_results_and_checkpoints() -> None:
     assert RunFiles(Path("run")).memory_limits == {"limit_gib": None, "device_limit_gib": None}
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_folder_without_run_is_refused(tmp_path: Path, exists: bool) -> None:
-    folder = tmp_path / "elsewhere"
-    if exists:
-        folder.mkdir()
-    reason = "it has none of status.json, config.yaml, results.json" if exists else "there is no such folder"
-    with pytest.raises(DataError, match=rf"elsewhere: {reason}: name the folder of a run"):
-        read_run(folder)
-
-
 KEYS = b"origin,date,horizon,target,forecast,truth\n"
 DAMAGE = [
-    ("results.json", b'{"name": "ni', r"results\.json: damaged or not JSON"),
+    ("results.json", b'{"name": "ni', r"results\.json: damaged, or not JSON"),
     ("results.json", b'{"name": NaN}', r"results\.json: .*NaN is not JSON"),
     ("results.json", b"[]", r"results\.json: holds a list, not an object"),
     ("results.json", b"{}", r"results\.json: not the format of this version of pgat-fast: name: Field required"),
     ("results.json", b"[" * 200_000, r"results\.json: nested too deeply"),
-    ("status.json", b"", r"status\.json: damaged or not JSON"),
+    ("status.json", b"", r"status\.json: damaged, or not JSON"),
     ("config.yaml", b"\xff\xfe", r"config\.yaml: damaged: byte 0 is not UTF-8 text"),
     ("adjacency.csv", b",sun,moon\nsun,1,2\n", r"adjacency\.csv: the names of rows and columns differ"),
     ("adjacency.csv", b",sun\nsun,x\n", r"adjacency\.csv: column sun: could not convert"),
@@ -100,6 +91,15 @@ def test_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, messag
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_run(tmp_path)
+
+
+def test_newest_of_two_checkpoints_at_one_step_names_the_best(finished: Path) -> None:
+    """Before and after the validation of an epoch are two checkpoints of one step."""
+    run = make_unfinished(finished, "stopped")
+    names = ["epoch-0000-step-00000005", "epoch-0001-step-00000005"]
+    for name, best in zip(reversed(names), (names[1], None), strict=True):
+        save_checkpoint(run / "checkpoints", name, Checkpoint({}, about={"best": best}))
+    assert (read_run(run).checkpoints, read_run(run).best) == (names, names[1])
 
 
 def test_checkpoint_with_damaged_manifest_is_listed(tmp_path: Path) -> None:

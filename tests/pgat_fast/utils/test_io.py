@@ -3,14 +3,12 @@
 import errno
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgat_fast.utils.io import is_orphan, sync_directory, temporary_name, write_atomically, write_json
+from pgat_fast.utils.io import sync_directory, temporary_name, write_atomically, write_json
 
 
 def test_write_replaces_content_without_leftovers(tmp_path: Path) -> None:
@@ -66,21 +64,6 @@ def test_sync_directory_ignores_einval_but_raises_eio(tmp_path: Path, monkeypatc
     refuse(errno.EIO)
     with pytest.raises(OSError, match="Input/output"):
         sync_directory(tmp_path)
-
-
-def test_temporary_file_of_ended_process_is_orphan(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    for name, orphan in (
-        (temporary_name(tmp_path / "file").name, False),
-        (f".file.{process.pid}.tmp", True),
-        (f"file.{process.pid}.tmp", False),
-        (f".file.{process.pid}.tmp.txt", False),
-        (".file.tmp", False),
-        (".file.x.tmp", False),
-    ):
-        (tmp_path / name).touch()
-        assert is_orphan(tmp_path / name) == orphan, name
 
 
 def test_write_json_rejects_nan(tmp_path: Path) -> None:
