@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
         from pgat_fast.sweep.jobs import Job, jobs_of, parse_grid, write_jobs
         from pgat_fast.sweep.pool import STOP_SECONDS, places, run_jobs
-        from pgat_fast.sweep.table import as_text, finished, write_results
-        from pgat_fast.training.run_folder import is_locked, locked
+        from pgat_fast.sweep.table import as_text, write_results
+        from pgat_fast.training.run_folder import finished_results, is_locked, locked
 
         config = config_from(args)
         jobs = jobs_of(config, parse_grid(args.grid), args.seeds)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             locked_jobs: list[Job] = []
             if job_places:
                 stop.patience = STOP_SECONDS + PATIENCE  # wait until the jobs have saved a checkpoint
-                unfinished = [job for job in jobs if finished(job.folder(folder)) is None]
+                unfinished = [job for job in jobs if finished_results(job.folder(folder)) is None]
                 locked_jobs = [job for job in unfinished if is_locked(job.folder(folder))]
                 free_jobs = [job for job in unfinished if job not in locked_jobs]
                 failures = run_jobs(folder, free_jobs, job_places, stop=stop, progress=not args.quiet)

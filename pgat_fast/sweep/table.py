@@ -1,6 +1,5 @@
 """Results of a sweep: one row per job, and the mean and spread over seeds for every point of the grid."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +9,7 @@ import pandas as pd
 from pgat_fast.errors import ConfigError
 from pgat_fast.evaluation.metrics import finite, skill
 from pgat_fast.sweep.jobs import Job
-from pgat_fast.training.run_folder import read_status
+from pgat_fast.training.run_folder import finished_results, read_status
 from pgat_fast.utils.io import write_atomically, write_json
 from pgat_fast.utils.table import format_columns
 
@@ -21,21 +20,12 @@ MEASURES: Final = ("best_validation_loss", "test_rmse", "test_mae", "training_se
 """Measures of every finished job; errors are in scaled units."""
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    """Return the results of a run, None if it is not finished."""
-    path = folder / "results.json"
-    if read_status(folder).get("state") != "finished" or not path.is_file():
-        return None
-    results: dict[str, Any] = json.loads(path.read_bytes())
-    return results
-
-
 def collect(folder: Path, jobs: Sequence[Job]) -> pd.DataFrame:
     """Return one row per job: the settings of the grid, seed, `state`, `MEASURES`, skill against each baseline."""
     rows = []
     for job in jobs:
         row: dict[str, Any] = {"job": job.name, **dict(job.settings), "seed": job.seed}
-        results = finished(job.folder(folder))
+        results = finished_results(job.folder(folder))
         if results is None:
             rows.append(row | {"state": read_status(job.folder(folder)).get("state", NOT_RUN)})
             continue
@@ -114,7 +104,7 @@ def ensemble_skill(members: Sequence[Path]) -> dict[str, Any]:
     mean = sum(table["forecast"] for table in tables) / len(tables)
     errors = (mean - tables[0]["truth"]) / tables[0]["target"].map(scales)
     mse = float((errors**2).mean())
-    results = finished(members[0])
+    results = finished_results(members[0])
     assert results is not None
     scaled = results["test"]["scaled"]
     against = {name: skill(mse, scaled[name]["overall"]["mse"]) for name in scaled["skill"]}

@@ -21,7 +21,7 @@ from pgat_fast.data.load import load_splits
 from pgat_fast.errors import ConfigError, DataError
 from pgat_fast.training.checkpoint import list_checkpoints
 from pgat_fast.training.run import train
-from pgat_fast.training.run_folder import CHECKPOINTS, locked, read_status
+from pgat_fast.training.run_folder import CHECKPOINTS, finished_results, locked
 from pgat_fast.training.signals import Stop
 from pgat_fast.utils.io import write_json
 
@@ -127,10 +127,8 @@ def _finished(run: Config, sha256: str) -> dict[str, Any] | None:
     settings = [(c.data, c.model, c.training, c.run.precision, c.run.exact_dropout) for c in (stored_config, run)]
     if settings[0] != settings[1]:
         raise ConfigError(f"{folder}: a backtest with other settings is there; move it away, or restore its settings")
-    if read_status(folder).get("state") != "finished":
-        return None
-    results: dict[str, Any] = json.loads((folder / "results.json").read_bytes())
-    if results["data"]["sha256"] != sha256:
+    results = finished_results(folder)
+    if results is not None and results["data"]["sha256"] != sha256:
         raise ConfigError(f"{folder}: a backtest of other data is there; move it away, or restore the data file")
     return results
 

@@ -1,6 +1,5 @@
 """Start or resume a training run: its checkpoint, folder, lock and log, from the configuration to the results."""
 
-import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -75,9 +74,9 @@ def train(
         setup = Setup(config, device, group, resume_point=point, cache=cache, check_stop=stop.check)
         point = None  # the trainer frees its memory
         folder = group.run_on_main(lambda: _open_folder(config, checkpoint, stack))
-        if group.run_on_main(lambda: setup.is_finished(folder)):
+        results = group.run_on_main(lambda: setup.earlier_results(folder))
+        if results is not None:
             logger.info("%s: this run is complete; to train further, raise training.epochs or max_steps", folder)
-            results: Results = json.loads((folder / "results.json").read_bytes())
             return folder, results
         monitor = stack.enter_context(
             Monitor(

@@ -1,4 +1,4 @@
-"""Folder of a run: creation, lookup, lock, log and status."""
+"""Folder of a run: creation, lookup, lock, log, status and results."""
 
 import json
 import logging
@@ -179,3 +179,11 @@ def read_status(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def finished_results(folder: Path) -> dict[str, Any] | None:
+    """Return the content of `results.json` of a finished run; None if the run is not finished."""
+    path = folder / "results.json"
+    if read_status(folder).get("state") != "finished" or not path.is_file():
+        return None
+    return json.loads(path.read_bytes())

@@ -20,10 +20,10 @@ from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.monitoring.tensorboard import writer_class
 from pgat_fast.training.estimate import MEASURED_STEPS, expected_compile_seconds, measure_batch_seconds, program_key
 from pgat_fast.training.optimizer_step import OptimizerStep, make_optimizer
-from pgat_fast.training.results import finish_run
+from pgat_fast.training.results import Results, finish_run
 from pgat_fast.training.resume import ResumePoint
 from pgat_fast.training.rng import seed_everything
-from pgat_fast.training.run_folder import read_status
+from pgat_fast.training.run_folder import finished_results
 from pgat_fast.training.run_metadata import compiled_regions, describe_run
 from pgat_fast.training.state import end_of_training, most_steps
 
@@ -149,12 +149,9 @@ class Setup:
             previous=resumed,
         )
 
-    def is_finished(self, folder: Path) -> bool:
-        """Return whether the run in `folder` has reached the end that these settings ask for and has results."""
+    def earlier_results(self, folder: Path) -> Results | None:
+        """Return the results of the run in `folder` if it has reached the end that these settings ask for."""
         progress = None if self.resume_point is None else self.resume_point.progress
-        return (
-            progress is not None
-            and read_status(folder).get("state") == "finished"
-            and (folder / "results.json").is_file()
-            and end_of_training(progress, self.settings) is not None
-        )
+        if progress is None or end_of_training(progress, self.settings) is None:
+            return None
+        return finished_results(folder)

@@ -17,9 +17,9 @@ from pgat_fast.cli import main
 from pgat_fast.forecasting.ensemble import predict_ensemble
 from pgat_fast.sweep.jobs import jobs_of, read_jobs, write_jobs
 from pgat_fast.sweep.pool import places
-from pgat_fast.sweep.table import best_members, collect, ensemble_skill, finished
+from pgat_fast.sweep.table import best_members, collect, ensemble_skill
 from pgat_fast.training.run import train
-from pgat_fast.training.run_folder import locked
+from pgat_fast.training.run_folder import finished_results, locked
 
 SETTINGS = ["training.epochs=1", "training.warmup_epochs=0", "run.compile=off"]
 
@@ -87,7 +87,7 @@ def test_sweep_runs_unfinished_jobs_and_reports_failed_and_skipped_ones(
         assert main(arguments) == 1
     assert list(collect(folder, read_jobs(folder))["state"]) == ["finished", "not run", "not run", "not run"]
     assert interrupted.folder(folder).name == f"{interrupted.name}-2", "it starts anew"
-    assert finished(running.folder(folder)) is None
+    assert finished_results(running.folder(folder)) is None
     printed = capsys.readouterr().out
     assert "1 of 4 jobs are finished" in printed
     assert f"skipped, because another process is running them: {running.name}" in printed
