@@ -65,7 +65,6 @@ SCENARIOS: dict[str, Scenario] = {
 def run_adversarial(
     model: nn.Module,
     windows: Windows,
-    batch_size: int,
     mixture_mode: str,
     targets: Sequence[str],
     *,
@@ -94,7 +93,7 @@ def run_adversarial(
         }  # fmt: skip
         change = partial(_perturb, perturb, seed, number)
         try:
-            perturbed = evaluate_split(model, windows, batch_size, mixture_mode, on_batch=on_batch, change=change)
+            perturbed = evaluate_split(model, windows, mixture_mode, on_batch=on_batch, change=change)
         except PgatError:
             raise
         except Exception as error:  # reported below: a failing diagnostic must not end the run

@@ -87,11 +87,9 @@ def assess(
             on_batch()
         bar.update()
 
-    validation = evaluate_split(model, splits.validation, EVALUATION_BATCH, mode, on_batch=next_batch)
-    result = evaluate_split(model, test, EVALUATION_BATCH, mode, on_batch=next_batch)
-    adversarial = run_adversarial(
-        model, test, EVALUATION_BATCH, mode, targets, seed=seed, clean=result, on_batch=next_batch
-    )
+    validation = evaluate_split(model, splits.validation, mode, on_batch=next_batch)
+    result = evaluate_split(model, test, mode, on_batch=next_batch)
+    adversarial = run_adversarial(model, test, mode, targets, seed=seed, clean=result, on_batch=next_batch)
     bar.close()
     in_prices = targets == TARGETS
     intervals = calibrate(validation, scaler, kind=kind if in_prices else None, mixture_mode=mode, seed=seed)

@@ -62,21 +62,16 @@ class SplitForecast:
 def evaluate_split(
     model: nn.Module,
     windows: Windows,
-    batch_size: int,
     mixture_mode: str,
     *,
     on_batch: Callable[[], None] | None = None,
     change: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> SplitForecast:
-    """Forecast all windows in evaluation mode, including the last partial batch.
-
-    The loss is a mean over windows: the results depend on `batch_size` by rounding only. Reported metrics are computed
-    with `EVALUATION_BATCH` in IEEE float32 and do not depend on any setting.
+    """Forecast all windows in evaluation mode, in batches of `EVALUATION_BATCH` and IEEE float32.
 
     Args:
         model: the forecaster, on the device of `windows`.
         windows: the windows to forecast.
-        batch_size: number of windows per batch.
         mixture_mode: `model.mdn_multivariate_mode`.
         on_batch: called before every batch; an exception it raises ends the evaluation.
         change: maps x_enc [B, S, F] and the indices of the windows [B] to a changed history. The decoder receives its
@@ -87,8 +82,7 @@ def evaluate_split(
     outputs, truths = [], []
     total = torch.zeros((), dtype=torch.float64, device=device)
     adjacency = torch.zeros((), dtype=torch.float64, device=device)
-    batches = batch_indices(len(windows), batch_size, drop_last=False, device=device)
-    for batch, forecast, diagnostics in _forecasts(model, windows, batches, on_batch, change):
+    for batch, forecast, diagnostics in _forecasts(model, windows, _batches(windows), on_batch, change):
         total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
         # Accumulate in float64 without a float64 copy of [B, S, N, N], which may be the largest tensor.
         adjacency = adjacency + diagnostics["adjacency"].sum(dim=(0, 1), dtype=torch.float64)
@@ -112,7 +106,7 @@ def mean_loss_of_split(
     on_batch: Callable[[], None] | None = None,
     group: SingleProcess | None = None,
 ) -> float:
-    """Return `evaluate_split(...).loss` with `EVALUATION_BATCH`, dividing the windows among the ranks.
+    """Return `evaluate_split(...).loss`, dividing the windows among the ranks.
 
     The sum is accumulated in float64 and depends on the number of ranks by rounding only. All ranks call `on_batch`
     equally often, even if some have one batch less.
@@ -121,7 +115,7 @@ def mean_loss_of_split(
     model.eval()
     device = windows.values.device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    batches = list(batch_indices(len(windows), EVALUATION_BATCH, drop_last=False, device=device))
+    batches = _batches(windows)
     local_batches = batches[group.rank :: group.size]
     for batch, forecast, _ in _forecasts(model, windows, local_batches, on_batch):
         total += len(batch.y) * forecast_loss(forecast, batch.y, mixture_mode)
@@ -130,6 +124,11 @@ def mean_loss_of_split(
     total = group.all_reduce_sum(total)
     group.synchronize(total)
     return total.item() / len(windows)
+
+
+def _batches(windows: Windows) -> list[Tensor]:
+    device = windows.values.device
+    return list(batch_indices(len(windows), EVALUATION_BATCH, drop_last=False, device=device))
 
 
 def _forecasts(
@@ -188,15 +187,13 @@ def price_base(table: Table, windows: Windows, kind: str) -> Array:
     if kind == "levels":
         return np.ones(len(windows))
     closes = table.values[:, table.columns.index("log_Close")]
-    base: Array = table.base_price * np.exp(np.cumsum(closes)[last_rows(windows)])
-    return base
+    return table.base_price * np.exp(np.cumsum(closes)[last_rows(windows)])
 
 
 def true_values(table: Table, windows: Windows, targets: tuple[str, ...]) -> Array:
     """Return the unscaled targets of the forecast days, [W, P, C]."""
     days = last_rows(windows)[:, None] + np.arange(1, windows.pred_len + 1)
-    values: Array = target_values(table, targets)[days]
-    return values
+    return target_values(table, targets)[days]
 
 
 def compare(result: SplitForecast, table: Table, splits: Splits, kind: str) -> dict[str, Any]:

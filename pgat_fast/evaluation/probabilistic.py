@@ -24,14 +24,12 @@ _BISECTIONS = 80
 
 def normal_cdf(z: Array) -> Array:
     """Compute the standard normal distribution function."""
-    cdf: Array = torch.special.ndtr(torch.from_numpy(np.ascontiguousarray(z))).numpy()
-    return cdf
+    return torch.special.ndtr(torch.from_numpy(np.ascontiguousarray(z))).numpy()
 
 
 def mixture_cdf(y: Array, means: Array, stds: Array, weights: Array) -> Array:
     """Compute P(Y <= y), [...], for y [...] and means, stds and weights [..., K]."""
-    cdf: Array = np.sum(weights * normal_cdf((y[..., None] - means) / stds), axis=-1)
-    return cdf
+    return np.sum(weights * normal_cdf((y[..., None] - means) / stds), axis=-1)
 
 
 def mixture_quantile(probability: float, means: Array, stds: Array, weights: Array) -> Array:
@@ -48,8 +46,7 @@ def mixture_quantile(probability: float, means: Array, stds: Array, weights: Arr
         middle = 0.5 * (low + high)
         below = mixture_cdf(middle, means, stds, weights) < probability
         low, high = np.where(below, middle, low), np.where(below, high, middle)
-    quantile: Array = 0.5 * (low + high)
-    return quantile
+    return 0.5 * (low + high)
 
 
 def mixture_crps(y: Array, means: Array, stds: Array, weights: Array) -> Array:
@@ -65,8 +62,7 @@ def mixture_crps(y: Array, means: Array, stds: Array, weights: Array) -> Array:
     mean_differences = means[..., :, None] - means[..., None, :]
     difference_stds = np.hypot(stds[..., :, None], stds[..., None, :])
     pairs = weights[..., :, None] * weights[..., None, :]
-    crps: Array = error - 0.5 * np.sum(pairs * _expected_distance(mean_differences, difference_stds), axis=(-2, -1))
-    return crps
+    return error - 0.5 * np.sum(pairs * _expected_distance(mean_differences, difference_stds), axis=(-2, -1))
 
 
 def _expected_distance(mean: Array, std: Array) -> Array:
@@ -85,18 +81,15 @@ def day_nll(mixture: MixtureArrays, truth: Array, mode: str) -> Array:
     Raises ValueError for another mode.
     """
     if mode == "independent":
-        nll: Array = marginal_nll(mixture, truth).sum(axis=-1)
-    elif mode == "joint":
-        nll = -np.logaddexp.reduce(_log_weights(mixture) + _log_densities(mixture, truth).sum(axis=2), axis=-1)
-    else:
-        raise ValueError(f"mode is {mode!r}, not 'joint' or 'independent'")
-    return nll
+        return marginal_nll(mixture, truth).sum(axis=-1)
+    if mode == "joint":
+        return -np.logaddexp.reduce(_log_weights(mixture) + _log_densities(mixture, truth).sum(axis=2), axis=-1)
+    raise ValueError(f"mode is {mode!r}, not 'joint' or 'independent'")
 
 
 def marginal_nll(mixture: MixtureArrays, truth: Array) -> Array:
     """Compute the marginal negative log-likelihood of each target of each day, in nats, [W, P, C]."""
-    nll: Array = -np.logaddexp.reduce(_log_weights(mixture)[:, :, None] + _log_densities(mixture, truth), axis=-1)
-    return nll
+    return -np.logaddexp.reduce(_log_weights(mixture)[:, :, None] + _log_densities(mixture, truth), axis=-1)
 
 
 def _log_densities(mixture: MixtureArrays, truth: Array) -> Array:

@@ -13,6 +13,7 @@ from pgat_fast import build_model, load_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.data.windows import Windows
 from pgat_fast.errors import MemoryLimitError, StopRequested
+from pgat_fast.evaluation import evaluate
 from pgat_fast.evaluation.adversarial import SCENARIOS, Draws, run_adversarial
 from pgat_fast.evaluation.evaluate import SplitForecast, evaluate_split
 
@@ -40,7 +41,7 @@ class Recorder(nn.Module):
 
     def __init__(self, forecast: Callable[[Tensor], Tensor] = lambda x: x[:, -1:, :2].expand(-1, P, -1)) -> None:
         super().__init__()
-        self.forecast, self.given = forecast, []  # type: ignore[var-annotated]
+        self.forecast, self.given = forecast, []
 
     def forward(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         self.given.append([part.clone() for part in batch])
@@ -54,13 +55,15 @@ class Recorder(nn.Module):
 
 
 def clean_of(windows: Windows) -> SplitForecast:
-    return evaluate_split(Recorder(), windows, 8, "independent")
+    return evaluate_split(Recorder(), windows, "independent")
 
 
 def inputs_of(windows: Windows, batch_size: int = 7, seed: int = 5) -> dict[str, list[Tensor]]:
     """Return the inputs of the model in each scenario."""
     model, clean = Recorder(), clean_of(windows)
-    run_adversarial(model, windows, batch_size, "independent", ["a", "b"], seed=seed, clean=clean)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "EVALUATION_BATCH", batch_size)
+        run_adversarial(model, windows, "independent", ["a", "b"], seed=seed, clean=clean)
     batches = -(-COUNT // batch_size)
     assert len(model.given) == batches * len(SCENARIOS)
     recorded, inputs = model.given, {}
@@ -129,18 +132,18 @@ def test_global_generators_are_not_advanced(tiny: list[str]) -> None:
     config = load_config(None, tiny)
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
     model = build_model(config)
-    clean = evaluate_split(model, splits.test, 4, "independent")
-    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
-    report = run_adversarial(model, splits.test, 4, "independent", "abcd", seed=1, clean=clean)
+    clean = evaluate_split(model, splits.test, "independent")
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    report = run_adversarial(model, splits.test, "independent", "abcd", seed=1, clean=clean)
     assert [scenario["status"] for scenario in report["scenarios"].values()] == ["ok"] * 5
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.array_equal(np.random.get_state()[1], states[1])  # type: ignore[index]  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], states[1])
 
 
 def test_errors_are_compared_with_clean_errors() -> None:
     windows = make_windows()
     clean = clean_of(windows)
-    report = run_adversarial(Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=clean)
+    report = run_adversarial(Recorder(), windows, "independent", ["a", "b"], seed=5, clean=clean)
     assert report["seed"] == 5
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     clean_rmse = np.sqrt(np.mean((clean.forecast - clean.truth) ** 2))
@@ -166,7 +169,7 @@ def test_ratio_is_none_if_clean_error_is_zero() -> None:
     windows = make_windows()
     clean = clean_of(windows)
     perfect = SplitForecast(clean.truth, clean.truth, 0.0, None, clean.adjacency)
-    report = run_adversarial(Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=perfect)
+    report = run_adversarial(Recorder(), windows, "independent", ["a", "b"], seed=5, clean=perfect)
     assert report["scenarios"]["scale"]["change"]["ratio"] is None
     assert report["scenarios"]["scale"]["change"]["mae"] > 0
 
@@ -208,7 +211,7 @@ def test_failed_scenario_reports_reason_and_others_run(
 ) -> None:
     windows = make_windows()
     scenarios = run_adversarial(
-        fails_on_zeros(failure), windows, 8, "independent", ["a", "b"], seed=5, clean=clean_of(windows)
+        fails_on_zeros(failure), windows, "independent", ["a", "b"], seed=5, clean=clean_of(windows)
     )["scenarios"]
     assert list(scenarios) == NAMES
     failed = scenarios.pop("zero_input")
@@ -228,6 +231,4 @@ def test_stop_request_and_memory_limit_are_not_caught(error: BaseException) -> N
         raise error
 
     with pytest.raises(type(error)):
-        run_adversarial(
-            Recorder(), windows, 8, "independent", ["a", "b"], seed=5, clean=clean_of(windows), on_batch=stop
-        )
+        run_adversarial(Recorder(), windows, "independent", ["a", "b"], seed=5, clean=clean_of(windows), on_batch=stop)

@@ -16,6 +16,7 @@ from pgat_fast.data.load import load_splits
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
 from pgat_fast.distributed.process_group import SingleProcess
+from pgat_fast.evaluation import evaluate
 from pgat_fast.evaluation.evaluate import (
     EVALUATION_BATCH,
     SplitForecast,
@@ -35,11 +36,17 @@ def load(tiny: list[str], *settings: str) -> tuple[Config, Table, Splits]:
 
 
 @pytest.mark.parametrize("mixture", [False, True])
-def test_forecasts_and_loss_do_not_depend_on_batch_size(tiny: list[str], mixture: bool) -> None:
+def test_forecasts_and_loss_do_not_depend_on_batch_size(
+    tiny: list[str], mixture: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, _, splits = load(tiny, f"use_mixture_decoder={str(mixture).lower()}")
     torch.manual_seed(0)
     model = build_model(config)
-    one_batch, *others = [evaluate_split(model, splits.test, size, "independent") for size in (6, 1, 4)]
+    results = []
+    for size in (6, 1, 4):
+        monkeypatch.setattr(evaluate, "EVALUATION_BATCH", size)
+        results.append(evaluate_split(model, splits.test, "independent"))
+    one_batch, *others = results
     for other in others:
         assert other.loss == pytest.approx(one_batch.loss, rel=1e-6)  # float32 sums in another order
         assert np.abs(other.forecast - one_batch.forecast).max() < 1e-5
@@ -77,11 +84,11 @@ def test_results_do_not_depend_on_precision_set_by_caller(tiny: list[str]) -> No
     config, _, splits = load(tiny)
     torch.manual_seed(0)
     model = build_model(config)
-    plain = evaluate_split(model, splits.test, 1, "independent")
+    plain = evaluate_split(model, splits.test, "independent")
     with products_in("bf16", torch.device("cpu")):
-        rounded = evaluate_split(model, splits.test, 1, "independent")
+        rounded = evaluate_split(model, splits.test, "independent")
     with products_in("high", torch.device("cpu")):
-        high = evaluate_split(model, splits.test, 1, "independent")
+        high = evaluate_split(model, splits.test, "independent")
     for other in (rounded, high):
         assert other.loss == plain.loss
         assert (other.forecast == plain.forecast).all()
@@ -154,7 +161,7 @@ def test_long_file_of_levels_does_not_overflow(tiny: list[str], tmp_path: Path) 
 def test_mixture_arrays_hold_means_stds_and_weights(tiny: list[str]) -> None:
     config, _, splits = load(tiny, "use_mixture_decoder=true")
     model = build_model(config).eval()
-    result = evaluate_split(model, splits.test, 4, "independent")
+    result = evaluate_split(model, splits.test, "independent")
     with torch.no_grad():
         forecast, _ = model(*splits.test.batch(torch.arange(6))[:4])
     assert result.mixture is not None

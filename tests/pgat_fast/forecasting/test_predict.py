@@ -63,9 +63,7 @@ def test_forecast_of_test_window_equals_evaluation(
     config, model, table, splits = make_run(tmp_path / "run", [*tiny, *settings])
     run = load_run(tmp_path / "run", device="cpu")
     closes = sp500_prices()["close"].iloc[-40:].to_numpy()
-    batch_of_1, batch_of_4 = (
-        splits.target_scaler.inverse(evaluate_split(model, splits.test, size, "").forecast) for size in (1, 4)
-    )
+    expected = splits.target_scaler.inverse(evaluate_split(model, splits.test, "").forecast)
     for window in (0, 2, len(splits.test) - 1):
         rows = splits.test.first_row + window + config.model.seq_len
         last_close = closes[rows - 1] if kind == "returns" else None
@@ -74,9 +72,7 @@ def test_forecast_of_test_window_equals_evaluation(
         assert np.array_equal(forecast["date"].to_numpy().astype("datetime64[D]"), table.dates[rows : rows + 2])
         forecast_prices = forecast[list(PRICES)].to_numpy()
         # With the same batch size, float32 rounding is identical; only float64 rounding differs.
-        np.testing.assert_allclose(forecast_prices, to_prices(batch_of_1[window], kind, closes[rows - 1]), rtol=1e-12)
-        # Another batch size sums in another order; float32 rounds at 1e-7, and scaled values are of size 1.
-        np.testing.assert_allclose(forecast_prices, to_prices(batch_of_4[window], kind, closes[rows - 1]), rtol=3e-6)
+        np.testing.assert_allclose(forecast_prices, to_prices(expected[window], kind, closes[rows - 1]), rtol=1e-12)
 
 
 def test_table_has_dates_horizons_prices_and_assumptions(run: Run, data_file: Path) -> None:
@@ -103,7 +99,7 @@ def test_prices_and_data_file_built_from_them_give_same_forecast(
         tmp_path / "run", [*tiny, f"data.path={trained}", f"target_kind={kind}", f"decoder_future={decoder_future}"]
     )
     run = load_run(tmp_path / "run", device="cpu")
-    built = build_file(tmp_path / "built.csv", prices, kind).path  # type: ignore[arg-type]
+    built = build_file(tmp_path / "built.csv", prices, kind).path
     from_prices, from_file = predict(run, prices), predict(run, built)
     # The last close is exact in one and derived from 249 returns of ten digits in the other.
     pd.testing.assert_frame_equal(from_prices, from_file, rtol=1e-8)
@@ -204,7 +200,7 @@ def test_targets_other_than_prices_keep_their_units(tiny: list[str], data_file: 
     table = predict(run, cut(data_file, rows, tmp_path / "cut.csv"))
     assert table.columns.tolist() == ["date", "horizon", "log_Close"]
     assert table.attrs["last_close"] is None
-    expected = splits.target_scaler.inverse(evaluate_split(model, splits.test, 1, "").forecast)[-1, :, 0]
+    expected = splits.target_scaler.inverse(evaluate_split(model, splits.test, "").forecast)[-1, :, 0]
     np.testing.assert_allclose(table["log_Close"], expected, rtol=1e-12)
 
 

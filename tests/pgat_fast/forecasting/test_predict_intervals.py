@@ -29,7 +29,7 @@ MIXTURE = ("use_mixture_decoder=true", "mdn_components=2")
 
 def calibrated(config: Config, model: nn.Module, splits: Splits, kind: str | None = "returns") -> Intervals:
     mode = config.model.mdn_multivariate_mode
-    validation = evaluate_split(model, splits.validation, 4, mode)
+    validation = evaluate_split(model, splits.validation, mode)
     return calibrate(validation, splits.target_scaler, kind=kind, mixture_mode=mode, seed=config.training.seed)
 
 
@@ -96,7 +96,7 @@ def test_intervals_of_mixture_equal_evaluation_without_calibration(
     run = load_run(tmp_path / "run", device="cpu")
     table = predict(run, tmp_path / "cut.csv", last_close=closes[rows - 1], trading_days="nyse")
 
-    result = evaluate_split(model, splits.test, 1, mode)
+    result = evaluate_split(model, splits.test, mode)
     prices = to_prices(splits.target_scaler.inverse(result.forecast), "returns", closes[rows - 1 : -2])
     lower, upper = price_bounds(
         calibrated(config, model, splits), prices, result.mixture,

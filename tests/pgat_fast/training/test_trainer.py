@@ -44,7 +44,7 @@ def test_run_writes_results_settings_and_best_weights(tiny: list[str], tmp_path:
     model = build_model(config)
     load_weights(model, folder / "checkpoints" / results["checkpoints"]["best"])
     _, splits = load_splits(config.data, config.model, torch.device("cpu"))
-    assert evaluate_split(model, splits.validation, 1, "independent").loss == results["best_validation_loss"]
+    assert evaluate_split(model, splits.validation, "independent").loss == results["best_validation_loss"]
     assert results["best_validation_loss"] == min(results["validation_losses"])
     for line in ("zero_return", "drift", "last_value", "model skill", "checklist", "yes  every epoch finished: 2 of 2"):
         assert line in summary(results)
