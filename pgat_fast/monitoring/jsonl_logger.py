@@ -7,7 +7,6 @@ import math
 import os
 import threading
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,10 +95,6 @@ def to_plain(value: Any) -> Any:
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, date):  # or datetime, which is a subclass
-        return value.isoformat()
     if hasattr(value, "tolist"):  # arrays and scalars of NumPy, tensors; torch need not be imported
         return to_plain(value.tolist())
     raise TypeError(f"{type(value).__name__} has no JSON form")

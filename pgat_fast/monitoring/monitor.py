@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-from pgat_fast.monitoring.jsonl_logger import LEVELS, JsonlLogger, Level
+from pgat_fast.monitoring.jsonl_logger import JsonlLogger, Level
 from pgat_fast.monitoring.memory import (
     DEVICE_MEMORY_LIMIT,
     MEMORY_LIMIT,
@@ -26,7 +26,7 @@ from pgat_fast.monitoring.tensorboard import writer_class
 logger = logging.getLogger("pgat_fast.monitoring")
 
 
-class Progress(NamedTuple):
+class _Position(NamedTuple):
     """What the run is doing when a line is written."""
 
     stage: str
@@ -35,7 +35,7 @@ class Progress(NamedTuple):
     batch_shape: Sequence[int] | None
 
     def line(self, level: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of a line: the time, `level`, the progress and `values`."""
+        """Return the fields of a line: the time, `level`, the position and `values`."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         return {"time": now, "level": level.upper(), **self._asdict(), **values}
 
@@ -77,18 +77,9 @@ class Monitor:
 
         Raises:
             ConfigError: if `tensorboard` is true and TensorBoard is not installed; no file has been created.
-            ValueError: if another argument is out of range.
         """
-        if seq_len < 1 or interval < 1:
-            raise ValueError(f"seq_len is {seq_len} and interval {interval}: both must be at least 1")
-        for level in (metrics_level, memory_level):
-            if level not in LEVELS:
-                raise ValueError(f"level is {level!r}, not one of {', '.join(LEVELS)}")
         limits = {MEMORY_LIMIT: memory_limit_gb, DEVICE_MEMORY_LIMIT: device_memory_limit_gb}
         self.limits = {name: limit for name, limit in limits.items() if limit is not None}
-        for name, limit in self.limits.items():
-            if not limit > 0:
-                raise ValueError(f"{name} is {limit} GiB: it must be above 0, or None")
         self.device, self.seq_len, self.interval = device, seq_len, interval
         self._writer_class = writer_class() if tensorboard else None
         self._writer: Any = None
@@ -146,12 +137,12 @@ class Monitor:
             values: other fields of the line. Values without a JSON form become null.
         """
         with self._log_errors(f"writing a line of stage {stage}"):
-            progress = Progress(stage, epoch, step, batch_shape)
-            self._metrics.log(level, progress.line(level, values))
+            position = _Position(stage, epoch, step, batch_shape)
+            self._metrics.log(level, position.line(level, values))
             if stage == "validation" and step is not None:
                 self._add_scalars(stage, step, values)
             if memory or stage == "resume":
-                self._write_memory(level, progress, self._read())
+                self._write_memory(level, position, self._read())
 
     def step(
         self,
@@ -177,7 +168,7 @@ class Monitor:
         """
         state = LimitState()
         with self._log_errors("recording a step"):
-            progress = Progress("train", epoch, step, batch_shape)
+            position = _Position("train", epoch, step, batch_shape)
             due = step % self.interval == 0
             level: Level = "info" if due else "debug"
             is_written = self._metrics.is_enabled_for(level) or (due and self._writer_class is not None)
@@ -193,16 +184,16 @@ class Monitor:
             self._windows += windows
             if is_written:
                 numbers = {**numbers, **self._speed()}
-                self._metrics.log(level, progress.line(level, numbers))
+                self._metrics.log(level, position.line(level, numbers))
                 if due:
                     self._add_scalars("train", step, numbers)
             memory_is_written = due or self._memory.is_enabled_for(level)
             if memory_is_written or self.limits:
                 reading = self._read(system=memory_is_written)
                 if memory_is_written:
-                    self._write_memory(level, progress, reading)
+                    self._write_memory(level, position, reading)
                 state = check_limits(reading, self.limits)
-                self._warn(state, progress)
+                self._warn(state, position)
         return state
 
     def limit_state(self) -> LimitState:
@@ -260,11 +251,11 @@ class Monitor:
             device_peak_allocated_gib=self._peaks.get("device_peak_allocated_gib"),
         )
 
-    def _write_memory(self, level: Level, progress: Progress, reading: MemoryReading, **values: Any) -> None:
+    def _write_memory(self, level: Level, position: _Position, reading: MemoryReading, **values: Any) -> None:
         numbers = reading.to_dict()
-        self._memory.log(level, progress.line(level, {**numbers, **values}))
-        if progress.step is not None and progress.stage in ("train", "validation") and level != "debug":
-            self._add_scalars("memory", progress.step, numbers)
+        self._memory.log(level, position.line(level, {**numbers, **values}))
+        if position.step is not None and position.stage in ("train", "validation") and level != "debug":
+            self._add_scalars("memory", position.step, numbers)
 
     def _add_scalars(self, group: str, step: int, values: Mapping[str, Any]) -> None:
         """Write the finite numbers of `values` for TensorBoard, as `group/name`."""
@@ -277,12 +268,12 @@ class Monitor:
                 if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                     self._writer.add_scalar(f"{group}/{name}", value, step)
 
-    def _warn(self, state: LimitState, progress: Progress) -> None:
+    def _warn(self, state: LimitState, position: _Position) -> None:
         """Log limits that have become near or over, and those that cannot be checked on this device."""
         reached = {(setting, level) for setting, level in state.levels.items() if level != "ok"}
         if reached - self._warned:
             logger.warning("memory: %s", state.message)
-            self._write_memory("warning", progress, self._read(), limit=state.level, warning=state.message)
+            self._write_memory("warning", position, self._read(), limit=state.level, warning=state.message)
         unknown = {(setting, "unknown") for setting in self.limits if setting not in state.levels}
         for setting, _ in unknown - self._warned:
             logger.warning("%s cannot be checked on %s", setting, self.device)

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,9 @@ def test_numpy_and_torch_values_are_numbers(metrics: JsonlLogger, path: Path) ->
     ]
 
 
-def test_strings_paths_and_dates_are_strings(metrics: JsonlLogger, path: Path) -> None:
-    metrics.log("info", {"a": "line\nbreak, Ü, \ud800", "b": Path("x/y"), "c": date(2024, 2, 29)})
-    assert read_strictly(path) == [{"a": "line\nbreak, Ü, \ud800", "b": "x/y", "c": "2024-02-29"}]
+def test_any_text_is_read_back(metrics: JsonlLogger, path: Path) -> None:
+    metrics.log("info", {"a": "line\nbreak, Ü, \ud800"})
+    assert read_strictly(path) == [{"a": "line\nbreak, Ü, \ud800"}]
 
 
 class Broken:
@@ -77,13 +76,6 @@ def test_lines_below_the_level_are_not_written(min_level: str, written: list[str
         metrics.log(level, {"level": level})
     metrics.close()
     assert [line["level"] for line in read_strictly(path)] == written
-
-
-def test_level_off_creates_no_file(path: Path) -> None:
-    metrics = JsonlLogger(path, "off")
-    metrics.log("error", {"a": 1})
-    metrics.close()
-    assert not path.exists()
 
 
 def test_logging_disable_does_not_disable_lines(metrics: JsonlLogger, path: Path) -> None:

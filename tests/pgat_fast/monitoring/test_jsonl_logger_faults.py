@@ -95,13 +95,6 @@ def test_deleted_file_is_created_again(metrics: JsonlLogger, path: Path) -> None
     assert read_strictly(path) == [{"a": 2}, {"a": 3}]
 
 
-def test_closed_logger_writes_no_lines(metrics: JsonlLogger, path: Path) -> None:
-    metrics.close()
-    metrics.close()
-    metrics.log("error", {"a": 1})
-    assert not path.exists()
-
-
 def test_kills_while_writing_leave_every_whole_line_in_order(path: Path) -> None:
     program = (
         "import sys, pathlib; from pgat_fast.monitoring.jsonl_logger import JsonlLogger\n"

@@ -28,7 +28,7 @@ def train(folder: Path, steps: range) -> None:
     with Monitor(folder, CPU, seq_len=4, interval=2, tensorboard=True, metrics_level="off") as monitor:
         monitor.record("start", epoch=1, step=0, memory=True)
         for step in steps:
-            monitor.step(1, step, [2, 4, 3], 2, lambda step=step: {"loss": step / 2})  # type: ignore[misc]
+            monitor.step(1, step, [2, 4, 3], 2, lambda step=step: {"loss": step / 2})
         monitor.record(
             "validation", epoch=1, step=steps[-1], validation_loss=0.25, train_loss=float("nan"), improved=True
         )
