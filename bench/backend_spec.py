@@ -175,7 +175,8 @@ def build(config: Config, spec: BackendSpec, compiled: bool = False) -> nn.Modul
     if spec.fused:
         use_fused_attention(model)
     if spec.kept and spec.backend == "reference":
-        model.get_submodule("graph_builder.combiner").recompute = False  # type: ignore[assignment]
+        combiner = model.get_submodule("graph_builder.combiner")
+        combiner.recompute = False  # type: ignore[assignment]  # a flag among modules and tensors
     if spec.heap:
         keep_freed_memory()
     return model

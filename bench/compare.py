@@ -130,8 +130,7 @@ class Server:
         try:
             for line in self._process.stdout:
                 if line.startswith("{"):
-                    answer: Record = json.loads(line)
-                    return answer
+                    return json.loads(line)
         finally:
             late.cancel()
         return {"error": f"the process ended with {self._process.wait()}, or gave no answer within {TIME_LIMIT:g} s"}

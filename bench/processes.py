@@ -69,8 +69,7 @@ def run_task(module: str, task: Record, time_limit: float, environment: Mapping[
             end(process)
     lines = output.splitlines()
     if process.returncode == 0 and lines:
-        record: Record = json.loads(lines[-1])
-        return record
+        return json.loads(lines[-1])
     reason = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
     return {"error": f"the process ended with {reason}" + (" (out of memory?)" if process.returncode == -9 else "")}
 

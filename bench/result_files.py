@@ -27,8 +27,7 @@ def load(name: str, machine: str = "*") -> Record:
     path = newest(f"{name}.json", machine)
     if path is None:
         raise DataError(f"bench/results/{machine}/*/{name}.json is missing: restore the file or repeat the measurement")
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def folder_of(description: Mapping[str, Any]) -> Path:

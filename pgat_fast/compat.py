@@ -229,9 +229,7 @@ class Model(nn.Module):
         """
         parameters = dict(self.named_parameters())
         tensors = {our_name: _take(parameters[source.name], source) for our_name, source in self._places.items()}
-        result: tuple[Forecast, Diagnostics]
-        result = call_with_parameters(self._forecaster[0], tensors, (x_enc, x_mark_enc, x_dec, x_mark_dec))
-        return result
+        return call_with_parameters(self._forecaster[0], tensors, (x_enc, x_mark_enc, x_dec, x_mark_dec))
 
     def train(self, mode: bool = True) -> Self:
         self._forecaster[0].train(mode)

@@ -123,8 +123,7 @@ def _expected_values(key: str) -> str:
 
 @cache
 def _json_schema(section: str) -> Mapping[str, Mapping[str, Any]]:
-    properties: Mapping[str, Mapping[str, Any]] = SECTIONS[section].model_json_schema()["properties"]
-    return properties
+    return SECTIONS[section].model_json_schema()["properties"]
 
 
 def _describe(schema: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ class ConfigLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose the root, a key (`index` is None), a value (`index` is its key) or an item of a list."""
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # untyped in PyYAML
         parent_path, is_key = self._path, parent is not None and index is None
         if parent is not None:
             named = event if is_key else index

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in the stubs of torch
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from pgat_fast import exit_codes

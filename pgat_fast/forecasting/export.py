@@ -271,8 +271,7 @@ def _to_onnx(program: torch.export.ExportedProgram, metadata: Mapping[str, Any])
 def _serialize_onnx(program: Any, metadata: Mapping[str, Any]) -> bytes:
     """Return the content of an `.onnx` file."""
     program.model.metadata_props[METADATA] = json.dumps(metadata)
-    content: bytes = program.model_proto.SerializeToString()
-    return content
+    return program.model_proto.SerializeToString()
 
 
 def _load_onnx(content: bytes) -> Call | None:

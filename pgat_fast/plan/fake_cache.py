@@ -67,7 +67,7 @@ class FakeResultCache(TorchDispatchMode):
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self._mode = mode
 
     @classmethod

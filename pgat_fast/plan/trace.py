@@ -96,7 +96,7 @@ class LiveBytes(TorchDispatchMode):
             device: `cpu` or `cuda`, whose temporaries in operators are counted.
             keep: bytes that each of our operators over rows is counted to keep; see `Execution.keep`.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self._on_cpu, self._keep = device == "cpu", keep
         self.all, self.again, self.by_operators = Peaks(), Peaks(), 0
         self._inside: dict[Any, Peaks] = {}

@@ -80,12 +80,12 @@ def _format_date_axis(axes: "Axes", days: Any) -> None:
     if days[-1] - days[0] <= np.timedelta64(8, "D"):  # a locator would label hours
         axes.set_xticks(days, np.datetime_as_string(days, unit="D").tolist())
         return
-    locator = AutoDateLocator(minticks=4, maxticks=9)  # type: ignore[no-untyped-call]
+    locator = AutoDateLocator(minticks=4, maxticks=9)  # type: ignore[no-untyped-call]  # untyped in matplotlib
     axes.xaxis.set_major_locator(locator)
     # Year, month, day; hours, minutes and seconds do not occur.
     formats = ["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S.%f"]
     zeros = ["", *formats[:-1]]
-    formatter = ConciseDateFormatter(  # type: ignore[no-untyped-call]
+    formatter = ConciseDateFormatter(  # type: ignore[no-untyped-call]  # untyped in matplotlib
         locator, formats=formats, zero_formats=zeros, show_offset=False
     )
     axes.xaxis.set_major_formatter(formatter)

@@ -75,8 +75,7 @@ class CompileCheck:
         Values that JSON cannot represent, such as an infinite error, become None.
         """
         values = {name: value for name, value in vars(self).items() if name != "losses"}
-        plain: dict[str, Any] = to_plain(values | {"wrong": self.wrong[:MOST_NAMES]})
-        return plain
+        return to_plain(values | {"wrong": self.wrong[:MOST_NAMES]})
 
     @property
     def undecided(self) -> bool:

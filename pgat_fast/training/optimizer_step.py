@@ -185,7 +185,7 @@ class OptimizerStep:
         if self.settings.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_grad_norm, self.norm)
         self._stuck = (self._stuck & self.sticky) | ~finite
-        self.optimizer.found_inf = self._stuck.float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self._stuck.float()  # type: ignore[attr-defined]  # as GradScaler sets it
         self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()  # lowers the scale if `unscale_` found an infinity, raises it after many good steps

@@ -23,7 +23,7 @@ def seed_everything(seed: int, *, deterministic: bool = True) -> None:
     `deterministic` applies to the whole process. It has no effect on a CPU, whose algorithms are repeatable.
     """
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - user libraries may draw from the global generator
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     if torch.cuda.is_available():
         os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")
@@ -82,7 +82,7 @@ def _deterministic_settings() -> tuple[bool, bool, bool, bool, str | None]:
 
 def generator_states() -> dict[str, Any]:
     """Return the state of every generator as plain Python values and integer tensors. Waits for no device."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
@@ -99,7 +99,7 @@ def restore_generators(states: dict[str, Any]) -> None:
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     kind, words, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, words.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((kind, words.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

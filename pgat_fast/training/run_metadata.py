@@ -38,8 +38,7 @@ def describe_run(config: Config, table: Table, splits: Splits) -> dict[str, Any]
 
 def compiled_regions(about: dict[str, Any]) -> Regions:
     """Return the compiled regions of training; checkpoints of older versions only store whether it was compiled."""
-    regions: Regions = about.get("compiled_regions", "whole" if about.get("compiled") else "none")
-    return regions
+    return about.get("compiled_regions", "whole" if about.get("compiled") else "none")
 
 
 def versions() -> dict[str, str]:

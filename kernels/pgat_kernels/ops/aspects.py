@@ -205,9 +205,9 @@ aspects.register_autograd(_backward, setup_context=_keep)
 
 @register_flop_formula(torch.ops.pgat.aspects)
 def _(x: Any, constants: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * x[0] * constants[0] * constants[1]  # type: ignore[no-any-return]
+    return 2 * x[0] * constants[0] * constants[1]
 
 
 @register_flop_formula(torch.ops.pgat.aspects_backward)
 def _(gradient: Any, x: Any, constants: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * x[0] * constants[0] * constants[1]  # type: ignore[no-any-return]  # weight gradient; rest elementwise
+    return 2 * x[0] * constants[0] * constants[1]  # weight gradient; rest elementwise

@@ -322,5 +322,4 @@ def attention(
         return _fused_attention(queries, keys, weight, weight_bias, n_heads, rate, dtype)
     scores = queries.shape[0] * n_heads * queries.shape[1] * keys.shape[1]
     compile_blocks = compile_blocks and scores >= WORTH_COMPILING
-    result: Tensor = _attention(queries, keys, weight, weight_bias, bias, seed, rate, n_heads, dtype, compile_blocks)
-    return result
+    return _attention(queries, keys, weight, weight_bias, bias, seed, rate, n_heads, dtype, compile_blocks)

@@ -138,8 +138,7 @@ def _attend(
 
     def backward(g: Tensor) -> list[Tensor]:
         g_heads = g.view(groups, tokens, heads, head).transpose(1, 2)
-        grads: list[Tensor] = torch.ops.pgat.graph_attention_backward(g_heads, *tensor_args, *saved, *scalar_args)
-        return grads
+        return torch.ops.pgat.graph_attention_backward(g_heads, *tensor_args, *saved, *scalar_args)
 
     return o.transpose(1, 2).reshape(groups, tokens, heads * head), backward
 

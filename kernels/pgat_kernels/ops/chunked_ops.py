@@ -267,6 +267,7 @@ class RowsOperator:
                 y = self.program(rows, self.narrow(weights, dtype, options), Masks(rate, seed, start), options)[0]
         elif keep > 0 and self._may_keep(rows, weights, compile_chunks):
             how = Chunking(rate, options, chunk, dtype, compile_chunks)
+            # `apply` is untyped in torch.
             y = _Kept.apply(self, len(rows), keep, how, seed, *rows, *weights)  # type: ignore[no-untyped-call]
         else:
             y = self.operator(rows, weights, seed, rate, options, chunk, dtype, compile_chunks)

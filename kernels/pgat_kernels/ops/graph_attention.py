@@ -81,8 +81,7 @@ def graph_attention(
         bias = bias.contiguous()
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     rate, seed, site, first = dropout
-    result: Tensor = _graph_attention(q, k, v, adjacency, bias, seed, first, site, rate, threshold, scale)[0]
-    return result
+    return _graph_attention(q, k, v, adjacency, bias, seed, first, site, rate, threshold, scale)[0]
 
 
 def _readable(x: Tensor) -> Tensor:

@@ -72,8 +72,7 @@ def gru_bank(
     Source: Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, 2014, in the variant of
     `torch.nn.GRU`.
     """
-    states: Tensor = gru_bank_operator(x, w_ih, w_hh, b_ih, b_hh, dtype, kernels, recompute)[0]
-    return states
+    return gru_bank_operator(x, w_ih, w_hh, b_ih, b_hh, dtype, kernels, recompute)[0]
 
 
 @torch.library.custom_op("pgat::gru_bank", mutates_args=())

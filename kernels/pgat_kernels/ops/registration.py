@@ -82,7 +82,7 @@ class FlopCounter(FlopCounterMode):
 
     def __init__(self, custom_mapping: dict[Any, Any] | None = None) -> None:
         super().__init__(display=False, custom_mapping=custom_mapping)
-        self.mod_tracker = FlopCounter._NoModules()  # type: ignore[assignment]
+        self.mod_tracker = FlopCounter._NoModules()  # type: ignore[assignment]  # has all that is used of a tracker
 
 
 def count_flops(

@@ -44,7 +44,7 @@ def gelu(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Compute the exact gelu, elementwise."""
 
     def backward(g: Tensor) -> Tensor:
-        return aten.gelu_backward(g.to(x.dtype), x)  # type: ignore[no-any-return]
+        return aten.gelu_backward(g.to(x.dtype), x)
 
     return aten.gelu(x), backward
 
@@ -57,7 +57,7 @@ def layer_norm(
     y, mean, rstd = aten.native_layer_norm(x, shape, weight, bias, 1e-5)
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return aten.native_layer_norm_backward(g, x, shape, mean, rstd, weight, bias, [True, True, True])  # type: ignore[no-any-return]
+        return aten.native_layer_norm_backward(g, x, shape, mean, rstd, weight, bias, [True, True, True])
 
     return y, backward
 
@@ -68,7 +68,7 @@ def _softmax_and_drop(scores: Tensor, keep: Tensor, dtype: torch.dtype) -> tuple
 
 
 def _softmax_and_drop_backward(g: Tensor, p: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
-    return aten._softmax_backward_data(g.to(p.dtype) * keep, p, -1, p.dtype).to(dtype)  # type: ignore[no-any-return]
+    return aten._softmax_backward_data(g.to(p.dtype) * keep, p, -1, p.dtype).to(dtype)
 
 
 def softmax_dropout(
@@ -88,11 +88,11 @@ def softmax_dropout(
 
 
 def _gelu_and_drop(x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    return aten.gelu(x).mul_(keep).mul_(scale)  # type: ignore[no-any-return]
+    return aten.gelu(x).mul_(keep).mul_(scale)
 
 
 def _gelu_and_drop_backward(g: Tensor, x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    return aten.gelu_backward((g.to(x.dtype) * keep).mul_(scale), x)  # type: ignore[no-any-return]
+    return aten.gelu_backward((g.to(x.dtype) * keep).mul_(scale), x)
 
 
 def gelu_dropout(x: Tensor, masks: Masks, site: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -143,9 +143,7 @@ def dropout_add_norm(
     result, mean, rstd, total = masks.run(_drop_and_norm, t, y, weight, bias, keep.to(t.dtype), masks.scale)
 
     def backward(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return masks.run(  # type: ignore[no-any-return]
-            _drop_and_norm_backward, g, total, mean, rstd, weight, keep.to(g.dtype), dtype, masks.scale
-        )
+        return masks.run(_drop_and_norm_backward, g, total, mean, rstd, weight, keep.to(g.dtype), dtype, masks.scale)
 
     return result, backward
 

@@ -109,8 +109,7 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """
     if not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return function(*inputs)
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return result
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def add_and_norm(t: Tensor, y: Tensor, norm: nn.LayerNorm, rate: float, seed: Tensor, site: int) -> Tensor:

@@ -1,5 +1,7 @@
 """The complete fast model: the reference with parts replaced."""
 
+from typing import ClassVar
+
 from pgat_fast.config.schema import ModelConfig
 from pgat_fast.model.execution import Execution
 from pgat_fast.model.optimized.body_nodes import FastBodyFusion, FastBodyNodes
@@ -22,7 +24,7 @@ class FastCelestialGraph(CelestialGraph):
     phase_part = FastPhaseAwareProcessor
     body_nodes_part = FastBodyNodes
     body_fusion_part = FastBodyFusion
-    combiner_parts = {"batched": FastBatchedCombiner, "hierarchical": FastHierarchicalCombiner}  # noqa: RUF012
+    combiner_parts: ClassVar = {"batched": FastBatchedCombiner, "hierarchical": FastHierarchicalCombiner}
 
 
 class FastPGAT(PGAT):
