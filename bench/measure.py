@@ -1,7 +1,5 @@
 """Measurements: quartiles, peak memory, bytes saved for backward, FLOPs, and the exponent of growth."""
 
-import ctypes
-import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -58,15 +56,6 @@ class PeakMemory:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         return int(process_memory()[1] * GIB)
-
-
-def give_back_freed() -> None:
-    """Collect garbage, and make the C library of Linux return unused memory to the system."""
-    gc.collect()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------

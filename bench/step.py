@@ -43,7 +43,7 @@ from bench.backend_spec import (
     parse_specs,
 )
 from bench.matrix_peak import best_peaks, matrix_peak
-from bench.measure import PeakMemory, count, count_saved, forget_data, give_back_freed, state_of, without_data
+from bench.measure import PeakMemory, count, count_saved, forget_data, state_of, without_data
 from bench.processes import add_turns, do_task, make_parser, not_negative, positive, run_task, take_turns, write
 from bench.result_files import Record
 from bench.timing import quartiles, seconds_of
@@ -52,6 +52,7 @@ from pgat_fast.data.windows import Batch, example
 from pgat_fast.distributed.process_group import SingleProcess
 from pgat_fast.errors import PgatError
 from pgat_fast.model.precision import Precision, resolve_precision
+from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.training.optimizer_step import OptimizerStep, make_optimizer
 from pgat_fast.utils.device import resolve_device
 from pgat_fast.utils.system import GIB
@@ -121,7 +122,7 @@ class TrainedModel:
         self.warm_up = seconds_of(self._take, COMPILED_WARM_UP if self.compiled else WARM_UP, device)
         self._compiler = Compiler.now() if self.compiled else None
         self._whole = self._memory.above_baseline()
-        give_back_freed()
+        release_caches()
         self._take()
         self._memory.forget()
 

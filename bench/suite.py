@@ -9,10 +9,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from bench.backend_spec import PRODUCTION, QUICKSTART
-from bench.measure import PeakMemory, count_saved, give_back_freed
+from bench.measure import PeakMemory, count_saved
 from bench.timing import synchronize
 from pgat_fast import load_config
 from pgat_fast.config.schema import Config
+from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.utils.system import GIB
 
 TIMESTEPS: Final = {"small": 16, "production": 4000}
@@ -80,7 +81,7 @@ def measure(
     benchmark.pedantic(timed, setup=prepared, rounds=rounds)
 
     arguments = prepared()[0]
-    give_back_freed()
+    release_caches()
     memory = PeakMemory(device)
     with count_saved(ignored()) as saved:
         result = run(*arguments)

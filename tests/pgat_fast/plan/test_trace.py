@@ -328,8 +328,9 @@ def test_flops_of_fused_attention_are_counted_on_a_cpu() -> None:
         y = F.scaled_dot_product_attention(q, q, q)
         forward = counter.get_total_flops()
         y.sum().backward()
-    assert forward == 2 * 2 * 2 * 4 * 10 * 10 * 8
-    assert counter.get_total_flops() > 3 * forward
+    product = 2 * 2 * 4 * 10 * 10 * 8
+    assert forward == 2 * product
+    assert counter.get_total_flops() - forward == 5 * product  # the scores are recomputed
 
 
 @compares_counts
