@@ -11,6 +11,7 @@ from pgat_fast.forecasting.load_run import Run
 from pgat_fast.forecasting.predict import known_columns
 from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Forecast, Mixture, point_forecast
+from pgat_fast.model.optimized.phase import Recurrence
 from pgat_fast.model.random_numbers import drawing_from
 from pgat_fast.model.reference.phase import BodyProcessor
 
@@ -44,7 +45,7 @@ class StandaloneForecaster(nn.Module):
         self.model.load_state_dict(run.model.state_dict())
         for module in self.model.modules():
             if isinstance(module, BodyProcessor):
-                module.gru = _Recurrence(module.gru)  # type: ignore[assignment]
+                module.gru = _Recurrence(module.gru)  # type: ignore[assignment]  # called as a GRU is
         for name, scaler in (("input", run.input_scaler), ("target", run.target_scaler)):
             self._register_scaler(name, scaler)
         self.seq_len, self.label_len, self.pred_len = (
@@ -119,13 +120,8 @@ class StandaloneForecaster(nn.Module):
         return last_close[:, None, None] * (targets + previous[..., None]).exp()
 
 
-class _Recurrence(nn.Module):
+class _Recurrence(Recurrence):
     """An `nn.GRU` of one layer, with the same parameters, without the list of them that `torch.export` warns of."""
-
-    def __init__(self, gru: nn.GRU) -> None:
-        super().__init__()
-        for name, parameter in gru.named_parameters():
-            self.register_parameter(name, parameter)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weights: list[Tensor] = list(self.parameters())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pgat_fast.model.optimized.phase import Recurrence
 from pgat_kernels.instrumentation import chunk_sizes_of
 from pgat_kernels.shared_setting import SharedSetting
 
@@ -44,7 +45,7 @@ class _Recurrence(torch.autograd.Function):
         return into_x, gates.t() @ flat, gates.t() @ flat, *(torch.empty_like(bias) for bias in biases)
 
 
-class GRU(nn.Module):
+class GRU(Recurrence):
     """Substitute for a one-layer `torch.nn.GRU` with as many inputs as states; its result is not initialised.
 
     A step of the real GRU multiplies [B, C] by [C, 3 C] twice, and its backward pass four times; the substitute does
@@ -53,15 +54,13 @@ class GRU(nn.Module):
     """
 
     def __init__(self, gru: nn.GRU) -> None:
-        super().__init__()
         if gru.num_layers != 1 or gru.bidirectional or gru.input_size != gru.hidden_size or not gru.batch_first:
             raise ValueError(f"{gru} is not a GRU of one layer and one width, batch first")
-        for name, parameter in gru.named_parameters():
-            self.register_parameter(name, parameter)
+        super().__init__(gru)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """Return a tensor [B, S, C] for x [B, S, C], and None as the last state."""
-        return _Recurrence.apply(x.float(), *self.parameters()), None  # type: ignore[no-untyped-call]
+        return _Recurrence.apply(x.float(), *self.parameters()), None  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 def replace_recurrences(model: nn.Module) -> None:
@@ -94,8 +93,7 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, scale: f
     Heads have a multiple of 8 columns (`pgat_kernels.ops.attention`).
     """
     if q.dtype.itemsize == 2:
-        y: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, scale=scale)[0]
-        return y
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, scale=scale)[0]
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
     y = efficient(q, k, v, None, torch.is_grad_enabled(), dropout_p, scale=scale)[0]
     return y

@@ -19,6 +19,7 @@ from pgat_fast.model import resolve_backend
 from pgat_fast.model.execution import KEEPING_OPERATORS
 from pgat_fast.model.precision import Precision, product_dtype, resolve_precision
 from pgat_fast.model.reference.pgat import PGAT
+from pgat_fast.monitoring.memory import NEAR
 from pgat_fast.plan.fake_cache import without_data
 from pgat_fast.plan.figures import Computation, Disk, Limit, Needed, Parameters, Plan, Work
 from pgat_fast.plan.memory import ADAM_TENSORS, largest_batch, line_through, process_bytes, tensor_bytes
@@ -28,8 +29,6 @@ from pgat_fast.utils.device import device_exists, resolve_device
 from pgat_fast.utils.system import GIB, container_memory_limit
 
 FLOAT32 = 4
-_NEAR = 0.9
-"""Share of a limit above which a plan warns, as a run does."""
 _SECOND = 4
 """Batch size that is counted besides the configured one, for linear extrapolation."""
 _WEIGHTS_EXTRA, _TRAINING_EXTRA, _CHECKPOINT_EXTRA = 107, 480, 30_000
@@ -206,7 +205,7 @@ def _warnings(plan: Plan) -> list[str]:
     if plan.work is None:
         messages.append(f"{plan.data} does not exist: windows and steps are unknown; run `pgat-fast data build`")
     for limit in plan.memory.limits:
-        if limit.share >= _NEAR:
+        if limit.share >= NEAR:  # as a run warns
             verb = "will not fit into" if limit.share >= 1 else "come close to"
             messages.append(
                 f"the {limit.predicted / GIB:.2f} GiB that are predicted {verb} {limit.name}, {limit.limit / GIB:.2f} "

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pgat_fast.errors import CheckpointError
+from pgat_fast.errors import CheckpointError, first_line
 from pgat_fast.training.manifest import strict_json
 
 _LARGEST_HEADER: Final = 16 * 2**20
@@ -213,8 +213,7 @@ def load_torch(raw: bytes) -> Any:
     except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # its type depends on the position of the fault in the file
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise CheckpointError(f"damaged, or not a file of torch.save: {reason[0][:200]}") from error
+        raise CheckpointError(f"damaged, or not a file of torch.save: {first_line(error)[:200]}") from error
 
 
 def _check_pickle(file: io.BytesIO) -> None:

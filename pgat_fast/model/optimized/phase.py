@@ -38,7 +38,7 @@ from pgat_kernels.ops.gru import gru_bank
 
 
 class Recurrence(nn.Module):
-    """Holder of the parameters of a GRU, under the same names, for `gru_bank`.
+    """Holder of the parameters of a GRU, under the same names, for another implementation such as `gru_bank`.
 
     It replaces the `nn.GRU` because `torch.compile` refuses any graph that accesses one.
     """
