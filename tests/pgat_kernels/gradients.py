@@ -1,6 +1,7 @@
 """Results and gradients of a function of tensors, to compare two implementations."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,3 +29,10 @@ def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance
     for a, b in zip(actual, expected, strict=True):
         assert a.shape == b.shape
         assert torch.allclose(a, b, rtol=0, atol=tolerance)
+
+
+def flat(tree: Any) -> list[Tensor]:
+    """Return the tensors in nested sequences."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [] if tree is None else [tensor for part in tree for tensor in flat(part)]

@@ -44,6 +44,12 @@ def uniform(*shape: int, seed: int = 2) -> Tensor:
     return 2 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
 
 
+def combiner_inputs(nodes: int, width: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Return three adjacencies [2, 4, N, N] and the context [2, 4, D]."""
+    first, second, third = (uniform(2, 4, nodes, nodes, seed=seed) for seed in (1, 2, 3))
+    return (first, second, third), normal(2, 4, width)
+
+
 def assert_equal(actual: Tensor, expected: Array, tolerance: float = EXACT) -> None:
     """Check that shapes are equal and the largest difference is at most `tolerance`."""
     assert tuple(actual.shape) == expected.shape

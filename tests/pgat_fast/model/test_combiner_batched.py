@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from torch import Tensor
 
 from pgat_fast.model.reference.combiner_batched import BatchedCombiner, BatchedFusionBlock
 from tests.pgat_fast.model import by_hand
-from tests.pgat_fast.model.by_hand import array, normal, randomize, uniform
+from tests.pgat_fast.model.by_hand import array, combiner_inputs, randomize
 
 NODES, WIDTH = 3, 8
 
@@ -17,15 +16,10 @@ def combiner(n_heads: int = 2, layers: int = 2) -> BatchedCombiner:
     return model
 
 
-def inputs() -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    first, second, third = (uniform(2, 4, NODES, NODES, seed=seed) for seed in (1, 2, 3))
-    return (first, second, third), normal(2, 4, WIDTH)
-
-
 @pytest.mark.parametrize(("n_heads", "layers"), [(1, 1), (2, 2), (4, 3)])
 def test_combined_adjacency_equals_the_formulas(n_heads: int, layers: int) -> None:
     model = combiner(n_heads, layers)
-    adjacencies, context = inputs()
+    adjacencies, context = combiner_inputs(NODES, WIDTH)
     actual = model(adjacencies, context)
     for b, s in np.ndindex(2, 4):
         values = [array(a[b, s]) for a in adjacencies]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from torch import Tensor
 
 from pgat_fast.model.reference.combiner_hierarchical import (
     HierarchicalCombiner,
@@ -10,7 +9,7 @@ from pgat_fast.model.reference.combiner_hierarchical import (
     PairInteraction,
 )
 from tests.pgat_fast.model import by_hand
-from tests.pgat_fast.model.by_hand import Array, array, normal, randomize, uniform
+from tests.pgat_fast.model.by_hand import Array, array, combiner_inputs, randomize
 
 NODES, WIDTH = 3, 8
 KINDS = ("astronomical", "learned", "attention")
@@ -21,11 +20,6 @@ def combiner(n_heads: int = 2, layers: int = 2) -> HierarchicalCombiner:
     model = HierarchicalCombiner(WIDTH, n_heads, layers, dropout=0.0)
     randomize(model)
     return model
-
-
-def inputs() -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    first, second, third = (uniform(2, 4, NODES, NODES, seed=seed) for seed in (1, 2, 3))
-    return (first, second, third), normal(2, 4, WIDTH)
 
 
 def block(layer: HierarchicalFusionBlock, t: Array, context: Array) -> Array:
@@ -63,7 +57,7 @@ def combined(model: HierarchicalCombiner, values: list[Array], context: Array) -
 @pytest.mark.parametrize(("n_heads", "layers"), [(1, 1), (2, 2), (4, 1)])
 def test_combined_adjacency_equals_the_formulas(n_heads: int, layers: int) -> None:
     model = combiner(n_heads, layers)
-    adjacencies, context = inputs()
+    adjacencies, context = combiner_inputs(NODES, WIDTH)
     actual = model(adjacencies, context)
     for b, s in np.ndindex(2, 4):
         expected = combined(model, [array(a[b, s]) for a in adjacencies], array(context[b, s]))

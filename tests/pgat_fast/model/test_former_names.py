@@ -8,20 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pgat_fast import build_model
 from pgat_fast.compat import to_original_layout
 from pgat_fast.training.checkpoint import Checkpoint, load_weights, save_checkpoint
-from tests.pgat_fast.model.variants import FEW, config_of
+from tests.pgat_fast.model.variants import FEW, config_of, model_of
 
 
 def former(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """Return the state dict as an earlier version wrote it; `prefix` is that of the forecaster's names."""
     return {name.replace(f"{prefix}graph_builder.", f"{prefix}graph."): tensor for name, tensor in state.items()}
-
-
-def model_of(variant: str = FEW[0], seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return build_model(config_of(variant))
 
 
 def assert_equal(actual: nn.Module, expected: nn.Module) -> None:

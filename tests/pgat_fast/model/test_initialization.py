@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from pgat_fast import build_model
 from pgat_fast.data.bodies import BODIES
 from tests.pgat_fast.model.by_hand import Array, array
-from tests.pgat_fast.model.variants import VARIANTS, config_of
+from tests.pgat_fast.model.variants import VARIANTS, model_of
 
 PATTERNS = """
 sun 1 .8 .9 .7, moon .3 .9 .4 .8, mercury .9 .3 .8 .4, venus .6 .7 .8 .9, mars .9 .2 .3 .8, jupiter .8 .9 .7 .6,
@@ -23,11 +22,6 @@ COVER = ("hierarchical everything, joint", "batched", "1 head, odd width", "no b
 ONES = ("edges.weights", "scaler", "adjacency_scale")
 NORMAL = ("encoder.spatial_positions", "encoder.temporal_positions", "encoder.interaction")
 BODY_EMBEDDINGS = "graph_builder.body_nodes.embeddings"
-
-
-def model_of(variant: str, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return build_model(config_of(variant))
 
 
 def distance(values: Array, distribution: Array) -> float:

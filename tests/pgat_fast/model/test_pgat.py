@@ -5,22 +5,27 @@ import logging
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pgat_fast import build_model, load_config
 from pgat_fast.errors import BackendError
 from pgat_fast.model.forecast import Mixture
-from tests.pgat_fast.model.variants import FEW, FEW_FIRST, SMALL, VARIANTS, config_of, inputs_of, loss_of, tensors_of
+from tests.pgat_fast.model.variants import (
+    FEW,
+    FEW_FIRST,
+    SMALL,
+    VARIANTS,
+    config_of,
+    inputs_of,
+    loss_of,
+    model_of,
+    tensors_of,
+)
 
 
 def close(first: Tensor, second: Tensor) -> bool:
     """Return whether tensors are equal up to rounding of float64, amplified by divisions by small sums (section 5)."""
     return torch.allclose(first, second, rtol=1e-8, atol=1e-8)
-
-
-def model_of(variant: str) -> nn.Module:
-    torch.manual_seed(1)
-    return build_model(config_of(variant))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

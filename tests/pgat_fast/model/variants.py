@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pgat_fast import Config, load_config
+from pgat_fast import Config, build_model, load_config
 from pgat_fast.model.forecast import Diagnostics, Forecast, Mixture, mixture_nll
 
 SMALL: dict[str, Any] = {
@@ -81,6 +81,12 @@ FEW_FIRST = [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in VARI
 def config_of(variant: str, **changes: Any) -> Config:
     """Return the configuration of a variant with some settings changed."""
     return load_config(VARIANTS[variant] | changes)
+
+
+def model_of(variant: str = FEW[0], seed: int = 0) -> nn.Module:
+    """Return a model with parameters drawn from `seed`."""
+    torch.manual_seed(seed)
+    return build_model(config_of(variant))
 
 
 def inputs_of(

@@ -6,12 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pgat_kernels.ops.affine import Affine, compose, single_key_attention
+from tests.pgat_kernels.gradients import normal
 
 EXACT = 1e-10
-
-
-def normal(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def affine(*shape: int, seed: int) -> Affine:

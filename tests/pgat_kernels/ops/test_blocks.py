@@ -15,6 +15,7 @@ from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.edge_tokens import EdgeTransform, edge_tokens, edge_tokens_operator
 from pgat_kernels.ops.low_rank_attention import LowRankWeights
 from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights
+from tests.pgat_kernels.gradients import flat
 
 G, T, D, H, F = 3, 5, 8, 2, 12
 MASKS = Masks(0.3, torch.tensor(11), torch.tensor(2))
@@ -63,12 +64,6 @@ BLOCKS: dict[str, Callable[[bool], Any]] = {
     "output head": lambda kernels: blocks.output_head(randn(G, T, D), output_weights(), MASKS, 1, kernels=kernels),
     "edge tokens": lambda kernels: edge_tokens(randn(G, T, T, 3), transforms(), kernels=kernels),
 }
-
-
-def flat(tree: Any) -> list[Tensor]:
-    if isinstance(tree, Tensor):
-        return [tree]
-    return [] if tree is None else [tensor for part in tree for tensor in flat(part)]
 
 
 def computed(name: str, kernels: bool) -> list[Tensor]:

@@ -6,12 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pgat_kernels.ops.grouped import grouped_layer_norm, grouped_linear, pad_and_stack
+from tests.pgat_kernels.gradients import normal
 
 EXACT = 1e-10
-
-
-def normal(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def assert_equal(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from pgat_kernels.ops import blocks, plain_blocks, vjp
 from pgat_kernels.ops.dropout_masks import Masks
 from pgat_kernels.ops.plain_blocks import AttentionWeights, FeedForwardWeights, OutputWeights
+from tests.pgat_kernels.gradients import flat
 
 ROW = torch.tensor(2)
 G, T, D, H, F = 3, 5, 8, 2, 12
@@ -21,12 +22,6 @@ def masks(rate: float) -> Masks:
 
 def randn(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, requires_grad=True)
-
-
-def flat(tree: Any) -> list[Tensor]:
-    if isinstance(tree, Tensor):
-        return [tree]
-    return [] if tree is None else [tensor for part in tree for tensor in flat(part)]
 
 
 def attention_weights() -> AttentionWeights:
