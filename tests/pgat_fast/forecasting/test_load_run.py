@@ -59,12 +59,6 @@ def test_scalers_equal_those_of_training(tiny: list[str], tmp_path: Path) -> Non
     assert run.target_scaler.to_dict() == splits.target_scaler.to_dict()
 
 
-def test_load_run_keeps_generator_state(folder: Path) -> None:
-    state = torch.get_rng_state()
-    load_run(folder, device="cpu")
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def spoil(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
