@@ -62,7 +62,7 @@ def precisions() -> dict[str, str]:
 
 
 def generators() -> dict[str, Any]:
-    return {"python": random.getstate(), "numpy": str(np.random.get_state()), "torch": torch.get_rng_state().tolist()}  # noqa: NPY002
+    return {"python": random.getstate(), "numpy": str(np.random.get_state()), "torch": torch.get_rng_state().tolist()}
 
 
 def settings() -> dict[str, Any]:

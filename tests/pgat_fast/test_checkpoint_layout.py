@@ -233,11 +233,11 @@ def test_error_names_compatibility_setting_for_original_checkpoint() -> None:
 def test_invalid_state_dict_is_rejected_with_a_hint() -> None:
     state = to_original_layout(build_model(BATCHED).state_dict(), BATCHED)
     with pytest.raises(CheckpointError, match=r"'model' is a dict, not a tensor: pass state"):
-        from_original_layout({"model": state, "epoch": 3}, BATCHED)  # type: ignore[dict-item]
+        from_original_layout({"model": state, "epoch": 3}, BATCHED)
     with pytest.raises(CheckpointError, match=r"not tensors: projection\.bias \(NoneType\)"):
-        from_original_layout(state | {"projection.bias": None}, BATCHED)  # type: ignore[dict-item]
+        from_original_layout(state | {"projection.bias": None}, BATCHED)
     with pytest.raises(CheckpointError, match="pass a dict"):
-        from_original_layout([1], BATCHED)  # type: ignore[arg-type]
+        from_original_layout([1], BATCHED)
 
 
 def test_error_names_ten_of_many_missing_parameters_and_counts_the_others() -> None:

@@ -284,4 +284,4 @@ def test_setting_of_none_means_the_default() -> None:
 @pytest.mark.parametrize("args", [None, [1]])
 def test_arguments_without_settings_are_rejected(args: object) -> None:
     with pytest.raises(ConfigError, match="namespace or a dict"):
-        Model(args)  # type: ignore[arg-type]
+        Model(args)

@@ -19,11 +19,11 @@ class Process:
         self.value = value
 
     def shared(self, **options: object) -> SharedSetting[str]:
-        return SharedSetting(lambda: self.value, lambda value: setattr(self, "value", value), **options)  # type: ignore[arg-type]
+        return SharedSetting(lambda: self.value, lambda value: setattr(self, "value", value), **options)
 
 
 def in_thread(function: object) -> None:
-    thread = Thread(target=function)  # type: ignore[arg-type]
+    thread = Thread(target=function)
     thread.start()
     thread.join()
 
@@ -147,7 +147,7 @@ def test_generator_left_half_way_restores_when_it_is_collected() -> None:
     assert process.value == "before"
     iterator = values()
     next(iterator)
-    in_thread(iterator.close)  # type: ignore[attr-defined]
+    in_thread(iterator.close)
     assert process.value == "before"
 
 

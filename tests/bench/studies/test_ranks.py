@@ -39,7 +39,7 @@ def test_fit_recovers_latency_and_bandwidth() -> None:
 
 def add_up_and_take_steps(group: SingleProcess) -> list[float]:
     """Do both, a few times, in one process: starting it takes longer than either."""
-    ranks.STEPS, ranks.REPEATS = 1, 1  # type: ignore[misc]  # the process ends after this
+    ranks.STEPS, ranks.REPEATS = 1, 1  # the process ends after this
     return [*ranks.add_up(group), *ranks.take_steps(group)]
 
 

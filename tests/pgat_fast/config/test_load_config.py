@@ -125,7 +125,7 @@ def test_invalid_model_config_names_conflicting_settings() -> None:
 @pytest.mark.parametrize(("source", "kind"), [(5, "int"), ([("epochs", 1)], "list"), (b"a.yaml", "bytes")])
 def test_unsupported_source_is_refused(source: object, kind: str) -> None:
     with pytest.raises(ConfigError, match=f"path, a mapping or a Config, not from {kind}"):
-        load_config(source)  # type: ignore[arg-type]
+        load_config(source)
 
 
 def test_single_text_of_overrides_is_refused() -> None:

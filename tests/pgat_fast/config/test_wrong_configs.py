@@ -180,7 +180,7 @@ def test_wrong_override_is_quoted(override: str, message: str) -> None:
 def test_wrong_setting_of_mapping_is_named_by_key() -> None:
     message = "training.epochs: found 0, expected an integer, at least 1"
     assert refusal({"training": {"epochs": 0}}) == refusal({"epochs": 0}) == message
-    assert refusal({1: 2}) == "1: unknown key"  # type: ignore[dict-item]
+    assert refusal({1: 2}) == "1: unknown key"
 
 
 def test_missing_file_and_directory_are_named(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_simulated_bounds_depend_only_on_seed_and_window() -> None:
                          last_close=np.ones(windows), draws=200)
         )  # fmt: skip
 
-    state = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    state = np.random.get_state()[1].copy()
     all_windows = bounds(7, mixture)
     assert np.array_equal(all_windows, bounds(7, mixture))
     assert np.array_equal(all_windows[:, :, :1], bounds(7, first_window)), "a window does not depend on the others"
@@ -270,7 +270,7 @@ def test_simulated_bounds_depend_only_on_seed_and_window() -> None:
     equal_windows = MixtureArrays(*(np.repeat(part[:1], 2, axis=0) for part in mixture))
     first_bounds, second_bounds = np.moveaxis(bounds(7, equal_windows), 2, 0)
     assert not np.array_equal(first_bounds, second_bounds), "every window has its own draws"
-    assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[index]  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], state)
 
 
 def test_overflowing_simulated_prices_are_infinite_with_unknown_width() -> None:
@@ -293,11 +293,11 @@ def test_intervals_of_other_method_are_rejected() -> None:
     with pytest.raises(DataError, match="intervals is mixture, but the model forecasts a point"):
         scaled_bounds(mixture_intervals(), point.forecast, None)
     with pytest.raises(DataError, match="intervals is mixture, but the model forecasts a point"):
-        price_bounds(mixture_intervals(), point.forecast, None, **prices)  # type: ignore[arg-type]
+        price_bounds(mixture_intervals(), point.forecast, None, **prices)
     with pytest.raises(DataError, match="intervals is conformal, but the model forecasts a mixture"):
         scaled_bounds(calibrated(point), point.forecast, mixture)
     with pytest.raises(DataError, match="intervals is conformal, but the model forecasts a mixture"):
-        price_bounds(calibrated(point), point.forecast, mixture, **prices)  # type: ignore[arg-type]
+        price_bounds(calibrated(point), point.forecast, mixture, **prices)
 
 
 # --- stored -----------------------------------------------------------------------------------------------------------

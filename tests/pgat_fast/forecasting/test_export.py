@@ -85,7 +85,7 @@ def test_module_serves_several_windows(run: Run, data_file: Path) -> None:
     module = StandaloneForecaster(run).double()
     inputs = example_inputs(run, module, forecast_ahead(run, data_file))
     other = inputs | {"last_close": 2 * inputs["last_close"], "history": 1.1 * inputs["history"]}
-    module.model_inputs = lambda *args: tuple(x.double() for x in StandaloneForecaster.model_inputs(module, *args))  # type: ignore[method-assign]
+    module.model_inputs = lambda *args: tuple(x.double() for x in StandaloneForecaster.model_inputs(module, *args))
     with torch.no_grad():
         both = module(**{name: torch.cat((x, other[name])) for name, x in inputs.items()})
         for row, one in enumerate((inputs, other)):

@@ -109,7 +109,7 @@ def test_combiners_keep_only_block_inputs(
     def kept(layers: int) -> int:
         combiner = randomize(model(8, 2, layers, 0.1)).train()
         adjacencies = tuple(uniform(2, 3, 13, 13, seed=seed).requires_grad_() for seed in range(3))
-        return bytes_kept(lambda: plainly(combiner, adjacencies, normal(2, 3, 8)))  # type: ignore[arg-type]
+        return bytes_kept(lambda: plainly(combiner, adjacencies, normal(2, 3, 8)))
 
     tokens = 2 * 3 * 13 * 13 * (1 if model is BatchedCombiner else 3)
     per_block = (kept(5) - kept(1)) / 4

@@ -38,7 +38,7 @@ def test_result_and_gradients_equal_functional_call() -> None:
             name: normal(*parameter.shape, seed=k).float().requires_grad_()
             for k, (name, parameter) in enumerate(module.named_parameters())
         }
-        y = call(module, parameters, (x,))  # type: ignore[operator]
+        y = call(module, parameters, (x,))
         return [y, *torch.autograd.grad(y.square().sum(), list(parameters.values()))]
 
     for actual, expected in zip(results(call_with_parameters), results(functional_call), strict=True):
@@ -56,5 +56,5 @@ def test_module_is_not_changed() -> None:
     assert before == [dict(submodule.__dict__) for submodule in module.modules()]
     assert module.calls == 0
     assert module.training
-    assert copied.layers[0] is copied.first  # type: ignore[index]
+    assert copied.layers[0] is copied.first
     assert type(copied) is Tied

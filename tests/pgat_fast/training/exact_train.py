@@ -21,6 +21,6 @@ def train_exactly() -> None:
     def in_float64(config: Config) -> nn.Module:
         return build(config).double()
 
-    nn.Dropout.__init__ = without_dropout  # type: ignore[method-assign]
-    Windows.batch = lambda self, indices: Batch(*(x.double() for x in batch(self, indices)))  # type: ignore[method-assign]
-    setup.build_model = in_float64  # type: ignore[attr-defined]
+    nn.Dropout.__init__ = without_dropout
+    Windows.batch = lambda self, indices: Batch(*(x.double() for x in batch(self, indices)))
+    setup.build_model = in_float64

@@ -99,12 +99,12 @@ def test_diagnosis_names_windows_days_and_first_module(tiny: list[str], tmp_path
         original(self, *args)
         self.readout.register_forward_hook(lambda module, _, output: output * float("inf") if module.training else None)
 
-    PGAT.__init__ = spoiled  # type: ignore[method-assign]
+    PGAT.__init__ = spoiled
     try:
         with pytest.raises(TrainingError, match=r"diagnosis in .*nonfinite-step-00000001\.json"):
             run([*tiny, *ACCUMULATE], tmp_path / "run")
     finally:
-        PGAT.__init__ = original  # type: ignore[method-assign]
+        PGAT.__init__ = original
     report = json.loads((tmp_path / "run" / "nonfinite-step-00000001.json").read_bytes())
     assert [len(batch["windows"]) for batch in report["batches"]] == [4, 4]
     assert report["batches"][0]["first_module_not_finite"] == "readout"

@@ -144,7 +144,7 @@ def save_slowly() -> None:
         time.sleep(2 * self.group.is_main)
         save(self)
 
-    CheckpointSaver.emergency_save = slow  # type: ignore[method-assign]
+    CheckpointSaver.emergency_save = slow
 
 
 @pytest.mark.multiprocess
@@ -167,7 +167,7 @@ def train_a_long_step() -> None:
         time.sleep(6 * (self.state.progress.step == 5))
         train_step(self, accumulation_group)
 
-    Trainer.train_step = long  # type: ignore[method-assign]
+    Trainer.train_step = long
 
 
 @pytest.mark.multiprocess

@@ -70,20 +70,20 @@ def test_training_ends_after_epochs_patience_or_steps(
 
 
 def draw() -> tuple[float, float, float]:
-    return random.random(), float(np.random.rand()), torch.rand(1).item()  # noqa: NPY002
+    return random.random(), float(np.random.rand()), torch.rand(1).item()
 
 
 def test_restored_generators_continue_from_stored_state() -> None:
     seed_everything(5)
     draw()
     torch.randn(1)  # after an odd number of normals, generators keep a spare one
-    np.random.randn()  # noqa: NPY002
+    np.random.randn()
     random.gauss(0, 1)
     states = generator_states()
-    expected = draw(), random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist()  # noqa: NPY002
+    expected = draw(), random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist()
     seed_everything(6)
     restore_generators(states)
-    assert (draw(), random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist()) == expected  # noqa: NPY002
+    assert (draw(), random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist()) == expected
 
 
 def test_equal_seeds_give_equal_numbers_in_all_generators() -> None:

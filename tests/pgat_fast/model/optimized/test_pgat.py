@@ -43,7 +43,7 @@ def models(config: Config, dtype: torch.dtype = torch.float64, **execution: obje
     fast = build_model(config, backend="torch")
     assert isinstance(fast, FastPGAT)
     fast.load_state_dict(reference.state_dict())
-    fast.set_execution(Execution(**execution))  # type: ignore[arg-type]
+    fast.set_execution(Execution(**execution))
     return reference.to(dtype).eval(), fast.to(dtype).eval()
 
 
