@@ -16,7 +16,7 @@ from pgat_fast.monitoring.memory import process_memory
 from pgat_fast.plan.trace import MISSING_FORMULAS
 from pgat_fast.utils.system import GIB
 from pgat_kernels.matmul_precision import fast_exact_float32
-from pgat_kernels.ops.kept_memory import bytes_kept
+from pgat_kernels.ops.backward_memory import bytes_kept
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 

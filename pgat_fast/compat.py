@@ -15,7 +15,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.checkpoint_layout import Source, original_shapes, sources
 from pgat_fast.config import Config, ModelConfig, load_config
 from pgat_fast.config.legacy import IGNORED, OLD_NAMES
 from pgat_fast.config.schema import SECTION_OF
@@ -24,6 +23,7 @@ from pgat_fast.model import build_model
 from pgat_fast.model.forecast import Diagnostics, Forecast
 from pgat_fast.model.reference.pgat import PGAT, rename_former
 from pgat_fast.model.replica import call_with_parameters
+from pgat_fast.original_layout import Source, original_shapes, sources
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from pgat_fast import build_model, compat, load_config, train
 from pgat_fast.data.build import build_file
-from pgat_fast.evaluation.evaluate import _forecasts
+from pgat_fast.evaluation.split_forecasts import _forecasts
 from pgat_fast.forecasting.evaluate import evaluate
 from pgat_fast.forecasting.load_run import Run, load_run
 from pgat_fast.forecasting.predict import predict

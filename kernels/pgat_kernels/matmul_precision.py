@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 
-from pgat_kernels.shared_setting import SharedSetting
+from pgat_kernels.process_settings import SharedSetting
 from pgat_kernels.torch_features import has_autocast
 
 _BY_PREFERENCE: Final = ("bf16", "ieee", "tf32")

@@ -59,7 +59,7 @@ def _checkpoints_at(path: Path) -> list[Path]:
 def run_export(args: argparse.Namespace) -> int:
     """Write weights in the layout of the existing model."""
     start_logging(quiet=True)
-    from pgat_fast.training.import_export import export_checkpoint
+    from pgat_fast.training.original_checkpoints import export_checkpoint
 
     checkpoint = export_checkpoint(Path(args.path), Path(args.out), args.checkpoint)
     print(f"{args.out}: {checkpoint} in the layout of the existing model")
@@ -78,7 +78,7 @@ def run_import(args: argparse.Namespace) -> int:
     a training script saved with them is ignored; nothing in the file is executed.
     """
     start_logging(quiet=False)
-    from pgat_fast.training.import_export import import_checkpoint
+    from pgat_fast.training.original_checkpoints import import_checkpoint
 
     config = config_from(args)
     if config.model.compatibility != "original":

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"\nwritten to {out}: backtest.json, and a folder for each origin")
             return 0
 
-        from pgat_fast.evaluation.assess import write_assessment
+        from pgat_fast.evaluation.assessment import write_assessment
         from pgat_fast.forecasting.evaluate import evaluate
         from pgat_fast.forecasting.load_run import load_run
         from pgat_fast.training.results import test_summary

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pgat_fast.data.windows import Windows
 from pgat_fast.errors import PgatError
-from pgat_fast.evaluation.evaluate import SplitForecast, evaluate_split
 from pgat_fast.evaluation.metrics import Metrics, metrics_by_target
+from pgat_fast.evaluation.split_forecasts import SplitForecast, evaluate_split
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from pgat_fast.data.price_units import log_prices
 from pgat_fast.data.scaling import Scaler
 from pgat_fast.errors import DataError
-from pgat_fast.evaluation.evaluate import MixtureArrays, SplitForecast
 from pgat_fast.evaluation.metrics import finite
 from pgat_fast.evaluation.probabilistic import mixture_quantile
+from pgat_fast.evaluation.split_forecasts import MixtureArrays, SplitForecast
 
 logger = logging.getLogger(__name__)
 

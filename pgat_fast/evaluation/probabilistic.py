@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pgat_fast.evaluation.evaluate import MixtureArrays
 from pgat_fast.evaluation.metrics import finite
+from pgat_fast.evaluation.split_forecasts import MixtureArrays
 
 Array = NDArray[np.float64]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from pgat_fast.data.load import load_splits
 from pgat_fast.errors import CheckpointError
-from pgat_fast.evaluation.assess import Assessment, assess
+from pgat_fast.evaluation.assessment import Assessment, assess
 from pgat_fast.forecasting.load_run import Run
 from pgat_fast.training.other_machine import data_file_of
 

@@ -20,8 +20,8 @@ from pgat_fast.data.table import Table
 from pgat_fast.data.trading_days import FEWEST_ROWS, FEWEST_ROWS_OF_WEEKDAYS, Days, future_trading_days
 from pgat_fast.data.windows import known_ahead, window_ahead
 from pgat_fast.errors import CheckpointError, DataError
-from pgat_fast.evaluation.evaluate import MixtureArrays, mixture_arrays
 from pgat_fast.evaluation.intervals import LEVELS, Bounds, Intervals, price_bounds, scaled_bounds
+from pgat_fast.evaluation.split_forecasts import MixtureArrays, mixture_arrays
 from pgat_fast.forecasting.history import History, Source, read_history
 from pgat_fast.forecasting.load_run import Run
 from pgat_fast.model.forecast import Forecast, Mixture, point_forecast

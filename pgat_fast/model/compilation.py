@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pgat_fast.errors import BackendError
 from pgat_fast.model.compile_cache import cache_advice
 from pgat_fast.model.optimized.pgat import FastPGAT
-from pgat_kernels.shared_setting import LOCK
+from pgat_kernels.process_settings import LOCK
 from pgat_kernels.torch_features import compile_apart
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from pgat_fast.utils.io import write_atomically
-from pgat_kernels.shared_setting import SharedSetting
+from pgat_kernels.process_settings import SharedSetting
 
 logger = logging.getLogger(__name__)
 

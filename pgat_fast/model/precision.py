@@ -117,7 +117,7 @@ def float32_products_in(precision: Precision, device: torch.device) -> Iterator[
 
     With `bf16` and `fp16`, the products that stay float32 are IEEE float32. torch's settings belong to the process, not
     to the thread. The last of the threads in such a context restores them, also after an error. While one of them asks
-    for IEEE float32, those that ask for `high` compute in it, too. See `pgat_kernels.shared_setting.SharedSetting`.
+    for IEEE float32, those that ask for `high` compute in it, too. See `pgat_kernels.process_settings.SharedSetting`.
     """
     rounding = "tf32" if precision == "high" else "ieee"
     with ExitStack() as stack:

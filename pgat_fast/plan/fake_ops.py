@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pgat_fast.model.optimized.phase import Recurrence
 from pgat_kernels.instrumentation import chunk_sizes_of
-from pgat_kernels.shared_setting import SharedSetting
+from pgat_kernels.process_settings import SharedSetting
 
 GRU_KEPT = 8
 """Number of tensors [B, C] a step that a GRU keeps for its backward pass besides its result, counted on torch 2.13 (7

@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 import torch
 
-from pgat_fast.checkpoint_layout import original_shapes
 from pgat_fast.config import Config
 from pgat_fast.data.bodies import BODIES
 from pgat_fast.data.load import load_splits
@@ -20,6 +19,7 @@ from pgat_fast.model.execution import KEEPING_OPERATORS
 from pgat_fast.model.precision import Precision, product_dtype, resolve_precision
 from pgat_fast.model.reference.pgat import PGAT
 from pgat_fast.monitoring.memory import NEAR
+from pgat_fast.original_layout import original_shapes
 from pgat_fast.plan.fake_cache import without_data
 from pgat_fast.plan.figures import Computation, Disk, Limit, Needed, Parameters, Plan, Work
 from pgat_fast.plan.memory import ADAM_TENSORS, largest_batch, line_through, process_bytes, tensor_bytes

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgat_fast.errors import ConfigError
-from pgat_kernels.shared_setting import SharedSetting
+from pgat_kernels.process_settings import SharedSetting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,11 +23,11 @@ from pgat_fast.model.compilation import Regions, compiled_regions_of, eager, und
 from pgat_fast.model.compile_cache import CompileCache, cache_advice
 from pgat_fast.model.precision import product_dtype
 from pgat_fast.monitoring.jsonl_logger import to_plain
-from pgat_fast.training.control import Control
 from pgat_fast.training.failures import is_out_of_memory
 from pgat_fast.training.optimizer_step import OptimizerStep
 from pgat_fast.training.reporter import Reporter
 from pgat_fast.training.rng import generator_states, restore_generators
+from pgat_fast.training.stopping import Control
 from pgat_kernels.conditioning import SPREADS, moved_by_rounding, relative_errors
 
 logger = logging.getLogger(__name__)

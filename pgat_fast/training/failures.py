@@ -28,10 +28,10 @@ from pgat_fast.model.compilation import eager, is_compiled
 from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.training.checkpoint_saver import CheckpointSaver, Snapshot
-from pgat_fast.training.control import Control
 from pgat_fast.training.optimizer_step import SMALLEST_SCALE, OptimizerStep
 from pgat_fast.training.rng import generator_states, restore_generators
 from pgat_fast.training.run_folder import read_status
+from pgat_fast.training.stopping import Control
 from pgat_fast.utils.io import write_json
 
 logger = logging.getLogger(__name__)

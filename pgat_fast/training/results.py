@@ -14,7 +14,7 @@ import torch
 from pgat_fast.config import Config, config_to_dict
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
-from pgat_fast.evaluation.assess import assess, write_assessment
+from pgat_fast.evaluation.assessment import assess, write_assessment
 from pgat_fast.model import kernel_summary, resolve_backend
 from pgat_fast.training.checklist import checklist, checklist_text
 from pgat_fast.training.checkpoint import list_checkpoints, verify_checkpoint

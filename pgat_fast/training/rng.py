@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from pgat_kernels.shared_setting import LOCK
+from pgat_kernels.process_settings import LOCK
 
 _FILLING: Final[Any] = torch.utils.deterministic
 """Its attribute `fill_uninitialized_memory` is unknown to mypy."""

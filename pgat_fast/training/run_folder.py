@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from pgat_fast.errors import ConfigError
 from pgat_fast.utils.io import first_unused, write_json
-from pgat_kernels.shared_setting import SharedSetting
+from pgat_kernels.process_settings import SharedSetting
 
 if TYPE_CHECKING:
     from pgat_fast.config import Config

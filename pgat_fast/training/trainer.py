@@ -1,6 +1,6 @@
 """The training loop: epochs, optimizer steps, validation, and the evaluation at the end.
 
-What a run needs beside the loop is in other modules: `setup` builds its parts, `control` decides when it stops,
+What a run needs beside the loop is in other modules: `setup` builds its parts, `stopping` decides when it ends,
 `checkpoint_saver` saves and restores it, `failures` reports what went wrong, and `reporter` writes metrics and status.
 """
 
@@ -20,7 +20,6 @@ from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.training.checkpoint import load_weights
 from pgat_fast.training.checkpoint_saver import CheckpointSaver
 from pgat_fast.training.compile_check import CompileChecker
-from pgat_fast.training.control import Control
 from pgat_fast.training.failures import FailureHandler
 from pgat_fast.training.reporter import Reporter
 from pgat_fast.training.results import Results
@@ -29,6 +28,7 @@ from pgat_fast.training.schedule import learning_rate
 from pgat_fast.training.setup import Setup
 from pgat_fast.training.signals import Stop
 from pgat_fast.training.state import Ending, Epoch, Progress, RunState, end_of_training
+from pgat_fast.training.stopping import Control
 from pgat_fast.training.validation import validation_loss
 from pgat_fast.utils.io import write_atomically
 

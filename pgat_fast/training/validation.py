@@ -4,9 +4,9 @@ import math
 
 from pgat_fast.data.windows import Windows
 from pgat_fast.errors import TrainingError
-from pgat_fast.evaluation.evaluate import mean_loss_of_split
-from pgat_fast.training.control import Control
+from pgat_fast.evaluation.split_forecasts import mean_loss_of_split
 from pgat_fast.training.optimizer_step import OptimizerStep
+from pgat_fast.training.stopping import Control
 
 
 def validation_loss(step: OptimizerStep, windows: Windows, control: Control) -> float:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pgat_fast import build_model, load_config
-from pgat_fast.checkpoint_layout import original_shapes, sources
 from pgat_fast.compat import Model, from_original_layout
 from pgat_fast.errors import ConfigError
 from pgat_fast.model.forecast import Mixture
+from pgat_fast.original_layout import original_shapes, sources
 from tests.pgat_fast.model.variants import FEW, SMALL, VARIANTS, inputs_of, loss_of, tensors_of
 
 SETTINGS: dict[str, Any] = SMALL | {"combiner": "batched"}

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pgat_kernels.matmul_precision import fast_exact_float32, no_autocast
+from pgat_kernels.ops.backward_memory import KeptChunks, bytes_held
 from pgat_kernels.ops.chunk_sizes import starts, take
 from pgat_kernels.ops.compiled import how_compiled
 from pgat_kernels.ops.dropout_masks import Masks
-from pgat_kernels.ops.kept_memory import KeptChunks, bytes_held
 from pgat_kernels.ops.registration import Backward, count_flops, register
 
 

@@ -232,7 +232,7 @@ def test_failed_write_leaves_no_imported_run(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pgat_fast.training.import_export.write_atomically", full)
+    monkeypatch.setattr("pgat_fast.training.original_checkpoints.write_atomically", full)
     assert do_import(tmp_path / "existing.pth", settings, tmp_path / "imported") == 2
     assert not (tmp_path / "imported").exists()
 

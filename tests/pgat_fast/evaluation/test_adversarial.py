@@ -13,9 +13,9 @@ from pgat_fast import build_model, load_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.data.windows import Windows
 from pgat_fast.errors import MemoryLimitError, StopRequested
-from pgat_fast.evaluation import evaluate
+from pgat_fast.evaluation import split_forecasts
 from pgat_fast.evaluation.adversarial import SCENARIOS, Draws, run_adversarial
-from pgat_fast.evaluation.evaluate import SplitForecast, evaluate_split
+from pgat_fast.evaluation.split_forecasts import SplitForecast, evaluate_split
 
 NAMES = ["gaussian_noise", "zero_input", "scale", "time_reversal", "feature_dropout"]
 S, L, P, F, COUNT = 8, 3, 2, 40, 30
@@ -62,7 +62,7 @@ def inputs_of(windows: Windows, batch_size: int = 7, seed: int = 5) -> dict[str,
     """Return the inputs of the model in each scenario."""
     model, clean = Recorder(), clean_of(windows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "EVALUATION_BATCH", batch_size)
+        patch.setattr(split_forecasts, "EVALUATION_BATCH", batch_size)
         run_adversarial(model, windows, "independent", ["a", "b"], seed=seed, clean=clean)
     batches = -(-COUNT // batch_size)
     assert len(model.given) == batches * len(SCENARIOS)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pgat_fast.evaluation.assess import forecast_table
+from pgat_fast.evaluation.assessment import forecast_table
 
 DATES = np.array(["2024-05-02", "2024-05-03", "2024-05-06", "2024-05-07"], dtype="datetime64[D]")
 ROWS = np.array([0, 1])

@@ -12,7 +12,6 @@ from pgat_fast.data.columns import TARGETS
 from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.scaling import Scaler
 from pgat_fast.errors import DataError
-from pgat_fast.evaluation.evaluate import MixtureArrays, SplitForecast
 from pgat_fast.evaluation.intervals import (
     LEVELS,
     Intervals,
@@ -23,6 +22,7 @@ from pgat_fast.evaluation.intervals import (
     simulate_log_prices,
 )
 from pgat_fast.evaluation.probabilistic import interval_coverage
+from pgat_fast.evaluation.split_forecasts import MixtureArrays, SplitForecast
 
 SCALER = Scaler(np.array([0.001, 0.004, -0.004, 0.0005]), np.array([0.012, 0.008, 0.009, 0.01]), TARGETS)
 KINDS = ("returns", "levels")

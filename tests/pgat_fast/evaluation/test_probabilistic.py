@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgat_fast.evaluation.evaluate import MixtureArrays, mixture_arrays
 from pgat_fast.evaluation.probabilistic import (
     day_nll,
     interval_coverage,
@@ -21,6 +20,7 @@ from pgat_fast.evaluation.probabilistic import (
     mixture_quantile,
     mixture_report,
 )
+from pgat_fast.evaluation.split_forecasts import MixtureArrays, mixture_arrays
 from pgat_fast.model.forecast import Mixture, mixture_nll
 
 LEVELS = (0.5, 0.8, 0.95)

@@ -17,7 +17,7 @@ from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.prices import PRICES, sp500_prices
 from pgat_fast.data.table import read_table
 from pgat_fast.errors import CheckpointError, ConfigError, DataError
-from pgat_fast.evaluation.evaluate import evaluate_split
+from pgat_fast.evaluation.split_forecasts import evaluate_split
 from pgat_fast.forecasting.load_run import Run, load_run
 from pgat_fast.forecasting.predict import known_future, predict
 from tests.combinations import pairwise_each_value_first

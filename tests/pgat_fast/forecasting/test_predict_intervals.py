@@ -15,8 +15,8 @@ from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.prices import PRICES, sp500_prices
 from pgat_fast.data.windows import Splits
 from pgat_fast.errors import CheckpointError, DataError
-from pgat_fast.evaluation.evaluate import evaluate_split
 from pgat_fast.evaluation.intervals import Intervals, calibrate, price_bounds
+from pgat_fast.evaluation.split_forecasts import evaluate_split
 from pgat_fast.forecasting.load_run import load_run
 from pgat_fast.forecasting.predict import predict
 from pgat_fast.training.run import train

@@ -17,7 +17,7 @@ from pgat_fast.config import load_config
 from pgat_fast.errors import CheckpointError
 from pgat_fast.model import build_model
 from pgat_fast.training.checkpoint import save_checkpoint, verify_checkpoint
-from pgat_fast.training.import_export import import_checkpoint
+from pgat_fast.training.original_checkpoints import import_checkpoint
 from tests.conftest import TINY
 from tests.pgat_fast.training.checkpoints import (
     SLOWEST,

@@ -15,7 +15,7 @@ import torch
 
 from pgat_fast import exit_codes
 from pgat_fast.distributed.environment import EXIT_CODE_FILE
-from pgat_fast.training import control
+from pgat_fast.training import stopping
 from pgat_fast.training.checkpoint_saver import CheckpointSaver
 from pgat_fast.training.run_folder import read_status
 from pgat_fast.training.trainer import Trainer
@@ -161,7 +161,7 @@ def test_signal_to_one_rank_stops_all_after_first_has_saved(settings: list[str],
 def train_a_long_step() -> None:
     """Make the step after the fifth take six seconds, and the last resort of the first rank save after one."""
     train_step = Trainer.train_step
-    control.PATIENCE = 1.0
+    stopping.PATIENCE = 1.0
 
     def long(self: Trainer, accumulation_group: list[torch.Tensor]) -> None:
         time.sleep(6 * (self.state.progress.step == 5))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pgat_fast import load_config
-from pgat_fast.training import control
+from pgat_fast.training import stopping
 from pgat_fast.training.checkpoint import newest_good
 from pgat_fast.training.run_folder import read_status
 from tests.forked_command import ForkedCommand
@@ -88,7 +88,7 @@ def test_signal_at_start_ends_process_with_its_code(settings: list[str], tmp_pat
 
 def limit_patience() -> None:
     """Give the main thread half a second to stop."""
-    control.PATIENCE = 0.5
+    stopping.PATIENCE = 0.5
 
 
 @pytest.mark.multiprocess

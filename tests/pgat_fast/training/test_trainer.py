@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pgat_fast import build_model, load_config
 from pgat_fast.data.load import load_splits
-from pgat_fast.evaluation.evaluate import evaluate_split
+from pgat_fast.evaluation.split_forecasts import evaluate_split
 from pgat_fast.training import setup
 from pgat_fast.training.checkpoint import load_weights, newest_good
 from pgat_fast.training.results import summary

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pgat_kernels.instrumentation import few_chunks
 from pgat_kernels.ops import chunk_sizes, chunked_ops
+from pgat_kernels.ops.backward_memory import bytes_kept
 from pgat_kernels.ops.chunk_sizes import auto_chunk, starts, take
 from pgat_kernels.ops.chunked_ops import Chunking, RowsOperator
 from pgat_kernels.ops.compiled import how_compiled
 from pgat_kernels.ops.dropout_masks import Masks
-from pgat_kernels.ops.kept_memory import bytes_kept
 from pgat_kernels.ops.registration import Backward
 from pgat_kernels.ops.vjp import gelu_dropout, linear
 

@@ -19,10 +19,17 @@ from pgat_fast.data.price_units import to_prices
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
 from pgat_fast.evaluation.adversarial import SCENARIOS, run_adversarial
-from pgat_fast.evaluation.evaluate import EVALUATION_BATCH, compare, evaluate_split, last_rows, price_base, true_values
 from pgat_fast.evaluation.intervals import Bounds, Intervals, calibrate, interval_report, price_bounds, scaled_bounds
 from pgat_fast.evaluation.metrics import finite
 from pgat_fast.evaluation.probabilistic import mixture_report
+from pgat_fast.evaluation.split_forecasts import (
+    EVALUATION_BATCH,
+    compare,
+    evaluate_split,
+    last_rows,
+    price_base,
+    true_values,
+)
 from pgat_fast.utils.io import write_atomically, write_json
 
 Array = NDArray[np.float64]

@@ -9,7 +9,7 @@ from threading import Barrier, Thread
 
 import pytest
 
-from pgat_kernels.shared_setting import LOCK, SharedSetting
+from pgat_kernels.process_settings import LOCK, SharedSetting
 
 
 class Process:

@@ -15,10 +15,10 @@ from pgat_fast.errors import ConfigError, MemoryLimitError, RankError, StopReque
 from pgat_fast.monitoring.memory import LimitState
 from pgat_fast.monitoring.monitor import Monitor
 from pgat_fast.training import run
-from pgat_fast.training.control import Control
 from pgat_fast.training.run_folder import read_status
 from pgat_fast.training.signals import Stop
 from pgat_fast.training.state import Progress
+from pgat_fast.training.stopping import Control
 
 
 class FakeGroup(SingleProcess):

@@ -17,7 +17,7 @@ from pgat_fast.data.load import load_splits
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
 from pgat_fast.errors import StopRequested
-from pgat_fast.evaluation.assess import assess, write_assessment
+from pgat_fast.evaluation.assessment import assess, write_assessment
 from pgat_fast.evaluation.intervals import LEVELS, Intervals
 
 # Nine validation windows, enough to calibrate 80 % but too few for 95 %.

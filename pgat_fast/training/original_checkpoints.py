@@ -13,11 +13,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from pgat_fast.checkpoint_layout import original_shapes
 from pgat_fast.compat import from_original_layout, to_original_layout
 from pgat_fast.config import Config, config_to_dict, dump_config, load_config
 from pgat_fast.data.load import load_splits
 from pgat_fast.errors import CheckpointError, ConfigError, name_some
+from pgat_fast.original_layout import original_shapes
 from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, read_checkpoint, save_checkpoint
 from pgat_fast.training.checkpoint_files import read_file
 from pgat_fast.training.inert_pickle import Placeholder

@@ -16,8 +16,8 @@ from pgat_fast.data.load import load_splits
 from pgat_fast.data.table import Table
 from pgat_fast.data.windows import Splits
 from pgat_fast.distributed.process_group import SingleProcess
-from pgat_fast.evaluation import evaluate
-from pgat_fast.evaluation.evaluate import (
+from pgat_fast.evaluation import split_forecasts
+from pgat_fast.evaluation.split_forecasts import (
     EVALUATION_BATCH,
     SplitForecast,
     compare,
@@ -44,7 +44,7 @@ def test_forecasts_and_loss_do_not_depend_on_batch_size(
     model = build_model(config)
     results = []
     for size in (6, 1, 4):
-        monkeypatch.setattr(evaluate, "EVALUATION_BATCH", size)
+        monkeypatch.setattr(split_forecasts, "EVALUATION_BATCH", size)
         results.append(evaluate_split(model, splits.test, "independent"))
     one_batch, *others = results
     for other in others:

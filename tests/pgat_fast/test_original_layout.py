@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pgat_fast import Config, build_model, load_config
-from pgat_fast.checkpoint_layout import original_shapes, sources
 from pgat_fast.compat import from_original_layout, to_original_layout
 from pgat_fast.errors import CheckpointError
+from pgat_fast.original_layout import original_shapes, sources
 from tests import golden
 from tests.pgat_fast.model.variants import SMALL, VARIANTS, config_of
 
@@ -193,7 +193,7 @@ FIRST_THING = """
 import torch
 from pgat_fast import build_model, load_config
 from pgat_fast.compat import from_original_layout
-from pgat_fast.checkpoint_layout import original_shapes
+from pgat_fast.original_layout import original_shapes
 config = load_config({"combiner": "batched", "seq_len": 5, "label_len": 1, "pred_len": 1, "d_model": 26, "n_heads": 2})
 state = {name: torch.zeros(shape) for name, shape in original_shapes(config.model).items()}
 ours = from_original_layout(state, config)
