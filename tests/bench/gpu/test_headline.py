@@ -104,7 +104,7 @@ for name in ("pandas", "psutil", "pydantic", "pydantic_core", "safetensors", "tq
 """
 
 
-@pytest.mark.slow  # eager steps of two small models with interpreted kernels
+@pytest.mark.slow  # steps with interpreted kernels
 @pytest.mark.multiprocess
 def test_headline_runs_with_torch_and_triton_alone(tmp_path: Path) -> None:
     """Rehearse `make gpu` on a bare machine, with interpreted kernels, as processes without any other package.
@@ -114,20 +114,18 @@ def test_headline_runs_with_torch_and_triton_alone(tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.mkdir()
     (blocked / "sitecustomize.py").write_text(WITHOUT_PACKAGES)
-    sizes = json.dumps({"batch": 1, "steps": 1, "warm_up": 1, "model": TINY})
-    command = [sys.executable, "-m", "bench.gpu.measure", "--device", "cpu", "--sections", "steps", "--only", "eager"]
-    command += ["--sizes", sizes, "--out", str(tmp_path / "gpu")]
+    sizes = json.dumps({"batch": 1, "steps": 1, "warm_up": 0, "model": TINY})
+    command = [sys.executable, "-m", "bench.gpu.measure", "--device", "cpu", "--sections", "steps"]
+    command += ["--only", "batched, triton, eager", "--sizes", sizes, "--out", str(tmp_path / "gpu")]
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join([str(blocked), os.environ.get("PYTHONPATH", ""), ".", "kernels"]),
         "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     subprocess.run(command, check=True, env=environment)
     records = json.loads((tmp_path / "gpu.json").read_text())["records"]
-    assert {name for _, name, record in records if record["ok"] and record["epoch_seconds"] > 0} == {
-        f"{combiner}, {backend}, eager"
-        for combiner in ("batched", "hierarchical")
-        for backend in ("reference", "torch", "triton")
-    }
+    ((section, name, record),) = records
+    assert (section, name) == ("steps", "batched, triton, eager")
+    assert record["epoch_seconds"] > 0
     assert "step_seconds" in (tmp_path / "gpu.md").read_text()
 
 
