@@ -17,7 +17,7 @@ help:
 	@echo "make docs         build the documentation into .cache/site; a broken link is an error"
 	@echo "make bench        run the benchmarks"
 	@echo "make bench-check  compare times, memory and kernels with the committed results"
-	@echo "make gpu          verify and measure the kernels on a CUDA GPU; starts nothing after 7.5 minutes"
+	@echo "make gpu          verify and measure the kernels on a CUDA GPU; ends within 8 minutes"
 	@echo "make tune         find the fastest launch configurations on a CUDA GPU; starts nothing after 25 minutes"
 	@echo "make clean        remove the environments and the built data (never the runs)"
 
@@ -94,12 +94,15 @@ bench: $(VENV)/installed
 bench-check: $(VENV)/installed
 	$(BIN)/pgat-fast bench check
 
-# Runs with the installed python, torch and triton: constraints.txt has no CUDA build.
+# Run with the installed python, torch and triton, since constraints.txt has no CUDA build. `make gpu OUT=STEM` and
+# `make tune OUT=FILE` write there instead of into the repository.
+ON_GPU = PYTHONPATH=.:kernels$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m
+
 gpu:
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.measure --save
+	$(ON_GPU) bench.gpu.measure $(if $(OUT),--out $(OUT),--save)
 
 tune:
-	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu.tune
+	$(ON_GPU) bench.gpu.tune $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf $(VENV) .venv-torch-* $(DATA) $(DATA).note.json

@@ -5,14 +5,13 @@
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 from bench.compare import faster_in_words, saved_bytes
 from bench.measure import fit_exponent
 from bench.result_files import RESULTS, ROOT, Record, load, newest
 from pgat_fast.errors import DataError
-from pgat_kernels.tuning_table import FILE
+from pgat_kernels.tuning_table import FILE, read
 
 ZEN5, ZEN4, ZEN3 = (f"amd-epyc-zen{generation}-2-cores" for generation in (5, 4, 3))
 """Machines; Zen 3 lacks AVX-512, and there `torch` does not compile the whole model."""
@@ -329,10 +328,9 @@ def model_epoch(combiner: str, total: str = "seconds") -> str:
     return f"{record['gpus']['H100']['totals'][total] * record['epoch_steps']:.0f} s"
 
 
-def measured_kernels() -> str:
-    """Return the GPUs for which it is known from which sizes kernels are faster."""
-    gpus = json.loads(Path(FILE).read_text(encoding="utf-8"))
-    return f"there for {', '.join(gpus)}" if gpus else "empty so far"
+def listed_kernels() -> str:
+    """Return the architectures for which it is listed from which sizes kernels are faster, with the source."""
+    return ", ".join(f"{gpu} ({entry.source})" for gpu, entry in read(FILE).items())
 
 
 def rmse_changes() -> list[str]:

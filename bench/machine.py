@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import torch
 
 from pgat_fast.utils.cores import usable_cores
@@ -28,7 +27,7 @@ def describe() -> dict[str, Any]:
         "processor": _processor(),
         "cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
+        "memory_gib": round(_memory() / GIB, 1),
         **_gpu(),
         "system": f"{platform.system()} {platform.machine()}",
         "c_library": " ".join(platform.libc_ver()),
@@ -73,6 +72,14 @@ def _gpu() -> dict[str, Any]:
     with suppress(ValueError):  # "[N/A]"
         description["gpu_power_limit_watts"] = float(limit)
     return description | {"driver": driver}
+
+
+def _memory() -> int:
+    """Return the bytes of memory of the machine; 0 if the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        return 0
 
 
 def _processor() -> str:

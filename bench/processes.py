@@ -77,15 +77,25 @@ def run_task(module: str, task: Record, time_limit: float, environment: Mapping[
 def end(process: subprocess.Popen[Any]) -> None:
     """Kill a process and its descendants, which may have a session of their own."""
     if process.poll() is None:
-        with suppress(ImportError):  # without psutil, which `bench.step` needs, there are no such descendants
-            import psutil
-
-            with suppress(psutil.NoSuchProcess):
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()
+        for child in _descendants(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the ids of the processes that `pid` and its descendants have started; none where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = status.read_text(errors="replace").rpartition(")")[2].split()  # the name may contain anything
+            children.setdefault(int(fields[1]), []).append(int(status.parent.name))
+    found = children.get(pid, [])
+    for child in found:  # grows
+        found += children.get(child, [])
+    return found
 
 
 def do_task(measure: Callable[[Record], Record], task: str) -> int:

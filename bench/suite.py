@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bench.backend_spec import PRODUCTION, QUICKSTART
 from bench.measure import PeakMemory, count_saved
-from bench.timing import synchronize
 from pgat_fast import load_config
 from pgat_fast.config.schema import Config
 from pgat_fast.monitoring.memory import release_caches
+from pgat_fast.utils.device import synchronize
 from pgat_fast.utils.system import GIB
 
 TIMESTEPS: Final = {"small": 16, "production": 4000}

@@ -7,6 +7,8 @@ from typing import Final
 
 import torch
 
+from pgat_fast.utils.device import synchronize
+
 Quartiles = dict[str, float]
 """Keys `quartile_1`, `median`, `quartile_3`."""
 LEAST_RUNS: Final = 3
@@ -16,12 +18,6 @@ def quartiles(values: Sequence[float]) -> Quartiles:
     """Return the quartiles of at least one value."""
     cut_points = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
     return dict(zip(("quartile_1", "median", "quartile_3"), cut_points, strict=True))
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until `device` has finished its queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def seconds_of(run: Callable[[], object], times: int, device: torch.device) -> list[float]:

@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from pgat_fast.config.schema import BODY_CHANNELS, ModelConfig
-from pgat_fast.data.bodies import BODIES
-from pgat_fast.data.calendar import CELLS
-from pgat_fast.data.columns import feature_columns
+from pgat_fast.config.schema import ModelConfig
+from pgat_fast.data.bodies import BODIES, BODY_CHANNELS
+from pgat_fast.data.columns import CELLS, feature_columns
 from pgat_fast.model.reference.body_nodes import fusion_width
 from pgat_fast.model.reference.combiner_hierarchical import INTERACTIONS, KINDS
 

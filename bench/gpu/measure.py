@@ -1,26 +1,23 @@
-"""Benchmark of the kernels on a GPU, in one file and one table: correctness, repeatability and speed.
+"""Benchmark of the kernels on a GPU, in one file and one table: speed, correctness and repeatability.
 
     make gpu
-    PYTHONPATH=.:kernels python3 -m bench.gpu.measure --save     # where nothing can be installed
+    PYTHONPATH=.:kernels python3 -m bench.gpu.measure --out STEM     # where nothing can be installed
 
-What does not begin within `--seconds` is listed as not run. On a GPU everything runs in a monitored process: after an
-error that CUDA does not recover from (an illegal address), a crash or a hang, a new process continues with the next
-item.
+Needs torch and triton alone. What does not begin within `--seconds` is listed as not run, and what is not done `GRACE`
+seconds later is ended. On a GPU everything runs in a monitored process: after an error that CUDA does not recover from
+(an illegal address), a crash or a hang, a new process continues with the next item. In this order:
 
+- `steps`: training steps of the production configurations (`bench.gpu.headline`), each way in a process of its own, the
+  time of an epoch of 421 such steps, and peak memory, next to the targets and what the cost model says. Compiled ways
+  are compiled anew each time. The ways of `headline.FIRST` come first, in three minutes, the others after `kernels`.
 - `parity`: errors of every kernel's result and gradients against float64, as a fraction of what rounding explains (at
   most 1 is expected; see `pgat_kernels.conditioning`): 16-bit dtypes first, the other dtypes near the end.
 - `repeatable`: whether `--runs` runs at production sizes agree bitwise.
 - `kernels`: milliseconds of forward and backward pass at production sizes, with the products of torch that belong to
   them, and in plain torch; and the time that the model (`bench.gpu.cost_model`) predicts for the kernel launches alone.
-- `steps`: training steps of the production configurations with `bench.step`, each backend in a process of its own, the
-  time of an epoch of 421 such steps, and peak memory, next to the targets. Compiled backends are compiled anew each
-  time.
 - `others`: cuDNN's GRU next to `gru_bank`, torch's fused attention next to `graph_attention`.
 - `compiled`: the error of gradients of the compiled model against float64, as a fraction of what rounding explains, for
   the worst parameter; in training mode, with dropout, for the step that replays CUDA graphs.
-
-The sections `steps` and `compiled` need the dependencies of pgat_fast (pydantic, pyyaml, numpy, pandas, psutil) and
-fail with an error without them; all others need torch and triton alone.
 
 Exit status 1: a kernel is wrong or not repeatable, or something failed.
 """
@@ -31,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,46 +39,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.gpu.cost_model import EPOCH_STEPS, GPUS, work_of_launch
+from bench.gpu.cost_model import GPUS, work_of_launch
+from bench.gpu.headline import FIRST, LATER, Way, time_of
 from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, Case, gradient, numbers, results
+from bench.gpu.production import build, settings_of
+from bench.machine import describe
 from bench.processes import end, make_parser
 from bench.result_files import Record, folder_of
-from bench.timing import seconds_of, synchronize
+from bench.timing import seconds_of
+from pgat_fast.utils.device import synchronize
 from pgat_fast.utils.io import write_atomically, write_json
 
 Item = tuple[str, str, Callable[[], Record]]
 """Section, name, and the function that measures it."""
 
-TARGETS: Final = {
-    "configs/production_batched.yaml": {"epoch_seconds": 10, "peak_memory_gib": 2},
-    "configs/celestial_enhanced_pgat_production.yaml": {"epoch_seconds": 60},
-}
-"""Targets on an H100, with 16-bit products, batch 16."""
-STEPS: Final = (
-    ("configs/production_batched.yaml", "triton:eager:bf16"),
-    ("configs/celestial_enhanced_pgat_production.yaml", "triton:eager:bf16"),
-    ("configs/production_batched.yaml", "triton:bf16"),
-    ("configs/production_batched.yaml", "torch:bf16"),
-    ("configs/production_batched.yaml", "reference:bf16"),
-    ("configs/celestial_enhanced_pgat_production.yaml", "triton:bf16"),
-    ("configs/celestial_enhanced_pgat_production.yaml", "torch:bf16"),
-    ("configs/production_batched.yaml", "reference:bf16:compiled"),
-    ("configs/celestial_enhanced_pgat_production.yaml", "reference:bf16"),
-)
-STEP_SECONDS: Final = 90
-"""Time limit of a process of `bench.step`, in seconds."""
-ITEM_SECONDS: Final = 300
-"""Seconds after which an item counts as hanging; enough for two processes of `bench.step`, and for compilations."""
+ITEM_SECONDS: Final = 160
+"""Seconds after which an item counts as hanging; enough for compilations."""
 REPLAYS: Final = 4
 """Steps of a compiled model until CUDA graphs are replayed; they are recorded in the second."""
-MOST_SECONDS: Final = 450.0
+MOST_SECONDS: Final = 420.0
 """Default of `--seconds`: what does not begin within it is not run."""
+GRACE: Final = 45.0
+"""Seconds after `--seconds` at which the last item is ended. All together takes less than eight minutes."""
 COMBINERS: Final = ("batched", "hierarchical")
-SECTIONS: Final = ("parity", "repeatable", "kernels", "steps", "others", "compiled")
+SECTIONS: Final = ("steps", "parity", "repeatable", "kernels", "others", "compiled")
 
 
-def sections(device: torch.device, timesteps: int, runs: int) -> Iterator[Item]:
-    """Yield all items, the most important first."""
+def sections(device: torch.device, timesteps: int, runs: int, step: Callable[[Way], Record]) -> Iterator[Item]:
+    """Yield all items, the most important first; `step` times a way to compute training steps."""
     # A multiple of 16, as the large one: triton would compile a different kernel for other numbers.
     small, large = max(1, timesteps // 16 // 16 * 16), timesteps
     first = [(case, case.dtypes[0]) for case in CASES]
@@ -91,15 +76,14 @@ def sections(device: torch.device, timesteps: int, runs: int) -> Iterator[Item]:
         name = f"{case.operator}, {case.shape}, {dtype}"
         return section, name, partial(measure, case, DTYPES[dtype], device, *sizes)
 
+    yield from (("steps", way.name, partial(step, way)) for way in FIRST)
     for case, dtype in first:
         yield of_case("parity", case, dtype, parity, small)
     for case, dtype in first:
         yield of_case("repeatable", case, dtype, repeatable, large, runs)
     for case, dtype in first:
         yield of_case("kernels", case, dtype, timed, large)
-    if device.type == "cuda":
-        for config, spec in STEPS:
-            yield "steps", f"{Path(config).stem}, {spec}", partial(training_steps, config, spec, device)
+    yield from (("steps", way.name, partial(step, way)) for way in LATER)
     yield "others", "GRU", partial(against_cudnn, device, large)
     for nodes in (13, 39, 169):
         yield "others", f"attention, {nodes} nodes", partial(against_fused, nodes, device, large)
@@ -162,65 +146,34 @@ def milliseconds(run: Callable[[], Any], device: torch.device, times: int = 10) 
     return 1e3 * median(seconds_of(run, 2 + times, device)[2:])
 
 
-def machine() -> Record:
-    """Return the description of this machine; a short one if psutil is missing."""
-    try:
-        from bench.machine import describe
-    except ImportError as error:
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        description = {"gpu": gpu, "processor": None, "torch": torch.__version__, "commit": None, "lacks": str(error)}
-        return description | {"date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    return describe()
-
-
 def model_of(device: torch.device) -> Any:
     """Return the entry of `bench.gpu.cost_model.GPUS` for this GPU; None if it has none."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((gpu for gpu in GPUS if gpu.name in name), None)
 
 
-def training_steps(config: str, spec: str, device: torch.device, batch: int = 16, steps: int = 10) -> Record:
-    """Return step time and peak memory by `bench.step`, in processes of its own with a time limit."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "step.json"
-        command = [sys.executable, "-m", "bench.step", "--config", config, "--batch", str(batch), "--steps", str(steps)]
-        command += ["--rounds", "1", "--backends", spec, "--set", f"run.device={device.type}", "--json", str(out)]
-        command += ["--time-limit", str(STEP_SECONDS)]
-        completed = subprocess.run(command, capture_output=True, text=True, check=False)
-        if not out.exists():
-            return {"ok": False, "error": (completed.stdout + completed.stderr)[-2000:]}
-        (record,) = json.loads(out.read_text(encoding="utf-8"))["results"]
-    if "step_seconds" not in record:
-        return {"ok": False, "error": record.get("error", "no step was timed"), "record": record}
-    seconds = record["step_seconds"]["median"]
-    figures = {"ok": True, "step_seconds": seconds, "epoch_seconds": seconds * EPOCH_STEPS}
-    return figures | {"peak_memory_gib": record["peak_memory_gib"], "target": TARGETS.get(config), "record": record}
-
-
-def compiled_against_eager(device: torch.device, combiner: str, settings: Sequence[str] = ()) -> Record:
+def compiled_against_eager(device: torch.device, combiner: str, **changes: Any) -> Record:
     """Check the gradients of the compiled model of the quickstart, with kernels requested for its operators.
 
     Args:
         device: the device to run on.
         combiner: combiner of the model.
-        settings: further overrides.
+        changes: other settings of the model.
     """
-    from bench.backend_spec import BackendSpec, build
-    from pgat_fast import load_config
-    from pgat_fast.data.windows import example
+    from pgat_fast.data.batch import example
     from pgat_fast.model.compilation import compile_in_place
     from pgat_fast.model.optimized.pgat import FastPGAT
     from pgat_kernels.conditioning import errors_and_bounds
     from pgat_kernels.dispatch import Kernels
 
-    config = load_config("configs/quickstart.yaml", [f"model.combiner={combiner}", "run.backend=torch", *settings])
-    inputs = [x.to(device) for x in example(config.model, 2)[:4]]
+    settings, _ = settings_of("quickstart", combiner=combiner, **changes)
+    inputs = [x.to(device) for x in example(settings, 2)[:4]]
     torch.manual_seed(3)
-    weights = {name: p.detach().to(device) for name, p in build(config, BackendSpec("torch")).named_parameters()}
+    weights = {name: p.detach().to(device) for name, p in build("torch", settings).named_parameters()}
 
     def gradients_by(dtype: torch.dtype, compiled: bool) -> Callable[[list[Tensor]], list[Tensor]]:
         """Return a function of weights and inputs that returns the gradients of all weights."""
-        model = build(config, BackendSpec("torch")).to(device, dtype)
+        model = build("torch", settings).to(device, dtype)
         assert isinstance(model, FastPGAT)
         model.set_execution(replace(model.execution, compiled=compiled, kernels=Kernels(dtype == torch.float32)))
         if compiled:
@@ -353,7 +306,11 @@ def is_lost(device: torch.device) -> bool:
 
 
 def in_processes(
-    command: Callable[[int, Path, float], list[str]], count: int, deadline: float, limit: float = ITEM_SECONDS
+    command: Callable[[int, Path, float], list[str]],
+    count: int,
+    deadline: float,
+    limit: float = ITEM_SECONDS,
+    grace: float = GRACE,
 ) -> Iterator[Done]:
     """Run `count` items in a process, and continue in another one if it ends early.
 
@@ -363,6 +320,7 @@ def in_processes(
         count: number of items.
         deadline: items that have not begun by this time (of `time.monotonic`) are not run.
         limit: time limit of one item, in seconds.
+        grace: seconds after the deadline at which an item that has begun is ended.
     """
     first = 0
     while first < count:
@@ -387,14 +345,18 @@ def in_processes(
                             first, started = first + 1, time.monotonic()
                         if ended:
                             break
-                        if time.monotonic() - started > limit:
+                        if time.monotonic() > min(started + limit, deadline + grace):
                             hangs = True
                             end(child)
                         time.sleep(0.05)
             finally:
                 end(child)
         if first < count and not lost:
-            reason = f"it took more than {limit:g} s" if hangs else f"its process ended with {child.returncode}"
+            reason = (
+                f"it was not done after {min(limit, deadline + grace - started):.0f} s"
+                if hangs
+                else f"its process ended with {child.returncode}"
+            )
             yield first, {"ok": False, "error": reason}
             first += 1
 
@@ -406,8 +368,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=MOST_SECONDS, help="what does not begin within it is not run")
     parser.add_argument("--runs", type=int, default=100, help="of every kernel, to see whether they agree")
     parser.add_argument("--timesteps", type=int, default=TIMESTEPS, help="of the inputs")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", help="cpu runs interpreted kernels, to try this program out")
+    text = "JSON: `batch`, `steps`, `warm_up` and settings of the `model` of training steps, to try this program out"
+    parser.add_argument("--sizes", default="{}", help=text)
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)  # first item and file of a monitored process
+    parser.add_argument("--only", default="", metavar="TEXT", help="measure only what has this in its name")
     parser.add_argument("--sections", default=",".join(SECTIONS), metavar="NAME,...")
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
@@ -417,7 +382,14 @@ def main(arguments: list[str] | None = None) -> int:
     selected = args.sections.split(",")
     if unknown := sorted(set(selected) - set(SECTIONS)):
         parser.error(f"--sections: {', '.join(unknown)}: not one of {', '.join(SECTIONS)}")
-    items = [item for item in sections(device, args.timesteps, args.runs) if item[0] in selected]
+
+    def step(way: Way) -> Record:
+        compiled = Path(args.part[1]).with_name("compiled") if args.part else None
+        environment = {} if compiled is None else {"TORCHINDUCTOR_CACHE_DIR": str(compiled)}
+        return time_of(way, device, environment, deadline + GRACE - time.monotonic(), **json.loads(args.sizes))
+
+    every = sections(device, args.timesteps, args.runs, step)
+    items = [item for item in every if item[0] in selected and args.only in item[1]]
     if args.part:
         with Path(args.part[1]).open("a", encoding="utf-8", buffering=1) as file:
             for outcome in in_this_process(items, int(args.part[0]), deadline, device):
@@ -430,7 +402,7 @@ def main(arguments: list[str] | None = None) -> int:
         return [sys.executable, "-m", "bench.gpu.measure", *command_line]
 
     command_line = f"python -m bench.gpu.measure {' '.join(given)}".strip()
-    result: Record = {"command": command_line, "machine": machine(), "records": []}
+    result: Record = {"command": command_line, "machine": describe(), "records": []}
     stem = folder_of(result["machine"]) / "gpu" if args.save else args.out
     outcomes = in_processes(command, len(items), deadline)
     for i, record in outcomes if device.type == "cuda" else in_this_process(items, 0, deadline, device):

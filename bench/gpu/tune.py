@@ -4,14 +4,16 @@
     PYTHONPATH=.:kernels python3 -m bench.gpu.tune      # where nothing can be installed
 
 For every configuration in `pgat_kernels.launch_configs` that production sizes use, it varies one number after the other
-(`VALUES`), from the committed configuration on, and keeps what makes forward and backward pass faster by 2 % with the
-same results. Configurations that do not fit the GPU are rejected; spilled registers are left to the time to judge. Then
-it measures, from small inputs to large ones, the number of rows from which kernels are faster than plain torch,
-compiled or not, which decides `backend: auto`. (Both are called from Python, as without CUDA graphs. Products of
-float32 are exact: TF32 is not measured.)
+(`VALUES`), from the committed configuration on, and keeps what makes its launches faster by 2 % with the same results.
+Each launch is timed alone, by the events of the device. The kernels that take most of a production step come first: the
+time of their launches, times the launches of a step in the committed cost model. Configurations that do not fit the GPU
+are rejected; spilled registers are left to the time to judge. Then it measures, from small inputs to large ones, the
+number of rows from which kernels are faster than plain torch, compiled or not, which decides `backend: auto`. (Both are
+called from Python, as without CUDA graphs. Products of float32 are exact: TF32 is not measured.)
 
 The entries of other architectures are kept. What does not begin within `--seconds` is left unchanged, and listed; run
-it again for the rest. Commit the file together with the new output of `bench.gpu.static` and `bench.gpu.cost_model`.
+it again for the rest. Needs torch and triton alone. Commit the file together with the new output of `bench.gpu.static`
+and `bench.gpu.cost_model`.
 """
 
 import contextlib
@@ -22,23 +24,31 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from bench.gpu.cost_model import work_of_launch
 from bench.gpu.kernel_cases import CASES, DTYPES, TIMESTEPS, gradient, results
 from bench.gpu.kernel_cases import Case as Operator
 from bench.gpu.measure import is_lost, milliseconds
 from bench.processes import make_parser
+from bench.result_files import load
+from bench.timing import seconds_of
+from pgat_fast.errors import DataError
+from pgat_fast.utils.io import write_atomically
 from pgat_kernels.dispatch import gpu_of
-from pgat_kernels.instrumentation import record_configurations, try_configuration
+from pgat_kernels.instrumentation import Launch, intercept_launches, record_configurations, try_configuration
 from pgat_kernels.launch_configs import configuration
 from pgat_kernels.torch_features import compile_apart
-from pgat_kernels.tuning_table import FILE, Case, Configuration, Measured, as_json, read
+from pgat_kernels.tuning_table import FILE, Case, Configuration, Entry, Threshold, as_json, read
 
 VALUES: Final = {"block": (16, 32, 64, 128), "warps": (2, 4, 8, 16), "columns": (16, 32, 64), "stages": (1, 2, 3)}
 """Values of each number of a configuration, in the order in which they are tried."""
+REPEATS: Final = 5
+"""Timed launches of a kernel with a configuration."""
 HOLDS_ALL: Final = ("graph_attention", "aspects")
 """Kernels (prefixes of their names) with tiles that must hold the largest size of the case."""
 FASTER: Final = 0.98
@@ -86,15 +96,83 @@ class UnfitError(Exception):
     """A configuration must not be used here."""
 
 
-def seconds_of(users: list[Use], device: torch.device, timesteps: int) -> tuple[float, list[list[Tensor]]]:
-    """Return the seconds of forward and backward pass of `users`, and their results."""
-    total, all_results = 0.0, []
-    for operator, dtype in users:
-        all_results.append(results(operator, operator.leaves(dtype, device, timesteps), True))
-    for (operator, dtype), computed in zip(users, all_results, strict=True):
-        leaves, g = operator.leaves(dtype, device, timesteps), gradient(computed[0])
-        total += milliseconds(partial(results, operator, leaves, True, g), device) / 1e3
-    return total, all_results
+def seconds_of_launches(
+    case: Case, chosen: Configuration, users: list[Use], device: torch.device, timesteps: int
+) -> tuple[dict[str, float], list[list[Tensor]]]:
+    """Return the seconds of the launches of `case` in both passes of `users`, by name, and the results of `users`."""
+    seconds: dict[str, float] = {}
+    own = Configuration(*chosen)  # an object of its own, by which its launches are found
+
+    def execute(launch: Launch) -> None:
+        run = partial(run_launch, launch)
+        if launch.configuration is own:
+            name = work_of_launch(launch).name
+            seconds[name] = seconds.get(name, 0.0) + seconds_by_events(run, device)
+        else:
+            run()
+
+    with try_configuration(case, own), intercept_launches(execute):
+        all_results = [results(operator, operator.leaves(dtype, device, timesteps), True) for operator, dtype in users]
+    return seconds, all_results
+
+
+def run_launch(launch: Launch) -> None:
+    """Run a recorded launch; it may be repeated, since no kernel reads what it writes."""
+    block, warps, stages, _ = launch.configuration
+    if launch.programs:
+        launch.kernel[(launch.programs,)](
+            *launch.tensors, **launch.named, BLOCK=block, num_warps=warps, num_stages=stages
+        )
+
+
+def seconds_by_events(run: Callable[[], object], device: torch.device) -> float:
+    """Return the median seconds of `REPEATS` launches after a warm-up, by events on a GPU, by the clock elsewhere."""
+    if device.type != "cuda":
+        return median(seconds_of(run, 1 + REPEATS, device)[1:])
+    run()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
+    for before, after in events:
+        before.record()
+        run()
+        after.record()
+    torch.cuda.synchronize(device)
+    return float(median(before.elapsed_time(after) for before, after in events)) / 1e3
+
+
+def launches_of_a_step() -> dict[str, int]:
+    """Return name of a kernel with its sizes -> launches in a production step, by the committed cost model."""
+    counts: dict[str, int] = {}
+    for combiner in ("batched", "hierarchical"):
+        with contextlib.suppress(DataError):
+            gpus = load(f"cost_model_{combiner}", "offline")["gpus"]
+            for row in next(iter(gpus.values()))["rows"]:
+                counts[row["name"]] = max(counts.get(row["name"], 0), row["launches"])
+    return counts
+
+
+def by_production_time(
+    cases: dict[Case, list[Use]], entry: Entry, gpu: str, device: torch.device, timesteps: int
+) -> list[Case]:
+    """Return `cases` in the order of the time that they take in a production step, the longest first.
+
+    Dtypes that production does not use come last. A kernel that does not run is taken first: it may run with another
+    configuration.
+    """
+    counts = launches_of_a_step()
+
+    def production_seconds(case: Case) -> float:
+        start = entry.configurations.get(case) or configuration(*case, gpu)
+        try:
+            seconds, _ = seconds_of_launches(case, start, cases[case], device, timesteps)
+        except Exception:
+            if is_lost(device):
+                raise
+            return math.inf
+        total = sum(counts.get(name, 1) * value for name, value in seconds.items())
+        first = any(dtype == DTYPES[operator.dtypes[0]] for operator, dtype in cases[case])
+        return total if first else total - 1e6
+
+    return sorted(cases, key=production_seconds, reverse=True)
 
 
 def alike(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
@@ -154,8 +232,7 @@ def tuned(
     baseline: list[list[list[Tensor]]] = []
 
     def seconds(chosen: Configuration) -> float:
-        with try_configuration(case, chosen):
-            elapsed, actual = seconds_of(users, device, timesteps)
+        by_name, actual = seconds_of_launches(case, chosen, users, device, timesteps)
         if not baseline:  # the first that runs; the others are compared with it
             baseline.append(actual)
         expected = baseline[0]
@@ -166,7 +243,7 @@ def tuned(
         ]
         if not all(alike(*pair) for pair in pairs):
             raise UnfitError("its results differ")
-        return elapsed
+        return sum(by_name.values())
 
     return fastest(case, start, seconds, say, lambda: is_lost(device))
 
@@ -216,6 +293,19 @@ def bucket(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
+def case_of(operator: Operator, dtype: torch.dtype) -> Case:
+    """Return the case for which the number of rows of an operator is listed."""
+    assert operator.threshold is not None
+    return Case(operator.threshold, dtype.itemsize, bucket(operator.size))
+
+
+def write_entry(file: Path, gpu: str, entry: Entry) -> None:
+    """Replace the entry of `gpu` in `file`, by default of the shipped table if there is no such file yet."""
+    entries = json.loads((file if file.exists() else FILE).read_text(encoding="utf-8"))
+    entries[gpu] = as_json(entry)
+    write_atomically(file, (json.dumps(entries, indent=1) + "\n").encode())
+
+
 def tune(
     device: torch.device,
     file: Path,
@@ -227,21 +317,12 @@ def tune(
     """Measure everything, and write `file` after every result."""
     gpu, started = gpu_of(device), time.monotonic()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
-    previous = read(file).get(gpu) if file.exists() else None
-    entry = (
-        Measured(name, dict(previous.configurations), dict(previous.from_rows)) if previous else Measured(name, {}, {})
-    )
-
-    def write() -> None:
-        entries = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        entries[gpu] = as_json(entry)
-        new_file = file.with_suffix(".new")
-        new_file.write_text(json.dumps(entries, indent=1) + "\n")
-        new_file.replace(file)
-
+    previous = read(file if file.exists() else FILE).get(gpu) or Entry(name, {}, {})
+    entry = Entry(name, dict(previous.configurations), dict(previous.thresholds))
     with contextlib.ExitStack() as trials:
         users_by_case = uses(device)
-        for case in sorted(users_by_case, key=lambda case: case in entry.configurations):  # unknown cases first
+        order = by_production_time(users_by_case, entry, gpu, device, timesteps) if limit > 0 else list(users_by_case)
+        for case in order:
             if time.monotonic() > started + OF_CONFIGURATIONS * limit:
                 say(f"{words_of(case)}: stays as it is, no time is left")
                 continue
@@ -250,10 +331,9 @@ def tune(
             if best is not None:
                 entry.configurations[case] = best
                 trials.enter_context(try_configuration(case, best))  # used by all later measurements
-                write()
+                write_entry(file, gpu, entry)
         for operator, dtype in measured_operators():
-            assert operator.threshold is not None
-            case = Case(operator.threshold, dtype.itemsize, bucket(operator.size))
+            case = case_of(operator, dtype)
             if time.monotonic() > started + limit:
                 say(f"{words_of(case)}: not compared with plain torch, no time is left")
                 continue
@@ -264,11 +344,12 @@ def tune(
                     raise
                 say(f"{words_of(case)}: not compared: {type(error).__name__}: {str(error).strip()[:300]}")
                 continue
-            least = entry.from_rows[case] = first_rows(pairs)
+            least = first_rows(pairs)
+            entry.thresholds[case] = Threshold(least, "measured")
             timings = ", ".join(f"{rows} rows {1e3 * a:.3f} / {1e3 * b:.3f} ms" for rows, a, b in pairs)
             verdict = "plain torch is faster" if least is None else f"kernels from {least} rows on"
             say(f"{words_of(case)}: kernels / plain torch {timings}: {verdict}")
-            write()
+            write_entry(file, gpu, entry)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -276,10 +357,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FILE, help="the file (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1500, help="what does not begin within it stays as it was")
     parser.add_argument("--timesteps", type=int, default=TIMESTEPS, help="of the largest inputs")
+    parser.add_argument("--device", default="cuda", help="cpu runs interpreted kernels, to try this program out")
     args = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here: this measures kernels on a GPU")
-    tune(torch.device("cuda"), args.out, args.timesteps, args.seconds)
+    tune(device, args.out, args.timesteps, args.seconds)
     return 0
 
 

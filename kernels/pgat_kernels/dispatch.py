@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pgat_kernels.instrumentation import executor
 from pgat_kernels.torch_features import constant_when_compiled
-from pgat_kernels.tuning_table import fitting, measured
+from pgat_kernels.tuning_table import applying, fitting
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +25,8 @@ class Kernels(IntEnum):
     OFF = 0
     ON = 1
     """All operators."""
-    MEASURED = 2
-    """Operators whose kernels were measured to be faster than plain torch on this GPU, from the measured number of rows
-    on."""
+    LISTED = 2
+    """Operators whose kernels `tuning_table` lists as faster than plain torch on this GPU, for as many rows."""
 
 
 class Coverage(NamedTuple):
@@ -98,7 +97,7 @@ def wanted(kernels: int, operator: str, x: Tensor, size: int, dtype: torch.dtype
         size: by which the tables distinguish cases, see `pgat_kernels.tuning_table.Case`.
         dtype: of the products; that of `x` by default.
     """
-    if kernels != Kernels.MEASURED:
+    if kernels != Kernels.LISTED:
         return bool(kernels)
     rows, itemsize = x.numel() // x.shape[-1], (dtype or x.dtype).itemsize
     pays: bool = _pays(operator, x.device.type, x.device.index or 0, itemsize, size, rows)
@@ -108,35 +107,31 @@ def wanted(kernels: int, operator: str, x: Tensor, size: int, dtype: torch.dtype
 @constant_when_compiled  # reads a file and queries the driver
 def _pays(operator: str, device_type: str, index: int, itemsize: int, size: int, rows: int) -> bool:
     gpu = gpu_of(torch.device(device_type, index))
-    measurements = measured(gpu)
-    case = None if measurements is None else fitting(measurements.from_rows, operator, itemsize, size)
-    if measurements is None or case is None:
-        reason = f"its kernels have not been measured on {gpu} at {8 * itemsize} bits and this size"
+    entry = applying(gpu)
+    case = None if entry is None else fitting(entry.thresholds, operator, itemsize, size)
+    if entry is None or case is None:
+        reason = f"nothing is known of its kernels on {gpu} at {8 * itemsize} bits and this size"
     else:
-        min_rows = measurements.from_rows[case]
+        min_rows, source = entry.thresholds[case]
         if min_rows is not None and rows >= min_rows:
             return True
-        reason = f"on {measurements.device} its kernels are " + (
-            f"faster only from {min_rows} rows on" if min_rows else "not faster"
-        )
+        faster = f"faster only from {min_rows} rows on" if min_rows else "not faster"
+        reason = f"its kernels are {faster} ({source} for {entry.device})"
     _log_once(operator, reason)
     return False
 
 
-def measured_rows(operator: str, gpu: str) -> str:
+def listed_rows(operator: str, gpu: str) -> str:
     """Describe from how many rows on `auto` uses kernels for `operator` on this architecture."""
-    measurements = measured(gpu)
-    entries = (
-        []
-        if measurements is None
-        else [(case, rows) for case, rows in measurements.from_rows.items() if case.kernel == operator]
-    )
-    if not entries:
-        return f"plain torch: not measured on {gpu}"
+    entry = applying(gpu)
+    lines = {} if entry is None else {case: line for case, line in entry.thresholds.items() if case.kernel == operator}
+    if not lines:
+        return f"plain torch: nothing is known on {gpu}"
     return "; ".join(
         f"{8 * case.itemsize} bits, up to {case.most}: "
         + ("plain torch" if rows is None else f"kernel from {rows} rows on")
-        for case, rows in entries
+        + f" ({source})"
+        for case, (rows, source) in lines.items()
     )
 
 

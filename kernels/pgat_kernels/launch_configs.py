@@ -3,7 +3,7 @@
 from typing import Final
 
 from pgat_kernels.instrumentation import trial_of
-from pgat_kernels.tuning_table import Case, Configuration, fitting, measured
+from pgat_kernels.tuning_table import Case, Configuration, fitting, listed
 
 DEFAULT: Final = "default"
 """Key of the configurations for GPUs that are not listed."""
@@ -108,7 +108,7 @@ def configuration(kernel: str, itemsize: int, size: int, gpu: str = DEFAULT) -> 
     trial = trial_of(case)
     if trial is not None:
         return trial
-    measurements = measured(gpu)
-    if measurements is not None and case in measurements.configurations:
-        return measurements.configurations[case]
+    entry = listed(gpu)
+    if entry is not None and case in entry.configurations:
+        return entry.configurations[case]
     return TABLE[case].get(gpu, TABLE[case][DEFAULT])

@@ -1,15 +1,19 @@
-"""Measurements on GPUs: launch configurations, and the number of rows from which a kernel is faster than plain torch.
+"""What is known of the kernels on each GPU: launch configurations, and from how many rows on they are faster.
 
-`tuning_table.json`, written by `python -m bench.gpu.tune`, has an entry for every measured architecture (`sm_90`,
-`gfx942`). It is read once. Without an entry kernels use `launch_configs`, and `auto` uses no kernel.
+`tuning_table.json` has an entry for every listed architecture (`sm_90`, `gfx942`). Each of its lines has a source:
+`measured` on such a GPU, by `python -m bench.gpu.tune`, or `modelled` without one, by `python -m bench.gpu.modelled`.
+The file is read once. Without a line kernels use `launch_configs`, and `auto` uses no kernel.
 """
 
 import json
+import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 FILE: Final = Path(__file__).with_name("tuning_table.json")
+
+Source = Literal["measured", "modelled"]
 
 
 class Configuration(NamedTuple):
@@ -34,39 +38,73 @@ class Case(NamedTuple):
     """Largest size (nodes of a graph, states of a recurrence, columns of a row, pairs) that the case covers."""
 
 
-class Measured(NamedTuple):
-    """Measurements on one architecture.
+class Threshold(NamedTuple):
+    """The number of rows from which the kernels of an operator, both passes together, are faster than plain torch."""
+
+    rows: int | None
+    """None if they never are."""
+    source: Source
+
+
+class Entry(NamedTuple):
+    """What is known of one architecture.
 
     Attributes:
-        device: name of the device in torch.
-        configurations: the fastest ones of those tried.
-        from_rows: the number of rows from which the kernels of an operator, forward and backward together, were faster
-            than plain torch; None if they never were.
+        device: name of the device in torch, or of the one that was modelled.
+        configurations: the fastest ones of those measured.
+        thresholds: from which sizes on kernels are used.
     """
 
     device: str
     configurations: dict[Case, Configuration]
-    from_rows: dict[Case, int | None]
+    thresholds: dict[Case, Threshold]
+
+    @property
+    def source(self) -> Source | None:
+        """`measured` if all thresholds were, `modelled` if any was not, None if there are none."""
+        sources = {threshold.source for threshold in self.thresholds.values()}
+        return "modelled" if "modelled" in sources else max(sources, default=None)
 
 
 @cache
-def measured(gpu: str) -> Measured | None:
-    """Return the measurements on this architecture; None if there are none.
+def listed(gpu: str) -> Entry | None:
+    """Return the entry of this architecture; None if there is none.
 
     Raises ValueError, with the name of the file, if the file does not have the format that `bench.gpu.tune` writes.
     """
     return read(FILE).get(gpu)
 
 
-def read(file: Path) -> dict[str, Measured]:
-    """Read the measurements from `file`, by architecture. Raises the errors of `measured`."""
+@cache
+def applying(gpu: str) -> Entry | None:
+    """Return the entry whose thresholds apply to this architecture; None if there is none.
+
+    It is that of the architecture itself, or of the newest listed one before it of the same major compute capability,
+    as `sm_80` is for `sm_86`. Raises the errors of `listed`.
+    """
+    entries = {name: entry for name, entry in read(FILE).items() if entry.thresholds}
+    capability = _capability(gpu)
+    if gpu in entries or capability is None:
+        return entries.get(gpu)
+    others = {name: other for name in entries if (other := _capability(name)) and other[0] == capability[0]}
+    earlier = [name for name, other in others.items() if other < capability]
+    return entries[max(earlier, key=others.__getitem__)] if earlier else None
+
+
+def _capability(gpu: str) -> tuple[int, int] | None:
+    match = re.fullmatch(r"sm_(\d+)(\d)", gpu)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def read(file: Path) -> dict[str, Entry]:
+    """Read the entries of `file`, by architecture. Raises the errors of `listed`."""
     try:
         entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return {
-            gpu: Measured(
+            gpu: Entry(
                 entry["device"],
                 {_case(line): Configuration(*map(int, line["configuration"])) for line in entry["configurations"]},
-                {_case(line): line["rows"] for line in entry["from_rows"]},
+                {_case(line): Threshold(line["rows"], _source(line)) for line in entry["thresholds"]},
             )
             for gpu, entry in entries.items()
         }
@@ -81,14 +119,22 @@ def _case(line: dict[str, Any]) -> Case:
     return Case(str(line["kernel"]), int(line["itemsize"]), int(line["most"]))
 
 
-def as_json(entry: Measured) -> dict[str, Any]:
+def _source(line: dict[str, Any]) -> Source:
+    source: Source = line["source"]
+    if source not in get_args(Source):
+        raise ValueError(f"the source {source!r} is not one of {', '.join(get_args(Source))}")
+    return source
+
+
+def as_json(entry: Entry) -> dict[str, Any]:
     """Return `entry` in the JSON format that `read` reads."""
     return {
         "device": entry.device,
         "configurations": [
-            case._asdict() | {"configuration": list(chosen)} for case, chosen in entry.configurations.items()
+            case._asdict() | {"configuration": list(chosen), "source": "measured"}
+            for case, chosen in entry.configurations.items()
         ],
-        "from_rows": [case._asdict() | {"rows": rows} for case, rows in entry.from_rows.items()],
+        "thresholds": [case._asdict() | threshold._asdict() for case, threshold in entry.thresholds.items()],
     }
 
 

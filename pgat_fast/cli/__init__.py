@@ -6,7 +6,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pgat_fast import __version__, exit_codes
-from pgat_fast.cli import bench, checkpoint, config, data, evaluate, export, info, plan, predict, report, sweep, train
+from pgat_fast.cli import (
+    bench,
+    checkpoint,
+    config,
+    data,
+    evaluate,
+    export,
+    info,
+    plan,
+    predict,
+    report,
+    sweep,
+    train,
+    tune,
+)
 from pgat_fast.cli.streams import flush_or_discard, standard_streams
 from pgat_fast.distributed.environment import is_main
 from pgat_fast.errors import PgatError, StopRequested
@@ -36,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pgat-fast {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (data, config, plan, train, sweep, evaluate, predict, export, report, checkpoint, bench, info):
+    for command in (data, config, plan, train, sweep, evaluate, predict, export, report, checkpoint, tune, bench, info):
         command.add_parser(commands)
     return parser
 

@@ -4,16 +4,16 @@ A section holds the settings of one part of the package. No setting name occurs 
 flat.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from pgat_fast.data.bodies import BODIES
+from pgat_fast.data.bodies import BODY_CHANNELS
 from pgat_fast.data.calendar_names import checked_name
 from pgat_fast.data.columns import COLUMNS
+from pgat_fast.sizes import Sizes
 
 
 def _number(value: Any) -> Any:
@@ -75,9 +75,6 @@ class Conflict(NamedTuple):
     keys: tuple[str, ...]
     message: str
 
-
-BODY_CHANNELS = 32
-"""C, the number of features of a body."""
 
 COMPATIBILITY = {
     "phase_edges": ("computed", "zero"),
@@ -145,7 +142,7 @@ class DataConfig(Section):
     """decoder input for the days to forecast; known: the celestial columns and time_delta, which are known ahead"""
 
 
-class ModelConfig(Section):
+class ModelConfig(Sizes, Section):
     """The architecture: which function of the inputs is computed, with which parameters."""
 
     seq_len: Annotated[Int, Field(ge=1, le=5000)] = 250
@@ -252,17 +249,6 @@ class ModelConfig(Section):
             message = f"c_out {self.c_out} is above enc_in {F}: the targets are inputs too"
             yield Conflict(("model.c_out", "model.enc_in"), message)
 
-    @property
-    def nodes(self) -> int:
-        """N: the bodies, or the inputs where there is no celestial graph."""
-        return len(BODIES) if self.use_celestial_graph else self.enc_in
-
-    @property
-    def embed_dim(self) -> int:
-        """D: `d_model` raised to the next multiple of lcm(nodes, n_heads)."""
-        step = math.lcm(self.nodes, self.n_heads)
-        return -(-self.d_model // step) * step
-
 
 class TrainingConfig(Section):
     """The optimization: length, batches, learning rate, early stopping, seed."""
@@ -330,8 +316,9 @@ class RunConfig(Section):
     """device to compute on; auto: the first GPU if there is one"""
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
     """implementation of the model"""
-    precision: Literal["auto", "highest", "high", "bf16", "fp16"] = "highest"
-    """precision of matrix products in training; high: TF32 where available; auto: 16 bits on a GPU, else highest"""
+    precision: Literal["auto", "highest", "high", "bf16", "fp16"] = "auto"
+    """precision of matrix products in training; highest: float32; high: TF32 where available; auto: bf16 on a GPU that
+    has it, else highest"""
     compile: Annotated[Literal["auto", "on", "whole", "off"], BeforeValidator(_on_off)] = "auto"
     """torch.compile for training; auto: if it saves time in this run; whole: on a CPU compile the whole model, not
     only its operators"""

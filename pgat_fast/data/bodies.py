@@ -6,6 +6,9 @@ BODIES = (
 )  # fmt: skip
 """The 13 nodes of the graph, in the order used everywhere in the model."""
 
+BODY_CHANNELS = 32
+"""C, the number of features of a body."""
+
 PLANETS = ("Sun", "Moon", "Mars", "Mercury", "Jupiter", "Venus", "Saturn", "Uranus", "Neptune", "Pluto")
 """The ten bodies with an ephemeris, in the order of the columns of the data file."""
 

@@ -3,10 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from pgat_fast.data.columns import CELLS
 from pgat_fast.errors import ConfigError, DataError
-
-CELLS = {"month": 12, "day": 31, "weekday": 7, "hour": 24, "minute": 60}
-"""Names of the marks, in order, and the number of values of each."""
 
 
 def calendar_marks(dates: NDArray[np.datetime64], freq: str = "d") -> NDArray[np.float32]:

@@ -19,6 +19,9 @@ COLUMNS: tuple[str, ...] = (
 )
 """Numeric columns of the data file, after `date`."""
 
+CELLS = {"month": 12, "day": 31, "weekday": 7, "hour": 24, "minute": 60}
+"""Names of the calendar marks of a row, in order, and the number of values of each."""
+
 _POSITIONAL_ORDER = (
     "sun", "moon", "mars", "mercury", "jupiter", "venus", "saturn",
     "uranus", "neptune", "pluto", "north_node", "south_node",

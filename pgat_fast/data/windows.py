@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgat_fast.config.schema import ModelConfig
-from pgat_fast.data.calendar import CELLS, calendar_marks
+from pgat_fast.data.batch import Batch as Batch
+from pgat_fast.data.batch import example as example
+from pgat_fast.data.calendar import calendar_marks
 from pgat_fast.data.columns import COLUMNS, TARGETS
 from pgat_fast.data.scaling import Scaler
 from pgat_fast.data.splits import SplitRows, count_windows, split_rows
@@ -21,21 +22,6 @@ from pgat_fast.errors import ConfigError, DataError
 
 KNOWN_AHEAD = frozenset(COLUMNS) - frozenset(TARGETS)
 """The only columns whose future values are known when a forecast is made: the celestial ones and `time_delta`."""
-
-
-class Batch(NamedTuple):
-    """B windows of S days of history (the last L also for the decoder) and P days to forecast; all float32."""
-
-    x_enc: Tensor
-    """[B, S, F], scaled inputs."""
-    x_mark_enc: Tensor
-    """[B, S, M], calendar fractions."""
-    x_dec: Tensor
-    """[B, L + P, F], the last L days of history, then the days to forecast, 0 in columns that are unknown."""
-    x_mark_dec: Tensor
-    """[B, L + P, M]"""
-    y: Tensor
-    """[B, P, c_out], scaled targets."""
 
 
 class Windows:
@@ -305,16 +291,3 @@ def batch_indices(
     order = torch.arange(n_windows) if seed is None else sample_order(n_windows, seed, epoch)
     used = n_windows - n_windows % batch_size if drop_last else n_windows
     return iter(torch.split(order[:used].to(device), batch_size))
-
-
-def example(model: ModelConfig, batch: int) -> Batch:
-    """Return `batch` windows of random numbers with the shapes that `model` expects."""
-    history, steps = model.seq_len, model.label_len + model.pred_len
-    marks = len(CELLS) if model.freq == "t" else len(CELLS) - 1
-    return Batch(
-        x_enc=torch.randn(batch, history, model.enc_in),
-        x_mark_enc=torch.rand(batch, history, marks),
-        x_dec=torch.randn(batch, steps, model.dec_in),
-        x_mark_dec=torch.rand(batch, steps, marks),
-        y=torch.randn(batch, model.pred_len, model.c_out),
-    )

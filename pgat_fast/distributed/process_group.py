@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # missing in the stubs of torch
@@ -159,6 +158,8 @@ class DistributedGroup(SingleProcess):
         return f"-rank-{self.rank}"
 
     def seed_step(self, seed: int, step: int) -> None:
+        import numpy as np
+
         (state,) = np.random.SeedSequence([seed, self.rank, step]).generate_state(1, np.uint64)
         torch.manual_seed(int(state >> np.uint64(1)))
 

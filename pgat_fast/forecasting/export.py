@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from pgat_fast import __version__
-from pgat_fast.data.calendar import CELLS, calendar_marks
+from pgat_fast.data.calendar import calendar_marks
+from pgat_fast.data.columns import CELLS
 from pgat_fast.data.prices import PRICES
 from pgat_fast.errors import BackendError, CheckpointError, ConfigError, first_line
 from pgat_fast.forecasting.history import Source

@@ -16,6 +16,7 @@ from pgat_fast.data.scaling import Scaler
 from pgat_fast.errors import BackendError, CheckpointError, ConfigError, DataError
 from pgat_fast.evaluation.intervals import Intervals
 from pgat_fast.model import build_model
+from pgat_fast.model.kernel_choice import kept_choice
 from pgat_fast.model.random_numbers import drawing_from
 from pgat_fast.training.checkpoint import Checkpoint, choose_checkpoint, fit_weights, read_checkpoint
 from pgat_fast.training.other_machine import overrides_setting, with_device
@@ -139,7 +140,8 @@ def _load_model(config: Config, path: Path, stored: Checkpoint) -> nn.Module:
     # Initialising the parameters must not advance the generator of the process, from which other threads may draw.
     with drawing_from(torch.Generator()):
         try:
-            model = build_model(config)
+            kernels = kept_choice(stored.about.get("kernels", "none"), resolve_device(config.run.device))
+            model = build_model(config, kernels=kernels)
         except BackendError as error:
             _log.warning("%s; the model is computed by another backend, which agrees up to rounding", error)
             model = build_model(config, backend="auto")

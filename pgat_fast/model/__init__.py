@@ -5,21 +5,22 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pgat_fast.config import Config, load_config
 from pgat_fast.errors import BackendError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from pgat_fast.config import Config
     from pgat_fast.model.compilation import Regions
     from pgat_fast.model.execution import Execution
+    from pgat_fast.model.kernel_choice import KernelChoice
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "torch", "triton")
 
 AUTO = "torch"
-"""The backend that `auto` selects. On a GPU it uses the kernels that were measured to be faster there."""
+"""The backend that `auto` selects. On a GPU it uses kernels, see `kernel_choice`."""
 
 
 def backend_reasons() -> dict[str, str | None]:
@@ -44,12 +45,15 @@ def resolve_backend(backend: str) -> str:
     return backend
 
 
-def build_model(config: Config | Mapping[str, Any], backend: str | None = None) -> "nn.Module":
+def build_model(
+    config: "Config | Mapping[str, Any]", backend: str | None = None, *, kernels: "KernelChoice | None" = None
+) -> "nn.Module":
     """Build the forecaster on the CPU in training mode, with parameters drawn from torch's global generator.
 
     Args:
         config: a resolved configuration, or a mapping as accepted by `load_config`.
         backend: `reference`, `torch`, `triton` or `auto`; `config.run.backend` by default.
+        kernels: with the backend `auto`: which operators use kernels; by default what the table of the package says.
 
     Returns:
         A module called as `model(x_enc, x_mark_enc, x_dec, x_mark_dec) -> (forecast, diagnostics)`; see
@@ -59,6 +63,8 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
         BackendError: the backend cannot run here; the message gives the reason.
         ConfigError: the mapping is not a valid configuration.
     """
+    from pgat_fast.config import Config, load_config
+
     if not isinstance(config, Config):
         config = load_config(config)
     requested = backend or config.run.backend
@@ -69,61 +75,31 @@ def build_model(config: Config | Mapping[str, Any], backend: str | None = None) 
 
         return PGAT(config.model)
     from pgat_fast.model.execution import Execution
+    from pgat_fast.model.kernel_choice import listed_choice
     from pgat_fast.model.optimized.pgat import FastPGAT
+    from pgat_fast.utils.device import resolve_device
     from pgat_kernels.dispatch import Kernels
 
-    kernels = Kernels.OFF
+    chosen = Kernels.OFF
     if resolved == "triton":
         _check_device(config.run.device)
-        kernels = Kernels.ON
-    elif requested == "auto" and _has_measured_kernels(config.run.device):
-        kernels = Kernels.MEASURED
-    if kernels:
+        chosen = Kernels.ON
+    elif requested == "auto":
+        choice = kernels or listed_choice(resolve_device(config.run.device))
+        choice.log()
+        chosen = choice.kernels
+    if chosen:
         _log_head_width(config.model.d_model // config.model.n_heads)
-    return FastPGAT(config.model, Execution.of(config.run, kernels=kernels))
-
-
-def _has_measured_kernels(device: str) -> bool:
-    """Return whether `auto` may use kernels on `device`; on a GPU, log the reason.
-
-    Raises BackendError if the file of measurements is invalid.
-    """
-    from pgat_fast.utils.device import resolve_device
-    from pgat_kernels.dispatch import gpu_of, why_no_kernels
-    from pgat_kernels.tuning_table import measured
-
-    resolved = resolve_device(device)
-    if resolved.type != "cuda":
-        return False
-    reason = why_no_kernels(resolved)
-    gpu = gpu_of(resolved)
-    try:
-        measurements = measured(gpu)
-    except ValueError as error:
-        raise BackendError(str(error)) from error
-    if reason is None and (measurements is None or not measurements.from_rows):
-        reason = f"none has been measured on {gpu}; run make tune"
-    if reason is not None:
-        logger.info("backend auto uses no kernels: %s", reason)
-        return False
-    assert measurements is not None
-    logger.info("backend auto: kernels where they were measured to be faster on %s", measurements.device)
-    return True
+    return FastPGAT(config.model, Execution.of(config.run, kernels=chosen))
 
 
 def kernel_summary(model: "nn.Module") -> str:
-    """Return which operators use kernels: `none`, `all`, or `measured` with a digest of the file of measurements."""
-    import hashlib
-
+    """Return which operators use kernels: `none`, `all`, or `listed` with a digest of the table of the package."""
+    from pgat_fast.model.kernel_choice import described
     from pgat_fast.model.optimized.pgat import FastPGAT
     from pgat_kernels.dispatch import Kernels
-    from pgat_kernels.tuning_table import FILE
 
-    if not isinstance(model, FastPGAT) or model.execution.kernels == Kernels.OFF:
-        return "none"
-    if model.execution.kernels == Kernels.ON:
-        return "all"
-    return f"measured {hashlib.sha256(FILE.read_bytes()).hexdigest()[:12]}"
+    return described(model.execution.kernels if isinstance(model, FastPGAT) else Kernels.OFF)
 
 
 def recompute_summary(execution: "Execution", regions: "Regions") -> str:

@@ -45,10 +45,10 @@ def cache_folder() -> Path:
     if folder := os.environ.get(VARIABLE):
         return Path(folder).absolute()
     versions = f"torch-{version('torch')}-python-{platform.python_version()}-{platform.machine()}"
-    return _user_cache() / "pgat_fast" / "compiled" / versions
+    return user_cache() / "pgat_fast" / "compiled" / versions
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
     """Return the user's cache folder (XDG Base Directory Specification; conventions of Apple and Microsoft)."""
     try:
         return _conventional_cache()

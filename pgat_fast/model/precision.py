@@ -48,22 +48,29 @@ def product_dtype(precision: Precision) -> torch.dtype | None:
     return _DTYPES.get(precision)
 
 
-def resolve_precision(asked: str, device: torch.device) -> Precision:
+def resolve_precision(asked: str, device: torch.device, kept: str | None = None) -> Precision:
     """Return the precision that `run.precision` selects on `device`, and log it unless `highest` was asked for.
 
-    `auto` selects bfloat16 on a GPU that supports it, float16 on other GPUs, and `highest` on a CPU, where 16 bits are
-    faster only on some processors. `high` becomes `highest` if the processor has no TF32.
+    `auto` selects `kept`, the precision of a resumed run, if there is one. Otherwise it selects bfloat16 on a GPU that
+    supports it (compute capability 8.0), and `highest` on other GPUs, where float16 can overflow, and on a CPU, where
+    16 bits are faster only on some processors. `high` becomes `highest` if the processor has no TF32.
 
     Raises BackendError for an unknown precision, or one that the device does not support.
     """
+    if asked == "auto" and kept is not None:
+        logger.info("precision auto: %s, as when this run began", kept)
+        asked = kept
     match asked:
         case "highest":
             return "highest"
         case "auto" if device.type != "cuda":
             logger.info("precision auto: float32 on a CPU (set run.precision=bf16 for bfloat16)")
             return "highest"
+        case "auto" if not _gpu_has_bf16(device):
+            logger.info("precision auto: float32, since %s has no bfloat16", torch.cuda.get_device_name(device))
+            return "highest"
         case "auto":
-            precision: Precision = "bf16" if _gpu_has_bf16(device) else "fp16"
+            precision: Precision = "bf16"
         case "high" if not _has_tf32(device):
             logger.info("precision high: no TF32 on %s: products in IEEE float32, as `highest`", device)
             return "highest"

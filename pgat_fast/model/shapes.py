@@ -1,14 +1,17 @@
 """Shape checks of the four inputs of a model, shared by all backends."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from pgat_fast.config.schema import ModelConfig
+if TYPE_CHECKING:
+    from pgat_fast.config.schema import ModelConfig
 
 MAX_STEPS = 5000
 """Length of the position table."""
 
 
-def check_inputs(config: ModelConfig, x_enc: Tensor, x_mark_enc: Tensor, x_dec: Tensor, x_mark_dec: Tensor) -> None:
+def check_inputs(config: "ModelConfig", x_enc: Tensor, x_mark_enc: Tensor, x_dec: Tensor, x_mark_dec: Tensor) -> None:
     """Raise ValueError if an input has a wrong shape; the message names the input, its shape and the expected one.
 
     The history may be shorter than `seq_len`, the number of learned positions; the decoder input has at least

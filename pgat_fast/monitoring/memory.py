@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import psutil
 import torch
 
 from pgat_fast.utils.system import GIB, container_memory_limit
@@ -70,6 +69,8 @@ def read_memory(device: torch.device, *, baseline_gib: float = 0.0, system: bool
             `process_peak_gib` is the current memory.
         system: also read values that `check_limits` does not need, at several times the cost.
     """
+    import psutil
+
     fields: dict[str, Any] = {}
     try:
         current, peak = process_memory()
@@ -99,6 +100,8 @@ def process_memory() -> tuple[float, float]:
         if len(marks) == 2:
             peak, current = (int(mark) * 1024 / GIB for mark in marks)
             return current, max(current, peak)
+    import psutil
+
     info = psutil.Process().memory_info()
     if sys.platform == "win32":
         peak = info.peak_wset
@@ -115,6 +118,8 @@ def free_memory(limit_gb: float | None = None) -> int:
 
     `limit_gb` is `run.memory_limit_gb`, in GiB of the process.
     """
+    import psutil
+
     current = process_memory()[0]
     free = psutil.virtual_memory().available / GIB
     container = container_memory_limit()

@@ -10,12 +10,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgat_fast.data.windows import Batch
 from pgat_fast.errors import BackendError, first_line
@@ -158,10 +159,20 @@ class CompileChecker:
         return check.losses
 
 
+Plain = Callable[[nn.Module], AbstractContextManager[None]]
+"""Context in which a model computes in the way that another one is compared with."""
+
+
 def check_compiled_step(
-    step: OptimizerStep, batches: Sequence[Callable[[], Batch]], weight: float, check_stop: Callable[[], None]
+    step: OptimizerStep,
+    batches: Sequence[Callable[[], Batch]],
+    weight: float,
+    check_stop: Callable[[], None],
+    plain: Plain = eager,
 ) -> CompileCheck:
     """Compute the gradients of a step eagerly and compiled, with the same random state, and compare them.
+
+    With another `plain`, what is compared with the step of the model is the step within that context.
 
     Args:
         step: its model is compiled; compilation is undone if there is a fault. Afterwards, its gradients are those of
@@ -169,9 +180,10 @@ def check_compiled_step(
         batches, weight: see `OptimizerStep.accumulate`.
         check_stop: raises if the run was asked to stop; called when the compiler fails, since an interrupt from a
             terminal also reaches the C++ compiler.
+        plain: context of the step that is compared with.
     """
     generators_before, started = generator_states(), time.monotonic()
-    with eager(step.model):
+    with plain(step.model):
         eager_losses = step.accumulate(batches, weight)
     expected, generators_after = _copies(step), generator_states()
     check = CompileCheck(compiled_regions_of(step.model), eager_losses, time.monotonic() - started)
@@ -183,14 +195,14 @@ def check_compiled_step(
             raise
         _wait_for_stop(check_stop)
         logger.debug("compiling failed", exc_info=error)
-        check.fault = (
-            f"torch could not compile it ({type(error).__name__}: {first_line(error)[:300]}); {cache_advice()}"
-        )
+        message = f"({type(error).__name__}: {first_line(error)[:300]})"
+        compiling = f"torch could not compile it {message}; {cache_advice()}"
+        check.fault = compiling if plain is eager else f"they failed {message}"
     check.compiled_seconds = time.monotonic() - started - check.eager_seconds
     reference = _or_zeros(step, expected)
     if check.fault is None and not _any(step, (not gradient.isfinite().all() for gradient in reference)):
         errors = relative_errors(_gradients(step), reference)
-        bounds = _bounds(step, batches, weight, errors, reference, generators_before)
+        bounds = _bounds(step, batches, weight, errors, reference, generators_before, plain)
         restore_generators(generators_after)
         _compare(check, step, errors, bounds)
         if check.fault is None:
@@ -227,6 +239,7 @@ def _bounds(
     errors: list[float],
     reference: list[Tensor],
     generators: dict[str, Any],
+    plain: Plain,
 ) -> list[float]:
     """Return the allowed relative error of each parameter's gradient: the usual one if no error exceeds it.
 
@@ -258,7 +271,7 @@ def _bounds(
         for _ in range(DRAWS):
             set_weights(map(moved, originals))
             restore_generators(generators)
-            with eager(step.model):
+            with plain(step.model):
                 step.accumulate([partial(move, load) for load in batches], weight)
             worst = [max(pair) for pair in zip(worst, relative_errors(_gradients(step), reference), strict=True)]
     finally:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from pgat_fast.model.compilation import COMPILE_SECONDS, regions_on
 from pgat_fast.model.compile_cache import CompileCache
 from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, products_in
+from pgat_fast.utils.device import synchronize
+
+Name = TypeVar("Name")
 
 STEP_PER_FORWARD: Final = {"kept": 2.4, "recomputed": 3.0}
 """Seconds of a training step / seconds of its forward pass, on a CPU, if operators keep what the backward pass needs
@@ -26,6 +29,9 @@ production model (`bench/results/amd-epyc-zen3-2-cores/*/step_*.json`)."""
 
 MEASURED_STEPS: Final = 50
 """Smallest number of steps of a run for which forward passes are timed first: about a fiftieth of the run."""
+
+LEAST_ROUNDS: Final = 3
+"""Smallest number of rounds of steps taken in turns."""
 
 SHORT_FORWARD: Final = 1.0
 """Seconds of a forward pass below which a third one is timed. The first one always takes longer: it imports parts of
@@ -59,6 +65,34 @@ def measure_batch_seconds(
                 model(*inputs)
             seconds.append(time.perf_counter() - started)
     return min(seconds) * STEP_PER_FORWARD["kept" if model.execution.keep > 0 else "recomputed"]
+
+
+def seconds_in_turns(
+    steps: Mapping[Name, Callable[[], None]],
+    seconds: float,
+    device: torch.device,
+    check_stop: Callable[[], None] = lambda: None,
+) -> dict[Name, list[float]]:
+    """Return the seconds of each of `steps`, taken in turns, so that a disturbance of the machine favours none.
+
+    Args:
+        steps: name -> function that takes a step on `device`; each has been called before.
+        seconds: after which no other round begins; at least `LEAST_ROUNDS` are taken.
+        device: of the steps.
+        check_stop: raises if the run was asked to stop.
+    """
+    taken: dict[Name, list[float]] = {name: [] for name in steps}
+    number, deadline = 0, time.perf_counter() + seconds
+    while steps and (number < LEAST_ROUNDS or time.perf_counter() < deadline):
+        number += 1
+        for name in list(steps)[:: 1 if number % 2 else -1]:
+            check_stop()
+            synchronize(device)
+            began = time.perf_counter()
+            steps[name]()
+            synchronize(device)
+            taken[name].append(time.perf_counter() - began)
+    return taken
 
 
 def expected_compile_seconds(cache: CompileCache | None, program: str, device: torch.device) -> float:

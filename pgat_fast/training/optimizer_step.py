@@ -4,24 +4,26 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.config.schema import ModelConfig, TrainingConfig
-from pgat_fast.data.windows import Batch
 from pgat_fast.distributed.process_group import SingleProcess
 from pgat_fast.model.compilation import Regions
 from pgat_fast.model.precision import Precision, float32_products_in, products_in
 from pgat_fast.training.loss import training_loss
+
+if TYPE_CHECKING:
+    from pgat_fast.config.schema import ModelConfig, TrainingConfig
+    from pgat_fast.data.batch import Batch
 
 SMALLEST_SCALE = 2.0**-12
 """A float16 loss scale below this means that gradients are not finite at any scale. It may well be below 1: divisions
 by row sums near zero cause gradients of millions, and float16 ends at 65,504."""
 
 
-def make_optimizer(model: nn.Module, settings: TrainingConfig) -> torch.optim.Adam:
+def make_optimizer(model: nn.Module, settings: "TrainingConfig") -> torch.optim.Adam:
     """Return fused Adam, which takes one pass over each parameter and can skip a step without the host."""
     return torch.optim.Adam(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -118,8 +120,8 @@ class OptimizerStep:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        config: ModelConfig,
-        settings: TrainingConfig,
+        config: "ModelConfig",
+        settings: "TrainingConfig",
         precision: Precision,
         device: torch.device,
         *,
@@ -143,7 +145,7 @@ class OptimizerStep:
         for parameter in self.parameters if graphs else ():
             parameter.grad = torch.zeros_like(parameter)
 
-    def accumulate(self, batches: Sequence[Callable[[], Batch]], weight: float = 1.0) -> Tensor:
+    def accumulate(self, batches: Sequence[Callable[[], "Batch"]], weight: float = 1.0) -> Tensor:
         """Set the gradients to those of the mean loss of `batches`; return the sum of their losses, a float64 scalar.
 
         The mean is over `batches`, since the last step of an epoch may have fewer. With several ranks, each computes
@@ -167,7 +169,7 @@ class OptimizerStep:
             else:
                 parameter.grad = gradient
 
-    def loss(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
+    def loss(self, batch: "Batch", model: nn.Module | None = None) -> Tensor:
         """Return the training loss of one batch, a float32 scalar."""
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()

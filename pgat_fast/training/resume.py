@@ -93,6 +93,8 @@ class ResumePoint:
         cosine = config.training.lr_schedule in ("warmup_cosine", "cosine")
         for name, (previous, value) in changed.items():
             effect = _DIFFERENT if name.startswith("training.") else EFFECTS.get(name)
+            if (name, value) == ("run.precision", "auto"):
+                continue  # the precision of the checkpoint is kept
             if name in LIMITS and not (cosine and name == "training.epochs"):
                 logger.info("%s: %s, was %s", name, value, previous)
             elif effect is not None:

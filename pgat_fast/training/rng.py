@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from pgat_kernels.process_settings import LOCK
 
 _FILLING: Final[Any] = torch.utils.deterministic
 """Its attribute `fill_uninitialized_memory` is unknown to mypy."""
-_CUBLAS_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
+CUBLAS_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
 """Environment variable without which products on a GPU are not repeatable."""
 
 
@@ -22,11 +21,13 @@ def seed_everything(seed: int, *, deterministic: bool = True) -> None:
 
     `deterministic` applies to the whole process. It has no effect on a CPU, whose algorithms are repeatable.
     """
+    import numpy as np
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     if torch.cuda.is_available():
-        os.environ.setdefault(_CUBLAS_WORKSPACE, ":4096:8")
+        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
         torch.backends.cudnn.benchmark = not deterministic
         use_deterministic_algorithms(deterministic)
 
@@ -63,7 +64,7 @@ def restored_generators() -> Iterator[None]:
                     _FILLING.fill_uninitialized_memory = fills
                     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
                     if workspace is None:
-                        os.environ.pop(_CUBLAS_WORKSPACE, None)
+                        os.environ.pop(CUBLAS_WORKSPACE, None)
 
 
 _contexts = 0
@@ -76,12 +77,14 @@ def _deterministic_settings() -> tuple[bool, bool, bool, bool, str | None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         _FILLING.fill_uninitialized_memory,
-        os.environ.get(_CUBLAS_WORKSPACE),
+        os.environ.get(CUBLAS_WORKSPACE),
     )
 
 
 def generator_states() -> dict[str, Any]:
     """Return the state of every generator as plain Python values and integer tensors. Waits for no device."""
+    import numpy as np
+
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -96,6 +99,8 @@ def restore_generators(states: dict[str, Any]) -> None:
 
     Those of CUDA devices are left unchanged if the number of devices differs.
     """
+    import numpy as np
+
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     kind, words, position, has_gauss, cached = states["numpy"]

@@ -9,6 +9,7 @@ import torch
 
 from pgat_fast import __version__
 from pgat_fast.config import Config, config_to_dict
+from pgat_fast.config.legacy import migrate
 from pgat_fast.data.table import Table
 from pgat_fast.data.trading_days import calendar_of
 from pgat_fast.data.windows import Splits
@@ -39,6 +40,13 @@ def describe_run(config: Config, table: Table, splits: Splits) -> dict[str, Any]
 def compiled_regions(about: dict[str, Any]) -> Regions:
     """Return the compiled regions of training; checkpoints of older versions only store whether it was compiled."""
     return about.get("compiled_regions", "whole" if about.get("compiled") else "none")
+
+
+def kept_precision(about: dict[str, Any]) -> str | None:
+    """Return the precision of products in the training of a checkpoint; None if `auto` is all that it stores."""
+    setting = migrate(about.get("config", {})).get("run", {}).get("precision", "auto")
+    kept: str | None = about.get("precision", None if setting == "auto" else setting)
+    return kept
 
 
 def versions() -> dict[str, str]:

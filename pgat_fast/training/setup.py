@@ -15,16 +15,18 @@ from pgat_fast.errors import ConfigError
 from pgat_fast.model import build_model, kernel_summary, recompute_summary, resolve_backend
 from pgat_fast.model.compilation import Regions, compile_in_place, decide_compile, expected_batch_seconds
 from pgat_fast.model.compile_cache import CompileCache
+from pgat_fast.model.kernel_choice import KernelChoice
 from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision, resolve_precision
 from pgat_fast.monitoring.tensorboard import writer_class
+from pgat_fast.training.calibration import choose_kernels
 from pgat_fast.training.estimate import MEASURED_STEPS, expected_compile_seconds, measure_batch_seconds, program_key
 from pgat_fast.training.optimizer_step import OptimizerStep, make_optimizer
 from pgat_fast.training.results import Results, finish_run
 from pgat_fast.training.resume import ResumePoint
 from pgat_fast.training.rng import seed_everything
 from pgat_fast.training.run_folder import finished_results
-from pgat_fast.training.run_metadata import compiled_regions, describe_run
+from pgat_fast.training.run_metadata import compiled_regions, describe_run, kept_precision
 from pgat_fast.training.state import end_of_training, most_steps
 
 logger = logging.getLogger(__name__)
@@ -85,14 +87,21 @@ class Setup:
             logger.warning("training.warmup_epochs %d: the run ends before the warm-up does", settings.warmup_epochs)
         if run.tensorboard:
             writer_class()
-        precision = resolve_precision(run.precision, device)
+        about = {} if point is None else point.checkpoint.about
+        precision = resolve_precision(run.precision, device, kept_precision(about))
         seed_everything(settings.seed, deterministic=run.deterministic)
         self.table, self.splits = load_splits(config.data, config.model, device)
         if point is not None:
             point.check_data(self.table)
         batch_indices(len(self.splits.train), settings.batch_size, drop_last=True)  # rejects a split without a batch
         self.batch_shape = [settings.batch_size, config.model.seq_len, config.model.enc_in]
-        self.model = build_model(config)
+        kernels: KernelChoice | None = None
+        if run.backend == "auto":
+            kernels = choose_kernels(
+                config, device, precision, len(self.splits.train),
+                group=group, resumed=about.get("kernels"), check_stop=check_stop,
+            )  # fmt: skip
+        self.model = build_model(config, kernels=kernels)
         self.model.to(device)
         self.program = program_key(config, device)
         regions = self._choose_regions(config, device, group, precision, check_stop)
@@ -105,15 +114,14 @@ class Setup:
             self.model, make_optimizer(self.model, settings), config.model, settings, precision, device,
             regions=regions, graphs=regions == "whole" and device.type == "cuda" and not group.lockstep, group=group,
         )  # fmt: skip
-        kernels = kernel_summary(self.model)
-        resumed_kernels = kernels if point is None else point.checkpoint.about.get("kernels", kernels)
-        if resumed_kernels != kernels:
+        used = kernel_summary(self.model)
+        if (resumed := about.get("kernels", used)) != used:
             logger.warning(
                 "kernels: the run began with %s and continues with %s: results will differ by rounding",
-                resumed_kernels,
-                kernels,
+                resumed,
+                used,
             )
-        self.about = describe_run(config, self.table, self.splits) | {"kernels": kernels}
+        self.about = describe_run(config, self.table, self.splits) | {"kernels": used, "precision": precision}
         self.config_yaml = dump_config(config).encode()
         self.write_results = partial(finish_run, config, self.table, self.splits)
 

@@ -30,3 +30,9 @@ def device_exists(device: str) -> bool:
 
 def _cuda_devices() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has finished its queued work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

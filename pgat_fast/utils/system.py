@@ -6,8 +6,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from pgat_fast import __version__
 from pgat_fast.utils.cores import usable_cores
 from pgat_fast.utils.table import format_columns
@@ -73,6 +71,7 @@ def _optional() -> dict[str, dict[str, str | None]]:
 
 
 def _cpu() -> dict[str, Any]:
+    import psutil
     import torch
 
     flags = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_fp16", "sve", "bf16")
@@ -100,6 +99,8 @@ def cpu_fields() -> dict[str, str]:
 
 
 def _memory() -> dict[str, float | None]:
+    import psutil
+
     memory, container = psutil.virtual_memory(), container_memory_limit()
     return {
         "total_gib": memory.total / GIB,
@@ -114,6 +115,8 @@ def container_memory_limit(root: Path = _CGROUP) -> int | None:
     Reads cgroup version 2 or 1, mounted at `root`. The system's memory statistics do not include this limit, and a
     process that exceeds it is killed.
     """
+    import psutil
+
     for file in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             limit = int((root / file).read_text())
@@ -162,14 +165,14 @@ def _kernels() -> list[dict[str, str]]:
     """Return, for each operator, its implementation with the backends `triton` and `auto` on this machine, and why."""
     from pgat_fast.model import backend_reasons
     from pgat_fast.utils.device import resolve_device
-    from pgat_kernels.dispatch import COVERAGE, gpu_of, measured_rows
+    from pgat_kernels.dispatch import COVERAGE, gpu_of, listed_rows
 
     unavailable, device = backend_reasons()["triton"], resolve_device("auto")
     rows = []
     for operator, takes in COVERAGE:
         reason = "no kernel yet" if takes is None else unavailable
         measured = reason is None and device.type == "cuda"
-        auto = measured_rows(operator, gpu_of(device)) if measured else "plain torch"
+        auto = listed_rows(operator, gpu_of(device)) if measured else "plain torch"
         triton = "kernel" if reason is None else "plain torch"
         rows.append(
             {"operator": operator, "triton": triton, "auto": auto, "takes": takes or "-", "reason": reason or "-"}

@@ -44,4 +44,4 @@ def test_missing_gpu_and_unknown_section_are_reported(capsys: pytest.CaptureFixt
     assert "there is no CUDA device here" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         measure.main(["--device", "cpu", "--sections", "speed"])
-    assert "--sections: speed: not one of parity" in capsys.readouterr().err
+    assert "--sections: speed: not one of steps" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from pgat_fast.training.run import train
 from pgat_kernels import dispatch
 from pgat_kernels.conditioning import error_bounds, relative_errors, rounding_spread
 from pgat_kernels.instrumentation import record_compiled
-from pgat_kernels.tuning_table import Case, Measured
+from pgat_kernels.tuning_table import Case, Entry, Threshold
 
 pytestmark = pytest.mark.usefixtures("large_tiles")
 
@@ -40,12 +40,13 @@ def test_forecast_and_gradients_equal_those_of_the_reference(combiner: str, tiny
     assert operators_of(kernels) == OF_COMBINER[combiner] | common
 
 
-def test_only_kernels_measured_to_be_faster_run(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels run from the measured rows on, and for the projection of a block without those for its attention."""
+def test_only_kernels_listed_as_faster_run(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels run from the listed rows on, and for the projection of a block without those for its attention."""
     config = load_config("configs/quickstart.yaml", [*tiny, "model.combiner=batched", "model.fusion_layers=2"])
     rows = {"graph_attention": None, "projection_block": 1, "gru_bank": 1, "edge_head": 10**9, "feed_forward_block": 1}
-    entry = Measured("a GPU", {}, {Case(name, 4, 512): min_rows for name, min_rows in rows.items()})
-    monkeypatch.setattr(dispatch, "measured", {"default": entry}.get)
+    thresholds = {Case(name, 4, 512): Threshold(min_rows, "modelled") for name, min_rows in rows.items()}
+    entry = Entry("a GPU", {}, thresholds)
+    monkeypatch.setattr(dispatch, "applying", {"default": entry}.get)
     model = build_model(config, backend="triton").eval()
     assert isinstance(model, FastPGAT)
     inputs = list(example(config.model, 2)[:4])
@@ -59,7 +60,7 @@ def test_only_kernels_measured_to_be_faster_run(tiny: tuple[str, ...], monkeypat
         return results(inputs, dispatch.Kernels.OFF)
 
     with record_compiled() as kernels:
-        actual = results(inputs, dispatch.Kernels.MEASURED)
+        actual = results(inputs, dispatch.Kernels.LISTED)
     assert operators_of(kernels) == {"projection", "gru_scan", "feed_forward"}
     bounds = error_bounds(rounding_spread(plain, inputs), torch.float32)
     for error, bound in zip(relative_errors(actual, plain(inputs)), bounds, strict=True):

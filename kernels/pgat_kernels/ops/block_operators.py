@@ -115,7 +115,7 @@ class BlockOperator:
 
     def wanted(self, kernels: int, rows: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
         """Return whether kernels should compute it; `kernels` is one of `dispatch.Kernels`."""
-        if kernels == Kernels.MEASURED and not self.takes(list(rows), list(weights)):
+        if kernels == Kernels.LISTED and not self.takes(list(rows), list(weights)):
             return False
         return wanted(kernels, self.name, rows[0], self.size(weights), weights[self.product].dtype)
 

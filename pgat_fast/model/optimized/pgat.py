@@ -1,8 +1,7 @@
 """The complete fast model: the reference with parts replaced."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pgat_fast.config.schema import ModelConfig
 from pgat_fast.model.execution import Execution
 from pgat_fast.model.optimized.body_nodes import FastBodyFusion, FastBodyNodes
 from pgat_fast.model.optimized.combiner_batched import FastBatchedCombiner
@@ -16,6 +15,9 @@ from pgat_fast.model.optimized.mixture import FastMixtureDecoder
 from pgat_fast.model.optimized.phase import FastPhaseAwareProcessor
 from pgat_fast.model.reference.pgat import PGAT, CelestialGraph
 from pgat_kernels.malloc import keep_freed_memory
+
+if TYPE_CHECKING:
+    from pgat_fast.config.schema import ModelConfig
 
 
 class FastCelestialGraph(CelestialGraph):
@@ -40,7 +42,7 @@ class FastPGAT(PGAT):
     decoder_part = FastDecoderBlock
     mixture_part = FastMixtureDecoder
 
-    def __init__(self, config: ModelConfig, execution: Execution | None = None) -> None:
+    def __init__(self, config: "ModelConfig", execution: Execution | None = None) -> None:
         keep_freed_memory()
         super().__init__(config)
         self.set_execution(execution or Execution())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgat_fast.data.calendar import CELLS
+from pgat_fast.data.columns import CELLS
 from pgat_fast.model.shapes import MAX_STEPS
 
 

@@ -1,12 +1,12 @@
 """The complete reference model, in the order of the sections of docs/model.md."""
 
 from collections.abc import MutableMapping
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
-from pgat_fast.config.schema import BODY_CHANNELS, ModelConfig
+from pgat_fast.data.bodies import BODY_CHANNELS
 from pgat_fast.model.forecast import Diagnostics, Forecast
 from pgat_fast.model.reference.adjacency import AdjacencyLearner, AdjacencyMixer, StochasticAdjacencyLearner
 from pgat_fast.model.reference.body_nodes import BodyFusion, BodyNodes, astrological_adjacency
@@ -21,6 +21,9 @@ from pgat_fast.model.reference.initialization import initialize
 from pgat_fast.model.reference.mixture import MixtureDecoder
 from pgat_fast.model.reference.phase import PhaseAwareProcessor
 from pgat_fast.model.shapes import check_inputs
+
+if TYPE_CHECKING:
+    from pgat_fast.config.schema import ModelConfig
 
 _FORMER_NAMES: Final = {"graph": "graph_builder"}
 """Former names of submodules of `PGAT`. `graph` is the name of an attribute of every exported program."""
@@ -39,7 +42,7 @@ class CelestialGraph(nn.Module):
 
     astrological: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: "ModelConfig") -> None:
         super().__init__()
         width, heads, dropout = config.embed_dim, config.n_heads, config.dropout
         self.phase = self.phase_part(heads, config.feature_map, config.phase_edges)
@@ -70,7 +73,7 @@ class CelestialGraph(nn.Module):
 class InputGraph(nn.Module):
     """Replacement of sections 1 to 6 without a celestial graph: every input is a node."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: "ModelConfig") -> None:
         super().__init__()
         self.embedding = _embedding(config, config.enc_in)
         self.learner = _learner(config)
@@ -86,11 +89,11 @@ class InputGraph(nn.Module):
         return e, adjacency, diagnostics if kl is None else diagnostics | {"kl_divergence": kl}
 
 
-def _embedding(config: ModelConfig, features: int) -> Embedding:
+def _embedding(config: "ModelConfig", features: int) -> Embedding:
     return Embedding(features, config.embed_dim, config.freq, config.calendar_marks == "integer", config.dropout)
 
 
-def _learner(config: ModelConfig) -> nn.Module:
+def _learner(config: "ModelConfig") -> nn.Module:
     learner = StochasticAdjacencyLearner if config.use_stochastic_learner else AdjacencyLearner
     return learner(config.embed_dim, config.nodes)
 
@@ -118,7 +121,7 @@ class PGAT(nn.Module):
     decoder_part: ClassVar[Part] = DecoderBlock
     mixture_part: ClassVar[Part] = MixtureDecoder
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: "ModelConfig") -> None:
         super().__init__()
         self.config = config
         width, heads, nodes, dropout = config.embed_dim, config.n_heads, config.nodes, config.dropout

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pgat_fast.config.schema import BODY_CHANNELS as C
 from pgat_fast.data.bodies import BODIES
+from pgat_fast.data.bodies import BODY_CHANNELS as C
 from pgat_fast.data.columns import feature_columns, named_features
 from pgat_fast.model.numerics import at_least_float32, gate
 from pgat_fast.model.reference.attention import SingleKeyAttention

@@ -4,44 +4,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from torch import nn
 
-from bench import step
-from bench.gpu import measure
-from bench.gpu.measure import compiled_against_eager, in_processes, in_this_process, training_steps
-from tests.bench.in_process import call_as_command, run_tasks_in_process
+from bench.gpu.measure import compiled_against_eager, in_processes, in_this_process
 
 CPU = torch.device("cpu")
-
-
-def step_here(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-    """Stand in for `subprocess.run` of `bench.step`, whose processes have tests of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        run_tasks_in_process(patch, "bench.step")
-        status = call_as_command(patch, step.main, "bench.step", command[command.index("bench.step") + 1 :])
-    return subprocess.CompletedProcess(command, status, stdout="", stderr="")
-
-
-@pytest.mark.slow  # a step of the quickstart, which is also counted
-def test_training_steps_returns_figures_of_step_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "subprocess", SimpleNamespace(run=step_here))
-    record = training_steps("configs/quickstart.yaml", "torch:highest:eager", CPU, batch=1, steps=1)
-    assert record["ok"]
-    assert record["epoch_seconds"] == 421 * record["step_seconds"] > 0
-    assert record["peak_memory_gib"] >= 0
-    assert record["target"] is None
-
-
-@pytest.mark.multiprocess
-def test_failed_step_reports_reason() -> None:
-    record = training_steps("configs/none.yaml", "torch", CPU)
-    assert not record["ok"]
-    assert "configs/none.yaml" in record["error"]
 
 
 @pytest.mark.compile  # graphs of a whole model
@@ -52,11 +23,10 @@ def test_model_with_kernels_requested_compiles_to_one_graph(monkeypatch: pytest.
         model.compile(fullgraph=True, dynamic=False, backend="aot_eager")
 
     monkeypatch.setattr("pgat_fast.model.compilation.compile_in_place", compile_in_place)
-    small = [
-        "model.seq_len=6", "model.label_len=3", "model.pred_len=2", "model.d_model=13", "model.n_heads=1",
-        "model.fusion_layers=1", "model.d_layers=1",
-    ]  # fmt: skip
-    assert compiled_against_eager(CPU, "batched", small)["ok"]
+    small = {
+        "seq_len": 6, "label_len": 3, "pred_len": 2, "d_model": 13, "n_heads": 1, "fusion_layers": 1, "d_layers": 1,
+    }  # fmt: skip
+    assert compiled_against_eager(CPU, "batched", **small)["ok"]
 
 
 CHILD = """
@@ -84,7 +54,7 @@ def test_crash_hang_and_lost_gpu_end_only_one_item() -> None:
         (0, {"ok": True}),
         (1, {"ok": False, "error": "its process ended with -11"}),
         (2, {"ok": True}),
-        (3, {"ok": False, "error": "it took more than 2 s"}),
+        (3, {"ok": False, "error": "it was not done after 2 s"}),
         (4, {"ok": False, "lost": True}),
         (5, {"ok": True}),
     ]
@@ -115,7 +85,7 @@ def test_process_is_killed_when_its_records_are_no_longer_read(tmp_path: Path) -
     outcomes = in_processes(
         lambda first, file, seconds: [sys.executable, "-c", code.format(str(pid))], 1, time.monotonic() + 9, limit=1
     )
-    assert next(outcomes) == (0, {"ok": False, "error": "it took more than 1 s"})
+    assert next(outcomes) == (0, {"ok": False, "error": "it was not done after 1 s"})
     assert not psutil.pid_exists(int(pid.read_text()))
 
 
@@ -124,7 +94,13 @@ import sys
 for name in ("numpy", "pandas", "psutil", "pydantic", "pytest_benchmark", "safetensors", "tqdm", "yaml"):
     sys.modules[name] = None
 import bench.gpu.tune
-from bench.gpu import measure
+from bench.gpu import headline, measure
+model = {
+    "seq_len": 2, "label_len": 1, "pred_len": 1, "d_model": 13, "n_heads": 1, "fusion_layers": 1, "d_layers": 1,
+}
+task = {"combiner": "batched", "compiled": "eager", "device": "cpu", "batch": 1, "steps": 1, "model": model}
+for backend in ("reference", "torch"):
+    headline.measure(task | {"backend": backend})
 sys.exit(measure.main(["--device", "cpu", "--seconds", "0"]))
 """
 
@@ -132,3 +108,13 @@ sys.exit(measure.main(["--device", "cpu", "--seconds", "0"]))
 @pytest.mark.multiprocess
 def test_torch_and_triton_are_enough() -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_DEPENDENCIES], check=True)
+
+
+def test_item_that_has_begun_is_ended_after_the_deadline() -> None:
+    code = "import time; time.sleep(60)"
+    started = time.monotonic()
+    outcomes = list(
+        in_processes(lambda first, file, seconds: [sys.executable, "-c", code], 2, started + 1, limit=50, grace=1)
+    )
+    assert outcomes == [(0, {"ok": False, "error": "it was not done after 2 s"}), (1, None)]
+    assert time.monotonic() - started < 10

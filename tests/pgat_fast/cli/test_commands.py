@@ -40,7 +40,20 @@ def test_help_imports_no_heavy_package(command: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["data", "config", "plan", "train", "sweep", "evaluate", "predict", "report", "checkpoint", "bench", "info"],
+    [
+        "data",
+        "config",
+        "plan",
+        "train",
+        "sweep",
+        "evaluate",
+        "predict",
+        "report",
+        "checkpoint",
+        "tune",
+        "bench",
+        "info",
+    ],
 )
 def test_command_is_listed_and_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

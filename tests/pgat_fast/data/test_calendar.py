@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pgat_fast.data.calendar import CELLS, calendar_marks
+from pgat_fast.data.calendar import calendar_marks
+from pgat_fast.data.columns import CELLS
 from pgat_fast.errors import ConfigError, DataError
 from pgat_fast.model.reference.embedding import CalendarEmbedding
 

@@ -11,7 +11,7 @@ from pgat_fast.model.execution import Execution, bytes_to_keep
 from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.utils.system import GIB
 from pgat_kernels.dispatch import Kernels
-from pgat_kernels.tuning_table import Case, Measured
+from pgat_kernels.tuning_table import Case, Entry, Threshold
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_free_memory_is_divided_among_processes(
 
 
 @pytest.mark.parametrize(
-    ("asked", "measured", "kernels", "message"),
+    ("asked", "listed", "kernels", "message"),
     [
-        ("auto", True, Kernels.MEASURED, "kernels where they were measured to be faster on a GPU"),
-        ("auto", False, Kernels.OFF, "uses no kernels: none has been measured on sm_90"),
+        ("auto", True, Kernels.LISTED, "backend auto: the kernels that are listed as faster on a GPU (modelled)"),
+        ("auto", False, Kernels.OFF, "backend auto: no kernels: nothing is known of them on sm_90"),
         ("torch", True, Kernels.OFF, "backend torch"),
         ("triton", False, Kernels.ON, "backend triton"),
     ],
 )
-def test_auto_uses_measured_kernels_on_a_gpu(
+def test_auto_uses_listed_kernels_on_a_gpu(
     asked: str,
-    measured: bool,
+    listed: bool,
     kernels: Kernels,
     message: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -86,10 +86,10 @@ def test_auto_uses_measured_kernels_on_a_gpu(
     cuda = torch.device("cuda", 0)
     monkeypatch.setattr("pgat_fast.utils.device.resolve_device", lambda device: cuda)
     monkeypatch.setattr("pgat_fast.model.backend_reasons", lambda: {"torch": None, "triton": None})
-    monkeypatch.setattr("pgat_kernels.dispatch.gpu_of", lambda device: "sm_90")
+    monkeypatch.setattr("pgat_fast.model.kernel_choice.gpu_of", lambda device: "sm_90")
     monkeypatch.setattr(
-        "pgat_kernels.tuning_table.measured",
-        lambda gpu: Measured("a GPU", {}, {Case("aspects", 4, 128): 1}) if measured else None,
+        "pgat_fast.model.kernel_choice.applying",
+        lambda gpu: Entry("a GPU", {}, {Case("aspects", 4, 128): Threshold(1, "modelled")}) if listed else None,
     )
     model = build_model(load_config(None, ["model.d_model=13", "model.n_heads=1"]), asked)
     assert isinstance(model, FastPGAT)

@@ -77,7 +77,7 @@ def test_cpu_without_16_bit_instructions_causes_a_warning(
     ("asked", "bf16", "capability", "resolved"),
     [
         ("auto", True, (9, 0), "bf16"),
-        ("auto", False, (7, 0), "fp16"),
+        ("auto", False, (7, 0), "highest"),
         ("highest", True, (9, 0), "highest"),
         ("high", True, (8, 0), "high"),
         ("high", False, (7, 5), "highest"),
@@ -169,3 +169,8 @@ def test_settings_are_restored_after_an_error(precision: Precision, device: torc
     with pytest.raises(ZeroDivisionError), products_in(precision, CPU), products_in("highest", CPU):
         raise ZeroDivisionError
     assert settings() == before
+
+
+@pytest.mark.parametrize(("asked", "resolved"), [("auto", "bf16"), ("highest", "highest"), ("fp16", "fp16")])
+def test_auto_keeps_the_precision_of_a_resumed_run(asked: str, resolved: str) -> None:
+    assert resolve_precision(asked, CPU, kept="bf16") == resolved

@@ -131,3 +131,19 @@ def test_program_key_depends_on_all_that_compiled_code_depends_on(monkeypatch: p
     ]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 17)
     assert len({default_key, *changed_keys, key()}) == 6
+
+
+def test_steps_take_turns_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    now = [0.0]
+
+    def step(name: str, seconds: float) -> None:
+        order.append(name)
+        now[0] += seconds
+
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
+    steps = {"a": lambda: step("a", 1.0), "b": lambda: step("b", 2.0)}
+    assert estimate.seconds_in_turns(steps, 1.0, CPU) == {"a": [1.0] * 3, "b": [2.0] * 3}
+    assert "".join(order) == "abbaab"
+    assert len(estimate.seconds_in_turns(steps, 13.0, CPU)["a"]) == 5
+    assert estimate.seconds_in_turns({}, 9.0, CPU) == {}
