@@ -111,12 +111,13 @@ def test_number_of_steps_is_never_symbolic(dynamic: bool | None) -> None:
 
 
 @pytest.mark.compile
+@pytest.mark.timeout(1800)  # compiles three models
 @pytest.mark.parametrize("dynamic", [None, False])
 def test_models_of_two_lengths_are_compiled_in_one_process(dynamic: bool | None) -> None:
     """The user's own `torch.compile(model)`, in training, first with the sizes that inductor of torch 2.13 refused."""
     torch._dynamo.reset()
     for seq_len, batch in ((7, 1), (5, 1), (5, 2)):
-        config = load_config(NO_BODIES | {"seq_len": seq_len, "dropout": 0.0})
+        config = load_config(NO_BODIES | {"seq_len": seq_len, "e_layers": 1, "dropout": 0.0})
         torch.manual_seed(0)
         model = build_model(config, backend="torch").train()
         inputs = inputs_of(config, batch=batch)
