@@ -79,45 +79,44 @@ def run_check(args: argparse.Namespace) -> int:
     also check whether the file can be used for training with
     these settings. Exit code 1 if there are problems.
     """
-    import logging
     from pathlib import Path
 
-    from pgat_fast.data.history_checks import raise_findings
-    from pgat_fast.data.load import examine_table, input_columns
-    from pgat_fast.data.table import check_file, read_table
+    import torch
+
+    from pgat_fast.data.history_checks import Findings, raise_findings
+    from pgat_fast.data.load import columns_in_use, examine_table, split_table
+    from pgat_fast.data.metadata import read_note
+    from pgat_fast.data.table import Table, check_table, read_table
     from pgat_fast.errors import DataError, PgatError
 
     config = config_from(args)
     model, data = config.model, config.data.model_copy(update={"path": args.file})
     if not Path(args.file).is_file():
         raise DataError(f"{args.file}: file not found: give the path of the CSV file to check")
-    problems: list[object] = []
-    if model.use_celestial_graph:  # without it any columns are allowed, and `load_splits` checks those in use
-        problems += check_file(args.file, model.seq_len, model.pred_len, data.validation_length, data.test_length)
-    warnings: tuple[str, ...] = ()
+    problems: list[str] = []
+    findings = Findings(data.trading_days)
+    table: Table | None = None
     try:
-        findings = examine_table(read_table(args.file, input_columns(data, model)), data)
+        if model.use_celestial_graph:
+            sizes = model.seq_len, model.pred_len, data.validation_length, data.test_length
+            faults, table = check_table(args.file, *sizes)
+            problems += map(str, faults)
+        else:  # any columns are allowed
+            table = read_table(args.file, columns_in_use(data, model))
+        if table is not None:
+            note = read_note(table)
+            findings = examine_table(table, note, data)
+            if not (problems or findings.refusal) and (args.config or args.overrides):
+                split_table(table, note, data, model, torch.device("cpu"))
     except PgatError as error:
-        logging.getLogger(__name__).debug("the rows were not examined: %s", error)  # the other checks give the reason
-    else:
-        if args.strict and not problems:
-            raise_findings(args.file, findings, strict=True)
-        problems += [findings.refusal] if findings.refusal else []
-        warnings = findings.warnings
-    if not problems and (args.config or args.overrides):
-        import torch
-
-        from pgat_fast.data.load import load_splits
-
-        try:
-            load_splits(data, model, torch.device("cpu"))
-        except PgatError as error:
-            problems.append(str(error).removeprefix(f"{args.file}: "))
+        problems.append(str(error).removeprefix(f"{args.file}: "))
+    if args.strict and not problems:
+        raise_findings(args.file, findings, strict=True)
+    problems += [findings.refusal] if findings.refusal else []
     for problem in problems:
         print(f"{args.file}: {problem}")
-    if not (args.config or args.overrides):  # with them `load_splits` has logged the warnings
-        for warning in warnings:
-            print(f"{args.file}: warning: {warning}")
+    for warning in findings.warnings:
+        print(f"{args.file}: warning: {warning}")
     if not problems:
         print(f"{args.file}: no problems found")
     return 1 if problems else 0

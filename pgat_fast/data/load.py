@@ -24,15 +24,23 @@ def load_splits(data: DataConfig, model: ModelConfig, device: torch.device) -> t
 
     Raises DataError for faults of the file, ConfigError for settings that do not fit it.
     """
-    inputs = input_columns(data, model)
-    columns = None if inputs is None else list(dict.fromkeys([*inputs, *(data.targets or ())]))
-    table = read_table(data.path, columns)
+    table = read_table(data.path, columns_in_use(data, model))
     note = read_note(table)
+    table, splits = split_table(table, note, data, model, device)
+    dates, logs = _used_rows(table, data, data.target_kind)
+    checked_calendar(table.source, dates, logs, resolve_calendar(data.trading_days, note))
+    return table, splits
+
+
+def split_table(
+    table: Table, note: Note | None, data: DataConfig, model: ModelConfig, device: torch.device
+) -> tuple[Table, Splits]:
+    """Return the table with the base price, and its splits, as `load_splits` does, for a data file that was read."""
     table = _without_last(table, data.skip_last)
     splits = prepare(
         table,
-        inputs=inputs,
-        targets=data.targets or table.columns[: model.c_out],
+        inputs=input_columns(data, model),
+        targets=data.targets or (columns_in_use(data, model) or table.columns)[: model.c_out],
         seq_len=model.seq_len,
         label_len=model.label_len,
         pred_len=model.pred_len,
@@ -46,8 +54,6 @@ def load_splits(data: DataConfig, model: ModelConfig, device: torch.device) -> t
         device=device,
     )
     _check_target_kind(table, splits, data.target_kind, note)
-    dates, logs = _used_rows(table, data, data.target_kind)
-    checked_calendar(table.source, dates, logs, resolve_calendar(data.trading_days, note))
     return replace(table, base_price=resolve_base_price(data.base_price, note, data.target_kind)), splits
 
 
@@ -63,12 +69,11 @@ def log_bars(table: Table, kind: str) -> FloatArray | None:
     return log_prices(table.select(TARGETS), kind)
 
 
-def examine_table(table: Table, data: DataConfig) -> Findings:
+def examine_table(table: Table, note: Note | None, data: DataConfig) -> Findings:
     """Compare a data file with the calendar of `data`, or of its note, and look for probable faults of its prices.
 
     The kind of the targets is that of the note, or what the numbers look like, if it contradicts `data`.
     """
-    note = read_note(table)
     kind = data.target_kind
     if set(TARGETS) <= set(table.columns) and fault_of_kind(table.select(TARGETS), kind, note):
         kind = "levels" if kind == "returns" else "returns"
@@ -89,6 +94,12 @@ def _without_last(table: Table, rows: int) -> Table:
     if not rows:
         return table
     return replace(table, dates=table.dates[:-rows], values=table.values[:-rows])
+
+
+def columns_in_use(data: DataConfig, model: ModelConfig) -> list[str] | None:
+    """Return the columns to read: inputs and targets; None is all numeric ones."""
+    inputs = input_columns(data, model)
+    return None if inputs is None else list(dict.fromkeys([*inputs, *(data.targets or ())]))
 
 
 def input_columns(data: DataConfig, model: ModelConfig) -> list[str] | None:

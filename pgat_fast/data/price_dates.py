@@ -191,15 +191,16 @@ def _time_of(match: re.Match[str], where: str) -> time | None:
 
 
 def _undecided(text: str, where: str, reason: str = "") -> DataError:
+    year = "%Y" if re.match(r"\d+\D\d+\D\d{4}", text, re.ASCII) else "%y"
     return DataError(
         f"{where}: {text!r} does not show whether day or month comes first{reason}: write dates as YYYY-MM-DD, or give "
-        "--date-format %d/%m/%Y or %m/%d/%Y, with the marks of the file"
+        f"--date-format %d/%m/{year} or %m/%d/{year}, with the marks of the file"
     )
 
 
 def _not_a_date(text: str, where: str, form: str = "") -> DataError:
     suffix = f" {form}" if form else ""
-    advice = "write dates as YYYY-MM-DD, or give --date-format"
+    advice = "write dates as YYYY-MM-DD, or give --date-format as for strptime, such as %d-%b-%y for 31-Dec-15"
     if re.fullmatch(r"[2-5]\d{4}(\.\d+)?", text, re.ASCII):
         advice = "a spreadsheet counts days like this: give the column the format of a date and save again"
     return DataError(f"{where}: {text!r} is not a date{suffix}: {advice}")

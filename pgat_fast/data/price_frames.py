@@ -1,6 +1,5 @@
 """Frames of prices as pandas users have them, brought into the form that `prices.read_prices` returns."""
 
-import logging
 from collections.abc import Sequence
 from datetime import date, datetime, time
 from typing import Any
@@ -10,13 +9,11 @@ import pandas as pd
 
 from pgat_fast.data.csv_file import FloatArray
 from pgat_fast.data.price_columns import PRICES, match_columns
-from pgat_fast.data.price_dates import Stamps, days_of_local_midnights, parse_dates, runs_backwards
+from pgat_fast.data.price_dates import Stamps, parse_dates
 from pgat_fast.data.price_format import PriceOptions
 from pgat_fast.data.price_numbers import UndecidedNumberError, number_form, parse_number
-from pgat_fast.data.prices import Remarks, assemble, index_of
+from pgat_fast.data.prices import Remarks, prices_of_rows
 from pgat_fast.errors import DataError
-
-_log = logging.getLogger(__name__)
 
 
 def prices_from_frame(
@@ -50,16 +47,8 @@ def prices_from_frame(
     described = [] if is_plain else [f"columns {', '.join(named)}"]
     stamps, dates_from = _stamps(frame, match.position.get("date"), name, options)
     bars, numbers = _bars(frame, [match.position[price] for price in PRICES], name, options)
-    days, shifted = days_of_local_midnights(stamps)
-    described += [text for text in (dates_from, stamps.described, *numbers) if text]
-    if shifted:
-        remarks.warn(f"{name}: {shifted}")
-    if described:
-        remarks.note(f"{name}: read as {'; '.join(described)}")
-    if runs_backwards(days, stamps.times, name, lambda i: f"row {i}"):
-        days, bars = days[::-1], bars[::-1]
-        _log.warning("%s runs from the newest day to the oldest: its rows are taken in reverse", name)
-    return assemble(bars, index_of(days), name, remarks)
+    described += [dates_from, stamps.described, *numbers]
+    return prices_of_rows(stamps, bars, name, remarks, described)
 
 
 def _column_names(frame: pd.DataFrame, name: str) -> list[str]:

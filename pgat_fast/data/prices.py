@@ -7,9 +7,8 @@ of their source.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pgat_fast.data.bars import FLOAT32_NOISE, describe_mended, mend_bars, tell_apart
+from pgat_fast.data.bars import FLOAT32_NOISE, MendedBars, describe_mended, mend_bars, tell_apart
 from pgat_fast.data.csv_file import FloatArray, UnreadableFileError, ends_with_line_break, shorten
 from pgat_fast.data.file_text import text_of
 from pgat_fast.data.price_columns import PRICES
-from pgat_fast.data.price_dates import days_of_local_midnights, parse_dates, runs_backwards
+from pgat_fast.data.price_dates import Stamps, days_of_local_midnights, parse_dates, runs_backwards
 from pgat_fast.data.price_format import PriceOptions, PriceRows, read_rows
 from pgat_fast.data.price_numbers import NumberForm, UndecidedNumberError, number_form, parse_number
 from pgat_fast.errors import DataError
@@ -95,18 +94,60 @@ def read_prices(path: str | Path, options: PriceOptions | None = None, remarks: 
     return _read_prices(Path(path), options or PriceOptions(), remarks or Remarks(), warn_backwards=True)
 
 
-def check_bars(bars: FloatArray, days: pd.DatetimeIndex, name: str, lines: Sequence[int] | None = None) -> None:
-    """Raise `DataError` unless all prices are finite and positive, and high and low are the highest and lowest."""
+def prices_of_rows(
+    stamps: Stamps,
+    bars: FloatArray,
+    name: str,
+    remarks: Remarks,
+    described: Iterable[str],
+    rows: Sequence[str] = (),
+    warn_backwards: bool = True,
+) -> pd.DataFrame:
+    """Return the checked frame of the n rows of a source, oldest first, with rounding noise mended; log what was done.
+
+    Args:
+        stamps: dates of the rows.
+        bars: open, high, low, close, [n, 4].
+        name: the source, for messages.
+        remarks: the lines of the log are added to it.
+        described: what the source was taken for, in words; empty texts do not count.
+        rows: names of the rows for messages, [n]; by default their numbers and days.
+        warn_backwards: whether to log that the rows run from the newest to the oldest.
+
+    Raises DataError for days that are repeated or out of order, and prices that `read_prices` rejects.
+    """
+    days, shifted = days_of_local_midnights(stamps)
+    if shifted:
+        remarks.warn(f"{name}: {shifted}")
+    known = "; ".join(filter(None, described))
+    if known:
+        remarks.note(f"{name}: read as {known}")
+    if runs_backwards(days, stamps.times, name, lambda i: rows[i] if rows else f"row {i}"):
+        days, bars, rows = days[::-1], bars[::-1], rows[::-1]
+        if warn_backwards:
+            _log.warning("%s runs from the newest day to the oldest: its rows are taken in reverse", name)
+    rows = rows or list(map(str, days))
     mended = mend_bars(bars)
+    _check_bars(bars, mended, name, rows)
+    line = describe_mended(mended, rows.__getitem__)
+    if line:
+        write = remarks.warn if mended.largest > FLOAT32_NOISE else remarks.note
+        write(f"{name}: {line}")
+    index = pd.DatetimeIndex(np.array(days, dtype="datetime64[D]").astype("datetime64[s]"), name="date")
+    return pd.DataFrame(mended.bars, index=index, columns=list(PRICES), dtype=np.float64)
+
+
+def _check_bars(bars: FloatArray, mended: MendedBars, name: str, names: Sequence[str]) -> None:
+    """Raise `DataError` unless all prices are finite and positive, and high and low are the highest and lowest."""
 
     def refuse(rows: npt.NDArray[np.int64], column: str, what: str, advice: str = "") -> None:
         if not len(rows):
             return
         first, remaining = int(rows[0]), len(rows) - 1
-        row = f"line {lines[first]}" if lines is not None else f"{days[first]:%Y-%m-%d}"
         values = ", ".join(f"{key} {value}" for key, value in zip(PRICES, tell_apart(bars[first]), strict=True))
         suffix = f", and {remaining} more such row{'s' if remaining > 1 else ''}" if remaining else ""
-        raise DataError(f"{name}, {row}, column {column}: {what} ({values}){suffix}: correct or remove the row{advice}")
+        where = f"{name}, {names[first]}, column {column}"
+        raise DataError(f"{where}: {what} ({values}){suffix}: correct or remove the row{advice}")
 
     for column, values in zip(PRICES, bars.T, strict=True):
         refuse(np.flatnonzero(~np.isfinite(values)), column, "the price is not a finite number")
@@ -118,19 +159,6 @@ def check_bars(bars: FloatArray, days: pd.DatetimeIndex, name: str, lines: Seque
     ):
         gaps = np.maximum(bars.max(axis=1) - bars[:, 1], bars[:, 2] - bars.min(axis=1))[rows]
         refuse(rows, column, what, advice if len(gaps) and gaps.max() < 0.0101 else "")
-
-
-def assemble(
-    bars: FloatArray, days: pd.DatetimeIndex, name: str, remarks: Remarks, lines: list[int] | None = None
-) -> pd.DataFrame:
-    """Return the checked frame of `bars` [n, 4] on `days` [n], with rounding noise mended and logged."""
-    check_bars(bars, days, name, lines)
-    mended = mend_bars(bars)
-    line = describe_mended(mended, lambda i: f"{days[i]:%Y-%m-%d}" if lines is None else f"line {lines[i]}")
-    if line:
-        write = remarks.warn if mended.largest > FLOAT32_NOISE else remarks.note
-        write(f"{name}: {line}")
-    return pd.DataFrame(mended.bars, index=days, columns=list(PRICES), dtype=np.float64)
 
 
 def _read_prices(path: Path, options: PriceOptions, remarks: Remarks, warn_backwards: bool) -> pd.DataFrame:
@@ -155,23 +183,9 @@ def _read_prices(path: Path, options: PriceOptions, remarks: Remarks, warn_backw
             for i, row in enumerate(file.rows)
         ]
     )
-    days, shifted = days_of_local_midnights(stamps)
-    described = [*forms, *file.described, stamps.described, *numbers.described]
-    if shifted:
-        remarks.warn(f"{path}: {shifted}")
-    if any(described):
-        remarks.note(f"{path}: read as {'; '.join(text for text in described if text)}")
-    lines = file.lines
-    if runs_backwards(days, stamps.times, str(path), lambda i: f"line {lines[i]}"):
-        days, bars, lines = days[::-1], bars[::-1], lines[::-1]
-        if warn_backwards:
-            _log.warning("%s runs from the newest day to the oldest: its rows are taken in reverse", path)
-    return assemble(bars, index_of(days), str(path), remarks, lines)
-
-
-def index_of(days: Sequence[date]) -> pd.DatetimeIndex:
-    """Return the index of a frame of prices."""
-    return pd.DatetimeIndex(np.array(days, dtype="datetime64[D]").astype("datetime64[s]"), name="date")
+    described = *forms, *file.described, stamps.described, *numbers.described
+    rows = [f"line {line}" for line in file.lines]
+    return prices_of_rows(stamps, bars, str(path), remarks, described, rows, warn_backwards)
 
 
 def _number_form(file: PriceRows, name: str, options: PriceOptions) -> NumberForm:

@@ -71,8 +71,6 @@ class _Content(NamedTuple):
     errors: list[Problem]
     warnings: list[Problem]
     """Faults with which a model can be trained: prices out of order, a missing line break at the end."""
-    noise: str
-    """A line on rounding noise that was mended; empty if there was none."""
 
 
 def check_file(
@@ -88,16 +86,28 @@ def check_file(
     The file must hold `date` and `columns`, in this order and no others, and enough rows for the windows.
     Faults of the same kind in the same column form one Problem, with the first rows and a count.
     """
+    return check_table(path, seq_len, pred_len, validation_length, test_length, columns)[0]
+
+
+def check_table(
+    path: str | Path,
+    seq_len: int,
+    pred_len: int,
+    validation_length: int,
+    test_length: int,
+    columns: Sequence[str] = COLUMNS,
+) -> tuple[list[Problem], Table | None]:
+    """Return the result of `check_file`, and the table; None if a model cannot be trained on it."""
     try:
         content = _read_content(Path(path), columns, exact=True)
     except UnreadableFileError as error:
-        return [error.problem]
+        return [error.problem], None
     problems = content.errors + content.warnings
     try:
         split_rows(content.records, seq_len, pred_len, validation_length, test_length)
     except DataError as error:
         problems.append(Problem(None, None, str(error)))
-    return problems
+    return problems, None if content.errors else content.table
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
@@ -118,8 +128,6 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Table:
         raise DataError(_summarize(path, content.errors))
     for warning in content.warnings:
         _log.warning("%s: %s", path, warning)
-    if content.noise:
-        _log.info("%s: %s", path, content.noise)
     return content.table
 
 
@@ -148,15 +156,16 @@ def _read_content(path: Path, columns: Sequence[str] | None, exact: bool) -> _Co
         *pair_problems(values, present, file.lines),
     ]
     warnings = bar_problems(values, present, file.lines)
-    noise = ""
     if not warnings and set(TARGETS) <= set(present):
         targets = [present.index(name) for name in TARGETS]
         mended = mend_bars(values[:, targets], logs=True)
         values[:, targets] = mended.bars
         noise = describe_mended(mended, lambda i: f"row {file.lines[i]}")
+        if noise:
+            _log.info("%s: %s", path, noise)
     if not ends_with_line_break(text):
         warnings.append(Problem(None, None, _CUT_OFF))
-    return _Content(Table(dates, values, names, str(path), sha256), file.records, errors, warnings, noise)
+    return _Content(Table(dates, values, names, str(path), sha256), file.records, errors, warnings)
 
 
 def _numeric_columns(file: CsvFile, path: Path) -> tuple[str, ...]:

@@ -96,6 +96,12 @@ def load_run(folder: str | Path, checkpoint: str = "best", device: str = "auto",
     )
 
 
+def target_scaler_of(folder: Path) -> Scaler:
+    """Return the scaler of the targets of a run, without its model. Raises CheckpointError as `load_run` does."""
+    path, stored = _find_checkpoint(folder, "best")
+    return _read_scaler(path, stored.about, "target_scaler", load_config(folder / "config.yaml").model.c_out)
+
+
 def _read_config(folder: Path, overrides: Sequence[str]) -> tuple[Config, Config]:
     """Return the configuration with and without `overrides`."""
     path = folder / "config.yaml"
@@ -132,7 +138,10 @@ def _find_checkpoint(folder: Path, which: str) -> tuple[Path, Checkpoint]:
         return path, read_checkpoint(path, training=False)
     chosen = choose_checkpoint(root, which)
     if chosen is None:
-        raise CheckpointError(f"{root}: no readable checkpoint: train first, or resume with `train --resume`")
+        advice = "train first, or resume with `train --resume`"
+        if (folder / "runs").is_dir():
+            advice = f"a folder of runs: name one of those in {folder / 'runs'}"
+        raise CheckpointError(f"{root}: no readable checkpoint: {advice}")
     return chosen
 
 

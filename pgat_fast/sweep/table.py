@@ -96,10 +96,10 @@ def ensemble_skill(members: Sequence[Path]) -> dict[str, Any]:
 
     The runs differ only in their seed, so that their test windows are the same.
     """
-    from pgat_fast.forecasting.load_run import load_run
+    from pgat_fast.forecasting.load_run import target_scaler_of
 
     tables = [pd.read_csv(folder / "forecasts.csv") for folder in members]
-    scaler = load_run(members[0], device="cpu").target_scaler
+    scaler = target_scaler_of(members[0])
     scales = dict(zip(scaler.columns, scaler.std, strict=True))
     mean = sum(table["forecast"] for table in tables) / len(tables)
     errors = (mean - tables[0]["truth"]) / tables[0]["target"].map(scales)

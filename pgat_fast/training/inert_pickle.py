@@ -1,14 +1,17 @@
 """Reading of pickles without running anything in them: for checkpoints that hold more than weights.
 
 Training scripts save weights beside arguments, schedulers, configurations and numbers of other libraries. Python's
-unpickler would import and call what a file names. This one only moves values: containers, text and numbers become
-Python's own, the few calls that `call` knows build tensors, and everything else becomes a `Placeholder`, which holds
-what the file says about an object and does nothing.
+unpickler would import and call what a file names. Here a name stays a name, `InertUnpickler.call` knows a few of them,
+and any other object becomes a `Placeholder`, which holds what the file says about it and does nothing.
+
+The unpickler is the one of the standard library that is written in Python, whose operations can be replaced. The one
+in C also hashes the keys of dicts and sets, which takes exponential time or all of the stack for tuples in tuples.
 """
 
 import io
-import pickletools
+import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Final
 
@@ -20,76 +23,35 @@ MOST_OPERATIONS: Final = 1_000_000
 _DEEPEST: Final = 10_000
 """Largest number of containers within each other that are being filled."""
 _KEYS: Final = (str, int, float, bool, bytes, NoneType)
-"""Types of keys that are kept. The hash of others can be slow, or too deep for the stack of C."""
-_VALUES: Final = frozenset(
-    [
-        "INT",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG",
-        "LONG1",
-        "LONG4",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "BINBYTES8",
-        "BYTEARRAY8",
-        "UNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE",
-        "BINUNICODE8",
-        "FLOAT",
-        "BINFLOAT",
-    ]
-)
-_CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+"""Types of keys that are kept."""
 _DICTS: Final = ("collections OrderedDict", "collections defaultdict", "builtins dict", "__builtin__ dict")
 
 
+@dataclass(frozen=True, slots=True)
 class Global:
     """A class or function that a pickle names as `module name`. It is not imported."""
 
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
 
-class Placeholder:
-    """An object of a pickle that was not built.
+class Placeholder(list[Any]):
+    """An object of a pickle that was not built: a list of what is known of it (arguments, items, attributes).
 
     Attributes:
         kind: its class, or the function that would have returned it, as `module name`; `object` if it is unknown.
-        args: arguments of that call.
-        state: attributes, as stored.
         items: items of a dict subclass.
     """
 
-    __slots__ = ("args", "items", "kind", "state")
+    __slots__ = ("items", "kind")
 
     def __init__(self, kind: Any, args: Any = ()) -> None:
         self.kind = kind.name if isinstance(kind, Global) else "object"
-        self.args = args
-        self.state: Any = None
         self.items: dict[Any, Any] = {}
-
-
-_EMPTY: Final[dict[str, Callable[[], Any]]] = {
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": lambda: Placeholder(Global("builtins set")),
-}
+        super().__init__((args, self.items))
 
 
 class Budget:
-    """Work that may still be done for one file.
-
-    A few bytes of a pickle can repeat work on an object that it has named, so whatever takes time or memory in
-    proportion to an object counts.
-    """
+    """Work that may still be done for one file: a few bytes of a pickle can repeat work on an object that they name."""
 
     def __init__(self, copied_bytes: int = 0) -> None:
         """Allow `MOST_OPERATIONS`, and copies of `copied_bytes` bytes: the size of the file is enough for any file."""
@@ -103,156 +65,125 @@ class Budget:
                 f"holds more than {MOST_OPERATIONS:,} objects beside the weights: save the state dict alone"
             )
 
-    def copy(self, content: str | bytes) -> None:
-        """Count a copy of `content`; raise ValueError if the copies are larger than the file."""
-        self.copied_bytes -= len(content)
+    def copy(self, size: int) -> None:
+        """Count a copy of `size` bytes; raise ValueError if all copies are larger than the file."""
+        self.copied_bytes -= size
         if self.copied_bytes < 0:
             raise ValueError("an object is repeated too often")
 
 
-def read_pickle(
-    file: io.BytesIO,
-    *,
-    persistent: Callable[[Any], Any],
-    call: Callable[[str, tuple[Any, ...]], Any],
-    budget: Budget,
-) -> Any:
-    """Return the object of the pickle at the position of `file`, which is then behind it.
+class _Counted(dict[int, Any]):
+    """A table of operations that counts those that it returns."""
 
-    Args:
-        file: its content is not trusted.
-        persistent: returns the object for a persistent id.
-        call: returns the result of the call of a global with arguments, or NotImplemented for a placeholder.
-        budget: of the whole file.
+    def __init__(self, table: dict[int, Any], budget: Budget) -> None:
+        super().__init__(table)
+        self._budget = budget
 
-    Raises CheckpointError for a pickle with too many operations; any exception for a damaged one.
+    def __getitem__(self, code: int) -> Any:
+        self._budget.spend()
+        return super().__getitem__(code)
+
+
+class InertUnpickler(pickle._Unpickler):
+    """Reads the pickles in a file, which is not trusted, one after the other.
+
+    A method `load_x` carries out the operation X of the module `pickle`.
     """
-    stack: list[Any] = []
-    outer: list[list[Any]] = []
-    memo: dict[Any, Any] = {}
 
-    def marked() -> list[Any]:
-        nonlocal stack
-        items, stack = stack, outer.pop()
-        return items
+    stack: list[Any]
+    metastack: list[list[Any]]
+    pop_mark: Callable[[], list[Any]]
+    load_binbytes8: Callable[[], None]
 
-    def built(function: Any, args: Any) -> Any:
-        name = function.name if isinstance(function, Global) else ""
+    def __init__(self, file: io.BytesIO, budget: Budget) -> None:
+        super().__init__(file, encoding="latin-1")  # of texts from Python 2
+        self.budget = budget
+        table = {code: getattr(type(self), load.__name__) for code, load in pickle._Unpickler.dispatch.items()}
+        self.dispatch = _Counted(table, budget)  # type: ignore[misc]
+
+    def load(self) -> Any:
+        """Return the object of the next pickle.
+
+        Raises CheckpointError for a pickle with too many operations; any exception for a damaged one.
+        """
+        self.memo: dict[int, Any] = {}
+        return super().load()
+
+    def find_class(self, module: str, name: str) -> Global:
+        return Global(f"{module[:200]} {name[:200]}")
+
+    def call(self, name: str, args: tuple[Any, ...]) -> Any:
+        """Return the result of calling the global `name`; NotImplemented for an object that is not built."""
         if name in _DICTS:
-            return _pairs(args, budget)
-        if name == "copy_reg _reconstructor" or name == "copyreg _reconstructor":
-            return Placeholder(args[0])
-        if name == "_codecs encode" and isinstance(args, tuple) and isinstance(args[0], str):
-            budget.copy(args[0])
-            return args[0].encode("latin-1")  # how protocols 0 to 2 store bytes
-        result = call(name, args) if isinstance(args, tuple) else NotImplemented
-        return Placeholder(function, args) if result is NotImplemented else result
+            source = args[0] if args else ()
+            pairs = list(source.items()) if isinstance(source, dict) else source
+            if not isinstance(pairs, list | tuple):  # a factory of values
+                return {}
+            self.budget.spend(len(pairs))
+            return {_key(pair[0]): pair[1] for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2}
+        if name in ("copyreg _reconstructor", "copy_reg _reconstructor"):  # class, base, value of the base
+            return Placeholder(args[0], args[2:])
+        if name == "_codecs encode" and isinstance(args[0], str):  # how protocols 0 to 2 store bytes
+            self.budget.copy(len(args[0]))
+            return args[0].encode("latin-1")
+        return NotImplemented
 
-    for code, argument, _ in pickletools.genops(file):
-        budget.spend()
-        name = code.name
-        if name in _VALUES:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in ("BINGET", "GET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name in ("BINPUT", "PUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name == "MARK":
-            if len(outer) == _DEEPEST:
-                raise ValueError("nested too deeply")
-            outer.append(stack)
-            stack = []
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name == "TUPLE":
-            items = marked()  # replaces `stack`
-            stack.append(tuple(items))
-        elif name in _EMPTY:
-            stack.append(_EMPTY[name]())
-        elif name == "LIST":
-            items = marked()  # replaces `stack`
-            stack.append(items)
-        elif name == "DICT":
-            items = marked()
-            stack.append(_dict_of(items))
-        elif name == "FROZENSET":
-            marked()
-            stack.append(Placeholder(Global("builtins frozenset")))
-        elif name in ("APPENDS", "ADDITEMS", "SETITEMS"):
-            items = marked()
-            _add(stack[-1], items, name == "SETITEMS")
-        elif name == "APPEND":
-            value = stack.pop()
-            _add(stack[-1], [value], False)
-        elif name == "SETITEM":
-            value, key = stack.pop(), stack.pop()
-            _add(stack[-1], [key, value], True)
-        elif name == "GLOBAL":
-            stack.append(Global(str(argument)))
-        elif name == "STACK_GLOBAL":
-            qualified, module = stack.pop(), stack.pop()
-            if not isinstance(module, str) or not isinstance(qualified, str):
-                raise ValueError("the name of a global is not text")
-            stack.append(Global(f"{module[:200]} {qualified[:200]}"))
-        elif name in ("REDUCE", "NEWOBJ"):
-            args, function = stack.pop(), stack.pop()
-            stack.append(built(function, args))
-        elif name == "NEWOBJ_EX":
-            _, args, function = stack.pop(), stack.pop(), stack.pop()
-            stack.append(Placeholder(function, args))
-        elif name == "BUILD":
-            state = stack.pop()
-            if isinstance(stack[-1], Placeholder):
-                stack[-1].state = state
-        elif name in ("INST", "OBJ"):
-            items = marked()
-            stack.append(
-                Placeholder(Global(str(argument)), tuple(items)) if name == "INST" else Placeholder(*items[:1])
-            )
-        elif name in ("BINPERSID", "PERSID"):
-            stack.append(persistent(stack.pop() if name == "BINPERSID" else argument))
-        elif name == "POP":
-            if stack:
-                stack.pop()
-            else:
-                marked()
-        elif name == "POP_MARK":
-            marked()
-        elif name == "DUP":
-            stack.append(stack[-1])
-        elif name == "STOP":
-            return stack.pop()
-        elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"the operation {name} is not supported")
-    raise ValueError("the pickle does not end")
+    def load_mark(self) -> None:
+        if len(self.metastack) == _DEEPEST:
+            raise ValueError("nested too deeply")
+        super().load_mark()  # type: ignore[misc]  # not in the stubs
+
+    def load_reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        is_call = isinstance(function, Global) and isinstance(args, tuple)
+        result = self.call(function.name, args) if is_call else NotImplemented
+        self.stack.append(Placeholder(function, args) if result is NotImplemented else result)
+
+    load_newobj = load_reduce
+
+    def load_newobj_ex(self) -> None:
+        self.stack.pop()  # arguments with names
+        self.load_reduce()
+
+    def _instantiate(self, kind: Any, args: list[Any]) -> None:
+        self.stack.append(Placeholder(kind, args))
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Placeholder):
+            self.stack[-1].append(state)
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self._add(items)
+
+    def load_setitems(self) -> None:
+        self._add(self.pop_mark())
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._add([key, value])
+
+    def _add(self, items: list[Any]) -> None:
+        """Add keys and values, in turn, to a dict or an object on the stack."""
+        target = self.stack[-1].items if isinstance(self.stack[-1], Placeholder) else self.stack[-1]
+        if isinstance(target, dict):
+            target.update((_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
+
+    def load_empty_set(self) -> None:
+        self.stack.append(Placeholder(Global("builtins set")))
+
+    def load_additems(self) -> None:
+        self.pop_mark()  # sets hold no weights
+
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.stack.append(Placeholder(Global("builtins frozenset")))
+
+    def load_bytearray8(self) -> None:
+        self.load_binbytes8()  # reads what there is, before memory is allocated
 
 
 def _key(value: Any) -> Any:
-    return value if type(value) in _KEYS else Placeholder(None)
-
-
-def _dict_of(items: list[Any]) -> dict[Any, Any]:
-    return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
-
-
-def _pairs(args: Any, budget: Budget) -> dict[Any, Any]:
-    """Return the dict that a class of dicts makes of its arguments: nothing, a default, or a list of pairs."""
-    pairs = args[0] if isinstance(args, tuple) and args else ()
-    pairs = pairs.items() if isinstance(pairs, dict) else pairs if isinstance(pairs, list | tuple) else ()
-    budget.spend(len(pairs))
-    return {_key(pair[0]): pair[1] for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2}
-
-
-def _add(target: Any, items: list[Any], pairs: bool) -> None:
-    """Add `items` to a list, or keys and values in turn to a dict; sets and list subclasses lose them."""
-    if pairs:
-        target = target.items if isinstance(target, Placeholder) else target
-        if isinstance(target, dict):
-            target.update(_dict_of(items))
-    elif isinstance(target, list):
-        target.extend(items)
+    return value if type(value) in _KEYS else object()

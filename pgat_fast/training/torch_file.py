@@ -7,14 +7,13 @@ Three formats are read: archives (since torch 1.6), the earlier format, and plai
 import io
 import sys
 import zipfile
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from pgat_fast.errors import CheckpointError
-from pgat_fast.training.inert_pickle import Budget, Global, Placeholder, read_pickle
+from pgat_fast.training.inert_pickle import Budget, Global, InertUnpickler, Placeholder
 
 _MAGIC: Final = 0x1950A86A20F9469CFC6C
 """First pickle of the format before torch 1.6; protocol, machine, the object and the keys of its storages follow."""
@@ -24,8 +23,6 @@ _DTYPES: Final = {
     "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128, "Untyped": torch.uint8,
 }  # fmt: skip
 _MOST_DIMENSIONS: Final = 64
-_TENSORS: Final = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3")
-_PARAMETERS: Final = ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state")
 
 
 def read_torch_file(raw: bytes) -> Any:
@@ -36,7 +33,7 @@ def read_torch_file(raw: bytes) -> Any:
     Raises CheckpointError, without the name of the file, if it is damaged or has another format.
     """
     try:
-        return _read_archive(raw) if raw[:4] == b"PK\x03\x04" else _read_pickles(raw, Budget(2 * len(raw)))
+        return _read_archive(raw) if raw[:4] == b"PK\x03\x04" else _read_pickles(raw, Budget(3 * len(raw)))
     except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # its type depends on the position of the fault in the file
@@ -59,97 +56,98 @@ def _read_archive(raw: bytes) -> Any:
                 "a TorchScript program: save its weights with "
                 '`torch.save(torch.jit.load(FILE, map_location="cpu").state_dict(), "weights.pth")`'
             )
-        byteorder = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in names else "little"
-        reader = _Reader(lambda key: archive.read(f"{root}data/{key}"), byteorder, Budget(len(raw)))
-        return reader.read(io.BytesIO(archive.read(pickles[0])))
+        reader = _Reader(io.BytesIO(archive.read(pickles[0])), Budget(len(raw)))
+        content = reader.load()
+        if f"{root}byteorder" in names:
+            reader.byteorder = archive.read(f"{root}byteorder").decode()
+        for key in reader.storages:
+            reader.fill(key, archive.read(f"{root}data/{key}"))
+        return content
 
 
 def _read_pickles(raw: bytes, budget: Budget) -> Any:
     """Return the object of a file in the format before torch 1.6, or of a plain pickle."""
     file = io.BytesIO(raw)
-    plain = _Reader(None, "little", budget)
-    first = plain.read(file)
-    if not isinstance(first, int) or first != _MAGIC:
-        return first
-    plain.read(file)
-    machine = plain.read(file)
-    start = file.tell()
-    plain.read(file)  # collects the types of the storages, which come after the object
-    contents: dict[str, bytes] = {}
-    for key in plain.read(file):
-        count = int.from_bytes(file.read(8), "little", signed=True)
-        size = count * plain.dtypes[key].itemsize
-        contents[key] = file.read(size) if 0 <= size <= len(raw) else b""
-    file.seek(start)
-    little = not isinstance(machine, dict) or machine.get("little_endian", True)
-    return _Reader(contents.__getitem__, "little" if little else "big", budget).read(file)
+    reader = _Reader(file, budget)
+    content, keys = reader.load(), []
+    if isinstance(content, int) and content == _MAGIC:
+        _, machine, content, keys = (reader.load() for _ in range(4))
+        is_big = isinstance(machine, dict) and machine.get("little_endian", True) is False
+        reader.byteorder = "big" if is_big else "little"
+    if keys != sorted(reader.storages):
+        raise ValueError("numbers of tensors are missing")
+    for key in keys:
+        memory, dtype = reader.storages[key]
+        if int.from_bytes(file.read(8), "little") * dtype.itemsize != len(memory):
+            raise ValueError(f"the storage {key} has another size than its tensors")
+        reader.fill(key, file.read(len(memory)))
+    return content
 
 
-class _Reader:
-    """Reads a pickle of `torch.save` and the storages that it names.
+class _Reader(InertUnpickler):
+    """Reads the pickles of `torch.save`. What they hold of tensors is zero until `fill` has set it.
 
     Attributes:
-        dtypes: key of each storage -> dtype.
+        storages: key of each storage -> its memory, and the dtype of its numbers.
+        byteorder: of the storages.
     """
 
-    def __init__(self, content: Callable[[str], bytes] | None, byteorder: str, budget: Budget) -> None:
-        """
-        Args:
-            content: returns the bytes of the storage with a key; None if tensors are not to be read.
-            byteorder: `little` or `big`, of the storages.
-            budget: for the operations of the pickle.
-        """
-        self.dtypes: dict[str, torch.dtype] = {}
-        self._content, self._swap, self._budget = content, byteorder != sys.byteorder, budget
-        self._storages: dict[str, Tensor] = {}
+    def __init__(self, file: io.BytesIO, budget: Budget) -> None:
+        super().__init__(file, budget)
+        self.storages: dict[str, tuple[bytearray, torch.dtype]] = {}
+        self.byteorder = "little"
 
-    def read(self, file: io.BytesIO) -> Any:
-        return read_pickle(file, persistent=self._persistent, call=self._call, budget=self._budget)
+    def fill(self, key: str, content: bytes) -> None:
+        """Set the numbers of a storage; raise ValueError if it has another size."""
+        memory, dtype = self.storages[key]
+        if len(content) != len(memory):
+            raise ValueError(f"the storage {key} is shorter than it claims")
+        memory[:] = content
+        if self.byteorder != sys.byteorder and memory:
+            torch.frombuffer(memory, dtype=dtype).untyped_storage().byteswap(dtype)
 
-    def _persistent(self, identifier: Any) -> Any:
+    def persistent_load(self, pid: Any) -> Any:
         """Return the storage with this persistent id as a tensor with one dimension."""
-        if identifier[0] == "module":  # a class of a module with its source code, before torch 1.6
-            return identifier[1]
-        _, kind, key, _, count, *view = identifier
-        self.dtypes[key] = dtype = _DTYPES[kind.name.rpartition(" ")[2].removesuffix("Storage")]
-        if self._content is None:
-            return None
-        if key not in self._storages:
-            self._storages[key] = self._storage(key, dtype)
-        storage = self._storages[key]
-        if storage.dtype != dtype:
-            storage = storage.view(dtype)
-        _, start, count = view[0] if view and view[0] is not None else (None, 0, count)
+        match pid:
+            case ("module", kind, *_):  # a class of a module with its source code, before torch 1.6
+                return kind
+            case ("storage", Global(name), str(key), _, int(count), *view):
+                dtype = _DTYPES[name.rpartition(" ")[2].removesuffix("Storage")]
+            case _:
+                raise ValueError("a storage has an unknown form")
+        if key not in self.storages:
+            self.budget.copy(count * dtype.itemsize)
+            self.storages[key] = bytearray(count * dtype.itemsize), dtype
+        memory, start = self.storages[key][0], 0
+        storage = torch.frombuffer(memory, dtype=dtype) if memory else torch.empty(0, dtype=dtype)
+        match view:
+            case [(_, int(start), int(count))]:
+                pass
         if not 0 <= start <= start + count <= len(storage):
             raise ValueError(f"the storage {key} is shorter than it claims")
         return storage[start : start + count]
 
-    def _storage(self, key: str, dtype: torch.dtype) -> Tensor:
-        assert self._content is not None
-        content = bytearray(self._content(key))
-        storage = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        if self._swap and content:
-            storage.untyped_storage().byteswap(dtype)
-        return storage
-
-    def _call(self, name: str, args: tuple[Any, ...]) -> Any:
-        if name in _TENSORS:
-            return self._tensor(name, *args)
-        if name in _PARAMETERS:
+    def call(self, name: str, args: tuple[Any, ...]) -> Any:
+        module, _, function = name.rpartition(" ")
+        if module == "torch._utils" and function.startswith("_rebuild_tensor"):
+            return _tensor(*args)
+        if module == "torch._utils" and function.startswith("_rebuild_parameter"):
             return args[0]
-        if name == "torch._tensor _rebuild_from_type_v2" and isinstance(args[0], Global):
-            return self._call(args[0].name, args[2])
+        if function == "_rebuild_from_type_v2" and isinstance(args[0], Global) and isinstance(args[2], tuple):
+            return self.call(args[0].name, args[2])
         if name == "torch.storage _load_from_bytes" and isinstance(args[0], bytes):  # a tensor in a plain pickle
-            self._budget.copy(args[0])
-            return _read_pickles(args[0], self._budget)
-        return NotImplemented
+            self.budget.copy(len(args[0]))
+            return _read_pickles(args[0], self.budget)
+        return super().call(name, args)
 
-    def _tensor(self, name: str, storage: Any, offset: int, size: Any, stride: Any, *more: Any) -> Any:
-        if not isinstance(storage, Tensor):
-            return Placeholder(Global("torch Tensor"))
-        if len(size) > _MOST_DIMENSIONS:
-            raise ValueError(f"a tensor has {len(size)} dimensions")
-        if name.endswith("v3"):  # the dtype has no class of storages
-            dtype = getattr(torch, more[2].name.rpartition(" ")[2])
-            storage = storage.view(dtype)
-        return torch.as_strided(storage, size, stride, offset + storage.storage_offset())
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Any:
+    """Return a view of `storage`. `more`: gradient, hooks, and the dtype if it has no class of storages."""
+    if not isinstance(storage, Tensor):
+        return Placeholder(Global("torch Tensor"))
+    lists = all(isinstance(numbers, tuple | list) and len(numbers) <= _MOST_DIMENSIONS for numbers in (size, stride))
+    if not lists or not isinstance(offset, int):
+        raise ValueError("a tensor has an unknown form, or too many dimensions")
+    if len(more) > 2 and isinstance(more[2], Global):
+        storage = storage.view(vars(torch)[more[2].name.rpartition(" ")[2]])
+    return torch.as_strided(storage, size, stride, offset + storage.storage_offset())

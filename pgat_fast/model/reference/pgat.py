@@ -166,6 +166,11 @@ class PGAT(nn.Module):
             ValueError: a shape does not match the configuration.
         """
         check_inputs(self.config, x_enc, x_mark_enc, x_dec, x_mark_dec)
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+            # torch makes a size symbolic once it differs from that of an earlier call or model. For the number
+            # of steps this saves no compilation, and inductor fails on its strides (`1 < s91`, torch 2.13.0).
+            torch._dynamo.mark_static(x_enc, 1)
+            torch._dynamo.mark_static(x_dec, 1)
         e, adjacency, diagnostics = self.graph_builder(x_enc, x_mark_enc)
         if self.mapping is not None:
             e = self.mapping(e)

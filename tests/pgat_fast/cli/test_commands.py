@@ -1,5 +1,6 @@
 """The commands `train`, `data` and `config`, and the imports of the command line."""
 
+import datetime
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pgat_fast.cli import main
+from pgat_fast.data import table
 from tests.own_process import seconds_of_children
 
 
@@ -166,6 +168,33 @@ def test_data_check_with_settings_finds_training_errors(
     code = main(["data", "check", str(data_file), "--set", *tiny, setting])
     assert message in capsys.readouterr().out
     assert code == (0 if "no problems" in message else 1)
+
+
+@pytest.mark.parametrize("with_settings", [False, True])
+def test_data_check_reads_the_file_once_and_states_each_fault_once(
+    tiny: list[str],
+    data_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    with_settings: bool,
+) -> None:
+    rows = [line.split(",") for line in data_file.read_text().splitlines()]
+    for row in rows[20:]:
+        row[0] = str(datetime.date.fromisoformat(row[0]) + datetime.timedelta(days=364))  # a gap of a year
+    path = tmp_path / "gap.csv"
+    path.write_text("\n".join(map(",".join, rows)) + "\n")
+    (tmp_path / "gap.csv.note.json").write_text("no note")
+    reads: list[object] = []
+    read = table.read_regular_file
+    monkeypatch.setattr(table, "read_regular_file", lambda *args: reads.append(args) or read(*args))
+    settings = ["--set", *tiny] if with_settings else []
+    main(["data", "check", str(path), *settings])
+    said = capsys.readouterr().out + caplog.text
+    assert len(reads) == 1
+    assert said.count("a gap of") == 1
+    assert said.count("no note of `pgat-fast data build`") == 1
 
 
 def test_data_check_accepts_any_columns_without_celestial_graph(

@@ -212,7 +212,7 @@ def test_build_check_and_training_decide_alike(tiny: list[str], tmp_path: Path) 
     config = load_config(None, [*tiny, f"data.path={path}"])
     load_splits(config.data, config.model, torch.device("cpu"))  # the note states the calendar
     path.with_name("weekly.csv.note.json").unlink()
-    assert "the rows are weekly" in examine_table(table, config.data).refusal
+    assert "the rows are weekly" in examine_table(table, read_note(table), config.data).refusal
     with pytest.raises(DataError, match="the rows are weekly"):
         load_splits(config.data, config.model, torch.device("cpu"))
     weekly = load_config(None, [*tiny, f"data.path={path}", "data.trading_days=weekly"])

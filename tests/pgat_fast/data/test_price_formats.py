@@ -88,6 +88,14 @@ RECOGNISED: dict[str, tuple[str | bytes, str]] = {
     "microseconds": (text(since_1970(10**6)), "microseconds"),
     "nanoseconds": (text(since_1970(10**9)), "nanoseconds"),
     "month first": (text("%m/%d/%Y"), "month/day/year"),
+    "packed index without zeros in dates": (
+        gzip.compress(
+            text(lambda day: f"{day.month}/{day.day}/{day.year}", header="Date,Open,High,Low,Close,Adj Close")
+            .replace("1000\n", "11.5\n")
+            .encode()
+        ),
+        "read as gzip; dates month/day/year",
+    ),
     "day first with a time": (text("%d/%m/%Y 4:00 PM"), "day/month/year"),
     "weekday": (text('"%A, %B %d, %Y"'), ""),
     "zone": (text("%Y-%m-%dT00:00:00-05:00"), ""),

@@ -129,7 +129,10 @@ FAULTS: dict[str, tuple[str | bytes, list[str]]] = {
     "no date": (GOOD.replace("2020-01-03", "yesterday"), ["line 3", "column date", "'yesterday'", "YYYY-MM-DD"]),
     "no such day": (GOOD.replace("2020-01-03", "2020-02-30"), ["line 3", "column date", "'2020-02-30'"]),
     "day or month first": (GOOD.replace("2020-01-03", "03/01/2020"), ["line 3", "whether day or month comes first"]),
-    "year of two digits": (GOOD.replace("2020-01-03", "03-01-20"), ["line 3", "whether day or month comes first"]),
+    "year of two digits": (
+        GOOD.replace("2020-01-03", "03-01-20"),
+        ["line 3", "whether day or month comes first", "%m/%d/%y"],
+    ),
     "seconds since 1970": (GOOD.replace("2020-01-03", "1578009600"), ["line 3", "'1578009600'"]),
     "repeated day": (GOOD.replace("2020-01-03", "2020-01-02"), ["line 3", "2020-01-02", "line 2"]),
     "unsorted": (GOOD.replace("2020-01-06", "2020-01-01"), ["line 4", "2020-01-01 follows 2020-01-03"]),

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pgat_fast.forecasting.ensemble import predict_ensemble
 from pgat_fast.sweep.jobs import jobs_of, read_jobs, write_jobs
 from pgat_fast.sweep.pool import places
 from pgat_fast.sweep.table import best_members, collect, ensemble_skill
+from pgat_fast.training.checkpoint import read_checkpoint, save_checkpoint
 from pgat_fast.training.run import train
 from pgat_fast.training.run_folder import finished_results, locked
 
@@ -70,6 +73,28 @@ def test_finished_sweep_has_results_and_ensemble_forecast(
     frame = predict_ensemble(runs[:1], data_file)
     assert frame["close"].to_numpy() == pytest.approx(np.exp(closes[0]), rel=1e-12)
     assert frame["close_spread"].isna().all()
+
+    # The same sweep as a machine with GPUs leaves it, in another place.
+    moved = folder.rename(tmp_path / "moved")
+    for path in [moved / "config.yaml", *moved.glob("runs/*/config.yaml")]:
+        text = re.sub(r"(?m)^  device: .*$", "  device: cuda:77", path.read_text())
+        path.write_text(re.sub(r"(?m)^  backend: .*$", "  backend: triton", text))
+    for path in sorted(moved.glob("runs/*/checkpoints/*")):
+        checkpoint = read_checkpoint(path)
+        checkpoint.about["config"]["run"]["device"] = "cuda:77"
+        shutil.rmtree(path)
+        save_checkpoint(path.parent, path.name, checkpoint)
+    arguments = ["--from", str(data_file), "--out", str(tmp_path / "again.csv"), "--device", "cpu"]
+    assert main(["predict", str(moved), *arguments]) == 0
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "again.csv"), forecast, rtol=1e-9)
+    run = moved / members[0].relative_to(folder)
+    assert main(["evaluate", str(run), "--quiet"]) == 0
+    assert main(["report", str(run)]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "model.pt2")]) == 0
+    capsys.readouterr()
+    for command in (["evaluate", str(moved)], ["export", str(moved), "--out", str(tmp_path / "model.pt2")]):
+        assert main(command) == 2
+        assert f"a folder of runs: name one of those in {moved / 'runs'}" in capsys.readouterr().err
 
 
 @pytest.mark.multiprocess
