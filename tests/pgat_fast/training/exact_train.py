@@ -6,6 +6,8 @@ Float32 is not precise enough. Rounding depends on the number of ranks, and the 
 20 steps, a difference of 1e-7 in a gradient becomes one of 1e-2 in a weight.
 """
 
+from typing import Any
+
 from torch import nn
 
 from pgat_fast.config import Config
