@@ -12,6 +12,7 @@ from pgat_fast.errors import CheckpointError, ConfigError
 from pgat_fast.training.checkpoint import Checkpoint, newest_good, read_checkpoint
 from pgat_fast.training.manifest import find_checkpoints
 from pgat_fast.training.run_folder import CHECKPOINTS, unused_path
+from pgat_fast.training.run_metadata import kept_precision
 from pgat_fast.training.state import Progress
 
 logger = logging.getLogger(__name__)
@@ -93,8 +94,8 @@ class ResumePoint:
         cosine = config.training.lr_schedule in ("warmup_cosine", "cosine")
         for name, (previous, value) in changed.items():
             effect = _DIFFERENT if name.startswith("training.") else EFFECTS.get(name)
-            if (name, value) == ("run.precision", "auto"):
-                continue  # the precision of the checkpoint is kept
+            if name == "run.precision" and value in ("auto", kept_precision(self.checkpoint.about)):
+                continue  # `auto` keeps the precision of the checkpoint
             if name in LIMITS and not (cosine and name == "training.epochs"):
                 logger.info("%s: %s, was %s", name, value, previous)
             elif effect is not None:

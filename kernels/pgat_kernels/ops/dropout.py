@@ -100,7 +100,9 @@ def keep_scale(rate: float) -> float:
 
 def site_key(seed: Tensor, site: int) -> Tensor:
     """Return the key of the hash at `site`: int32 [2], all values equally likely; `seed` is an int64 scalar."""
-    return _mix(seed + site_offset(site)).reshape(1).view(torch.int32)
+    key = _mix(seed + site_offset(site))
+    # The lower and the upper half. Inductor of torch 2.11 cannot compile a view of a scalar as another dtype.
+    return torch.stack((key, key >> 32)).to(torch.int32)
 
 
 def hash_counters(rows: int, per_row: int, first_row: int | Tensor, device: torch.device) -> Tensor:

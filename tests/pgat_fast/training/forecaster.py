@@ -10,7 +10,7 @@ from pgat_kernels.ops.dropout import draw_seed, dropout
 class Forecaster(nn.Module):
     """Two linear layers on the last day, with dropout, and the call signature of the model."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, **_: object) -> None:
         super().__init__()
         model = config.model
         self.shape = (model.pred_len, model.c_out)

@@ -54,7 +54,7 @@ def test_nonfinite_value_of_compiled_run_is_diagnosed_eagerly(
 ) -> None:
     caplog.set_level(logging.INFO, logger="pgat_fast")
 
-    def spoiled(config: Config) -> Any:
+    def spoiled(config: Config, **_: object) -> Any:
         model = Forecaster(config)
         nn.init.constant_(model.outer.weight, 1e38)
         return model

@@ -243,11 +243,21 @@ def test_resuming_with_other_settings_of_training_or_computation_is_logged(
     ]  # fmt: skip
     results = run([*tiny, *changed_settings], tmp_path / "run", resume=tmp_path / "run")
     assert "training.learning_rate is 0.01, was 0.001: results will differ from an uninterrupted run" in caplog.messages
-    assert "run.precision is bf16, was highest: results will differ from an uninterrupted run" in caplog.messages
+    assert "run.precision is bf16, was auto: results will differ from an uninterrupted run" in caplog.messages
     assert "run.exact_dropout is True, was False: results will differ from an uninterrupted run" in caplog.messages
     assert "run.combiner_chunk is 2, was auto: results will differ by rounding" in caplog.messages
     assert "run.compile is off, was auto: results will differ by rounding" in caplog.messages
     assert (results["precision"], results["compiled"]) == ("bf16", False)
+
+
+@pytest.mark.slow  # whole runs
+def test_auto_keeps_the_precision_that_the_run_began_with(
+    tiny: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run([*tiny, "training.max_steps=1", "run.precision=bf16"], tmp_path / "run")
+    results = run([*tiny, "training.max_steps=2", "run.precision=auto"], tmp_path / "run", resume=tmp_path / "run")
+    assert results["precision"] == "bf16"
+    assert "run.precision is" not in caplog.text
 
 
 @pytest.mark.slow  # whole runs
