@@ -45,15 +45,21 @@ TABLE: Final[dict[Case, dict[str, Configuration]]] = {
         Case(f"{kernel} {name}", 4, MOST_NODES): configurations
         for kernel in ("edge_attention", "masked_edge_attention")
         for name, configurations in (
-            ("forward", {DEFAULT: Configuration(32, 4, 1), "sm_80": Configuration(32, 8, 1)}),
+            (
+                "forward",
+                {DEFAULT: Configuration(32, 4, 1), **dict.fromkeys(("sm_80", "sm_90"), Configuration(32, 8, 1))},
+            ),
             ("backward queries", {DEFAULT: Configuration(32, 16, 1), **_AMD}),
-            ("backward keys", {DEFAULT: Configuration(32, 16, 1), "sm_100": Configuration(32, 4, 1), **_AMD}),
+            ("backward keys", {DEFAULT: Configuration(32, 16, 1), **_AMD}),
         )
     },
     Case("edge_attention backward bias", 2, MOST_NODES): {DEFAULT: Configuration(32, 4, 1), **_EIGHT_WARPS},
     Case("edge_attention backward bias", 4, MOST_NODES): {DEFAULT: Configuration(32, 4, 1)},
     **{
-        Case(f"low_rank_attention {name}", itemsize, MOST_NODES): {DEFAULT: Configuration(block, warps, 1)}
+        Case(f"low_rank_attention {name}", itemsize, MOST_NODES): {
+            DEFAULT: Configuration(block, warps, 1),
+            "gfx942": Configuration(block, max(4, warps), 1),
+        }
         for name, block, warps in (("forward", 64, 2), ("backward queries", 64, 4), ("backward keys", 32, 2))
         for itemsize in (2, 4)
     },
@@ -68,7 +74,7 @@ TABLE: Final[dict[Case, dict[str, Configuration]]] = {
         DEFAULT: Configuration(32, 4, 1, columns=32),
         "sm_90": Configuration(64, 4, 1, columns=64),
         **_WIDE_BLOCKS,
-        **_NARROW_BLOCKS,
+        "gfx942": Configuration(16, 4, 1, columns=32),
     },
     Case("feed_forward backward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
     Case("edge_tokens forward", 2, 256): {DEFAULT: Configuration(32, 8, 1, columns=32), **_WIDE_TOKENS},
