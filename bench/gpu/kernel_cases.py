@@ -12,9 +12,7 @@ from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pgat_kernels.dispatch import Kernels
 from pgat_kernels.ops.aspects import aspects
-from pgat_kernels.ops.attention import attention
 from pgat_kernels.ops.block_operators import BlockOperator
 from pgat_kernels.ops.blocks import edge_head_operator, feed_forward_operator, projection_operator
 from pgat_kernels.ops.dropout import Dropout
@@ -26,8 +24,7 @@ from pgat_kernels.ops.gru import gru_bank
 
 DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TIMESTEPS: Final = 4000
-"""Timesteps of a batch of 16 with a history of `STEPS`."""
-STEPS: Final = 250
+"""Timesteps of a batch of 16 with a history of 250."""
 BODIES: Final = 13
 WIDTH: Final = 208
 HEADS: Final = 8
@@ -186,18 +183,6 @@ def _of_attention(shape: str, graphs: int, nodes: int, depth: int, masked: bool)
     return Case("graph_attention", shape, ("fp32",) if depth < 16 else tuple(DTYPES), leaves, run, nodes, threshold)
 
 
-def _tokens(dtype: torch.dtype, device: torch.device, timesteps: int) -> list[Tensor]:
-    """Return queries, keys and the projections to queries, keys and values of the encoder's attention."""
-    tokens = max(1, timesteps // STEPS), STEPS * BODIES, WIDTH
-    sizes = tokens, tokens, (3 * WIDTH, WIDTH), (3 * WIDTH,)
-    return [numbers(size, dtype, device, WIDTH**-0.5 if i >= 2 else 1.0, salt=i) for i, size in enumerate(sizes)]
-
-
-def _attention(tensors: list[Tensor], kernels: bool) -> Tensor:
-    seed = scalar(11, tensors[0].device)
-    return attention(*tensors, n_heads=HEADS, seed=seed, rate=RATE, kernels=Kernels(kernels))
-
-
 def _gru(recompute: bool) -> Callable[[list[Tensor], bool], Tensor]:
     def run(tensors: list[Tensor], kernels: bool) -> Tensor:
         x, input_weight, hidden_weight, input_bias, hidden_bias = tensors
@@ -227,7 +212,6 @@ CASES: Final = (
     _of_attention(f"{MOST_WHOLE + 1} nodes, mask, bias", 1, MOST_WHOLE + 1, 26, True),
     _of_attention("169 edges", 1, 169, 26, False),
     _of_attention("169 edges, low rank", 1, 169, 4, False),
-    Case("attention", f"{STEPS * BODIES} tokens", tuple(DTYPES), _tokens, _attention, STEPS * BODIES, "attention"),
     *map(_of_block, _BLOCKS),
     Case("aspects", "78 pairs", ("fp32",), _aspects_leaves, _aspects, 78, "aspects"),
     Case("gru_bank", "13 recurrences", ("fp32",), _gru_leaves, _gru(recompute=True), 32, "gru_bank"),

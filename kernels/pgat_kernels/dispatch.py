@@ -38,9 +38,9 @@ class Coverage(NamedTuple):
 
 
 COVERAGE: Final = (
-    Coverage("graph_attention", "up to 64 nodes whole, up to 32,768 by tiles; head dimension up to 64"),
+    Coverage("graph_attention", "up to 64 nodes whole, up to 512 by tiles; head dimension up to 64"),
     Coverage("gru_bank", "the loops along time: float32, up to 128 states"),
-    Coverage("attention", "as many queries as keys, without a bias; as graph_attention"),
+    Coverage("attention", None),
     Coverage("low_rank_attention", "as graph_attention and projection_block"),
     Coverage("projection_block", "up to 256 columns"),
     Coverage("feed_forward_block", "rows of up to 256 columns, any hidden layer"),
@@ -135,7 +135,6 @@ def listed_rows(operator: str, gpu: str) -> str:
     )
 
 
-@constant_when_compiled  # logs
 def use_kernel(operator: str, device: torch.device, dtypes: Iterable[torch.dtype], fits: bool) -> bool:
     """Return whether the requested kernels of `operator` can compute it; if not, log the reason once.
 

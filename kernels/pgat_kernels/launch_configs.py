@@ -3,7 +3,6 @@
 from typing import Final
 
 from pgat_kernels.instrumentation import trial_of
-from pgat_kernels.ops.graph_inputs import MOST_NODES
 from pgat_kernels.tuning_table import Case, Configuration, fitting, listed
 
 DEFAULT: Final = "default"
@@ -16,7 +15,7 @@ DEFAULT: Final = "default"
 _FOUR_WARPS: Final = {"sm_90": Configuration(block=64, warps=4, stages=1)}
 _EIGHT_WARPS: Final = {gpu: Configuration(block=64, warps=8, stages=1) for gpu in ("sm_90", "sm_100")}
 _WIDE: Final = {**_EIGHT_WARPS, **_FOUR_WARPS}
-_WIDE_BLOCKS: Final = {"sm_100": Configuration(64, 8, 1, columns=32)}
+_WIDE_BLOCKS: Final = {gpu: Configuration(64, 8, 1, columns=32) for gpu in ("sm_90", "sm_100")}
 _WIDE_TOKENS: Final = {"sm_90": Configuration(64, 8, 1, columns=16), "sm_100": Configuration(64, 8, 1, columns=32)}
 _NARROW_BLOCKS: Final = {"gfx942": Configuration(16, 8, 1, columns=32)}
 _AMD: Final = {"gfx942": Configuration(block=32, warps=4, stages=1)}
@@ -29,52 +28,48 @@ TABLE: Final[dict[Case, dict[str, Configuration]]] = {
     Case("graph_attention backward", 2, 64): {DEFAULT: Configuration(64, 8, 1), **_FOUR_WARPS},
     Case("graph_attention backward", 4, 32): {DEFAULT: Configuration(32, 8, 1), "sm_100": Configuration(16, 8, 1)},
     Case("graph_attention backward", 4, 64): {DEFAULT: Configuration(64, 16, 1), "gfx942": Configuration(64, 8, 1)},
-    **{
-        Case(f"edge_attention {name}", 2, MOST_NODES): {DEFAULT: Configuration(64, 4, 1), **others}
-        for name, others in (("forward", _AMD), ("backward queries", _AMD), ("backward keys", {}))
+    Case("edge_attention forward", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_WIDE},
+    Case("edge_attention backward queries", 2, 512): {DEFAULT: Configuration(64, 8, 1), **_FOUR_WARPS, **_AMD},
+    Case("edge_attention backward keys", 2, 512): {
+        DEFAULT: Configuration(64, 8, 1),
+        **_FOUR_WARPS,
+        "gfx942": Configuration(32, 8, 1),
     },
     # With an adjacency or a bias, which take registers.
-    Case("masked_edge_attention forward", 2, MOST_NODES): {DEFAULT: Configuration(32, 4, 1), **_EIGHT_WARPS},
-    Case("masked_edge_attention backward queries", 2, MOST_NODES): {DEFAULT: Configuration(64, 8, 1), **_AMD},
-    Case("masked_edge_attention backward keys", 2, MOST_NODES): {
+    Case("masked_edge_attention forward", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_EIGHT_WARPS},
+    Case("masked_edge_attention backward queries", 2, 512): {DEFAULT: Configuration(64, 8, 1), **_AMD},
+    Case("masked_edge_attention backward keys", 2, 512): {
         DEFAULT: Configuration(64, 8, 1),
         "sm_80": Configuration(32, 4, 1),
         "gfx942": Configuration(32, 8, 1),
     },
     **{
-        Case(f"{kernel} {name}", 4, MOST_NODES): configurations
+        Case(f"{kernel} {name}", 4, 512): configurations
         for kernel in ("edge_attention", "masked_edge_attention")
         for name, configurations in (
-            (
-                "forward",
-                {DEFAULT: Configuration(32, 4, 1), **dict.fromkeys(("sm_80", "sm_90"), Configuration(32, 8, 1))},
-            ),
+            ("forward", {DEFAULT: Configuration(32, 4, 1), "sm_80": Configuration(32, 8, 1)}),
             ("backward queries", {DEFAULT: Configuration(32, 16, 1), **_AMD}),
-            ("backward keys", {DEFAULT: Configuration(32, 16, 1), **_AMD}),
+            ("backward keys", {DEFAULT: Configuration(32, 16, 1), "sm_100": Configuration(32, 4, 1), **_AMD}),
         )
     },
-    Case("edge_attention backward bias", 2, MOST_NODES): {DEFAULT: Configuration(32, 4, 1), **_EIGHT_WARPS},
-    Case("edge_attention backward bias", 4, MOST_NODES): {DEFAULT: Configuration(32, 4, 1)},
+    Case("edge_attention backward bias", 2, 512): {DEFAULT: Configuration(32, 4, 1), **_EIGHT_WARPS},
+    Case("edge_attention backward bias", 4, 512): {DEFAULT: Configuration(32, 4, 1)},
     **{
-        Case(f"low_rank_attention {name}", itemsize, MOST_NODES): {
-            DEFAULT: Configuration(block, warps, 1),
-            "gfx942": Configuration(block, max(4, warps), 1),
-        }
-        for name, block, warps in (("forward", 64, 2), ("backward queries", 64, 4), ("backward keys", 32, 2))
+        Case(f"low_rank_attention {name}", itemsize, 512): {DEFAULT: Configuration(64, warps, 1)}
+        for name, warps in (("forward", 4), ("backward queries", 4), ("backward keys", 8))
         for itemsize in (2, 4)
     },
-    # On sm_90 four warps spill registers outside of the loops, and issue half of what eight do.
+    # Four warps spill registers outside of the loop, and issue 60 % of what eight do.
     Case("feed_forward forward", 2, 256): {
-        DEFAULT: Configuration(64, 4, 1, columns=32),
+        DEFAULT: Configuration(32, 8, 1, columns=16),
         **_WIDE_BLOCKS,
-        "gfx942": Configuration(32, 8, 1, columns=16),
+        "sm_90": Configuration(64, 4, 1, columns=16),
     },
     Case("feed_forward forward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
     Case("feed_forward backward", 2, 256): {
-        DEFAULT: Configuration(32, 4, 1, columns=32),
-        "sm_90": Configuration(64, 4, 1, columns=64),
+        DEFAULT: Configuration(32, 8, 1, columns=32),
         **_WIDE_BLOCKS,
-        "gfx942": Configuration(16, 4, 1, columns=32),
+        **_NARROW_BLOCKS,
     },
     Case("feed_forward backward", 4, 256): {DEFAULT: Configuration(16, 8, 1, columns=16)},
     Case("edge_tokens forward", 2, 256): {DEFAULT: Configuration(32, 8, 1, columns=32), **_WIDE_TOKENS},

@@ -68,6 +68,17 @@ def whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch)
 
 
+@pytest.fixture(autouse=True)
+def fast_erf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the error function of the interpreter, one Python call per element, by torch's."""
+    import torch
+    from triton.runtime import interpreter
+
+    monkeypatch.setattr(
+        interpreter, "np_erf_fp32", lambda x: torch.erf(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+    )
+
+
 @pytest.fixture
 def reversed_grid() -> Iterator[Any]:
     """Yield a function that makes programs run in reverse order from then on."""

@@ -24,7 +24,6 @@ THRESHOLD = 0.3
 SMALL = [(9, 2, 13, 26), (1, 8, 13, 16), (3, 1, 39, 26), (13, 1, 13, 5), (2, 1, 64, 64), (5, 2, 1, 1), (2, 3, 7, 33)]
 TILED = [(1, 2, 97, 26), (2, 1, 65, 16), (1, 1, 127, 7)]
 LARGEST = [(1, 1, 512, 64)]
-"""512 nodes are the largest case of the table of configurations that has one for an adjacency and a bias."""
 
 
 def test_interpreted_kernels_run_on_cpu_in_supported_dtypes() -> None:

@@ -6,12 +6,10 @@ block, with the same dropout mask. Only the tokens are kept. Memory is linear in
 cache of a processor.
 
 On a CPU the forward pass without dropout is one call of torch's flash attention, which does not support dropout there.
-
-On a GPU attention without a bias of the scores is fused, and keeps queries, keys, values, result and a number for each
-row of scores. If gradients must be repeatable to the bit, the kernels of `graph_attention` compute it, where they are
-wanted, with the same dropout masks as the blocks. Torch's fused attention computes it otherwise. Its backward pass is
-repeatable for 16 bits only while `use_deterministic_algorithms` has `warn_only=False`, a setting of the whole process
-that makes other operations of any thread raise; and it draws dropout masks from torch's generator instead of the seed.
+On a GPU it is torch's fused attention, if there is no bias of the scores and no gradients that must be repeatable to
+the bit: torch makes the backward pass of its fused kernels repeatable only with `warn_only=False`. It keeps queries,
+keys, values, result and a number for each row of scores, and draws dropout masks from torch's generator instead of the
+seed.
 """
 
 from collections.abc import Callable
@@ -22,14 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from pgat_kernels.dispatch import Kernels, use_kernel, wanted
 from pgat_kernels.instrumentation import chunk_device_type
 from pgat_kernels.matmul_precision import fast_exact_float32, no_autocast
 from pgat_kernels.ops.chunk_sizes import auto_chunk, starts
 from pgat_kernels.ops.compiled import how_compiled
-from pgat_kernels.ops.dropout import Dropout
 from pgat_kernels.ops.dropout_masks import Masks
-from pgat_kernels.ops.graph_attention import graph_attention, takes
 from pgat_kernels.ops.vjp import attend, linear, merge_heads, split_heads
 
 WORTH_COMPILING = 2**22
@@ -267,15 +262,9 @@ def _(g: Any, queries: Any, keys: Any, *args: Any, out_shape: Any = None, **kwar
 
 
 def _fused_attention(
-    queries: Tensor,
-    keys: Tensor,
-    weight: Tensor,
-    weight_bias: Tensor,
-    n_heads: int,
-    dropout: Dropout | float,
-    dtype: torch.dtype,
+    queries: Tensor, keys: Tensor, weight: Tensor, weight_bias: Tensor, n_heads: int, rate: float, dtype: torch.dtype
 ) -> Tensor:
-    """Compute `attention` by kernels that autograd differentiates: ours with a `Dropout`, torch's with its rate.
+    """Compute `attention` by torch's fused kernels, which autograd differentiates.
 
     Heads are padded with zeros to a multiple of 8 columns, which all of these kernels support, in the weights.
     """
@@ -287,10 +276,7 @@ def _fused_attention(
     q = F.linear(queries.to(dtype), weight[:width], weight_bias[:width])
     kv = F.linear(keys.to(dtype), weight[width:], weight_bias[width:])
     q, k, v = (x.unflatten(-1, (n_heads, -1)).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
-    if isinstance(dropout, Dropout):
-        o = graph_attention(q, k, v, scale=1.0, dropout=dropout)
-    else:
-        o = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=1.0)
+    o = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, scale=1.0)
     return o[..., :depth].transpose(1, 2).flatten(2)
 
 
@@ -307,7 +293,6 @@ def attention(
     dtype: torch.dtype | None = None,
     compile_blocks: bool = False,
     repeatable: bool = True,
-    kernels: int = Kernels.OFF,
 ) -> Tensor:
     """Compute multi-head attention without its output projection.
 
@@ -319,13 +304,12 @@ def attention(
         bias: added to the scores of all heads, [G, Q, T], at least float32; a hidden key has a large negative number
             (finite: an infinite one would make a row without any key NaN).
         n_heads: H.
-        seed: int64 scalar, see `pgat_kernels.ops.dropout.draw_seed`; not read if `rate` is 0, nor by torch's fused
-            attention.
+        seed: int64 scalar, see `pgat_kernels.ops.dropout.draw_seed`; not read if `rate` is 0, nor by the fused
+            attention of a GPU.
         rate: dropout rate of the attention weights, [0, 1).
         dtype: of the products and the result: that of `queries` (the default), or a 16-bit one.
         compile_blocks: whether compiled code computes blocks that are large enough to be worth compiling.
         repeatable: whether gradients on a GPU must be the same to the bit each time.
-        kernels: one of `dispatch.Kernels`, for repeatable gradients.
 
     Returns:
         The results of the heads side by side, [G, Q, D] in `dtype`. Softmax and its sums are at least float32.
@@ -336,11 +320,6 @@ def attention(
     may_be_fused = not repeatable or not torch.is_grad_enabled()
     if bias is None and may_be_fused and chunk_device_type(queries.device) == "cuda":
         return _fused_attention(queries, keys, weight, weight_bias, n_heads, rate, dtype)
-    if wanted(kernels, "attention", queries, queries.shape[1], dtype):
-        fits = bias is None and queries.shape == keys.shape and takes(queries.shape[1], queries.shape[2] // n_heads)
-        if use_kernel("attention", queries.device, (dtype,), fits):
-            dropout = Dropout(rate, seed, 0, torch.zeros_like(seed))
-            return _fused_attention(queries, keys, weight, weight_bias, n_heads, dropout, dtype)
     scores = queries.shape[0] * n_heads * queries.shape[1] * keys.shape[1]
     compile_blocks = compile_blocks and scores >= WORTH_COMPILING
     return _attention(queries, keys, weight, weight_bias, bias, seed, rate, n_heads, dtype, compile_blocks)

@@ -12,9 +12,8 @@ dO the gradient of o:
     dQ = scale dS K,   dK = scale dS' Q,   dbias = sum over heads of dS
 
 Triton kernels compute it where they can run: one program per graph for up to 64 nodes
-(`pgat_kernels.triton.graph_attention`), tiles for more (`pgat_kernels.triton.edge_attention`: the 169 edges of a
-timestep, the 3,250 tokens of a window). Elsewhere the plain torch functions of this module compute the same function
-with the same dropout masks, but hold all weights.
+(`pgat_kernels.triton.graph_attention`), tiles for up to 512 (`pgat_kernels.triton.edge_attention`: 169 edges of a
+timestep). Elsewhere the plain torch functions of this module compute the same function with the same dropout masks.
 """
 
 from typing import Any
@@ -26,11 +25,14 @@ from torch.utils.flop_counter import register_flop_formula
 from pgat_kernels.dispatch import kernels_run_on
 from pgat_kernels.matmul_precision import no_autocast
 from pgat_kernels.ops.dropout import Dropout, keep_mask, keep_scale
-from pgat_kernels.ops.graph_inputs import MOST_NODES, GraphInputs, empty_like_rows, product_flops
+from pgat_kernels.ops.graph_inputs import GraphInputs, empty_like_rows, product_flops
 
 MOST_WHOLE = 64
 """Largest number of nodes of a graph that one program holds."""
+MOST_NODES = 512
 MOST_DEPTH = 64
+_LARGEST_STRIDE = 2**31 // MOST_NODES
+"""Kernels compute offsets within a tile in 32 bits."""
 
 
 def takes(nodes: int, depth: int) -> bool:
@@ -52,12 +54,12 @@ def graph_attention(
     """Compute attention within each of G graphs.
 
     Args:
-        q, k, v: [G, H, T, d] of one floating dtype, T at most 2**15 and d at most 64; any strides. They may be one
+        q, k, v: [G, H, T, d] of one floating dtype, T at most 512 and d at most 64; any strides. They may be one
             tensor.
         adjacency: [G, T, T]; hides node j from node i where its magnitude is at most `threshold`. It has no gradient.
         bias: [G, T, T], added to the scores of all heads; at least float32.
         threshold: see `adjacency`.
-        scale: of the scores, above 0; 1 / sqrt(d) by default.
+        scale: of the scores, 1 / sqrt(d) by default.
         dropout: of the attention weights, none by default. The rows of its mask are the queries of all heads of all
             graphs, its columns the keys; its `first_row` counts graphs.
 
@@ -71,7 +73,7 @@ def graph_attention(
     if dropout is None:
         zero = torch.zeros((), dtype=torch.int64, device=q.device)
         dropout = Dropout(0.0, zero, 0, zero)
-    _check(q, k, v, adjacency, bias, scale, dropout)
+    _check(q, k, v, adjacency, bias, dropout)
     q, k, v = map(_readable, (q, k, v))
     if adjacency is not None:
         adjacency = adjacency.detach().contiguous()
@@ -83,25 +85,11 @@ def graph_attention(
 
 
 def _readable(x: Tensor) -> Tensor:
-    """Return `x` with strides that kernels support: contiguous columns, offsets of a program within 32 bits.
-
-    A program has offsets to the rows of its graphs if it holds whole ones, and else to those of one head.
-    """
-    graph, _, node, column = x.stride()
-    nodes = x.shape[2]
-    farthest = nodes * node if nodes > MOST_WHOLE else MOST_WHOLE * (graph + node)
-    return x if column == 1 and farthest < 2**31 else x.contiguous()
+    """Return `x` with strides that kernels support: contiguous columns, offsets in a tile within 32 bits."""
+    return x if x.stride(-1) == 1 and max(x.stride()) < _LARGEST_STRIDE else x.contiguous()
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    adjacency: Tensor | None,
-    bias: Tensor | None,
-    scale: float | None,
-    dropout: Dropout,
-) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, adjacency: Tensor | None, bias: Tensor | None, dropout: Dropout) -> None:
     if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
         raise ValueError(f"q, k and v must be [G, H, T, d], all three alike, not {shapes}")
@@ -121,8 +109,6 @@ def _check(
     devices = {str(x.device) for x in (q, k, v, adjacency, bias, dropout.seed, dropout.first_row) if x is not None}
     if len(devices) > 1:
         raise ValueError(f"all tensors must be on one device, not on {' and '.join(sorted(devices))}")
-    if scale is not None and scale <= 0:
-        raise ValueError(f"the scale of the scores is {scale}: it must be above 0")
     if not 0 <= dropout.rate < 1:
         raise ValueError(f"the dropout rate is {dropout.rate}: it must be at least 0 and below 1")
 

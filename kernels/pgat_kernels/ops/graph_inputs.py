@@ -7,9 +7,6 @@ from torch import Tensor
 
 from pgat_kernels.ops.dropout import Dropout
 
-MOST_NODES = 2**15
-"""Largest number of nodes of a graph: kernels compute offsets in its adjacency and bias in 32 bits."""
-
 
 class GraphInputs(NamedTuple):
     """Checked arguments of `pgat_kernels.ops.graph_attention.graph_attention`."""

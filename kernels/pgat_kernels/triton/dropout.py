@@ -41,10 +41,8 @@ def keep_tile(seed, site_offset, rows, columns, dropped, COLUMNS: tl.constexpr):
     LANES: tl.constexpr = (COLUMNS + _DECISIONS - 1) // _DECISIONS
     # Columns are not negative, so shifts and masks replace // and %, which would handle the sign.
     x = _hash((rows * LANES).to(tl.int32) + (columns >> 2), _key(seed + site_offset))
-    # Four comparisons at once, as in `kept_words`: bit 7 of every byte is set if the byte is at least `dropped`.
-    sums = (x & 0x7F7F7F7F) + (128 - dropped % 128) * 0x01010101
-    kept = (sums & x) | ((sums | x) & ((dropped >> 7) - 1))
-    return (kept & (0x80 << ((columns & 3) << 3))) != 0
+    codes = (x >> ((columns & 3) << 3)) & 0xFF
+    return codes >= dropped
 
 
 @triton.jit

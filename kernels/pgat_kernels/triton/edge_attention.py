@@ -1,6 +1,6 @@
-"""Attention kernels for graphs of many tokens, whose scores do not fit into one program.
+"""Attention kernels for graphs of up to 512 tokens, whose scores do not fit into one program.
 
-Limits: at most 2**15 tokens, head dimension at most 64, columns contiguous.
+Limits: at most 512 tokens, head dimension at most 64, columns contiguous.
 
 Grids, all one-dimensional, with the tiles of tokens that a program owns, TILES = ceil(tokens / BLOCK):
 
@@ -57,7 +57,7 @@ def _rows_by_rows(x, y, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISIO
 
 @triton.jit
 def _weights_by_rows(weights, y, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, PRECISION: tl.constexpr):
-    """Compute weights y: [BLOCK, BLOCK] and [BLOCK, BLOCK_DEPTH] -> float32 [BLOCK, BLOCK_DEPTH]."""
+    """Compute weights y: float32 [BLOCK, BLOCK] and [BLOCK, BLOCK_DEPTH] -> float32 [BLOCK, BLOCK_DEPTH]."""
     if DEPTH > _FEW:
         return tl.dot(weights.to(y.dtype), y, input_precision=PRECISION)
     else:
@@ -70,39 +70,27 @@ def _weights_by_rows(weights, y, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
 
 
 @triton.jit
-def _key_order(BLOCK: tl.constexpr, BY_THREAD: tl.constexpr):
-    """Return the keys of a tile in an order in which four that share a hash of the dropout belong to one thread.
-
-    A thread of a tensor core holds columns 2 i, 2 i + 1, 2 i + 8 and 2 i + 9 of every 16. No sum depends on the order.
-    """
-    c = tl.arange(0, BLOCK)
-    if BY_THREAD:
-        c = (c & -16) | ((c & 6) << 1) | ((c & 8) >> 2) | (c & 1)
-    return c
-
-
-@triton.jit
-def _place(HEADS: tl.constexpr, NODES: tl.constexpr, BLOCK: tl.constexpr, BY_THREAD: tl.constexpr = False):
-    """Return graph and head (int64) of the program, and the tokens of its tile; for BY_THREAD see `_key_order`."""
+def _place(HEADS: tl.constexpr, NODES: tl.constexpr, BLOCK: tl.constexpr):
+    """Return graph and head (int64) of the program, and the tokens of its tile."""
     TILES: tl.constexpr = (NODES + BLOCK - 1) // BLOCK
     program = tl.program_id(0).to(tl.int64)
     both = program // TILES
     tile = (program % TILES).to(tl.int32)
-    return both // HEADS, both % HEADS, tile * BLOCK + _key_order(BLOCK, BY_THREAD)
+    return both // HEADS, both % HEADS, tile * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
 def _load(
     ptr, graph, head, tokens,
     GRAPH: tl.constexpr, HEAD: tl.constexpr, NODE: tl.constexpr,
-    NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, ALL_EXIST: tl.constexpr = False,
+    NODES: tl.constexpr, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Load rows `tokens` of one head: [BLOCK, BLOCK_DEPTH], zeros outside."""
     d = tl.arange(0, BLOCK_DEPTH)
     at = tokens[:, None] * NODE + d[None, :]
-    exists = tl.arange(0, tokens.shape[0]) >= 0 if ALL_EXIST else tokens < NODES
-    inside = exists[:, None] & (d < DEPTH)[None, :]
-    return tl.load(ptr + (graph * GRAPH + head * HEAD) + at, mask=inside, other=0.0)
+    return tl.load(
+        ptr + (graph * GRAPH + head * HEAD) + at, mask=(tokens < NODES)[:, None] & (d < DEPTH)[None, :], other=0.0
+    )
 
 
 @triton.jit
@@ -123,24 +111,21 @@ def _store(
 @triton.jit
 def _scores(
     products, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys,
-    NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, ALL_EXIST: tl.constexpr,
+    NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """Compute scores (float32), `HIDDEN` for hidden keys, and the factor by which they are arguments of `exp2`.
+    """Compute scores times log2 e (float32) and the mask of visible keys (int1) from the products of queries and keys.
 
-    `queries` and `keys` are a column and a row, or a row and a column: the scores have their broadcast shape.
+    `queries` and `keys` are a column and a row, or a row and a column: all results have their broadcast shape.
     """
-    factor = scale * LOG2_E
-    inside = (queries < NODES) & (keys < NODES)
+    scores = products * (scale * LOG2_E)
+    seen = (queries < NODES) & (keys < NODES)
     at = graph * (NODES * NODES) + (queries * NODES + keys)
     if BIASED:
-        products = products * factor + tl.load(bias_ptr + at, mask=inside, other=0.0).to(tl.float32) * LOG2_E
-        factor = 1.0
+        scores += tl.load(bias_ptr + at, mask=seen, other=0.0).to(tl.float32) * LOG2_E
     if MASKED:
-        adjacency = tl.load(adjacency_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        products = tl.where(inside & ((tl.abs(adjacency) > threshold) | (queries == keys)), products, HIDDEN)
-    elif not ALL_EXIST:
-        products = tl.where(keys < NODES, products, HIDDEN)
-    return products, factor
+        adjacency = tl.load(adjacency_ptr + at, mask=seen, other=0.0).to(tl.float32)
+        seen = seen & ((tl.abs(adjacency) > threshold) | (queries == keys))
+    return scores, seen
 
 
 @triton.jit
@@ -167,22 +152,21 @@ def _score_gradients(
     products, dweights, log_sum_exp, delta, adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
     threshold, scale, site_offset, dropped, kept_scale, graph, head, queries, keys,
     HEADS: tl.constexpr, NODES: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr,
-    ALL_EXIST: tl.constexpr,
 ):  # fmt: skip
-    """Recompute the weights of a tile, zero where dropped but not scaled, and compute the gradient of its scores.
+    """Recompute the weights of a tile after dropout, and compute the gradient of its scores.
 
     Both are float32 in the shape of `_scores`, as are `products` of q and k, and `dweights`, those of do and v.
     `log_sum_exp` and `delta` have the shape of `queries`.
     """
-    scores, factor = _scores(
-        products, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED, ALL_EXIST
+    scores, seen = _scores(
+        products, adjacency_ptr, bias_ptr, threshold, scale, graph, queries, keys, NODES, MASKED, BIASED
     )
-    weights = tl.exp2(scores * factor - log_sum_exp)
+    weights = tl.where(seen, tl.exp2(tl.where(seen, scores, HIDDEN) - log_sum_exp), 0.0)
     kept = weights
     if DROPOUT:
         keep = _keep(seed_ptr, first_row_ptr, site_offset, graph, head, queries, keys, dropped, HEADS, NODES)
-        kept = tl.where(keep, weights, 0.0)
-        dweights = tl.where(keep, dweights, 0.0) * kept_scale
+        kept = tl.where(keep, weights * kept_scale, 0.0)
+        dweights = tl.where(keep, dweights * kept_scale, 0.0)
     return kept, weights * (dweights - delta)
 
 
@@ -211,30 +195,38 @@ def _edge_attention_fwd_kernel(
     largest = tl.full((BLOCK,), HIDDEN, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     o = tl.zeros((BLOCK, BLOCK_DEPTH), tl.float32)
-    WHOLE: tl.constexpr = NODES // BLOCK * BLOCK
-    for LAST in tl.static_range(2):  # the whole tiles, then the rest
-        for start in range(WHOLE * LAST, NODES if LAST else WHOLE, BLOCK):
-            keys = start + _key_order(BLOCK, not (MASKED or BIASED))
-            k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH, not LAST)
-            v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH, not LAST)
-            products = _rows_by_rows(q, k, DEPTH, BLOCK_DEPTH, PRECISION)
-            scores, factor = _scores(
-                products, adjacency_ptr, bias_ptr, threshold, scale, graph, queries[:, None], keys[None, :],
-                NODES, MASKED, BIASED, not LAST,
-            )  # fmt: skip
-            larger = tl.maximum(largest, tl.max(scores, 1) * factor)
-            shrink = tl.exp2(largest - larger)
-            weights = tl.exp2(scores * factor - larger[:, None])
-            total = total * shrink + tl.sum(weights, 1)
-            if DROPOUT:
-                keep = _keep(
-                    seed_ptr, first_row_ptr, site_offset, graph, head, queries[:, None], keys[None, :], dropped,
-                    HEADS, NODES,
-                )  # fmt: skip
-                weights = tl.where(keep, weights, 0.0)
-            o = o * shrink[:, None] + _weights_by_rows(weights, v, DEPTH, BLOCK_DEPTH, PRECISION)
-            largest = larger
-    o = o * (kept_scale / total)[:, None]
+    for start in range(0, NODES, BLOCK):
+        keys = start + tl.arange(0, BLOCK)
+        k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        products = _rows_by_rows(q, k, DEPTH, BLOCK_DEPTH, PRECISION)
+        scores, seen = _scores(
+            products, adjacency_ptr, bias_ptr, threshold, scale, graph, queries[:, None], keys[None, :],
+            NODES, MASKED, BIASED,
+        )  # fmt: skip
+        scores = tl.where(seen, scores, HIDDEN)
+        larger = tl.maximum(largest, tl.max(scores, 1))
+        shrink = tl.exp2(largest - larger)
+        weights = tl.where(seen, tl.exp2(scores - larger[:, None]), 0.0)
+        total = total * shrink + tl.sum(weights, 1)
+        if DROPOUT:
+            keep = _keep(
+                seed_ptr,
+                first_row_ptr,
+                site_offset,
+                graph,
+                head,
+                queries[:, None],
+                keys[None, :],
+                dropped,
+                HEADS,
+                NODES,
+            )
+            weights = tl.where(keep, weights * kept_scale, 0.0)
+        o = o * shrink[:, None] + _weights_by_rows(weights, v, DEPTH, BLOCK_DEPTH, PRECISION)
+        largest = larger
+    total = tl.where(total == 0, 1.0, total)
+    o = o / total[:, None]
     _store(o_ptr, o, graph, head, queries, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
     at = (graph * HEADS + head) * NODES + queries
     tl.store(log_sum_exp_ptr + at, (largest + tl.log2(total)) / LOG2_E, mask=queries < NODES)
@@ -273,20 +265,18 @@ def _edge_attention_bwd_queries_kernel(
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     tl.store(delta_ptr + at, delta, mask=queries < NODES)
     dq = tl.zeros((BLOCK, BLOCK_DEPTH), tl.float32)
-    WHOLE: tl.constexpr = NODES // BLOCK * BLOCK
-    for LAST in tl.static_range(2):  # the whole tiles, then the rest
-        for start in range(WHOLE * LAST, NODES if LAST else WHOLE, BLOCK):
-            keys = start + _key_order(BLOCK, not (MASKED or BIASED))
-            k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH, not LAST)
-            v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH, not LAST)
-            products = _rows_by_rows(q, k, DEPTH, BLOCK_DEPTH, PRECISION)
-            dweights = _rows_by_rows(do, v, DEPTH, BLOCK_DEPTH, PRECISION)
-            _, dscores = _score_gradients(
-                products, dweights, log_sum_exp[:, None], delta[:, None], adjacency_ptr, bias_ptr, seed_ptr,
-                first_row_ptr, threshold, scale, site_offset, dropped, kept_scale, graph, head,
-                queries[:, None], keys[None, :], HEADS, NODES, MASKED, BIASED, DROPOUT, not LAST,
-            )  # fmt: skip
-            dq += _weights_by_rows(dscores, k, DEPTH, BLOCK_DEPTH, PRECISION)
+    for start in range(0, NODES, BLOCK):
+        keys = start + tl.arange(0, BLOCK)
+        k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
+        products = _rows_by_rows(q, k, DEPTH, BLOCK_DEPTH, PRECISION)
+        dweights = _rows_by_rows(do, v, DEPTH, BLOCK_DEPTH, PRECISION)
+        _, dscores = _score_gradients(
+            products, dweights, log_sum_exp[:, None], delta[:, None], adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
+            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries[:, None], keys[None, :],
+            HEADS, NODES, MASKED, BIASED, DROPOUT,
+        )  # fmt: skip
+        dq += _weights_by_rows(dscores, k, DEPTH, BLOCK_DEPTH, PRECISION)
     _store(dq_ptr, dq * scale, graph, head, queries, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
 
 
@@ -314,7 +304,7 @@ def _edge_attention_bwd_keys_kernel(
     MASKED: tl.constexpr, BIASED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of dk and dv."""
-    graph, head, keys = _place(HEADS, NODES, BLOCK, not (MASKED or BIASED))
+    graph, head, keys = _place(HEADS, NODES, BLOCK)
     k = _load(k_ptr, graph, head, keys, K_GRAPH, K_HEAD, K_NODE, NODES, DEPTH, BLOCK_DEPTH)
     v = _load(v_ptr, graph, head, keys, V_GRAPH, V_HEAD, V_NODE, NODES, DEPTH, BLOCK_DEPTH)
     dk = tl.zeros((BLOCK, BLOCK_DEPTH), tl.float32)
@@ -324,26 +314,18 @@ def _edge_attention_bwd_keys_kernel(
         q = _load(q_ptr, graph, head, queries, Q_GRAPH, Q_HEAD, Q_NODE, NODES, DEPTH, BLOCK_DEPTH)
         do = _load(do_ptr, graph, head, queries, DO_GRAPH, DO_HEAD, DO_NODE, NODES, DEPTH, BLOCK_DEPTH)
         log_sum_exp, delta = _load_statistics(log_sum_exp_ptr, delta_ptr, graph, head, queries, HEADS, NODES)
-        # A sum over queries is a product of rows if the tile is turned. Tensor cores read it turned from memory.
-        if DEPTH > _FEW:
-            kept, dscores = _score_gradients(
-                _rows_by_rows(q, k, DEPTH, BLOCK_DEPTH, PRECISION), _rows_by_rows(do, v, DEPTH, BLOCK_DEPTH, PRECISION),
-                log_sum_exp[:, None], delta[:, None], adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
-                threshold, scale, site_offset, dropped, kept_scale, graph, head, queries[:, None], keys[None, :],
-                HEADS, NODES, MASKED, BIASED, DROPOUT, True,
-            )  # fmt: skip
-            kept, dscores = tl.trans(kept.to(do.dtype)), tl.trans(dscores.to(q.dtype))
-        else:
-            kept, dscores = _score_gradients(
-                _rows_by_rows(k, q, DEPTH, BLOCK_DEPTH, PRECISION), _rows_by_rows(v, do, DEPTH, BLOCK_DEPTH, PRECISION),
-                log_sum_exp[None, :], delta[None, :], adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
-                threshold, scale, site_offset, dropped, kept_scale, graph, head, queries[None, :], keys[:, None],
-                HEADS, NODES, MASKED, BIASED, DROPOUT, True,
-            )  # fmt: skip
+        # Transposed, [keys, queries], so that the sums over queries are products of rows.
+        products = _rows_by_rows(k, q, DEPTH, BLOCK_DEPTH, PRECISION)
+        dweights = _rows_by_rows(v, do, DEPTH, BLOCK_DEPTH, PRECISION)
+        kept, dscores = _score_gradients(
+            products, dweights, log_sum_exp[None, :], delta[None, :], adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
+            threshold, scale, site_offset, dropped, kept_scale, graph, head, queries[None, :], keys[:, None],
+            HEADS, NODES, MASKED, BIASED, DROPOUT,
+        )  # fmt: skip
         dv += _weights_by_rows(kept, do, DEPTH, BLOCK_DEPTH, PRECISION)
         dk += _weights_by_rows(dscores, q, DEPTH, BLOCK_DEPTH, PRECISION)
     _store(dk_ptr, dk * scale, graph, head, keys, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
-    _store(dv_ptr, dv * kept_scale, graph, head, keys, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
+    _store(dv_ptr, dv, graph, head, keys, O_GRAPH, O_HEAD, O_NODE, NODES, DEPTH, BLOCK_DEPTH)
 
 
 @triton.jit
@@ -383,7 +365,7 @@ def _edge_attention_bwd_bias_kernel(
         _, dscores = _score_gradients(
             products, dweights, log_sum_exp[:, None], delta[:, None], adjacency_ptr, bias_ptr, seed_ptr, first_row_ptr,
             threshold, scale, site_offset, dropped, kept_scale, graph, head, queries[:, None], keys[None, :],
-            HEADS, NODES, MASKED, BIASED, DROPOUT, False,
+            HEADS, NODES, MASKED, BIASED, DROPOUT,
         )  # fmt: skip
         dbias += dscores
     inside = (queries < NODES)[:, None] & (keys < NODES)[None, :]

@@ -5,9 +5,8 @@ Limits: rows have at most 256 columns; hidden layers may have any width.
 Grid: one dimension; program i owns BLOCK rows. The hidden layer is computed COLUMNS units at a time, and never stored
 in the forward pass. The backward kernel recomputes the sum after the second product, then loops over the hidden layer
 again, and writes the factors of the products for the gradients of the weights: the hidden units, their gradients, and
-that of the second product's result. It reads hidden units and their gradients again, from cache, for its own sums over
-them: registers do not hold such a sum together with what computes its terms. Sums over all rows (biases, LayerNorm) are
-written as one partial sum per tile, which torch adds up in order: there are no atomics.
+that of the second product's result. Sums over all rows (biases, LayerNorm) are written as one partial sum per tile,
+which torch adds up in order: there are no atomics.
 """
 
 import torch
@@ -36,16 +35,12 @@ from pgat_kernels.tuning_table import Configuration
 
 @triton.jit
 def _normal(
-    low, t_ptr, a_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
-    first_row_ptr, site_offset, second_site_offset, dropped, kept_scale,
+    low, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr, first_row_ptr,
+    site_offset, second_site_offset, dropped, kept_scale,
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr, CHUNK: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute the block before LayerNorm's weight, and the scale of every row: see `normal_and_scale`.
-
-    Hidden units are written to `a_ptr`, unless it is None.
-    """
+    """Compute the block before LayerNorm's weight, and the scale of every row: see `normal_and_scale`."""
     total = tl.zeros((BLOCK, BLOCK_WIDTH), tl.float32)
     for start in tl.range(0, HIDDEN, COLUMNS, disable_licm=True):
         n = start + tl.arange(0, COLUMNS)
@@ -56,17 +51,8 @@ def _normal(
         if DROPOUT:
             keep = keep_rows(seed_ptr, first_row_ptr, site_offset, first, n, dropped, TOKENS, HIDDEN, BLOCK)
             a = tl.where(keep, a * kept_scale, 0.0)
-        if a_ptr is None:
-            w = load_weight(outer_ptr, start, 0, COLUMNS, BLOCK_WIDTH, HIDDEN, WIDTH, 1, HIDDEN)
-            total = tl.dot(a.to(w.dtype), w, total, input_precision=PRECISION)
-        else:
-            store_tile(a_ptr, a, exists, start, HIDDEN, COLUMNS, BLOCK)
-    if a_ptr is not None:
-        tl.debug_barrier()
-        total = product(
-            None, a_ptr, exists, outer_ptr, 0, BLOCK_WIDTH, HIDDEN, WIDTH, 1, HIDDEN, BLOCK_WIDTH, STEP,
-            BLOCK, PRECISION,
-        )  # fmt: skip
+        w = load_weight(outer_ptr, start, 0, COLUMNS, BLOCK_WIDTH, HIDDEN, WIDTH, 1, HIDDEN)
+        total = tl.dot(a.to(w.dtype), w, total, input_precision=PRECISION)
     total += load_row(outer_bias_ptr, columns, WIDTH)[None, :]
     if DROPOUT:
         keep = keep_rows(seed_ptr, first_row_ptr, second_site_offset, first, columns, dropped, TOKENS, WIDTH, BLOCK)
@@ -99,7 +85,6 @@ def _feed_forward_fwd_kernel(
     BLOCK_WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
-    STEP: tl.constexpr,  # hidden units per step of products that read them from memory
     BLOCK: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -110,9 +95,9 @@ def _feed_forward_fwd_kernel(
     t_ptr += first * WIDTH
     t = load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(inner_ptr.dtype.element_ty) if CHUNK == 0 else None
     normal, _ = _normal(
-        t, t_ptr, None, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
+        t, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
         first_row_ptr, site_offset, second_site_offset, dropped, kept_scale, TOKENS, WIDTH, HIDDEN, BLOCK_WIDTH,
-        COLUMNS, CHUNK, STEP, BLOCK, DROPOUT, PRECISION,
+        COLUMNS, CHUNK, BLOCK, DROPOUT, PRECISION,
     )  # fmt: skip
     y = scaled_normal(normal, norm_ptr, norm_bias_ptr, columns, WIDTH)
     store_tile(y_ptr + first * WIDTH, y, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
@@ -145,7 +130,6 @@ def _feed_forward_bwd_kernel(
     BLOCK_WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
-    STEP: tl.constexpr,  # hidden units per step of products that read them from memory
     BLOCK: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -160,9 +144,9 @@ def _feed_forward_bwd_kernel(
     sums_ptr += tl.program_id(0).to(tl.int64) * (HIDDEN + 3 * WIDTH)
     t = load_tile(t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK).to(inner_ptr.dtype.element_ty) if CHUNK == 0 else None
     normal, scale = _normal(
-        t, t_ptr, a_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
+        t, t_ptr, exists, first, columns, inner_ptr, inner_bias_ptr, outer_ptr, outer_bias_ptr, seed_ptr,
         first_row_ptr, site_offset, second_site_offset, dropped, kept_scale, TOKENS, WIDTH, HIDDEN, BLOCK_WIDTH,
-        COLUMNS, CHUNK, STEP, BLOCK, DROPOUT, PRECISION,
+        COLUMNS, CHUNK, BLOCK, DROPOUT, PRECISION,
     )  # fmt: skip
     g_t_ptr += first * WIDTH
     norm_backward(
@@ -171,28 +155,27 @@ def _feed_forward_bwd_kernel(
         TOKENS, WIDTH, BLOCK_WIDTH, BLOCK, DROPOUT,
     )  # fmt: skip
     g_y = load_tile(g_y_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK) if CHUNK == 0 else None
+    g_t = load_tile(g_t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
     for start in tl.range(0, HIDDEN, COLUMNS, disable_licm=True):
         n = start + tl.arange(0, COLUMNS)
         h = product(
             t, t_ptr, exists, inner_ptr, start, COLUMNS, WIDTH, HIDDEN, 1, WIDTH, BLOCK_WIDTH, CHUNK, BLOCK, PRECISION
         )
-        _, slope = gelu_and_slope(h + load_row(inner_bias_ptr, n, HIDDEN)[None, :])
+        a, slope = gelu_and_slope(h + load_row(inner_bias_ptr, n, HIDDEN)[None, :])
         g_a = product(
             g_y, g_y_ptr, exists, outer_ptr, start, COLUMNS, WIDTH, HIDDEN, HIDDEN, 1, BLOCK_WIDTH, CHUNK, BLOCK,
             PRECISION,
         )  # fmt: skip
         if DROPOUT:
             keep = keep_rows(seed_ptr, first_row_ptr, site_offset, first, n, dropped, TOKENS, HIDDEN, BLOCK)
+            a = tl.where(keep, a * kept_scale, 0.0)
             g_a = tl.where(keep, g_a * kept_scale, 0.0)
         g_h = g_a * slope
+        store_tile(a_ptr, a, exists, start, HIDDEN, COLUMNS, BLOCK)
         store_tile(g_h_ptr, g_h, exists, start, HIDDEN, COLUMNS, BLOCK)
         tl.store(sums_ptr + n, tl.sum(g_h, 0), mask=n < HIDDEN)
-    tl.debug_barrier()
-    g_t = product(
-        None, g_h_ptr, exists, inner_ptr, 0, BLOCK_WIDTH, HIDDEN, WIDTH, WIDTH, 1, BLOCK_WIDTH, STEP, BLOCK,
-        PRECISION,
-    )  # fmt: skip
-    g_t += load_tile(g_t_ptr, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
+        w = load_weight(inner_ptr, start, 0, COLUMNS, BLOCK_WIDTH, HIDDEN, WIDTH, WIDTH, 1)
+        g_t = tl.dot(g_h.to(w.dtype), w, g_t, input_precision=PRECISION)
     store_tile(g_t_ptr, g_t, exists, 0, WIDTH, BLOCK_WIDTH, BLOCK)
 
 
@@ -234,12 +217,4 @@ def _sizes(inner: Tensor, chosen: Configuration) -> dict[str, object]:
     """Return the arguments that both kernels share, by name."""
     hidden, width = inner.shape
     chunk = chunk_of(inner.dtype)
-    # The assembler unrolls loops of some other steps, whose instructions `bench.gpu.machine_code` cannot count.
-    step = chunk or (chosen.columns if hidden <= 512 else 16)
-    return {
-        "HIDDEN": hidden,
-        "COLUMNS": chosen.columns,
-        "CHUNK": chunk,
-        "STEP": step,
-        **width_arguments(width, inner.dtype),
-    }
+    return {"HIDDEN": hidden, "COLUMNS": chosen.columns, "CHUNK": chunk, **width_arguments(width, inner.dtype)}

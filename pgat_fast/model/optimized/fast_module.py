@@ -61,7 +61,6 @@ class FastModule(nn.Module):
                 dtype=dtype,
                 compile_blocks=self.execution.compiled,
                 repeatable=self.execution.deterministic,
-                kernels=self.execution.kernels,
             )
 
     def attend(
