@@ -1,6 +1,7 @@
 """`pgat-fast tune`: find out which kernels make training faster on this GPU."""
 
 import argparse
+import math
 
 from pgat_fast.cli.arguments import Subparsers, add_command, add_config_arguments, config_from, start_logging
 
@@ -28,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from pgat_fast.utils.device import resolve_device
     from pgat_kernels.dispatch import why_no_kernels
 
-    if not args.seconds > 0:
-        raise ConfigError(f"--seconds is {args.seconds:g}: more than 0 is needed")
+    if not 0 < args.seconds < math.inf:
+        raise ConfigError(f"--seconds is {args.seconds:g}: choose a number above 0")
     start_logging(quiet=True)
     config = config_from(args)
     device = resolve_device(config.run.device)

@@ -75,6 +75,17 @@ def load_config(source: str | Path | Mapping[str, Any] | Config | None = None, o
     return config
 
 
+def with_precision_of(stored: Config, config: Config) -> Config:
+    """Return `config`, with the precision of `stored` if `run.precision` is `auto`.
+
+    So sweeps and backtests that began with a precision, such as the default of earlier versions, continue with it.
+    """
+    if config.run.precision != "auto":
+        return config
+    run = config.run.model_copy(update={"precision": stored.run.precision})
+    return config.model_copy(update={"run": run})
+
+
 def _add_source(settings: _Settings, source: object) -> None:
     if isinstance(source, Config):
         source = config_to_dict(source)

@@ -30,7 +30,7 @@ class Execution:
         exact_dropout: whether attention weights over identical keys are dropped as in the reference. Otherwise that
             dropout is omitted where a rewrite has removed the weights.
         kernels: which operators use Triton kernels: all that have one with the backend `triton`; with `auto` on a GPU
-            those measured to be faster.
+            those listed as faster.
         deterministic: whether a GPU must compute the same bits again. The backward pass of torch's fused attention does
             not, so in training attention over tokens is then computed in blocks, which takes longer.
     """

@@ -51,13 +51,18 @@ def product_dtype(precision: Precision) -> torch.dtype | None:
 def resolve_precision(asked: str, device: torch.device, kept: str | None = None) -> Precision:
     """Return the precision that `run.precision` selects on `device`, and log it unless `highest` was asked for.
 
-    `auto` selects `kept`, the precision of a resumed run, if there is one. Otherwise it selects bfloat16 on a GPU that
-    supports it (compute capability 8.0), and `highest` on other GPUs, where float16 can overflow, and on a CPU, where
-    16 bits are faster only on some processors. `high` becomes `highest` if the processor has no TF32.
+    `auto` selects `kept`, the precision of a resumed run, if the device supports it. Otherwise it selects bfloat16
+    on a GPU that supports it (compute capability 8.0), and `highest` on other GPUs, where float16 can overflow, and on
+    a CPU, where 16 bits are faster only on some processors. `high` becomes `highest` if the processor has no TF32.
 
     Raises BackendError for an unknown precision, or one that the device does not support.
     """
-    if asked == "auto" and kept is not None:
+    if asked == "auto" and kept == "bf16" and device.type == "cuda" and not _gpu_has_bf16(device):
+        logger.warning(
+            "precision auto: this run began in bf16, which %s does not have: it continues in float32",
+            torch.cuda.get_device_name(device),
+        )
+    elif asked == "auto" and kept is not None:
         logger.info("precision auto: %s, as when this run began", kept)
         asked = kept
     match asked:

@@ -13,7 +13,7 @@ from typing import Final
 
 import pandas as pd
 
-from pgat_fast.config import Config, dump_config, load_config
+from pgat_fast.config import Config, dump_config, load_config, with_precision_of
 from pgat_fast.errors import ConfigError
 from pgat_fast.training.run_folder import has_checkpoints, run_folders
 from pgat_fast.utils.io import write_atomically
@@ -122,8 +122,11 @@ def write_jobs(folder: Path, config: Config, jobs: Sequence[Job]) -> list[Job]:
     Raises ConfigError if the folder holds a sweep of another configuration, or over other settings.
     """
     config_path = folder / CONFIG
-    if config_path.exists() and load_config(config_path) != config:
-        raise ConfigError(f"{folder}: holds a sweep of another configuration: choose another --out")
+    if config_path.exists():
+        stored = load_config(config_path)
+        config = with_precision_of(stored, config)
+        if stored != config:
+            raise ConfigError(f"{folder}: holds a sweep of another configuration: choose another --out")
     existing = read_jobs(folder) if is_sweep(folder) else []
     if existing and [key for key, _ in existing[0].settings] != [key for key, _ in jobs[0].settings]:
         raise ConfigError(f"{folder}: holds a sweep over other settings: choose another --out")

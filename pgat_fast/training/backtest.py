@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pgat_fast.config import Config, load_config
+from pgat_fast.config import Config, load_config, with_precision_of
 from pgat_fast.data.load import load_splits
 from pgat_fast.errors import ConfigError, DataError
 from pgat_fast.training.checkpoint import list_checkpoints
@@ -48,6 +48,9 @@ def backtest(
     """
     if origins < 1:
         raise ConfigError(f"{origins} origins: choose 1 or more")
+    first = folder / "origin-01" / "config.yaml"
+    if first.is_file():
+        config = with_precision_of(load_config(first), config)
     runs = [origin_config(config, folder, number) for number in range(origins)]
     sha256 = _check_rows(config, origins)
     rows = []

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from pgat_fast import __version__
@@ -33,6 +34,7 @@ from pgat_fast.model.execution import Execution
 from pgat_fast.model.kernel_choice import KernelChoice, described, in_words, kept_choice, listed_choice, why_not
 from pgat_fast.model.optimized.pgat import FastPGAT
 from pgat_fast.model.precision import Precision
+from pgat_fast.monitoring.memory import release_caches
 from pgat_fast.training.compile_check import check_compiled_step
 from pgat_fast.training.estimate import seconds_in_turns
 from pgat_fast.training.failures import is_out_of_memory
@@ -81,28 +83,31 @@ def choose_kernels(
 
     Raises BackendError if the table of the package is invalid.
     """
-    if (choice := why_not(device)) is not None:
-        return choice
-    if resumed is not None:
+    choice = why_not(device)
+    if choice is None and resumed is not None:
         choice = kept_choice(resumed, device)
-    elif group.lockstep:
+    elif choice is None and group.lockstep:
         choice = listed_choice(device)
-    elif (kept := read_kept().get(key_of(config, device, precision))) is not None:
-        return _choice_of_kept(kept)
-    else:
+    elif choice is None:
+        kept = read_kept().get(key_of(config, device, precision))
+        if kept is not None:
+            return _choice_of_kept(kept)
         choice = listed_choice(device)
         entry = listed(gpu_of(device))
         seconds = config.training.gradient_accumulation_steps * expected_batch_seconds(config, device)
         expected = most_steps(config.training, windows, seconds) * seconds
         if expected >= LONG_RUN and (entry is None or entry.source != "measured"):
             return calibrate(config, device, precision, check_stop=check_stop)
-    if choice.kernels == Kernels.OFF:
-        return choice
-    with _trial(config, device, precision, choice.kernels) as trial:
-        fault = trial.fault(check_stop)
-    faults = [fault for fault in group.all_gather(fault) if fault is not None]
-    if faults:
-        return KernelChoice(Kernels.OFF, f"no kernels: {faults[0]}", logging.WARNING)
+    fault = None
+    if choice.kernels != Kernels.OFF:
+        windows_of_rank = -(-config.training.batch_size // group.size)
+        with _trial(config, device, precision, choice.kernels, windows_of_rank) as trial:
+            fault = trial.fault(check_stop)
+    choices, faults = zip(*group.all_gather((choice.kernels, fault)), strict=True)
+    if any(faults):
+        return KernelChoice(Kernels.OFF, f"no kernels: {next(filter(None, faults))}", logging.WARNING)
+    if len(set(choices)) > 1:
+        return KernelChoice(Kernels.OFF, "no kernels: the GPUs of the ranks would use different ones", logging.WARNING)
     return choice
 
 
@@ -132,7 +137,7 @@ def calibrate(
         choices.insert(1, Kernels.LISTED)
     faults: dict[Kernels, str] = {}
     steps: dict[Kernels, Callable[[], None]] = {}
-    with _trial(config, device, precision, Kernels.OFF) as trial:
+    with _trial(config, device, precision, Kernels.OFF, config.training.batch_size) as trial:
         for kernels in choices:
             trial.use(kernels)
             fault = trial.fault(check_stop) if kernels else trial.shortage()
@@ -173,11 +178,11 @@ def _choice_of_kept(result: Mapping[str, Any]) -> KernelChoice:
 class Trial:
     """A model of its own with the settings of a run, and a batch of random numbers, to take steps without effect."""
 
-    def __init__(self, config: Config, device: torch.device, precision: Precision) -> None:
+    def __init__(self, config: Config, device: torch.device, precision: Precision, windows: int) -> None:
         self.model = model = FastPGAT(config.model, Execution.of(config.run)).to(device)
         optimizer = make_optimizer(model, config.training)
         self._step = OptimizerStep(model, optimizer, config.model, config.training, precision, device)
-        self._batch = Batch(*(x.to(device) for x in example(config.model, config.training.batch_size)))
+        self._batch = Batch(*(x.to(device) for x in example(config.model, windows)))
 
     def use(self, kernels: Kernels) -> None:
         """Compute with these kernels from now on."""
@@ -208,9 +213,17 @@ class Trial:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            check = None
+        if check is None:  # outside of `except`: the error holds the tensors of the step
+            self.model.zero_grad(set_to_none=True)
+            release_caches()
             return self.shortage()
-        if check.fault is None or check.worst_error is None:
+        if check.undecided:
+            return "the gradients of a step in plain torch are not finite, so that nothing can be compared"
+        if check.worst_error is None:
             return check.fault
+        if check.fault is None:
+            return None
         return (
             f"with them the gradient of {check.parameter} differs from that in plain torch by {check.worst_error:.2g} "
             f"({check.bound:.2g} allowed)"
@@ -218,11 +231,13 @@ class Trial:
 
 
 @contextmanager
-def _trial(config: Config, device: torch.device, precision: Precision, kernels: Kernels) -> Iterator[Trial]:
-    """Yield a trial with these kernels; restore the generators afterwards."""
+def _trial(
+    config: Config, device: torch.device, precision: Precision, kernels: Kernels, windows: int
+) -> Iterator[Trial]:
+    """Yield a trial with these kernels and batches of `windows`; restore the generators afterwards."""
     states = generator_states()
     try:
-        trial = Trial(config, device, precision)
+        trial = Trial(config, device, precision, windows)
         trial.use(kernels)
         yield trial
     finally:
@@ -269,9 +284,17 @@ def read_kept() -> dict[str, dict[str, Any]]:
     """Return the kept results by their keys; none from a file that is missing, unreadable or damaged."""
     try:
         results = json.loads(kept_file().read_bytes())
-        return {key: result for key, result in results.items() if _choice_of_kept(result).reason}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, RecursionError):
         return {}
+    return {key: result for key, result in results.items() if _is_valid(result)} if isinstance(results, dict) else {}
+
+
+def _is_valid(result: Any) -> bool:
+    """Return whether `result` is one that `calibrate` keeps."""
+    try:
+        return _choice_of_kept(result).reason is not None
+    except (ArithmeticError, ValueError, TypeError, KeyError, AttributeError):
+        return False
 
 
 def keep(key: str, result: dict[str, Any]) -> Path | None:
@@ -279,7 +302,8 @@ def keep(key: str, result: dict[str, Any]) -> Path | None:
     try:
         file = kept_file()
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, read_kept() | {key: result})
+        with FileLock(f"{file}.lock"):  # runs of a sweep may calibrate at the same time
+            write_json(file, read_kept() | {key: result})
     except OSError as error:
         logger.warning("the calibration cannot be kept (%s): the next run repeats it", error)
         return None

@@ -97,9 +97,12 @@ class Setup:
         self.batch_shape = [settings.batch_size, config.model.seq_len, config.model.enc_in]
         kernels: KernelChoice | None = None
         if run.backend == "auto":
+            # Training states of earlier versions name no kernels, because their table was empty.
+            trained = point is not None and point.progress is not None
+            resumed_kernels = about.get("kernels", "none" if trained else None)
             kernels = choose_kernels(
                 config, device, precision, len(self.splits.train),
-                group=group, resumed=about.get("kernels"), check_stop=check_stop,
+                group=group, resumed=resumed_kernels, check_stop=check_stop,
             )  # fmt: skip
         self.model = build_model(config, kernels=kernels)
         self.model.to(device)

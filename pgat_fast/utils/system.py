@@ -171,8 +171,8 @@ def _kernels() -> list[dict[str, str]]:
     rows = []
     for operator, takes in COVERAGE:
         reason = "no kernel yet" if takes is None else unavailable
-        measured = reason is None and device.type == "cuda"
-        auto = listed_rows(operator, gpu_of(device)) if measured else "plain torch"
+        runs = reason is None and device.type == "cuda"
+        auto = listed_rows(operator, gpu_of(device)) if runs else "plain torch"
         triton = "kernel" if reason is None else "plain torch"
         rows.append(
             {"operator": operator, "triton": triton, "auto": auto, "takes": takes or "-", "reason": reason or "-"}

@@ -171,6 +171,14 @@ def test_settings_are_restored_after_an_error(precision: Precision, device: torc
     assert settings() == before
 
 
+def test_auto_of_a_resumed_run_falls_back_where_its_precision_is_missing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu(monkeypatch, bf16=False, capability=(7, 0))
+    assert resolve_precision("auto", GPU, kept="bf16") == "highest"
+    assert "this run began in bf16, which Tesla V100 does not have" in caplog.text
+
+
 @pytest.mark.parametrize(("asked", "resolved"), [("auto", "bf16"), ("highest", "highest"), ("fp16", "fp16")])
 def test_auto_keeps_the_precision_of_a_resumed_run(asked: str, resolved: str) -> None:
     assert resolve_precision(asked, CPU, kept="bf16") == resolved

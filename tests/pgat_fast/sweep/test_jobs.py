@@ -100,3 +100,14 @@ def test_write_jobs_allows_more_jobs_but_no_other_settings(config: Config, tmp_p
         write_jobs(tmp_path, other_config, jobs_of(other_config, {}, 1))
     with pytest.raises(ConfigError, match="not a sweep"):
         read_jobs(tmp_path / "none")
+
+
+def test_sweep_that_began_with_a_precision_continues_with_it(config: Config, tmp_path: Path) -> None:
+    """The default was `highest` in earlier versions."""
+    jobs = jobs_of(config, {}, 2)
+    write_jobs(tmp_path, load_config(config, ["run.precision=highest"]), jobs)
+    assert config.run.precision == "auto"
+    assert write_jobs(tmp_path, config, jobs) == jobs
+    assert load_config(tmp_path / CONFIG).run.precision == "highest"
+    with pytest.raises(ConfigError, match="another configuration"):
+        write_jobs(tmp_path, load_config(config, ["run.precision=bf16"]), jobs)

@@ -76,6 +76,16 @@ def test_folder_with_backtest_of_other_settings_is_rejected(tiny: list[str], tmp
         backtest(load_config(None, [*tiny, *SHORT, "model.dropout=0.2"]), tmp_path / "backtest", 1, progress=False)
 
 
+def test_backtest_that_began_with_a_precision_continues_with_it(tiny: list[str], tmp_path: Path) -> None:
+    """The default was `highest` in earlier versions."""
+    config = load_config(None, [*tiny, *SHORT])
+    assert config.run.precision == "auto"
+    backtest(load_config(config, ["run.precision=highest"]), tmp_path / "backtest", 1, progress=False)
+    backtest(config, tmp_path / "backtest", 2, progress=False)
+    stored = load_config(tmp_path / "backtest" / "origin-02" / "config.yaml")
+    assert stored.run.precision == "highest"
+
+
 def test_each_origin_skips_one_more_test_split(tiny: list[str], tmp_path: Path) -> None:
     config = load_config(None, [*tiny, "data.skip_last=2"])
     assert [origin_config(config, tmp_path, n).data.skip_last for n in range(3)] == [2, 9, 16]

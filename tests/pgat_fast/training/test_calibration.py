@@ -2,6 +2,7 @@
 
 import json
 import logging
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from pgat_fast import load_config
 from pgat_fast.distributed.process_group import SingleProcess
 from pgat_fast.model.kernel_choice import KernelChoice, described, kept_choice, listed_choice
 from pgat_fast.training import calibration
-from pgat_fast.training.calibration import calibrate, choose_kernels, kept_file, key_of, read_kept
+from pgat_fast.training.calibration import Trial, calibrate, choose_kernels, kept_file, key_of, read_kept
+from pgat_fast.training.compile_check import CompileCheck
 from pgat_kernels.dispatch import Kernels
 from pgat_kernels.tuning_table import Case, Entry, Threshold
 
@@ -33,6 +35,8 @@ class Gpu:
         self.out_of_memory: set[Kernels] = set()
         self.trials: list[Kernels] = []
         """Kernels of which a step was compared."""
+        self.windows = 0
+        """Windows of a batch of the last trial."""
 
     def measure(self, source: Any) -> None:
         """Let all lines of the table have this source."""
@@ -44,7 +48,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
     """Simulate a GPU, on which kernels run, and an empty cache of the user."""
     simulated = Gpu()
 
-    class Trial:
+    class SimulatedTrial:
         kernels = Kernels.OFF
 
         def use(self, kernels: Kernels) -> None:
@@ -61,8 +65,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
             return simulated.faults.get(self.kernels) or self.shortage()
 
     @contextmanager
-    def trial(config: Any, device: Any, precision: Any, kernels: Kernels) -> Iterator[Trial]:
-        made = Trial()
+    def trial(config: Any, device: Any, precision: Any, kernels: Kernels, windows: int) -> Iterator[SimulatedTrial]:
+        simulated.windows = windows
+        made = SimulatedTrial()
         made.use(kernels)
         yield made
 
@@ -191,20 +196,74 @@ def test_resumed_run_keeps_its_choice(began_with: str, kernels: Kernels, gpu: Gp
 
 
 def test_several_ranks_use_the_table_and_agree_on_a_fault(gpu: Gpu) -> None:
-    class Ranks(SingleProcess):
-        lockstep = True
-
-        def all_gather(self, value: Any) -> list[Any]:
-            return [value, self.other]
-
-        other: str | None = None
-
     group = Ranks()
     assert choice(group=group).kernels == Kernels.LISTED
-    group.other = "they failed (on another rank)"
+    assert gpu.windows == load_config(None).training.batch_size // 2, "the windows of one rank"
+    group.other = Kernels.LISTED, "they failed (on another rank)"
     chosen = choice(group=group)
     assert chosen.kernels == Kernels.OFF
     assert chosen.reason == "no kernels: they failed (on another rank)"
+
+
+def test_ranks_whose_gpus_differ_use_no_kernels_and_gather_equally_often(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = Ranks()
+    group.other = Kernels.OFF, None
+    assert choice(group=group).reason == "no kernels: the GPUs of the ranks would use different ones"
+    monkeypatch.setattr(calibration, "why_not", lambda device: KernelChoice(Kernels.OFF, "no kernels: no triton"))
+    group.other = Kernels.LISTED, None
+    assert choice(group=group).kernels == Kernels.OFF
+    assert group.gathered == 2
+
+
+class Ranks(SingleProcess):
+    """Two ranks, of which the other one answers `other`."""
+
+    lockstep, size = True, 2
+    other: tuple[Kernels, str | None] = (Kernels.LISTED, None)
+    gathered = 0
+
+    def all_gather(self, value: Any) -> list[Any]:
+        self.gathered += 1
+        return [value, self.other]
+
+
+def test_step_that_does_not_fit_is_freed_before_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain torch needs more memory: its tensors must be gone when the kernels are tried alone."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def runs_out(*args: Any, **named: Any) -> Any:
+        activations = torch.zeros(4)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Step:
+        def accumulate(self, batches: Any) -> None:
+            assert held[0]() is None
+
+    monkeypatch.setattr(calibration, "check_compiled_step", runs_out)
+    trial = Trial.__new__(Trial)
+    trial.model, trial._step = torch.nn.Linear(1, 1), Step()
+    assert trial.fault(lambda: None) is None
+    assert held
+
+
+def test_kernels_are_not_used_where_nothing_could_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        calibration, "check_compiled_step", lambda *args, **named: CompileCheck("none", torch.ones(1), 0.0)
+    )
+    trial = Trial.__new__(Trial)
+    trial._step = None
+    assert "nothing can be compared" in str(trial.fault(lambda: None))
+
+
+def test_damaged_entry_of_results_leaves_the_others(gpu: Gpu) -> None:
+    choice()
+    results = read_kept()
+    huge = next(iter(results.values())) | {"step_seconds": {"none": 10**400}}
+    kept_file().write_text(json.dumps(results | {"damaged": 3, "huge": huge}))
+    assert read_kept() == results
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 3}', '{"a": {"kernels": "all"}}'])
