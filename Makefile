@@ -98,6 +98,12 @@ bench-check: $(VENV)/installed
 # `make tune OUT=FILE` write there instead of into the repository.
 ON_GPU = PYTHONPATH=.:kernels$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m
 
+gpu tune: has-torch
+
+.PHONY: has-torch
+has-torch:
+	@$(PYTHON) -c 'import torch' || (echo "$(PYTHON) has no torch: activate an environment that has, or make gpu PYTHON=.../python"; exit 2)
+
 gpu:
 	$(ON_GPU) bench.gpu.measure $(if $(OUT),--out $(OUT),--save)
 

@@ -28,6 +28,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--resume", nargs="?", const="auto", metavar="auto|DIR", help=text)
     parser.add_argument("--max-steps", type=int, metavar="N", help="end training after N optimizer steps, then test")
     parser.add_argument("--max-minutes", type=float, metavar="M", help="end training after M minutes, then test")
+    text = "auto (a GPU if there is one), cpu, cuda or cuda:N (default: run.device)"
+    parser.add_argument("--device", metavar="NAME", help=text)
     text = "data-parallel training on N GPUs of this machine, or in N processes on a CPU"
     parser.add_argument("--devices", type=int, metavar="N", help=text)
     text = "with --devices: restart up to N times from the last checkpoint if a process fails (default: %(default)s)"
@@ -48,9 +50,13 @@ def run(args: argparse.Namespace) -> int:
     from pgat_fast.errors import ConfigError
     from pgat_fast.training.signals import StopSignals
 
-    for name in ("max_steps", "max_minutes"):
+    for name, key in (
+        ("max_steps", "training.max_steps"),
+        ("max_minutes", "training.max_minutes"),
+        ("device", "run.device"),
+    ):
         value = getattr(args, name)
-        args.overrides += [] if value is None else [f"training.{name}={value}"]
+        args.overrides += [] if value is None else [f"{key}={value}"]
     if args.devices is not None:
         from pgat_fast.distributed.launch import launch
 
