@@ -2,7 +2,11 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+from torch import Tensor
+
 from pgat_fast.model.execution import Execution
+from pgat_fast.model.forecast import Diagnostics, Forecast
 from pgat_fast.model.optimized.body_nodes import FastBodyFusion, FastBodyNodes
 from pgat_fast.model.optimized.combiner_batched import FastBatchedCombiner
 from pgat_fast.model.optimized.combiner_hierarchical import FastHierarchicalCombiner
@@ -15,6 +19,7 @@ from pgat_fast.model.optimized.mixture import FastMixtureDecoder
 from pgat_fast.model.optimized.phase import FastPhaseAwareProcessor
 from pgat_fast.model.reference.pgat import PGAT, CelestialGraph
 from pgat_kernels.malloc import keep_freed_memory
+from pgat_kernels.matmul_precision import fast_exact_float32
 
 if TYPE_CHECKING:
     from pgat_fast.config.schema import ModelConfig
@@ -46,6 +51,20 @@ class FastPGAT(PGAT):
         keep_freed_memory()
         super().__init__(config)
         self.set_execution(execution or Execution())
+
+    def forward(
+        self, x_enc: Tensor, x_mark_enc: Tensor, x_dec: Tensor, x_mark_dec: Tensor
+    ) -> tuple[Forecast, Diagnostics]:
+        """Compute `PGAT.forward`.
+
+        The operators ask for torch's setting of exact float32 products, which belongs to the process. It is kept for
+        the whole call: otherwise other threads would change, in the last digits, the products between operators.
+        """
+        inputs = x_enc, x_mark_enc, x_dec, x_mark_dec
+        if torch.compiler.is_compiling():  # the compiled code calls operators, which ask for the setting
+            return super().forward(*inputs)
+        with fast_exact_float32():
+            return super().forward(*inputs)
 
     def set_execution(self, execution: Execution) -> None:
         """Set the execution options of all parts."""
